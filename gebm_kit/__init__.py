@@ -1,0 +1,45 @@
+"""gebm-kit: train, sample and evaluate Generalized Energy-Based Models.
+
+The public names are imported on first use, so that ``import gebm_kit`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.core.components import Component
+    from gebm_kit.core.hookspecs import hookimpl
+    from gebm_kit.core.model import GEBM
+    from gebm_kit.engine.evaluate import evaluate
+    from gebm_kit.engine.run import load_run
+    from gebm_kit.engine.sample import sample
+    from gebm_kit.engine.train import train
+
+_HOME = {
+    "GEBM": "gebm_kit.core.model",
+    "Recipe": "gebm_kit.config.schema",
+    "train": "gebm_kit.engine.train",
+    "sample": "gebm_kit.engine.sample",
+    "evaluate": "gebm_kit.engine.evaluate",
+    "load_run": "gebm_kit.engine.run",
+    "Component": "gebm_kit.core.components",
+    "hookimpl": "gebm_kit.core.hookspecs",
+}
+
+__all__ = ["GEBM", "Component", "Recipe", "evaluate", "hookimpl", "load_run", "sample", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gebm_kit' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

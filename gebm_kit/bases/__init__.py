@@ -1,0 +1,1 @@
+"""Bases: maps from the latent space to the data space."""

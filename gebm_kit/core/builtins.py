@@ -1,0 +1,78 @@
+"""The kit's own components, registered through the same hook as everybody else's.
+
+To add one: write its file and add its line here.
+"""
+
+from __future__ import annotations
+
+from gebm_kit.core.components import Component
+from gebm_kit.core.hookspecs import hookimpl
+
+COMPONENTS = (
+    Component("base", "mlp", "gebm_kit.bases.mlp:MlpBase", "Fully connected generator"),
+    Component(
+        "base",
+        "dcgan",
+        "gebm_kit.bases.dcgan:DcganBase",
+        "Convolutional generator for images of any size divisible by 4",
+    ),
+    Component("energy", "mlp", "gebm_kit.energies.mlp:MlpEnergy", "Fully connected energy"),
+    Component("energy", "conv", "gebm_kit.energies.conv:ConvEnergy", "Convolutional energy for images of any size"),
+    Component("loss", "kale", "gebm_kit.losses.kale:Kale", "KALE in its Fenchel form, with a learned log-partition"),
+    Component("loss", "kale-dv", "gebm_kit.losses.kale_dv:KaleDV", "KALE in its Donsker-Varadhan form"),
+    Component(
+        "loss", "logistic", "gebm_kit.losses.logistic:Logistic", "Logistic density-ratio loss, the stable fallback"
+    ),
+    Component(
+        "penalty", "gradient", "gebm_kit.penalties.gradient:GradientPenalty", "Squared gradient norm on interpolates"
+    ),
+    Component("penalty", "r1", "gebm_kit.penalties.zero_centred:R1", "Squared gradient norm on data"),
+    Component("penalty", "r2", "gebm_kit.penalties.zero_centred:R2", "Squared gradient norm on base draws"),
+    Component("sampler", "ula", "gebm_kit.samplers.ula:Ula", "Unadjusted Langevin (biased, fast)"),
+    Component("sampler", "mala", "gebm_kit.samplers.mala:Mala", "Metropolis-adjusted Langevin"),
+    Component(
+        "sampler", "hmc", "gebm_kit.samplers.hmc:Hmc", "Hamiltonian Monte Carlo, kick-rotate for Gaussian priors"
+    ),
+    Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
+    Component(
+        "dataset", "twenty-five-gaussians", "gebm_kit.data.toys:TwentyFiveGaussians", "A 5x5 grid of narrow Gaussians"
+    ),
+    Component("dataset", "two-moons", "gebm_kit.data.toys:TwoMoons", "Two interleaved half circles"),
+    Component("dataset", "checkerboard", "gebm_kit.data.toys:Checkerboard", "The dark squares of a 4x4 board"),
+    Component("dataset", "rings", "gebm_kit.data.toys:Rings", "Concentric rings"),
+    Component("dataset", "pinwheel", "gebm_kit.data.toys:Pinwheel", "Five bent arms"),
+    Component("dataset", "curve", "gebm_kit.data.curve:Curve", "A one-dimensional curve in a space of many dimensions"),
+    Component(
+        "dataset", "digits", "gebm_kit.data.digits:Digits", "1,797 real 8x8 handwritten digits, shipped with the kit"
+    ),
+    Component("dataset", "arrays", "gebm_kit.data.arrays:Arrays", "Your own arrays: npz, npy, safetensors or csv"),
+    Component("dataset", "idx", "gebm_kit.data.idx:Idx", "MNIST-format files, gzipped or not"),
+    Component("dataset", "image-folder", "gebm_kit.data.image_folder:ImageFolder", "A folder of PNG or JPEG images"),
+    Component("features", "pixels", "gebm_kit.features.pixels:Pixels", "The data itself, flattened"),
+    Component(
+        "features",
+        "classifier",
+        "gebm_kit.features.classifier:Classifier",
+        "Penultimate layer of a small classifier of the dataset",
+    ),
+    Component(
+        "metric", "frechet", "gebm_kit.metrics.frechet:Frechet", "Fréchet distance between Gaussian fits of features"
+    ),
+    Component("metric", "mmd", "gebm_kit.metrics.mmd:Mmd", "Unbiased squared maximum mean discrepancy"),
+    Component(
+        "metric",
+        "sliced-wasserstein",
+        "gebm_kit.metrics.sliced_wasserstein:SlicedWasserstein",
+        "Sliced 2-Wasserstein distance",
+    ),
+    Component(
+        "metric", "modes", "gebm_kit.metrics.modes:Modes", "Modes covered and share of high-quality points (toys)"
+    ),
+    Component("metric", "kale", "gebm_kit.metrics.kale:KaleMetric", "KALE of the energy on held-out data"),
+    Component("logger", "jsonl", "gebm_kit.loggers.jsonl:Jsonl", "metrics.jsonl in the run directory"),
+)
+
+
+@hookimpl
+def gebm_components() -> tuple[Component, ...]:
+    return COMPONENTS

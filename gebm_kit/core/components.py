@@ -1,0 +1,271 @@
+"""Component records, the markers of a component's parameters, and the registry that maps names to records.
+
+Nothing here imports torch: a record names its class as text, and the class is imported only when it is built or described.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from gebm_kit.core.errors import PluginError, RecipeError, nearest
+
+KINDS = ("base", "energy", "loss", "penalty", "sampler", "dataset", "features", "metric", "logger")
+
+#: Distribution name under which the components of the kit itself are registered.
+BUILTIN = "gebm-kit"
+
+INJECTED = {
+    "data_shape": "shape of one data point, from the dataset: tuple[int, ...]",
+    "value_range": "(low, high) of the data, or None when it is unbounded, from the dataset",
+    "latent_dim": "size Z of the base's latent space: int",
+    "num_classes": "number of classes of a labelled dataset, else None",
+    "device": "torch.device that the run computes on",
+    "directory": "directory of the recipe file, against which relative paths are read: pathlib.Path",
+    "run_directory": "directory of the run, for loggers: pathlib.Path",
+}
+"""Every value that the kit injects into a constructor that asks for it (see `Injected`), with its meaning."""
+
+
+class Injected:
+    """Marks a constructor parameter as filled in by the kit, never by a recipe: ``Annotated[int, Injected]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Allowed interval of a numeric parameter: ``Annotated[float, Range(0, None)]``.
+
+    ``None`` leaves a side open. ``low_open`` / ``high_open`` exclude the end itself.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        above = self.low is None or value > self.low or (value == self.low and not self.low_open)
+        below = self.high is None or value < self.high or (value == self.high and not self.high_open)
+        return above and below
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"{'>' if self.low_open else '>='} {self.low:g}" if self.low is not None else "any finite number"
+        if self.low is None:
+            return f"{'<' if self.high_open else '<='} {self.high:g}"
+        return f"in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One registered component.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: the short name that recipes use.
+        target: ``"package.module:ClassName"``, imported only when built or described.
+        summary: one line for ``gebm-kit list``.
+    """
+
+    kind: str
+    name: str
+    target: str
+    summary: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"component kind {self.kind!r} is unknown; {nearest(str(self.kind), KINDS)}")
+        if not isinstance(self.name, str) or not self.name or any(c in self.name for c in ": \t\n="):
+            raise ValueError(f"component name {self.name!r} must be a word without ':', '=' or blanks")
+        module, _, attribute = str(self.target).partition(":")
+        if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            raise ValueError(f"component target {self.target!r} must read 'package.module:ClassName'")
+        if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
+            raise ValueError(f"component {self.name!r} needs a summary of one line")
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A component with the distribution that brought it."""
+
+    component: Component
+    distribution: str
+    version: str
+
+    @property
+    def address(self) -> str:
+        """``distribution:name``, which is never ambiguous."""
+        return f"{self.distribution}:{self.component.name}"
+
+    def load(self) -> type:
+        """Import the component's class.
+
+        Raises:
+            PluginError: the module can't be imported or has no such class.
+        """
+        module, _, attribute = self.component.target.partition(":")
+        try:
+            target = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise PluginError(
+                f"{self.component.kind} {self.address!r} can't be imported from {self.component.target}: "
+                f"{type(error).__name__}: {error}",
+                hint=f"Reinstall or upgrade {self.distribution}.",
+            ) from error
+        if not isinstance(target, type):
+            raise PluginError(f"{self.component.kind} {self.address!r}: {self.component.target} is not a class")
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a component, read off its constructor's signature."""
+
+    name: str
+    annotation: Any
+    default: Any
+    range: Range | None
+    injected: bool
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty and not self.injected
+
+    @property
+    def type_name(self) -> str:
+        return describe_type(self.annotation)
+
+
+def describe_type(annotation: Any) -> str:
+    """Readable name of an annotation: ``float``, ``'adam' or 'sgd'``, ``list of int``, ``int or null``."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "null"
+    if origin is Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(a) for a in args)
+    if origin in (list, tuple) and args:
+        return f"list of {describe_type(args[0])}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def parameters(target: type) -> dict[str, Parameter]:
+    """Parameter schema of a component class: its constructor's annotated keyword parameters.
+
+    Raises:
+        PluginError: the constructor takes ``*args`` or ``**kwargs``, or a parameter without annotation.
+    """
+    constructor: Any = getattr(target, "__init__")  # noqa: B009  (mypy holds instance.__init__ unsound)
+    if constructor is object.__init__:
+        return {}
+    try:
+        hints = typing.get_type_hints(constructor, include_extras=True)
+    except Exception as error:
+        raise PluginError(f"{target.__name__}: its constructor's annotations can't be read: {error}") from error
+    schema = {}
+    for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise PluginError(f"{target.__name__}: a component's constructor takes named parameters only, not *{name}")
+        if name not in hints:
+            raise PluginError(f"{target.__name__}: constructor parameter {name!r} has no annotation")
+        annotation, marks = hints[name], cast(tuple[Any, ...], ())
+        if typing.get_origin(annotation) is typing.Annotated:
+            annotation, *rest = typing.get_args(annotation)
+            marks = tuple(rest)
+        injected = any(m is Injected or isinstance(m, Injected) for m in marks)
+        if injected and name not in INJECTED:
+            raise PluginError(f"{target.__name__}: nothing is injected as {name!r}; {nearest(name, INJECTED)}")
+        interval = next((m for m in marks if isinstance(m, Range)), None)
+        schema[name] = Parameter(name, annotation, parameter.default, interval, injected)
+    return schema
+
+
+class Registry:
+    """Names to records.
+
+    A short name works while one distribution alone provides it; a built-in keeps its short name whatever plugins do;
+    ``distribution:name`` always works.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[str, str], list[Registered]] = {}
+        #: What to add to the message about an unknown name: one line for each plugin that failed or was blocked.
+        self.missing_notes: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Registered]:
+        for key in sorted(self._records):
+            yield from self._records[key]
+
+    def __len__(self) -> int:
+        return sum(len(records) for records in self._records.values())
+
+    def add(self, component: Component, distribution: str, version: str = "") -> None:
+        """Register ``component``.
+
+        Raises:
+            ValueError: the same distribution registers the same kind and name twice.
+        """
+        records = self._records.setdefault((component.kind, component.name), [])
+        if any(r.distribution == distribution for r in records):
+            raise ValueError(f"{component.kind} {component.name!r} is registered twice by {distribution}")
+        records.append(Registered(component, distribution, version))
+
+    def of_kind(self, kind: str) -> list[Registered]:
+        """Every record of ``kind``, by name."""
+        return [r for r in self if r.component.kind == kind]
+
+    def short_name(self, record: Registered) -> str:
+        """The shortest name by which `get` finds ``record``."""
+        twins = self._records[record.component.kind, record.component.name]
+        shadowed = len(twins) > 1 and record.distribution != BUILTIN
+        return record.address if shadowed else record.component.name
+
+    def get(self, kind: str, name: str) -> Registered:
+        """The record for a short name or a ``distribution:name``.
+
+        Raises:
+            RecipeError: nothing is called so, or two plugins are.
+            PluginError: nothing is called so, and a plugin that may provide it is failed, blocked or not installed.
+        """
+        distribution, _, short = name.rpartition(":")
+        records = self._records.get((kind, short), [])
+        if distribution:
+            records = [r for r in records if r.distribution == distribution]
+        if len(records) == 1:
+            return records[0]
+        builtin = [r for r in records if r.distribution == BUILTIN]
+        if builtin:
+            return builtin[0]
+        if records:
+            raise RecipeError(
+                f"{kind} {name!r} is provided by {len(records)} plugins; "
+                f"write one of {', '.join(r.address for r in records)}"
+            )
+        raise self._unknown(kind, name, distribution)
+
+    def _unknown(self, kind: str, name: str, distribution: str) -> RecipeError | PluginError:
+        known = {r.distribution for r in self}
+        if distribution in self.missing_notes:
+            return PluginError(f"{kind} {name!r} is not available: {self.missing_notes[distribution]}")
+        if distribution and distribution not in known:
+            return PluginError(
+                f"{kind} {name!r} needs the plugin {distribution!r}, which is not installed",
+                hint=f"Install it with `pip install {distribution}`.",
+            )
+        names = [self.short_name(r) for r in self.of_kind(kind)]
+        message = f"{kind} {name!r} is unknown; {nearest(name, names)}"
+        if self.missing_notes:
+            notes = "; ".join(self.missing_notes.values())
+            return PluginError(f"{message} (not loaded, so what they provide is unknown: {notes})")
+        return RecipeError(
+            message, hint=f"`gebm-kit list {kind}` shows what is installed; a plugin package may provide more."
+        )

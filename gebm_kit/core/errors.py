@@ -1,0 +1,90 @@
+"""Errors that a user can act on, each with the exit code of the command line.
+
+Every error carries a one-sentence message (what was wrong, the value seen, what is allowed) and an optional hint (what to
+do next). The command line prints both and never a traceback; in Python they are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GebmKitError(Exception):
+    """Base class: ``str(error)`` is the message, ``error.hint`` the advice, ``error.exit_code`` the process's exit code."""
+
+    exit_code = 1
+    code = "failed"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RunFailed(GebmKitError):
+    """Work that started could not be finished: a full disk, a loss that is no longer finite."""
+
+
+class UsageError(GebmKitError):
+    """A command or a call was given arguments that it can't use."""
+
+    exit_code = 2
+    code = "usage"
+
+
+class RecipeError(GebmKitError):
+    """A recipe with one problem or more; ``problems`` holds all of them, one line each."""
+
+    exit_code = 2
+    code = "recipe"
+
+    def __init__(self, message: str, *, problems: Iterable[str] = (), hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {p}" for p in self.problems)]), hint=hint)
+
+
+class DataError(GebmKitError):
+    """Input data that is missing, empty, malformed or does not fit the model."""
+
+    exit_code = 2
+    code = "data"
+
+
+class CheckpointError(GebmKitError):
+    """A run directory or a checkpoint that can't be read."""
+
+    exit_code = 2
+    code = "checkpoint"
+
+
+class PluginError(GebmKitError):
+    """A component that no installed plugin provides, or a plugin that is broken."""
+
+    exit_code = 3
+    code = "plugin"
+
+
+class Interrupted(GebmKitError):
+    """Work stopped by Ctrl-C (exit code 130) or SIGTERM (143) after its state was saved."""
+
+    code = "interrupted"
+
+    def __init__(self, message: str, *, signum: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signum
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The end of a message about a misspelt ``word``: the nearest of ``choices``, or all of them when none is near.
+
+    >>> nearest("malla", ["mala", "hmc"])
+    'did you mean mala?'
+    """
+    options = sorted(set(choices))
+    close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if not options:
+        return "there are none"
+    return f"allowed: {', '.join(options)}"

@@ -1,0 +1,45 @@
+"""Estimates from energies of data and of base draws: log-partition, KALE, importance weights.
+
+Notation as in the paper: E_P are energies of data, E_B of base draws, A the log-partition ``log E_B[exp(-E)]``.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """``log (1/N) sum_i exp(values_i)``; (N,) -> (). The log-sum-exp starts from its first term, not from zero."""
+    return torch.logsumexp(values, dim=0) - math.log(values.shape[0])
+
+
+def log_partition(energy_base: Tensor, inverse_temperature: float = 1.0) -> Tensor:
+    """Importance-sampling estimate ``A(beta) = log mean exp(-beta E_B)``, biased low; (N,) -> ()."""
+    return log_mean_exp(-inverse_temperature * energy_base)
+
+
+def log_partition_se(energy_base: Tensor, inverse_temperature: float = 1.0) -> Tensor:
+    """Delta-method standard error of `log_partition`: ``sd(w) / (mean(w) sqrt(N))`` with w = exp(-beta E_B)."""
+    log_weights = -inverse_temperature * energy_base
+    weights = torch.exp(log_weights - log_weights.max())
+    return weights.std() / (weights.mean() * math.sqrt(weights.shape[0]))
+
+
+def kale(energy_data: Tensor, energy_base: Tensor, log_partition: Tensor) -> Tensor:
+    """KALE in its Fenchel form, ``-E_P[E] - A - E_B[exp(-(E + A))] + 1``, a lower bound of KL(P || B) for every A.
+
+    Shapes: energy_data (N,), energy_base (M,), log_partition () -> (). At ``A = log E_B[exp(-E)]`` it equals the
+    Donsker-Varadhan value ``-E_P[E] - A`` (paper, Section 3.1).
+    """
+    return 1.0 - energy_data.mean() - log_partition - torch.exp(-(energy_base + log_partition)).mean()
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Kish's effective sample size ``(sum w)^2 / sum w^2`` of importance weights; (N,) -> (), between 1 and N."""
+    return torch.exp(2 * torch.logsumexp(log_weights, dim=0) - torch.logsumexp(2 * log_weights, dim=0))

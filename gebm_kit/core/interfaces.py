@@ -1,0 +1,435 @@
+"""The interfaces that components implement, and the small records that pass between them.
+
+Shapes: B batch, C chains, Z latent size, ``*D`` data shape (``(2,)`` for points, ``(channels, height, width)`` for images).
+Capabilities are separate runtime-checkable protocols: code asks ``isinstance(base, HasDensity)`` for what it needs and
+never for a class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.core.priors import Prior, StandardNormal, prior_sample
+
+if TYPE_CHECKING:
+    from gebm_kit.core.model import GEBM
+
+Part = Literal["both", "energy", "base"]
+SplitName = Literal["train", "valid", "test"]
+
+
+# --- base and energy -------------------------------------------------------------------------------------------------
+
+
+class Base(nn.Module):
+    """A map ``x = G(z)`` from the latent space to the data space, with the prior of z.
+
+    Subclasses set ``latent_dim`` and ``data_shape`` (and ``prior`` when it is not the standard normal) in their
+    constructor and implement ``forward(z: (B, Z)) -> x: (B, *D)``.
+    """
+
+    latent_dim: int
+    data_shape: tuple[int, ...]
+
+    @property
+    def prior(self) -> Prior:
+        """Distribution of z; the standard normal unless a subclass says otherwise."""
+        return StandardNormal(self.latent_dim)
+
+    def sample_prior(self, num: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``num`` latent codes from the prior, (num, Z), on the generator's device."""
+        return prior_sample(self.prior, num, generator, dtype)
+
+
+class Energy(nn.Module):
+    """A scalar function of a data point, low on data: ``forward(x: (B, *D)) -> (B,)``.
+
+    Only ``E + A`` is identified, so an energy has no output bias; it is never clamped with a dead gradient.
+    """
+
+
+@runtime_checkable
+class HasDensity(Protocol):
+    """A base, or a toy dataset, whose log-density is known."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats; (B, *D) -> (B,)."""
+        ...
+
+
+@runtime_checkable
+class HasEncoder(Protocol):
+    """A base that maps data to latent codes."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, *D) -> (B, Z)."""
+        ...
+
+
+@runtime_checkable
+class HasPretraining(Protocol):
+    """A base with a loss of its own (negative log-likelihood, negative ELBO)."""
+
+    def pretraining_loss(self, x: Tensor) -> Tensor:
+        """Mean loss of a batch; (B, *D) -> ()."""
+        ...
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one training step computes on; filled by the engine, so that nothing is computed twice.
+
+    Attributes:
+        x: data, (B, *D); None in a base step of a loss that does not need it.
+        z: latent codes, (B, Z).
+        x_base: ``G(z)``, (B, *D), with gradient in a base step and without in an energy step.
+        negatives: chain states for contrastive losses, (B, *D).
+    """
+
+    x: Tensor | None
+    z: Tensor
+    x_base: Tensor
+    negatives: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The scalar to minimise, and named metrics as detached scalar tensors (read by the engine at log steps only)."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(nn.Module):
+    """A pair of objectives: one for the energy (and A), one for the base.
+
+    An energy loss leaves no gradient on the base, a base loss none on the energy; the engine sees to the second by
+    differentiating with respect to one part's parameters alone.
+
+    Attributes:
+        needs: fields of `Batch` that the energy loss reads.
+        log_ratio: whether the optimal energy is a log density ratio, so that sampling from it is meaningful.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"x", "x_base"})
+    log_ratio: ClassVar[bool] = True
+
+    def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+        """Objective of the energy step, with ``kale`` and ``log_partition`` among its metrics where they are defined."""
+        raise NotImplementedError
+
+    def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+        """Objective of the base step."""
+        raise NotImplementedError
+
+    def log_partition_estimate(self) -> Tensor | None:
+        """The loss's current estimate of A, (), or None when it keeps none."""
+        return None
+
+    def initialise(self, energy_base: Tensor) -> None:
+        """Called once before training with energies of base draws, (N,); sets a learned A to its optimum."""
+
+    def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
+        """Called after each optimiser step on the energy, for closed-form updates of A and moving averages."""
+
+
+class Penalty(nn.Module):
+    """A regulariser of the energy, added to the energy loss.
+
+    Lazy penalties: the engine adds ``every * weight * penalty`` at every ``every``-th energy step.
+
+    Attributes:
+        every: energy steps from one evaluation to the next.
+    """
+
+    every: int = 1
+
+    def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The weighted penalty, ()."""
+        raise NotImplementedError
+
+
+# --- potentials and samplers -----------------------------------------------------------------------------------------
+
+
+class ValueAndGrad(NamedTuple):
+    """A function's value at each chain, (C,), and its gradient, (C, Z)."""
+
+    value: Tensor
+    grad: Tensor
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """``U(z)``, minus a log-density up to a constant, evaluated on all chains at once. Gradients carry no graph."""
+
+    def value(self, z: Tensor) -> Tensor:
+        """(C, Z) -> (C,)."""
+        ...
+
+    def value_and_grad(self, z: Tensor) -> ValueAndGrad:
+        """(C, Z) -> (C,), (C, Z)."""
+        ...
+
+
+@runtime_checkable
+class TiltedPotential(Potential, Protocol):
+    """A potential split as ``U(z) = |z|^2 / 2 + tilt(z)``: a standard-normal prior times ``exp(-tilt)``.
+
+    Kernels which know the prior (kick-rotate HMC, pCN) use the tilt alone.
+    """
+
+    def tilt(self, z: Tensor) -> Tensor:
+        """(C, Z) -> (C,)."""
+        ...
+
+    def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
+        """(C, Z) -> (C,), (C, Z)."""
+        ...
+
+
+class Info(NamedTuple):
+    """What one step says about each chain.
+
+    Attributes:
+        acceptance: acceptance probability of the proposal, (C,), in [0, 1]; 1 for kernels without a correction.
+        accepted: whether the chain moved to its proposal, (C,), bool.
+        diverged: non-finite proposal or energy error above 1000; rejected, (C,), bool.
+        grad_evals: gradients of the potential that the step spent on each chain, a Python int.
+        forward_evals: values (without gradient) that it spent on each chain, a Python int.
+    """
+
+    acceptance: Tensor
+    accepted: Tensor
+    diverged: Tensor
+    grad_evals: int
+    forward_evals: int = 0
+
+
+class State(Protocol):
+    """A kernel's state: a NamedTuple of tensors that holds at least these. Saved and restored field by field."""
+
+    @property
+    def position(self) -> Tensor:
+        """(C, Z), in normal coordinates."""
+        ...
+
+    @property
+    def value(self) -> Tensor:
+        """Cached value of what the kernel evaluates (U, or the tilt), (C,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """A constructor parameter that warm-up may set.
+
+    Attributes:
+        name: attribute of the sampler, a float.
+        target: acceptance that dual averaging aims at.
+        low, high: bounds, so that a flat tilt can't drive the value to infinity.
+    """
+
+    name: str
+    target: float
+    low: float
+    high: float
+
+
+DIVERGENCE_THRESHOLD = 1000.0
+"""Energy error above which a proposal counts as divergent (Stan's and blackjax's convention)."""
+
+
+class Sampler(ABC):
+    """A latent sampler in the manner of blackjax: pure functions of a small state, all chains in one batch.
+
+    ``init`` and ``step`` draw every random number from the generator handed in and never wait for the device: no
+    ``.item()``, no boolean-mask indexing, no Python branch on data. Parameters that warm-up tunes live on the sampler and
+    are replaced, never mutated (`tuned`).
+
+    Attributes:
+        family: ``kernel`` (chains), ``population`` (weights and resampling) or ``refiner`` (moves points, no target).
+        exact: whether draws are unbiased for the target once warm-up is frozen.
+        coupled: whether chains exchange information.
+        priors: prior names served; all priors are images of a normal, so kernels serve all unless they say otherwise.
+        tunable: what warm-up may tune, or None.
+    """
+
+    family: ClassVar[Literal["kernel", "population", "refiner"]] = "kernel"
+    exact: ClassVar[bool] = True
+    coupled: ClassVar[bool] = False
+    priors: ClassVar[frozenset[str]] = frozenset({"normal", "uniform", "sphere"})
+
+    @property
+    def tunable(self) -> Tunable | None:
+        return None
+
+    @abstractmethod
+    def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> Any:
+        """State of chains at ``z``: (C, Z)."""
+
+    @abstractmethod
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        """One transition of every chain."""
+
+    def tuned(self, **values: Any) -> Sampler:
+        """A copy with the named attributes replaced; ``inverse_mass`` takes a tensor (Z,), see the sampler's docstring."""
+        import copy
+
+        twin = copy.copy(self)
+        for name, value in values.items():
+            if not hasattr(twin, name):
+                raise AttributeError(f"{type(self).__name__} has no parameter {name!r}")
+            setattr(twin, name, value)
+        return twin
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class Split(ABC):
+    """One part of a dataset. ``batch`` returns floating-point data in the dataset's value range."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, indices: Tensor) -> Tensor:
+        """Rows ``indices``, (B,) int64 on the CPU -> (B, *D) float32 on the CPU (or wherever the data lives)."""
+
+    def first(self, num: int) -> Tensor:
+        """The first ``num`` rows (all when there are fewer), (num, *D)."""
+        return self.batch(torch.arange(min(num, len(self))))
+
+
+class Dataset(ABC):
+    """Data with fixed train, validation and test parts that share no row.
+
+    Attributes:
+        data_shape: shape of one data point.
+        value_range: (low, high) that every value lies in, or None when unbounded. Bases end in tanh for (-1, 1).
+    """
+
+    data_shape: tuple[int, ...]
+    value_range: tuple[float, float] | None = None
+
+    @abstractmethod
+    def split(self, name: SplitName) -> Split:
+        """One of the three parts, never empty."""
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """A dataset with class labels."""
+
+    num_classes: int
+
+    def labels(self, name: SplitName) -> Tensor:
+        """Class indices of the split's rows, in its order, (N,) int64."""
+        ...
+
+
+@runtime_checkable
+class HasModes(Protocol):
+    """A toy with known modes."""
+
+    mode_centres: Tensor  # (M, D)
+    mode_std: float
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+class FeatureMap(ABC):
+    """Features on which metrics compare sets of draws.
+
+    Attributes:
+        checksum: identifies the features exactly (weights included), part of every metric's protocol.
+    """
+
+    checksum: str
+
+    @abstractmethod
+    def fit(self, dataset: Dataset, device: torch.device) -> None:
+        """Prepare for a dataset (train or load a classifier). Called once, before the first `__call__`."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, *D) -> (N, F), evaluated in blocks, without gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalContext:
+    """What a metric is computed from.
+
+    Attributes:
+        samples: the draws to score, (N, *D).
+        reference: data to score them against, (M, *D).
+        model: the GEBM, for metrics of the model itself (kale).
+        dataset: where the data comes from, for toys with known modes.
+        features: `FeatureMap` by name, fitted on first use.
+        generator: for metrics that subsample.
+    """
+
+    samples: Tensor
+    reference: Tensor
+    dataset: Dataset | None
+    features: Any
+    generator: torch.Generator
+    model: GEBM | None = None
+
+
+class Metric(ABC):
+    """A named figure of merit of a set of draws.
+
+    Attributes:
+        ratio: whether GEBM over base is meaningful (a distance that is zero at the truth).
+        of_model: True when the metric is a property of the model and not of draws (kale): called once.
+        lower_is_better: direction, for tables and for choosing the best checkpoint; None when there is none.
+    """
+
+    ratio: ClassVar[bool] = True
+    of_model: ClassVar[bool] = False
+    lower_is_better: ClassVar[bool | None] = True
+
+    @abstractmethod
+    def __call__(self, context: EvalContext) -> dict[str, float]:
+        """Named values; a metric with one value uses its own component name as the key."""
+
+    def protocol(self, context: EvalContext) -> dict[str, Any]:
+        """What the value depends on: N, features and their checksum, bandwidths."""
+        return {"samples": len(context.samples), "reference": len(context.reference)}
+
+
+class Logger(ABC):
+    """Where a run's numbers and pictures go."""
+
+    @abstractmethod
+    def log(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """The resolved recipe, once, at the start."""
+        return
+
+    def log_image(self, step: int, name: str, path: Path) -> None:
+        """A picture that was written to ``path``."""
+        return
+
+    def close(self) -> None:
+        return
+
+
+def named_scalars(metrics: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """Read metrics off the device; the one place where training waits for it."""
+    for name, value in metrics.items():
+        yield name, float(value)

@@ -1,0 +1,250 @@
+"""The model (a base and an energy that stay together) and the potentials that samplers walk on.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    Your GAN is Secretly an Energy-based Model. T. Che et al., NeurIPS 2020. https://arxiv.org/abs/2003.06060
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
+
+
+class GEBM(nn.Module):
+    """``q(dx) = exp(-E(x) - A) B(dx)``: a base B = law of G(z), re-weighted by an energy E.
+
+    Attributes:
+        base, energy: the two parts.
+        log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); nan while unknown.
+        log_ratio: False when the energy was trained by a loss whose critic is no log density ratio; sampling then warns.
+    """
+
+    log_partition: Tensor
+
+    def __init__(self, base: Base, energy: Energy, *, log_ratio: bool = True) -> None:
+        super().__init__()
+        self.base = base
+        self.energy = energy
+        self.log_ratio = log_ratio
+        self.register_buffer("log_partition", torch.tensor(math.nan))
+
+    @property
+    def latent_dim(self) -> int:
+        """Z."""
+        return self.base.latent_dim
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """``*D``."""
+        return self.base.data_shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latent energy ``E(G(z))``; (B, Z) -> (B,)."""
+        energy: Tensor = self.energy(self.base(z))
+        return energy
+
+
+class _Frozen:
+    """Parameters without gradient and modules in eval mode until `restore`; nested uses restore at the outermost."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._training = [m for m in module.modules() if m.training]
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+        for part in self._training:
+            part.training = False
+
+    def restore(self) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+        for part in self._training:
+            part.training = True
+        self._parameters, self._training = [], []
+
+
+class _BlockPotential:
+    """Shared by the potentials: freezing, evaluation in fixed blocks, counting.
+
+    Attributes:
+        forward_evals, grad_evals: rows evaluated so far without and with gradient (padding not counted).
+    """
+
+    def __init__(self, module: nn.Module, block_size: int | None) -> None:
+        if block_size is not None and block_size < 1:
+            raise UsageError(f"block_size must be at least 1, got {block_size}")
+        self.block_size = block_size
+        self.forward_evals = 0
+        self.grad_evals = 0
+        self._frozen = _Frozen(module)
+
+    def close(self) -> None:
+        """Give the model back as it was: training mode and parameters that require gradients."""
+        self._frozen.restore()
+
+    def __enter__(self):  # type: ignore[no-untyped-def]  # Self, for subclasses
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _evaluate(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+        self.forward_evals += points.shape[0]
+        with torch.no_grad():
+            if self._one_block(points):
+                return _checked(function(points), points)
+            parts = [_checked(function(p), p) for p in self._blocks(points)]
+            return torch.cat(parts)[: points.shape[0]]
+
+    def _differentiate(self, function: Callable[[Tensor], Tensor], points: Tensor) -> ValueAndGrad:
+        self.grad_evals += points.shape[0]
+        if self._one_block(points):
+            return _value_and_grad(function, points)
+        parts = [_value_and_grad(function, p) for p in self._blocks(points)]
+        num = points.shape[0]
+        return ValueAndGrad(torch.cat([p.value for p in parts])[:num], torch.cat([p.grad for p in parts])[:num])
+
+    def _one_block(self, points: Tensor) -> bool:
+        return self.block_size is None or points.shape[0] == self.block_size
+
+    def _blocks(self, points: Tensor) -> tuple[Tensor, ...]:
+        """Equal blocks: the last is filled up with its first row, so that every evaluation has one shape."""
+        assert self.block_size is not None
+        short = -points.shape[0] % self.block_size
+        if short:
+            points = torch.cat([points, points[-1:].expand(short, *points.shape[1:])])
+        return points.split(self.block_size)
+
+
+def _checked(energy: Tensor, points: Tensor) -> Tensor:
+    if energy.shape != (points.shape[0],):
+        raise UsageError(
+            f"the energy must return one number per row, shape ({points.shape[0]},), but returned {tuple(energy.shape)}",
+            hint="End the energy's forward with .flatten(1).sum(1) or .squeeze(-1).",
+        )
+    return energy
+
+
+def _value_and_grad(function: Callable[[Tensor], Tensor], points: Tensor) -> ValueAndGrad:
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        value = _checked(function(points), points)
+        (grad,) = torch.autograd.grad(value.sum(), points)
+    return ValueAndGrad(value.detach(), grad)
+
+
+class LatentPotential(_BlockPotential):
+    """``U(z) = |z|^2 / 2 + beta E(G(z))``, split as **prior + tilt** with ``tilt = beta E(G(z))``.
+
+    z is in normal coordinates: a base with another prior is evaluated at ``prior.from_normal(z)``, so the prior part is
+    that of a standard normal for every base, and kernels that know it (kick-rotate HMC, pCN) serve all of them. The
+    additive constant of ``-log eta`` is left out.
+
+    For its lifetime the model's parameters are frozen and the model is in eval mode (batch norm must not couple
+    chains); use it as a context manager, or call `close`. Differentiation is with respect to z alone.
+
+    Args:
+        model: base and energy.
+        inverse_temperature: beta >= 0.
+        block_size: evaluate in blocks of that many chains, all of one shape; None: all chains at once.
+
+    Raises:
+        UsageError: beta is negative or not finite; the energy returns a shape other than (C,).
+    """
+
+    def __init__(self, model: GEBM, inverse_temperature: float = 1.0, *, block_size: int | None = None) -> None:
+        if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
+            raise UsageError(f"inverse_temperature (beta) must be finite and >= 0, got {inverse_temperature}")
+        super().__init__(model, block_size)
+        self.model = model
+        self.prior = model.base.prior
+        self.inverse_temperature = float(inverse_temperature)
+
+    def at(self, inverse_temperature: float) -> LatentPotential:
+        """The same model at another beta; it shares the freeze, so close the original last."""
+        return LatentPotential(self.model, inverse_temperature, block_size=self.block_size)
+
+    def data(self, z: Tensor) -> Tensor:
+        """``x = G(z)``, without gradient; (C, Z) -> (C, *D)."""
+        with torch.no_grad():
+            if self._one_block(z):
+                return self._decode(z)
+            return torch.cat([self._decode(part) for part in self._blocks(z)])[: z.shape[0]]
+
+    def energy(self, z: Tensor) -> Tensor:
+        """``E(G(z))``, without beta; (C, Z) -> (C,)."""
+        return self._evaluate(self._energy, z)
+
+    def tilt(self, z: Tensor) -> Tensor:
+        """``beta E(G(z))``; (C, Z) -> (C,)."""
+        return self.inverse_temperature * self.energy(z)
+
+    def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
+        """Tilt (C,) and its gradient with respect to z (C, Z)."""
+        value, grad = self._differentiate(self._energy, z)
+        if self.inverse_temperature == 1.0:
+            return ValueAndGrad(value, grad)
+        return ValueAndGrad(self.inverse_temperature * value, self.inverse_temperature * grad)
+
+    def value(self, z: Tensor) -> Tensor:
+        """``U(z)``; (C, Z) -> (C,)."""
+        return self.tilt(z) + 0.5 * z.square().sum(1)
+
+    def value_and_grad(self, z: Tensor) -> ValueAndGrad:
+        """``U(z)`` (C,) and ``grad U(z) = z + beta grad E(G(z))`` (C, Z)."""
+        value, grad = self.tilt_and_grad(z)
+        return ValueAndGrad(value + 0.5 * z.square().sum(1), grad + z)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        decoded: Tensor = self.model.base(self.prior.from_normal(z))
+        return decoded
+
+    def _energy(self, z: Tensor) -> Tensor:
+        energy: Tensor = self.model.energy(self._decode(z))
+        return energy
+
+
+class DataPotential(_BlockPotential):
+    """``U(x) = beta E(x)`` on data space, for contrastive-divergence negatives; rows are flattened points (C, prod D).
+
+    Args:
+        energy: the energy.
+        data_shape: ``*D``, to which rows are folded before the energy sees them.
+        inverse_temperature: beta >= 0.
+        block_size: as in `LatentPotential`.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        data_shape: tuple[int, ...],
+        inverse_temperature: float = 1.0,
+        *,
+        block_size: int | None = None,
+    ) -> None:
+        super().__init__(energy, block_size)
+        self._energy_module = energy
+        self.data_shape = data_shape
+        self.inverse_temperature = float(inverse_temperature)
+
+    def value(self, z: Tensor) -> Tensor:
+        """(C, prod D) -> (C,)."""
+        return self._evaluate(self._energy, z)
+
+    def value_and_grad(self, z: Tensor) -> ValueAndGrad:
+        """(C, prod D) -> (C,), (C, prod D)."""
+        return self._differentiate(self._energy, z)
+
+    def _energy(self, rows: Tensor) -> Tensor:
+        energy: Tensor = self._energy_module(rows.unflatten(1, self.data_shape))
+        return self.inverse_temperature * energy

@@ -1,0 +1,1 @@
+"""Energies: scalar functions of a data point."""

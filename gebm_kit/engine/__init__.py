@@ -1,0 +1,1 @@
+"""Training, sampling and evaluation of models built from components."""

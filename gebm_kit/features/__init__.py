@@ -1,0 +1,1 @@
+"""Feature maps on which metrics compare sets of draws."""

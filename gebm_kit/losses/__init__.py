@@ -1,0 +1,1 @@
+"""Losses: what the energy and the base minimise."""

@@ -1,0 +1,1 @@
+"""Metrics: how good a set of draws, or a model, is."""

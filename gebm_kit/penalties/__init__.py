@@ -1,0 +1,1 @@
+"""Penalties: regularisers of the energy."""

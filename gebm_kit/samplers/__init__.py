@@ -1,0 +1,1 @@
+"""Latent samplers: pure kernels on a small state."""
