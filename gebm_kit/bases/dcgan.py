@@ -1,0 +1,116 @@
+"""The convolutional generator of DCGAN, for images of any size that is a multiple of 4.
+
+References:
+    Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks. A. Radford, L. Metz,
+    S. Chintala, ICLR 2016. https://arxiv.org/abs/1511.06434
+    Deconvolution and Checkerboard Artifacts. A. Odena, V. Dumoulin, C. Olah, Distill 2016.
+    https://distill.pub/2016/deconv-checkerboard (on upsampling before the convolution)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import check_image, to_range
+from gebm_kit.core.priors import PRIORS, Prior, PriorName
+
+SMALLEST_SIDE = 4
+"""Side of the first feature map in DCGAN; doublings beyond two are made only while the map keeps it."""
+
+
+def doublings(height: int, width: int) -> int:
+    """How many times the first feature map is doubled: at least twice, more while both sides stay whole and >= 4."""
+    count = 2
+    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= SMALLEST_SIDE for side in (height, width)):
+        count += 1
+    return count
+
+
+class DcganBase(Base):
+    """A linear layer to a small feature map, then doublings (convolution, norm, ReLU), the last one to the image.
+
+    (B, Z) -> (B, channels, height, width). An image of 64 x 64 starts from 4 x 4 and is doubled four times, one of
+    28 x 28 from 7 x 7 and twice. Feature maps have ``width * 2^k`` channels, halved by each doubling, ``width`` before
+    the last one.
+
+    Args:
+        latent_dim: Z.
+        width: channels in front of the last doubling (64 in the paper).
+        upsample: ``transpose``: a 4x4 convolution transposed, stride 2, as in the paper; ``nearest``: nearest-neighbour
+            upsampling, then a 3x3 convolution, which leaves no checkerboard.
+        norm: before each ReLU. Batch norm, the paper's, uses running statistics in eval mode; layer norm (over
+            channels and places) is the same map in training and in sampling.
+        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        data_shape: (channels, height, width).
+        value_range: tanh is rescaled to it; None leaves the output linear.
+
+    Raises:
+        DataError: the data are no images, or a side is no multiple of 4.
+    """
+
+    def __init__(
+        self,
+        latent_dim: Annotated[int, Range(1, None)] = 100,
+        width: Annotated[int, Range(1, None)] = 64,
+        upsample: Literal["transpose", "nearest"] = "transpose",
+        norm: Literal["none", "batch", "layer"] = "batch",
+        prior: PriorName = "normal",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+        value_range: Annotated[tuple[float, float] | None, Injected] = None,
+    ) -> None:
+        super().__init__()
+        channels, rows, columns = check_image("the dcgan base", data_shape)
+        if rows % 4 or columns % 4:
+            raise DataError(
+                f"the dcgan base makes images whose sides are multiples of 4, but the data are {rows} x {columns}",
+                hint="Resize the images (the size parameter of image-folder), or use the mlp base.",
+            )
+        self.latent_dim = latent_dim
+        self.data_shape = tuple(data_shape)
+        self.value_range = value_range
+        self._prior = PRIORS[prior](latent_dim)
+        count = doublings(rows, columns)
+        size = width * 2 ** (count - 1)
+        self.first_map = (size, rows >> count, columns >> count)
+        self.project = nn.Linear(latent_dim, size * self.first_map[1] * self.first_map[2], bias=False)
+        layers: list[nn.Module] = [_norm(norm, size), nn.ReLU()]
+        for _ in range(count - 1):
+            layers += [_doubling(upsample, size, size // 2, bias=norm == "none"), _norm(norm, size // 2), nn.ReLU()]
+            size //= 2
+        layers.append(_doubling(upsample, size, channels, bias=True))
+        self.layers = nn.Sequential(*layers)
+        self.apply(_initialise)
+
+    @property
+    def prior(self) -> Prior:
+        return self._prior
+
+    def forward(self, z: Tensor) -> Tensor:
+        return to_range(self.layers(self.project(z).unflatten(1, self.first_map)), self.value_range)
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    match name:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "layer":
+            return nn.GroupNorm(1, channels)
+    return nn.Identity()
+
+
+def _doubling(upsample: str, channels: int, out: int, *, bias: bool) -> nn.Module:
+    if upsample == "transpose":
+        return nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=bias)
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, out, 3, padding=1, bias=bias))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02, as in the paper (the projection keeps its scale with any norm)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)

@@ -1,0 +1,78 @@
+"""A fully connected generator, for points and small images."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.errors import RecipeError
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import Activation, activation_layer, check_sizes, to_range
+from gebm_kit.core.priors import PRIORS, Prior, PriorName
+
+
+class MlpBase(Base):
+    """``G(z) = range(W_k a(... a(W_1 z + b_1) ...) + b_k)``; (B, Z) -> (B, *D).
+
+    ``range`` is a tanh rescaled to ``value_range`` for bounded data and the multiplication by ``data_scale`` otherwise.
+
+    Args:
+        latent_dim: Z.
+        hidden: widths of the hidden layers, from latent to data; empty for an affine map.
+        activation: of the hidden layers.
+        norm: normalisation before each activation. Batch norm uses running statistics in eval mode, so draws made in
+            training and draws made by a sampler come from slightly different maps; layer norm has no such difference.
+        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        data_scale: rough size of the coordinates of unbounded data.
+        data_shape: ``*D``.
+        value_range: of the data.
+
+    Raises:
+        RecipeError: a width below 1; a data_scale for bounded data, where it has no effect.
+    """
+
+    def __init__(
+        self,
+        latent_dim: Annotated[int, Range(1, None)] = 16,
+        hidden: list[int] = [256, 256],  # noqa: B006  (read only)
+        activation: Activation = "relu",
+        norm: Literal["none", "batch", "layer"] = "none",
+        prior: PriorName = "normal",
+        data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+        value_range: Annotated[tuple[float, float] | None, Injected] = None,
+    ) -> None:
+        super().__init__()
+        check_sizes("hidden", hidden)
+        if value_range is not None and data_scale != 1.0:
+            raise RecipeError(f"data_scale={data_scale:g} has no effect on data bounded by {value_range}; leave it out")
+        self.latent_dim = latent_dim
+        self.data_shape = tuple(data_shape)
+        self.value_range = value_range
+        self.data_scale = float(data_scale)
+        self._prior = PRIORS[prior](latent_dim)
+        layers: list[nn.Module] = []
+        size = latent_dim
+        for width in hidden:
+            # A bias in front of a batch norm would be subtracted again.
+            layers.append(nn.Linear(size, width, bias=norm != "batch"))
+            if norm != "none":
+                layers.append(nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width))
+            layers.append(activation_layer(activation))
+            size = width
+        layers.append(nn.Linear(size, math.prod(self.data_shape)))
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def prior(self) -> Prior:
+        return self._prior
+
+    def forward(self, z: Tensor) -> Tensor:
+        output = to_range(self.layers(z), self.value_range)
+        if self.data_scale != 1.0:
+            output = self.data_scale * output
+        return output.unflatten(1, self.data_shape)

@@ -1,0 +1,103 @@
+"""Layers that bases and energies of several kinds are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from gebm_kit.core.errors import DataError, RecipeError
+
+Activation = Literal["relu", "leaky-relu", "silu", "gelu", "elu", "softplus", "tanh"]
+
+
+def activation_layer(name: str) -> nn.Module:
+    """The activation called ``name``; ``leaky-relu`` has slope 0.2, as in DCGAN.
+
+    Raises:
+        RecipeError: there is no such activation.
+    """
+    match name:
+        case "relu":
+            return nn.ReLU()
+        case "leaky-relu":
+            return nn.LeakyReLU(0.2)
+        case "silu":
+            return nn.SiLU()
+        case "gelu":
+            return nn.GELU()
+        case "elu":
+            return nn.ELU()
+        case "softplus":
+            return nn.Softplus()
+        case "tanh":
+            return nn.Tanh()
+    raise RecipeError(f"activation {name!r} is unknown; allowed: {', '.join(get_args(Activation))}")
+
+
+def check_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Raise RecipeError unless every one of ``sizes`` (the parameter ``name``) is a whole number of at least 1."""
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise RecipeError(f"{name} must hold whole numbers of at least 1, got {list(sizes)}")
+
+
+def check_image(component: str, data_shape: Sequence[int]) -> tuple[int, int, int]:
+    """``data_shape`` as (channels, height, width).
+
+    Raises:
+        DataError: it is not the shape of an image.
+    """
+    if len(data_shape) != 3 or min(data_shape) < 1:
+        raise DataError(
+            f"{component} works on images, of shape (channels, height, width), but the data has shape {tuple(data_shape)}",
+            hint="Use the mlp base and the mlp energy for data that are no images.",
+        )
+    channels, height, width = data_shape
+    return channels, height, width
+
+
+def to_range(output: Tensor, value_range: tuple[float, float] | None) -> Tensor:
+    """``tanh`` rescaled to (low, high); the output itself when the data are unbounded."""
+    if value_range is None:
+        return output
+    low, high = value_range
+    squashed = torch.tanh(output)
+    if (low, high) == (-1.0, 1.0):
+        return squashed
+    return 0.5 * (low + high) + 0.5 * (high - low) * squashed
+
+
+def spectrally_normalised(layer: nn.Module, active: bool = True) -> nn.Module:
+    """``layer`` with its weight divided by an estimate of its largest singular value, or as it is unless ``active``.
+
+    The estimate takes one power iteration at each evaluation in training mode and none in eval mode. A convolution's
+    weight is normalised as the (out, in * k * k) matrix, as in the paper, which bounds the operator up to a factor.
+
+    References:
+        Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
+        https://arxiv.org/abs/1802.05957
+    """
+    return parametrizations.spectral_norm(layer) if active else layer
+
+
+class Readout(nn.Module):
+    """A linear functional without bias, ``w . features``; (B, F) -> (B,).
+
+    It leaves autocast, so that energies are summed in the precision of the weights (float32) in a bfloat16 run as well:
+    samplers compare energies, and bfloat16 keeps only eight bits of them.
+    """
+
+    def __init__(self, features: int, *, spectral_norm: bool = False) -> None:
+        super().__init__()
+        self.linear = spectrally_normalised(nn.Linear(features, 1, bias=False), spectral_norm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        device = features.device.type
+        if not torch.is_autocast_enabled(device):
+            return self.linear(features).squeeze(1)
+        with torch.autocast(device, enabled=False):
+            return self.linear(features.float()).squeeze(1)

@@ -1,0 +1,84 @@
+"""A convolutional energy for images of any size and number of channels.
+
+References:
+    Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
+    https://arxiv.org/abs/1802.05957 (Table 3: the discriminator that this one follows)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.layers import Activation, Readout, activation_layer, check_image, spectrally_normalised
+
+LARGEST_SIDE = 4
+"""Halving goes on until neither side of the feature map is longer than this."""
+
+WIDEST = 8
+"""Feature maps have at most this many times ``width`` channels (512 for 64, as in the paper)."""
+
+
+class ConvEnergy(Energy):
+    """A 3x3 convolution, then strided ones until the map is at most 4 x 4, then a linear functional without bias.
+
+    (B, channels, height, width) -> (B,). Channels double with each halving, up to ``8 * width``. No norm that couples
+    the rows of a batch, so an energy of one chain never depends on the others. A side of even length is halved by a 4-tap
+    kernel, which covers every pixel equally often; an odd one by a 3-tap kernel; one of length 1 or 2 is left as it is.
+
+    Args:
+        width: channels of the first convolution.
+        activation: SiLU by default, smooth, so that samplers see a smooth gradient; ``leaky-relu`` is DCGAN's.
+        spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
+        data_scale: rough size of the pixel values, by which they are divided.
+        data_shape: (channels, height, width).
+
+    Raises:
+        DataError: the data are no images.
+    """
+
+    def __init__(
+        self,
+        width: Annotated[int, Range(1, None)] = 64,
+        activation: Activation = "silu",
+        spectral_norm: bool = False,
+        data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        super().__init__()
+        channels, *sides = check_image("the conv energy", data_shape)
+        self.data_scale = float(data_scale)
+        first = nn.Conv2d(channels, width, (_taps(sides[0]), _taps(sides[1])), padding="same")
+        layers: list[nn.Module] = [spectrally_normalised(first, spectral_norm), activation_layer(activation)]
+        size = width
+        while max(sides) > LARGEST_SIDE:
+            wider = min(2 * size, WIDEST * width)
+            halving = [_halving(side) for side in sides]
+            kernel, stride, padding = zip(*halving, strict=True)
+            conv = nn.Conv2d(size, wider, kernel, stride, padding)
+            layers += [spectrally_normalised(conv, spectral_norm), activation_layer(activation)]
+            sides = [(n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(sides, halving, strict=True)]
+            size = wider
+        self.layers = nn.Sequential(*layers)
+        self.readout = Readout(size * sides[0] * sides[1], spectral_norm=spectral_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.data_scale != 1.0:
+            x = x / self.data_scale
+        energy: Tensor = self.readout(self.layers(x).flatten(1))
+        return energy
+
+
+def _taps(side: int) -> int:
+    return 1 if side == 1 else 3
+
+
+def _halving(side: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) along a side of that length."""
+    if side <= 2:
+        return _taps(side), 1, _taps(side) // 2
+    return (4, 2, 1) if side % 2 == 0 else (3, 2, 1)

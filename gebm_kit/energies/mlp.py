@@ -1,0 +1,55 @@
+"""A fully connected energy, for points and small images."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.layers import Activation, Readout, activation_layer, check_sizes, spectrally_normalised
+
+
+class MlpEnergy(Energy):
+    """``E(x) = w . a(W_k ... a(W_1 x / s + b_1) ...)``, without output bias; (B, *D) -> (B,).
+
+    Args:
+        hidden: widths of the hidden layers; empty for a linear energy.
+        activation: SiLU by default, smooth, so that samplers see a smooth gradient.
+        spectral_norm: divide each weight by its largest singular value. E is then Lipschitz with a constant of about
+            ``1 / data_scale`` (SiLU's own slope reaches 1.1), so a ``data_scale`` below the data's makes it steeper.
+        data_scale: s, the rough size of the data's coordinates, by which they are divided.
+        data_shape: ``*D``.
+
+    Raises:
+        RecipeError: a width below 1.
+    """
+
+    def __init__(
+        self,
+        hidden: list[int] = [256, 256],  # noqa: B006  (read only)
+        activation: Activation = "silu",
+        spectral_norm: bool = False,
+        data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        super().__init__()
+        check_sizes("hidden", hidden)
+        self.data_scale = float(data_scale)
+        layers: list[nn.Module] = []
+        size = math.prod(data_shape)
+        for width in hidden:
+            layers += [spectrally_normalised(nn.Linear(size, width), spectral_norm), activation_layer(activation)]
+            size = width
+        self.layers = nn.Sequential(*layers)
+        self.readout = Readout(size, spectral_norm=spectral_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.data_scale != 1.0:
+            x = x / self.data_scale
+        energy: Tensor = self.readout(self.layers(x))
+        return energy

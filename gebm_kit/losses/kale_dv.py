@@ -1,0 +1,85 @@
+"""KALE in its Donsker-Varadhan form, plain or with a moving average of the partition.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    Mutual Information Neural Estimation. M. I. Belghazi et al., ICML 2018. https://arxiv.org/abs/1801.04062
+    (Section 3.2, the correction of the gradient's bias by a moving average)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core import reduce
+from gebm_kit.core.components import Range
+from gebm_kit.core.interfaces import Batch, Loss, LossTerms
+from gebm_kit.core.model import GEBM
+from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, kale_base_loss, unknown
+
+
+class KaleDV(Loss):
+    """Energy loss ``E_P[E] + log E_B[exp(-E)]``; minus its minimum over E is KALE(P||B) <= KL(P||B).
+
+    The log of a mini-batch mean is biased, and so is its gradient, ``-sum_i softmax(-E)_i grad E_i``. With a moving
+    average m of ``E_B[exp(-E)]`` the gradient is that of ``E_B[exp(-E)] / m`` instead, m not differentiated, whose bias
+    vanishes as the average grows longer (MINE); the loss's value stays the mini-batch's. m includes the current batch
+    and starts from its first term. It is kept as a logarithm, ``A <- logaddexp(log d + A, log(1 - d) + log mean exp(-E))``.
+
+    Args:
+        moving_average: d, how much of m is kept from one step to the next, 0 <= d < 1; 0: plain Donsker-Varadhan.
+
+    Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A with this batch in it), ``energy_data``,
+    ``energy_base``, ``weight_ess``.
+    """
+
+    log_partition: Tensor
+
+    def __init__(self, moving_average: Annotated[float, Range(0, 1, high_open=True)] = 0.0) -> None:
+        super().__init__()
+        self.moving_average = float(moving_average)
+        self.register_buffer("log_partition", unknown())
+
+    def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+        energies = batch_energies(model, batch)
+        log_weights = -energies.base
+        log_mean_weight = reduce.log_mean_exp(log_weights)
+        updated = self._updated(log_mean_weight.detach())
+        ratio = log_mean_weight
+        if self.moving_average > 0:
+            # The gradient of mean / m at the value of log mean; the exponent is at most -log(1 - d).
+            corrected = torch.exp(log_mean_weight - updated)
+            ratio = log_mean_weight.detach() + (corrected - corrected.detach())
+        loss = reduce.mean(energies.data) + ratio
+        metrics = {
+            "kale": -loss.detach(),
+            "log_partition": updated,
+            **energy_metrics(energies, log_weights, log_mean_weight),
+        }
+        return LossTerms(loss, metrics)
+
+    def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+        return LossTerms(kale_base_loss(model, batch))
+
+    def log_partition_estimate(self) -> Tensor:
+        return self.log_partition
+
+    @torch.no_grad()
+    def initialise(self, energy_base: Tensor) -> None:
+        self.log_partition.copy_(reduce.log_mean_exp(-energy_base))
+
+    @torch.no_grad()
+    def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
+        self.log_partition.copy_(metrics["log_partition"])
+
+    def _updated(self, log_mean_weight: Tensor) -> Tensor:
+        """The moving average with this batch in it; the batch alone at the first step."""
+        if self.moving_average == 0:
+            return log_mean_weight
+        kept = self.log_partition + math.log(self.moving_average)
+        average = torch.logaddexp(kept, log_mean_weight + math.log1p(-self.moving_average))
+        return torch.where(torch.isnan(self.log_partition), log_mean_weight, average)

@@ -1,0 +1,57 @@
+"""The logistic density-ratio loss: the critic of a GAN, read as an energy.
+
+References:
+    Generative Adversarial Nets. I. Goodfellow et al., NeurIPS 2014. https://arxiv.org/abs/1406.2661
+    (Section 3 for the non-saturating loss of the generator)
+    Your GAN is Secretly an Energy-based Model. T. Che et al., NeurIPS 2020. https://arxiv.org/abs/2003.06060
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from gebm_kit.core import reduce
+from gebm_kit.core.interfaces import Batch, Loss, LossTerms
+from gebm_kit.core.model import GEBM
+from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, exp_linear
+
+
+class Logistic(Loss):
+    """Energy loss ``E_P[softplus(E + A)] + E_B[softplus(-(E + A))]``, base loss ``E_B[softplus(E + A)]``.
+
+    At the optimum ``-(E + A) = log dP/dB``, as for KALE, and each term is bounded below and at most linear in E: the
+    stable fallback when KALE's weights collapse. A is a parameter, stepped by the energy's optimiser, and starts at
+    ``log E_B[exp(-E)]``. The base loss is the non-saturating one, A not differentiated.
+
+    Metrics of the energy step: ``kale`` (the Fenchel value ``1 - E_P[E] - A - E_B[exp(-(E + A))]`` at these E and A),
+    ``log_partition`` (A), ``energy_data``, ``energy_base``, ``weight_ess``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_partition = nn.Parameter(torch.zeros(()))
+
+    def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+        energies = batch_energies(model, batch)
+        on_data, on_base = energies.data + self.log_partition, energies.base + self.log_partition
+        loss = reduce.mean(softplus(on_data)) + reduce.mean(softplus(-on_base))
+        with torch.no_grad():
+            log_mean_weight = reduce.log_mean_exp(-on_base)
+            metrics = {
+                "log_partition": self.log_partition.detach().clone(),
+                **energy_metrics(energies, -on_base, log_mean_weight),
+            }
+            metrics["kale"] = 1.0 - metrics["energy_data"] - metrics["log_partition"] - exp_linear(log_mean_weight)
+        return LossTerms(loss, metrics)
+
+    def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+        return LossTerms(reduce.mean(softplus(model.energy(batch.x_base) + self.log_partition.detach())))
+
+    def log_partition_estimate(self) -> Tensor:
+        return self.log_partition.detach()
+
+    @torch.no_grad()
+    def initialise(self, energy_base: Tensor) -> None:
+        self.log_partition.copy_(reduce.log_mean_exp(-energy_base))

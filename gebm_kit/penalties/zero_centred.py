@@ -1,0 +1,59 @@
+"""R1 and R2: squared gradient norms of the energy on data and on base draws.
+
+References:
+    Which Training Methods for GANs do actually Converge? L. Mescheder, A. Geiger, S. Nowozin, ICML 2018.
+    https://arxiv.org/abs/1801.04406
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core import reduce
+from gebm_kit.core.components import Range
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Batch, Energy, Penalty
+from gebm_kit.penalties.gradient import squared_gradient_norm
+
+
+class R1(Penalty):
+    """``(weight / 2) E_P[|grad E|^2]``, the gradient penalty on data; weight is the paper's gamma.
+
+    Args:
+        weight: gamma; the paper uses 10 for images in [-1, 1] and a logistic loss.
+        every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
+    """
+
+    def __init__(
+        self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
+    ) -> None:
+        super().__init__()
+        self.weight = float(weight)
+        self.every = every
+
+    def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
+        if batch.x is None:
+            raise UsageError("the r1 penalty needs data, and the batch has none")
+        return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x))
+
+
+class R2(Penalty):
+    """``(weight / 2) E_B[|grad E|^2]``, the gradient penalty on base draws; weight is the paper's gamma.
+
+    Args:
+        weight: gamma.
+        every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
+    """
+
+    def __init__(
+        self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
+    ) -> None:
+        super().__init__()
+        self.weight = float(weight)
+        self.every = every
+
+    def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
+        return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x_base))
