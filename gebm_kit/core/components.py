@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from gebm_kit.core.errors import PluginError, RecipeError, nearest
+from gebm_kit.core.errors import PluginError, RecipeError, UsageError, nearest
 
 KINDS = ("base", "energy", "loss", "penalty", "sampler", "dataset", "features", "metric", "logger")
 
@@ -27,7 +27,7 @@ INJECTED = {
     "latent_dim": "size Z of the base's latent space: int",
     "num_classes": "number of classes of a labelled dataset, else None",
     "device": "torch.device that the run computes on",
-    "directory": "directory of the recipe file, against which relative paths are read: pathlib.Path",
+    "directory": "directory that relative paths are read against, where the command was started: pathlib.Path",
     "run_directory": "directory of the run, for loggers: pathlib.Path",
 }
 """Every value that the kit injects into a constructor that asks for it (see `Injected`), with its meaning."""
@@ -187,6 +187,22 @@ def parameters(target: type) -> dict[str, Parameter]:
         interval = next((m for m in marks if isinstance(m, Range)), None)
         schema[name] = Parameter(name, annotation, parameter.default, interval, injected)
     return schema
+
+
+def check_arguments(component: object, **values: Any) -> None:
+    """Hold constructor arguments against the ranges that the constructor's annotations declare.
+
+    Recipes are checked before anything is built; a constructor calls this for components built by hand.
+
+    Raises:
+        UsageError: a value is no finite number or lies outside its range.
+    """
+    schema = parameters(type(component))
+    for name, value in values.items():
+        allowed = schema[name].range
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if allowed is not None and not (is_number and value in allowed):
+            raise UsageError(f"{type(component).__name__}: {name} must be a number {allowed}, got {value!r}")
 
 
 class Registry:

@@ -1,0 +1,90 @@
+"""Built objects from a checked recipe, through registry records and never by import."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, ComponentNode, Recipe
+from gebm_kit.core.components import parameters
+from gebm_kit.core.errors import DataError, RecipeError
+from gebm_kit.core.plugins import installed
+
+
+def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = None) -> Any:
+    """Construct the component that ``node`` names, with what it asks to be injected.
+
+    Raises:
+        RecipeError: the constructor refuses a combination of values, or asks for an injected value that is not known here.
+        PluginError: its class can't be imported.
+    """
+    target = installed().registry.get(kind, node.name).load()
+    injected = injected or {}
+    arguments = dict(node.parameters)
+    for parameter in parameters(target).values():
+        if not parameter.injected:
+            continue
+        if parameter.name in injected:
+            arguments[parameter.name] = injected[parameter.name]
+        elif parameter.default is inspect.Parameter.empty:
+            raise RecipeError(f"{kind} {node.name!r} needs {parameter.name}, which is not known here")
+    try:
+        return target(**arguments)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{kind} {node.name!r} can't be built: {error}") from error
+
+
+def build_dataset(recipe: Recipe) -> Any:
+    """The recipe's dataset.
+
+    Raises:
+        DataError: its files are missing or malformed.
+    """
+    dataset = build("dataset", recipe.data, {"directory": recipe.directory})
+    for name in ("train", "valid", "test"):
+        if len(dataset.split(name)) == 0:
+            raise DataError(f"dataset {recipe.data.name!r} has an empty {name} part")
+    return dataset
+
+
+def data_facts(recipe: Recipe, dataset: Any) -> dict[str, Any]:
+    """What components that see data may ask to be injected."""
+    return {
+        "data_shape": tuple(dataset.data_shape),
+        "value_range": dataset.value_range,
+        "num_classes": getattr(dataset, "num_classes", None),
+        "latent_dim": recipe.base.parameters.get("latent_dim"),
+        "directory": recipe.directory,
+    }
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data with every default written out; loading it again gives the same recipe."""
+    tree: dict[str, Any] = {"schema": SCHEMA_VERSION, "requires": list(recipe.requires)}
+    for name in COMPONENT_SECTIONS:
+        if name != "sampler":
+            tree[name] = _plain(getattr(recipe, name))
+    for name in ("train", "optim", "ema", "sampler", "sample", "eval"):
+        tree[name] = _plain(getattr(recipe, name))
+    tree |= {"device": recipe.device, "precision": recipe.precision}
+    return tree
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """`resolved` as YAML text."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ComponentNode):
+        return {k: _plain(v) for k, v in value.as_dict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

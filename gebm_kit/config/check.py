@@ -1,0 +1,294 @@
+"""Everything about a recipe is checked here, before anything is built; all problems are reported at once.
+
+The same rules serve the fixed sections (dataclasses of schema.py) and component nodes (constructors): a value conforms to
+an annotation, a number lies in its range, a key exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from gebm_kit.config.load import Key, Tree, dotted
+from gebm_kit.config.schema import (
+    COMPONENT_SECTIONS,
+    REQUIRED_SECTIONS,
+    SCHEMA_VERSION,
+    SECTIONS,
+    TOP_LEVEL,
+    ComponentNode,
+    Recipe,
+)
+from gebm_kit.core.components import Range, Registry, describe_type, parameters
+from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest
+from gebm_kit.core.plugins import installed
+
+PRECISIONS = ("float32", "float64", "bfloat16")
+_DEVICE = re.compile(r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+
+def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> Recipe:
+    """Turn a tree into a Recipe, with every default filled in.
+
+    Raises:
+        RecipeError: all problems, one a line: place, key, what was seen, what is allowed.
+        PluginError: the same, when every problem is a missing or broken plugin.
+    """
+    checker = _Checker(tree, registry or installed().registry)
+    recipe = checker.recipe(directory)
+    problems = [*tree.problems, *checker.problems]
+    if recipe is None or problems or checker.plugin_problems:
+        name = tree.path or tree.name
+        everything = [*problems, *checker.plugin_problems]
+        count = "a problem" if len(everything) == 1 else f"{len(everything)} problems"
+        if problems:
+            raise RecipeError(f"{name} has {count}:", problems=everything)
+        raise PluginError(
+            "\n".join([f"{name} has {count}:", *(f"  {p}" for p in everything)]), hint=checker.plugin_hint
+        )
+    return recipe
+
+
+def conform(value: Any, annotation: Any, interval: Range | None = None) -> Any:
+    """``value`` as the type that ``annotation`` asks for.
+
+    Integers stand for floats; nothing else is converted. Lists become tuples where the annotation says so.
+
+    Raises:
+        ValueError: it is not of that type, or outside its range; the message says what is allowed.
+    """
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation, *marks = typing.get_args(annotation)
+        interval = next((m for m in marks if isinstance(m, Range)), interval)
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _conform_union(value, args, interval)
+    if origin is Literal:
+        if value in args and type(value) in {type(a) for a in args}:
+            return value
+        raise ValueError(f"{value!r} is not allowed; {nearest(str(value), [str(a) for a in args])}")
+    if origin in (list, tuple) or annotation in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{value!r} is not a list; write [a, b]")
+        inner = args[0] if args else Any
+        items = [conform(item, inner, interval) for item in value]
+        return tuple(items) if tuple in (origin, annotation) else items
+    return _conform_scalar(value, annotation, interval)
+
+
+def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None) -> Any:
+    if value is None and type(None) in options:
+        return None
+    failures = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return conform(value, option, interval)
+        except ValueError as error:
+            failures.append(str(error))
+    # one real option: its own message says more than a list of types
+    raise ValueError(failures[0] if len(failures) == 1 else f"{value!r} is none of {describe_type_union(options)}")
+
+
+def describe_type_union(options: tuple[Any, ...]) -> str:
+    """``int, list of int or null``."""
+    names = [describe_type(o) for o in options]
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _conform_scalar(value: Any, annotation: Any, interval: Range | None) -> Any:
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if annotation is Path and isinstance(value, str):
+        return Path(value)
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    if annotation not in names:
+        if isinstance(annotation, type) and isinstance(value, annotation):
+            return value
+        raise ValueError(f"{value!r} is not a {describe_type(annotation)}")
+    if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
+        hint = f"; write {int(value)}" if annotation is int and isinstance(value, float) and value.is_integer() else ""
+        raise ValueError(f"{value!r} is not {names[annotation]}{hint}")
+    if annotation is float and not math.isfinite(value):
+        raise ValueError(f"{value!r} is not finite")
+    if interval is not None and isinstance(value, int | float) and value not in interval:
+        raise ValueError(f"{value!r} is out of range; allowed: {interval}")
+    return value
+
+
+class _Checker:
+    def __init__(self, tree: Tree, registry: Registry) -> None:
+        self.tree = tree
+        self.registry = registry
+        self.problems: list[str] = []
+        self.plugin_problems: list[str] = []
+        self.plugin_hint = ""
+
+    def report(self, key: Key, message: str) -> None:
+        self.problems.append(f"{self.tree.place(key)}: {dotted(key)}: {message}")
+
+    def recipe(self, directory: Path) -> Recipe | None:
+        values = self.tree.values
+        for name in values:
+            if name not in TOP_LEVEL:
+                self.report((name,), f"unknown section; {nearest(name, TOP_LEVEL)}")
+        for name in REQUIRED_SECTIONS:
+            if name not in values:
+                self.problems.append(f"{self.tree.place(())}: {name}: this section is required")
+        if "schema" in values and values["schema"] != SCHEMA_VERSION:
+            self.report(("schema",), f"{values['schema']!r} is not known to this version; allowed: {SCHEMA_VERSION}")
+        requires = self._requires(values.get("requires"))
+        nodes: dict[str, Any] = {
+            name: self.node((name,), values.get(name, {"name": "hmc"} if name == "sampler" else None), kind)
+            for name, kind in COMPONENT_SECTIONS.items()
+            if name in values or name == "sampler"
+        }
+        sections: dict[str, Any] = {
+            name: self.section((name,), values.get(name), kind) for name, kind in SECTIONS.items()
+        }
+        device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N, mps")
+        precision = self._choice("precision", "float32", lambda v: v in PRECISIONS, ", ".join(PRECISIONS))
+        self._cross_check(sections.get("train"))
+        if any(n is None for n in (*nodes.values(), *sections.values())) or len(nodes) < len(COMPONENT_SECTIONS):
+            return None
+        tree = self.tree
+        return Recipe(
+            name=tree.name,
+            path=tree.path,
+            directory=directory,
+            text=tree.text,
+            overrides=tree.overrides,
+            requires=requires,
+            device=device,
+            precision=precision,
+            **nodes,
+            **sections,
+        )
+
+    def _choice(self, name: str, default: str, allowed: Any, described: str) -> str:
+        value = self.tree.values.get(name, default)
+        if not isinstance(value, str) or not allowed(value):
+            self.report((name,), f"{value!r} is not allowed; allowed: {described}")
+            return default
+        return value
+
+    def _requires(self, value: Any) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            self.report(("requires",), f"{value!r} is not a list of requirements such as [gebm-kit-flows>=0.1]")
+            return ()
+        for index, text in enumerate(value):
+            key: Key = ("requires", index)
+            try:
+                wanted = Requirement(text)
+                found = importlib.metadata.version(wanted.name)
+            except InvalidRequirement as error:
+                self.report(key, f"{text!r} is not a requirement: {str(error).splitlines()[0]}")
+                continue
+            except importlib.metadata.PackageNotFoundError:
+                self.plugin_problems.append(
+                    f"{self.tree.place(key)}: {dotted(key)}: the plugin {text!r} is not installed"
+                )
+                self.plugin_hint = f"Install it with `pip install '{text}'`."
+                continue
+            if not wanted.specifier.contains(found, prereleases=True):
+                self.plugin_problems.append(
+                    f"{self.tree.place(key)}: {dotted(key)}: {text!r} is needed, {found} is installed"
+                )
+                self.plugin_hint = f"Upgrade it with `pip install '{text}'`."
+            elif wanted.name in self.registry.missing_notes:
+                self.plugin_problems.append(
+                    f"{self.tree.place(key)}: {dotted(key)}: {self.registry.missing_notes[wanted.name]}"
+                )
+        return tuple(value)
+
+    def node(self, key: Key, value: Any, kind: str) -> ComponentNode | None:
+        """Check a component node; None when something is wrong with it."""
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            names = [self.registry.short_name(r) for r in self.registry.of_kind(kind)]
+            self.report(key, f"needs a component: {{name: NAME}}; names: {', '.join(names)}")
+            return None
+        try:
+            record = self.registry.get(kind, value["name"])
+            schema = parameters(record.load())
+        except GebmKitError as error:
+            place = f"{self.tree.place((*key, 'name'))}: {dotted(key)}: {error}"
+            (self.plugin_problems if isinstance(error, PluginError) else self.problems).append(place)
+            if isinstance(error, PluginError):
+                self.plugin_hint = error.hint
+            return None
+        before = len(self.problems)
+        allowed = [p.name for p in schema.values() if not p.injected]
+        chosen: dict[str, Any] = {}
+        for name, item in value.items():
+            if name == "name":
+                continue
+            if name not in allowed:
+                self.report((*key, name), f"{kind} {value['name']!r} has no such parameter; {nearest(name, allowed)}")
+                continue
+            try:
+                chosen[name] = conform(item, schema[name].annotation, schema[name].range)
+            except ValueError as error:
+                self.report((*key, name), str(error))
+        for parameter in schema.values():
+            if parameter.required and parameter.name not in value:
+                self.report(key, f"{kind} {value['name']!r} needs {parameter.name} ({parameter.type_name})")
+            elif parameter.name not in value and not parameter.injected:
+                chosen[parameter.name] = parameter.default
+        return None if len(self.problems) > before else ComponentNode(value["name"], chosen)
+
+    def section(self, key: Key, value: Any, kind: type) -> Any:
+        """Check a fixed section against its dataclass; None when something is wrong with it."""
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            self.report(key, f"{value!r} is not a mapping of keys to values")
+            return None
+        before = len(self.problems)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        chosen: dict[str, Any] = {}
+        for name, item in value.items():
+            if name not in hints:
+                self.report((*key, name), f"unknown key; {nearest(name, hints)}")
+                continue
+            chosen[name] = self._field((*key, name), item, hints[name])
+        return None if len(self.problems) > before else kind(**chosen)
+
+    def _field(self, key: Key, item: Any, annotation: Any) -> Any:
+        if key in (("eval", "metrics"), ("train", "penalty"), ("train", "final_penalty")):
+            if item is None:
+                return () if key[0] == "eval" else None
+            items = item if isinstance(item, list) else [item]
+            kind = "metric" if key[0] == "eval" else "penalty"
+            return tuple(self.node((*key, i), part, kind) for i, part in enumerate(items))
+        if dataclasses.is_dataclass(annotation):
+            return self.section(key, item, typing.cast(type, annotation))
+        try:
+            return conform(item, annotation)
+        except ValueError as error:
+            self.report(key, str(error))
+            return None
+
+    def _cross_check(self, train: Any) -> None:
+        if train is None:
+            return
+        if train.final_energy_steps > train.steps:
+            self.report(
+                ("train", "final_energy_steps"),
+                f"{train.final_energy_steps} is more than train.steps, {train.steps}, of which it is a part",
+            )
+        if train.final_energy_steps and train.part == "base":
+            self.report(("train", "final_energy_steps"), "has no meaning with train.part=base; allowed: 0")

@@ -1,0 +1,304 @@
+"""From a file and override words to one plain tree of values, each with the place it was written.
+
+YAML is read with PyYAML's safe loader under OmegaConf's rules for numbers; OmegaConf merges overrides and resolves plain
+interpolation (``${train.seed}``). Every resolver (``${oc.env:HOME}``) is refused before anything is resolved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import gebm_kit
+from gebm_kit.config.schema import COMPONENT_SECTIONS, Recipe
+from gebm_kit.core.errors import RecipeError, UsageError, nearest
+
+MAX_BYTES = 1_000_000
+_PLAIN_INTERPOLATION = re.compile(r"\$\{[A-Za-z0-9_.\[\]-]+\}")
+
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a float, as OmegaConf does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |[-+]?\.[0-9_]+(?:[eE][-+]?[0-9]+)?
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+        re.VERBOSE,
+    ),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class Tree:
+    """Raw values of a recipe after overrides and interpolation.
+
+    Attributes:
+        values: nested dicts, lists and scalars.
+        places: ``file:line`` or ``override 'word'`` for every key path.
+        problems: what was already found wrong while reading.
+    """
+
+    name: str
+    path: Path | None
+    text: str
+    values: dict[str, Any]
+    places: dict[Key, str]
+    overrides: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+    def place(self, key: Key) -> str:
+        """Where ``key``, or the nearest thing around it, was written."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, str(self.path or self.name))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Short names of the recipes that come with the kit, and their files."""
+    package = Path(gebm_kit.__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
+    return {}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file that ``source`` names: a path, or the short name of a shipped recipe.
+
+    Raises:
+        UsageError: there is no such file and no such recipe.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, not a recipe file")
+    shipped = shipped_recipes()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    raise UsageError(
+        f"there is no recipe {str(source)!r}: no file of that path, and no shipped recipe of that name; "
+        f"{nearest(path.stem, shipped)}",
+        hint="`gebm-kit recipes ls` lists the shipped ones.",
+    )
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, directory: Path | None = None) -> Recipe:
+    """Read, override, resolve and check a recipe.
+
+    Args:
+        source: path, or short name of a shipped recipe.
+        overrides: words ``key=value``.
+        directory: where relative paths start; the current directory when None.
+
+    Raises:
+        UsageError: the file can't be found or read.
+        RecipeError: it has problems; all of them are in the message.
+        PluginError: it needs a plugin that is missing or broken.
+    """
+    from gebm_kit.config.check import check
+
+    return check(read_tree(source, overrides), directory=directory or Path.cwd())
+
+
+def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Tree:
+    """Read a recipe file and apply overrides and interpolation, without checking what the values mean."""
+    path = find_recipe(source)
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not a text file: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{path} has {len(raw):,} bytes; a recipe has at most {MAX_BYTES:,}")
+    return parse(text, name=path.stem, path=path, overrides=overrides)
+
+
+def parse(text: str, *, name: str, path: Path | None = None, overrides: Sequence[str] = ()) -> Tree:
+    """`read_tree` for text in memory."""
+    label = str(path) if path else name
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{label}:{mark.line + 1}" if mark else label
+        detail = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{where}: not valid YAML: {detail}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{label}: a recipe is a mapping of sections (data, base, energy, loss, ...), this is not one"
+        )
+    tree = Tree(name, path, text, values, {}, tuple(overrides))
+    assert node is not None
+    for key, place_node in _walk(node, ()):
+        where = f"{label}:{place_node.start_mark.line + 1}"
+        if key in tree.places and key:
+            tree.problems.append(f"{where}: {dotted(key)}: written twice, first at {tree.places[key]}")
+        tree.places[key] = where
+    tree.places[()] = label
+    _expand_names(tree.values)
+    config = OmegaConf.create(_escaped_keys(tree))
+    for word in overrides:
+        config = _override(config, word, tree)
+    _resolve(config, tree)
+    return tree
+
+
+def dotted(key: Key) -> str:
+    """``('eval', 'metrics', 0)`` as ``eval.metrics[0]``."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
+
+
+def _parts(name: str) -> Key:
+    """``eval.metrics[0].name`` as ``('eval', 'metrics', 0, 'name')``."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", name) if part)
+
+
+def _walk(node: yaml.Node, key: Key) -> Iterator[tuple[Key, yaml.Node]]:
+    yield key, node
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            inner = list(_walk(value_node, (*key, str(key_node.value))))
+            yield inner[0][0], key_node
+            yield from inner[1:]
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _walk(item, (*key, index))
+
+
+def _expand_names(values: dict[str, Any]) -> None:
+    """``sampler: hmc`` is short for ``sampler: {name: hmc}``, likewise in lists of metrics and penalties."""
+    for section in COMPONENT_SECTIONS:
+        if isinstance(values.get(section), str) and "${" not in values[section]:
+            values[section] = {"name": values[section]}
+    for section, key in (("eval", "metrics"), ("train", "penalty"), ("train", "final_penalty")):
+        block = values.get(section)
+        if not isinstance(block, dict) or key not in block:
+            continue
+        if isinstance(block[key], str) and "${" not in block[key]:
+            block[key] = {"name": block[key]}
+        if isinstance(block[key], list):
+            block[key] = [{"name": item} if isinstance(item, str) else item for item in block[key]]
+
+
+def _escaped_keys(tree: Tree) -> dict[str, Any]:
+    """The values, with non-text keys reported and dropped (OmegaConf would keep numbers as keys)."""
+
+    def clean(value: Any, key: Key) -> Any:
+        if isinstance(value, dict):
+            kept = {}
+            for name, item in value.items():
+                if isinstance(name, str) and "${" not in name and "." not in name:
+                    kept[name] = clean(item, (*key, name))
+                else:
+                    tree.problems.append(
+                        f"{tree.place(key)}: {dotted(key)}: {name!r} can't be a key; keys are plain words"
+                    )
+            return kept
+        if isinstance(value, list):
+            return [clean(item, (*key, index)) for index, item in enumerate(value)]
+        if value is None or isinstance(value, str | bool | int | float):
+            return value
+        tree.problems.append(
+            f"{tree.place(key)}: {dotted(key)}: {value!r} is a {type(value).__name__}; put it in quotes"
+        )
+        return None
+
+    cleaned = clean(tree.values, ())
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _override(config: DictConfig, word: str, tree: Tree) -> DictConfig:
+    place = f"override {word!r}"
+    name, equals, text = word.partition("=")
+    parts = _parts(name.strip())
+    if not equals or not parts:
+        tree.problems.append(f"{place}: an override reads key=value, for example train.steps=500")
+        return config
+    try:
+        value = yaml.load(text, Loader=_Loader) if text.strip() else None
+    except yaml.YAMLError as error:
+        tree.problems.append(f"{place}: the value is not valid YAML: {getattr(error, 'problem', error)}")
+        return config
+    holder: dict[str, Any] = {}
+    if len(parts) == 1:
+        holder = {str(parts[0]): value}
+    elif len(parts) == 2:
+        holder = {str(parts[0]): {str(parts[1]): value}}
+    _expand_names(holder)
+    if len(parts) == 1:
+        value = holder[str(parts[0])]
+    elif len(parts) == 2:
+        value = holder[str(parts[0])][str(parts[1])]
+    try:
+        OmegaConf.update(config, ".".join(str(p) for p in parts), value, merge=False, force_add=True)
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError, IndexError) as error:
+        tree.problems.append(f"{place}: can't be set: {str(error).splitlines()[0]}")
+        return config
+    for key in [k for k in tree.places if k[: len(parts)] == parts]:
+        del tree.places[key]
+    tree.places[parts] = place
+    return config
+
+
+def _resolve(config: DictConfig, tree: Tree) -> None:
+    """Refuse resolvers, then resolve plain interpolation into ``tree.values``."""
+    refused = False
+    raw = OmegaConf.to_container(config, resolve=False)
+    for key, text in _strings(raw, ()):
+        if "${" in _PLAIN_INTERPOLATION.sub("", text):
+            refused = True
+            tree.problems.append(
+                f"{tree.place(key)}: {dotted(key)}: {text!r} is refused: "
+                "recipes allow plain interpolation such as ${train.seed} and no resolver"
+            )
+    assert isinstance(raw, dict)
+    tree.values = {str(k): v for k, v in raw.items()}
+    if refused:
+        return
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        name = str(getattr(error, "full_key", None) or "")
+        tree.problems.append(f"{tree.place(_parts(name))}: {name}: {str(error).splitlines()[0]}")
+        return
+    assert isinstance(resolved, dict)
+    tree.values = {str(k): v for k, v in resolved.items()}
+    _expand_names(tree.values)
+
+
+def _strings(value: Any, key: Key) -> Iterator[tuple[Key, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _strings(item, (*key, str(name)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings(item, (*key, index))

@@ -1,0 +1,200 @@
+"""The sections of a recipe as dataclasses: their keys, types, ranges and defaults. Free of torch.
+
+`Annotated` carries the range of a number; `check.py` reads it for these sections and for component constructors alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from gebm_kit.core.components import Range
+
+SCHEMA_VERSION = 1
+
+Count = Annotated[int, Range(0, None)]
+Positive = Annotated[int, Range(1, None)]
+Rate = Annotated[float, Range(0, None)]
+Fraction = Annotated[float, Range(0, 1, high_open=True)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentNode:
+    """A component chosen by name, with its own parameters."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **self.parameters}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSection:
+    """How the two parts are trained. One step is one cycle: ``energy_steps`` energy updates, then one base update.
+
+    Attributes:
+        steps: cycles in all.
+        part: train both parts, the energy alone (frozen base), or the base alone (by its own pretraining loss where it
+            has one, otherwise by the loss's base objective against the frozen energy).
+        init_from: a run whose weights training starts from; null: fresh weights.
+        energy_steps: energy updates in a cycle.
+        start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
+            that the base's first gradients come from an energy that has learned something.
+        final_energy_steps: the last that many cycles train the energy alone, against the EMA base that sampling uses;
+            A is re-estimated there.
+        final_lr_scale: factor on the energy's learning rate in that last phase.
+        final_penalty: penalties of that last phase when they differ (null: the same).
+        batch_size: data points and base draws in an update.
+        seed: of weights, data order and latent codes.
+        penalty: one penalty, a list of them, or null.
+        clip_grad_norm: largest gradient norm of an update; null: no clipping.
+        log_every, eval_every, checkpoint_every: cycles between log lines, evaluations with pictures (0: only at the end)
+            and checkpoints.
+        keep_checkpoints: how many of the last checkpoints stay.
+    """
+
+    steps: Positive = 3000
+    part: Literal["both", "energy", "base"] = "both"
+    init_from: str | None = None
+    energy_steps: Positive = 5
+    start_steps: Count = 10
+    start_energy_steps: Positive = 25
+    final_energy_steps: Count = 0
+    final_lr_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0
+    final_penalty: Any = None
+    batch_size: Annotated[int, Range(2, None)] = 128
+    seed: Seed = 0
+    penalty: Any = None
+    clip_grad_norm: Annotated[float, Range(0, None, low_open=True)] | None = None
+    log_every: Positive = 50
+    eval_every: Count = 0
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSection:
+    """One optimiser.
+
+    Attributes:
+        name: adam, adamw or sgd.
+        lr: learning rate.
+        beta1, beta2: Adam's decay rates (sgd: beta1 is the momentum).
+        weight_decay: decoupled for adamw, L2 otherwise.
+        schedule: constant, or cosine from lr to 0 over the run.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Rate = 2e-4
+    beta1: Fraction = 0.5
+    beta2: Fraction = 0.999
+    weight_decay: Rate = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class OptimSection:
+    """Optimisers of the two parts. A learned log-partition uses the energy's."""
+
+    energy: OptimizerSection = OptimizerSection()
+    base: OptimizerSection = OptimizerSection()
+
+
+@dataclass(frozen=True, slots=True)
+class EmaSection:
+    """Exponential moving average of the base, which sampling uses; decay 0 switches it off."""
+
+    decay: Fraction = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSection:
+    """Defaults of ``gebm-kit sample``; see `gebm_kit.engine.sample.SampleSettings`."""
+
+    num_samples: Positive = 2000
+    num_chains: Positive = 500
+    warmup: Count = 200
+    steps: Positive = 100
+    thin: Positive = 10
+    inverse_temperature: Annotated[float, Range(0, None)] = 1.0
+    seed: Seed = 0
+    block_size: Positive | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSection:
+    """Defaults of ``gebm-kit eval``.
+
+    Attributes:
+        metrics: component nodes.
+        num_samples: draws in each set.
+        num_sets: independent draw sets, from which the intervals come.
+        seed: of the draws.
+    """
+
+    metrics: tuple[ComponentNode, ...] = ()
+    num_samples: Positive = 2000
+    num_sets: Annotated[int, Range(2, None)] = 10
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe: everything that is needed to train, sample and evaluate, and where it came from.
+
+    Attributes:
+        name: file stem, under which runs are filed.
+        path: the file, None for a recipe built in memory.
+        directory: where relative paths of the recipe start.
+        text: the file's text as it was read.
+        overrides: ``key=value`` words applied on top of it.
+    """
+
+    name: str
+    path: Path | None
+    directory: Path
+    text: str
+    overrides: tuple[str, ...]
+    requires: tuple[str, ...]
+    data: ComponentNode
+    base: ComponentNode
+    energy: ComponentNode
+    loss: ComponentNode
+    train: TrainSection
+    optim: OptimSection
+    ema: EmaSection
+    sampler: ComponentNode
+    sample: SampleSection
+    eval: EvalSection
+    device: str
+    precision: str
+
+    @property
+    def penalties(self) -> tuple[ComponentNode, ...]:
+        """The penalties of the main phase."""
+        return self.train.penalty or ()
+
+    @property
+    def final_penalties(self) -> tuple[ComponentNode, ...]:
+        """The penalties of the final, energy-only phase."""
+        return self.penalties if self.train.final_penalty is None else self.train.final_penalty
+
+
+COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}
+"""Recipe keys that hold one component node, with the component's kind."""
+
+REQUIRED_SECTIONS = ("schema", "data", "base", "energy", "loss")
+
+SECTIONS: dict[str, type] = {
+    "train": TrainSection,
+    "optim": OptimSection,
+    "ema": EmaSection,
+    "sample": SampleSection,
+    "eval": EvalSection,
+}
+
+TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "device", "precision")

@@ -1,0 +1,268 @@
+"""A run directory: what is in it, how it is made, found and read.
+
+runs/<recipe>/<utc>-<short hash>/
+  recipe.yaml  resolved.yaml  overrides.txt  env.json  status.json  evaluation.json  metrics.jsonl
+  checkpoints/step-0003000/{model,loss,optim,ema,rng}.safetensors + state.json     samples/  figures/
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gebm_kit
+from gebm_kit.config.build import build, build_dataset, data_facts, resolved_yaml
+from gebm_kit.config.load import load_recipe
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core.errors import CheckpointError, GebmKitError, RunFailed, UsageError
+from gebm_kit.core.interfaces import Dataset
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.plugins import installed
+from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
+
+RUNS = Path("runs")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+"""Type of parameters and data under each precision (bfloat16 is autocast on float32 parameters)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read lazily."""
+
+    path: Path
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the run was trained with."""
+        return load_recipe(self.path / "resolved.yaml", directory=Path(self.environment["directory"]))
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """``env.json``: versions, platform, and the directory that relative paths start from."""
+        return _object(self.path / "env.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """``status.json``: recipe, state (running, interrupted, trained, finished, failed), step, seconds."""
+        return _object(self.path / "status.json")
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def step(self) -> int:
+        """Cycles in the newest checkpoint."""
+        return self.checkpoint.step
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The last evaluation written by train or eval, as the JSON of ``gebm-kit eval``."""
+        path = self.path / "evaluation.json"
+        return _object(path) if path.exists() else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; a last line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The newest checkpoint, verified.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        paths = list_checkpoints(self.checkpoints)
+        if not paths:
+            raise CheckpointError(
+                f"{self.path} has no checkpoint yet (it is {self.state})",
+                hint=f"Go on with `gebm-kit train {self.path / 'resolved.yaml'} --out {self.path} --resume`.",
+            )
+        try:
+            return read_checkpoint(paths[-1])
+        except CheckpointError as error:
+            rest = f"; remove {paths[-1]} to use {paths[-2].name}" if len(paths) > 1 else ""
+            raise CheckpointError(str(error), hint=f"Training can go on with --resume{rest}.") from error
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The run's data."""
+        dataset: Dataset = build_dataset(self.recipe)
+        return dataset
+
+    @functools.cached_property
+    def model(self) -> GEBM:
+        """The model that sampling uses: the EMA base where there is one, and the energy; on the CPU, in eval mode.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or does not fit the recipe.
+        """
+        facts = self.checkpoint.state["facts"]
+        model = build_model(self.recipe, {**facts, **_tuples(facts), "directory": self.recipe.directory})
+        tensors = dict(self.checkpoint.tensors["model"])
+        tensors |= {f"base.{name}": value for name, value in self.checkpoint.tensors.get("ema", {}).items()}
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.checkpoint.path} does not fit the recipe: {error}") from error
+        return model.eval()
+
+
+def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
+    """The recipe's base and energy, with fresh weights from torch's default generator, in the recipe's precision."""
+    base = build("base", recipe.base, facts)
+    energy = build("energy", recipe.energy, {**facts, "latent_dim": base.latent_dim})
+    loss = installed().registry.get("loss", recipe.loss.name).load()
+    model = GEBM(base, energy, log_ratio=bool(getattr(loss, "log_ratio", True)))
+    return model.to(DTYPES[recipe.precision])
+
+
+def facts_for_checkpoint(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """What the model needs to know of the data, so that it can be rebuilt without the data."""
+    return {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
+
+
+def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) for k, v in facts.items() if isinstance(v, list)}
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run directory.
+
+    Raises:
+        CheckpointError: ``path`` is no run directory.
+    """
+    path = Path(path)
+    missing = [name for name in ("resolved.yaml", "status.json", "env.json") if not (path / name).is_file()]
+    if missing:
+        what = "does not exist" if not path.exists() else f"is not a run directory: it has no {missing[0]}"
+        raise CheckpointError(
+            f"{path} {what}", hint="A run directory is what `gebm-kit train` made, runs/<recipe>/<time>."
+        )
+    return Run(path)
+
+
+def newest_run(root: str | Path = RUNS) -> Run:
+    """The newest finished run under ``root``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    runs = [run for run in _runs(Path(root)) if run.state == "finished"]
+    if not runs:
+        raise UsageError(
+            f"there is no finished run under {root}/", hint="Train one with `gebm-kit train quickstart`, or name a run."
+        )
+    return max(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime)
+
+
+def newest_unfinished(recipe_name: str, root: Path = RUNS) -> Run | None:
+    """The newest run of a recipe that training can go on with, or None."""
+    runs = [run for run in _runs(root / recipe_name) if run.state != "finished"]
+    return max(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime, default=None)
+
+
+def _runs(root: Path) -> list[Run]:
+    found = []
+    for status in root.rglob("status.json") if root.is_dir() else ():
+        try:
+            run = load_run(status.parent)
+            _ = run.state
+        except GebmKitError:
+            continue
+        found.append(run)
+    return found
+
+
+def create_run(recipe: Recipe, out: str | Path | None) -> Run:
+    """Make a new run directory: ``out`` itself, or one under ``runs/<recipe>/``.
+
+    Raises:
+        UsageError: ``out`` is not empty, is a file, or can't be written.
+    """
+    if out is not None:
+        path = Path(out)
+        if path.is_dir() and any(path.iterdir()):
+            is_run = (path / "status.json").exists()
+            raise UsageError(
+                f"{path} is not empty" + (": it holds a run" if is_run else ""),
+                hint="Add --resume to go on with it, or choose another --out." if is_run else "Choose another --out.",
+            )
+        make_directory(path)
+    else:
+        path = _new_directory(recipe)
+    for folder in ("checkpoints", "samples", "figures"):
+        make_directory(path / folder)
+    write_atomic(path / "recipe.yaml", recipe.text.encode())
+    write_atomic(path / "resolved.yaml", resolved_yaml(recipe).encode())
+    write_atomic(path / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides).encode())
+    write_json(path / "env.json", _environment(recipe))
+    write_json(path / "status.json", {"recipe": recipe.name, "state": "running", "step": 0, "seconds": 0.0})
+    return Run(path)
+
+
+def _new_directory(recipe: Recipe) -> Path:
+    digest = hashlib.sha256(resolved_yaml(recipe).encode()).hexdigest()[:6]
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    make_directory(RUNS / recipe.name)
+    for attempt in range(1000):
+        path = RUNS / recipe.name / (f"{stamp}-{digest}" + (f"-{attempt + 1}" if attempt else ""))
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise RunFailed(f"no free name under {RUNS / recipe.name}")
+
+
+def _environment(recipe: Recipe) -> dict[str, Any]:
+    report = installed().report
+    return {
+        "schema": 1,
+        "gebm-kit": gebm_kit.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "plugins": {p.distribution: p.version for p in report if p.state == "ok"},
+        "directory": str(recipe.directory),
+    }
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    return value

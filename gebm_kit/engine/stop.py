@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM: the state is saved at the next safe point, then `Interrupted` is raised."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from gebm_kit.core.errors import Interrupted
+
+
+class StopSignals:
+    """While active, the first SIGINT or SIGTERM sets `received`; a second one interrupts at once.
+
+    Outside the main thread, where Python can't install handlers, nothing is intercepted.
+
+    Attributes:
+        received: number of the signal, or None.
+        immediate: raise in the handler itself; for phases that have nothing left to save.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.immediate = False
+        self.hint = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def interrupted(self, message: str) -> Interrupted:
+        """The error to raise once the state is saved."""
+        return Interrupted(message, signum=self.received or signal.SIGINT, hint=self.hint)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        second = self.received is not None
+        self.received = number
+        if second or self.immediate:
+            raise self.interrupted(f"stopped by {signal.Signals(number).name}")

@@ -1,0 +1,352 @@
+"""Training: a recipe becomes a run directory with a trained model, an evaluation and pictures.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021, Algorithm 1.
+    https://arxiv.org/abs/2003.05033
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.config.build import build, build_dataset, resolved
+from gebm_kit.config.load import load_recipe
+from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, RunFailed, UsageError
+from gebm_kit.core.interfaces import Dataset, Logger, named_scalars
+from gebm_kit.core.model import GEBM
+from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
+from gebm_kit.engine.device import resolve_device
+from gebm_kit.engine.evaluate import score_recipe
+from gebm_kit.engine.figures import draw_all
+from gebm_kit.engine.files import write_atomic, write_json
+from gebm_kit.engine.log_partition import importance_sampling
+from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore
+from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, newest_unfinished
+from gebm_kit.engine.stop import StopSignals
+from gebm_kit.engine.trainer import Trainer
+
+LOG_PARTITION_DRAWS = 20_000
+"""Base draws behind the log-partition that a checkpoint stores."""
+
+PROGRESS_EVERY = 10
+"""Cycles between two reports of progress."""
+
+_JSONL = ComponentNode("jsonl")
+
+CHANGEABLE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
+"""Keys that a resumed run may change, besides everything under sampler, sample, eval and device."""
+
+
+def train(
+    recipe: str | Path | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> Run:
+    """Train a recipe and evaluate the result.
+
+    Args:
+        recipe: path, short name of a shipped recipe, or a checked Recipe.
+        overrides: words ``key=value`` on top of it.
+        out: the run directory; one under ``runs/<recipe>/`` when None.
+        resume: continue the run in ``out`` (without ``out``: the newest unfinished run of the recipe), or start one.
+        device: overrides the recipe's.
+        on_progress: called now and then with a `Progress`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError, RecipeError, DataError, PluginError, CheckpointError: nothing was started.
+        RunFailed: the loss is no longer finite, or the disk is full; earlier checkpoints are whole.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved and the hint says how to go on.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise UsageError("overrides apply to a recipe's file; this recipe is built already")
+    where = resolve_device(device or recipe.device)
+    run = _find_run(recipe, out) if resume else None
+    if run is not None:
+        _check_same(run.recipe, recipe)
+        if run.state == "finished" and run.recipe.train.steps == recipe.train.steps:
+            return run
+    dataset = build_dataset(recipe)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
+        torch.manual_seed(recipe.train.seed)
+        trainer = Trainer(recipe, dataset, where)
+        checkpoint = None
+        if run is not None:
+            checkpoint, complaints = newest_whole(run.checkpoints)
+            for complaint in complaints:
+                back = f"checkpoint {checkpoint.path.name}" if checkpoint else "the start"
+                warnings.warn(f"{complaint}; going on from {back}", GebmKitWarning, stacklevel=2)
+        if checkpoint is None:
+            _start_from(trainer, recipe)
+            run = run or create_run(recipe, out)
+            trainer.initialise()
+        else:
+            trainer.restore(checkpoint)
+        assert run is not None
+        job = _Job(run, trainer, dataset, stop, on_progress)
+        stop.hint = f"Go on with `gebm-kit train {_source(recipe)} --out {run.path} --resume`."
+        job.execute()
+    return load_run(run.path)
+
+
+class _Job:
+    """One execution of a run: the loop, its log, its checkpoints, its evaluation."""
+
+    def __init__(
+        self, run: Run, trainer: Trainer, dataset: Dataset, stop: StopSignals, on_progress: OnProgress
+    ) -> None:
+        self.run, self.trainer, self.dataset, self.stop = run, trainer, dataset, stop
+        self.recipe = trainer.recipe
+        self.settings = trainer.recipe.train
+        self.on_progress = on_progress
+        self.seconds = float(run.status.get("seconds", 0.0))
+        self._clock = time.monotonic()
+        _drop_rows_after(run, trainer.step)
+        self.logger: Logger = build("logger", _JSONL, {"run_directory": run.path})
+
+    def execute(self) -> None:
+        """Train to the end, then evaluate; the status file says how it ended."""
+        try:
+            self.loop()
+            if self.run.state != "trained":
+                self._status("trained")
+            self.stop.immediate = True
+            if self.stop.received:
+                raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
+            self.evaluate(final=True)
+            self._status("finished")
+        except Interrupted:
+            if self.run.state == "running":
+                self._status("interrupted")
+            raise
+        except GebmKitError:
+            self._try_status("failed")
+            raise
+        finally:
+            self.logger.close()
+
+    def loop(self) -> None:
+        """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
+        settings, trainer = self.settings, self.trainer
+        saved = trainer.step if trainer.step else -1
+        while trainer.step < settings.steps:
+            metrics = trainer.cycle()
+            last = trainer.step == settings.steps
+            if trainer.step % settings.log_every == 0 or last or trainer.step == 1:
+                self._log(metrics)
+            elif trainer.step % PROGRESS_EVERY == 0:
+                self.on_progress(Progress("train", trainer.step, settings.steps))
+            if trainer.step % settings.checkpoint_every == 0 or last or self.stop.received:
+                self.save("interrupted" if self.stop.received and not last else "running")
+                saved = trainer.step
+            if self.stop.received and not last:
+                raise self.stop.interrupted(
+                    f"stopped at step {trainer.step} of {settings.steps}; saved in {self.run.path}"
+                )
+            if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
+                self.evaluate(final=False)
+        if saved != settings.steps:
+            self.save("running")
+
+    def save(self, state: str) -> None:
+        """A checkpoint of everything, with A estimated for the base that sampling uses."""
+        trainer = self.trainer
+        if trainer.settings.part != "base":
+            generator = torch.Generator(trainer.device).manual_seed(trainer.step)
+            with trainer.averaged_base():
+                estimate = importance_sampling(trainer.model, LOG_PARTITION_DRAWS, generator)
+            trainer.model.log_partition.fill_(estimate.value)
+        facts = facts_for_checkpoint(self.recipe, self.dataset)
+        save_checkpoint(
+            self.run.checkpoints,
+            trainer.step,
+            trainer.tensors(),
+            {**trainer.counters(), "facts": facts},
+            keep=self.settings.keep_checkpoints,
+        )
+        self._status(state)
+
+    def evaluate(self, *, final: bool) -> None:
+        """Score base and GEBM, and draw the pictures; training's own random streams are not touched."""
+        trainer = self.trainer
+        with torch.random.fork_rng(devices=[]), trainer.averaged_base():
+            evaluation = score_recipe(
+                trainer.model,
+                self.dataset,
+                self.recipe,
+                device=trainer.device,
+                on_progress=self.on_progress,
+                brief=not final,
+            )
+            rows = self.run.metrics()
+            folder = self.run.figures if final else self.run.figures / f"step-{trainer.step:07d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_all(
+                folder,
+                model=trainer.model.to("cpu"),
+                data=evaluation.data,
+                base=evaluation.base_draws,
+                gebm=evaluation.gebm_draws,
+                value_range=self.dataset.value_range,
+                rows=rows,
+            )
+            trainer.model.to(trainer.device)
+        if final:
+            write_json(self.run.path / "evaluation.json", {"schema": 1, **evaluation.as_dict()})
+        self.logger.log(trainer.step, evaluation.scalars())
+
+    def _log(self, metrics: Mapping[str, Tensor]) -> None:
+        scalars = dict(named_scalars(metrics))
+        bad = {name: value for name, value in scalars.items() if not math.isfinite(value)}
+        if any(name in bad for name in ("energy_loss", "base_loss")):
+            seen = ", ".join(f"{name} = {value}" for name, value in bad.items())
+            raise RunFailed(
+                f"training diverged: at step {self.trainer.step} {seen}",
+                hint="Lower optim.energy.lr, raise the penalty's weight, or use loss=logistic.",
+            )
+        self.logger.log(self.trainer.step, scalars)
+        self.on_progress(Progress("train", self.trainer.step, self.settings.steps, scalars))
+
+    def _status(self, state: str) -> None:
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        status = {"recipe": self.recipe.name, "state": state, "step": self.trainer.step, "seconds": self.seconds}
+        write_json(self.run.path / "status.json", status)
+
+    def _try_status(self, state: str) -> None:
+        try:
+            self._status(state)
+        except GebmKitError:
+            return  # the disk is full: the first error is the one to report
+
+
+def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[str, Any]:
+    """What a run would cost, without making one: parameters, memory, measured cycles per second, time in all.
+
+    Raises:
+        DataError: as `train`.
+    """
+    where = resolve_device(device or recipe.device)
+    dataset = build_dataset(recipe)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(recipe.train.seed)
+        trainer = Trainer(recipe, dataset, where)
+        trainer.initialise()
+        trainer.step = min(recipe.train.start_steps, recipe.train.steps - 1)  # past the longer cycles of the start
+        trainer.cycle()
+        start = time.monotonic()
+        for _ in range(cycles):
+            metrics = trainer.cycle()
+            trainer.step = min(trainer.step, recipe.train.steps - 1)
+        dict(named_scalars(metrics))
+        rate = cycles / (time.monotonic() - start)
+    counts = {
+        "base": sum(p.numel() for p in trainer.model.base.parameters()),
+        "energy": sum(p.numel() for p in trainer.model.energy.parameters()),
+    }
+    return {
+        "recipe": recipe.name,
+        "parameters": counts,
+        "memory_bytes": memory_estimate(trainer),
+        "device": str(where),
+        "steps": recipe.train.steps,
+        "steps_per_second": rate,
+        "seconds": recipe.train.steps / rate,
+        "data": {"shape": list(dataset.data_shape), "train": len(dataset.split("train"))},
+    }
+
+
+def memory_estimate(trainer: Trainer) -> int:
+    """Bytes of parameters, gradients, optimiser states, moving average and resident data; activations are not counted."""
+    states = [
+        value
+        for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
+        for entries in optimizer.state.values()
+        for value in entries.values()
+        if isinstance(value, Tensor)
+    ]
+    tensors = [*trainer.model.state_dict().values(), *states, *trainer.model.parameters()]
+    if trainer.ema is not None:
+        tensors += list(trainer.ema.state_dict().values())
+    return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
+
+
+def _find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
+    if out is None:
+        return newest_unfinished(recipe.name)
+    path = Path(out)
+    return load_run(path) if path.is_dir() and any(path.iterdir()) else None
+
+
+def _check_same(old: Recipe, new: Recipe) -> None:
+    """Refuse to resume under a recipe that would have trained something else."""
+    before, after = _leaves(resolved(old)), _leaves(resolved(new))
+    differences = [
+        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and key not in CHANGEABLE
+        and not key.startswith(("sampler.", "sample.", "eval.", "device"))
+    ]
+    if differences:
+        raise UsageError(
+            "\n  ".join(["the run was trained with another recipe:", *differences]),
+            hint="Resume with the run's own resolved.yaml, or start afresh with another --out.",
+        )
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v for name, item in value.items() for k, v in _leaves(item, f"{key}.{name}" if key else name).items()
+        }
+    return {key: value}
+
+
+def _start_from(trainer: Trainer, recipe: Recipe) -> None:
+    if recipe.train.init_from is None:
+        return
+    other = load_run(recipe.directory / recipe.train.init_from)
+    model: GEBM = other.model
+    for part in ("base", "energy"):
+        try:
+            getattr(trainer.model, part).load_state_dict(getattr(model, part).state_dict())
+        except RuntimeError as error:
+            if part == "base":
+                raise CheckpointError(
+                    f"train.init_from: the base of {other.path} does not fit the recipe's: {error}"
+                ) from error
+            warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
+    if trainer.ema is not None:
+        trainer.ema.reset(trainer.model.base)
+
+
+def _drop_rows_after(run: Run, step: int) -> None:
+    """Remove log rows that a resumed run is about to write again."""
+    rows = run.metrics()
+    kept = [row for row in rows if row.get("step", 0) <= step]
+    path = run.path / "metrics.jsonl"
+    if path.exists() and (len(kept) < len(rows) or not path.read_bytes().endswith(b"\n")):
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def _source(recipe: Recipe) -> str:
+    return str(recipe.path) if recipe.path else recipe.name

@@ -1,0 +1,267 @@
+"""The state of a training run and its steps: one energy update, one base update, one cycle of both.
+
+Randomness comes from one generator on the device (latent codes, penalties) and from the feed's seed (data order);
+weights and dropout use torch's default generator, which `train` forks and seeds. All of it is saved in a checkpoint, so that
+a resumed run is bit for bit the run that was never stopped (on the CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.config.build import build, data_facts
+from gebm_kit.config.schema import OptimizerSection, Recipe
+from gebm_kit.core.errors import CheckpointError, RecipeError
+from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
+from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+from gebm_kit.engine.ema import EMA
+from gebm_kit.engine.feed import Feed
+from gebm_kit.engine.run import DTYPES, build_model
+
+INITIAL_DRAWS = 4096
+"""Base draws from which a learned log-partition is initialised."""
+
+
+class Trainer:
+    """Everything that changes while training.
+
+    Args:
+        recipe: what to train.
+        dataset: its data.
+        device: where.
+
+    Attributes:
+        model, loss, ema: the parts; ``ema`` averages the base, None when switched off.
+        step: cycles done.
+        energy_updates: energy updates done, which decides when a lazy penalty is due.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.settings = recipe.train
+        dtype = DTYPES[recipe.precision]
+        facts = data_facts(recipe, dataset)
+        self.model = build_model(recipe, facts).to(device)
+        facts["latent_dim"] = self.model.latent_dim
+        self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
+        self.penalties = _penalties(recipe.penalties, facts, device)
+        self.final_penalties = _penalties(recipe.final_penalties, facts, device)
+        self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
+        self.generator = torch.Generator(device).manual_seed(self.settings.seed)
+        self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
+        energy_parameters = [*self.model.energy.parameters(), *self.loss.parameters()]
+        self.energy_optimizer = _optimizer(recipe.optim.energy, energy_parameters)
+        self.base_optimizer = _optimizer(recipe.optim.base, list(self.model.base.parameters()))
+        self.step = 0
+        self.energy_updates = 0
+        self._autocast = recipe.precision == "bfloat16"
+        if self._autocast and device.type != "cuda":
+            raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
+        self._pretraining = self.settings.part == "base" and isinstance(self.model.base, HasPretraining)
+        self.model.train()
+        if self.settings.part == "energy":
+            self._freeze_base()
+
+    # --- the steps ---------------------------------------------------------------------------------------------------
+
+    @property
+    def final_phase(self) -> bool:
+        """Whether the coming cycle belongs to the final, energy-only phase."""
+        return self.step >= self.settings.steps - self.settings.final_energy_steps
+
+    def cycle(self) -> dict[str, Tensor]:
+        """One training step: energy updates, then a base update, each where the recipe's ``part`` has it."""
+        self._schedule()
+        if self.final_phase and self.settings.final_energy_steps and self.step == self._final_start:
+            self._enter_final_phase()
+        metrics: dict[str, Tensor] = {}
+        if self.settings.part != "base":
+            for _ in range(self._num_energy_updates()):
+                metrics |= self.energy_step().metrics
+        if self.settings.part != "energy" and not self.final_phase:
+            metrics |= self.base_step().metrics
+        self.step += 1
+        return metrics
+
+    def energy_step(self) -> LossTerms:
+        """One update of the energy (and of A); the base is not differentiated."""
+        batch = self._batch()
+        penalties = self.final_penalties if self.final_phase and self.settings.final_energy_steps else self.penalties
+        with self._forward_context():
+            terms = self.loss.energy_loss(self.model, batch)
+            total = terms.loss
+            for penalty in penalties:
+                if self.energy_updates % penalty.every == 0:
+                    total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
+        self._update(self.energy_optimizer, total)
+        self.loss.after_energy_step(terms.metrics)
+        self.energy_updates += 1
+        return LossTerms(terms.loss, {**terms.metrics, "energy_loss": total.detach()})
+
+    def base_step(self) -> LossTerms:
+        """One update of the base with the energy fixed, then of its moving average."""
+        with _fixed(self.model.energy, self.loss), self._forward_context():
+            if self._pretraining:
+                assert isinstance(self.model.base, HasPretraining)
+                terms = LossTerms(self.model.base.pretraining_loss(self.feed.next()))
+            else:
+                z = self._latents()
+                terms = self.loss.base_loss(self.model, Batch(None, z, self.model.base(z)))
+        self._update(self.base_optimizer, terms.loss)
+        if self.ema is not None:
+            self.ema.update(self.model.base)
+        return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
+
+    def initialise(self) -> None:
+        """Before the first step: a learned A starts at its optimum, log mean exp(-E) over base draws."""
+        with torch.no_grad(), self._forward_context():
+            z = self.model.base.sample_prior(INITIAL_DRAWS, self.generator, self.feed.dtype)
+            energies = [self.model(part).double() for part in z.split(self.settings.batch_size)]
+            self.loss.initialise(torch.cat(energies))
+
+    @contextlib.contextmanager
+    def averaged_base(self) -> Iterator[None]:
+        """Inside the block the model carries the base that sampling uses (the average), in eval mode."""
+        modes = {module: module.training for module in self.model.modules()}
+        kept = {k: v.clone() for k, v in self.model.base.state_dict().items()} if self.ema is not None else None
+        if self.ema is not None:
+            self.ema.copy_to(self.model.base)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            if kept is not None:
+                self.model.base.load_state_dict(kept)
+            for module, training in modes.items():
+                module.training = training
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor of the state by checkpoint part."""
+        rng = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": dict(self.model.state_dict()),
+            "loss": dict(self.loss.state_dict()),
+            "optim": {
+                **flatten_optimizer(self.energy_optimizer, "energy"),
+                **flatten_optimizer(self.base_optimizer, "base"),
+            },
+            "rng": rng,
+        }
+        if self.ema is not None:
+            parts["ema"] = self.ema.state_dict()
+        return parts
+
+    def counters(self) -> dict[str, Any]:
+        """The plain part of the state."""
+        return {"energy_updates": self.energy_updates, "feed_position": self.feed.position}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            CheckpointError: it does not fit the recipe.
+        """
+        parts = checkpoint.tensors
+        try:
+            self.model.load_state_dict(parts["model"])
+            self.loss.load_state_dict(parts["loss"])
+            restore_optimizer(self.energy_optimizer, "energy", parts["optim"])
+            restore_optimizer(self.base_optimizer, "base", parts["optim"])
+            if self.ema is not None:
+                self.ema.load_state_dict(parts["ema"])
+            self.generator.set_state(parts["rng"]["generator"])
+            torch.set_rng_state(parts["rng"]["torch"])
+            if self.device.type == "cuda" and "cuda" in parts["rng"]:
+                torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)
+            self.energy_updates = int(checkpoint.state["energy_updates"])
+            self.feed.position = int(checkpoint.state["feed_position"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
+        self.step = checkpoint.step
+        if self._final_start < self.step:
+            self._freeze_base()
+
+    # --- parts of a step ---------------------------------------------------------------------------------------------
+
+    @property
+    def _final_start(self) -> int:
+        return self.settings.steps - self.settings.final_energy_steps
+
+    def _num_energy_updates(self) -> int:
+        starting = self.step < self.settings.start_steps and self.settings.part == "both"
+        return self.settings.start_energy_steps if starting else self.settings.energy_steps
+
+    def _latents(self) -> Tensor:
+        return self.model.base.sample_prior(self.settings.batch_size, self.generator, self.feed.dtype)
+
+    def _batch(self) -> Batch:
+        x, z = self.feed.next(), self._latents()
+        with torch.no_grad(), self._forward_context():
+            return Batch(x, z, self.model.base(z))
+
+    def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
+
+    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        if self.settings.clip_grad_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
+        optimizer.step()
+
+    def _schedule(self) -> None:
+        sections = (self.recipe.optim.energy, self.recipe.optim.base)
+        for section, optimizer in zip(sections, (self.energy_optimizer, self.base_optimizer), strict=True):
+            factor = 1.0
+            if section.schedule == "cosine":
+                factor = 0.5 * (1 + math.cos(math.pi * self.step / self.settings.steps))
+            if optimizer is self.energy_optimizer and self.final_phase and self.settings.final_energy_steps:
+                factor *= self.settings.final_lr_scale
+            for group in optimizer.param_groups:
+                group["lr"] = section.lr * factor
+
+    def _enter_final_phase(self) -> None:
+        """From here on the base is the one that sampling uses, and only the energy learns."""
+        if self.ema is not None:
+            self.ema.copy_to(self.model.base)
+        self._freeze_base()
+
+    def _freeze_base(self) -> None:
+        self.model.base.eval()
+
+
+def _optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    if section.name == "sgd":
+        return torch.optim.SGD(parameters, section.lr, momentum=section.beta1, weight_decay=section.weight_decay)
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    betas = (section.beta1, section.beta2)
+    return kind(parameters, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)
+
+
+def _penalties(nodes: Sequence[Any], facts: dict[str, Any], device: torch.device) -> list[Penalty]:
+    return [build("penalty", node, facts).to(device) for node in nodes]
+
+
+@contextlib.contextmanager
+def _fixed(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block the modules' parameters take no gradient."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
