@@ -137,7 +137,8 @@ class _Checker:
         self.plugin_hint = ""
 
     def report(self, key: Key, message: str) -> None:
-        self.problems.append(f"{self.tree.place(key)}: {dotted(key)}: {message}")
+        if key not in self.tree.refused:
+            self.problems.append(f"{self.tree.place(key)}: {dotted(key)}: {message}")
 
     def recipe(self, directory: Path) -> Recipe | None:
         values = self.tree.values

@@ -22,6 +22,7 @@ from gebm_kit.core.errors import RecipeError, UsageError, nearest
 
 MAX_BYTES = 1_000_000
 _PLAIN_INTERPOLATION = re.compile(r"\$\{[A-Za-z0-9_.\[\]-]+\}")
+_OVERRIDE_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*")
 
 Key = tuple[str | int, ...]
 
@@ -52,6 +53,7 @@ class Tree:
         values: nested dicts, lists and scalars.
         places: ``file:line`` or ``override 'word'`` for every key path.
         problems: what was already found wrong while reading.
+        refused: keys among those problems, which need no second complaint about their value.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Tree:
     places: dict[Key, str]
     overrides: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
+    refused: set[Key] = field(default_factory=set)
 
     def place(self, key: Key) -> str:
         """Where ``key``, or the nearest thing around it, was written."""
@@ -238,7 +241,7 @@ def _override(config: DictConfig, word: str, tree: Tree) -> DictConfig:
     place = f"override {word!r}"
     name, equals, text = word.partition("=")
     parts = _parts(name.strip())
-    if not equals or not parts:
+    if not equals or not _OVERRIDE_KEY.fullmatch(name.strip()):
         tree.problems.append(f"{place}: an override reads key=value, for example train.steps=500")
         return config
     try:
@@ -269,18 +272,17 @@ def _override(config: DictConfig, word: str, tree: Tree) -> DictConfig:
 
 def _resolve(config: DictConfig, tree: Tree) -> None:
     """Refuse resolvers, then resolve plain interpolation into ``tree.values``."""
-    refused = False
     raw = OmegaConf.to_container(config, resolve=False)
     for key, text in _strings(raw, ()):
         if "${" in _PLAIN_INTERPOLATION.sub("", text):
-            refused = True
+            tree.refused.add(key)
             tree.problems.append(
                 f"{tree.place(key)}: {dotted(key)}: {text!r} is refused: "
                 "recipes allow plain interpolation such as ${train.seed} and no resolver"
             )
     assert isinstance(raw, dict)
     tree.values = {str(k): v for k, v in raw.items()}
-    if refused:
+    if tree.refused:
         return
     try:
         resolved = OmegaConf.to_container(config, resolve=True)
