@@ -195,14 +195,15 @@ def check_arguments(component: object, **values: Any) -> None:
     Recipes are checked before anything is built; a constructor calls this for components built by hand.
 
     Raises:
-        UsageError: a value is no finite number or lies outside its range.
+        UsageError: a value is no finite number, no whole one where one is needed, or lies outside its range.
     """
     schema = parameters(type(component))
     for name, value in values.items():
-        allowed = schema[name].range
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        allowed, whole = schema[name].range, schema[name].annotation is int
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if allowed is not None and not (is_number and value in allowed):
-            raise UsageError(f"{type(component).__name__}: {name} must be a number {allowed}, got {value!r}")
+            kind = "a whole number" if whole else "a number"
+            raise UsageError(f"{type(component).__name__}: {name} must be {kind} {allowed}, got {value!r}")
 
 
 class Registry:

@@ -207,6 +207,7 @@ class Info(NamedTuple):
         diverged: non-finite proposal or energy error above 1000; rejected, (C,), bool.
         grad_evals: gradients of the potential that the step spent on each chain, a Python int.
         forward_evals: values (without gradient) that it spent on each chain, a Python int.
+        tuning: what warm-up averages in place of the acceptance, (C,), in [0, 1], for kernels without a correction.
     """
 
     acceptance: Tensor
@@ -214,6 +215,7 @@ class Info(NamedTuple):
     diverged: Tensor
     grad_evals: int
     forward_evals: int = 0
+    tuning: Tensor | None = None
 
 
 class State(Protocol):

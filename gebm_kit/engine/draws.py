@@ -1,0 +1,136 @@
+"""What a sampling call is asked for and what it returns: settings, and draws with their diagnostics."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.files import make_directory, write_atomic
+
+SUFFIXES = (".safetensors", ".npz")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """How to sample.
+
+    Attributes:
+        num_samples: draws to keep.
+        num_chains: chains to run side by side; never more than ``num_samples`` of them are.
+        warmup: steps that tune the sampler, after which it is frozen; their states are not kept.
+        steps: steps of each chain after warm-up, at least; more are run when the draws asked for need them.
+        thin: steps from one kept state of a chain to the next.
+        inverse_temperature: beta; 1 is the model itself, 0 the base.
+        seed: of starting points and sampler.
+        block_size: evaluate the model on that many chains at a time; None: on all at once.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    num_samples: int = 2000
+    num_chains: int = 500
+    warmup: int = 200
+    steps: int = 100
+    thin: int = 10
+    inverse_temperature: float = 1.0
+    seed: int = 0
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"num_samples": 1, "num_chains": 1, "warmup": 0, "steps": 1, "thin": 1, "seed": 0}.items():
+            _require_whole(name, getattr(self, name), least)
+        if self.block_size is not None:
+            _require_whole("block_size", self.block_size, 1)
+        beta = self.inverse_temperature
+        is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+        if not (is_number and math.isfinite(beta) and beta >= 0):
+            raise UsageError(f"inverse_temperature (beta) must be a finite number >= 0, got {beta!r}")
+
+    @property
+    def chains(self) -> int:
+        """Chains that are run: no more than there are draws to keep."""
+        return min(self.num_chains, self.num_samples)
+
+    @property
+    def kept(self) -> int:
+        """States kept of each chain."""
+        return -(-self.num_samples // self.chains)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of each chain after warm-up."""
+        return max(self.steps, (self.kept - 1) * self.thin + 1)
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Draws of the model, all on the CPU.
+
+    The last states of all chains come first, then those ``thin`` steps earlier, and so on, so that the first draws are
+    of different chains.
+
+    Attributes:
+        x: (N, *D).
+        z: latent codes in the base's own coordinates, ``x = G(z)``, (N, Z).
+        chain: index of the chain that each draw comes from, (N,) int64.
+        diagnostics: how good they are.
+    """
+
+    x: Tensor
+    z: Tensor
+    chain: Tensor
+    diagnostics: Diagnostics
+
+    def save(self, path: str | Path, value_range: tuple[float, float] | None = None) -> Path:
+        """Write x, z and chain, with the diagnostics as JSON, to a .safetensors file (in its metadata) or a .npz file.
+
+        The file appears whole or not at all; missing directories are made.
+
+        Args:
+            value_range: (low, high) of the data, stored beside the diagnostics for whoever turns x into pictures.
+
+        Raises:
+            UsageError: another suffix, or the place can't be written.
+            RunFailed: the disk is full.
+        """
+        path = Path(path)
+        check_output(path)
+        tensors = {"x": self.x, "z": self.z, "chain": self.chain}
+        metadata = {"schema": "1", "diagnostics": json.dumps(self.diagnostics.as_dict())}
+        if value_range is not None:
+            metadata["value_range"] = json.dumps([float(v) for v in value_range])
+        if path.suffix == ".npz":
+            buffer = io.BytesIO()
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            np.savez(buffer, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in metadata.items()})
+            content = buffer.getvalue()
+        else:
+            from safetensors.torch import save
+
+            content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        make_directory(path.parent)
+        write_atomic(path, content)
+        return path
+
+
+def check_output(path: str | Path) -> None:
+    """Raises UsageError unless `Draws.save` knows the suffix of ``path``; for callers to ask before they compute."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"draws are written to {' or '.join(SUFFIXES)} files, not to {path.name!r}")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name a file")
