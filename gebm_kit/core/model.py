@@ -7,12 +7,14 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
@@ -53,7 +55,10 @@ class GEBM(nn.Module):
 
 
 class _Frozen:
-    """Parameters without gradient and modules in eval mode until `restore`; nested uses restore at the outermost."""
+    """Parameters without gradient and modules in eval mode until `restore`; nested uses restore at the outermost.
+
+    Parametrised weights (spectral norm) are constants meanwhile, so each is computed once and not at every evaluation.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
@@ -62,13 +67,23 @@ class _Frozen:
             parameter.requires_grad_(False)
         for part in self._training:
             part.training = False
+        self._held = [m for m in module.modules() if isinstance(m, ParametrizationList) and "forward" not in m.__dict__]
+        for weight in self._held:
+            with torch.no_grad():
+                weight.__dict__["forward"] = functools.partial(_constant, weight())
 
     def restore(self) -> None:
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         for part in self._training:
             part.training = True
-        self._parameters, self._training = [], []
+        for weight in self._held:
+            del weight.__dict__["forward"]
+        self._parameters, self._training, self._held = [], [], []
+
+
+def _constant(value: Tensor) -> Tensor:
+    return value
 
 
 class _BlockPotential:

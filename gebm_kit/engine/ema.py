@@ -1,0 +1,88 @@
+"""Exponential moving average of a module's parameters.
+
+References:
+    The Unusual Effectiveness of Averaging in GAN Training. Y. Yazici et al., ICLR 2019. https://arxiv.org/abs/1806.04498
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+COUNT = "num_updates"
+"""Key of the number of updates in an average's state; every other key is a tensor of the module."""
+
+
+class EMA:
+    """``average <- d average + (1 - d) parameter`` with ``d = min(decay, (1 + n) / (10 + n))`` at the n-th update, n >= 0.
+
+    The warm-up of d (TensorFlow's rule) forgets the random start. Buffers (batch norm's running statistics) are copied
+    as they are, like whole-number parameters.
+
+    Args:
+        module: what is averaged; the average starts as a copy of it.
+        decay: upper limit of d, 0 <= decay < 1.
+
+    Attributes:
+        num_updates: n.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.num_updates = 0
+        self._tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        self._averaged = [n for n, t in self._tensors.items() if n in parameters and t.is_floating_point()]
+        self._copied = [n for n in self._tensors if n not in set(self._averaged)]
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take in the module's current parameters."""
+        now = module.state_dict()
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        _foreach("_foreach_lerp_", self._of(self._tensors, self._averaged), self._of(now, self._averaged), 1.0 - decay)
+        _foreach("_foreach_copy_", self._of(self._tensors, self._copied), self._of(now, self._copied))
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Write the average into ``module``, in place."""
+        target, names = module.state_dict(), list(self._tensors)
+        _foreach("_foreach_copy_", self._of(target, names), self._of(self._tensors, names))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average under the module's own names, and the number of updates under `COUNT`."""
+        return {**self._tensors, COUNT: torch.tensor(self.num_updates)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            KeyError: a tensor is missing.
+            RuntimeError: a tensor has another shape.
+        """
+        for name, tensor in self._tensors.items():
+            if state[name].shape != tensor.shape:
+                raise RuntimeError(f"average {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
+            tensor.copy_(state[name])
+        self.num_updates = int(state[COUNT])
+
+    @staticmethod
+    def _of(tensors: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
+        return [tensors[name] for name in names]
+
+
+def module_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of an average's `EMA.state_dict` belongs to the module: all but the number of updates."""
+    return {name: tensor for name, tensor in state.items() if name != COUNT}
+
+
+def _foreach(operation: str, targets: list[Tensor], *arguments: object) -> None:
+    """One of torch's operations on lists of tensors, in place; a list may be empty."""
+    if targets:
+        getattr(torch, operation)(targets, *arguments)

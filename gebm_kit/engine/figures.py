@@ -1,0 +1,284 @@
+"""Pictures of a run: image grids, point clouds over the energy, training curves, histograms of energies.
+
+Every function draws one PNG, writes it whole or not at all, and returns its path. Figures are matplotlib objects with the
+Agg canvas: no pyplot, no global state, no display.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.model import GEBM, DataPotential
+from gebm_kit.engine.files import make_directory, write_atomic
+
+Array = NDArray[np.floating[Any]]
+
+COLOURS = {"data": "#4d4d4d", "base": "#e69f00", "GEBM": "#0072b2"}
+"""Okabe and Ito's orange and blue, told apart by readers of every colour vision, and grey for the data."""
+
+GRID_SIDE = 8
+"""Images along each side of a panel of the grid."""
+
+MOST_POINTS = 5000
+"""Points drawn of each cloud: more only blacken the picture."""
+
+CONTOUR_CELLS = 200
+BLOCK = 1024
+
+
+def draw_all(
+    directory: Path,
+    *,
+    model: GEBM,
+    data: Tensor,
+    base: Tensor,
+    gebm: Tensor,
+    value_range: tuple[float, float] | None = None,
+    rows: Sequence[Mapping[str, Any]] = (),
+) -> list[Path]:
+    """Every picture that fits the data, into ``directory``, which is made if need be.
+
+    Images give ``samples.png``, points in the plane ``clouds.png``; ``energies.png`` is always drawn, and ``curves.png``
+    when there are ``rows`` of metrics.jsonl.
+
+    Args:
+        directory: of the run's figures.
+        model: whose energy is drawn.
+        data, base, gebm: draws of each, (N, *D), in comparable numbers.
+        value_range: range of the images' values; None: taken from the data.
+        rows: rows of metrics.jsonl.
+    """
+    make_directory(directory)
+    sets = {"data": data, "base": base, "GEBM": gebm}
+    paths = []
+    if len(model.data_shape) == 3:
+        paths.append(image_grid(directory / "samples.png", sets, value_range))
+    elif model.data_shape == (2,):
+        paths.append(point_clouds(directory / "clouds.png", data, base, gebm, model.energy))
+    energies = [_energies(model.energy, x, model.data_shape) for x in sets.values()]
+    paths.append(energy_histogram(directory / "energies.png", *energies))
+    if rows:
+        paths.append(curves(directory / "curves.png", rows))
+    return paths
+
+
+def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float, float] | None) -> Path:
+    """Panels side by side, one for each of ``rows`` (label -> images (N, C, H, W)), of up to 8 x 8 images each.
+
+    One channel is drawn in grey and three in colour; of any other number the first alone. Without ``value_range`` the
+    scale runs over the central 99 % of all the values shown.
+    """
+    count = GRID_SIDE**2
+    panels = {label: images[:count].detach().float().cpu().numpy() for label, images in rows.items()}
+    if value_range is None:
+        value_range = _robust_limits(np.concatenate([p.ravel() for p in panels.values()]), 0.005)
+    mosaics = {label: _mosaic(images, value_range) for label, images in panels.items()}
+    height, width = next(iter(mosaics.values())).shape[:2]
+    side = 3.6
+    figure = Figure(figsize=(side * len(mosaics), side * height / width + 0.4), layout="constrained")
+    axes = figure.subplots(1, len(mosaics), squeeze=False)[0]
+    for axis, (label, mosaic) in zip(axes, mosaics.items(), strict=True):
+        axis.imshow(mosaic, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        axis.set_title(label, fontsize=13)
+        axis.set_axis_off()
+    return _save(figure, path, dots_per_inch=160)
+
+
+def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: Energy) -> Path:
+    """Data, base draws and GEBM draws, (N, 2) each, on the same axes over the contours of ``energy`` (dark is low)."""
+    clouds = {"data": _points(data), "base": _points(base), "GEBM": _points(gebm)}
+    horizontal, vertical = (_cloud_limits(clouds.values(), axis) for axis in (0, 1))
+    xs, ys = (np.linspace(*limits, CONTOUR_CELLS) for limits in (horizontal, vertical))
+    grid = torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)).to(data.dtype)
+    heights = _energies(energy, grid, (2,)).numpy().reshape(len(ys), len(xs))
+    heights = np.where(np.isfinite(heights), heights, np.nan)
+    shape = (vertical[1] - vertical[0]) / (horizontal[1] - horizontal[0])
+    panel = 3.9
+    height = min(max(panel * shape, 1.5), 9.0)
+    figure = Figure(figsize=(3 * panel + 1.1, height + 0.5), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    levels = _contour_levels(heights)
+    for axis, (label, points) in zip(axes, clouds.items(), strict=True):
+        if levels is not None:
+            drawn = axis.contourf(xs, ys, heights, levels=levels, cmap="Blues_r", extend="both", alpha=0.75)
+        axis.plot(*points.T, ".", markersize=2.4, markeredgewidth=0, color="#d1495b", alpha=0.55, rasterized=True)
+        axis.set(xlim=horizontal, ylim=vertical, aspect="equal")
+        axis.set_title(label, fontsize=13)
+        axis.tick_params(labelsize=9)
+    if levels is not None:
+        figure.colorbar(drawn, ax=axes, label="energy", shrink=0.85, pad=0.015)
+    return _save(figure, path)
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Losses, KALE and log-partition against the step, one panel each, from rows of metrics.jsonl.
+
+    A value that is null or missing leaves a gap. From 50 points on the values are drawn pale beneath their running mean.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    panels = {
+        "loss": [n for n in names if n == "loss" or n.endswith("_loss")],
+        "KALE (nats)": [n for n in names if n.split(".")[-1].startswith("kale")],
+        "log-partition A (nats)": [n for n in names if n.split(".")[-1].startswith("log_partition") and "_se" not in n],
+    }
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    for axis, (title, members) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        _draw_series(axis, {name: _series(rows, name) for name in members})
+        axis.set_title(title, fontsize=12)
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.grid(alpha=0.25)
+    return _save(figure, path)
+
+
+def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Path:
+    """Densities of the energies (N,) of data, base draws and GEBM draws on common bins; a dashed line at each mean.
+
+    Where the model is right, the GEBM's histogram lies on the data's. The axis holds the central 99.8 % of all three.
+    """
+    values = {"data": data, "base": base, "GEBM": gebm}
+    finite = {label: _finite(v.detach().double().cpu().numpy()) for label, v in values.items()}
+    low, high = _robust_limits(np.concatenate(list(finite.values())), 0.001)
+    edges = np.linspace(low, high, 61)
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for label, energies in finite.items():
+        if energies.size == 0:
+            continue
+        counts, _ = np.histogram(energies, edges)
+        density = counts / (energies.size * (edges[1] - edges[0]))
+        colour = COLOURS[label]
+        axis.stairs(density, edges, fill=True, color=colour, alpha=0.25)
+        axis.stairs(density, edges, color=colour, linewidth=1.6, label=f"{label}  (mean {energies.mean():.3g})")
+        if low <= energies.mean() <= high:
+            axis.axvline(energies.mean(), color=colour, linestyle="--", linewidth=1.0)
+    axis.set(xlabel="energy E(x)", ylabel="density", xlim=(low, high))
+    axis.grid(alpha=0.25)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _save(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
+    """Energies of (N, *D) in eval mode, block by block on the energy's own device; (N,) on the CPU."""
+    parameter = next(energy.parameters(), x)
+    rows = x.detach().flatten(1).to(parameter.device, parameter.dtype)
+    with DataPotential(energy, data_shape, block_size=min(BLOCK, max(len(rows), 1))) as potential:
+        return potential.value(rows).float().cpu()
+
+
+def _mosaic(images: Array, value_range: tuple[float, float]) -> Array:
+    """Images (N, C, H, W) as one picture (rows, columns[, 3]) in [0, 1], one white pixel between them."""
+    low, high = value_range
+    scaled = np.nan_to_num((images - low) / max(high - low, 1e-12), nan=0.5, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
+    if scaled.shape[1] != 3:
+        scaled = scaled[:, :1]
+    num, channels, height, width = scaled.shape
+    columns = min(GRID_SIDE, max(num, 1))
+    lines = max(math.ceil(num / columns), 1)
+    mosaic = np.ones((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), dtype=scaled.dtype)
+    for i, image in enumerate(scaled):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        mosaic[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return mosaic[..., 0] if channels == 1 else mosaic
+
+
+def _points(cloud: Tensor) -> Array:
+    points = cloud[:MOST_POINTS].detach().double().cpu().numpy()
+    return points[np.isfinite(points).all(axis=1)]
+
+
+def _finite(values: Array) -> Array:
+    return values[np.isfinite(values)]
+
+
+def _robust_limits(values: Array, tail: float) -> tuple[float, float]:
+    """Quantiles ``tail`` and ``1 - tail`` of the finite values, a little apart even when they are all the same."""
+    values = _finite(values)
+    if values.size == 0:
+        return -1.0, 1.0
+    low, high = (float(q) for q in np.quantile(values, [tail, 1.0 - tail]))
+    margin = 0.02 * (high - low) or max(abs(low), 1.0) * 0.05
+    return low - margin, high + margin
+
+
+def _cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
+    """Limits that hold all the data (the first cloud) and the central 99 % of every other."""
+    data, *others = (cloud[:, axis] for cloud in clouds)
+    limits = [_robust_limits(data, 0.0), *(_robust_limits(other, 0.005) for other in others if other.size)]
+    low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
+
+
+def _contour_levels(heights: Array) -> Array | None:
+    """Even levels over the lower nine tenths of the picture's area: where mass is; None when the energy is flat there."""
+    finite = _finite(heights)
+    if finite.size == 0:
+        return None
+    low, high = finite.min(), np.quantile(finite, 0.9)
+    if not high - low > 1e-6 * max(abs(low), 1e-6):
+        return None
+    return np.linspace(low, high, 18)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
+    """Steps and values of one name; null and non-finite values are nan, rows without the name are left out."""
+    present = [row for row in rows if name in row and row.get("step") is not None]
+    steps = np.array([float(row["step"]) for row in present])
+    values = np.array([math.nan if row[name] is None else float(row[name]) for row in present])
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _draw_series(axis: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
+    series = {name: (steps, values) for name, (steps, values) in series.items() if np.isfinite(values).any()}
+    if not series:
+        axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color="grey")
+        return
+    palette = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
+    for i, (name, (steps, values)) in enumerate(series.items()):
+        colour = palette[i % len(palette)]
+        if len(values) < 50:
+            axis.plot(steps, values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
+        else:
+            axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+            axis.plot(steps, _running_mean(values, max(len(values) // 25, 5)), color=colour, linewidth=1.7, label=name)
+    low, high = _robust_limits(np.concatenate([values for _, values in series.values()]), 0.01)
+    if sum(len(values) for _, values in series.values()) >= 50:  # a spike would flatten everything else
+        margin = 0.08 * (high - low)
+        axis.set_ylim(low - margin, high + margin)
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _running_mean(values: Array, window: int) -> Array:
+    """Centred mean over ``window`` neighbours, nan ones left out."""
+    weights = np.isfinite(values).astype(float)
+    kernel = np.ones(window)
+    total = np.convolve(np.nan_to_num(values), kernel, mode="same")
+    count = np.convolve(weights, kernel, mode="same")
+    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
