@@ -1,0 +1,111 @@
+"""Datasets that live in memory: storage, scaling and splitting shared by the readers of files and by the toys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.seeds import stream
+
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+
+
+def scale_bytes(rows: Tensor) -> Tensor:
+    """Grey levels 0..255 to [-1, 1]: ``x / 127.5 - 1``; uint8 -> float32."""
+    return rows.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+class TensorSplit(Split):
+    """Rows of a tensor, (N, *D): float32, or uint8 that is scaled to [-1, 1] as it is read.
+
+    Raises:
+        DataError: there are no rows.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        if len(rows) == 0:
+            raise DataError("a part of the dataset has no rows")
+        self.rows = rows if rows.dtype == torch.uint8 else rows.to(torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        rows = self.rows[indices]
+        return scale_bytes(rows) if rows.dtype == torch.uint8 else rows
+
+
+class TensorDataset(Dataset):
+    """A dataset of three tensors; subclasses call `_fill` in their constructor.
+
+    ``num_classes`` is an attribute only of datasets that have labels, which is how `HasLabels` tells them apart.
+    """
+
+    num_classes: int
+
+    def _fill(
+        self,
+        parts: Mapping[SplitName, Tensor],
+        *,
+        value_range: tuple[float, float] | None = None,
+        labels: Mapping[SplitName, Tensor] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        """Take the parts, each (N, *D), and their labels, each (N,)."""
+        self._splits = {name: TensorSplit(parts[name]) for name in SPLITS}
+        self.data_shape = tuple(parts["train"].shape[1:])
+        self.value_range = value_range
+        if labels is not None:
+            self._labels = {name: labels[name].to(torch.int64) for name in SPLITS}
+            self.num_classes = num_classes or 1 + max(int(part.max()) for part in self._labels.values())
+
+    def split(self, name: SplitName) -> Split:
+        return self._splits[name]
+
+    def labels(self, name: SplitName) -> Tensor:
+        """Class indices, (N,) int64.
+
+        Raises:
+            UsageError: the data came without labels.
+        """
+        if not hasattr(self, "num_classes"):
+            raise UsageError("this dataset has no labels")
+        return self._labels[name]
+
+
+def split_indices(num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:
+    """A random partition of ``range(num)`` into train, valid and test, each of one row at least and sorted.
+
+    Raises:
+        UsageError: the fractions leave nothing for training.
+        DataError: there are fewer than three rows.
+    """
+    check_fractions(valid_fraction, test_fraction)
+    if num < 3:
+        raise DataError(f"the data has {num} row{'' if num == 1 else 's'}; train, valid and test need one each")
+    num_valid, num_test = part_sizes(num, valid_fraction, test_fraction)
+    order = torch.randperm(num, generator=stream(seed, "split"))
+    cuts = order.split([num_valid, num_test, num - num_valid - num_test])
+    parts = dict(zip(("valid", "test", "train"), (cut.sort().values for cut in cuts), strict=True))
+    return cast(dict[SplitName, Tensor], parts)
+
+
+def check_fractions(valid_fraction: float, test_fraction: float) -> None:
+    """Raise UsageError unless something is left for training."""
+    if valid_fraction + test_fraction >= 1:
+        raise UsageError(
+            f"valid_fraction + test_fraction must be below 1, got {valid_fraction:g} + {test_fraction:g}: "
+            "nothing would be left to train on"
+        )
+
+
+def part_sizes(num: int, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
+    """Rows of valid and test among ``num >= 3``: the nearest whole numbers that leave one row to every part."""
+    num_valid = min(max(1, round(num * valid_fraction)), num - 2)
+    num_test = min(max(1, round(num * test_fraction)), num - 1 - num_valid)
+    return num_valid, num_test

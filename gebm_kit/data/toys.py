@@ -1,0 +1,250 @@
+"""Two-dimensional toys, in their natural units. Those whose density is known in closed form have `log_prob`.
+
+Train, valid and test are drawn from separate random streams, so that they are independent and any size of one leaves the
+others unchanged.
+
+References:
+    Unrolled Generative Adversarial Networks. L. Metz et al., ICLR 2017. https://arxiv.org/abs/1611.02163
+        (eight Gaussians on a circle of radius 2)
+    VEEGAN: Reducing Mode Collapse in GANs using Implicit Variational Learning. A. Srivastava et al., NeurIPS 2017.
+        https://arxiv.org/abs/1705.07761 (the 25-mode grid with standard deviation 0.05)
+    FFJORD. W. Grathwohl et al., ICLR 2019. https://arxiv.org/abs/1810.01367 (checkerboard, rings, pinwheel)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.components import Range
+from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.seeds import stream
+from gebm_kit.data.tensors import TensorDataset
+
+Count = Annotated[int, Range(1, None)]
+Positive = Annotated[float, Range(0, None, low_open=True)]
+
+
+class _Toy(TensorDataset):
+    """Points drawn by `_draw`; subclasses set their own parameters first and call `_draw_parts` last."""
+
+    def _draw_parts(self, num_train: int, num_valid: int, num_test: int, seed: int) -> None:
+        sizes: dict[SplitName, int] = {"train": num_train, "valid": num_valid, "test": num_test}
+        self._fill(
+            {part: self._draw(size, stream(seed, type(self).__name__, part)).float() for part, size in sizes.items()}
+        )
+
+    @abstractmethod
+    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """``num`` independent points, (num, 2) float64."""
+
+
+class _GaussianMixture(_Toy):
+    """Equal-weight mixture of round Gaussians: ``p(x) = (1/M) sum_m N(x; c_m, std^2 I)``."""
+
+    mode_centres: Tensor
+    mode_std: float
+
+    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+        mode = torch.randint(len(self.mode_centres), (num,), generator=generator)
+        noise = torch.randn(num, 2, generator=generator, dtype=torch.float64)
+        return self.mode_centres[mode].double() + self.mode_std * noise
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats; (B, 2) -> (B,)."""
+        squared = (x[:, None] - self.mode_centres.to(x)).square().sum(-1) / self.mode_std**2
+        constant = math.log(len(self.mode_centres)) + math.log(2 * math.pi * self.mode_std**2)
+        return torch.logsumexp(-0.5 * squared, dim=1) - constant
+
+
+class EightGaussians(_GaussianMixture):
+    """Eight equal Gaussians, evenly spaced on a circle.
+
+    Args:
+        num_train, num_valid, num_test: number of points of each part.
+        radius: radius of the circle.
+        std: standard deviation of every mode.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        num_train: Count = 10_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        radius: Positive = 2.0,
+        std: Positive = 0.1,
+        seed: int = 0,
+    ) -> None:
+        angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+        self.mode_centres = (radius * torch.stack([angle.cos(), angle.sin()], dim=1)).float()
+        self.mode_std = std
+        self._draw_parts(num_train, num_valid, num_test, seed)
+
+
+class TwentyFiveGaussians(_GaussianMixture):
+    """Twenty-five equal Gaussians on the grid ``{-4, -2, 0, 2, 4}^2``.
+
+    Args:
+        num_train, num_valid, num_test: number of points of each part.
+        std: standard deviation of every mode.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        num_train: Count = 10_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        std: Positive = 0.05,
+        seed: int = 0,
+    ) -> None:
+        line = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0])
+        self.mode_centres = torch.cartesian_prod(line, line)
+        self.mode_std = std
+        self._draw_parts(num_train, num_valid, num_test, seed)
+
+
+class TwoMoons(_Toy):
+    """Two interleaved half circles of radius 1, centred on the origin, with Gaussian noise.
+
+    The upper one is ``(cos t - 1/2, sin t - 1/4)``, the lower ``(1/2 - cos t, 1/4 - sin t)``, t uniform on [0, pi].
+
+    Args:
+        num_train, num_valid, num_test: number of points of each part.
+        noise: standard deviation of the noise.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        num_train: Count = 10_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        noise: Annotated[float, Range(0, None)] = 0.05,
+        seed: int = 0,
+    ) -> None:
+        self.noise = noise
+        self._draw_parts(num_train, num_valid, num_test, seed)
+
+    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+        sign = 1.0 - 2.0 * torch.randint(2, (num, 1), generator=generator).double()
+        angle = math.pi * torch.rand(num, generator=generator, dtype=torch.float64)
+        arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
+        return sign * arc + self.noise * torch.randn(num, 2, generator=generator, dtype=torch.float64)
+
+
+class Checkerboard(_Toy):
+    """Uniform on the eight dark squares of a 4x4 board over ``[-4, 4]^2``.
+
+    A square of side 2 is dark when its column and row, counted from 0 at the lower left, have an even sum.
+
+    Args:
+        num_train, num_valid, num_test: number of points of each part.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self, num_train: Count = 10_000, num_valid: Count = 10_000, num_test: Count = 10_000, seed: int = 0
+    ) -> None:
+        self._draw_parts(num_train, num_valid, num_test, seed)
+
+    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+        column = torch.randint(4, (num,), generator=generator)
+        row = 2 * torch.randint(2, (num,), generator=generator) + column % 2
+        corner = 2.0 * torch.stack([column, row], dim=1).double() - 4.0
+        # In [0, 2 - 1e-6), so that rounding to single precision can't carry a point over the edge.
+        inside = (2.0 - 1e-6) * torch.rand(num, 2, generator=generator, dtype=torch.float64)
+        return corner + inside
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """``-log 32`` on the dark squares, minus infinity elsewhere; (B, 2) -> (B,)."""
+        place = torch.floor((x + 4.0) / 2.0)
+        dark = (place.sum(1) % 2 == 0) & (x >= -4).all(1) & (x < 4).all(1)
+        inside = torch.full_like(x[:, 0], -math.log(32.0))
+        return torch.where(dark, inside, torch.full_like(inside, -math.inf))
+
+
+class Rings(_Toy):
+    """Concentric rings of radii 1, 2, ..., R; a ring's share is proportional to its radius.
+
+    A point is ``r (cos t, sin t)`` with t uniform and ``r ~ N(R_k, std^2)``, hence, with rho = |x|,
+    ``p(x) = sum_k w_k [N(rho; R_k, std^2) + N(-rho; R_k, std^2)] / (2 pi rho)``.
+
+    Args:
+        num_train, num_valid, num_test: number of points of each part.
+        num_rings: R.
+        std: standard deviation of a point's distance from its ring.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        num_train: Count = 10_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        num_rings: Count = 4,
+        std: Positive = 0.08,
+        seed: int = 0,
+    ) -> None:
+        self.radii = torch.arange(1, num_rings + 1, dtype=torch.float64)
+        self.std = std
+        self._draw_parts(num_train, num_valid, num_test, seed)
+
+    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+        ring = torch.multinomial(self.radii, num, replacement=True, generator=generator)
+        radius = self.radii[ring] + self.std * torch.randn(num, generator=generator, dtype=torch.float64)
+        angle = 2 * math.pi * torch.rand(num, generator=generator, dtype=torch.float64)
+        return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats; (B, 2) -> (B,)."""
+        rho = x.norm(dim=1, keepdim=True)
+        radii = self.radii.to(x)
+        log_share = torch.log(radii / radii.sum())
+        squared = torch.stack([rho - radii, rho + radii]) / self.std
+        log_radial = torch.logsumexp(log_share - 0.5 * squared.square(), dim=(0, 2))
+        constant = math.log(self.std * math.sqrt(2 * math.pi)) + math.log(2 * math.pi)
+        return log_radial - constant - rho.squeeze(1).log()
+
+
+class Pinwheel(_Toy):
+    """Arms that start as Gaussians along five rays and are bent by an angle that grows inwards.
+
+    In an arm's own frame ``f = (1 + radial_std a, tangential_std b)`` with a, b standard normal; the frame is turned by
+    ``2 pi k / arms + rate exp(f_1)``; everything is scaled by 2.
+
+    Args:
+        num_train, num_valid, num_test: number of points of each part.
+        arms: number of arms.
+        radial_std, tangential_std: spread along and across an arm before it is bent.
+        rate: how strongly the arms are bent.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        num_train: Count = 10_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        arms: Count = 5,
+        radial_std: Positive = 0.3,
+        tangential_std: Positive = 0.1,
+        rate: float = 0.25,
+        seed: int = 0,
+    ) -> None:
+        self.arms, self.rate = arms, rate
+        self.radial_std, self.tangential_std = radial_std, tangential_std
+        self._draw_parts(num_train, num_valid, num_test, seed)
+
+    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+        arm = torch.randint(self.arms, (num,), generator=generator).double()
+        noise = torch.randn(num, 2, generator=generator, dtype=torch.float64)
+        along, across = 1.0 + self.radial_std * noise[:, 0], self.tangential_std * noise[:, 1]
+        angle = 2 * math.pi * arm / self.arms + self.rate * along.exp()
+        turned = [along * angle.cos() - across * angle.sin(), along * angle.sin() + across * angle.cos()]
+        return 2.0 * torch.stack(turned, dim=1)
