@@ -1,0 +1,271 @@
+"""Penultimate layer of a small classifier, trained once per labelled dataset and cached with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Range
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLabels, SplitName
+
+VERSION = 1
+"""Raised whenever the network or its training changes, so that no cached file of another recipe is taken for this one."""
+
+SMALL_IMAGE = 256
+"""Data with at most this many values (16x16 grey) gets 16 features, larger data 64."""
+
+BLOCK = 1024
+BATCH = 128
+
+
+class Classifier(FeatureMap):
+    """``f(x)``: the layer before the logits of a classifier of the dataset's training part.
+
+    The layer is linear (no activation follows it before the logits), so that the features of a class are unimodal and a
+    Gaussian fit is not an absurd summary of them. They are standardised with the mean and standard deviation of the
+    training data, so that distances do not depend on the scale of the weights. The network is convolutional for images
+    (C, H, W) and fully connected for anything else, trained with AdamW under a one-cycle learning rate and, for images, with
+    random shifts by up to a twelfth of the side.
+
+    Training is deterministic for a given dataset, settings, device and number of threads, and leaves torch's own random
+    state alone. Its result is stored in the directory named by ``GEBM_KIT_CACHE`` (else ``$XDG_CACHE_HOME/gebm-kit``, else
+    ``~/.cache/gebm-kit``), under a hash of the training data, the labels and the settings, and verified when it is read; a
+    damaged file is replaced, and a directory that can't be written only costs the time to train again.
+
+    Attributes:
+        checksum: SHA-256 over the weights, known after `fit`.
+        network: the trained network.
+
+    Args:
+        dim: number of features; None: 16 for data of at most 256 values, 64 for larger.
+        steps: training steps of 128 rows.
+        seed: seed of weights and order.
+    """
+
+    def __init__(
+        self,
+        dim: Annotated[int | None, Range(1, None)] = None,
+        steps: Annotated[int, Range(1, None)] = 600,
+        seed: int = 0,
+    ) -> None:
+        self.dim, self.steps, self.seed = dim, steps, seed
+        self.checksum = ""
+
+    def fit(self, dataset: Dataset, device: torch.device) -> None:
+        """Load the classifier of this dataset from the cache, or train it.
+
+        Raises:
+            UsageError: the dataset has no labels.
+        """
+        if not isinstance(dataset, HasLabels):
+            raise UsageError(
+                "features 'classifier' need a dataset with labels, and this one has none",
+                hint="Use features: pixels.",
+            )
+        split, labels = dataset.split("train"), dataset.labels("train")
+        shape = tuple(dataset.data_shape)
+        dim = self.dim or (16 if math.prod(shape) <= SMALL_IMAGE else 64)
+        settings = {
+            "version": VERSION, "shape": shape, "classes": dataset.num_classes, "dim": dim, "steps": self.steps,
+            "seed": self.seed,
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for start in range(0, len(split), BLOCK):
+            rows = torch.arange(start, min(start + BLOCK, len(split)))
+            digest.update(split.batch(rows).contiguous().cpu().numpy().tobytes())
+        digest.update(labels.contiguous().cpu().numpy().tobytes())
+        key = digest.hexdigest()
+
+        # Building the network draws from torch's default generator; the draws are thrown away when weights are loaded.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            network = _Network(shape, dim, dataset.num_classes)
+            weights = _load(key)
+            if weights is None or not _fits(network, weights):
+                _train(network.to(device), dataset, self.steps, device)
+                _store(key, network.state_dict())
+            else:
+                network.load_state_dict(weights)
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.checksum = weights_checksum(network.state_dict())
+        self._device = device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, *D) -> (N, dim), on the device of ``x``."""
+        parts = [self._features(part) for part in x.detach().split(BLOCK)]
+        return torch.cat(parts)
+
+    def accuracy(self, dataset: Dataset, part: SplitName = "test") -> float:
+        """Share of a part's rows that the classifier gets right."""
+        assert isinstance(dataset, HasLabels)
+        split, labels, right = dataset.split(part), dataset.labels(part), 0
+        for start in range(0, len(split), BLOCK):
+            rows = torch.arange(start, min(start + BLOCK, len(split)))
+            with torch.no_grad():
+                logits = self.network(split.batch(rows).to(self._device))
+            right += int((logits.argmax(1).cpu() == labels[rows]).sum())
+        return right / len(split)
+
+    def _features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network.features(x.to(self._device, torch.float32)).to(x.device)
+
+
+class _Network(nn.Module):
+    """``logits = head((body(x) - mean) / std)``; mean and std are set after training."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: tuple[int, ...], dim: int, num_classes: int) -> None:
+        super().__init__()
+        if len(shape) == 3:
+            layers: list[nn.Module] = [nn.Conv2d(shape[0], 32, 3, padding=1), nn.ReLU()]
+            channels, side = 32, min(shape[1:])
+            while side > 4 and channels < 256:  # halve until about 4x4 is left
+                layers += [nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1), nn.ReLU()]
+                channels, side = 2 * channels, (side + 1) // 2
+            layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, dim)]
+        else:
+            size = math.prod(shape)
+            layers = [
+                nn.Flatten(),
+                nn.Linear(size, 256),
+                nn.ReLU(),
+                nn.Linear(256, 256),
+                nn.ReLU(),
+                nn.Linear(256, dim),
+            ]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(dim, num_classes)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Standardised features; (N, *D) -> (N, dim)."""
+        return (self.body(x) - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits; (N, *D) -> (N, classes)."""
+        logits: Tensor = self.head(self.features(x) * self.std + self.mean)
+        return logits
+
+
+def _train(network: _Network, dataset: Dataset, steps: int, device: torch.device) -> None:
+    """Cross-entropy under AdamW with a one-cycle rate; then mean and std of the features on the training data."""
+    assert isinstance(dataset, HasLabels)
+    split, labels = dataset.split("train"), dataset.labels("train").to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps + 1)
+    batch = min(BATCH, len(split))
+    order, position = torch.randperm(len(split)), 0
+    network.train()
+    for _ in range(steps):
+        if position + batch > len(split):
+            order, position = torch.randperm(len(split)), 0
+        rows = order[position : position + batch]
+        position += batch
+        x = _shifted(split.batch(rows).to(device))
+        loss = nn.functional.cross_entropy(network(x), labels[rows.to(device)], label_smoothing=0.05)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    network.eval()
+    with torch.no_grad():
+        rows_of = torch.arange(min(len(split), 10 * BLOCK)).split(BLOCK)
+        features = torch.cat([network.body(split.batch(rows).to(device)) for rows in rows_of])
+        network.mean.copy_(features.mean(0))
+        network.std.copy_(features.std(0).clamp_min(1e-6))
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Every image of the batch moved by the same few pixels, the edge repeated; points unchanged."""
+    if x.ndim != 4 or min(x.shape[2:]) < 8:
+        return x
+    reach = max(1, min(x.shape[2:]) // 12)
+    down, right = (int(v) for v in torch.randint(-reach, reach + 1, (2,)))
+    padded = nn.functional.pad(x, (reach, reach, reach, reach), mode="replicate")
+    top, left = reach + down, reach + right
+    return padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def cache_directory() -> Path:
+    """``$GEBM_KIT_CACHE``, else ``$XDG_CACHE_HOME/gebm-kit``, else ``~/.cache/gebm-kit``."""
+    if os.environ.get("GEBM_KIT_CACHE"):
+        return Path(os.environ["GEBM_KIT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gebm-kit"
+
+
+def weights_checksum(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _path(key: str) -> Path:
+    return cache_directory() / f"classifier-{key[:32]}.safetensors"
+
+
+def _load(key: str) -> dict[str, Tensor] | None:
+    """The weights stored under ``key``; None when there are none, or when they are damaged (with a warning)."""
+    path = _path(key)
+    try:
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as archive:
+            metadata = archive.metadata() or {}
+            weights = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"the cached classifier {path} can't be read ({error}); it is trained again", stacklevel=3)
+        return None
+    if metadata.get("key") != key or metadata.get("sha256") != weights_checksum(weights):
+        warnings.warn(f"the cached classifier {path} does not match its checksum; it is trained again", stacklevel=3)
+        return None
+    return weights
+
+
+def _fits(network: _Network, weights: Mapping[str, Tensor]) -> bool:
+    wanted: dict[str, Any] = {name: value.shape for name, value in network.state_dict().items()}
+    return wanted == {name: value.shape for name, value in weights.items()}
+
+
+def _store(key: str, weights: Mapping[str, Tensor]) -> None:
+    """Write atomically: to a temporary file in the same directory, then rename."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    content = save(tensors, {"key": key, "sha256": weights_checksum(tensors)})
+    path, temporary = _path(key), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(
+            f"the classifier could not be cached in {path.parent} ({error}); it will be trained again next time. "
+            "Set GEBM_KIT_CACHE to a directory that can be written.",
+            stacklevel=3,
+        )
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,20 @@
+"""The data itself as features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Dataset, FeatureMap
+
+
+class Pixels(FeatureMap):
+    """``f(x) = x``, flattened: the coordinates of points, the pixels of images; (N, *D) -> (N, prod D)."""
+
+    checksum = "identity"
+
+    def fit(self, dataset: Dataset, device: torch.device) -> None:
+        """Nothing to prepare."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.detach().flatten(1)
