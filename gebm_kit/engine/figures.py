@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,6 +39,10 @@ MOST_POINTS = 5000
 """Points drawn of each cloud: more only blacken the picture."""
 
 CONTOUR_CELLS = 200
+
+LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#4d9bd0", "#a6cfe8", "#dcebf5", "#fcfcfc"])
+"""Energy from low to high: pale enough for points to stand out on it."""
+
 BLOCK = 1024
 
 
@@ -89,12 +95,13 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
     mosaics = {label: _mosaic(images, value_range) for label, images in panels.items()}
     height, width = next(iter(mosaics.values())).shape[:2]
     side = 3.6
-    figure = Figure(figsize=(side * len(mosaics), side * height / width + 0.4), layout="constrained")
+    figure = Figure(figsize=(side * len(mosaics), side * height / width + 0.4), layout=_layout(0.12))
     axes = figure.subplots(1, len(mosaics), squeeze=False)[0]
     for axis, (label, mosaic) in zip(axes, mosaics.items(), strict=True):
         axis.imshow(mosaic, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         axis.set_title(label, fontsize=13)
         axis.set_axis_off()
+        axis.set_anchor("N")
     return _save(figure, path, dots_per_inch=160)
 
 
@@ -114,8 +121,8 @@ def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: E
     levels = _contour_levels(heights)
     for axis, (label, points) in zip(axes, clouds.items(), strict=True):
         if levels is not None:
-            drawn = axis.contourf(xs, ys, heights, levels=levels, cmap="Blues_r", extend="both", alpha=0.75)
-        axis.plot(*points.T, ".", markersize=2.4, markeredgewidth=0, color="#d1495b", alpha=0.55, rasterized=True)
+            drawn = axis.contourf(xs, ys, heights, levels=levels, cmap=LANDSCAPE, extend="max")
+        axis.plot(*points.T, ".", markersize=2.8, markeredgewidth=0, color="#9b1b30", alpha=0.6)
         axis.set(xlim=horizontal, ylim=vertical, aspect="equal")
         axis.set_title(label, fontsize=13)
         axis.tick_params(labelsize=9)
@@ -127,7 +134,7 @@ def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: E
 def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Losses, KALE and log-partition against the step, one panel each, from rows of metrics.jsonl.
 
-    A value that is null or missing leaves a gap. From 50 points on the values are drawn pale beneath their running mean.
+    A value that is null or missing leaves a gap. From 50 points on the values are drawn pale beneath medians of blocks.
     """
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     panels = {
@@ -135,7 +142,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         "KALE (nats)": [n for n in names if n.split(".")[-1].startswith("kale")],
         "log-partition A (nats)": [n for n in names if n.split(".")[-1].startswith("log_partition") and "_se" not in n],
     }
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout=_layout(0.06))
     for axis, (title, members) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         _draw_series(axis, {name: _series(rows, name) for name in members})
         axis.set_title(title, fontsize=12)
@@ -153,7 +160,7 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
     values = {"data": data, "base": base, "GEBM": gebm}
     finite = {label: _finite(v.detach().double().cpu().numpy()) for label, v in values.items()}
     low, high = _robust_limits(np.concatenate(list(finite.values())), 0.001)
-    edges = np.linspace(low, high, 61)
+    edges = np.linspace(low, high, 81)
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
     for label, energies in finite.items():
@@ -174,6 +181,11 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _layout(gap: float) -> ConstrainedLayoutEngine:
+    """Matplotlib's constrained layout with ``gap`` inches around each panel."""
+    return ConstrainedLayoutEngine(w_pad=gap, h_pad=0.04)
 
 
 def _save(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
@@ -237,14 +249,14 @@ def _cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
 
 
 def _contour_levels(heights: Array) -> Array | None:
-    """Even levels over the lower nine tenths of the picture's area: where mass is; None when the energy is flat there."""
+    """Even, round levels over the lower nine tenths of the picture's area, where the mass is; None for a flat energy."""
     finite = _finite(heights)
     if finite.size == 0:
         return None
-    low, high = finite.min(), np.quantile(finite, 0.9)
+    low, high = float(finite.min()), float(np.quantile(finite, 0.9))
     if not high - low > 1e-6 * max(abs(low), 1e-6):
         return None
-    return np.linspace(low, high, 18)
+    return np.asarray(MaxNLocator(18).tick_values(low, high))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
@@ -259,6 +271,7 @@ def _draw_series(axis: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
     series = {name: (steps, values) for name, (steps, values) in series.items() if np.isfinite(values).any()}
     if not series:
         axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color="grey")
+        axis.set(xticks=[], yticks=[])
         return
     palette = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
     for i, (name, (steps, values)) in enumerate(series.items()):
@@ -267,7 +280,7 @@ def _draw_series(axis: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
             axis.plot(steps, values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
         else:
             axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-            axis.plot(steps, _running_mean(values, max(len(values) // 25, 5)), color=colour, linewidth=1.7, label=name)
+            axis.plot(*_block_medians(steps, values), color=colour, linewidth=1.7, label=name)
     low, high = _robust_limits(np.concatenate([values for _, values in series.values()]), 0.01)
     if sum(len(values) for _, values in series.values()) >= 50:  # a spike would flatten everything else
         margin = 0.08 * (high - low)
@@ -275,10 +288,8 @@ def _draw_series(axis: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _running_mean(values: Array, window: int) -> Array:
-    """Centred mean over ``window`` neighbours, nan ones left out."""
-    weights = np.isfinite(values).astype(float)
-    kernel = np.ones(window)
-    total = np.convolve(np.nan_to_num(values), kernel, mode="same")
-    count = np.convolve(weights, kernel, mode="same")
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+def _block_medians(steps: Array, values: Array) -> tuple[Array, Array]:
+    """Mean step and median value of at most 60 blocks of neighbours, nan ones left out."""
+    finite = np.isfinite(values)
+    blocks = np.array_split(np.flatnonzero(finite), min(60, max(int(finite.sum()) // 8, 1)))
+    return np.array([steps[b].mean() for b in blocks]), np.array([np.median(values[b]) for b in blocks])
