@@ -28,6 +28,7 @@ from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from gebm_kit.engine.ema import module_tensors
 from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
 
 RUNS = Path("runs")
@@ -128,7 +129,8 @@ class Run:
         facts = self.checkpoint.state["facts"]
         model = build_model(self.recipe, {**facts, **_tuples(facts), "directory": self.recipe.directory})
         tensors = dict(self.checkpoint.tensors["model"])
-        tensors |= {f"base.{name}": value for name, value in self.checkpoint.tensors.get("ema", {}).items()}
+        average = module_tensors(self.checkpoint.tensors.get("ema", {}))
+        tensors |= {f"base.{name}": value for name, value in average.items()}
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
