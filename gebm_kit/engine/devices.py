@@ -8,19 +8,21 @@ from gebm_kit.core.errors import UsageError
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` (a CUDA device when there is one, else the CPU), or a device by torch's name for it.
+    """``auto`` (CUDA where there is one, else Apple's MPS, else the CPU), or a device by torch's name for it.
 
     Raises:
         UsageError: torch knows no such device, or this machine has none.
     """
     if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"device {str(device)!r} can't be used: {reason}", hint="Allowed: auto, cpu, cuda, cuda:0."
+            f"device {str(device)!r} can't be used: {reason}", hint="Allowed: auto, cpu, cuda, cuda:N, mps."
         ) from error
     return found

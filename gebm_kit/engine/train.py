@@ -25,7 +25,8 @@ from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, Run
 from gebm_kit.core.interfaces import Dataset, Logger, named_scalars
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
-from gebm_kit.engine.device import resolve_device
+from gebm_kit.engine.devices import resolve_device
+from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import score_recipe
 from gebm_kit.engine.figures import draw_all
 from gebm_kit.engine.files import write_atomic, write_json
@@ -336,7 +337,7 @@ def _start_from(trainer: Trainer, recipe: Recipe) -> None:
                 ) from error
             warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
     if trainer.ema is not None:
-        trainer.ema.reset(trainer.model.base)
+        trainer.ema = EMA(trainer.model.base, recipe.ema.decay)
 
 
 def _drop_rows_after(run: Run, step: int) -> None:
