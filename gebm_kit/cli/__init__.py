@@ -1,1 +1,1 @@
-"""The command line; the only part of the kit that prints."""
+"""The command line: the only part of the kit that prints. Heavy imports happen inside the commands."""

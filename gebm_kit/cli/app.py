@@ -1,0 +1,133 @@
+"""The program ``gebm-kit``: its commands, and what becomes of an error.
+
+Exit codes: 0 done, 1 the run failed, 2 usage, recipe or input data, 3 plugin missing or broken, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import gebm_kit
+from gebm_kit.cli import ui
+from gebm_kit.cli.describe import describe
+from gebm_kit.cli.doctor import doctor
+from gebm_kit.cli.evaluate import evaluate
+from gebm_kit.cli.list import list_components
+from gebm_kit.cli.plugins import app as plugins
+from gebm_kit.cli.recipes import app as recipes
+from gebm_kit.cli.sample import sample
+from gebm_kit.cli.train import train
+from gebm_kit.core.errors import GebmKitError, Interrupted
+
+app = typer.Typer(
+    name="gebm-kit",
+    help="Train, sample and evaluate Generalized Energy-Based Models.",
+    epilog="Start with `gebm-kit train quickstart`; `gebm-kit recipes ls` shows what else there is.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train)
+app.command("sample")(sample)
+app.command("eval")(evaluate)
+app.add_typer(recipes, name="recipes")
+app.command("list")(list_components)
+app.command("describe")(describe)
+app.add_typer(plugins, name="plugins")
+app.command("doctor")(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        ui.text(f"gebm-kit {gebm_kit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, sample and evaluate Generalized Energy-Based Models."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program on ``argv`` (default: this process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    flags = words[: words.index("--")] if "--" in words else words
+    json, debug = "--json" in flags, "--debug" in flags
+    with _sigterm_raises():
+        try:
+            code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except GebmKitError as error:
+            return _report(error.code, error.message, error.hint, error.exit_code, json=json, debug=debug)
+        except KeyboardInterrupt as stop:
+            signum = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+            stopped = Interrupted(f"stopped by {signum.name}", signum=signum)
+            return _report(stopped.code, stopped.message, "", stopped.exit_code, json=json, debug=debug)
+        except BrokenPipeError:
+            return _reader_left()
+        except Exception as error:
+            if hasattr(error, "format_message"):  # a usage error of typer, whose class moved between its versions
+                return _report("usage", error.format_message(), _try_help(error), 2, json=json, debug=debug)
+            message = f"this is a bug in gebm-kit or in a plugin: {type(error).__name__}: {error}"
+            hint = "" if debug else "Run the command again with --debug and report what it shows."
+            return _report("bug", message, hint, 1, json=json, debug=debug)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, unwinding the stack as Ctrl-C does."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Any:
+    try:
+        before = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not the main thread: leave signals to whoever owns them
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(code: str, message: str, hint: str, exit_code: int, *, json: bool, debug: bool) -> int:
+    if debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    try:
+        if json:
+            ui.emit_json({"error": {"code": code, "message": message, "hint": hint}})
+            sys.stdout.flush()
+        else:
+            sys.stderr.write(f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    except BrokenPipeError:
+        _reader_left()
+    return exit_code
+
+
+def _try_help(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try `{context.command_path} --help`." if context is not None else ""
+
+
+def _reader_left() -> int:
+    """The reader of stdout closed it (``gebm-kit list | head -1``): end quietly, as SIGPIPE would."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush fails loudly
+    return 0

@@ -1,0 +1,52 @@
+"""Progress bars on a terminal; apart from ui.py because rich is slow to import."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from gebm_kit.cli.ui import Pace
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.progress import Progress
+
+
+class Bars:
+    """One bar a stage, with its scalars, steps per second and time left; gone when the work ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = RichProgress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, tuple[TaskID, Pace]] = {}
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, report: Progress) -> None:
+        task, pace = self._tasks.get(report.stage, (None, None))
+        if task is None:
+            task = self._progress.add_task(report.stage, total=report.total, detail="")
+        if pace is None or report.step < pace.step:
+            pace = Pace(report)
+            self._tasks[report.stage] = task, pace
+        pace.update(report)
+        detail = "  ".join(part for part in [*pace.scalars(), pace.speed(), pace.left()] if part)
+        within = report.stage != next(iter(self._tasks))  # sampling for an evaluation in the middle of training
+        visible = not (within and report.step >= report.total)
+        self._progress.update(task, completed=report.step, total=report.total, detail=detail, visible=visible)

@@ -1,0 +1,57 @@
+"""``gebm-kit eval``: how good a trained run's draws are, beside its base's and held-out data."""
+
+from __future__ import annotations
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import (
+    Debug,
+    Device,
+    Json,
+    OverrideWords,
+    Quiet,
+    RunWord,
+    Threads,
+    find_run,
+    only_sections,
+    overridden_recipe,
+    set_threads,
+    split_words,
+)
+
+SECTIONS = ("eval", "sampler", "sample")
+
+
+def evaluate(
+    run_word: RunWord = None,
+    override_words: OverrideWords = None,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and draw the pictures again."""
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
+    only_sections(given.overrides, SECTIONS, "gebm-kit eval")
+    set_threads(threads)
+    from gebm_kit.cli.results import show_evaluation, show_figures
+    from gebm_kit.engine.devices import resolve_device
+    from gebm_kit.engine.evaluate import score_recipe
+    from gebm_kit.engine.report import write_report
+
+    run = find_run(given.target, say)
+    recipe = overridden_recipe(run, given.overrides)
+    where = resolve_device(device or recipe.device)
+    with say.progress() as on_progress:
+        evaluation = score_recipe(run.model, run.dataset, recipe, device=where, on_progress=on_progress)
+    figures = [str(path) for path in write_report(run, evaluation)]
+    found = evaluation.as_dict()
+    payload = {**found, "run": str(run.path), "figures": figures}
+
+    def show() -> None:
+        show_evaluation(found)
+        show_figures(figures)
+        ui.text(f"run: {run.path}")
+
+    say.result(payload, show)

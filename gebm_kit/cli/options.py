@@ -1,0 +1,140 @@
+"""Options that several commands share, and what is common to the words after a command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gebm_kit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from gebm_kit.cli.ui import Ui
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.engine.run import Run
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Shell completion: names of the shipped recipes."""
+    from gebm_kit.config.load import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_sampler(incomplete: str) -> list[str]:
+    """Shell completion: names of samplers."""
+    from gebm_kit.core.plugins import installed
+
+    registry = installed().registry
+    names = [registry.short_name(record) for record in registry.of_kind("sampler")]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_kind(incomplete: str) -> list[str]:
+    """Shell completion: kinds of component."""
+    from gebm_kit.core.components import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+OUTPUT = "Output"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes, only the result.", rich_help_panel=OUTPUT)
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...; default: the recipe's."),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads of torch; default: torch's choice.")
+]
+
+
+RecipeWord = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
+]
+RunWord = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="A run directory; default: the newest finished run under runs/.")
+]
+OverrideWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's, such as sample.seed=1."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words after a command: the one without ``=``, if any, and the overrides."""
+
+    target: str | None
+    overrides: tuple[str, ...]
+
+
+def split_words(words: Sequence[str] | None, what: str) -> Words:
+    """A word with ``=`` is an override, the one without is the ``what`` (RUN or RECIPE).
+
+    Raises:
+        UsageError: there are two words without ``=``.
+    """
+    targets = [word for word in words or () if "=" not in word]
+    if len(targets) > 1:
+        raise UsageError(
+            f"one {what} is expected, got {len(targets)}: {', '.join(targets)}",
+            hint="An override is written KEY=VALUE, without blanks around '='.",
+        )
+    return Words(targets[0] if targets else None, tuple(word for word in words or () if "=" in word))
+
+
+def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str) -> None:
+    """Refuse overrides of what is already trained into a run.
+
+    Raises:
+        UsageError: a key outside the ``allowed`` sections.
+    """
+    for word in overrides:
+        section = word.partition("=")[0].partition(".")[0].strip()
+        if section not in allowed:
+            raise UsageError(
+                f"`{command}` can't override {section!r}; it can override {', '.join(allowed)}",
+                hint="What a run was trained with is fixed; `gebm-kit train RECIPE KEY=VALUE` trains another.",
+            )
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use that many CPU threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def find_run(word: str | None, ui: Ui) -> Run:
+    """The run directory that was named, or the newest finished run, saying which."""
+    from gebm_kit.engine.run import load_run, newest_run
+
+    if word is not None:
+        return load_run(word)
+    run = newest_run()
+    ui.note(f"using the newest finished run, {run.path}")
+    return run
+
+
+def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
+    """The run's recipe with ``overrides`` on top.
+
+    Raises:
+        RecipeError: they are no valid overrides; all problems at once.
+    """
+    from gebm_kit.config.load import load_recipe
+
+    if not overrides:
+        return run.recipe
+    return load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory)

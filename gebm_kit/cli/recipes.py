@@ -1,0 +1,104 @@
+"""``gebm-kit recipes``: the recipes that come with the kit, and the check of any recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, split_words
+from gebm_kit.core.errors import UsageError
+
+app = typer.Typer(help="List, show, copy and check recipes.")
+
+
+@app.command("ls")
+def ls(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """List the recipes that come with the kit."""
+    from gebm_kit.config.load import shipped_recipes
+
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    found = [
+        {"name": name, "summary": summary(path.read_text(encoding="utf-8")), "path": str(path)}
+        for name, path in shipped_recipes().items()
+    ]
+    say.result(
+        {"recipes": found}, lambda: ui.table("", ["name", "summary"], [[r["name"], r["summary"]] for r in found])
+    )
+
+
+@app.command("show")
+def show(name: RecipeWord, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Print a recipe."""
+    from gebm_kit.config.load import find_recipe
+
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    path = find_recipe(name)
+    content = _read(path)
+    say.result({"name": path.stem, "path": str(path), "text": content}, lambda: ui.text(content.rstrip("\n")))
+
+
+@app.command("cp")
+def cp(
+    name: RecipeWord,
+    destination: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to; a directory, or a file name.")
+    ] = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a recipe, to change it. An existing file is never overwritten."""
+    from gebm_kit.config.load import find_recipe
+
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    source = find_recipe(name)
+    target = destination / source.name if destination.is_dir() else destination
+    content = _read(source)
+    try:
+        with open(target, "x", encoding="utf-8") as stream:
+            stream.write(content)
+    except FileExistsError as error:
+        raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.") from error
+    except OSError as error:
+        raise UsageError(f"{target} can't be written: {error.strerror}") from error
+    say.result({"name": source.stem, "path": str(target)}, lambda: ui.text(str(target)))
+
+
+@app.command("check")
+def check(
+    recipe_word: RecipeWord,
+    override_words: OverrideWords = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check a recipe without building anything; all problems are reported at once."""
+    from gebm_kit.config.load import load_recipe
+
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    given = split_words([recipe_word, *(override_words or ())], "RECIPE")
+    if given.target is None:
+        raise UsageError("no RECIPE is named, only overrides")
+    recipe = load_recipe(given.target, given.overrides)
+    payload = {"name": recipe.name, "path": str(recipe.path), "ok": True}
+    say.result(payload, lambda: ui.text(f"{recipe.path}: no problems"))
+
+
+def summary(content: str) -> str:
+    """The recipe's first comment line."""
+    for line in content.splitlines():
+        if line.startswith("#") and line.strip("# "):
+            return line.strip("# ").strip()
+        if line.strip() and not line.startswith("#"):
+            break
+    return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read as text: {error}") from error

@@ -1,0 +1,49 @@
+"""Tables of results that more than one command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gebm_kit.cli import ui
+
+COLUMNS = ("data", "base", "gebm", "ratio")
+HEADINGS = ("metric", "held-out data", "base", "GEBM", "GEBM / base")
+
+
+def show_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """The JSON of `eval` as a table: values with their 95 % intervals, then KALE and the log-partition."""
+    metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
+    names = list(dict.fromkeys(name for column in COLUMNS for name in metrics.get(column) or {}))
+    if names:
+        rows = [[name, *(_interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
+        ui.table("", HEADINGS, rows)
+        beta = evaluation.get("inverse_temperature", 1.0)
+        at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
+        ui.text(f"[95 % intervals over independent draw sets]{at}")
+    train, test = (ui.number(evaluation.get(key)) for key in ("kale_train", "kale_test"))
+    ui.text(f"KALE: {train} on training data, {test} on held-out data")
+    partition = evaluation.get("log_partition") or {}
+    if partition.get("value") is not None:
+        error = f" +- {ui.number(partition.get('se'))}"
+        ui.text(f"log partition: {ui.number(partition['value'])}{error} ({partition.get('method', '')})")
+
+
+def _interval(cell: Mapping[str, Any] | None) -> str:
+    if not cell or cell.get("value") is None:
+        return "-"
+    low, high = cell.get("low"), cell.get("high")
+    around = "" if low is None or high is None else f" [{ui.number(low)}, {ui.number(high)}]"
+    return f"{ui.number(cell['value'])}{around}"
+
+
+def figure_paths(directory: Path) -> list[str]:
+    """The pictures in a run's figures directory, by name."""
+    return [str(path) for path in sorted(directory.glob("*.png"))]
+
+
+def show_figures(paths: list[str]) -> None:
+    """One line a picture."""
+    for path in paths:
+        ui.text(f"figure: {path}")

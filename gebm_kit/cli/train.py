@@ -1,0 +1,98 @@
+"""``gebm-kit train``: a recipe becomes a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import (
+    Debug,
+    Device,
+    Json,
+    OverrideWords,
+    Quiet,
+    RecipeWord,
+    Threads,
+    set_threads,
+    split_words,
+)
+from gebm_kit.core.errors import UsageError
+
+
+def train(
+    recipe_word: RecipeWord,
+    override_words: OverrideWords = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default: a new one under runs/.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run there; start one when there is none.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")
+    ] = False,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a base and an energy from a RECIPE, evaluate them and draw pictures.
+
+    Ctrl-C and SIGTERM save the state and print the command that goes on.
+    """
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    given = split_words([recipe_word, *(override_words or ())], "RECIPE")
+    if given.target is None:
+        raise UsageError(
+            "no RECIPE is named, only overrides",
+            hint="For example `gebm-kit train quickstart`; `gebm-kit recipes ls` shows the recipes.",
+        )
+    from gebm_kit.config.load import load_recipe
+
+    recipe = load_recipe(given.target, given.overrides)  # before torch: a misspelt key answers at once
+    set_threads(threads)
+    from gebm_kit.cli.results import figure_paths, show_evaluation, show_figures
+    from gebm_kit.engine.train import plan
+    from gebm_kit.engine.train import train as engine_train
+
+    if dry_run:
+        planned = plan(recipe, device=device)
+        say.result(planned, lambda: _show_plan(planned))
+        return
+    with say.progress() as on_progress:
+        run = engine_train(recipe, out=out, resume=resume, device=device, on_progress=on_progress)
+    evaluation = run.evaluation or {}
+    figures = figure_paths(run.figures)
+    payload = {
+        "run": str(run.path),
+        "step": run.step,
+        "seconds": run.status.get("seconds"),
+        "seed": run.recipe.train.seed,
+        "metrics": evaluation.get("metrics", {}),
+        "figures": figures,
+        "checkpoint": str(run.checkpoint.path),
+    }
+
+    def show() -> None:
+        ui.text(f"{recipe.name}: {run.step} steps in {ui.duration(float(run.status.get('seconds') or 0))}")
+        if evaluation:
+            show_evaluation(evaluation)
+        show_figures(figures)
+        ui.text(f"run: {run.path}")
+
+    say.result(payload, show)
+
+
+def _show_plan(planned: dict[str, Any]) -> None:
+    parameters, data = planned["parameters"], planned["data"]
+    ui.text(f"recipe      {planned['recipe']}")
+    ui.text(f"device      {planned['device']}")
+    ui.text(f"data        {data['train']:,} training points of shape {tuple(data['shape'])}")
+    ui.text(f"parameters  {parameters['base']:,} base, {parameters['energy']:,} energy")
+    ui.text(f"memory      {planned['memory_bytes'] / 2**20:,.1f} MiB before activations")
+    ui.text(f"speed       {planned['steps_per_second']:.3g} steps/s")
+    ui.text(f"time        {ui.duration(planned['seconds'])} for {planned['steps']:,} steps, before the evaluation")

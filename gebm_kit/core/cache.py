@@ -1,0 +1,13 @@
+"""Where things that are expensive to make, and cheap to make again, are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """``$GEBM_KIT_CACHE``, else ``$XDG_CACHE_HOME/gebm-kit``, else ``~/.cache/gebm-kit``; it need not exist."""
+    if os.environ.get("GEBM_KIT_CACHE"):
+        return Path(os.environ["GEBM_KIT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gebm-kit"

@@ -1,0 +1,63 @@
+"""Draws as picture files, one PNG each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.engine.files import make_directory, writing
+
+
+def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tuple[float, float] | None) -> None:
+    """For callers to ask before they compute.
+
+    Raises:
+        UsageError: the data is no image with 1 or 3 channels, or ``directory`` is a file or not empty.
+    """
+    if len(data_shape) != 3 or data_shape[0] not in (1, 3):
+        raise UsageError(f"only images with 1 or 3 channels are written as PNG; this data has shape {data_shape}")
+    if value_range is None:
+        raise UsageError("the data has no value range, so its images have no black and white")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is not an empty directory", hint="Choose another one.")
+
+
+def save_images(x: Tensor, directory: Path, value_range: tuple[float, float]) -> list[Path]:
+    """Write images x, (N, C, H, W) with C 1 or 3, as ``directory/00000.png`` and so on; all of them or none.
+
+    Values are scaled from ``value_range`` to 0..255 and clipped.
+
+    Raises:
+        UsageError: see `check_images`; the place can't be written.
+        RunFailed: the disk is full.
+    """
+    check_images(directory, tuple(x.shape[1:]), value_range)
+    low, high = value_range
+    pixels = ((x.double() - low) / (high - low)).clamp(0, 1).mul(255).round().to("cpu").numpy().astype(np.uint8)
+    width = max(5, len(str(len(pixels) - 1)))
+    names = [f"{index:0{width}d}.png" for index in range(len(pixels))]
+    make_directory(directory.parent)
+    with writing(directory):
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+        try:
+            for name, image in zip(names, pixels, strict=True):
+                content = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+                Image.fromarray(content).save(temporary / name)
+            os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes directories private
+            os.replace(temporary, directory)  # replaces an empty directory
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return [directory / name for name in names]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
