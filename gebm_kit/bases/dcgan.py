@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import check_image, to_range
@@ -51,6 +51,7 @@ class DcganBase(Base):
 
     Raises:
         DataError: the data are no images, or a side is no multiple of 4.
+        UsageError: an argument is out of its range.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class DcganBase(Base):
         value_range: Annotated[tuple[float, float] | None, Injected] = None,
     ) -> None:
         super().__init__()
+        check_arguments(self, latent_dim=latent_dim, width=width, upsample=upsample, norm=norm, prior=prior)
         channels, rows, columns = check_image("the dcgan base", data_shape)
         if rows % 4 or columns % 4:
             raise DataError(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import Activation, activation_layer, check_sizes, to_range
@@ -32,6 +32,7 @@ class MlpBase(Base):
 
     Raises:
         RecipeError: a width below 1; a data_scale for bounded data, where it has no effect.
+        UsageError: another argument is out of its range.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class MlpBase(Base):
         value_range: Annotated[tuple[float, float] | None, Injected] = None,
     ) -> None:
         super().__init__()
+        check_arguments(
+            self, latent_dim=latent_dim, activation=activation, norm=norm, prior=prior, data_scale=data_scale
+        )
         check_sizes("hidden", hidden)
         if value_range is not None and data_scale != 1.0:
             raise RecipeError(f"data_scale={data_scale:g} has no effect on data bounded by {value_range}; leave it out")

@@ -190,15 +190,19 @@ def parameters(target: type) -> dict[str, Parameter]:
 
 
 def check_arguments(component: object, **values: Any) -> None:
-    """Hold constructor arguments against the ranges that the constructor's annotations declare.
+    """Hold constructor arguments against the ranges and the choices that the constructor's annotations declare.
 
     Recipes are checked before anything is built; a constructor calls this for components built by hand.
 
     Raises:
-        UsageError: a value is no finite number, no whole one where one is needed, or lies outside its range.
+        UsageError: a value is no finite number, no whole one where one is needed, or lies outside its range; it is none of
+            the choices.
     """
     schema = parameters(type(component))
     for name, value in values.items():
+        choices = typing.get_args(schema[name].annotation)
+        if typing.get_origin(schema[name].annotation) is Literal and value not in choices:
+            raise UsageError(f"{type(component).__name__}: {name} {value!r} is unknown; {nearest(str(value), choices)}")
         allowed, whole = schema[name].range, schema[name].annotation is int
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if allowed is not None and not (is_number and value in allowed):

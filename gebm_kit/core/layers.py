@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from gebm_kit.core.errors import DataError, RecipeError
+from gebm_kit.core.errors import DataError, RecipeError, UsageError, nearest
 
 Activation = Literal["relu", "leaky-relu", "silu", "gelu", "elu", "softplus", "tanh"]
 
@@ -18,7 +18,7 @@ def activation_layer(name: str) -> nn.Module:
     """The activation called ``name``; ``leaky-relu`` has slope 0.2, as in DCGAN.
 
     Raises:
-        RecipeError: there is no such activation.
+        UsageError: there is no such activation.
     """
     match name:
         case "relu":
@@ -35,7 +35,7 @@ def activation_layer(name: str) -> nn.Module:
             return nn.Softplus()
         case "tanh":
             return nn.Tanh()
-    raise RecipeError(f"activation {name!r} is unknown; allowed: {', '.join(get_args(Activation))}")
+    raise UsageError(f"activation {name!r} is unknown; {nearest(name, get_args(Activation))}")
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:

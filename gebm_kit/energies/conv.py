@@ -11,7 +11,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, Readout, activation_layer, check_image, spectrally_normalised
 
@@ -38,6 +38,7 @@ class ConvEnergy(Energy):
 
     Raises:
         DataError: the data are no images.
+        UsageError: an argument is out of its range.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ConvEnergy(Energy):
         data_shape: Annotated[tuple[int, ...], Injected],
     ) -> None:
         super().__init__()
+        check_arguments(self, width=width, activation=activation, data_scale=data_scale)
         channels, *sides = check_image("the conv energy", data_shape)
         self.data_scale = float(data_scale)
         first = nn.Conv2d(channels, width, (_taps(sides[0]), _taps(sides[1])), padding="same")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, Readout, activation_layer, check_sizes, spectrally_normalised
 
@@ -25,6 +25,7 @@ class MlpEnergy(Energy):
 
     Raises:
         RecipeError: a width below 1.
+        UsageError: another argument is out of its range.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class MlpEnergy(Energy):
         data_shape: Annotated[tuple[int, ...], Injected],
     ) -> None:
         super().__init__()
+        check_arguments(self, activation=activation, data_scale=data_scale)
         check_sizes("hidden", hidden)
         self.data_scale = float(data_scale)
         layers: list[nn.Module] = []

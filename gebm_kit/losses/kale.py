@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.core import reduce
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Batch, Loss, LossTerms
 from gebm_kit.core.model import GEBM
 from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, exp_linear, kale_base_loss
@@ -47,6 +47,7 @@ class Kale(Loss):
         rate: Annotated[float, Range(0, 1, low_open=True)] = 0.1,
     ) -> None:
         super().__init__()
+        check_arguments(self, update=update, rate=rate)
         self.update = update
         self.rate = float(rate)
         if update == "adam":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Batch, Loss, LossTerms
 from gebm_kit.core.model import GEBM
 from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, kale_base_loss, unknown
@@ -41,6 +41,7 @@ class KaleDV(Loss):
 
     def __init__(self, moving_average: Annotated[float, Range(0, 1, high_open=True)] = 0.0) -> None:
         super().__init__()
+        check_arguments(self, moving_average=moving_average)
         self.moving_average = float(moving_average)
         self.register_buffer("log_partition", unknown())
 

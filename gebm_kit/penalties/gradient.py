@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, Energy, Penalty
 
@@ -29,13 +29,17 @@ def squared_gradient_norm(energy: Energy, x: Tensor) -> Tensor:
 class GradientPenalty(Penalty):
     """``weight * E[(|grad E(x)| - centre)^2]`` at ``x = u x_P + (1 - u) x_B``, u uniform on [0, 1] for each row.
 
-    With centre 0, the default and what GEBM's own experiments use, this is ``weight * E[|grad E|^2]``: it asks for a
-    flat energy and makes KALE a smooth distance. Centre 1 is WGAN-GP's, which asks for a slope of one.
+    With centre 0 and weight 0.1, the defaults and those of the authors' own implementation of GEBM, this is
+    ``weight * E[|grad E|^2]``: it asks for a flat energy and makes KALE a smooth distance. Centre 1 is WGAN-GP's, which
+    asks for a slope of one.
 
     Args:
         weight: of the penalty beside the energy loss.
         every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
         centre: the slope that is asked for.
+
+    Raises:
+        UsageError: an argument is out of its range; at evaluation, the batch has no data.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class GradientPenalty(Penalty):
         centre: Annotated[float, Range(0, None)] = 0.0,
     ) -> None:
         super().__init__()
+        check_arguments(self, weight=weight, every=every, centre=centre)
         self.weight = float(weight)
         self.every = every
         self.centre = float(centre)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, Energy, Penalty
 from gebm_kit.penalties.gradient import squared_gradient_norm
@@ -31,6 +31,7 @@ class R1(Penalty):
         self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
     ) -> None:
         super().__init__()
+        check_arguments(self, weight=weight, every=every)
         self.weight = float(weight)
         self.every = every
 
@@ -52,6 +53,7 @@ class R2(Penalty):
         self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
     ) -> None:
         super().__init__()
+        check_arguments(self, weight=weight, every=every)
         self.weight = float(weight)
         self.every = every
 
