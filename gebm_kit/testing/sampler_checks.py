@@ -1,0 +1,254 @@
+"""What every sampler must do, as checks that plugin authors run on their own: ``check_sampler(MySampler())``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Info, Potential, Sampler
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.engine.warmup import warm_up
+from gebm_kit.testing.host_sync import forbid_host_sync
+from gebm_kit.testing.statistics import confirmed, disagreement
+from gebm_kit.testing.targets import IdentityBase, Target, WalledEnergy, linear_gaussian, two_modes
+
+CHAINS = 12
+INVARIANCE_CHAINS = 4000
+INVARIANCE_STEPS = 20
+MOVEMENT_STEPS = 300
+WARMUP_STEPS = 150
+
+
+def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -> None:
+    """Run every check of `SAMPLER_CHECKS` and, for exact kernels, the statistical ones on ``targets``.
+
+    Args:
+        targets: the linear-Gaussian and the two-mode target unless given.
+
+    Raises:
+        AssertionError: says which check failed and how.
+    """
+    for check in SAMPLER_CHECKS.values():
+        check(sampler)
+    if sampler.family == "kernel" and sampler.exact:
+        for target in (linear_gaussian(), two_modes()) if targets is None else targets:
+            failures = confirmed(functools.partial(invariance, sampler, target))
+            assert not failures, f"{target.name}: draws from an exact start are no longer exact: {failures}"
+            failures = confirmed(functools.partial(movement, sampler, target))
+            assert not failures, f"{target.name}: chains from one point do not reach the target: {failures}"
+
+
+def check_state(sampler: Sampler) -> None:
+    """States are NamedTuples of tensors with one row a chain, Infos have one entry a chain, types follow the chains'."""
+    for dtype in (torch.float32, torch.float64):
+        potential, z, generator = _setting(dtype)
+        with potential:
+            before = sampler.init(z, potential, generator)
+            state, info = sampler.step(before, potential, generator)
+        for name in ("position", "value"):
+            assert name in getattr(state, "_fields", ()), f"the state must be a NamedTuple with a field {name!r}"
+        assert type(state) is type(before), "init and step must return the same type of state"
+        for name, old, new in zip(state._fields, before, state, strict=True):
+            assert isinstance(new, Tensor), f"state.{name} must be a tensor, it is {type(new).__name__}"
+            assert old.shape == new.shape, f"state.{name} changes shape, {tuple(old.shape)} to {tuple(new.shape)}"
+            assert old.dtype == new.dtype, f"state.{name} changes type, {old.dtype} to {new.dtype}"
+            assert not new.requires_grad, f"state.{name} carries a graph"
+        assert state.position.shape == z.shape, "state.position must be (C, Z)"
+        assert state.position.dtype == dtype, f"{dtype} chains must stay {dtype}"
+        assert state.value.shape == z.shape[:1], "state.value must be (C,)"
+        _check_info(info, len(z))
+
+
+def _check_info(info: Info, num_chains: int) -> None:
+    for name in ("acceptance", "accepted", "diverged"):
+        entry = getattr(info, name)
+        assert entry.shape == (num_chains,), f"info.{name} must be (C,), it is {tuple(entry.shape)}"
+    assert info.acceptance.is_floating_point(), "info.acceptance must be floating point"
+    assert info.accepted.dtype == info.diverged.dtype == torch.bool, "info.accepted and info.diverged must be bool"
+    assert bool(((info.acceptance >= 0) & (info.acceptance <= 1)).all()), "info.acceptance must lie in [0, 1]"
+    assert not bool((info.accepted & info.diverged).any()), "a divergence must be rejected"
+    for name in ("grad_evals", "forward_evals"):
+        assert type(getattr(info, name)) is int, f"info.{name} must be a Python int"
+
+
+def check_pure(sampler: Sampler) -> None:
+    """``step`` changes neither the state it is given nor the sampler."""
+    potential, z, generator = _setting()
+    with potential:
+        state = sampler.init(z, potential, generator)
+        kept, attributes = [t.clone() for t in state], dict(vars(sampler))
+        start = z.clone()
+        sampler.step(state, potential, generator)
+    assert torch.equal(z, start), "the starting points were changed in place"
+    for name, old, new in zip(state._fields, kept, state, strict=True):
+        assert torch.equal(old, new), f"step changed state.{name} in place"
+    changed = [name for name, value in vars(sampler).items() if value is not attributes.get(name)]
+    assert not changed, f"step changed the sampler's own {', '.join(changed)}"
+
+
+def check_deterministic(sampler: Sampler) -> None:
+    """The generator alone decides: the same seed gives the same states, and torch's default generator is left alone."""
+    runs = []
+    for default_seed in (1, 2):
+        potential, z, generator = _setting()
+        with torch.random.fork_rng(devices=[]), potential:
+            torch.manual_seed(default_seed)
+            untouched = torch.random.get_rng_state()
+            state = sampler.init(z, potential, generator)
+            for _ in range(3):
+                state, _ = sampler.step(state, potential, generator)
+            same = torch.equal(untouched, torch.random.get_rng_state())
+        assert same, "random numbers were drawn from torch's default generator, not from the one handed in"
+        runs.append(state)
+    for name, first, second in zip(runs[0]._fields, *runs, strict=True):
+        assert torch.equal(first, second), f"the same seed gave two different values of state.{name}"
+
+
+def check_no_host_sync(sampler: Sampler) -> None:
+    """``step`` never waits for the device: see `forbid_host_sync`."""
+    potential, z, generator = _setting()
+    with potential:
+        state = sampler.init(z, potential, generator)
+        with forbid_host_sync():
+            for _ in range(2):
+                state, _ = sampler.step(state, potential, generator)
+
+
+def check_counts(sampler: Sampler) -> None:
+    """The evaluations that Info reports are those that the potential counted."""
+    potential, z, generator = _setting()
+    with potential:
+        state = sampler.init(z, potential, generator)
+        grads, forwards = potential.grad_evals, potential.forward_evals
+        _, info = sampler.step(state, potential, generator)
+        spent = (potential.grad_evals - grads, potential.forward_evals - forwards)
+    reported = (info.grad_evals * len(z), info.forward_evals * len(z))
+    assert spent == reported, f"(gradients, values) spent on {len(z)} chains: {spent}, reported: {reported}"
+
+
+def check_divergence(sampler: Sampler) -> None:
+    """Chains beside a region without a finite energy never enter it, stay finite, and the attempts are counted."""
+    for bad_value in (math.nan, math.inf, -math.inf):
+        generator = torch.Generator().manual_seed(0)
+        z = torch.full((64, 2), 0.9, dtype=torch.float64)
+        potential = LatentPotential(GEBM(IdentityBase(2), WalledEnergy(bad_value)))
+        state, diverged = sampler.init(z, potential, generator), 0
+        for _ in range(30):
+            state, info = sampler.step(state, potential, generator)
+            diverged += int(info.diverged.sum())
+            for name, field in zip(state._fields, state, strict=True):
+                assert not field.is_floating_point() or bool(torch.isfinite(field).all()), (
+                    f"state.{name} is not finite after a step beside a region where the energy is {bad_value}"
+                )
+            assert bool((state.position[:, 0] <= 1).all()), f"a chain entered a region where the energy is {bad_value}"
+        assert diverged > 0, f"proposals into a region where the energy is {bad_value} were not counted as divergences"
+
+
+def check_coupling(sampler: Sampler) -> None:
+    """Unless the sampler says that its chains are coupled, one chain's start has no effect on the others."""
+    if sampler.coupled:
+        return
+    runs = []
+    for shift in (0.0, 5.0):
+        potential, z, generator = _setting()
+        z[0] += shift
+        with potential:
+            state = sampler.init(z, potential, generator)
+            for _ in range(3):
+                state, _ = sampler.step(state, potential, generator)
+        runs.append(state.position[1:])
+    assert torch.allclose(runs[0], runs[1], rtol=1e-10, atol=1e-12), (
+        "moving one chain moved others, yet `coupled` is False"
+    )
+
+
+def check_tuning(sampler: Sampler) -> None:
+    """What is tunable exists, lies within its bounds once tuned, and tuning leaves the original alone."""
+    tunable = sampler.tunable
+    if tunable is None:
+        return
+    before = getattr(sampler, tunable.name)
+    twin = sampler.tuned(**{tunable.name: before / 2})
+    assert getattr(twin, tunable.name) == before / 2, f"tuned() must set {tunable.name}"
+    assert getattr(sampler, tunable.name) == before, "tuned() must leave the original alone"
+    target = two_modes()
+    generator = torch.Generator().manual_seed(0)
+    with target.potential() as potential:
+        state = sampler.init(target.exact(200, generator), potential, generator)
+        tuned = warm_up(sampler, state, potential, generator, 60).sampler
+    value = getattr(tuned, tunable.name)
+    assert tunable.low * (1 - 1e-9) <= value <= tunable.high * (1 + 1e-9), (
+        f"warm-up left {tunable.name} at {value}, outside [{tunable.low}, {tunable.high}]"
+    )
+
+
+SAMPLER_CHECKS: dict[str, Callable[[Sampler], None]] = {
+    "state": check_state,
+    "pure": check_pure,
+    "deterministic": check_deterministic,
+    "no_host_sync": check_no_host_sync,
+    "counts": check_counts,
+    "divergence": check_divergence,
+    "coupling": check_coupling,
+    "tuning": check_tuning,
+}
+"""Checks without statistics, by name; each takes a sampler and raises AssertionError."""
+
+
+def invariance(
+    sampler: Sampler,
+    target: Target,
+    seed: int = 0,
+    *,
+    num_chains: int = INVARIANCE_CHAINS,
+    steps: int = INVARIANCE_STEPS,
+    tune: bool = True,
+) -> dict[str, float]:
+    """Start chains from exact draws and run them: the final states must still be exact draws. Returns the failed tests.
+
+    Args:
+        tune: warm up on other chains first, so that the acceptance is that of real use; False: take the sampler as it is.
+    """
+    generator = torch.Generator().manual_seed(1000 + seed)
+    with target.potential() as potential:
+        if tune:
+            sampler = _tuned(sampler, target, potential, generator)
+        state = sampler.init(target.exact(num_chains, generator), potential, generator)
+        for _ in range(steps):
+            state, _ = sampler.step(state, potential, generator)
+    return disagreement(state.position, target)
+
+
+def movement(
+    sampler: Sampler,
+    target: Target,
+    seed: int = 0,
+    *,
+    num_chains: int = INVARIANCE_CHAINS,
+    steps: int = MOVEMENT_STEPS,
+    tune: bool = True,
+) -> dict[str, float]:
+    """Start all chains from one point: after ``steps`` steps they must be draws of the target. Returns the failed tests."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    with target.potential() as potential:
+        if tune:
+            sampler = _tuned(sampler, target, potential, generator)
+        z = target.point.expand(num_chains, -1).clone()
+        state = sampler.init(z, potential, generator)
+        for _ in range(steps):
+            state, _ = sampler.step(state, potential, generator)
+    return disagreement(state.position, target)
+
+
+def _tuned(sampler: Sampler, target: Target, potential: Potential, generator: torch.Generator) -> Sampler:
+    state = sampler.init(target.exact(200, generator), potential, generator)
+    return warm_up(sampler, state, potential, generator, WARMUP_STEPS).sampler
+
+
+def _setting(dtype: torch.dtype = torch.float64) -> tuple[LatentPotential, Tensor, torch.Generator]:
+    target, generator = linear_gaussian(), torch.Generator().manual_seed(0)
+    return target.potential(dtype), target.exact(CHAINS, generator).to(dtype), generator

@@ -1,0 +1,92 @@
+"""Statistical tests of a set of draws against what is known of their target.
+
+A set of tests is read together: Holm's procedure holds the chance of any false alarm below alpha = 1e-5, and a failure
+counts only when it repeats with a new seed (`confirmed`), so a correct sampler fails once in 10^10 runs.
+
+References:
+    A simple sequentially rejective multiple test procedure. S. Holm, Scandinavian Journal of Statistics 1979.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.testing.targets import Cdf, Target
+
+ALPHA = 1e-5
+NUM_BINS = 20
+
+
+def ks_p_value(values: Tensor, cdf: Cdf) -> float:
+    """Two-sided Kolmogorov-Smirnov test of independent draws (N,) against a continuous distribution function."""
+    from scipy.stats import kstest
+
+    return float(kstest(values.double().cpu().numpy(), cdf).pvalue)
+
+
+def chi_square_p_value(values: Tensor, cdf: Cdf, num_bins: int = NUM_BINS) -> float:
+    """Pearson's test of the counts in ``num_bins`` bins of equal probability; (N,)."""
+    from scipy.stats import chi2
+
+    shares = torch.as_tensor(cdf(values.double().cpu().numpy()))
+    bins = (shares * num_bins).long().clamp(0, num_bins - 1)
+    expected = len(values) / num_bins
+    statistic = float((torch.bincount(bins, minlength=num_bins) - expected).square().sum()) / expected
+    return float(chi2.sf(statistic, num_bins - 1))
+
+
+def moment_p_values(values: Tensor, cdf: Cdf) -> dict[str, float]:
+    """z-tests of mean and mean square of the draws' probability transforms, ``cdf(values) - ½``; (N,).
+
+    Under the target these are uniform on [-½, ½]: mean 0 and variance 1/12, mean square 1/12 and variance 1/180.
+    """
+    uniform = torch.as_tensor(cdf(values.double().cpu().numpy())) - 0.5
+    root = math.sqrt(len(values))
+    scores = {
+        "mean": float(uniform.mean()) * root / math.sqrt(1 / 12),
+        "mean square": (float(uniform.square().mean()) - 1 / 12) * root / math.sqrt(1 / 180),
+    }
+    return {name: z_p_value(score) for name, score in scores.items()}
+
+
+def z_p_value(score: float) -> float:
+    """Two-sided p-value of a standard normal score; 0 for one that is not finite."""
+    return math.erfc(abs(score) / math.sqrt(2)) if math.isfinite(score) else 0.0
+
+
+def holm(p_values: Mapping[str, float], alpha: float = ALPHA) -> dict[str, float]:
+    """Those of the named p-values that Holm's procedure rejects, keeping the chance of any false one below alpha."""
+    rejected = {}
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if p > alpha / (len(p_values) - rank):
+            break
+        rejected[name] = p
+    return rejected
+
+
+def disagreement(z: Tensor, target: Target, alpha: float = ALPHA) -> dict[str, float]:
+    """Tests that independent rows ``z`` (N, Z), in normal coordinates, fail as draws of ``target``, with their p-values.
+
+    Each projection is held against its distribution by Kolmogorov-Smirnov, chi-square on bins of equal probability and the
+    first two moments; Holm's procedure is applied to all of them.
+    """
+    if not bool(torch.isfinite(z).all()):
+        return {"finite": 0.0}
+    p_values = {}
+    for projection in target.projections:
+        values = projection.function(z.cpu())
+        p_values[f"{projection.name}: Kolmogorov-Smirnov"] = ks_p_value(values, projection.cdf)
+        p_values[f"{projection.name}: chi-square"] = chi_square_p_value(values, projection.cdf)
+        for name, p in moment_p_values(values, projection.cdf).items():
+            p_values[f"{projection.name}: {name}"] = p
+    return holm(p_values, alpha)
+
+
+def confirmed(attempt: Callable[[int], dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """``attempt(seed)``'s failures when ``attempt(seed + 1)`` fails as well, else none: one retry with new seeds."""
+    return attempt(seed + 1) if attempt(seed) else {}
