@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,17 +14,16 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.data.tensors import TensorDataset
 
-PERIOD = 9
-"""Every class is dealt out in this period: six rows to train, one to valid, two to test."""
-
-TURN: tuple[SplitName, ...] = ("train", "train", "test", "train", "train", "valid", "train", "train", "test")
+TEST_SHARE, VALID_SHARE = 2 / 9, 1 / 9
 
 
 class Digits(TensorDataset):
-    """Grey images (1, 8, 8) in [-1, 1] of the digits 0 to 9, with labels: 1,198 train, 201 valid, 398 test.
+    """Grey images (1, 8, 8) in [-1, 1] of the digits 0 to 9, with labels: 1,199 train, 199 valid, 399 test.
 
-    The split is fixed and stratified: the rows of every class, in the order of the file, go in turn to
-    train, train, test, train, train, valid, train, train, test. The pixels are counts 0..16, mapped by ``x / 8 - 1``.
+    The split is fixed and stratified: the rows of every class are put in the order of the SHA-256 of their pixels, which is
+    as good as random and depends on nothing else; the first two ninths are for testing, the next ninth for validation.
+    (The file itself is ordered by writer, and dealing it out in turn would make the parts more alike than independent
+    draws are.) The pixels are counts 0..16, mapped by ``x / 8 - 1``; no image occurs twice.
 
     References:
         Optical Recognition of Handwritten Digits. E. Alpaydin, C. Kaynak, UCI Machine Learning Repository, 1998
@@ -34,27 +35,27 @@ class Digits(TensorDataset):
 
     def __init__(self) -> None:
         images, labels = _load()
-        rank = torch.empty_like(labels)  # how many rows of the same class come before
+        rows: dict[SplitName, list[Tensor]] = {"train": [], "valid": [], "test": []}
+        order = sorted(range(len(images)), key=lambda row: hashlib.sha256(images[row].numpy().tobytes()).digest())
+        shuffled = torch.tensor(order)
         for digit in range(10):
-            rows = torch.nonzero(labels == digit).squeeze(1)
-            # Classes start at different places of the period, so that the parts' sizes do not pile up roundings.
-            rank[rows] = torch.arange(len(rows)) + digit
-        turn = rank % PERIOD
-        index = {part: torch.nonzero(_any_of(turn, part)).squeeze(1) for part in ("train", "valid", "test")}
+            of_class = shuffled[labels[shuffled] == digit]
+            num_test, num_valid = round(TEST_SHARE * len(of_class)), round(VALID_SHARE * len(of_class))
+            sizes = [num_test, num_valid, len(of_class) - num_test - num_valid]
+            for part, chosen in zip(("test", "valid", "train"), of_class.split(sizes), strict=True):
+                rows[cast(SplitName, part)].append(chosen)
+        index = {part: torch.cat(chosen).sort().values for part, chosen in rows.items()}
+        pixels = images.to(torch.float32).unsqueeze(1).div(8.0).sub(1.0)
         self._fill(
-            {"train": images[index["train"]], "valid": images[index["valid"]], "test": images[index["test"]]},
+            {part: pixels[chosen] for part, chosen in index.items()},
             value_range=(-1.0, 1.0),
-            labels={"train": labels[index["train"]], "valid": labels[index["valid"]], "test": labels[index["test"]]},
+            labels={part: labels[chosen] for part, chosen in index.items()},
             num_classes=10,
         )
 
 
-def _any_of(turn: Tensor, part: str) -> Tensor:
-    places = torch.tensor([place for place, name in enumerate(TURN) if name == part])
-    return torch.isin(turn, places)
-
-
 def _load() -> tuple[Tensor, Tensor]:
+    """Images (1797, 8, 8) uint8 and labels (1797,) int64, in the file's order."""
     file = resources.files("gebm_kit.data") / "files" / "digits.npz"
     try:
         with resources.as_file(file) as path, np.load(path, allow_pickle=False) as archive:
@@ -63,5 +64,4 @@ def _load() -> tuple[Tensor, Tensor]:
         raise DataError(
             f"the digits shipped with gebm-kit can't be read: {error}", hint="Reinstall gebm-kit."
         ) from error
-    pixels = torch.from_numpy(images).to(torch.float32).unsqueeze(1).div_(8.0).sub_(1.0)
-    return pixels, torch.from_numpy(labels).to(torch.int64)
+    return torch.from_numpy(images), torch.from_numpy(labels).to(torch.int64)

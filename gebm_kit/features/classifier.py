@@ -58,7 +58,7 @@ class Classifier(FeatureMap):
     def __init__(
         self,
         dim: Annotated[int | None, Range(1, None)] = None,
-        steps: Annotated[int, Range(1, None)] = 600,
+        steps: Annotated[int, Range(1, None)] = 500,
         seed: int = 0,
     ) -> None:
         self.dim, self.steps, self.seed = dim, steps, seed

@@ -13,9 +13,12 @@ from gebm_kit.metrics.feature_space import check_rows, feature_space
 PARTS = (1, 2, 3, 4)
 """The draws are cut into that many equal parts in turn; the fit is over the sizes N, N/2, N/3, N/4."""
 
-ROWS_PER_FEATURE = 4
-"""The smallest part holds at least that many rows a feature, or there is no extrapolation: the bias is proportional to
-1/N only once the covariance is well determined."""
+ROWS_PER_FEATURE = 2
+"""The smallest part holds at least that many rows a feature, or there is no extrapolation. On 16 standard normal features
+the plain distance to the truth is 0.57 on average from 150 rows and 0.043 from 2,000, the intercept -0.06 and 0.001."""
+
+MAX_SHUFFLES, SHUFFLE_BUDGET = 8, 512
+"""How often the draws are shuffled and cut anew, to take the luck of one cut out of the value: ``512 / F``, at most 8."""
 
 
 class Moments(NamedTuple):
@@ -32,10 +35,10 @@ class Frechet(Metric):
     eigendecompositions. On Inception features this is the FID.
 
     The plain estimate from N draws is biased upwards by about c/N, with a c that depends on the model, so that it favours
-    models by their c. With ``extrapolate`` the draws are shuffled and cut into 1, 2, 3 and 4 disjoint equal parts; the mean
-    distance of the parts is fitted by a line in 1/(part size), and the intercept is the value. It removes the bias of order
-    1/N, can be slightly negative when the truth is near zero, and is compared with zero-bias expectation in the tests.
-    When N/4 is below 4 F the plain estimate is given instead, and the protocol says ``extrapolated: false``.
+    models by their c. With ``extrapolate`` the draws are shuffled and cut into 1, 2, 3 and 4 disjoint equal parts, a few
+    times; the mean distance of the parts is fitted by a line in 1/(part size), and the intercept is the value. It removes
+    the bias of order 1/N and can be slightly negative when the truth is near zero. When N/4 is below 2 F the plain estimate
+    is given instead, and the protocol says ``extrapolated: false``.
 
     The reference is taken as it is: its own finite size M adds about c'/M to every value, the same for data, base and
     GEBM. The value of held-out data (``metrics.data.frechet``) shows how large that is; ratios of distances that are not
@@ -62,9 +65,7 @@ class Frechet(Metric):
         samples = space.of(context.samples, "the draws")
         if not self._extrapolates(samples):
             return {"frechet": float(frechet_distance(moments(samples), reference))}
-        # Consecutive draws of a chain are alike: shuffled, a part is as good as any other of its size.
-        order = torch.randperm(len(samples), generator=context.generator).to(samples.device)
-        return {"frechet": extrapolated(samples[order], reference)}
+        return {"frechet": extrapolated(samples, reference, context.generator)}
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         space = feature_space(self.features, context)
@@ -96,18 +97,21 @@ def frechet_distance(first: Moments, second: Moments) -> Tensor:
     )
 
 
-def extrapolated(samples: Tensor, reference: Moments) -> float:
-    """Intercept at 1/N = 0 of the line through the mean distances of the parts; samples (N, F) in random order."""
-    inverse_size, distance = [], []
-    for parts in PARTS:
-        size = len(samples) // parts
-        blocks = samples[: size * parts].split(size)
-        distance.append(torch.stack([frechet_distance(moments(block), reference) for block in blocks]).mean())
-        inverse_size.append(1.0 / size)
-    x = torch.tensor(inverse_size, dtype=torch.float64)
-    y = torch.stack(distance).cpu().double()
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
-    return float(y.mean() - slope * x.mean())
+def extrapolated(samples: Tensor, reference: Moments, generator: torch.Generator) -> float:
+    """Intercept at 1/N = 0 of the line through the mean distances of the parts; samples: (N, F)."""
+    sizes = [len(samples) // parts for parts in PARTS]
+    distances = torch.zeros(len(PARTS), dtype=torch.float64)
+    shuffles = max(1, min(MAX_SHUFFLES, SHUFFLE_BUDGET // samples.shape[1]))
+    for _ in range(shuffles):
+        # Consecutive draws of a chain are alike: shuffled, a part is as good as any other of its size.
+        shuffled = samples[torch.randperm(len(samples), generator=generator).to(samples.device)]
+        for place, (parts, size) in enumerate(zip(PARTS, sizes, strict=True)):
+            blocks = shuffled[: size * parts].split(size)
+            mean = torch.stack([frechet_distance(moments(block), reference) for block in blocks]).mean()
+            distances[place] += mean.cpu() / shuffles
+    x = 1.0 / torch.tensor(sizes, dtype=torch.float64)
+    slope = ((x - x.mean()) * (distances - distances.mean())).sum() / (x - x.mean()).square().sum()
+    return float(distances.mean() - slope * x.mean())
 
 
 def _square_root(matrix: Tensor) -> Tensor:

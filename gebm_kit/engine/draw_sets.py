@@ -1,0 +1,74 @@
+"""Independent sets of draws, from which intervals come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.seeds import stream
+from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.draws import SampleSettings
+from gebm_kit.engine.progress import OnProgress
+from gebm_kit.engine.sample import draw
+
+BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSets:
+    """``sets``: tensors (num_samples, *D) on the CPU, independent of each other; diagnostics of the chains behind them."""
+
+    sets: list[Tensor]
+    diagnostics: Diagnostics | None = None
+
+
+def base_sets(model: GEBM, settings: SampleSettings, num_samples: int, num_sets: int, device: torch.device) -> DrawSets:
+    """Draws ``x = G(z), z ~ eta`` of the base."""
+    generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
+    example = next((p for p in model.base.parameters() if p.is_floating_point()), torch.empty(0))
+    sets = []
+    with LatentPotential(model, block_size=min(num_samples, settings.block_size or BLOCK)) as potential:
+        for _ in range(num_sets):
+            shape = (num_samples, model.latent_dim)
+            z = torch.randn(shape, generator=generator, device=device, dtype=example.dtype)
+            sets.append(potential.data(z).cpu())
+    return DrawSets(sets)
+
+
+def gebm_sets(
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    num_samples: int,
+    num_sets: int,
+    device: torch.device,
+    on_progress: OnProgress,
+) -> DrawSets:
+    """Draws of the GEBM: one run of ``num_sets`` groups of chains, which share nothing but the frozen tuning.
+
+    A coupled sampler, whose chains exchange information, is run once for each set, every time from a seed of its own; the
+    diagnostics are then those of the first run.
+    """
+    if sampler.coupled:
+        runs = []
+        for index in range(num_sets):
+            seed = stream(settings.seed, "set", index).initial_seed()
+            once = replace(settings, num_samples=num_samples, seed=seed)
+            runs.append(draw(model, sampler, once, device=device, on_progress=on_progress))
+        return DrawSets([run.x for run in runs], runs[0].diagnostics)
+    chains = min(settings.num_chains, num_samples)
+    kept = -(-num_samples // chains)
+    together = replace(
+        settings,
+        num_chains=num_sets * chains,
+        num_samples=num_sets * chains * kept,
+        # One group at a time, or the memory of an evaluation would be num_sets times that of sampling.
+        block_size=settings.block_size or chains,
+    )
+    draws = draw(model, sampler, together, device=device, on_progress=on_progress)
+    group = draws.chain // chains
+    return DrawSets([draws.x[group == index][:num_samples] for index in range(num_sets)], draws.diagnostics)

@@ -1,0 +1,362 @@
+"""How good the draws are: metrics of held-out data, base and GEBM, their paired ratio, KALE and the log-partition.
+
+Protocol. The *reference* is the dataset's test part (or the part that is asked for). Base and GEBM are each drawn in
+``num_sets`` independent sets of ``num_samples``; every set is scored against the same reference, the value is the mean
+over the sets and the interval is Student's over the sets. It covers the randomness of the draws, not that of the
+reference, which all columns share. *data* is held-out data that is not in the reference, scored in the same way: the floor,
+the value that a perfect model would get. *ratio* is GEBM over base, set k against set k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.interfaces import Dataset, EvalContext, HasModes, Metric, Sampler, SplitName
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.seeds import stream
+from gebm_kit.engine.chains import placed
+from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
+from gebm_kit.engine.draws import SampleSettings
+from gebm_kit.engine.features import FeatureMaps
+from gebm_kit.engine.held_out import HeldOut, every_row, floor_sets
+from gebm_kit.engine.intervals import Estimate, mean_interval, paired_ratio
+from gebm_kit.engine.model_fit import ModelFit, model_fit
+from gebm_kit.engine.progress import OnProgress, Progress, ignore
+from gebm_kit.engine.sample import resolve_sampler, settings_of
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import EvalSection, Recipe
+    from gebm_kit.engine.run import Run
+
+DEFAULT_METRICS = ("frechet", "mmd", "sliced-wasserstein")
+DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
+"""Metrics when none are named, without and with known modes."""
+
+BRIEF_SETS = 3
+"""Draw sets of an evaluation in the middle of training."""
+
+FLOOR_PART: Mapping[SplitName, SplitName] = {"test": "valid", "valid": "test", "train": "test"}
+"""Which held-out part the floor is measured on, for each reference part."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: column (``data``, ``base``, ``gebm``, ``ratio``) -> value name -> estimate.
+        protocol: metric -> what its values depend on.
+        fit: KALE on training and held-out data, and the log-partition.
+        inverse_temperature: beta of the GEBM draws and of ``fit``.
+        diagnostics: of the GEBM's chains.
+        data, base_draws, gebm_draws: the reference and the first set of each, (N, *D), for pictures.
+    """
+
+    metrics: dict[str, dict[str, Estimate]]
+    protocol: dict[str, dict[str, Any]]
+    fit: ModelFit
+    inverse_temperature: float
+    diagnostics: Diagnostics
+    data: Tensor = field(repr=False)
+    base_draws: Tensor = field(repr=False)
+    gebm_draws: Tensor = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON of ``gebm-kit eval``."""
+        return {
+            "metrics": {
+                column: {name: estimate.as_dict() for name, estimate in values.items()}
+                for column, values in self.metrics.items()
+            },
+            "protocol": self.protocol,
+            **self.fit.as_dict(),
+            "inverse_temperature": self.inverse_temperature,
+            "diagnostics": self.diagnostics.as_dict(),
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """Values alone, for loggers: ``eval.gebm.frechet`` and so on."""
+        flat = {
+            f"eval.{column}.{name}": estimate.value
+            for column, values in self.metrics.items()
+            for name, estimate in values.items()
+        }
+        return flat | {f"eval.{name}": value for name, value in self.fit.scalars().items()}
+
+
+def evaluate(
+    run_or_model: Run | GEBM | str | Path,
+    *,
+    data: Tensor | Dataset | None = None,
+    metrics: Sequence[str | Metric] | None = None,
+    sampler: str | Sampler | None = None,
+    num_samples: int | None = None,
+    num_sets: int | None = None,
+    inverse_temperature: float | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    reference: SplitName = "test",
+    on_progress: OnProgress = ignore,
+) -> Evaluation:
+    """Score a trained run, or any GEBM built by hand.
+
+    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes.
+
+    Args:
+        run_or_model: a run, the path of its directory, or a model.
+        data: a dataset, or held-out rows (N, *D); of rows, every second is reference and the others are the floor. None: the
+            run's own data.
+        metrics: component names or metric objects; None: the recipe's, else frechet, mmd, sliced-wasserstein and, for toys
+            with known modes, modes.
+        sampler: name or object; None: the recipe's, else hmc.
+        num_samples, num_sets: draws in each set, and sets.
+        seed: of the draws.
+        reference: part of the dataset to score against.
+
+    Raises:
+        UsageError: values that make no sense together, or no data for a hand-built model.
+        DataError: the data does not fit the model.
+        RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
+    """
+    recipe, model, dataset = _opened(run_or_model, data)
+    settings = SampleSettings() if recipe is None else settings_of(recipe.sample)
+    section = _eval_section(recipe)
+    if inverse_temperature is not None:
+        settings = replace(settings, inverse_temperature=inverse_temperature)
+    settings = replace(settings, seed=section.seed if seed is None else seed)
+    chosen = metrics if metrics is not None else [*section.metrics] or _default_metrics(dataset)
+    where = device if device is not None or recipe is None else recipe.device
+    return score(
+        model,
+        dataset,
+        build_metrics(chosen),
+        resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
+        settings,
+        section.num_samples if num_samples is None else num_samples,
+        section.num_sets if num_sets is None else num_sets,
+        device=where,
+        reference=reference,
+        on_progress=on_progress,
+    )
+
+
+def score_recipe(
+    model: GEBM,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    device: torch.device | str | None = None,
+    brief: bool = False,
+    on_progress: OnProgress = ignore,
+) -> Evaluation:
+    """`score` with everything as a recipe says; ``brief``: with three sets at most, for a look during training."""
+    section = recipe.eval
+    return score(
+        model,
+        dataset,
+        build_metrics([*section.metrics] or _default_metrics(dataset)),
+        resolve_sampler(None, recipe.sampler, model),
+        replace(settings_of(recipe.sample), seed=section.seed),
+        section.num_samples,
+        min(section.num_sets, BRIEF_SETS) if brief else section.num_sets,
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+def score(
+    model: GEBM,
+    dataset: Dataset,
+    metrics: Mapping[str, Metric],
+    sampler: Sampler,
+    settings: SampleSettings,
+    num_samples: int,
+    num_sets: int,
+    *,
+    device: torch.device | str | None = None,
+    reference: SplitName = "test",
+    on_progress: OnProgress = ignore,
+) -> Evaluation:
+    """Draw ``num_sets`` sets of ``num_samples`` from base and GEBM and score them; see the protocol above.
+
+    Chains, warm-up, thinning, beta and seed come from ``settings``; its ``num_samples`` is not used.
+
+    Raises:
+        UsageError: fewer than one set or two draws; a metric that needs what the dataset does not have.
+        DataError: the data does not fit the model, or is not finite.
+        RunFailed: draws that are not finite.
+    """
+    _check_request(model, dataset, num_samples, num_sets)
+    data = every_row(dataset.split(reference), f"{reference} data")
+    held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+    with placed(model, device) as (where, _):
+        base = base_sets(model, settings, num_samples, num_sets, where)
+        gebm = gebm_sets(model, sampler, settings, num_samples, num_sets, where, on_progress)
+        train = None if isinstance(dataset, HeldOut) else dataset.split("train")
+        fit = model_fit(model, train, data, settings, where)
+        # Metrics compute in float64, which only CUDA has besides the CPU.
+        place = where if where.type == "cuda" else torch.device("cpu")
+        floor = floor_sets(held_out, num_samples, num_sets)
+        columns = {
+            column: [samples.to(place) for samples in sets]
+            for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))
+        }
+        scorer = _Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
+        table, protocol = _table(metrics, columns, scorer, on_progress)
+    for entry in protocol.values():
+        entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
+    return Evaluation(
+        metrics=table,
+        protocol=protocol,
+        fit=fit,
+        inverse_temperature=settings.inverse_temperature,
+        diagnostics=_diagnostics(gebm),
+        data=data,
+        base_draws=base.sets[0],
+        gebm_draws=gebm.sets[0],
+    )
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Everything of an `EvalContext` that does not change from set to set."""
+
+    model: GEBM
+    dataset: Dataset
+    reference: Tensor
+    features: Callable[[str], Any]
+    seed: int
+
+    def context(self, name: str, samples: Tensor, index: int) -> EvalContext:
+        """The context of a metric for one set. Sets of the same index share their randomness: they are paired."""
+        return EvalContext(
+            samples=samples,
+            reference=self.reference,
+            dataset=self.dataset,
+            features=self.features,
+            generator=stream(self.seed, "metric", name, index),
+            model=self.model,
+        )
+
+
+def _table(
+    metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: _Scorer, on_progress: OnProgress
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Any]]]:
+    """Estimates by column and value name, and protocols by metric."""
+    table: dict[str, dict[str, Estimate]] = {column: {} for column in (*columns, "ratio")}
+    protocol: dict[str, dict[str, Any]] = {}
+    total = sum(1 if metric.of_model else sum(map(len, columns.values())) for metric in metrics.values())
+    done = 0
+    for name, metric in metrics.items():
+        protocol[name] = dict(metric.protocol(scorer.context(name, columns["gebm"][0], 0)))
+        if metric.of_model:
+            for key, value in metric(scorer.context(name, columns["base"][0], 0)).items():
+                table["gebm"][key] = Estimate(value, None, None, 1)
+            done += 1
+            on_progress(Progress("evaluate", done, total))
+            continue
+        rows: dict[str, list[dict[str, float]]] = {column: [] for column in columns}
+        for column, sets in columns.items():
+            for index, samples in enumerate(sets):
+                rows[column].append(metric(scorer.context(name, samples, index)))
+                done += 1
+                on_progress(Progress("evaluate", done, total))
+            for key in rows[column][0]:
+                table[column][key] = mean_interval([row[key] for row in rows[column]])
+        protocol[name] |= {"sets": len(columns["gebm"]), "interval": "95 %, Student's t over sets"}
+        protocol[name] |= {"held_out": len(columns["data"][0]), "held_out_sets": len(columns["data"])}
+        if metric.ratio:
+            for key in rows["gebm"][0]:
+                ratio = paired_ratio([row[key] for row in rows["gebm"]], [row[key] for row in rows["base"]])
+                table["ratio"][key] = ratio.estimate
+                protocol[name]["ratio_interval"] = ratio.method
+    return table, protocol
+
+
+def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
+    """Metrics by name, from names, recipe nodes or objects.
+
+    Raises:
+        UsageError: the same metric twice, or something that is no metric.
+        RecipeError, PluginError: no installed metric is called so.
+    """
+    from gebm_kit.config.build import build
+    from gebm_kit.config.schema import ComponentNode
+
+    built: dict[str, Metric] = {}
+    for item in chosen:
+        if isinstance(item, Metric):
+            name, metric = _registered_name(item), item
+        elif isinstance(item, str | ComponentNode):
+            node = ComponentNode(item) if isinstance(item, str) else item
+            name, metric = node.name, build("metric", node)
+        else:
+            raise UsageError(f"metrics must be names or Metric objects, got {type(item).__name__}")
+        if name in built:
+            raise UsageError(f"metric {name!r} is listed twice; evaluate once for each of its settings")
+        built[name] = metric
+    return built
+
+
+def _registered_name(metric: Metric) -> str:
+    from gebm_kit.core.plugins import installed
+
+    target = f"{type(metric).__module__}:{type(metric).__qualname__}"
+    registry = installed().registry
+    names = [registry.short_name(r) for r in registry.of_kind("metric") if r.component.target == target]
+    return names[0] if names else type(metric).__name__
+
+
+def _default_metrics(dataset: Dataset) -> list[str]:
+    known: object = dataset
+    return [*(DEFAULT_MODE_METRICS if isinstance(known, HasModes) else DEFAULT_METRICS)]
+
+
+def _eval_section(recipe: Recipe | None) -> EvalSection:
+    from gebm_kit.config.schema import EvalSection
+
+    return EvalSection() if recipe is None else recipe.eval
+
+
+def _opened(
+    run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None
+) -> tuple[Recipe | None, GEBM, Dataset]:
+    from gebm_kit.engine.run import Run, load_run
+
+    if isinstance(run_or_model, str | Path):
+        run_or_model = load_run(run_or_model)
+    if not isinstance(run_or_model, Run | GEBM):
+        raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
+    if isinstance(data, Tensor):
+        data = HeldOut(data)
+    if data is not None and not isinstance(data, Dataset):
+        raise UsageError(f"data must be a tensor of rows or a Dataset, got {type(data).__name__}")
+    if isinstance(run_or_model, Run):
+        return run_or_model.recipe, run_or_model.model, run_or_model.dataset if data is None else data
+    if data is None:
+        raise UsageError("a model built by hand comes without data: give evaluate(model, data=...) held-out rows")
+    return None, run_or_model, data
+
+
+def _check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:
+    for name, value, least in (("num_samples", num_samples, 2), ("num_sets", num_sets, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
+    if tuple(dataset.data_shape) != tuple(model.data_shape):
+        raise DataError(
+            f"the data has shape {tuple(dataset.data_shape)}, the model makes {tuple(model.data_shape)}",
+            hint="Evaluate the model on data like that it was trained on.",
+        )
+
+
+def _diagnostics(gebm: DrawSets) -> Diagnostics:
+    assert gebm.diagnostics is not None
+    return gebm.diagnostics
