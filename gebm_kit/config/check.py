@@ -28,7 +28,7 @@ from gebm_kit.config.schema import (
     ComponentNode,
     Recipe,
 )
-from gebm_kit.core.components import Range, Registry, describe_type, parameters
+from gebm_kit.core.components import Range, Registry, canonical, describe_type, parameters
 from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest
 from gebm_kit.core.plugins import installed
 
@@ -210,9 +210,9 @@ class _Checker:
                     f"{self.tree.place(key)}: {dotted(key)}: {text!r} is needed, {found} is installed"
                 )
                 self.plugin_hint = f"Upgrade it with `pip install '{text}'`."
-            elif wanted.name in self.registry.missing_notes:
+            elif canonical(wanted.name) in self.registry.missing_notes:
                 self.plugin_problems.append(
-                    f"{self.tree.place(key)}: {dotted(key)}: {self.registry.missing_notes[wanted.name]}"
+                    f"{self.tree.place(key)}: {dotted(key)}: {self.registry.missing_notes[canonical(wanted.name)]}"
                 )
         return tuple(value)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ class Registered:
         module, _, attribute = self.component.target.partition(":")
         try:
             target = getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.component.kind} {self.address!r} can't be imported from {self.component.target}: "
                 f"{type(error).__name__}: {error}",
@@ -144,6 +145,11 @@ class Parameter:
         return describe_type(self.annotation)
 
 
+def canonical(distribution: str) -> str:
+    """A distribution's name as packaging compares names: ``GEBM_Kit.flows`` is ``gebm-kit-flows`` (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def describe_type(annotation: Any) -> str:
     """Readable name of an annotation: ``float``, ``'adam' or 'sgd'``, ``list of int``, ``int or null``."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -165,16 +171,19 @@ def parameters(target: type) -> dict[str, Parameter]:
         PluginError: the constructor takes ``*args`` or ``**kwargs``, or a parameter without annotation.
     """
     constructor: Any = getattr(target, "__init__")  # noqa: B009  (mypy holds instance.__init__ unsound)
-    if constructor is object.__init__:
-        return {}
+    if constructor is object.__init__ or constructor.__module__ == "torch.nn.modules.module":
+        return {}  # no constructor of its own; nn.Module's takes *args for reasons of its own
     try:
         hints = typing.get_type_hints(constructor, include_extras=True)
     except Exception as error:
         raise PluginError(f"{target.__name__}: its constructor's annotations can't be read: {error}") from error
     schema = {}
     for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise PluginError(f"{target.__name__}: a component's constructor takes named parameters only, not *{name}")
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "positional-only ")
+            raise PluginError(
+                f"{target.__name__}: a component's constructor takes named parameters only, not {stars}{name}"
+            )
         if name not in hints:
             raise PluginError(f"{target.__name__}: constructor parameter {name!r} has no annotation")
         annotation, marks = hints[name], cast(tuple[Any, ...], ())
@@ -219,7 +228,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._records: dict[tuple[str, str], list[Registered]] = {}
-        #: What to add to the message about an unknown name: one line for each plugin that failed or was blocked.
+        #: What to add to the message about an unknown name: one line for each plugin that failed or was blocked, by its
+        #: distribution's canonical name.
         self.missing_notes: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Registered]:
@@ -236,7 +246,7 @@ class Registry:
             ValueError: the same distribution registers the same kind and name twice.
         """
         records = self._records.setdefault((component.kind, component.name), [])
-        if any(r.distribution == distribution for r in records):
+        if any(canonical(r.distribution) == canonical(distribution) for r in records):
             raise ValueError(f"{component.kind} {component.name!r} is registered twice by {distribution}")
         records.append(Registered(component, distribution, version))
 
@@ -260,7 +270,7 @@ class Registry:
         distribution, _, short = name.rpartition(":")
         records = self._records.get((kind, short), [])
         if distribution:
-            records = [r for r in records if r.distribution == distribution]
+            records = [r for r in records if canonical(r.distribution) == canonical(distribution)]
         if len(records) == 1:
             return records[0]
         builtin = [r for r in records if r.distribution == BUILTIN]
@@ -274,10 +284,10 @@ class Registry:
         raise self._unknown(kind, name, distribution)
 
     def _unknown(self, kind: str, name: str, distribution: str) -> RecipeError | PluginError:
-        known = {r.distribution for r in self}
-        if distribution in self.missing_notes:
-            return PluginError(f"{kind} {name!r} is not available: {self.missing_notes[distribution]}")
-        if distribution and distribution not in known:
+        known = {canonical(r.distribution) for r in self}
+        if canonical(distribution) in self.missing_notes:
+            return PluginError(f"{kind} {name!r} is not available: {self.missing_notes[canonical(distribution)]}")
+        if distribution and canonical(distribution) not in known:
             return PluginError(
                 f"{kind} {name!r} needs the plugin {distribution!r}, which is not installed",
                 hint=f"Install it with `pip install {distribution}`.",

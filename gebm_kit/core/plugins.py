@@ -8,19 +8,20 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pluggy
 
+import gebm_kit
 from gebm_kit.core import builtins, hookspecs
-from gebm_kit.core.components import BUILTIN, Component, Registry
+from gebm_kit.core.components import BUILTIN, Component, Registry, canonical
 from gebm_kit.core.errors import PluginError
 
 
@@ -80,20 +81,21 @@ def discover(
         PluginError: a plugin failed and ``GEBM_KIT_STRICT_PLUGINS=1``.
     """
     environ = os.environ if environ is None else environ
+    unreadable: list[PluginStatus] = []
     if entry_points is None:
-        entry_points = importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
+        entry_points, unreadable = _entry_points()
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     registry = Registry()
     manager.register(builtins, name=BUILTIN)
     for component in _components_of(manager, builtins):
-        registry.add(component, BUILTIN)
+        registry.add(component, BUILTIN, gebm_kit.__version__)
 
     allow, block = _names(environ.get("GEBM_KIT_LOAD_PLUGINS")), _names(environ.get("GEBM_KIT_BLOCK_PLUGINS"))
-    statuses = []
+    statuses = [*unreadable]
     for entry in sorted(entry_points, key=lambda e: (_distribution(e)[0], e.name)):
         statuses.append(_load(manager, registry, entry, allow, block or frozenset()))
-        bad = statuses[-1]
+    for bad in statuses:
         if bad.state == "failed" and environ.get("GEBM_KIT_STRICT_PLUGINS") == "1":
             raise PluginError(
                 f"plugin {bad.distribution} (entry point {bad.name}) failed: {bad.error}",
@@ -102,7 +104,7 @@ def discover(
     for status in statuses:
         if status.state != "ok":
             reason = f"failed to load ({status.error})" if status.state == "failed" else f"is blocked ({status.error})"
-            registry.missing_notes[status.distribution] = f"plugin {status.distribution!r} {reason}"
+            registry.missing_notes[canonical(status.distribution)] = f"plugin {status.distribution!r} {reason}"
     return Discovery(registry, LoadReport(tuple(statuses)))
 
 
@@ -113,12 +115,36 @@ def installed() -> Discovery:
 
 
 def _names(value: str | None) -> frozenset[str] | None:
-    return None if value is None else frozenset(part.strip() for part in value.split(",") if part.strip())
+    return None if value is None else frozenset(canonical(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _entry_points() -> tuple[list[importlib.metadata.EntryPoint], list[PluginStatus]]:
+    """Every entry point of the group, and a report on distributions whose metadata can't be read."""
+    group = hookspecs.ENTRY_POINT_GROUP
+    try:
+        return list(importlib.metadata.entry_points(group=group)), []
+    except Exception:  # one malformed entry_points.txt anywhere: ask each distribution by itself
+        found: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
+        bad: list[PluginStatus] = []
+    for dist in importlib.metadata.distributions():
+        name = "unknown"
+        try:
+            name = str(dist.metadata["Name"])
+            for entry in dist.entry_points.select(group=group):
+                found.setdefault((canonical(name), entry.name), entry)
+        except Exception as error:
+            if hookspecs.ENTRY_POINT_GROUP in (dist.read_text("entry_points.txt") or ""):
+                detail = f"its entry_points.txt can't be read: {_one_line(error)}"
+                bad.append(PluginStatus("", name, "", "", state="failed", error=detail))
+    return list(found.values()), bad
 
 
 def _distribution(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
     dist = getattr(entry, "dist", None)
-    return (dist.metadata["Name"], dist.version) if dist is not None else (entry.name, "")
+    try:
+        return (str(dist.metadata["Name"] or entry.name), str(dist.version)) if dist is not None else (entry.name, "")
+    except Exception:  # its metadata is damaged
+        return entry.name, ""
 
 
 def _load(
@@ -130,15 +156,19 @@ def _load(
 ) -> PluginStatus:
     distribution, version = _distribution(entry)
     status = functools.partial(PluginStatus, entry.name, distribution, version, entry.value)
-    if {entry.name, distribution} & block:
+    names = {canonical(entry.name), canonical(distribution)}
+    if canonical(distribution) == BUILTIN:
+        return status(state="failed", error=f"the name {BUILTIN} belongs to the kit itself")
+    if names & block:
         return status(state="blocked", error="named in GEBM_KIT_BLOCK_PLUGINS")
-    if allow is not None and not {entry.name, distribution} & allow:
+    if allow is not None and not names & allow:
         return status(state="blocked", error="not named in GEBM_KIT_LOAD_PLUGINS")
     plugin: Any = None
     try:
-        with _modules_rolled_back(entry.module):
+        with _modules_rolled_back(entry.module), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             plugin = entry.load()
-            api = getattr(plugin, "api_version", hookspecs.API_VERSION)
+            module = sys.modules.get(entry.module)
+            api = getattr(plugin, "api_version", getattr(module, "api_version", hookspecs.API_VERSION))
             if api != hookspecs.API_VERSION:
                 raise PluginError(f"it was written for plugin API {api!r}; this kit speaks {hookspecs.API_VERSION}")
             manager.register(plugin, name=f"{distribution}/{entry.name}")
@@ -146,7 +176,7 @@ def _load(
             trial = Registry()  # duplicates within the plugin fail here, before anything is kept
             for component in components:
                 trial.add(component, distribution)
-            path = getattr(plugin, "__file__", None) or getattr(sys.modules.get(entry.module), "__file__", "") or ""
+            path = str(getattr(module, "__file__", None) or "")
     except (Exception, SystemExit) as error:
         if plugin is not None and manager.is_registered(plugin):
             manager.unregister(plugin)
@@ -177,7 +207,8 @@ def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component
     others = [p for p in manager.get_plugins() if p is not plugin]
     results = manager.subset_hook_caller("gebm_components", remove_plugins=others)()
     if len(results) != 1 or isinstance(results[0], str | bytes) or not isinstance(results[0], Iterable):
-        raise PluginError(f"gebm_components returned {_shorten(results)}, not a list of Component records")
+        returned = _shorten(results[0] if results else None)  # pluggy leaves a None out of the results
+        raise PluginError(f"gebm_components returned {returned}, not a list of Component records")
     components = list(results[0])
     for component in components:
         if not isinstance(component, Component):
@@ -195,7 +226,7 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _modules_rolled_back(module: str) -> Iterator[None]:
     """On failure, forget the modules of the plugin's own package that were imported meanwhile."""
     top = module.partition(".")[0]
