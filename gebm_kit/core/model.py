@@ -141,6 +141,12 @@ class _BlockPotential:
         return points.split(self.block_size)
 
 
+def _checked_beta(inverse_temperature: float) -> float:
+    if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
+        raise UsageError(f"inverse_temperature (beta) must be finite and >= 0, got {inverse_temperature}")
+    return float(inverse_temperature)
+
+
 def _checked(energy: Tensor, points: Tensor) -> Tensor:
     if energy.shape != (points.shape[0],):
         raise UsageError(
@@ -154,7 +160,9 @@ def _value_and_grad(function: Callable[[Tensor], Tensor], points: Tensor) -> Val
     points = points.detach().requires_grad_()
     with torch.enable_grad():
         value = _checked(function(points), points)
-        (grad,) = torch.autograd.grad(value.sum(), points)
+        if not value.requires_grad:  # an energy that is constant
+            return ValueAndGrad(value, torch.zeros_like(points).detach())
+        (grad,) = torch.autograd.grad(value.sum(), points, materialize_grads=True)
     return ValueAndGrad(value.detach(), grad)
 
 
@@ -178,12 +186,11 @@ class LatentPotential(_BlockPotential):
     """
 
     def __init__(self, model: GEBM, inverse_temperature: float = 1.0, *, block_size: int | None = None) -> None:
-        if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
-            raise UsageError(f"inverse_temperature (beta) must be finite and >= 0, got {inverse_temperature}")
+        beta = _checked_beta(inverse_temperature)
         super().__init__(model, block_size)
         self.model = model
         self.prior = model.base.prior
-        self.inverse_temperature = float(inverse_temperature)
+        self.inverse_temperature = beta
 
     def at(self, inverse_temperature: float) -> LatentPotential:
         """The same model at another beta; it shares the freeze, so close the original last."""
@@ -237,6 +244,9 @@ class DataPotential(_BlockPotential):
         data_shape: ``*D``, to which rows are folded before the energy sees them.
         inverse_temperature: beta >= 0.
         block_size: as in `LatentPotential`.
+
+    Raises:
+        UsageError: beta is negative or not finite; the energy returns a shape other than (C,).
     """
 
     def __init__(
@@ -247,10 +257,11 @@ class DataPotential(_BlockPotential):
         *,
         block_size: int | None = None,
     ) -> None:
+        beta = _checked_beta(inverse_temperature)
         super().__init__(energy, block_size)
         self._energy_module = energy
         self.data_shape = data_shape
-        self.inverse_temperature = float(inverse_temperature)
+        self.inverse_temperature = beta
 
     def value(self, z: Tensor) -> Tensor:
         """(C, prod D) -> (C,)."""

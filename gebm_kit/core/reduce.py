@@ -25,6 +25,7 @@ class _GlobalLogSumExp(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor) -> Tensor:
         top = values.max()
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        top = torch.where(torch.isfinite(top), top, torch.zeros_like(top))  # inf - inf would make nan of a plain inf
         total = torch.exp(values - top).sum()
         dist.all_reduce(total)
         result = top + total.log()

@@ -36,7 +36,7 @@ def batch_energies(model: GEBM, batch: Batch) -> Energies:
     """
     if batch.x is None:
         raise UsageError("the energy step needs data, and the batch has none")
-    rows = torch.cat([batch.x, batch.x_base.detach()])
+    rows = torch.cat([batch.x, batch.x_base.detach().to(batch.x.dtype)])
     energy: Tensor = model.energy(rows)
     if energy.shape != (rows.shape[0],):
         raise UsageError(

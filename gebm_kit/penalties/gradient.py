@@ -59,7 +59,7 @@ class GradientPenalty(Penalty):
             raise UsageError("the gradient penalty needs data, and the batch has none")
         shape = (batch.x.shape[0],) + (1,) * (batch.x.ndim - 1)
         share = torch.rand(shape, generator=generator, device=generator.device, dtype=batch.x.dtype)
-        between = torch.lerp(batch.x_base.detach(), batch.x, share.to(batch.x.device))
+        between = torch.lerp(batch.x_base.detach().to(batch.x.dtype), batch.x, share.to(batch.x.device))
         squared = squared_gradient_norm(energy, between)
         if self.centre > 0:
             # The smallest normal number keeps the root's derivative finite where the gradient vanishes.

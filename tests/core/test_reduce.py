@@ -1,0 +1,192 @@
+"""Global reductions: two gloo ranks that hold half a batch each give what one process gives for the whole."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from gebm_kit.core import reduce
+from gebm_kit.core.interfaces import Batch, Energy, LossTerms
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.plugins import installed
+from gebm_kit.energies.mlp import MlpEnergy
+
+RANKS, ROWS = 2, 12
+
+LOSSES = {
+    "kale": {},
+    "kale-adam": {"update": "adam"},
+    "kale-dv": {},
+    "kale-dv-average": {"moving_average": 0.9},
+    "logistic": {},
+}
+PENALTIES = ("gradient", "r1", "r2")
+
+
+def values() -> Tensor:
+    """Spread out, so that the halves differ and averaging per-rank estimates is visibly wrong."""
+    return 3.0 * torch.randn(ROWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def local_mean_of_estimates(part: Tensor) -> Tensor:
+    """The mistake: a log-mean-exp on each rank, then averaged. The negative control."""
+    estimate = torch.logsumexp(part, 0) - math.log(len(part))
+    return reduce.mean(estimate.reshape(1))
+
+
+def observed(rank: int, ranks: int) -> dict[str, Tensor]:
+    """Everything that must not depend on the number of ranks, as this rank sees it."""
+    rows = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
+    seen: dict[str, Tensor] = {}
+    for name, function in {
+        "logsumexp": reduce.logsumexp,
+        "log_mean_exp": reduce.log_mean_exp,
+        "mean": reduce.mean,
+        "mistake": local_mean_of_estimates,
+    }.items():
+        part = values()[rows].requires_grad_()
+        result = function(part)
+        (grad,) = torch.autograd.grad(result.square(), part)
+        seen[name] = result.detach()
+        # DistributedDataParallel averages over ranks: what it would hand to a parameter that every row depends on.
+        seen[f"{name} gradient"] = reduce.gather(grad) / ranks
+    seen["weights"] = reduce.gather(reduce.softmax_weights(values()[rows]))
+    seen["gathered"] = reduce.gather(values()[rows])
+    for bad in (math.inf, -math.inf):
+        extreme = values()
+        extreme[:] = bad if bad < 0 else extreme
+        extreme[0] = bad
+        seen[f"logsumexp {bad}"] = reduce.logsumexp(extreme[rows])
+    for name in LOSSES:
+        seen |= loss_terms(name, rows, ranks)
+    for name in PENALTIES:
+        seen |= penalty_terms(name, rows, ranks)
+    return seen
+
+
+class Shift(torch.nn.Module):
+    """A base of one parameter, the identity plus a shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_dim, self.data_shape = 2, (2,)
+        self.shift = torch.nn.Parameter(torch.tensor([0.5, -0.5], dtype=torch.float64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.shift
+
+
+def model_and_batch(rows: slice) -> tuple[GEBM, Batch]:
+    torch.manual_seed(0)
+    energy = MlpEnergy([16], "tanh", data_scale=0.2, data_shape=(2,)).double()
+    model = GEBM(Shift(), energy)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    x, z = (torch.randn(ROWS, 2, generator=generator, dtype=torch.float64)[rows] for _ in range(2))
+    return model, Batch(x + 1.0, z, model.base(z))
+
+
+def averaged(loss: Tensor, parameters: list[Tensor], ranks: int) -> Tensor:
+    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    flat = torch.cat([g.flatten() for g in grads])
+    return reduce.gather(flat.unsqueeze(0)).sum(0) / ranks
+
+
+def loss_terms(name: str, rows: slice, ranks: int) -> dict[str, Tensor]:
+    kind = next(k for k in ("kale-dv", "kale", "logistic") if name.startswith(k))
+    loss = installed().registry.get("loss", kind).load()(**LOSSES[name]).double()
+    model, batch = model_and_batch(rows)
+    with torch.no_grad():
+        loss.initialise(0.5 * model.energy(batch.x_base))  # not quite the optimum, so that r is not 1
+    terms: LossTerms = loss.energy_loss(model, batch)
+    seen = {f"{name} {key}": value for key, value in terms.metrics.items()}
+    seen[f"{name} energy loss"] = terms.loss.detach()
+    learned = [*model.energy.parameters(), *loss.parameters()]
+    seen[f"{name} energy gradient"] = averaged(terms.loss, learned, ranks)
+    base = loss.base_loss(model, batch)
+    seen[f"{name} base loss"] = base.loss.detach()
+    seen[f"{name} base gradient"] = averaged(base.loss, list(model.base.parameters()), ranks)
+    loss.after_energy_step(terms.metrics)
+    seen[f"{name} A"] = loss.log_partition_estimate()
+    return seen
+
+
+def penalty_terms(name: str, rows: slice, ranks: int) -> dict[str, Tensor]:
+    penalty = installed().registry.get("penalty", name).load()()
+    model, batch = model_and_batch(rows)
+    # Each rank draws its own interpolation shares; with a constant gradient they do not matter.
+    value = penalty(linear_along(model.energy), batch, torch.Generator().manual_seed(0))
+    return {
+        f"{name} penalty": value.detach(),
+        f"{name} penalty gradient": averaged(value, list(model.energy.parameters()), ranks),
+    }
+
+
+def linear_along(energy: Energy) -> Energy:
+    """An energy with the same gradient everywhere, in the parameters of ``energy``."""
+
+    class Linear(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ energy.layers[0].weight.sum(0)
+
+    return Linear()
+
+
+def work(rank: int, ranks: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    assert reduce.world_size() == ranks
+    torch.save(observed(rank, ranks), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory) -> list[dict[str, Tensor]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(RANKS, str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def test_two_ranks_equal_one_process(by_rank):
+    alone = observed(0, 1)
+    for seen in by_rank:
+        assert seen.keys() == alone.keys()
+        for name, expected in alone.items():
+            if not name.startswith("mistake"):
+                torch.testing.assert_close(
+                    seen[name], expected, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+                )
+
+
+def test_averaging_per_rank_estimates_would_have_been_noticed(by_rank):
+    alone = observed(0, 1)
+    assert (by_rank[0]["mistake"] - alone["mistake"]).abs() > 0.05
+    assert (by_rank[0]["mistake gradient"] - alone["mistake gradient"]).abs().max() > 0.01
+
+
+class TestOneProcess:
+    def test_closed_forms(self):
+        v = values()
+        assert reduce.world_size() == 1
+        torch.testing.assert_close(reduce.logsumexp(v), v.exp().sum().log())
+        torch.testing.assert_close(reduce.log_mean_exp(v), v.exp().mean().log())
+        torch.testing.assert_close(reduce.mean(v), v.mean())
+        torch.testing.assert_close(reduce.softmax_weights(v), torch.softmax(v, 0))
+        assert torch.equal(reduce.gather(v), v)
+
+    def test_weights_and_gathered_rows_carry_no_gradient(self):
+        v = values().requires_grad_()
+        assert not reduce.softmax_weights(v).requires_grad
+        assert not reduce.gather(v).requires_grad
+
+    def test_a_single_value_is_its_own_mean(self):
+        """The accumulation starts from its first term: no phantom sample."""
+        assert reduce.log_mean_exp(torch.tensor([-50.0])).item() == -50.0
+
+    def test_extreme_values(self):
+        assert reduce.log_mean_exp(torch.tensor([1e4, -1e4])).item() == pytest.approx(1e4 - math.log(2))
