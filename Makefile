@@ -1,0 +1,50 @@
+# make demo    train the quickstart recipe: a table of base against GEBM, and a picture
+# make test    the test suite
+# make lint    formatting, lint, types, import layers
+# Each sets up .venv first, when it is missing or pyproject.toml or constraints.txt changed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTHON ?=
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	$(BIN)/gebm-kit train quickstart
+
+# one thread a worker: on small tensors more threads than CPUs is many times slower
+test: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	fits='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'; \
+	if ! $(BIN)/python -c "$$fits" 2>/dev/null; then \
+	  for python in "$(PYTHON)" python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	    if [ -n "$$python" ] && "$$python" -c "$$fits" 2>/dev/null; then found="$$python"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "gebm-kit needs Python 3.11 to 3.14 with its venv module; name one with make PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "creating $(VENV) with $$("$$found" --version)"; \
+	  rm -rf $(VENV); \
+	  "$$found" -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
