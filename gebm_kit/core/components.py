@@ -207,7 +207,10 @@ def check_arguments(component: object, **values: Any) -> None:
         UsageError: a value is no finite number, no whole one where one is needed, or lies outside its range; it is none of
             the choices.
     """
-    schema = parameters(type(component))
+    # a subclass may have a constructor of its own: the one that declares these parameters is looked up
+    constructors = (cls for cls in type(component).__mro__ if "__init__" in vars(cls))
+    declaring = next(c for c in constructors if set(values) <= set(inspect.signature(vars(c)["__init__"]).parameters))
+    schema = parameters(declaring)
     for name, value in values.items():
         choices = typing.get_args(schema[name].annotation)
         if typing.get_origin(schema[name].annotation) is Literal and value not in choices:

@@ -14,7 +14,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.engine.warmup import warm_up
 from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit.testing.statistics import confirmed, disagreement
-from gebm_kit.testing.targets import IdentityBase, Target, WalledEnergy, linear_gaussian, two_modes
+from gebm_kit.testing.targets import IdentityBase, PlainPotential, Target, WalledEnergy, linear_gaussian, two_modes
 
 CHAINS = 12
 INVARIANCE_CHAINS = 4000
@@ -207,17 +207,21 @@ def invariance(
     num_chains: int = INVARIANCE_CHAINS,
     steps: int = INVARIANCE_STEPS,
     tune: bool = True,
+    plain: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
     """Start chains from exact draws and run them: the final states must still be exact draws. Returns the failed tests.
 
     Args:
         tune: warm up on other chains first, so that the acceptance is that of real use; False: take the sampler as it is.
+        plain: hide the split into prior and tilt from the sampler.
     """
     generator = torch.Generator().manual_seed(1000 + seed)
-    with target.potential() as potential:
+    with target.potential(dtype) as split:
+        potential = PlainPotential(split) if plain else split
         if tune:
-            sampler = _tuned(sampler, target, potential, generator)
-        state = sampler.init(target.exact(num_chains, generator), potential, generator)
+            sampler = _tuned(sampler, target, potential, generator, dtype)
+        state = sampler.init(target.exact(num_chains, generator).to(dtype), potential, generator)
         for _ in range(steps):
             state, _ = sampler.step(state, potential, generator)
     return disagreement(state.position, target)
@@ -231,21 +235,26 @@ def movement(
     num_chains: int = INVARIANCE_CHAINS,
     steps: int = MOVEMENT_STEPS,
     tune: bool = True,
+    plain: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
     """Start all chains from one point: after ``steps`` steps they must be draws of the target. Returns the failed tests."""
     generator = torch.Generator().manual_seed(2000 + seed)
-    with target.potential() as potential:
+    with target.potential(dtype) as split:
+        potential = PlainPotential(split) if plain else split
         if tune:
-            sampler = _tuned(sampler, target, potential, generator)
-        z = target.point.expand(num_chains, -1).clone()
+            sampler = _tuned(sampler, target, potential, generator, dtype)
+        z = target.point.expand(num_chains, -1).to(dtype, copy=True)
         state = sampler.init(z, potential, generator)
         for _ in range(steps):
             state, _ = sampler.step(state, potential, generator)
     return disagreement(state.position, target)
 
 
-def _tuned(sampler: Sampler, target: Target, potential: Potential, generator: torch.Generator) -> Sampler:
-    state = sampler.init(target.exact(200, generator), potential, generator)
+def _tuned(
+    sampler: Sampler, target: Target, potential: Potential, generator: torch.Generator, dtype: torch.dtype
+) -> Sampler:
+    state = sampler.init(target.exact(200, generator).to(dtype), potential, generator)
     return warm_up(sampler, state, potential, generator, WARMUP_STEPS).sampler
 
 

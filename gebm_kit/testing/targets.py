@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Base, Energy
+from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
@@ -54,6 +54,19 @@ class Target:
     def potential(self, dtype: torch.dtype = torch.float64) -> LatentPotential:
         """The target's potential, with the model's tensors in ``dtype`` (the model itself is converted)."""
         return LatentPotential(self.model.to(dtype), self.inverse_temperature)
+
+
+class PlainPotential:
+    """A potential that hides its split into prior and tilt, so that samplers take the path for arbitrary potentials."""
+
+    def __init__(self, inner: LatentPotential) -> None:
+        self.inner = inner
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.inner.value(z)
+
+    def value_and_grad(self, z: Tensor) -> ValueAndGrad:
+        return self.inner.value_and_grad(z)
 
 
 class AffineBase(Base):

@@ -1,0 +1,128 @@
+"""Negative controls (MATH 6.3): the tests that every sampler passes must fail samplers that are wrong in known ways."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Info, Potential, Sampler
+from gebm_kit.samplers.hmc import Hmc, HmcState
+from gebm_kit.samplers.mala import Mala, MalaState
+from gebm_kit.testing import SAMPLER_CHECKS, HostSyncError, check_sampler, forbid_host_sync, invariance, movement
+from gebm_kit.testing.statistics import confirmed
+from gebm_kit.testing.targets import linear_gaussian, two_modes
+
+
+def _info(acceptance: Tensor, accepted: Tensor, grad_evals: int) -> Info:
+    return Info(acceptance, accepted, torch.zeros_like(accepted), grad_evals)
+
+
+class NoOp(Sampler):
+    """Never moves; every distribution is invariant."""
+
+    def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> MalaState:
+        return MalaState(z, *potential.value_and_grad(z))
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        return state, _info(torch.ones_like(state.value), torch.ones_like(state.value, dtype=torch.bool), 0)
+
+
+class TextbookMala(NoOp):
+    """MALA written as in MATH 3. Its correction reads |.|^2 / (4 h), or (h/4) |.|^2 when ``wrong``."""
+
+    def __init__(self, step_size: float, wrong: bool) -> None:
+        self.step_size, self.wrong = step_size, wrong
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        h, (z, value, grad) = self.step_size, state
+        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        proposal = z - h * grad + math.sqrt(2 * h) * noise
+        new_value, new_grad = potential.value_and_grad(proposal)
+        back = (z - proposal + h * new_grad).square().sum(1)
+        if self.wrong:
+            log_ratio = value - new_value + h / 4 * ((proposal - z + h * grad).square().sum(1) - back)
+        else:
+            log_ratio = value - new_value + 0.5 * noise.square().sum(1) - back / (4 * h)
+        acceptance = log_ratio.exp().clamp(max=1)
+        accepted = torch.rand(value.shape, generator=generator, dtype=z.dtype) < acceptance
+        moves = accepted.unsqueeze(1)
+        new_state = MalaState(
+            torch.where(moves, proposal, z), torch.where(accepted, new_value, value), torch.where(moves, new_grad, grad)
+        )
+        return new_state, _info(acceptance, accepted, 1)
+
+
+class StaleHmc(Hmc):
+    """Kick-rotate HMC that, when ``wrong``, keeps the rejected proposal's gradient for the next first kick."""
+
+    def __init__(self, step_size: float, wrong: bool) -> None:
+        super().__init__(step_size)
+        self.wrong = wrong
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[HmcState, Info]:
+        z, value, grad = state
+        velocity = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        uniform = torch.rand(2, len(z), generator=generator, dtype=z.dtype)
+        end = self.integrate(z, velocity.clone(), grad, self.steps(uniform[0], potential), potential)
+        kinetic = (end.velocity.square() - velocity.square()).sum(1) / 2
+        prior = (end.position.square() - z.square()).sum(1) / 2
+        acceptance = (value - end.value - kinetic - prior).exp().clamp(max=1)
+        accepted = uniform[1] < acceptance
+        moves = accepted.unsqueeze(1)
+        kept = end.grad if self.wrong else torch.where(moves, end.grad, grad)
+        new_state = HmcState(torch.where(moves, end.position, z), torch.where(accepted, end.value, value), kept)
+        return new_state, _info(acceptance, accepted, self.num_leapfrog)
+
+
+def test_noop_is_caught_by_movement_alone() -> None:
+    target = two_modes()
+    assert not confirmed(functools.partial(invariance, NoOp(), target))
+    assert confirmed(functools.partial(movement, NoOp(), target))
+    with pytest.raises(AssertionError, match="do not reach the target|not counted"):
+        check_sampler(NoOp(), targets=(target,))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_mala_with_the_wrong_correction_is_caught(wrong: bool) -> None:
+    target = linear_gaussian()
+    sampler = TextbookMala(0.3 / target.largest_curvature, wrong)
+    failures = confirmed(functools.partial(invariance, sampler, target, num_chains=20_000, steps=20, tune=False))
+    assert bool(failures) is wrong
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_hmc_with_a_stale_gradient_is_caught(wrong: bool) -> None:
+    target = linear_gaussian()
+    sampler = StaleHmc(0.3, wrong)
+    generator = torch.Generator().manual_seed(0)
+    with target.potential() as potential:
+        state = sampler.init(target.exact(4000, generator), potential, generator)
+        _, info = StaleHmc(0.3, False).step(state, potential, generator)
+    assert 0.6 < float(info.acceptance.mean()) < 0.85  # the error is invisible when nearly everything is accepted
+    failures = confirmed(functools.partial(invariance, sampler, target, num_chains=20_000, steps=20, tune=False))
+    assert bool(failures) is wrong
+
+
+def test_a_sampler_that_reads_the_device_is_caught() -> None:
+    class Reads(Mala):
+        def step(self, state, potential, generator):
+            if state.value.max() > 1e9:
+                raise ValueError
+            return super().step(state, potential, generator)
+
+    class Masks(Mala):
+        def step(self, state, potential, generator):
+            new, info = super().step(state, potential, generator)
+            new.position[info.accepted] += 0
+            return new, info
+
+    for sampler in (Reads(), Masks()):
+        with pytest.raises(HostSyncError):
+            SAMPLER_CHECKS["no_host_sync"](sampler)
+    with forbid_host_sync():
+        torch.where(torch.zeros(3) > 0, torch.ones(3), torch.zeros(3))
