@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.data.tables import load
@@ -51,6 +51,7 @@ class Arrays(TensorDataset):
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
         check_fractions(valid_fraction, test_fraction)
         interval = _interval(value_range, standardise)
         file = directory / Path(path).expanduser()

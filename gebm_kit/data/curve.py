@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.tensors import TensorDataset
@@ -44,6 +44,8 @@ class Curve(TensorDataset):
         noise: Annotated[float, Range(0, None)] = 0.0,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, num_train=num_train, num_valid=num_valid, num_test=num_test)
+        check_arguments(self, dimension=dimension, contrast=contrast, noise=noise)
         self.dimension, self.contrast, self.noise = dimension, contrast, noise
         sizes: dict[SplitName, int] = {"train": num_train, "valid": num_valid, "test": num_test}
         self._fill({part: self._draw(size, stream(seed, "curve", part)).float() for part, size in sizes.items()})

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
@@ -57,6 +57,7 @@ class Idx(TensorDataset):
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction)
         folder = directory / Path(path).expanduser()
         images = {part: _images(folder, part) for part in ("train", "t10k")}
         if images["train"].shape[1:] != images["t10k"].shape[1:]:

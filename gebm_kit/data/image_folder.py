@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gebm_kit.core.components import Injected, Range
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.data.tensors import SPLITS, check_fractions, part_sizes, scale_bytes
@@ -67,11 +67,12 @@ class ImageFolder(Dataset):
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, cache_mb=cache_mb)
         if channels not in (1, 3):
-            raise UsageError(f"channels must be 1 or 3, got {channels}")
+            raise UsageError(f"channels must be 1 or 3, got {channels!r}")
         for name, value in (("size", size), ("crop", crop)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_arguments(self, **{name: value})
         check_fractions(valid_fraction, test_fraction)
         folder = directory / Path(path).expanduser()
         files = _image_files(folder)

@@ -20,7 +20,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.tensors import TensorDataset
@@ -33,6 +33,7 @@ class _Toy(TensorDataset):
     """Points drawn by `_draw`; subclasses set their own parameters first and call `_draw_parts` last."""
 
     def _draw_parts(self, num_train: int, num_valid: int, num_test: int, seed: int) -> None:
+        check_arguments(self, num_train=num_train, num_valid=num_valid, num_test=num_test)
         sizes: dict[SplitName, int] = {"train": num_train, "valid": num_valid, "test": num_test}
         self._fill(
             {part: self._draw(size, stream(seed, type(self).__name__, part)).float() for part, size in sizes.items()}
@@ -80,6 +81,7 @@ class EightGaussians(_GaussianMixture):
         std: Positive = 0.1,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, radius=radius, std=std)
         angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
         self.mode_centres = (radius * torch.stack([angle.cos(), angle.sin()], dim=1)).float()
         self.mode_std = std
@@ -103,6 +105,7 @@ class TwentyFiveGaussians(_GaussianMixture):
         std: Positive = 0.05,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, std=std)
         line = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0])
         self.mode_centres = torch.cartesian_prod(line, line)
         self.mode_std = std
@@ -128,6 +131,7 @@ class TwoMoons(_Toy):
         noise: Annotated[float, Range(0, None)] = 0.05,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, noise=noise)
         self.noise = noise
         self._draw_parts(num_train, num_valid, num_test, seed)
 
@@ -191,6 +195,7 @@ class Rings(_Toy):
         std: Positive = 0.08,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, num_rings=num_rings, std=std)
         self.radii = torch.arange(1, num_rings + 1, dtype=torch.float64)
         self.std = std
         self._draw_parts(num_train, num_valid, num_test, seed)
@@ -237,6 +242,7 @@ class Pinwheel(_Toy):
         rate: float = 0.25,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, arms=arms, radial_std=radial_std, tangential_std=tangential_std)
         self.arms, self.rate = arms, rate
         self.radial_std, self.tangential_std = radial_std, tangential_std
         self._draw_parts(num_train, num_valid, num_test, seed)

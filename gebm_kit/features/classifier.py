@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLabels, SplitName
 
@@ -61,6 +61,7 @@ class Classifier(FeatureMap):
         steps: Annotated[int, Range(1, None)] = 500,
         seed: int = 0,
     ) -> None:
+        check_arguments(self, steps=steps, **({} if dim is None else {"dim": dim}))
         self.dim, self.steps, self.seed = dim, steps, seed
         self.checksum = ""
 

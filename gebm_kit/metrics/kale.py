@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 
 from gebm_kit.core import estimators
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import EvalContext, Metric
 from gebm_kit.core.model import GEBM, LatentPotential
@@ -35,6 +35,7 @@ class KaleMetric(Metric):
     lower_is_better: ClassVar[bool | None] = None
 
     def __init__(self, num_draws: Annotated[int, Range(2, None)] = 20_000) -> None:
+        check_arguments(self, num_draws=num_draws)
         self.num_draws = num_draws
 
     def __call__(self, context: EvalContext) -> dict[str, float]:

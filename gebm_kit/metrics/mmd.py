@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import EvalContext, Metric
 from gebm_kit.metrics.feature_space import check_rows, feature_space
@@ -39,6 +39,7 @@ class Mmd(Metric):
     def __init__(
         self, features: str = "pixels", bandwidth_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0
     ) -> None:
+        check_arguments(self, bandwidth_scale=bandwidth_scale)
         self.features = features
         self.bandwidth_scale = bandwidth_scale
         self._known: tuple[Tensor, float, float] | None = None  # reference features, bandwidth, mean k(y, y')

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import EvalContext, HasModes, Metric
 
@@ -35,6 +35,7 @@ class Modes(Metric):
         radius: Annotated[float, Range(0, None, low_open=True)] = 4.0,
         min_points: Annotated[int, Range(1, None)] = 20,
     ) -> None:
+        check_arguments(self, radius=radius, min_points=min_points)
         self.radius, self.min_points = radius, min_points
 
     def __call__(self, context: EvalContext) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Range
+from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import EvalContext, Metric
 from gebm_kit.core.seeds import stream
 from gebm_kit.metrics.feature_space import check_rows, feature_space
@@ -37,6 +37,7 @@ class SlicedWasserstein(Metric):
     def __init__(
         self, num_directions: Annotated[int, Range(1, None)] = 256, features: str = "pixels", seed: int = 0
     ) -> None:
+        check_arguments(self, num_directions=num_directions)
         self.num_directions, self.features, self.seed = num_directions, features, seed
 
     def __call__(self, context: EvalContext) -> dict[str, float]:

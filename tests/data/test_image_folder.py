@@ -1,0 +1,226 @@
+"""Folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.interfaces import HasLabels
+from gebm_kit.data.image_folder import ImageFolder
+
+PARTS = ("train", "valid", "test")
+
+
+def save(path: Path, pixels: np.ndarray, **arguments: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path, **arguments)
+    return path
+
+
+def fill(folder: Path, num: int = 20, shape: tuple[int, ...] = (8, 8, 3)) -> Path:
+    rng = np.random.default_rng(0)
+    for index in range(num):
+        save(folder / f"{index:03d}.png", rng.integers(0, 256, shape))
+    return folder
+
+
+def all_rows(data: ImageFolder) -> torch.Tensor:
+    return torch.cat([data.split(part).first(10**6) for part in PARTS])
+
+
+class TestPixels:
+    def test_right_sized_images_come_back_exactly(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        data = ImageFolder(".", size=8, directory=tmp_path)
+        expected = {
+            (torch.from_numpy(np.asarray(Image.open(f)).copy()).permute(2, 0, 1).float() / 127.5 - 1).numpy().tobytes()
+            for f in tmp_path.glob("*.png")
+        }
+        assert {row.numpy().tobytes() for row in all_rows(data)} == expected
+        assert data.data_shape == (3, 8, 8)
+        assert data.value_range == (-1.0, 1.0)
+
+    def test_the_shorter_side_is_resized_and_the_centre_kept(self, tmp_path: Path) -> None:
+        """Stripes left to right: the middle third of a wide image survives."""
+        for index in range(3):
+            pixels = np.zeros((10, 30, 3))
+            pixels[:, 10:20] = 200
+            save(tmp_path / f"{index}.png", pixels)
+        rows = all_rows(ImageFolder(".", size=10, directory=tmp_path))
+        assert torch.allclose(rows, torch.full_like(rows, 200 / 127.5 - 1))
+
+    def test_crop_comes_before_the_resize(self, tmp_path: Path) -> None:
+        for index in range(3):
+            pixels = np.zeros((40, 30, 3))
+            pixels[10:30, 5:25] = 100
+            save(tmp_path / f"{index}.png", pixels)
+        rows = all_rows(ImageFolder(".", size=10, crop=20, directory=tmp_path))
+        assert torch.allclose(rows, torch.full_like(rows, 100 / 127.5 - 1))
+
+    def test_shrinking_averages_instead_of_skipping(self, tmp_path: Path) -> None:
+        for index in range(3):
+            save(tmp_path / f"{index}.png", np.indices((64, 64)).sum(0)[..., None].repeat(3, 2) % 2 * 255)
+        rows = all_rows(ImageFolder(".", size=8, directory=tmp_path))
+        assert float(rows.abs().max()) < 0.05  # a fine checkerboard turns to middle grey
+
+    def test_mixed_sizes_modes_and_formats(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        save(tmp_path / "a.png", rng.integers(0, 256, (12, 9, 3)))
+        save(tmp_path / "b.jpg", rng.integers(0, 256, (20, 30, 3)))
+        save(tmp_path / "c.JPEG", rng.integers(0, 256, (16, 16)))
+        save(tmp_path / "d.png", rng.integers(0, 256, (16, 16, 4)))
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).convert("P").save(tmp_path / "e.png")
+        for channels in (1, 3):
+            data = ImageFolder(".", size=8, channels=channels, directory=tmp_path)  # type: ignore[arg-type]
+            assert all_rows(data).shape == (5, channels, 8, 8)
+
+    def test_photographs_are_turned_upright(self, tmp_path: Path) -> None:
+        pixels = np.zeros((8, 8, 3))
+        pixels[:4] = 255
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down
+        for index in range(3):
+            save(tmp_path / f"{index}.jpg", pixels, exif=exif, quality=95)
+        rows = all_rows(ImageFolder(".", size=8, directory=tmp_path))
+        assert float(rows[:, :, 6].mean()) > 0.9
+        assert float(rows[:, :, 1].mean()) < -0.9
+
+    def test_without_size_images_stay_as_they_are(self, tmp_path: Path) -> None:
+        fill(tmp_path, shape=(6, 10, 3))
+        assert ImageFolder(".", size=None, directory=tmp_path).data_shape == (3, 6, 10)
+        assert ImageFolder(".", size=None, crop=5, directory=tmp_path).data_shape == (3, 5, 5)
+
+
+class TestParts:
+    def test_the_split_depends_on_names_and_seed_alone(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "one", tmp_path / "two"
+        fill(first)
+        second.mkdir()
+        for file in sorted(first.iterdir(), reverse=True):
+            (second / file.name).write_bytes(file.read_bytes())
+        a, b = (ImageFolder(name, size=8, directory=tmp_path) for name in ("one", "two"))
+        for part in PARTS:
+            assert torch.equal(a.split(part).first(99), b.split(part).first(99))
+        c = ImageFolder("one", size=8, seed=1, directory=tmp_path)
+        assert not torch.equal(a.split("train").first(99), c.split("train").first(99))
+
+    def test_shares(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        data = ImageFolder(".", size=8, valid_fraction=0.2, test_fraction=0.3, directory=tmp_path)
+        assert [len(data.split(part)) for part in PARTS] == [10, 4, 6]
+
+    def test_labels_are_the_first_folders(self, tmp_path: Path) -> None:
+        for name, value in (("zebra", 250), ("ant", 5), ("bee", 100)):
+            for index in range(8):
+                save(tmp_path / name / f"deep{index % 2}" / f"{index}.png", np.full((4, 4, 3), value))
+        data = ImageFolder(".", size=4, directory=tmp_path)
+        assert isinstance(data, HasLabels)
+        assert data.num_classes == 3
+        value_of = torch.tensor([5.0, 100.0, 250.0]) / 127.5 - 1  # ant, bee, zebra
+        for part in PARTS:
+            assert torch.allclose(data.split(part).first(99)[:, 0, 0, 0], value_of[data.labels(part)])
+
+    def test_no_labels_without_two_folders(self, tmp_path: Path) -> None:
+        fill(tmp_path / "only")
+        data = ImageFolder(".", size=8, directory=tmp_path)
+        assert not isinstance(data, HasLabels)
+        with pytest.raises(UsageError, match="no labels"):
+            data.labels("train")
+        fill(tmp_path / "other")
+        save(tmp_path / "loose.png", np.zeros((8, 8, 3)))
+        assert not isinstance(ImageFolder(".", size=8, directory=tmp_path), HasLabels)
+
+    def test_hidden_files_are_left_alone(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        (tmp_path / "._001.png").write_bytes(b"not an image")
+        (tmp_path / ".thumbnails").mkdir()
+        (tmp_path / ".thumbnails" / "1.png").write_bytes(b"not an image")
+        (tmp_path / "notes.txt").write_text("no image either")
+        assert len(all_rows(ImageFolder(".", size=8, directory=tmp_path))) == 20
+
+
+class TestCache:
+    def test_images_are_decoded_once_and_only_when_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(tmp_path)
+        opened: list[str] = []
+        real = Image.open
+        monkeypatch.setattr(Image, "open", lambda path, *a: opened.append(str(path)) or real(path, *a))
+        data = ImageFolder(".", size=8, directory=tmp_path)
+        assert not opened
+        data.split("train").batch(torch.tensor([3, 5, 3]))
+        assert len(opened) == 2
+        data.split("train").batch(torch.tensor([5, 3]))
+        assert len(opened) == 2
+
+    def test_without_a_cache_the_data_is_the_same(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        with_cache = ImageFolder(".", size=8, directory=tmp_path)
+        without = ImageFolder(".", size=8, cache_mb=0, directory=tmp_path)
+        for _ in range(2):
+            assert torch.equal(all_rows(with_cache), all_rows(without))
+
+
+class TestBadInput:
+    def test_missing_empty_and_not_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "file").write_text("x")
+        for path, message in (
+            ("nowhere", "does not exist"),
+            ("empty", "holds no .png"),
+            ("file", "is not a folder"),
+        ):
+            with pytest.raises(DataError, match=message) as caught:
+                ImageFolder(path, directory=tmp_path)
+            assert "img_align_celeba.zip" in caught.value.hint
+
+    def test_two_images(self, tmp_path: Path) -> None:
+        fill(tmp_path, num=2)
+        with pytest.raises(DataError, match="train, valid and test need one each"):
+            ImageFolder(".", directory=tmp_path)
+
+    def test_mixed_sizes_name_two_files(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        save(tmp_path / "zzz.png", np.zeros((8, 9, 3)))
+        with pytest.raises(DataError, match=r"000.png is 8x8, .*zzz.png is 9x8") as caught:
+            ImageFolder(".", size=None, directory=tmp_path)
+        assert "data.size" in caught.value.hint
+
+    @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+    def test_a_damaged_image_is_named(self, damage: str, tmp_path: Path) -> None:
+        fill(tmp_path)
+        victim = tmp_path / "007.png"
+        content = {"truncated": victim.read_bytes()[:60], "text": b"hello", "empty": b""}[damage]
+        victim.write_bytes(content)
+        data = ImageFolder(".", size=8, directory=tmp_path)
+        with pytest.raises(DataError, match=r"007.png can't be decoded"):
+            all_rows(data)
+        if damage != "truncated":
+            with pytest.raises(DataError, match=r"007.png can't be opened"):
+                ImageFolder(".", size=None, directory=tmp_path)
+
+    def test_an_image_smaller_than_the_crop_is_named(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        with pytest.raises(DataError, match=r"\.png is 8x8, smaller than crop 9"):
+            all_rows(ImageFolder(".", size=4, crop=9, directory=tmp_path))
+
+    def test_sixteen_bit_images_are_refused(self, tmp_path: Path) -> None:
+        for index in range(3):
+            Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / f"{index}.png")
+        with pytest.raises(DataError, match="more than 8 bits"):
+            all_rows(ImageFolder(".", size=8, directory=tmp_path))
+
+    @pytest.mark.parametrize(
+        "arguments", [{"size": 0}, {"crop": 0}, {"channels": 2}, {"valid_fraction": 0.6, "test_fraction": 0.5}]
+    )
+    def test_bad_parameters(self, arguments: dict[str, Any], tmp_path: Path) -> None:
+        fill(tmp_path)
+        with pytest.raises(UsageError):
+            ImageFolder(".", directory=tmp_path, **arguments)
