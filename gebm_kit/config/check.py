@@ -135,6 +135,7 @@ class _Checker:
         self.problems: list[str] = []
         self.plugin_problems: list[str] = []
         self.plugin_hint = ""
+        self.requirements_met = True
 
     def report(self, key: Key, message: str) -> None:
         if key not in self.tree.refused:
@@ -214,6 +215,7 @@ class _Checker:
                 self.plugin_problems.append(
                     f"{self.tree.place(key)}: {dotted(key)}: {self.registry.missing_notes[canonical(wanted.name)]}"
                 )
+        self.requirements_met = not self.plugin_problems
         return tuple(value)
 
     def node(self, key: Key, value: Any, kind: str) -> ComponentNode | None:
@@ -227,7 +229,9 @@ class _Checker:
             schema = parameters(record.load())
         except GebmKitError as error:
             place = f"{self.tree.place((*key, 'name'))}: {dotted(key)}: {error}"
-            (self.plugin_problems if isinstance(error, PluginError) else self.problems).append(place)
+            # a plugin that the recipe requires and that is not here may be what would provide the name
+            by_plugin = isinstance(error, PluginError) or not self.requirements_met
+            (self.plugin_problems if by_plugin else self.problems).append(place)
             if isinstance(error, PluginError):
                 self.plugin_hint = error.hint
             return None
