@@ -24,8 +24,8 @@ from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLabels, SplitName
 VERSION = 1
 """Raised whenever the network or its training changes, so that no cached file of another recipe is taken for this one."""
 
-SMALL_IMAGE = 256
-"""Data with at most this many values (16x16 grey) gets 16 features, larger data 64."""
+SMALL = 256
+"""Data with at most this many values (16x16 grey) gets 16 features and a short training, larger data 64 and a longer one."""
 
 BLOCK = 1024
 BATCH = 128
@@ -51,17 +51,17 @@ class Classifier(FeatureMap):
 
     Args:
         dim: number of features; None: 16 for data of at most 256 values, 64 for larger.
-        steps: training steps of 128 rows.
+        steps: training steps of 128 rows; None: 500 for data of at most 256 values, 1,500 for larger.
         seed: seed of weights and order.
     """
 
     def __init__(
         self,
         dim: Annotated[int | None, Range(1, None)] = None,
-        steps: Annotated[int, Range(1, None)] = 500,
+        steps: Annotated[int | None, Range(1, None)] = None,
         seed: int = 0,
     ) -> None:
-        check_arguments(self, steps=steps, **({} if dim is None else {"dim": dim}))
+        check_arguments(self, **{name: value for name, value in (("dim", dim), ("steps", steps)) if value is not None})
         self.dim, self.steps, self.seed = dim, steps, seed
         self.checksum = ""
 
@@ -78,9 +78,10 @@ class Classifier(FeatureMap):
             )
         split, labels = dataset.split("train"), dataset.labels("train")
         shape = tuple(dataset.data_shape)
-        dim = self.dim or (16 if math.prod(shape) <= SMALL_IMAGE else 64)
+        small = math.prod(shape) <= SMALL
+        dim, steps = self.dim or (16 if small else 64), self.steps or (500 if small else 1500)
         settings = {
-            "version": VERSION, "shape": shape, "classes": dataset.num_classes, "dim": dim, "steps": self.steps,
+            "version": VERSION, "shape": shape, "classes": dataset.num_classes, "dim": dim, "steps": steps,
             "seed": self.seed,
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -96,7 +97,7 @@ class Classifier(FeatureMap):
             network = _Network(shape, dim, dataset.num_classes)
             weights = _load(key)
             if weights is None or not _fits(network, weights):
-                _train(network.to(device), dataset, self.steps, device)
+                _train(network.to(device), dataset, steps, device)
                 _store(key, network.state_dict())
             else:
                 network.load_state_dict(weights)
@@ -134,9 +135,11 @@ class _Network(nn.Module):
     def __init__(self, shape: tuple[int, ...], dim: int, num_classes: int) -> None:
         super().__init__()
         if len(shape) == 3:
-            layers: list[nn.Module] = [nn.Conv2d(shape[0], 32, 3, padding=1), nn.ReLU()]
-            channels, side = 32, min(shape[1:])
-            while side > 4 and channels < 256:  # halve until about 4x4 is left
+            side = min(shape[1:])
+            stride = 1 if side < 16 else 2  # small images keep their pixels for one layer more
+            layers: list[nn.Module] = [nn.Conv2d(shape[0], 32, 3, stride=stride, padding=1), nn.ReLU()]
+            channels, side = 32, -(-side // stride)
+            while side > 7 and channels < 256:  # halve until 7x7 or less is left
                 layers += [nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1), nn.ReLU()]
                 channels, side = 2 * channels, (side + 1) // 2
             layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, dim)]
