@@ -28,8 +28,11 @@ SEARCH_STEPS = 12
 MIN_STEPS_FOR_PRECONDITIONER = 40
 """A shorter warm-up tunes the step size alone."""
 
+WINDOWS = ((0.15, 0.3), (0.4, 0.6))
+"""Parts of warm-up whose positions make a preconditioner. The first, rough one lets the second start nearer."""
+
 SHRINKAGE_ROWS = 10.0
-"""Weight, in independent rows, of the prior's variance 1 in the pooled variance (Stan's constant is 5)."""
+"""Weight, in independent rows, of the prior's variance 1 in the pooled variance."""
 
 ROWS_PER_INDEPENDENT = 5.0
 """States of one chain that count as one independent row in the pooled variance."""
@@ -104,11 +107,14 @@ class _Moments:
         self._squares = self._squares + wide.square().sum(0)
 
     def shrunk_variance(self, like: Tensor) -> Tensor:
-        """``(n s^2 + k) / (n + k)`` with n independent rows and k = `SHRINKAGE_ROWS`, (Z,)."""
+        """``exp(n / (n + k) log s^2)`` with n independent rows and k = `SHRINKAGE_ROWS`, (Z,).
+
+        Shrunk toward 1 on a logarithmic scale, so that a small variance known from many rows stays small.
+        """
         mean = torch.as_tensor(self._sum) / self.rows
-        variance = (torch.as_tensor(self._squares) / self.rows - mean.square()).clamp(1e-6, 1e6)
+        variance = (torch.as_tensor(self._squares) / self.rows - mean.square()).clamp(1e-8, 1e8)
         independent = self.rows / ROWS_PER_INDEPENDENT
-        return ((independent * variance + SHRINKAGE_ROWS) / (independent + SHRINKAGE_ROWS)).to(like)
+        return variance.pow(independent / (independent + SHRINKAGE_ROWS)).to(like)
 
 
 def warm_up(
@@ -123,9 +129,9 @@ def warm_up(
     """Run ``steps`` steps of every chain, tuning what the sampler says may be tuned, and freeze the result.
 
     The step size is first doubled or halved until the mean acceptance over chains crosses its target (trial steps, not
-    kept), then follows `DualAveraging` on that mean. A sampler with ``inverse_mass`` gets, half way through, the pooled
-    diagonal variance of all chains over the second quarter, shrunk toward 1, and its step size is tuned anew. Samplers
-    with nothing to tune are just run.
+    kept), then follows `DualAveraging` on that mean. A sampler with ``inverse_mass`` gets, at the end of each of `WINDOWS`,
+    the diagonal variance of all chains' positions in it, pooled and shrunk toward 1, and its step size is tuned anew.
+    Samplers with nothing to tune are just run.
 
     Args:
         state: the chains, from ``sampler.init``.
@@ -142,14 +148,16 @@ def warm_up(
         return WarmUp(sampler, state, 0)
     if tunable is None:
         tuning.run(steps, None)
-    elif hasattr(sampler, "inverse_mass") and steps >= MIN_STEPS_FOR_PRECONDITIONER:
-        moments = _Moments()
-        tuning.tune(tunable, steps // 4)
-        tuning.tune(tunable, steps // 2 - steps // 4, moments)
-        tuning.sampler = tuning.sampler.tuned(inverse_mass=moments.shrunk_variance(tuning.state.position))
-        tuning.tune(tunable, steps - steps // 2)
     else:
-        tuning.tune(tunable, steps)
+        done = 0
+        if hasattr(sampler, "inverse_mass") and steps >= MIN_STEPS_FOR_PRECONDITIONER:
+            for begin, end in WINDOWS:
+                tuning.tune(round(begin * steps) - done)
+                moments = _Moments()
+                tuning.tune(round(end * steps) - round(begin * steps), moments)
+                tuning.precondition(moments)
+                done = round(end * steps)
+        tuning.tune(steps - done)
     return WarmUp(tuning.sampler, tuning.state, int(tuning.divergences))
 
 
@@ -177,8 +185,13 @@ class _Tuning:
         self._potential, self._generator = potential, generator
         self._done, self._total, self._on_progress = 0, total, on_progress
 
-    def tune(self, tunable: Tunable, steps: int, moments: _Moments | None = None) -> None:
+    def precondition(self, moments: _Moments) -> None:
+        self.sampler = self.sampler.tuned(inverse_mass=moments.shrunk_variance(self.state.position))
+
+    def tune(self, steps: int, moments: _Moments | None = None) -> None:
         """Search a first value, follow dual averaging for ``steps`` steps, leave the averaged value on the sampler."""
+        tunable = self.sampler.tunable  # its bounds may depend on the preconditioner
+        assert tunable is not None
         averaging = DualAveraging(tunable, self._search(tunable))
         self.run(steps, (tunable.name, averaging), moments)
         self.sampler = self.sampler.tuned(**{tunable.name: averaging.averaged})

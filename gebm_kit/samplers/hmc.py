@@ -91,8 +91,12 @@ class Hmc(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.7; h stays below pi / (2 L), a quarter turn in all."""
-        return Tunable("step_size", target=0.7, low=1e-6, high=math.pi / 2 / self.num_leapfrog)
+        """0.7; s L h stays below pi / 2, a quarter turn in all."""
+        return Tunable("step_size", target=0.7, low=1e-6, high=self._longest_step)
+
+    @property
+    def _longest_step(self) -> float:
+        return math.pi / 2 / (self.num_leapfrog * self._largest_scale)
 
     def tuned(self, **values: Any) -> Hmc:
         """A copy with the named attributes replaced; the cap on the angle follows the preconditioner."""
@@ -135,7 +139,7 @@ class Hmc(Sampler):
         """Jittered step ``tau = s h u`` of each chain, (C,) uniforms -> (C, 1), or (C, Z) with a preconditioner."""
         h = self.step_size
         if is_tilted(type(potential)):
-            h = min(h, math.pi / 2 / (self.num_leapfrog * self._largest_scale))
+            h = min(h, self._longest_step)
         tau = torch.add(torch.full_like(uniform, h), uniform, alpha=-h * self.jitter).unsqueeze(1)
         return tau if self.inverse_mass is None else tau * self.inverse_mass.sqrt()
 
