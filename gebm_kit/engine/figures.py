@@ -122,7 +122,7 @@ def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: E
     for axis, (label, points) in zip(axes, clouds.items(), strict=True):
         if levels is not None:
             drawn = axis.contourf(xs, ys, heights, levels=levels, cmap=LANDSCAPE, extend="max")
-        axis.plot(*points.T, ".", markersize=2.8, markeredgewidth=0, color="#9b1b30", alpha=0.6)
+        axis.plot(*points.T, ".", markersize=2.8, markeredgewidth=0, color="#b3001e", alpha=0.75)
         axis.set(xlim=horizontal, ylim=vertical, aspect="equal")
         axis.set_title(label, fontsize=13)
         axis.tick_params(labelsize=9)

@@ -1,0 +1,43 @@
+"""metrics.jsonl: whole lines, flushed, valid JSON, appended to."""
+
+import json
+import math
+
+import pytest
+
+from gebm_kit.core.errors import RunFailed
+from gebm_kit.core.interfaces import Logger
+from gebm_kit.loggers.jsonl import Jsonl
+
+
+def test_lines(tmp_path):
+    logger = Jsonl(run_directory=tmp_path)
+    assert isinstance(logger, Logger)
+    logger.log(10, {"kale": 0.5, "energy_loss": math.nan, "base_loss": math.inf})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # before close: every line is flushed
+    assert [json.loads(line) for line in lines] == [{"step": 10, "kale": 0.5, "energy_loss": None, "base_loss": None}]
+    logger.log(20, {"kale": -1e-7})
+    logger.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    assert json.loads(text.splitlines()[1]) == {"step": 20, "kale": -1e-7}
+
+
+def test_a_resumed_run_appends(tmp_path):
+    for step in (1, 2):
+        logger = Jsonl(run_directory=tmp_path)
+        logger.log(step, {"kale": 0.0})
+        logger.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_full_disk_is_a_failed_run(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    logger = Jsonl(run_directory=tmp_path)
+    with pytest.raises(RunFailed, match=r"metrics.jsonl can't be written to: No space left"):
+        logger.log(1, {"kale": 0.0})
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(RunFailed, match="can't be opened: No such file"):
+        Jsonl(run_directory=tmp_path / "missing")
