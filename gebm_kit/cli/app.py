@@ -9,8 +9,10 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -65,16 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
-    with _sigterm_raises():
+    with _signals_raise(), warnings.catch_warnings():  # commands say how warnings are shown
         try:
             code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
             sys.stdout.flush()
+            if code == 128 + signal.SIGINT:  # what typer makes of a KeyboardInterrupt
+                raise _Stopped(signal.SIGINT)
             return code if isinstance(code, int) else 0
         except GebmKitError as error:
             return _report(error.code, error.message, error.hint, error.exit_code, json=json, debug=debug)
-        except KeyboardInterrupt as stop:
-            signum = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-            stopped = Interrupted(f"stopped by {signum.name}", signum=signum)
+        except _Stopped as stop:
+            stopped = Interrupted(f"stopped by {signal.Signals(stop.signum).name}", signum=stop.signum)
             return _report(stopped.code, stopped.message, "", stopped.exit_code, json=json, debug=debug)
         except BrokenPipeError:
             return _reader_left()
@@ -86,25 +89,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report("bug", message, hint, 1, json=json, debug=debug)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, unwinding the stack as Ctrl-C does."""
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM where nothing has a state to save; no KeyboardInterrupt, which typer would take for itself."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise _Stopped(signum)
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Any:
-    try:
-        before = signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:  # not the main thread: leave signals to whoever owns them
-        yield
-        return
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM unwind the stack, so that what is half written is removed, and are reported."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # a shell starts background jobs with SIGINT ignored
+                before[signum] = signal.signal(signum, _stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _report(code: str, message: str, hint: str, exit_code: int, *, json: bool, debug: bool) -> int:

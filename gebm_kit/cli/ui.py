@@ -146,6 +146,9 @@ class Pace:
         return f"{self.rate:.3g} steps/s" if self.rate > 0 else ""
 
     def left(self) -> str:
+        """Time left, or when there is none, the time it took."""
+        if self.step >= self.total:
+            return f"in {duration(time.monotonic() - self.started)}"
         return f"{duration((self.total - self.step) / self.rate)} left" if self.rate > 0 else ""
 
 

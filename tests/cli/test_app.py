@@ -1,0 +1,224 @@
+"""What all commands have in common: errors, exit codes, output for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gebm_kit
+from gebm_kit.cli import app as program
+from gebm_kit.core import errors
+
+PROGRAM = [sys.executable, "-m", "gebm_kit"]
+
+COMMANDS = [
+    ["train"],
+    ["sample"],
+    ["eval"],
+    ["list"],
+    ["describe"],
+    ["doctor"],
+    ["recipes", "ls"],
+    ["recipes", "show"],
+    ["recipes", "cp"],
+    ["recipes", "check"],
+    ["plugins", "list"],
+    ["plugins", "info"],
+]
+
+
+def test_version(cli: Any) -> None:
+    result = cli("--version")
+    assert (result.code, result.out) == (0, f"gebm-kit {gebm_kit.__version__}\n")
+
+
+def test_without_words_there_is_help(cli: Any) -> None:
+    result = cli()
+    assert result.code == 0
+    for words in COMMANDS:
+        assert words[0] in result.out
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help_and_the_common_options(cli: Any, words: list[str]) -> None:
+    result = cli(*words, "--help")
+    assert result.code == 0
+    for option in ("--json", "--quiet", "--debug"):
+        assert option in result.out
+    if words[0] in ("train", "sample", "eval"):
+        assert "--device" in result.out
+        assert "--threads" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["list", "--jsn"], "No such option: --jsn"),
+        (["describe", "sampler"], "Missing argument"),
+        (["train"], "Missing argument"),
+        (["sample", "--num-samples", "many"], "Invalid value for '--num-samples'"),
+        (["sample", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["list", "samplr"], "component kind 'samplr' is unknown; did you mean sampler?"),
+        (["describe", "sampler", "malla"], "sampler 'malla' is unknown; did you mean mala?"),
+        (["train", "quickstrat"], "did you mean quickstart?"),
+        (["train", "a", "b"], "one RECIPE is expected, got 2: a, b"),
+        (["train", "train.steps=3"], "no RECIPE is named"),
+        (["sample", "no/such/run"], "no/such/run does not exist"),
+        (["eval", "data.name=digits"], "can't override 'data'; it can override eval, sampler, sample"),
+    ],
+)
+def test_a_usage_error_is_one_message_and_exit_code_2(cli: Any, words: list[str], message: str) -> None:
+    result = cli(*words)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.startswith("gebm-kit: ")
+    assert "Traceback" not in result.err
+
+    result = cli(*words, "--json")
+    assert (result.code, result.err) == (2, "")
+    assert set(result.json) == {"schema", "error"}
+    assert result.json["schema"] == 1
+    assert set(result.json["error"]) == {"code", "message", "hint"}
+    assert message in result.json["error"]["message"]
+
+
+def test_a_group_without_command_is_a_usage_error(cli: Any) -> None:
+    for group in ("recipes", "plugins"):
+        result = cli(group)
+        assert result.code == 2
+        assert "Missing command" in result.err
+        assert f"gebm-kit {group} --help" in result.err
+
+
+def test_debug_shows_the_traceback(cli: Any) -> None:
+    result = cli("train", "nothing", "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        (errors.RunFailed("full"), 1, "failed"),
+        (errors.UsageError("no"), 2, "usage"),
+        (errors.RecipeError("no", problems=["a", "b"]), 2, "recipe"),
+        (errors.DataError("no"), 2, "data"),
+        (errors.CheckpointError("no"), 2, "checkpoint"),
+        (errors.PluginError("no", hint="pip install it"), 3, "plugin"),
+        (errors.Interrupted("stopped", signum=2), 130, "interrupted"),
+        (errors.Interrupted("stopped", signum=15), 143, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("a surprise"), 1, "bug"),
+    ],
+)
+def test_exit_codes(cli: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, name: str) -> None:
+    def fail(*args: object, **rest: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gebm_kit.cli.list.installed", fail)
+    result = cli("list", "--json")
+    assert result.code == code
+    found = result.json["error"]
+    assert found["code"] == name
+    assert found["hint"] == getattr(error, "hint", found["hint"])
+    text = cli("list")
+    assert text.code == code
+    assert found["message"] in text.err
+    assert "Traceback" not in text.err
+    if name == "bug":
+        assert "this is a bug" in text.err
+        assert "--debug" in text.err
+        assert "Traceback" in cli("list", "--debug").err
+
+
+def test_sigterm_outside_training_is_143(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("gebm_kit.cli.list.installed", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    result = cli("list", "--json")
+    assert result.code == 143
+    assert result.json["error"]["message"] == "stopped by SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr("gebm_kit.cli.list.installed", lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert cli("list", "--json").json["error"]["message"] == "stopped by SIGINT"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"'{sys.executable}' -m gebm_kit list | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].startswith("kind")
+    assert done.stderr == ""
+
+
+def test_python_m_is_the_same_program() -> None:
+    done = subprocess.run([*PROGRAM, "list", "sampler", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert {c["name"] for c in json.loads(done.stdout)["components"]} >= {"ula", "mala", "hmc"}
+
+
+def test_piped_tables_are_plain_and_whole(cli: Any) -> None:
+    result = cli("list")
+    assert "\x1b" not in result.out
+    assert not any(character in result.out for character in "│┃━")
+    assert all(line == line.rstrip() for line in result.out.splitlines())
+    assert "kale-dv" in result.out
+
+
+def on_terminal(*words: str, **environ: str) -> tuple[int, str]:
+    """Run the program with a terminal for stdout and stderr; exit code and what the terminal saw."""
+    master, slave = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environ}
+    process = subprocess.Popen([*PROGRAM, *words], stdin=slave, stdout=slave, stderr=slave, env=env)
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(master)
+    return process.wait(), seen.decode(errors="replace")
+
+
+def test_a_terminal_gets_a_drawn_table_and_no_color_is_honoured() -> None:
+    code, seen = on_terminal("list", "sampler")
+    assert code == 0
+    assert "│" in seen
+    colours = [f"\x1b[{attribute}{c}m" for attribute in ("", "1;") for c in range(31, 38)]
+    _, seen = on_terminal("--help", NO_COLOR="1")
+    assert not any(colour in seen for colour in colours)
+    _, seen = on_terminal("list", "sampler", TERM="dumb")
+    assert "│" not in seen
+
+
+def test_training_on_a_terminal_shows_a_bar(recipe: Path) -> None:
+    code, seen = on_terminal("train", str(recipe), "--out", "run")
+    assert code == 0, seen
+    assert "6/6" in seen
+    assert "steps/s" in seen
+    assert "GEBM / base" in seen
+
+
+def test_completion_scripts_are_there(cli: Any) -> None:
+    env = {**os.environ, "_GEBM_KIT_COMPLETE": "complete_bash", "COMP_WORDS": "gebm-kit des", "COMP_CWORD": "1"}
+    done = subprocess.run([*PROGRAM], env=env, capture_output=True, text=True)
+    assert "describe" in done.stdout
+    assert "--install-completion" in cli("--help").out
+
+
+def test_every_command_is_in_its_own_file() -> None:
+    folder = Path(program.__file__).parent
+    for words in COMMANDS:
+        assert (folder / {"eval": "evaluate"}.get(words[0], words[0])).with_suffix(".py").is_file()

@@ -1,0 +1,139 @@
+"""list, describe, plugins, doctor and recipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gebm_kit
+from gebm_kit.config.load import shipped_recipes
+from gebm_kit.core.components import KINDS
+from gebm_kit.core.plugins import installed
+
+RECORDS = list(installed().registry)
+
+
+def test_list_json(cli: Any) -> None:
+    found = cli("list", "--json").json
+    assert set(found) == {"schema", "components"}
+    keys = {"kind", "name", "summary", "target", "distribution", "version"}
+    assert all(set(component) == keys for component in found["components"])
+    assert len(found["components"]) == len(RECORDS)
+    only = cli("list", "loss", "--json").json["components"]
+    assert {c["kind"] for c in only} == {"loss"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_of_a_kind(cli: Any, kind: str) -> None:
+    lines = cli("list", kind).out.splitlines()[1:]
+    assert lines
+    assert all(line.startswith(kind) for line in lines)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.component.kind}:{r.component.name}")
+def test_every_component_can_be_described(cli: Any, record: Any) -> None:
+    kind, name = record.component.kind, record.component.name
+    found = cli("describe", kind, name, "--json").json
+    assert set(found) == {
+        "schema", "kind", "name", "summary", "target", "distribution", "version", "parameters", "doc",
+    }  # fmt: skip
+    keys = {"name", "type", "default", "required", "range", "injected", "meaning"}
+    assert all(set(p) == keys for p in found["parameters"])
+    text = cli("describe", kind, name)
+    assert text.code == 0
+    assert all(p["name"] in text.out for p in found["parameters"])
+    assert found["doc"] in text.out
+
+
+def test_describe_shows_type_default_and_range(cli: Any) -> None:
+    lines = cli("describe", "sampler", "mala").out.splitlines()
+    (line,) = [line for line in lines if line.startswith("step_size ")]
+    assert line.split() == ["step_size", "float", "0.1", ">", "0"] or ("float" in line and ">" in line)
+    lines = cli("describe", "base", "mlp").out.splitlines()
+    (line,) = [line for line in lines if line.startswith("data_shape ")]
+    assert "(filled in by the kit)" in line
+
+
+def test_plugins_without_plugins(cli: Any) -> None:
+    assert cli("plugins", "list").out == "no plugins are installed\n"
+    assert cli("plugins", "list", "--json").json == {"schema": 1, "plugins": []}
+    result = cli("plugins", "info", "gebm-kit-flows")
+    assert result.code == 2
+    assert "no plugin 'gebm-kit-flows' is installed" in result.err
+
+
+def test_doctor(cli: Any) -> None:
+    found = cli("doctor", "--json").json
+    assert set(found) == {
+        "schema", "gebm_kit", "python", "executable", "platform", "torch", "devices", "threads", "cpus", "cache",
+        "plugins", "versions", "problems",
+    }  # fmt: skip
+    assert found["gebm_kit"] == gebm_kit.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["devices"][0]["name"] == "cpu"
+    assert found["cache"] == os.environ["GEBM_KIT_CACHE"]
+    assert found["problems"] == []
+    text = cli("doctor").out
+    for word in ("python", "torch", "devices", "threads", "plugins", "cache", "versions"):
+        assert word in text
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_ls(cli: Any) -> None:
+    found = cli("recipes", "ls", "--json").json["recipes"]
+    assert {r["name"] for r in found} == set(shipped_recipes())
+    assert "quickstart" in {r["name"] for r in found}
+    for one in found:
+        assert set(one) == {"name", "summary", "path"}
+        assert one["summary"], f"{one['name']} starts with no comment that says what it is"
+        assert one["name"] in cli("recipes", "ls").out
+
+
+def test_recipes_show_prints_the_file(cli: Any) -> None:
+    text = shipped_recipes()["quickstart"].read_text()
+    assert cli("recipes", "show", "quickstart").out.strip() == text.strip()
+    found = cli("recipes", "show", "quickstart", "--json").json
+    assert set(found) == {"schema", "name", "path", "text"}
+    assert found["text"] == text
+
+
+def test_recipes_cp_never_overwrites(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("recipes", "cp", "quickstart", "--json").json == {
+        "schema": 1, "name": "quickstart", "path": "quickstart.yaml",
+    }  # fmt: skip
+    text = (tmp_path / "quickstart.yaml").read_text()
+    assert text == shipped_recipes()["quickstart"].read_text()
+    (tmp_path / "quickstart.yaml").write_text("mine")
+    result = cli("recipes", "cp", shipped_recipes()["quickstart"])
+    assert result.code == 2
+    assert "quickstart.yaml exists already" in result.err
+    assert (tmp_path / "quickstart.yaml").read_text() == "mine"
+    assert cli("recipes", "cp", "quickstart", "mine.yaml").code == 0
+    assert (tmp_path / "mine.yaml").read_text() == text
+    assert cli("recipes", "cp", "quickstart", "nowhere/mine.yaml").code == 2
+
+
+def test_recipes_check(cli: Any, recipe: Path) -> None:
+    result = cli("recipes", "check", recipe)
+    assert (result.code, result.out) == (0, f"{recipe}: no problems\n")
+    assert cli("recipes", "check", recipe, "--json").json == {
+        "schema": 1, "name": "tiny", "path": str(recipe), "ok": True,
+    }  # fmt: skip
+    result = cli("recipes", "check", recipe, "train.stepz=5", "sampler.step_size=-1", "--json")
+    assert result.code == 2
+    message = result.json["error"]["message"]
+    assert "did you mean steps" in message
+    assert "'sampler.step_size=-1'" in message
+    assert "> 0" in message
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_passes_the_check(cli: Any, name: str) -> None:
+    assert cli("recipes", "check", name).code == 0
