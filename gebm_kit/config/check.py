@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from gebm_kit.config.load import Key, Tree, dotted
+from gebm_kit.config.load import NODE_LISTS, Key, Tree, dotted
 from gebm_kit.config.schema import (
     COMPONENT_SECTIONS,
     REQUIRED_SECTIONS,
@@ -273,7 +273,7 @@ class _Checker:
         return None if len(self.problems) > before else kind(**chosen)
 
     def _field(self, key: Key, item: Any, annotation: Any) -> Any:
-        if key in (("eval", "metrics"), ("train", "penalty"), ("train", "final_penalty")):
+        if key in NODE_LISTS:
             if item is None:
                 return () if key[0] == "eval" else None
             items = item if isinstance(item, list) else [item]
@@ -290,10 +290,5 @@ class _Checker:
     def _cross_check(self, train: Any) -> None:
         if train is None:
             return
-        if train.final_energy_steps > train.steps:
-            self.report(
-                ("train", "final_energy_steps"),
-                f"{train.final_energy_steps} is more than train.steps, {train.steps}, of which it is a part",
-            )
-        if train.final_energy_steps and train.part == "base":
-            self.report(("train", "final_energy_steps"), "has no meaning with train.part=base; allowed: 0")
+        if train.final.steps and train.part == "base":
+            self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")

@@ -26,6 +26,9 @@ _OVERRIDE_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*")
 
 Key = tuple[str | int, ...]
 
+NODE_LISTS: tuple[tuple[str, ...], ...] = (("eval", "metrics"), ("train", "penalty"), ("train", "final", "penalty"))
+"""Keys that hold a list of component nodes."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a float, as OmegaConf does."""
@@ -199,14 +202,28 @@ def _expand_names(values: dict[str, Any]) -> None:
     for section in COMPONENT_SECTIONS:
         if isinstance(values.get(section), str) and "${" not in values[section]:
             values[section] = {"name": values[section]}
-    for section, key in (("eval", "metrics"), ("train", "penalty"), ("train", "final_penalty")):
-        block = values.get(section)
+    for path in NODE_LISTS:
+        block: Any = values
+        for part in path[:-1]:
+            block = block.get(part) if isinstance(block, dict) else None
+        key = path[-1]
         if not isinstance(block, dict) or key not in block:
             continue
         if isinstance(block[key], str) and "${" not in block[key]:
             block[key] = {"name": block[key]}
         if isinstance(block[key], list):
             block[key] = [{"name": item} if isinstance(item, str) else item for item in block[key]]
+
+
+def _expanded(value: Any, parts: tuple[str, ...]) -> Any:
+    """``value`` of the key ``parts`` with short component names written out."""
+    holder: Any = value
+    for part in reversed(parts):
+        holder = {part: holder}
+    _expand_names(holder)
+    for part in parts:
+        holder = holder[part]
+    return holder
 
 
 def _escaped_keys(tree: Tree) -> dict[str, Any]:
@@ -249,16 +266,8 @@ def _override(config: DictConfig, word: str, tree: Tree) -> DictConfig:
     except yaml.YAMLError as error:
         tree.problems.append(f"{place}: the value is not valid YAML: {getattr(error, 'problem', error)}")
         return config
-    holder: dict[str, Any] = {}
-    if len(parts) == 1:
-        holder = {str(parts[0]): value}
-    elif len(parts) == 2:
-        holder = {str(parts[0]): {str(parts[1]): value}}
-    _expand_names(holder)
-    if len(parts) == 1:
-        value = holder[str(parts[0])]
-    elif len(parts) == 2:
-        value = holder[str(parts[0])][str(parts[1])]
+    if all(isinstance(part, str) for part in parts):
+        value = _expanded(value, tuple(str(part) for part in parts))
     try:
         OmegaConf.update(config, ".".join(str(p) for p in parts), value, merge=False, force_add=True)
     except (OmegaConfBaseException, AttributeError, TypeError, ValueError, IndexError) as error:

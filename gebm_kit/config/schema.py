@@ -33,23 +33,71 @@ class ComponentNode:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerSection:
+    """One optimiser.
+
+    Attributes:
+        name: adam, adamw or sgd.
+        lr: learning rate.
+        beta1, beta2: Adam's decay rates (sgd: beta1 is the momentum).
+        weight_decay: decoupled for adamw, L2 otherwise.
+        schedule: constant; or cosine or linear, from lr to ``end_scale * lr`` at the end of the phase.
+        decay_start: share of the phase after which the schedule begins to fall.
+        end_scale: see schedule.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Rate = 2e-4
+    beta1: Fraction = 0.5
+    beta2: Fraction = 0.999
+    weight_decay: Rate = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    decay_start: Fraction = 0.0
+    end_scale: Annotated[float, Range(0, 1)] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FinalSection:
+    """The final phase, which trains the energy alone against the base that sampling uses (the EMA base, in eval mode).
+
+    It starts from the energy of the main phase with a fresh optimiser, and A is initialised again. A rate that falls to
+    zero and an average of the energy's weights keep the energy from wandering: what it forgets between two batches shows
+    in the samples.
+
+    Attributes:
+        steps: cycles of this phase, after those of the main phase.
+        energy_steps: energy updates in a cycle.
+        batch_size: null: that of the main phase.
+        penalty: one, a list, [] for none, or null for those of the main phase.
+        optimizer: of the energy.
+        ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
+    """
+
+    steps: Count = 0
+    energy_steps: Positive = 1
+    batch_size: Annotated[int, Range(2, None)] | None = None
+    penalty: Any = None
+    optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
+    ema: Fraction = 0.998
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSection:
     """How the two parts are trained. One step is one cycle: ``energy_steps`` energy updates, then one base update.
 
     Attributes:
-        steps: cycles in all.
+        steps: cycles of the main phase.
         part: train both parts, the energy alone (frozen base), or the base alone (by its own pretraining loss where it
             has one, otherwise by the loss's base objective against the frozen energy).
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
             that the base's first gradients come from an energy that has learned something.
-        final_energy_steps: the last that many cycles train the energy alone, against the EMA base that sampling uses;
-            A is re-estimated there.
-        final_lr_scale: factor on the energy's learning rate in that last phase.
-        final_penalty: penalties of that last phase when they differ (null: the same).
+        final: the energy-only phase at the end.
         batch_size: data points and base draws in an update.
-        seed: of weights, data order and latent codes.
+        noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units; it
+            gives the two overlapping supports. Sampling and evaluation add none.
+        seed: of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
         clip_grad_norm: largest gradient norm of an update; null: no clipping.
         log_every, eval_every, checkpoint_every: cycles between log lines, evaluations with pictures (0: only at the end)
@@ -63,10 +111,9 @@ class TrainSection:
     energy_steps: Positive = 5
     start_steps: Count = 10
     start_energy_steps: Positive = 25
-    final_energy_steps: Count = 0
-    final_lr_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0
-    final_penalty: Any = None
+    final: FinalSection = FinalSection()
     batch_size: Annotated[int, Range(2, None)] = 128
+    noise: Rate = 0.0
     seed: Seed = 0
     penalty: Any = None
     clip_grad_norm: Annotated[float, Range(0, None, low_open=True)] | None = None
@@ -75,25 +122,10 @@ class TrainSection:
     checkpoint_every: Positive = 500
     keep_checkpoints: Positive = 2
 
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSection:
-    """One optimiser.
-
-    Attributes:
-        name: adam, adamw or sgd.
-        lr: learning rate.
-        beta1, beta2: Adam's decay rates (sgd: beta1 is the momentum).
-        weight_decay: decoupled for adamw, L2 otherwise.
-        schedule: constant, or cosine from lr to 0 over the run.
-    """
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: Rate = 2e-4
-    beta1: Fraction = 0.5
-    beta2: Fraction = 0.999
-    weight_decay: Rate = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    @property
+    def total_steps(self) -> int:
+        """Cycles of both phases."""
+        return self.steps + self.final.steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +213,7 @@ class Recipe:
     @property
     def final_penalties(self) -> tuple[ComponentNode, ...]:
         """The penalties of the final, energy-only phase."""
-        return self.penalties if self.train.final_penalty is None else self.train.final_penalty
+        return self.penalties if self.train.final.penalty is None else self.train.final.penalty
 
 
 COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
@@ -21,12 +22,21 @@ class MlpEnergy(Energy):
         spectral_norm: divide each weight by its largest singular value. E is then Lipschitz with a constant of about
             ``1 / data_scale`` (SiLU's own slope reaches 1.1), so a ``data_scale`` below the data's makes it steeper.
         data_scale: s, the rough size of the data's coordinates, by which they are divided.
+        fourier_features: F random features ``sin(W x / s), cos(W x / s)`` beside the coordinates, W of shape (F, prod D)
+            fixed at random with entries N(0, fourier_scale^2): for narrow modes, which a plain MLP is slow to learn.
+        fourier_scale: their typical frequency.
         data_shape: ``*D``.
 
     Raises:
         RecipeError: a width below 1.
         UsageError: another argument is out of its range.
+
+    References:
+        Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains. M. Tancik et al., NeurIPS
+        2020. https://arxiv.org/abs/2006.10739
     """
+
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -34,15 +44,25 @@ class MlpEnergy(Energy):
         activation: Activation = "silu",
         spectral_norm: bool = False,
         data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
+        fourier_features: Annotated[int, Range(0, None)] = 0,
+        fourier_scale: Annotated[float, Range(0, None, low_open=True)] = 2.0,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
     ) -> None:
         super().__init__()
-        check_arguments(self, activation=activation, data_scale=data_scale)
+        check_arguments(
+            self,
+            activation=activation,
+            data_scale=data_scale,
+            fourier_features=fourier_features,
+            fourier_scale=fourier_scale,
+        )
         check_sizes("hidden", hidden)
         self.data_scale = float(data_scale)
         layers: list[nn.Module] = []
         size = math.prod(data_shape)
+        self.register_buffer("frequencies", fourier_scale * torch.randn(fourier_features, size))
+        size += 2 * fourier_features
         for width in hidden:
             layers += [spectrally_normalised(nn.Linear(size, width), spectral_norm), activation_layer(activation)]
             size = width
@@ -53,5 +73,8 @@ class MlpEnergy(Energy):
         x = x.flatten(1)
         if self.data_scale != 1.0:
             x = x / self.data_scale
+        if len(self.frequencies):
+            angles = x @ self.frequencies.T
+            x = torch.cat([x, angles.sin(), angles.cos()], dim=1)
         energy: Tensor = self.readout(self.layers(x))
         return energy

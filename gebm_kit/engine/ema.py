@@ -18,8 +18,8 @@ COUNT = "num_updates"
 class EMA:
     """``average <- d average + (1 - d) parameter`` with ``d = min(decay, (1 + n) / (10 + n))`` at the n-th update, n >= 0.
 
-    The warm-up of d (TensorFlow's rule) forgets the random start. Buffers (batch norm's running statistics) are copied
-    as they are, like whole-number parameters.
+    The warm-up of d (TensorFlow's rule) forgets the random start. Batch norm's running statistics are averaged too, so that
+    they belong to the averaged weights; other buffers (spectral norm's vectors, counters) are copied as they are.
 
     Args:
         module: what is averaged; the average starts as a copy of it.
@@ -36,7 +36,11 @@ class EMA:
         self.num_updates = 0
         self._tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        self._averaged = [n for n, t in self._tensors.items() if n in parameters and t.is_floating_point()]
+        self._averaged = [
+            name
+            for name, tensor in self._tensors.items()
+            if tensor.is_floating_point() and (name in parameters or name.endswith(("running_mean", "running_var")))
+        ]
         self._copied = [n for n in self._tensors if n not in set(self._averaged)]
 
     @torch.no_grad()
@@ -75,11 +79,6 @@ class EMA:
     @staticmethod
     def _of(tensors: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
         return [tensors[name] for name in names]
-
-
-def module_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of an average's `EMA.state_dict` belongs to the module: all but the number of updates."""
-    return {name: tensor for name, tensor in state.items() if name != COUNT}
 
 
 def _foreach(operation: str, targets: list[Tensor], *arguments: object) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gebm_kit.engine.figures import draw_all
 from gebm_kit.engine.files import make_directory, write_json
 
 if TYPE_CHECKING:
+    from gebm_kit.core.interfaces import Dataset
+    from gebm_kit.core.model import GEBM
     from gebm_kit.engine.evaluate import Evaluation
     from gebm_kit.engine.run import Run
 
@@ -20,15 +23,22 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
         UsageError: the run directory can't be written.
         RunFailed: the disk is full.
     """
-    make_directory(run.figures)
-    pictures = draw_all(
-        run.figures,
-        model=run.model,
+    pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.metrics())
+    write_json(run.path / "evaluation.json", {"schema": 1, **evaluation.as_dict()})
+    return pictures
+
+
+def write_pictures(
+    folder: Path, model: GEBM, dataset: Dataset, evaluation: Evaluation, rows: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """Every picture that suits the data, in ``folder``; ``rows`` are those of metrics.jsonl."""
+    make_directory(folder)
+    return draw_all(
+        folder,
+        model=model,
         data=evaluation.data,
         base=evaluation.base_draws,
         gebm=evaluation.gebm_draws,
-        value_range=run.dataset.value_range,
-        rows=run.metrics(),
+        value_range=dataset.value_range,
+        rows=rows,
     )
-    write_json(run.path / "evaluation.json", {"schema": 1, **evaluation.as_dict()})
-    return pictures

@@ -28,7 +28,6 @@ from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
-from gebm_kit.engine.ema import module_tensors
 from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
 
 RUNS = Path("runs")
@@ -121,7 +120,7 @@ class Run:
 
     @functools.cached_property
     def model(self) -> GEBM:
-        """The model that sampling uses: the EMA base where there is one, and the energy; on the CPU, in eval mode.
+        """The model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
 
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit the recipe.
@@ -129,8 +128,8 @@ class Run:
         facts = self.checkpoint.state["facts"]
         model = build_model(self.recipe, {**facts, **_tuples(facts), "directory": self.recipe.directory})
         tensors = dict(self.checkpoint.tensors["model"])
-        average = module_tensors(self.checkpoint.tensors.get("ema", {}))
-        tensors |= {f"base.{name}": value for name, value in average.items()}
+        averages = self.checkpoint.tensors["ema"]
+        tensors |= {name: averages[name] for name in tensors if name in averages}
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:

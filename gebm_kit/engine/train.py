@@ -28,10 +28,10 @@ from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import score_recipe
-from gebm_kit.engine.figures import draw_all
 from gebm_kit.engine.files import write_atomic, write_json
 from gebm_kit.engine.log_partition import importance_sampling
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore
+from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, newest_unfinished
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
@@ -83,7 +83,7 @@ def train(
     run = _find_run(recipe, out) if resume else None
     if run is not None:
         _check_same(run.recipe, recipe)
-        if run.state == "finished" and run.recipe.train.steps == recipe.train.steps:
+        if run.state == "finished" and run.recipe.train.total_steps == recipe.train.total_steps:
             return run
     dataset = build_dataset(recipe)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
@@ -132,7 +132,7 @@ class _Job:
             self.stop.immediate = True
             if self.stop.received:
                 raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
-            self.evaluate(final=True)
+            self.evaluate()
             self._status("finished")
         except Interrupted:
             if self.run.state == "running":
@@ -148,23 +148,23 @@ class _Job:
         """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
         settings, trainer = self.settings, self.trainer
         saved = trainer.step if trainer.step else -1
-        while trainer.step < settings.steps:
+        while trainer.step < settings.total_steps:
             metrics = trainer.cycle()
-            last = trainer.step == settings.steps
+            last = trainer.step == settings.total_steps
             if trainer.step % settings.log_every == 0 or last or trainer.step == 1:
                 self._log(metrics)
             elif trainer.step % PROGRESS_EVERY == 0:
-                self.on_progress(Progress("train", trainer.step, settings.steps))
+                self.on_progress(Progress("train", trainer.step, settings.total_steps))
             if trainer.step % settings.checkpoint_every == 0 or last or self.stop.received:
                 self.save("interrupted" if self.stop.received and not last else "running")
                 saved = trainer.step
             if self.stop.received and not last:
                 raise self.stop.interrupted(
-                    f"stopped at step {trainer.step} of {settings.steps}; saved in {self.run.path}"
+                    f"stopped at step {trainer.step} of {settings.total_steps}; saved in {self.run.path}"
                 )
             if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
-                self.evaluate(final=False)
-        if saved != settings.steps:
+                self.look()
+        if saved != settings.total_steps:
             self.save("running")
 
     def save(self, state: str) -> None:
@@ -172,7 +172,7 @@ class _Job:
         trainer = self.trainer
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
-            with trainer.averaged_base():
+            with trainer.averaged():
                 estimate = importance_sampling(trainer.model, LOG_PARTITION_DRAWS, generator)
             trainer.model.log_partition.fill_(estimate.value)
         facts = facts_for_checkpoint(self.recipe, self.dataset)
@@ -185,33 +185,36 @@ class _Job:
         )
         self._status(state)
 
-    def evaluate(self, *, final: bool) -> None:
-        """Score base and GEBM, and draw the pictures; training's own random streams are not touched."""
+    def evaluate(self) -> None:
+        """Score base and GEBM as ``gebm-kit eval`` would, and draw the pictures."""
+        run = load_run(self.run.path)
+        evaluation = score_recipe(
+            run.model, self.dataset, self.recipe, device=self.trainer.device, on_progress=self.on_progress
+        )
+        pictures = write_report(run, evaluation)
+        self.logger.log(self.trainer.step, evaluation.scalars())
+        for picture in pictures:
+            self.logger.log_image(self.trainer.step, picture.stem, picture)
+
+    def look(self) -> None:
+        """A brief evaluation in the middle of training; training's own random streams are not touched."""
         trainer = self.trainer
-        with torch.random.fork_rng(devices=[]), trainer.averaged_base():
+        with trainer.averaged():
             evaluation = score_recipe(
                 trainer.model,
                 self.dataset,
                 self.recipe,
                 device=trainer.device,
+                brief=True,
                 on_progress=self.on_progress,
-                brief=not final,
             )
-            rows = self.run.metrics()
-            folder = self.run.figures if final else self.run.figures / f"step-{trainer.step:07d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            draw_all(
-                folder,
-                model=trainer.model.to("cpu"),
-                data=evaluation.data,
-                base=evaluation.base_draws,
-                gebm=evaluation.gebm_draws,
-                value_range=self.dataset.value_range,
-                rows=rows,
+            write_pictures(
+                self.run.figures / f"step-{trainer.step:07d}",
+                trainer.model,
+                self.dataset,
+                evaluation,
+                self.run.metrics(),
             )
-            trainer.model.to(trainer.device)
-        if final:
-            write_json(self.run.path / "evaluation.json", {"schema": 1, **evaluation.as_dict()})
         self.logger.log(trainer.step, evaluation.scalars())
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
@@ -224,7 +227,7 @@ class _Job:
                 hint="Lower optim.energy.lr, raise the penalty's weight, or use loss=logistic.",
             )
         self.logger.log(self.trainer.step, scalars)
-        self.on_progress(Progress("train", self.trainer.step, self.settings.steps, scalars))
+        self.on_progress(Progress("train", self.trainer.step, self.settings.total_steps, scalars))
 
     def _status(self, state: str) -> None:
         now = time.monotonic()
@@ -251,12 +254,13 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
         trainer.initialise()
-        trainer.step = min(recipe.train.start_steps, recipe.train.steps - 1)  # past the longer cycles of the start
-        trainer.cycle()
+        usual = min(recipe.train.start_steps, recipe.train.steps - 1)  # past the longer cycles of the start
         start = time.monotonic()
-        for _ in range(cycles):
+        for cycle in range(cycles + 1):
+            trainer.step = usual
             metrics = trainer.cycle()
-            trainer.step = min(trainer.step, recipe.train.steps - 1)
+            if cycle == 0:  # the first one allocates
+                start = time.monotonic()
         dict(named_scalars(metrics))
         rate = cycles / (time.monotonic() - start)
     counts = {
@@ -268,9 +272,9 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
         "parameters": counts,
         "memory_bytes": memory_estimate(trainer),
         "device": str(where),
-        "steps": recipe.train.steps,
+        "steps": recipe.train.total_steps,
         "steps_per_second": rate,
-        "seconds": recipe.train.steps / rate,
+        "seconds": recipe.train.total_steps / rate,
         "data": {"shape": list(dataset.data_shape), "train": len(dataset.split("train"))},
     }
 
@@ -307,6 +311,10 @@ def _check_same(old: Recipe, new: Recipe) -> None:
         and key not in CHANGEABLE
         and not key.startswith(("sampler.", "sample.", "eval.", "device"))
     ]
+    if old.train.steps != new.train.steps and old.train.final.steps:
+        differences.append(
+            f"train.steps: {old.train.steps} in the run, {new.train.steps} now; a run with a final phase keeps its length"
+        )
     if differences:
         raise UsageError(
             "\n  ".join(["the run was trained with another recipe:", *differences]),

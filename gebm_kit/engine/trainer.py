@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,9 @@ class Trainer:
         device: where.
 
     Attributes:
-        model, loss, ema: the parts; ``ema`` averages the base, None when switched off.
-        step: cycles done.
+        model, loss: the parts.
+        ema, energy_ema: moving averages of the base (in the main phase) and of the energy (in the final one), or None.
+        step: cycles done, of both phases.
         energy_updates: energy updates done, which decides when a lazy penalty is due.
     """
 
@@ -56,8 +57,8 @@ class Trainer:
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
-        energy_parameters = [*self.model.energy.parameters(), *self.loss.parameters()]
-        self.energy_optimizer = _optimizer(recipe.optim.energy, energy_parameters)
+        self.energy_ema: EMA | None = None
+        self.energy_optimizer = _optimizer(recipe.optim.energy, self._energy_parameters())
         self.base_optimizer = _optimizer(recipe.optim.base, list(self.model.base.parameters()))
         self.step = 0
         self.energy_updates = 0
@@ -67,20 +68,20 @@ class Trainer:
         self._pretraining = self.settings.part == "base" and isinstance(self.model.base, HasPretraining)
         self.model.train()
         if self.settings.part == "energy":
-            self._freeze_base()
+            self.model.base.eval()
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
     @property
     def final_phase(self) -> bool:
         """Whether the coming cycle belongs to the final, energy-only phase."""
-        return self.step >= self.settings.steps - self.settings.final_energy_steps
+        return self.step >= self.settings.steps
 
     def cycle(self) -> dict[str, Tensor]:
         """One training step: energy updates, then a base update, each where the recipe's ``part`` has it."""
-        self._schedule()
-        if self.final_phase and self.settings.final_energy_steps and self.step == self._final_start:
+        if self.step == self.settings.steps and self.settings.final.steps:
             self._enter_final_phase()
+        self._schedule()
         metrics: dict[str, Tensor] = {}
         if self.settings.part != "base":
             for _ in range(self._num_energy_updates()):
@@ -93,7 +94,7 @@ class Trainer:
     def energy_step(self) -> LossTerms:
         """One update of the energy (and of A); the base is not differentiated."""
         batch = self._batch()
-        penalties = self.final_penalties if self.final_phase and self.settings.final_energy_steps else self.penalties
+        penalties = self.final_penalties if self.final_phase else self.penalties
         with self._forward_context():
             terms = self.loss.energy_loss(self.model, batch)
             total = terms.loss
@@ -102,6 +103,8 @@ class Trainer:
                     total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
         self._update(self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
+        if self.energy_ema is not None:
+            self.energy_ema.update(self.model.energy)
         self.energy_updates += 1
         return LossTerms(terms.loss, {**terms.metrics, "energy_loss": total.detach()})
 
@@ -113,32 +116,34 @@ class Trainer:
                 terms = LossTerms(self.model.base.pretraining_loss(self.feed.next()))
             else:
                 z = self._latents()
-                terms = self.loss.base_loss(self.model, Batch(None, z, self.model.base(z)))
+                terms = self.loss.base_loss(self.model, Batch(None, z, self._noisy(self.model.base(z))))
         self._update(self.base_optimizer, terms.loss)
         if self.ema is not None:
             self.ema.update(self.model.base)
         return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
 
     def initialise(self) -> None:
-        """Before the first step: a learned A starts at its optimum, log mean exp(-E) over base draws."""
+        """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws."""
         with torch.no_grad(), self._forward_context():
             z = self.model.base.sample_prior(INITIAL_DRAWS, self.generator, self.feed.dtype)
-            energies = [self.model(part).double() for part in z.split(self.settings.batch_size)]
+            parts = z.split(self.settings.batch_size)
+            energies = [self.model.energy(self._noisy(self.model.base(part))).double() for part in parts]
             self.loss.initialise(torch.cat(energies))
 
     @contextlib.contextmanager
-    def averaged_base(self) -> Iterator[None]:
-        """Inside the block the model carries the base that sampling uses (the average), in eval mode."""
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the model carries the weights that sampling uses (the averages), in eval mode."""
         modes = {module: module.training for module in self.model.modules()}
-        kept = {k: v.clone() for k, v in self.model.base.state_dict().items()} if self.ema is not None else None
-        if self.ema is not None:
-            self.ema.copy_to(self.model.base)
+        averages = [(part, ema) for part, ema in self._averages() if ema is not None]
+        kept = [{name: value.clone() for name, value in part.state_dict().items()} for part, _ in averages]
+        for part, ema in averages:
+            ema.copy_to(part)
         self.model.eval()
         try:
             yield
         finally:
-            if kept is not None:
-                self.model.base.load_state_dict(kept)
+            for (part, _), tensors in zip(averages, kept, strict=True):
+                part.load_state_dict(tensors)
             for module, training in modes.items():
                 module.training = training
 
@@ -158,8 +163,13 @@ class Trainer:
             },
             "rng": rng,
         }
-        if self.ema is not None:
-            parts["ema"] = self.ema.state_dict()
+        names = ("base", "energy")
+        parts["ema"] = {
+            f"{name}.{key}": value
+            for name, (_, ema) in zip(names, self._averages(), strict=True)
+            if ema is not None
+            for key, value in ema.state_dict().items()
+        }
         return parts
 
     def counters(self) -> dict[str, Any]:
@@ -173,13 +183,16 @@ class Trainer:
             CheckpointError: it does not fit the recipe.
         """
         parts = checkpoint.tensors
+        if checkpoint.step > self.settings.steps:
+            self._start_final_phase()
         try:
             self.model.load_state_dict(parts["model"])
             self.loss.load_state_dict(parts["loss"])
             restore_optimizer(self.energy_optimizer, "energy", parts["optim"])
             restore_optimizer(self.base_optimizer, "base", parts["optim"])
-            if self.ema is not None:
-                self.ema.load_state_dict(parts["ema"])
+            for name, (_, ema) in zip(("base", "energy"), self._averages(), strict=True):
+                if ema is not None:
+                    ema.load_state_dict(averages_of(parts["ema"], name))
             self.generator.set_state(parts["rng"]["generator"])
             torch.set_rng_state(parts["rng"]["torch"])
             if self.device.type == "cuda" and "cuda" in parts["rng"]:
@@ -189,26 +202,34 @@ class Trainer:
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
         self.step = checkpoint.step
-        if self._final_start < self.step:
-            self._freeze_base()
 
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
-    @property
-    def _final_start(self) -> int:
-        return self.settings.steps - self.settings.final_energy_steps
+    def _energy_parameters(self) -> list[nn.Parameter]:
+        return [*self.model.energy.parameters(), *self.loss.parameters()]
+
+    def _averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
+        return (self.model.base, self.ema), (self.model.energy, self.energy_ema)
 
     def _num_energy_updates(self) -> int:
+        if self.final_phase:
+            return self.settings.final.energy_steps
         starting = self.step < self.settings.start_steps and self.settings.part == "both"
         return self.settings.start_energy_steps if starting else self.settings.energy_steps
 
     def _latents(self) -> Tensor:
-        return self.model.base.sample_prior(self.settings.batch_size, self.generator, self.feed.dtype)
+        return self.model.base.sample_prior(self.feed.batch_size, self.generator, self.feed.dtype)
 
     def _batch(self) -> Batch:
         x, z = self.feed.next(), self._latents()
         with torch.no_grad(), self._forward_context():
-            return Batch(x, z, self.model.base(z))
+            return Batch(self._noisy(x), z, self._noisy(self.model.base(z)))
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        if not self.settings.noise:
+            return x
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        return x.add(noise, alpha=self.settings.noise)
 
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
@@ -222,24 +243,46 @@ class Trainer:
         optimizer.step()
 
     def _schedule(self) -> None:
-        sections = (self.recipe.optim.energy, self.recipe.optim.base)
-        for section, optimizer in zip(sections, (self.energy_optimizer, self.base_optimizer), strict=True):
-            factor = 1.0
-            if section.schedule == "cosine":
-                factor = 0.5 * (1 + math.cos(math.pi * self.step / self.settings.steps))
-            if optimizer is self.energy_optimizer and self.final_phase and self.settings.final_energy_steps:
-                factor *= self.settings.final_lr_scale
-            for group in optimizer.param_groups:
-                group["lr"] = section.lr * factor
+        """Learning rates of the coming cycle, by the share of its phase that is over."""
+        if self.final_phase:
+            final = self.settings.final
+            _set_rate(self.energy_optimizer, final.optimizer, (self.step - self.settings.steps) / max(final.steps, 1))
+            return
+        share = self.step / self.settings.steps
+        _set_rate(self.energy_optimizer, self.recipe.optim.energy, share)
+        _set_rate(self.base_optimizer, self.recipe.optim.base, share)
 
     def _enter_final_phase(self) -> None:
         """From here on the base is the one that sampling uses, and only the energy learns."""
         if self.ema is not None:
             self.ema.copy_to(self.model.base)
-        self._freeze_base()
+        self._start_final_phase()
+        self.initialise()
 
-    def _freeze_base(self) -> None:
+    def _start_final_phase(self) -> None:
+        final = self.settings.final
         self.model.base.eval()
+        self.feed.batch_size = final.batch_size or self.settings.batch_size
+        self.energy_optimizer = _optimizer(final.optimizer, self._energy_parameters())
+        if final.ema > 0:
+            self.energy_ema = EMA(self.model.energy, final.ema)
+
+
+def averages_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The state of one part's moving average (``base`` or ``energy``) in a checkpoint; empty when it has none."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, section: OptimizerSection, share: float) -> None:
+    factor = 1.0
+    if section.schedule != "constant" and share > section.decay_start:
+        fallen = (share - section.decay_start) / (1.0 - section.decay_start)
+        if section.schedule == "cosine":
+            fallen = 0.5 * (1 - math.cos(math.pi * fallen))
+        factor = 1.0 - fallen * (1.0 - section.end_scale)
+    for group in optimizer.param_groups:
+        group["lr"] = section.lr * factor
 
 
 def _optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

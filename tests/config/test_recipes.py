@@ -60,6 +60,8 @@ def test_overrides_set_values_and_replace_nodes() -> None:
     assert [m.name for m in recipe.eval.metrics] == ["mmd"]
     assert checked(overrides=["train.penalty=null"]).penalties == ()
     assert checked(overrides=["train.penalty=r1"]).penalties[0].name == "r1"
+    assert checked(overrides=["train.final.penalty=[r1]"]).final_penalties[0].name == "r1"
+    assert checked(overrides=["train.final.penalty=[]"]).final_penalties == ()
     assert "latent_dim" in checked(overrides=["base=mlp"]).base.parameters
     assert checked(overrides=["base=mlp"]).base.parameters["latent_dim"] != 4
 
@@ -146,7 +148,7 @@ def test_numbers_follow_omegaconf() -> None:
         (GOOD + "precision: 2024-01-01\n", "put it in quotes"),
         (GOOD.replace("loss: kale", "loss: {name: [kale]}"), "needs a component"),
         (GOOD + "a: !!python/object/apply:os.system [echo]\n", "not valid YAML"),
-        (GOOD.replace("steps: 100", "steps: 100\n  final_energy_steps: 200"), "is more than train.steps"),
+        (GOOD.replace("steps: 100", "part: base\n  final: {steps: 200}"), "has no meaning with train.part=base"),
         (GOOD + "sample: 3\n", "is not a mapping"),
         (GOOD + "requires: gebm\n", "is not a list of requirements"),
         (GOOD.replace("steps: 100", "steps: true"), "True is not an integer"),
