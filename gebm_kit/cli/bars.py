@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 from gebm_kit.cli.ui import Pace
 
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from gebm_kit.engine.progress import Progress
 
 
+SHOWN = ("energy_loss", "kale", "acceptance")
+"""A bar has room for less than a line has: with these it fits into 80 columns."""
+
+
 class Bars:
     """One bar a stage, with its scalars, steps per second and time left; gone when the work ends."""
 
     def __init__(self, console: Console) -> None:
         self._progress = RichProgress(
-            TextColumn("{task.description:<8}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.description:<8}", table_column=Column(min_width=8, no_wrap=True)),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(min_width=9, no_wrap=True)),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
         )
@@ -46,7 +51,7 @@ class Bars:
             pace = Pace(report)
             self._tasks[report.stage] = task, pace
         pace.update(report)
-        detail = "  ".join(part for part in [*pace.scalars(), pace.speed(), pace.left()] if part)
+        detail = "  ".join(part for part in [*pace.scalars(SHOWN), pace.speed(), pace.left()] if part)
         within = report.stage != next(iter(self._tasks))  # sampling for an evaluation in the middle of training
         visible = not (within and report.step >= report.total)
         self._progress.update(task, completed=report.step, total=report.total, detail=detail, visible=visible)

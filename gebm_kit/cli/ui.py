@@ -24,7 +24,7 @@ SCHEMA = 1
 LINES_PER_STAGE = 20
 """Where stderr is no terminal, a stage of progress prints about that many lines."""
 
-SHOWN_SCALARS = ("loss", "energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
+SHOWN_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
 """Scalars of a progress report that are shown, in this order; a run's metrics.jsonl has them all."""
 
 
@@ -110,7 +110,12 @@ class PlainProgress:
         if mark > self._printed[report.stage] or (report.step >= report.total and pace.last_line < report.step):
             self._printed[report.stage] = mark
             pace.last_line = report.step
-            parts = [f"{report.stage} {report.step}/{report.total}", *pace.scalars(), pace.speed(), pace.left()]
+            parts = [
+                f"{report.stage} {report.step}/{report.total}",
+                *pace.scalars(SHOWN_SCALARS),
+                pace.speed(),
+                pace.left(),
+            ]
             self._say("  ".join(part for part in parts if part))
 
     def _every(self, total: int) -> int:
@@ -132,9 +137,10 @@ class Pace:
         self.step, self.total = report.step, report.total
         self._scalars |= report.scalars
 
-    def scalars(self) -> list[str]:
-        """``loss 0.123``, ``kale 0.456``, of what is worth showing."""
-        return [f"{name} {self._scalars[name]:.4g}" for name in SHOWN_SCALARS if name in self._scalars]
+    def scalars(self, names: Sequence[str]) -> list[str]:
+        """``loss 0.123``, ``kale 0.456``, for those of ``names`` that are known."""
+        known = [name for name in names if name in self._scalars]
+        return [f"{'loss' if name == 'energy_loss' else name} {self._scalars[name]:.4g}" for name in known]
 
     @property
     def rate(self) -> float:
