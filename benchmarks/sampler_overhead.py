@@ -5,7 +5,8 @@
 The bare reference is written by hand: parameters frozen, one forward, one ``torch.autograd.grad`` of the summed potential.
 A step that spends L gradients is held against L bare evaluations of the same points' shape. Every repetition times the
 reference and each sampler once, in turn, so that whatever else the machine does falls on all of them alike; the figure is
-the median over repetitions of the ratios within a repetition, with their quartiles.
+the median over repetitions of the ratios within a repetition, with their quartiles. On the CPU with one thread, times are
+those of the process and not of the wall clock, so that other programs on the machine are not counted.
 
 Goals: at most 1.05 for the convolutional model at 256 chains, at most 1.3 for the two-dimensional mlp at 1,024 chains.
 """
@@ -32,7 +33,7 @@ from gebm_kit.energies.conv import ConvEnergy
 from gebm_kit.energies.mlp import MlpEnergy
 
 SAMPLERS = ("ula", "mala", "hmc")
-SLICE_SECONDS = 0.05  # one timing lasts about as long, so that the clock's resolution is nothing
+SLICE_SECONDS = 0.03  # one timing lasts about as long, so that the clock's resolution is nothing
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ def bare_evaluation(model: GEBM) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 def timed(work: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds for one call, over ``calls`` of them."""
-    began = time.perf_counter()
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    began = clock()
     for _ in range(calls):
         work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / calls
+    return (clock() - began) / calls
 
 
 class Chain:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Info, Potential, Sampler, Tunable
+from gebm_kit.core.interfaces import Info, Potential, Sampler, TiltedPotential, Tunable
 from gebm_kit.engine.progress import OnProgress, Progress, ignore
 
 SEARCH_STEPS = 12
@@ -186,7 +186,15 @@ class _Tuning:
         self._done, self._total, self._on_progress = 0, total, on_progress
 
     def precondition(self, moments: _Moments) -> None:
-        self.sampler = self.sampler.tuned(inverse_mass=moments.shrunk_variance(self.state.position))
+        """Hand the pooled variance to the sampler; on a tilted potential, at most the prior's 1.
+
+        More than the prior's variance is the distance between modes, not the width of one, and as a scale it would shorten
+        the steps in every other coordinate.
+        """
+        variance = moments.shrunk_variance(self.state.position)
+        if isinstance(self._potential, TiltedPotential):
+            variance = variance.clamp(max=1.0)
+        self.sampler = self.sampler.tuned(inverse_mass=variance)
 
     def tune(self, steps: int, moments: _Moments | None = None) -> None:
         """Search a first value, follow dual averaging for ``steps`` steps, leave the averaged value on the sampler."""

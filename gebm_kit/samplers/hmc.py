@@ -79,7 +79,7 @@ class Hmc(Sampler):
     def __init__(
         self,
         step_size: Annotated[float, Range(0, None, low_open=True)] = 0.2,
-        num_leapfrog: Annotated[int, Range(1, None)] = 5,
+        num_leapfrog: Annotated[int, Range(1, None)] = 4,
         jitter: Annotated[float, Range(0, 1, high_open=True)] = 0.4,
     ) -> None:
         check_arguments(self, step_size=step_size, num_leapfrog=num_leapfrog, jitter=jitter)

@@ -15,7 +15,15 @@ from gebm_kit.engine.warmup import DualAveraging, WarmUp, _Moments, warm_up
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.ula import Ula
-from gebm_kit.testing.targets import IdentityBase, QuadraticEnergy, Target, linear_gaussian, prior_only
+from gebm_kit.testing.targets import (
+    IdentityBase,
+    PlainPotential,
+    QuadraticEnergy,
+    Target,
+    linear_gaussian,
+    prior_only,
+    two_modes,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed")
 
@@ -152,3 +160,14 @@ def test_progress_is_reported() -> None:
         ("sample", 12, 12),
     ]
     assert {"acceptance", "step_size"} <= set(seen[0].scalars)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_distance_between_modes_is_no_scale(plain: bool) -> None:
+    """Two modes at ±5 have a pooled variance of 26; with the prior split off, 1 is the most a coordinate gets."""
+    target, generator = two_modes(2, distance=10.0), torch.Generator().manual_seed(0)
+    with target.potential() as split:
+        potential = PlainPotential(split) if plain else split
+        state = Hmc().init(target.exact(300, generator), potential, generator)
+        mass = warm_up(Hmc(), state, potential, generator, 60).sampler.inverse_mass
+    assert float(mass[0]) == (pytest.approx(26, rel=0.2) if plain else 1.0)

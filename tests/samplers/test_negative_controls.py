@@ -61,7 +61,7 @@ class StaleHmc(Hmc):
     """Kick-rotate HMC that, when ``wrong``, keeps the rejected proposal's gradient for the next first kick."""
 
     def __init__(self, step_size: float, wrong: bool) -> None:
-        super().__init__(step_size)
+        super().__init__(step_size, num_leapfrog=5)
         self.wrong = wrong
 
     def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[HmcState, Info]:
