@@ -22,8 +22,14 @@ EXPONENT_LIMIT = 20.0
 
 
 class Energies(NamedTuple):
-    """Energies of the data and of the base draws of one batch, (B,) each."""
+    """Energies of one batch.
 
+    Attributes:
+        joint: of data and base draws together, (2B,), with gradient.
+        data, base: its two halves, (B,) each, without.
+    """
+
+    joint: Tensor
     data: Tensor
     base: Tensor
 
@@ -37,38 +43,66 @@ def batch_energies(model: GEBM, batch: Batch) -> Energies:
     if batch.x is None:
         raise UsageError("the energy step needs data, and the batch has none")
     rows = torch.cat([batch.x, batch.x_base.detach().to(batch.x.dtype)])
-    energy: Tensor = model.energy(rows)
-    if energy.shape != (rows.shape[0],):
+    joint: Tensor = model.energy(rows)
+    if joint.shape != (rows.shape[0],):
         raise UsageError(
-            f"the energy must return one number per row, shape ({rows.shape[0]},), but returned {tuple(energy.shape)}",
+            f"the energy must return one number per row, shape ({rows.shape[0]},), but returned {tuple(joint.shape)}",
             hint="End the energy's forward with .flatten(1).sum(1) or .squeeze(-1).",
         )
-    data, base = energy.split([batch.x.shape[0], batch.x_base.shape[0]])
-    return Energies(data, base)
+    data, base = joint.detach().split([batch.x.shape[0], batch.x_base.shape[0]])
+    return Energies(joint, data, base)
 
 
-def exp_linear(exponent: Tensor) -> Tensor:
-    """``exp(t)`` for t <= 20, continued by its tangent: finite, increasing, and with a finite gradient everywhere.
+def with_gradient(value: Tensor, energies: Energies, on_data: Tensor, on_base: Tensor) -> Tensor:
+    """The scalar ``value``, () without gradient, with the derivative ``mean_i c_i dE_i`` over data and over base draws.
+
+    on_data and on_base hold c, (B,) each. The losses here are short formulas in the energies whose derivatives are known;
+    written out they cost three nodes of the autograd graph instead of a dozen, which is what small models spend their
+    time on. Means over each rank's rows are the convention of core/reduce.py.
+    """
+    coefficients = torch.cat([on_data / on_data.shape[0], on_base / on_base.shape[0]])
+    return value + torch.dot(coefficients, energies.joint - energies.joint.detach())
+
+
+class Weights(NamedTuple):
+    """Importance weights of base draws: ``log_mean = log mean exp(t)``, (), and ``relative = exp(t - log_mean)``, (B,)."""
+
+    log_mean: Tensor
+    relative: Tensor
+
+
+def weights(log_weights: Tensor) -> Weights:
+    """`Weights` of ``exp(log_weights)`` over the global batch, where the relative ones have mean 1; (B,) -> ()."""
+    log_mean = reduce.log_mean_exp(log_weights)
+    return Weights(log_mean, torch.exp(log_weights - log_mean))
+
+
+class ExpLinear(NamedTuple):
+    """Value and derivative of `exp_linear`."""
+
+    value: Tensor
+    slope: Tensor
+
+
+def exp_linear(exponent: Tensor) -> ExpLinear:
+    """``exp(t)`` for t <= 20, continued by its tangent: finite, increasing, and with a finite derivative everywhere.
 
     An energy far below -A on a single draw would otherwise overflow the loss before A can follow.
     """
-    return torch.exp(exponent.clamp(max=EXPONENT_LIMIT)) * (1.0 + torch.relu(exponent - EXPONENT_LIMIT))
+    slope = torch.exp(exponent.clamp(max=EXPONENT_LIMIT))
+    return ExpLinear(torch.addcmul(slope, slope, torch.relu(exponent - EXPONENT_LIMIT)), slope)
 
 
-def weight_ess(log_weights: Tensor, log_mean_weight: Tensor) -> Tensor:
-    """Effective sample size of the weights over their number, in (0, 1]: ``1 / mean((w / mean w)^2)``; (B,), () -> ().
+def energy_metrics(energies: Energies, relative_weights: Tensor) -> dict[str, Tensor]:
+    """Mean energies, and the weights' effective sample size over their number, in (0, 1].
 
-    Close to 0 the importance weights rest on a few draws: the energy is too sharp for this base.
+    With ``weight_ess = 1 / mean((w / mean w)^2)`` close to 0 the importance weights rest on a few draws: the energy is too
+    sharp for this base.
     """
-    return 1.0 / reduce.mean(torch.exp(2.0 * (log_weights - log_mean_weight).detach()))
-
-
-def energy_metrics(energies: Energies, log_weights: Tensor, log_mean_weight: Tensor) -> dict[str, Tensor]:
-    """Mean energies and the weights' effective share, detached."""
     return {
-        "energy_data": reduce.mean(energies.data.detach()),
-        "energy_base": reduce.mean(energies.base.detach()),
-        "weight_ess": weight_ess(log_weights, log_mean_weight),
+        "energy_data": reduce.mean(energies.data),
+        "energy_base": reduce.mean(energies.base),
+        "weight_ess": reduce.mean(relative_weights.square()).reciprocal(),
     }
 
 

@@ -17,7 +17,14 @@ from gebm_kit.core import reduce
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Batch, Loss, LossTerms
 from gebm_kit.core.model import GEBM
-from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, exp_linear, kale_base_loss
+from gebm_kit.losses.density_ratio import (
+    batch_energies,
+    energy_metrics,
+    exp_linear,
+    kale_base_loss,
+    weights,
+    with_gradient,
+)
 
 
 class Kale(Loss):
@@ -57,15 +64,20 @@ class Kale(Loss):
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         energies = batch_energies(model, batch)
-        log_weights = -(energies.base + self.log_partition)
-        log_mean_weight = reduce.log_mean_exp(log_weights)
-        loss = reduce.mean(energies.data) + self.log_partition + exp_linear(log_mean_weight) - 1.0
-        metrics = {
-            "kale": -loss.detach(),
-            "log_partition": self.log_partition.detach().clone(),
-            "log_mean_weight": log_mean_weight.detach(),
-            **energy_metrics(energies, log_weights, log_mean_weight),
-        }
+        with torch.no_grad():
+            log_partition = self.log_partition.detach().clone()
+            log_mean_weight, relative = weights(-(energies.base + log_partition))
+            r, slope = exp_linear(log_mean_weight)
+            metrics = {
+                "log_partition": log_partition,
+                "log_mean_weight": log_mean_weight,
+                **energy_metrics(energies, relative),
+            }
+            value = metrics["energy_data"] + log_partition + r - 1.0
+            metrics["kale"] = -value
+        loss = with_gradient(value, energies, torch.ones_like(energies.data), -slope * relative)
+        if self.log_partition.requires_grad:
+            loss = loss + (1.0 - slope) * (self.log_partition - log_partition)
         return LossTerms(loss, metrics)
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:

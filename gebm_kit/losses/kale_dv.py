@@ -19,7 +19,14 @@ from gebm_kit.core import reduce
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Batch, Loss, LossTerms
 from gebm_kit.core.model import GEBM
-from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, kale_base_loss, unknown
+from gebm_kit.losses.density_ratio import (
+    batch_energies,
+    energy_metrics,
+    kale_base_loss,
+    unknown,
+    weights,
+    with_gradient,
+)
 
 
 class KaleDV(Loss):
@@ -47,21 +54,15 @@ class KaleDV(Loss):
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         energies = batch_energies(model, batch)
-        log_weights = -energies.base
-        log_mean_weight = reduce.log_mean_exp(log_weights)
-        updated = self._updated(log_mean_weight.detach())
-        ratio = log_mean_weight
-        if self.moving_average > 0:
-            # The gradient of mean / m at the value of log mean; the exponent is at most -log(1 - d).
-            corrected = torch.exp(log_mean_weight - updated)
-            ratio = log_mean_weight.detach() + (corrected - corrected.detach())
-        loss = reduce.mean(energies.data) + ratio
-        metrics = {
-            "kale": -loss.detach(),
-            "log_partition": updated,
-            **energy_metrics(energies, log_weights, log_mean_weight),
-        }
-        return LossTerms(loss, metrics)
+        with torch.no_grad():
+            log_mean, relative = weights(-energies.base)
+            updated = self._updated(log_mean)
+            metrics = {"log_partition": updated, **energy_metrics(energies, relative)}
+            value = metrics["energy_data"] + log_mean
+            metrics["kale"] = -value
+            if self.moving_average > 0:  # mean exp(-E) / m, which is at most 1 / (1 - d)
+                relative = relative * torch.exp(log_mean - updated)
+        return LossTerms(with_gradient(value, energies, torch.ones_like(energies.data), -relative), metrics)
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         return LossTerms(kale_base_loss(model, batch))

@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from gebm_kit.core import reduce
 from gebm_kit.core.interfaces import Batch, Loss, LossTerms
 from gebm_kit.core.model import GEBM
-from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, exp_linear
+from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, exp_linear, weights, with_gradient
 
 
 class Logistic(Loss):
@@ -35,15 +35,16 @@ class Logistic(Loss):
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         energies = batch_energies(model, batch)
-        on_data, on_base = energies.data + self.log_partition, energies.base + self.log_partition
-        loss = reduce.mean(softplus(on_data)) + reduce.mean(softplus(-on_base))
         with torch.no_grad():
-            log_mean_weight = reduce.log_mean_exp(-on_base)
-            metrics = {
-                "log_partition": self.log_partition.detach().clone(),
-                **energy_metrics(energies, -on_base, log_mean_weight),
-            }
-            metrics["kale"] = 1.0 - metrics["energy_data"] - metrics["log_partition"] - exp_linear(log_mean_weight)
+            log_partition = self.log_partition.detach().clone()
+            on_data, on_base = energies.data + log_partition, energies.base + log_partition
+            log_mean_weight, relative = weights(-on_base)
+            metrics = {"log_partition": log_partition, **energy_metrics(energies, relative)}
+            metrics["kale"] = 1.0 - metrics["energy_data"] - log_partition - exp_linear(log_mean_weight).value
+            value = reduce.mean(softplus(on_data)) + reduce.mean(softplus(-on_base))
+            on_data, on_base = torch.sigmoid(on_data), -torch.sigmoid(-on_base)
+        loss = with_gradient(value, energies, on_data, on_base)
+        loss = loss + (on_data.mean() + on_base.mean()) * (self.log_partition - log_partition)
         return LossTerms(loss, metrics)
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
