@@ -70,7 +70,7 @@ def model_fit(
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
     z = torch.randn(2 * NUM_DRAWS, model.latent_dim, generator=generator, device=device, dtype=example.dtype)
     with LatentPotential(model, block_size=settings.block_size or BLOCK) as potential:
-        base = beta * potential.energy(z).double()
+        base = beta * potential.energy(z).cpu().double()
         of_test = beta * _energies(model, test, device, example.dtype)
         of_train = None
         if train is not None:
@@ -93,7 +93,7 @@ def model_fit(
 def _energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``E(x)`` in float64; the model is frozen by the caller's potential."""
     with torch.no_grad():
-        return torch.cat([model.energy(part.to(device, dtype)).double() for part in rows.split(BLOCK)])
+        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(BLOCK)])
 
 
 def _finite(value: float | None) -> float | None:

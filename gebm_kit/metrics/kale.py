@@ -44,8 +44,8 @@ class KaleMetric(Metric):
         num = 2 * self.num_draws
         z = torch.randn(num, model.latent_dim, generator=context.generator).to(weight)
         with LatentPotential(model, block_size=min(num, BLOCK)) as potential, torch.no_grad():
-            base = potential.energy(z).double()
-            data = torch.cat([model.energy(x.to(weight)).double() for x in context.reference.split(BLOCK)])
+            base = potential.energy(z).cpu().double()
+            data = torch.cat([model.energy(x.to(weight)).cpu().double() for x in context.reference.split(BLOCK)])
         log_partition = estimators.log_partition(base[: self.num_draws])
         return {"kale": float(estimators.kale(data, base[self.num_draws :], log_partition))}
 
