@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import platform
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +103,10 @@ class Run:
         """
         paths = list_checkpoints(self.checkpoints)
         if not paths:
+            words = ["gebm-kit", "train", str(self.path / "resolved.yaml"), "--out", str(self.path), "--resume"]
             raise CheckpointError(
                 f"{self.path} has no checkpoint yet (it is {self.state})",
-                hint=f"Go on with `gebm-kit train {self.path / 'resolved.yaml'} --out {self.path} --resume`.",
+                hint=f"Go on with `{shlex.join(words)}`.",
             )
         try:
             return read_checkpoint(paths[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,7 @@ def train(
             trainer.restore(checkpoint)
         assert run is not None
         job = _Job(run, trainer, dataset, stop, on_progress)
-        stop.hint = f"Go on with `gebm-kit train {_source(recipe)} --out {run.path} --resume`."
+        stop.hint = f"Go on with `{_resume_command(recipe, run)}`."
         job.execute()
     return load_run(run.path)
 
@@ -357,5 +358,7 @@ def _drop_rows_after(run: Run, step: int) -> None:
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
-def _source(recipe: Recipe) -> str:
-    return str(recipe.path) if recipe.path else recipe.name
+def _resume_command(recipe: Recipe, run: Run) -> str:
+    """The command that goes on with the run: the one that started it, overrides included, as a shell reads it."""
+    source = str(recipe.path) if recipe.path else recipe.name
+    return shlex.join(["gebm-kit", "train", source, *recipe.overrides, "--out", str(run.path), "--resume"])

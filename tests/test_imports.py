@@ -1,0 +1,59 @@
+"""What starts fast must not import what is slow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "numpy", "matplotlib", "arviz_stats", "scipy", "PIL")
+
+
+def imported_by(*words: str) -> set[str]:
+    """Modules that are loaded when ``gebm-kit WORDS`` is done."""
+    program = f"""
+import sys
+from gebm_kit.cli.app import main
+code = main({list(words)!r})
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["sample", "--help"],
+        ["list"],
+        ["list", "sampler", "--json"],
+        ["plugins", "list"],
+        ["recipes", "ls"],
+        ["recipes", "show", "quickstart"],
+    ],
+    ids=" ".join,
+)
+def test_quick_commands_import_nothing_heavy(words: list[str]) -> None:
+    assert not imported_by(*words) & set(HEAVY)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    program = "import sys, gebm_kit; gebm_kit.Component; gebm_kit.hookimpl; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & set(HEAVY)
+
+
+def test_public_names_are_there() -> None:
+    import gebm_kit
+
+    for name in gebm_kit.__all__:
+        assert getattr(gebm_kit, name) is not None
+        assert name in dir(gebm_kit)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        gebm_kit.trian  # noqa: B018
