@@ -147,18 +147,15 @@ def draw(
     began = time.perf_counter()
     _check(model, sampler)
     beta = settings.inverse_temperature
-    with (
-        placed(model, device) as (where, dtype),
-        LatentPotential(model, beta, block_size=settings.block_size) as potential,
-    ):
+    block = settings.block_size
+    with placed(model, device) as (where, dtype), LatentPotential(model, beta, block_size=block) as potential:
         generator = torch.Generator(where).manual_seed(stream(settings.seed, "sample").initial_seed())
         try:
             run = run_chains(potential, sampler, settings, generator, dtype, on_progress)
             decoded = decode(potential, run.z, settings.chains)
         except torch.cuda.OutOfMemoryError as error:
-            raise RunFailed(
-                f"{where} is out of memory with {settings.chains} chains", hint="Set block_size, or run fewer chains."
-            ) from error
+            text = f"{where} is out of memory with {settings.chains} chains"
+            raise RunFailed(text, hint="Set block_size, or run fewer chains.") from error
         diagnostics = Diagnostics(
             sampler=component_name(sampler),
             num_samples=settings.num_samples,
