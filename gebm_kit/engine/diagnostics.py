@@ -155,7 +155,8 @@ def convergence(trace: Tensor) -> Convergence:
     R-hat and the effective sample size come from arviz-stats. When one quantity has more than `MAX_RHAT_NUMBERS` entries
     they are computed on the first chains that fit, and the effective sample size is scaled up in proportion: chains
     are exchangeable. A single chain is cut into two halves. Quantities that never change give an R-hat of inf and an
-    effective sample size of 0; fewer than four steps give nan.
+    effective sample size of 0, but for a last one that is the same in every chain: the tilt of a flat potential (beta = 0),
+    which has nothing to say. Fewer than four steps give nan.
     """
     steps, num_chains, _ = trace.shape
     if steps < MIN_TRACE_STEPS * (2 if num_chains == 1 else 1):
@@ -165,6 +166,8 @@ def convergence(trace: Tensor) -> Convergence:
     if used == 1:
         half = steps // 2
         draws = draws[:, : 2 * half].reshape(2, half, -1)
+    if draws.shape[2] > 1 and (draws[..., -1] == draws[0, 0, -1]).all():
+        draws = draws[..., :-1]
     if not np.isfinite(draws).all() or (draws == draws[:, :1]).all(axis=(0, 1)).any():
         return Convergence(math.inf, 0.0)
     from arviz_stats.base.array import array_stats  # slow to import

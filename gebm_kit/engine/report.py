@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from gebm_kit.core.seeds import stream
 from gebm_kit.engine.figures import draw_all
 from gebm_kit.engine.files import make_directory, write_json
 
@@ -33,10 +36,11 @@ def write_pictures(
 ) -> list[Path]:
     """Every picture that suits the data, in ``folder``; ``rows`` are those of metrics.jsonl."""
     make_directory(folder)
+    mixed = torch.randperm(len(evaluation.data), generator=stream(0, "pictures"))  # a split may come sorted by class
     return draw_all(
         folder,
         model=model,
-        data=evaluation.data,
+        data=evaluation.data[mixed],
         base=evaluation.base_draws,
         gebm=evaluation.gebm_draws,
         value_range=dataset.value_range,

@@ -57,6 +57,14 @@ def test_chains_that_never_move() -> None:
     assert found.ess_min == 0.0
 
 
+def test_a_flat_tilt_says_nothing() -> None:
+    trace = _noise(100, 50, 3)
+    trace[..., -1] = 0.0
+    found = convergence(trace)
+    assert found.rhat_max < 1.01
+    assert found.ess_min > 4000
+
+
 def test_too_few_steps_say_nothing() -> None:
     assert math.isnan(convergence(_noise(3, 20, 1)).rhat_max)
     assert math.isnan(convergence(_noise(7, 1, 1)).ess_min)
