@@ -1,6 +1,7 @@
 # make demo    train the quickstart recipe: a table of base against GEBM, and a picture
 # make test    the test suite
 # make lint    formatting, lint, types, import layers
+# make docs    write docs/components.md anew from the code
 # Each sets up .venv first, when it is missing or pyproject.toml or constraints.txt changed.
 
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTHON ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(STAMP)
 	$(BIN)/gebm-kit train quickstart
@@ -27,6 +28,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

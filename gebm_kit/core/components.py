@@ -153,6 +153,8 @@ def canonical(distribution: str) -> str:
 def describe_type(annotation: Any) -> str:
     """Readable name of an annotation: ``float``, ``'adam' or 'sgd'``, ``list of int``, ``int or null``."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return describe_type(args[0])
     if annotation is type(None):
         return "null"
     if origin is Literal:

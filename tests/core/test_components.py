@@ -116,8 +116,9 @@ def test_parameters_are_read_off_the_constructor() -> None:
     ]
 
 
-def test_describe_type_of_a_class_is_its_name() -> None:
+def test_describe_type_of_classes_and_annotations() -> None:
     assert describe_type(Example) == "Example"
+    assert describe_type(Annotated[int, Range(1)] | None) == "int or null"
 
 
 def test_a_class_without_constructor_has_no_parameters() -> None:
