@@ -149,6 +149,28 @@ def test_data_scale_divides_the_input(make):
     torch.testing.assert_close(scaled(4.0 * x), plain(x))
 
 
+class TestFourierFeatures:
+    def test_they_are_sines_and_cosines_beside_the_coordinates(self):
+        torch.manual_seed(0)
+        energy = MlpEnergy([], fourier_features=5, fourier_scale=3.0, data_scale=2.0, data_shape=(2,)).double()
+        x = points(4, (2,), torch.float64)
+        angles = (x / 2.0) @ energy.frequencies.T
+        features = torch.cat([x / 2.0, angles.sin(), angles.cos()], dim=1)
+        torch.testing.assert_close(energy(x), features @ energy.readout.linear.weight[0])
+
+    def test_frequencies_are_fixed_scaled_and_part_of_the_state(self):
+        torch.manual_seed(0)
+        energy, twin = (MlpEnergy([8], fourier_features=2000, fourier_scale=3.0, data_shape=(2,)) for _ in range(2))
+        assert energy.frequencies.shape == (2000, 2)
+        assert energy.frequencies.std().item() == pytest.approx(3.0, rel=0.1)
+        assert "frequencies" not in dict(energy.named_parameters())
+        twin.load_state_dict(energy.state_dict())
+        assert torch.equal(twin(points(3, (2,))), energy(points(3, (2,))))
+
+    def test_without_them_the_energy_is_plain(self):
+        assert MlpEnergy([8], data_shape=(2,)).layers[0].in_features == 2
+
+
 @pytest.mark.parametrize("make", [MlpEnergy, ConvEnergy])
 def test_energies_are_summed_in_float32_under_autocast(make):
     energy = make(data_shape=(1, 8, 8))

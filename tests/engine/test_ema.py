@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gebm_kit.engine.ema import COUNT, EMA, module_tensors
+from gebm_kit.engine.ema import COUNT, EMA
 
 
 def module(value: float = 0.0) -> nn.Module:
@@ -49,14 +49,20 @@ def test_a_constant_is_its_own_average():
     assert weight(ema) == pytest.approx(0.7, rel=1e-12)
 
 
-def test_buffers_are_copied():
+def test_running_statistics_are_averaged_and_other_buffers_copied():
     now = module()
-    ema = EMA(now, 0.999)
-    for _ in range(3):
-        now(torch.randn(8, 2, dtype=torch.float64))
+    now.register_buffer("direction", torch.zeros(3))
+    ema, expected = EMA(now, 0.999), torch.zeros(3, dtype=torch.float64)
+    for n in range(5):
+        now(torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(n)))
+        now.direction.fill_(float(n))
         ema.update(now)
-    assert torch.equal(ema.state_dict()["1.running_mean"], now[1].running_mean)
-    assert ema.state_dict()["1.num_batches_tracked"] == 3
+        d = (1 + n) / (10 + n)
+        expected = d * expected + (1 - d) * now[1].running_mean
+    state = ema.state_dict()
+    torch.testing.assert_close(state["1.running_mean"], expected)
+    assert state["1.num_batches_tracked"] == 5
+    assert (state["direction"] == 4.0).all()
 
 
 def test_copy_to_writes_in_place_and_keeps_nothing_shared():
@@ -89,8 +95,8 @@ def test_state_round_trip_is_exact():
 def test_state_fits_the_module():
     now = module(1.0)
     state = EMA(now, 0.9).state_dict()
-    assert COUNT in state
-    now.load_state_dict(module_tensors(state))
+    assert state.pop(COUNT) == 0
+    now.load_state_dict(state)
 
 
 def test_refusals():
