@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gebm_kit.core.cache import cache_directory
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLabels, SplitName
@@ -208,13 +209,6 @@ def _shifted(x: Tensor) -> Tensor:
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
-
-
-def cache_directory() -> Path:
-    """``$GEBM_KIT_CACHE``, else ``$XDG_CACHE_HOME/gebm-kit``, else ``~/.cache/gebm-kit``."""
-    if os.environ.get("GEBM_KIT_CACHE"):
-        return Path(os.environ["GEBM_KIT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gebm-kit"
 
 
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from gebm_kit.core.cache import cache_directory
 from gebm_kit.core.components import BUILTIN, parameters
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLabels, SplitName
@@ -19,7 +20,7 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.data.toys import EightGaussians
-from gebm_kit.features.classifier import Classifier, cache_directory, weights_checksum
+from gebm_kit.features.classifier import Classifier, weights_checksum
 
 CPU = torch.device("cpu")
 NAMES = [r.component.name for r in installed().registry.of_kind("features") if r.distribution == BUILTIN]
