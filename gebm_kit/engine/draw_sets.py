@@ -16,6 +16,7 @@ from gebm_kit.engine.progress import OnProgress
 from gebm_kit.engine.sample import draw
 
 BLOCK = 1024
+"""Rows evaluated at once where the recipe sets no block size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ def gebm_sets(
         settings,
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
-        # One group at a time, or the memory of an evaluation would be num_sets times that of sampling.
-        block_size=settings.block_size or chains,
+        # Large groups one at a time, or the memory of an evaluation would be num_sets times that of sampling.
+        block_size=settings.block_size or (None if num_sets * chains <= BLOCK else chains),
     )
     draws = draw(model, sampler, together, device=device, on_progress=on_progress)
     group = draws.chain // chains
