@@ -32,7 +32,8 @@ class Frechet(Metric):
     """Squared Fréchet distance between Gaussian fits of the features of draws and of the reference.
 
     ``d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^{1/2} S2 S1^{1/2})^{1/2})``, in float64, with both roots from symmetric
-    eigendecompositions. On Inception features this is the FID.
+    eigendecompositions; of the rows' inner products where they are fewer than the features (pixels of large images), so
+    that no (F, F) matrix is formed. On Inception features this is the FID.
 
     The plain estimate from N draws is biased upwards by about c/N, with a c that depends on the model, so that it favours
     models by their c. With ``extrapolate`` the draws are shuffled and cut into 1, 2, 3 and 4 disjoint equal parts, a few
@@ -61,11 +62,13 @@ class Frechet(Metric):
     def __call__(self, context: EvalContext) -> dict[str, float]:
         check_rows(context, 2, "frechet")
         space = feature_space(self.features, context)
-        reference = moments(space.of(context.reference, "the reference rows"))
+        reference = space.of(context.reference, "the reference rows")
         samples = space.of(context.samples, "the draws")
-        if not self._extrapolates(samples):
-            return {"frechet": float(frechet_distance(moments(samples), reference))}
-        return {"frechet": extrapolated(samples, reference, context.generator)}
+        if self._extrapolates(samples):
+            return {"frechet": extrapolated(samples, moments(reference), context.generator)}
+        if min(len(samples), len(reference)) < samples.shape[1]:
+            return {"frechet": float(distance_of_rows(samples, reference))}
+        return {"frechet": float(frechet_distance(moments(samples), moments(reference)))}
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         space = feature_space(self.features, context)
@@ -95,6 +98,19 @@ def frechet_distance(first: Moments, second: Moments) -> Tensor:
         + second.covariance.diagonal().sum()
         - 2.0 * cross
     )
+
+
+def distance_of_rows(first: Tensor, second: Tensor) -> Tensor:
+    """`frechet_distance` of the moments of rows, (N, F) and (M, F), by matrices of min(N, M) rows and columns.
+
+    With S1 = A'A and S2 = B'B, A and B the scaled centred rows, tr (S1^{1/2} S2 S1^{1/2})^{1/2} is the sum of the singular
+    values of AB'.
+    """
+    means = first.mean(0), second.mean(0)
+    a, b = ((x - mean) / (len(x) - 1) ** 0.5 for x, mean in zip((first, second), means, strict=True))
+    inner = a @ b.T if len(a) <= len(b) else b @ a.T
+    cross = torch.linalg.eigvalsh(inner @ inner.T).clamp_min(0.0).sqrt().sum()
+    return (means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2.0 * cross
 
 
 def extrapolated(samples: Tensor, reference: Moments, generator: torch.Generator) -> float:

@@ -20,7 +20,7 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwentyFiveGaussians, TwoMoons
 from gebm_kit.features.pixels import Pixels
-from gebm_kit.metrics.frechet import Frechet, Moments, extrapolated, frechet_distance, moments
+from gebm_kit.metrics.frechet import Frechet, Moments, distance_of_rows, extrapolated, frechet_distance, moments
 from gebm_kit.metrics.kale import KaleMetric
 from gebm_kit.metrics.mmd import Mmd, kernel_sum, median_distance
 from gebm_kit.metrics.modes import Modes
@@ -131,6 +131,17 @@ class TestFrechet:
         cross = sqrtm((a.covariance @ b.covariance).numpy()).real.trace()
         direct = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
         assert float(frechet_distance(a, b)) == pytest.approx(float(direct), rel=1e-8)
+
+    @pytest.mark.parametrize(("first", "second"), [(20, 30), (30, 20), (20, 200), (200, 20), (200, 150)])
+    def test_rows_give_what_their_moments_give(self, first: int, second: int) -> None:
+        a, b = normal(first, 50, 1) @ normal(50, 50, 2), 1 + normal(second, 50, 3)
+        assert float(distance_of_rows(a, b)) == pytest.approx(float(frechet_distance(moments(a), moments(b))), rel=1e-6)
+
+    def test_pixels_of_large_images_need_no_covariance(self) -> None:
+        """(F, F) would be 160 GB here."""
+        x = normal(20, 140_000, 1)
+        assert Frechet()(context(x, x.flip(0)))["frechet"] == pytest.approx(0.0, abs=1e-3)
+        assert Frechet()(context(x, x + 1))["frechet"] == pytest.approx(140_000, rel=1e-6)
 
     @pytest.mark.parametrize(("shift", "std"), [(0.0, 1.0), (1.0, 1.0), (0.0, 1.5)])
     def test_the_extrapolated_value_is_unbiased_where_the_plain_one_is_not(self, shift: float, std: float) -> None:
