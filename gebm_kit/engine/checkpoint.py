@@ -62,6 +62,7 @@ def save_checkpoint(
                 sums[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
                 _write_synced(temporary / f"{part}.safetensors", content)
             record = {"schema": 1, "step": step, "sha256": sums, "state": plain(dict(state))}
+            record["sha256_of_the_rest"] = _digest(record)
             _write_synced(temporary / "state.json", json.dumps(record, indent=2).encode())
             _sync_directory(temporary)
             if final.exists():
@@ -89,8 +90,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        expected = record.pop("sha256_of_the_rest")
         step, sums, state = int(record["step"]), dict(record["sha256"]), dict(record["state"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if _digest(record) != expected:
+            raise ValueError("its content is not what was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'state.json'} is missing or damaged: {_reason(error)}") from error
     tensors = {}
     for name, expected in sums.items():
@@ -156,6 +160,11 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """sha256 of what a JSON object says, however it is laid out."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -70,6 +70,20 @@ def test_damage_is_found_and_the_older_checkpoint_is_used(tmp_path: Path, name: 
     assert name in complaints[0]
 
 
+def test_a_bit_flipped_anywhere_in_the_state_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path, 3) / "state.json"
+    content = path.read_bytes()
+    silent = []
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read_checkpoint(path.parent)
+        except CheckpointError:
+            continue
+        silent.append(content[max(0, place - 10) : place + 1])
+    assert not silent
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
