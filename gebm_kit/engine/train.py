@@ -84,7 +84,7 @@ def train(
     run = _find_run(recipe, out) if resume else None
     if run is not None:
         _check_same(run.recipe, recipe)
-        if run.state == "finished" and run.recipe.train.total_steps == recipe.train.total_steps:
+        if run.state == "finished" and run.recipe.train.total_steps == recipe.train.total_steps and _is_whole(run):
             return run
     dataset = build_dataset(recipe)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
@@ -300,6 +300,14 @@ def _find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
         return newest_unfinished(recipe.name)
     path = Path(out)
     return load_run(path) if path.is_dir() and any(path.iterdir()) else None
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether the newest checkpoint can be read; otherwise training makes it again."""
+    try:
+        return bool(run.checkpoint.path)
+    except CheckpointError:
+        return False
 
 
 def _check_same(old: Recipe, new: Recipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,23 @@ def test_a_damaged_checkpoint_is_replaced_by_the_older_one_when_training_goes_on
     with pytest.warns(GebmKitWarning, match="going on from checkpoint step-"):
         resumed = train(recipe, out=run.path, resume=True)
     assert_same(straight, resumed)
+
+
+@pytest.mark.parametrize("lost", ["newest", "all"])
+def test_a_finished_run_that_lost_checkpoints_makes_them_again(recipe: Path, tmp_path: Path, lost: str) -> None:
+    """What the error of `sample` advises must work: --resume goes on from what is left, or from the start."""
+    run = train(recipe, out=tmp_path / "run")
+    before = weights(run)
+    if lost == "newest":
+        (list_checkpoints(run.checkpoints)[-1] / "model.safetensors").write_bytes(b"short")
+        with pytest.warns(GebmKitWarning, match="going on from checkpoint step-"):
+            again = train(recipe, out=run.path, resume=True)
+    else:
+        for path in list_checkpoints(run.checkpoints):
+            shutil.rmtree(path)
+        again = train(recipe, out=run.path, resume=True)
+    assert again.state == "finished"
+    assert all(torch.equal(value, before[name]) for name, value in weights(again).items())
 
 
 @pytest.mark.parametrize("part", ["energy", "base"])
