@@ -135,7 +135,8 @@ class Pace:
 
     def update(self, report: Progress) -> None:
         self.step, self.total = report.step, report.total
-        self._scalars |= report.scalars
+        if report.scalars:  # all of them: energy-only training no longer has a base_loss
+            self._scalars = dict(report.scalars)
 
     def scalars(self, names: Sequence[str]) -> list[str]:
         """``loss 0.123``, ``kale 0.456``, for those of ``names`` that are known."""

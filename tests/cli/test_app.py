@@ -14,7 +14,9 @@ import pytest
 
 import gebm_kit
 from gebm_kit.cli import app as program
+from gebm_kit.cli.ui import PlainProgress
 from gebm_kit.core import errors
+from gebm_kit.engine.progress import Progress
 
 PROGRAM = [sys.executable, "-m", "gebm_kit"]
 
@@ -222,3 +224,13 @@ def test_every_command_is_in_its_own_file() -> None:
     folder = Path(program.__file__).parent
     for words in COMMANDS:
         assert (folder / {"eval": "evaluate"}.get(words[0], words[0])).with_suffix(".py").is_file()
+
+
+def test_progress_shows_no_scalar_of_an_earlier_phase() -> None:
+    """Energy-only training reports no base_loss; a report without any scalar keeps the last ones."""
+    lines: list[str] = []
+    watch = PlainProgress(lines.append)
+    for step, scalars in enumerate([{"energy_loss": 1.0, "base_loss": 2.0}, {"energy_loss": 3.0}, {}], start=1):
+        watch(Progress("train", step, 3, scalars))
+    assert ["base_loss" in line for line in lines] == [True, False, False][-len(lines) :]
+    assert "loss 3" in lines[-1]

@@ -91,7 +91,7 @@ def test_recipes_ls(cli: Any) -> None:
     assert "quickstart" in {r["name"] for r in found}
     for one in found:
         assert set(one) == {"name", "summary", "path"}
-        assert one["summary"], f"{one['name']} starts with no comment that says what it is"
+        assert one["summary"].endswith("."), f"{one['name']} starts with no comment line that says what it is, whole"
         assert one["name"] in cli("recipes", "ls").out
 
 
