@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 usage, recipe or input data, 3 plugin mi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -81,7 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(stopped.code, stopped.message, "", stopped.exit_code, json=json, debug=debug)
         except BrokenPipeError:
             return _reader_left()
+        except SystemExit as stop:
+            if isinstance(stop.__context__, BrokenPipeError):  # typer's own end of a closed pipe, with code 1
+                return _reader_left()
+            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return _report(
+                    "failed", f"the result can't be written: {error.strerror}", "", 1, json=json, debug=debug
+                )
             if hasattr(error, "format_message"):  # a usage error of typer, whose class moved between its versions
                 return _report("usage", error.format_message(), _try_help(error), 2, json=json, debug=debug)
             message = f"this is a bug in gebm-kit or in a plugin: {type(error).__name__}: {error}"
@@ -119,14 +128,18 @@ def _signals_raise() -> Iterator[None]:
 def _report(code: str, message: str, hint: str, exit_code: int, *, json: bool, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
+    words = f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else "")
     try:
         if json:
             ui.emit_json({"error": {"code": code, "message": message, "hint": hint}})
             sys.stdout.flush()
         else:
-            sys.stderr.write(f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+            sys.stderr.write(words)
     except BrokenPipeError:
         _reader_left()
+    except OSError:  # stdout is a file on a full disk
+        _reader_left()
+        sys.stderr.write(words)
     return exit_code
 
 

@@ -57,13 +57,19 @@ def cp(
     source = find_recipe(name)
     target = destination / source.name if destination.is_dir() else destination
     content = _read(source)
+    opened = False
     try:
         with open(target, "x", encoding="utf-8") as stream:
+            opened = True
             stream.write(content)
     except FileExistsError as error:
         raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.") from error
     except OSError as error:
-        raise UsageError(f"{target} can't be written: {error.strerror}") from error
+        from gebm_kit.engine.files import write_error
+
+        if opened:
+            target.unlink(missing_ok=True)
+        raise write_error(target, error) from error
     say.result({"name": source.stem, "path": str(target)}, lambda: ui.text(str(target)))
 
 

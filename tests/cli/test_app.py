@@ -161,6 +161,21 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("words", ["list", "list --json", "recipes show quickstart"])
+def test_a_pipe_that_nobody_reads_is_no_error(words: str) -> None:
+    command = f"'{sys.executable}' -m gebm_kit {words} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full, a file on a full disk")
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"]])
+def test_a_result_that_finds_the_disk_full(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "gebm-kit: the result can't be written: No space left on device\n")
+
+
 def test_python_m_is_the_same_program() -> None:
     done = subprocess.run([*PROGRAM, "list", "sampler", "--json"], capture_output=True, text=True)
     assert done.returncode == 0

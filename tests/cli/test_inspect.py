@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 import gebm_kit
+from gebm_kit.cli.app import main
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.core.components import KINDS
 from gebm_kit.core.plugins import installed
@@ -118,6 +121,19 @@ def test_recipes_cp_never_overwrites(cli: Any, tmp_path: Path, monkeypatch: pyte
     assert cli("recipes", "cp", "quickstart", "mine.yaml").code == 0
     assert (tmp_path / "mine.yaml").read_text() == text
     assert cli("recipes", "cp", "quickstart", "nowhere/mine.yaml").code == 2
+
+
+def test_recipes_cp_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+        code = main(["recipes", "cp", "quickstart", str(tmp_path / "q.yaml"), "--quiet"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert code == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_recipes_check(cli: Any, recipe: Path) -> None:
