@@ -86,7 +86,7 @@ def write_error(path: Path, error: OSError) -> GebmKitError:
             f"{path} can't be written: {reason}",
             hint="Free some space and repeat the command, train with --resume; everything written before is whole.",
         )
-    return UsageError(f"{path} can't be written: {reason}", hint="Choose another place with --out.")
+    return UsageError(f"{path} can't be written: {reason}", hint="Choose another place.")
 
 
 @contextmanager
