@@ -29,7 +29,10 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                if (
+                    signal.getsignal(number) is not signal.SIG_IGN
+                ):  # a shell's background job ignores Ctrl-C, and so do we
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -158,6 +158,15 @@ def test_stopped_and_resumed_equals_never_stopped(recipe: Path, tmp_path: Path, 
     assert sorted(set(steps(straight))) == sorted(set(steps(resumed)))
 
 
+def test_a_signal_that_the_shell_had_ignored_stays_ignored(recipe: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train(recipe, out=tmp_path / "run", on_progress=StopAt(4, signal.SIGINT)).state == "finished"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_killed_at_once_and_resumed_equals_never_stopped(recipe: Path, tmp_path: Path) -> None:
     straight = train(recipe, out=tmp_path / "straight")
     out = tmp_path / "killed"
