@@ -120,6 +120,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, directory:
     """
     from gebm_kit.config.check import check
 
+    if isinstance(overrides, str):
+        raise UsageError(f"overrides are a list of words, for example [{overrides!r}], not one text")
     return check(read_tree(source, overrides), directory=directory or Path.cwd())
 
 

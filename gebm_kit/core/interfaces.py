@@ -408,6 +408,10 @@ class Metric(ABC):
     def __call__(self, context: EvalContext) -> dict[str, float]:
         """Named values; a metric with one value uses its own component name as the key."""
 
+    def check(self, dataset: Dataset) -> None:
+        """Called before anything is trained or drawn; raises UsageError when the metric can't serve ``dataset``."""
+        return
+
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         """What the value depends on: N, features and their checksum, bandwidths."""
         return {"samples": len(context.samples), "reference": len(context.reference)}

@@ -195,6 +195,8 @@ def score(
         RunFailed: draws that are not finite.
     """
     _check_request(model, dataset, num_samples, num_sets)
+    for metric in metrics.values():
+        metric.check(dataset)
     data = every_row(dataset.split(reference), f"{reference} data")
     held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     with placed(model, device) as (where, _):
@@ -279,6 +281,16 @@ def _table(
                 table["ratio"][key] = ratio.estimate
                 protocol[name]["ratio_interval"] = ratio.method
     return table, protocol
+
+
+def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse, before anything is trained, a recipe whose metrics can't serve its data.
+
+    Raises:
+        UsageError: a metric needs what the dataset does not have.
+    """
+    for metric in build_metrics([*recipe.eval.metrics] or _default_metrics(dataset)).values():
+        metric.check(dataset)
 
 
 def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:

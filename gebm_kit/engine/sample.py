@@ -147,7 +147,9 @@ def draw(
     began = time.perf_counter()
     _check(model, sampler)
     beta = settings.inverse_temperature
-    block = settings.block_size
+    block = settings.block_size and min(
+        settings.block_size, settings.chains
+    )  # a block is never padded beyond the chains
     with placed(model, device) as (where, dtype), LatentPotential(model, beta, block_size=block) as potential:
         generator = torch.Generator(where).manual_seed(stream(settings.seed, "sample").initial_seed())
         try:

@@ -28,7 +28,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.ema import EMA
-from gebm_kit.engine.evaluate import score_recipe
+from gebm_kit.engine.evaluate import check_metrics, score_recipe
 from gebm_kit.engine.files import write_atomic, write_json
 from gebm_kit.engine.log_partition import importance_sampling
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore
@@ -87,6 +87,7 @@ def train(
         if run.state == "finished" and run.recipe.train.total_steps == recipe.train.total_steps and _is_whole(run):
             return run
     dataset = build_dataset(recipe)
+    check_metrics(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)

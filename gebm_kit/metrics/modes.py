@@ -8,7 +8,7 @@ import torch
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import RunFailed, UsageError
-from gebm_kit.core.interfaces import EvalContext, HasModes, Metric
+from gebm_kit.core.interfaces import Dataset, EvalContext, HasModes, Metric
 
 
 class Modes(Metric):
@@ -39,7 +39,7 @@ class Modes(Metric):
         self.radius, self.min_points = radius, min_points
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
-        dataset = self._with_modes(context)
+        dataset = _with_modes(context.dataset)
         points = context.samples.double()
         if not bool(torch.isfinite(points).all()):
             raise RunFailed("the draws contain values that are not finite (NaN or infinity), so they can't be scored")
@@ -51,15 +51,19 @@ class Modes(Metric):
             "modes.high_quality": float(good.double().mean()),
         }
 
+    def check(self, dataset: Dataset) -> None:
+        """Modes must be known."""
+        _with_modes(dataset)
+
     def protocol(self, context: EvalContext) -> dict[str, Any]:
-        modes = len(self._with_modes(context).mode_centres)
+        modes = len(_with_modes(context.dataset).mode_centres)
         return {**super().protocol(context), "modes": modes, "radius": self.radius, "min_points": self.min_points}
 
-    def _with_modes(self, context: EvalContext) -> HasModes:
-        dataset: object = context.dataset
-        if not isinstance(dataset, HasModes):
-            raise UsageError(
-                "metric modes needs a dataset whose modes are known, and this one has none",
-                hint="It is meant for eight-gaussians and twenty-five-gaussians; remove it from eval.metrics.",
-            )
-        return dataset
+
+def _with_modes(dataset: object) -> HasModes:
+    if not isinstance(dataset, HasModes):
+        raise UsageError(
+            "metric modes needs a dataset whose modes are known, and this one has none",
+            hint="It is meant for eight-gaussians and twenty-five-gaussians; remove it from eval.metrics.",
+        )
+    return dataset

@@ -184,6 +184,11 @@ def test_the_resolved_recipe_round_trips() -> None:
     assert again.base == recipe.base
 
 
+def test_overrides_are_a_list() -> None:
+    with pytest.raises(UsageError, match=r"\['train.steps=3'\]"):
+        load_recipe("quickstart", "train.steps=3")
+
+
 def test_missing_files_and_names(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean quickstart"):
         load_recipe("quickstrat")

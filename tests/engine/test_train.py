@@ -413,6 +413,12 @@ def test_bfloat16_is_refused_where_it_is_not_safe(recipe: Path, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_that_does_not_suit_the_data_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a dataset whose modes are known"):
+        train(recipe, ["data=two-moons", "eval.metrics=[modes]"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_plan_makes_no_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     costs = plan(load_recipe(recipe))
