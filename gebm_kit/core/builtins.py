@@ -33,6 +33,7 @@ COMPONENTS = (
     Component(
         "sampler", "hmc", "gebm_kit.samplers.hmc:Hmc", "Hamiltonian Monte Carlo, kick-rotate for Gaussian priors"
     ),
+    Component("sampler", "pcn", "gebm_kit.samplers.pcn:Pcn", "Preconditioned Crank-Nicolson, gradient-free"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(
         "dataset", "twenty-five-gaussians", "gebm_kit.data.toys:TwentyFiveGaussians", "A 5x5 grid of narrow Gaussians"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Annotated, Any, NamedTuple
 
@@ -15,10 +14,10 @@ from gebm_kit.core.interfaces import (
     Info,
     Potential,
     Sampler,
-    TiltedPotential,
     Tunable,
     ValueAndGrad,
 )
+from gebm_kit.core.tilt import is_tilted
 
 
 class HmcState(NamedTuple):
@@ -161,12 +160,6 @@ class Hmc(Sampler):
             value, grad = _value_and_grad(potential, z)
             velocity.addcmul_(grad, tau, value=-0.5 if step == self.num_leapfrog - 1 else -1.0)
         return Trajectory(z, velocity, value, grad)
-
-
-@functools.cache
-def is_tilted(potential: type) -> bool:
-    """Whether a class of potentials splits off its standard-normal prior (cached: protocol checks are slow)."""
-    return issubclass(potential, TiltedPotential)
 
 
 def _value_and_grad(potential: Potential, z: Tensor) -> ValueAndGrad:

@@ -144,6 +144,41 @@ class LinearEnergy(Energy):
         return x @ self.slope
 
 
+class BananaEnergy(Energy):
+    """``E = -log p + log eta`` of the banana, with eta the standard normal: A = 0.
+
+    p: x_0 = width a, x_1 = bend (a² - 1) + thickness c, with a and c standard normal.
+    """
+
+    def __init__(self, width: float, bend: float, thickness: float) -> None:
+        super().__init__()
+        self.width, self.bend, self.thickness = width, bend, thickness
+
+    def straight(self, x: Tensor) -> Tensor:
+        """The standard normals (a, c) behind rows x; (N, 2) -> (N, 2)."""
+        a = x[:, 0] / self.width
+        return torch.stack([a, (x[:, 1] - self.bend * (a.square() - 1)) / self.thickness], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (self.straight(x).square() - x.square()).sum(1) + math.log(self.width * self.thickness)
+
+
+class FunnelEnergy(Energy):
+    """``E = -log p + log eta`` of a funnel, with eta the standard normal: A = 0.
+
+    p: v = x_0 ~ N(0, 1) and x_i ~ N(0, exp(v - depth)), i > 0, independent given v.
+    """
+
+    def __init__(self, depth: float) -> None:
+        super().__init__()
+        self.depth = depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, others = x[:, 0], x[:, 1:]
+        inverse = torch.exp(self.depth - v)
+        return 0.5 * (inverse - 1) * others.square().sum(1) + 0.5 * others.shape[1] * (v - self.depth)
+
+
 class WalledEnergy(Energy):
     """``E(x) = |x|²/2`` where ``x_1 <= 1`` and ``bad`` (nan, inf, -inf) beyond, gradient included."""
 
@@ -238,6 +273,63 @@ def two_modes(latent_dim: int = 2, distance: float = 3.6) -> Target:
     )
 
 
+def banana(width: float = 0.9, bend: float = 0.6, thickness: float = 0.3) -> Target:
+    """A bent ridge: x_0 = width a, x_1 = bend (a² - 1) + thickness c, with a and c standard normal.
+
+    The defaults keep all but the tips of it where the prior has mass, so that kernels which propose prior draws reach it.
+    """
+    energy = BananaEnergy(width, bend, thickness)
+
+    def exact(num: int, generator: torch.Generator) -> Tensor:
+        a, c = torch.randn(2, num, generator=generator, dtype=torch.float64)
+        return torch.stack([width * a, bend * (a.square() - 1) + thickness * c], dim=1)
+
+    return Target(
+        "banana",
+        GEBM(IdentityBase(2), energy),
+        1.0,
+        exact,
+        (
+            Projection("along", lambda z: energy.straight(z.double())[:, 0], _normal_cdf),
+            Projection("across", lambda z: energy.straight(z.double())[:, 1], _normal_cdf),
+            Projection("radius", lambda z: energy.straight(z.double()).square().sum(1), _chi_square_cdf(2)),
+        ),
+        point=torch.tensor([0.9, 1.2], dtype=torch.float64),
+        largest_curvature=(1 + (2 * bend / width) ** 2) / thickness**2,
+        log_partition=0.0,
+    )
+
+
+def funnel(latent_dim: int = 3, depth: float = 2.0) -> Target:
+    """A funnel that fits into the prior: v ~ N(0, 1), the other coordinates N(0, exp(v - depth)) given v.
+
+    Over the central 98 % of v their standard deviation goes from 0.11 to 1.2. Checked on v and on x exp((depth - v) / 2).
+    """
+
+    def exact(num: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(num, latent_dim, generator=generator, dtype=torch.float64)
+        scale = torch.exp(0.5 * (z[:, :1] - depth))
+        return torch.cat([z[:, :1], scale * z[:, 1:]], dim=1)
+
+    def straight(z: Tensor) -> Tensor:
+        z = z.double()
+        return z * torch.exp(0.5 * (depth - z[:, :1]))
+
+    others = tuple(
+        Projection(f"x[{i}] exp((depth - v) / 2)", _coordinate(straight, i), _normal_cdf) for i in range(1, latent_dim)
+    )
+    return Target(
+        "funnel",
+        GEBM(IdentityBase(latent_dim), FunnelEnergy(depth)),
+        1.0,
+        exact,
+        (Projection("v", _coordinate(Tensor.double, 0), _normal_cdf), *others),
+        point=torch.tensor([0.0, *[1.0] * (latent_dim - 1)], dtype=torch.float64),
+        largest_curvature=math.exp(depth),
+        log_partition=0.0,
+    )
+
+
 def tilted_uniform(latent_dim: int = 2, slope: float = 2.0) -> Target:
     """Uniform prior on [-1, 1]^Z, ``E(u) = slope * sum_i u_i``: coordinates are independent, ∝ exp(-slope u)."""
     high, low = math.exp(slope), math.exp(-slope)
@@ -324,7 +416,7 @@ def prior_only(latent_dim: int = 3) -> Target:
 
 def all_targets() -> tuple[Target, ...]:
     """One of each."""
-    return linear_gaussian(), two_modes(), tilted_uniform(), tilted_sphere(), prior_only()
+    return linear_gaussian(), two_modes(), banana(), funnel(), tilted_uniform(), tilted_sphere(), prior_only()
 
 
 def _coordinate(function: Callable[[Tensor], Tensor], index: int) -> Callable[[Tensor], Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.mala import Mala, MalaState
+from gebm_kit.samplers.pcn import Pcn
 from gebm_kit.testing import SAMPLER_CHECKS, HostSyncError, check_sampler, forbid_host_sync, invariance, movement
 from gebm_kit.testing.statistics import confirmed
 from gebm_kit.testing.targets import linear_gaussian, two_modes
@@ -79,6 +80,16 @@ class StaleHmc(Hmc):
         return new_state, _info(acceptance, accepted, self.num_leapfrog)
 
 
+class ColdPcn(Pcn):
+    """pCN that ignores beta: its ratio is of E, not of beta E."""
+
+    def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
+        return super().step(state, potential.at(1.0), generator)
+
+    def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
+        return super().init(z, potential.at(1.0), generator)
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -106,6 +117,15 @@ def test_hmc_with_a_stale_gradient_is_caught(wrong: bool) -> None:
     assert 0.6 < float(info.acceptance.mean()) < 0.85  # the error is invisible when nearly everything is accepted
     failures = confirmed(functools.partial(invariance, sampler, target, num_chains=20_000, steps=20, tune=False))
     assert bool(failures) is wrong
+
+
+BROKEN = {"pcn that ignores beta": ColdPcn()}
+
+
+@pytest.mark.parametrize("twin", BROKEN)
+def test_a_broken_twin_is_caught(twin: str) -> None:
+    """Its own class passes the very same test: test_samplers.py."""
+    assert confirmed(functools.partial(invariance, BROKEN[twin], linear_gaussian()))
 
 
 def test_a_sampler_that_reads_the_device_is_caught() -> None:
