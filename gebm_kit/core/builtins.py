@@ -34,6 +34,7 @@ COMPONENTS = (
         "sampler", "hmc", "gebm_kit.samplers.hmc:Hmc", "Hamiltonian Monte Carlo, kick-rotate for Gaussian priors"
     ),
     Component("sampler", "pcn", "gebm_kit.samplers.pcn:Pcn", "Preconditioned Crank-Nicolson, gradient-free"),
+    Component("sampler", "rwm", "gebm_kit.samplers.rwm:Rwm", "Random-walk Metropolis, gradient-free"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(
         "dataset", "twenty-five-gaussians", "gebm_kit.data.toys:TwentyFiveGaussians", "A 5x5 grid of narrow Gaussians"

@@ -11,13 +11,14 @@ import torch
 import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
 from gebm_kit.samplers.pcn import Pcn
+from gebm_kit.samplers.rwm import Rwm
 from gebm_kit.testing import invariance
 from gebm_kit.testing.statistics import confirmed
 from gebm_kit.testing.targets import linear_gaussian, prior_only
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed")
 
-SAMPLERS = {"pcn": Pcn}
+SAMPLERS = {"pcn": Pcn, "rwm": Rwm}
 BY_THE_PRIOR = [Pcn]  # proposals that leave the prior invariant
 
 

@@ -14,6 +14,7 @@ from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.mala import Mala, MalaState
 from gebm_kit.samplers.pcn import Pcn
+from gebm_kit.samplers.rwm import Rwm
 from gebm_kit.testing import SAMPLER_CHECKS, HostSyncError, check_sampler, forbid_host_sync, invariance, movement
 from gebm_kit.testing.statistics import confirmed
 from gebm_kit.testing.targets import linear_gaussian, two_modes
@@ -90,6 +91,23 @@ class ColdPcn(Pcn):
         return super().init(z, potential.at(1.0), generator)
 
 
+class PriorlessRwm(Rwm):
+    """Random walk that accepts on the tilt and forgets the prior."""
+
+    def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
+        return super().init(z, _TiltAsWhole(potential), generator)
+
+    def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
+        return super().step(state, _TiltAsWhole(potential), generator)
+
+
+class _TiltAsWhole:
+    """A potential that passes its tilt off as U."""
+
+    def __init__(self, inner: Any) -> None:
+        self.value = inner.tilt
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -119,7 +137,7 @@ def test_hmc_with_a_stale_gradient_is_caught(wrong: bool) -> None:
     assert bool(failures) is wrong
 
 
-BROKEN = {"pcn that ignores beta": ColdPcn()}
+BROKEN = {"pcn that ignores beta": ColdPcn(), "rwm that forgets the prior": PriorlessRwm()}
 
 
 @pytest.mark.parametrize("twin", BROKEN)
