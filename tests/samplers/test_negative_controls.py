@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.samplers.hmc import Hmc, HmcState
+from gebm_kit.samplers.imh import Imh, ImhState
 from gebm_kit.samplers.mala import Mala, MalaState
 from gebm_kit.samplers.pcn import Pcn
 from gebm_kit.samplers.rwm import Rwm
@@ -108,6 +109,26 @@ class _TiltAsWhole:
         self.value = inner.tilt
 
 
+class PriorTwiceImh(Imh):
+    """Prior proposals accepted on the whole potential, which counts the prior twice."""
+
+    def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
+        return ImhState(z, potential.value(z))
+
+    def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
+        return super().step(state, _WholeAsTilt(potential), generator)
+
+
+class _WholeAsTilt:
+    """A potential that passes U off as its tilt (not one that says it is split, so |z|²/2 is taken off again)."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.inner.value(z) + 0.5 * z.square().sum(1)
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -137,7 +158,11 @@ def test_hmc_with_a_stale_gradient_is_caught(wrong: bool) -> None:
     assert bool(failures) is wrong
 
 
-BROKEN = {"pcn that ignores beta": ColdPcn(), "rwm that forgets the prior": PriorlessRwm()}
+BROKEN = {
+    "pcn that ignores beta": ColdPcn(),
+    "rwm that forgets the prior": PriorlessRwm(),
+    "imh that counts the prior twice": PriorTwiceImh(),
+}
 
 
 @pytest.mark.parametrize("twin", BROKEN)
