@@ -203,8 +203,9 @@ class Info(NamedTuple):
 
     Attributes:
         acceptance: acceptance probability of the proposal, (C,), in [0, 1]; 1 for kernels without a correction.
-        accepted: whether the chain moved to its proposal, (C,), bool.
-        diverged: non-finite proposal or energy error above 1000; rejected, (C,), bool.
+        accepted: whether the chain moved to its proposal, (C,), bool; False in a step that diverged.
+        diverged: non-finite proposal or energy error above 1000; rejected, (C,), bool. A kernel that looks at several
+            points a step says so when it rejected any of them for that reason.
         grad_evals: gradients of the potential that the step spent on each chain, a Python int.
         forward_evals: values (without gradient) that it spent on each chain, a Python int.
         tuning: what warm-up averages in place of the acceptance, (C,), in [0, 1], for kernels without a correction.

@@ -10,6 +10,7 @@ import torch
 
 import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
+from gebm_kit.samplers.elliptical import Elliptical
 from gebm_kit.samplers.imh import Imh
 from gebm_kit.samplers.pcn import Pcn
 from gebm_kit.samplers.rwm import Rwm
@@ -19,8 +20,8 @@ from gebm_kit.testing.targets import linear_gaussian, prior_only
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed")
 
-SAMPLERS = {"pcn": Pcn, "rwm": Rwm, "imh": Imh}
-BY_THE_PRIOR = [Pcn, Imh]  # proposals that leave the prior invariant
+SAMPLERS = {"pcn": Pcn, "rwm": Rwm, "imh": Imh, "elliptical": Elliptical}
+BY_THE_PRIOR = [Pcn, Imh, Elliptical]  # proposals that leave the prior invariant
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

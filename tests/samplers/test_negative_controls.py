@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Info, Potential, Sampler
+from gebm_kit.samplers.elliptical import Elliptical
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.imh import Imh, ImhState
 from gebm_kit.samplers.mala import Mala, MalaState
@@ -129,6 +130,16 @@ class _WholeAsTilt:
         return self.inner.value(z) + 0.5 * z.square().sum(1)
 
 
+class PriorTwiceElliptical(Elliptical):
+    """Ellipses of the prior with a level of the whole potential, which counts the prior twice."""
+
+    def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
+        return super().init(z, _WholeAsTilt(potential), generator)
+
+    def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
+        return super().step(state, _WholeAsTilt(potential), generator)
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -162,6 +173,7 @@ BROKEN = {
     "pcn that ignores beta": ColdPcn(),
     "rwm that forgets the prior": PriorlessRwm(),
     "imh that counts the prior twice": PriorTwiceImh(),
+    "elliptical that counts the prior twice": PriorTwiceElliptical(),
 }
 
 
