@@ -14,6 +14,7 @@ from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.samplers.elliptical import Elliptical
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.imh import Imh, ImhState
+from gebm_kit.samplers.isir import Isir
 from gebm_kit.samplers.mala import Mala, MalaState
 from gebm_kit.samplers.pcn import Pcn
 from gebm_kit.samplers.rwm import Rwm
@@ -140,6 +141,13 @@ class PriorTwiceElliptical(Elliptical):
         return super().step(state, _WholeAsTilt(potential), generator)
 
 
+class ForgetfulIsir(Isir):
+    """i-SIR that gives the chain's own point no weight: plain resampling of N - 1 prior draws, biased for finite N."""
+
+    def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
+        return super().step(state._replace(value=torch.full_like(state.value, math.inf)), potential, generator)
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -174,6 +182,7 @@ BROKEN = {
     "rwm that forgets the prior": PriorlessRwm(),
     "imh that counts the prior twice": PriorTwiceImh(),
     "elliptical that counts the prior twice": PriorTwiceElliptical(),
+    "isir that leaves out its own point": ForgetfulIsir(8, num_local=0),
 }
 
 
