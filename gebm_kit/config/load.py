@@ -30,8 +30,22 @@ NODE_LISTS: tuple[tuple[str, ...], ...] = (("eval", "metrics"), ("train", "penal
 """Keys that hold a list of component nodes."""
 
 
+class _AliasError(yaml.composer.ComposerError):
+    """Somewhere an alias ``*name`` is used."""
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a float, as OmegaConf does."""
+    """SafeLoader that reads 1e-4 as a float, as OmegaConf does, and refuses aliases.
+
+    A few nested aliases stand for a tree of any size, or for one that contains itself.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            problem = "aliases are not allowed in recipes; write the value out, or use ${...}"
+            raise _AliasError(None, None, problem, self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -151,7 +165,8 @@ def parse(text: str, *, name: str, path: Path | None = None, overrides: Sequence
         mark = getattr(error, "problem_mark", None)
         where = f"{label}:{mark.line + 1}" if mark else label
         detail = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{where}: not valid YAML: {detail}") from error
+        what = "" if isinstance(error, _AliasError) else "not valid YAML: "
+        raise RecipeError(f"{where}: {what}{detail}") from error
     finally:
         loader.dispose()
     if not isinstance(values, dict):
@@ -265,8 +280,9 @@ def _override(config: DictConfig, word: str, tree: Tree) -> DictConfig:
         return config
     try:
         value = yaml.load(text, Loader=_Loader) if text.strip() else None
-    except yaml.YAMLError as error:
-        tree.problems.append(f"{place}: the value is not valid YAML: {getattr(error, 'problem', error)}")
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        what = "" if isinstance(error, _AliasError) else "the value is not valid YAML: "
+        tree.problems.append(f"{place}: {what}{getattr(error, 'problem', error)}")
         return config
     if all(isinstance(part, str) for part in parts):
         value = _expanded(value, tuple(str(part) for part in parts))

@@ -221,3 +221,27 @@ def test_conform_covers_the_types_that_signatures_use() -> None:
     ]:
         with pytest.raises(ValueError, match="."):
             conform(value, annotation, interval)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "a: &a [1, 2]\nb: *a\n",
+        "a: &a [*a]\n",
+        "a: &a {x: 1}\nb: {<<: *a}\n",
+        "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}' if i else '1'] * 9)}]\n" for i in range(9)),
+    ],
+)
+def test_aliases_are_refused_with_their_place(lines: str) -> None:
+    line = next(i for i, text in enumerate(lines.splitlines(), 1) if "*" in text)
+    with pytest.raises(RecipeError) as caught:
+        parse(lines, name="recipe", path=Path("recipe.yaml"))
+    assert caught.value.message == (
+        f"recipe.yaml:{line}: aliases are not allowed in recipes; write the value out, or use ${{...}}"
+    )
+
+
+def test_aliases_in_overrides_are_refused() -> None:
+    assert problems(GOOD, ["energy.hidden=[&a [1], *a]"]) == [
+        "override 'energy.hidden=[&a [1], *a]': aliases are not allowed in recipes; write the value out, or use ${...}"
+    ]
