@@ -23,6 +23,9 @@ from torch import Tensor
 from gebm_kit.core.errors import CheckpointError
 from gebm_kit.engine.files import plain, writing
 
+_WRITING = ".writing-"
+"""What the name of a checkpoint begins with until it is whole."""
+
 PARTS = ("model", "loss", "optim", "ema", "rng")
 
 
@@ -46,15 +49,17 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write ``folder/step-NNNNNNN`` whole, then remove all but the last ``keep``.
+    """Write ``folder/step-NNNNNNN`` whole, then remove all but the last ``keep`` and what a killed process left unfinished.
 
     Raises:
         UsageError, RunFailed: the disk is full, or the place not writable; what was there before is untouched.
     """
     final = folder / f"step-{step:07d}"
-    temporary = folder / f".writing-{final.name}-{os.getpid()}"
+    temporary = folder / f"{_WRITING}{final.name}-{os.getpid()}"
     with writing(final):
         try:
+            if temporary.exists():  # of a killed process that had this one's number
+                shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             sums = {}
             for part, named in tensors.items():
@@ -72,7 +77,7 @@ def save_checkpoint(
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep]:
+    for old in [*list_checkpoints(folder)[:-keep], *folder.glob(f"{_WRITING}*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

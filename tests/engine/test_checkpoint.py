@@ -47,6 +47,16 @@ def test_only_the_last_ones_are_kept_and_nothing_else_is_left(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000003", "step-0000010"]
 
 
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(tmp_path: Path, pid: int) -> None:
+    left = tmp_path / f".writing-step-0000002-{pid}"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000002"]
+    assert read_checkpoint(tmp_path / "step-0000002").step == 2
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "loss.safetensors", "rng.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_damage_is_found_and_the_older_checkpoint_is_used(tmp_path: Path, name: str, damage: str) -> None:
