@@ -64,8 +64,6 @@ def _facts() -> dict[str, Any]:
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)
             devices.append({"name": f"cuda:{index} {found.name}", "memory_bytes": found.total_memory})
-        if torch.backends.mps.is_available():
-            devices.append({"name": "mps", "memory_bytes": None})
     return {
         "gebm_kit": gebm_kit.__version__,
         "python": platform.python_version(),

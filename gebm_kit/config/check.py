@@ -33,7 +33,7 @@ from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest
 from gebm_kit.core.plugins import installed
 
 PRECISIONS = ("float32", "float64", "bfloat16")
-_DEVICE = re.compile(r"^(auto|cpu|mps|cuda(:\d+)?)$")
+_DEVICE = re.compile(r"^(auto|cpu|cuda(:\d+)?)$")
 
 
 def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> Recipe:
@@ -160,7 +160,7 @@ class _Checker:
         sections: dict[str, Any] = {
             name: self.section((name,), values.get(name), kind) for name, kind in SECTIONS.items()
         }
-        device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N, mps")
+        device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N")
         precision = self._choice("precision", "float32", lambda v: v in PRECISIONS, ", ".join(PRECISIONS))
         self._cross_check(sections.get("train"))
         if any(n is None for n in (*nodes.values(), *sections.values())) or len(nodes) < len(COMPONENT_SECTIONS):

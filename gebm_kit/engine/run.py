@@ -187,10 +187,10 @@ def newest_run(root: str | Path = RUNS) -> Run:
     return max(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime)
 
 
-def newest_unfinished(recipe_name: str, root: Path = RUNS) -> Run | None:
-    """The newest run of a recipe that training can go on with, or None."""
+def unfinished_runs(recipe_name: str, root: Path = RUNS) -> list[Run]:
+    """Runs of a recipe that training can go on with, the newest first."""
     runs = [run for run in _runs(root / recipe_name) if run.state != "finished"]
-    return max(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime, default=None)
+    return sorted(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime, reverse=True)
 
 
 def _runs(root: Path) -> list[Run]:
@@ -225,11 +225,16 @@ def create_run(recipe: Recipe, out: str | Path | None) -> Run:
     for folder in ("checkpoints", "samples", "figures"):
         make_directory(path / folder)
     write_atomic(path / "recipe.yaml", recipe.text.encode())
-    write_atomic(path / "resolved.yaml", resolved_yaml(recipe).encode())
     write_atomic(path / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides).encode())
+    write_resolved(path, recipe)
     write_json(path / "env.json", _environment(recipe))
     write_json(path / "status.json", {"recipe": recipe.name, "state": "running", "step": 0, "seconds": 0.0})
     return Run(path)
+
+
+def write_resolved(path: Path, recipe: Recipe) -> None:
+    """The recipe as it is in force; a resumed run may have changed what comes after training."""
+    write_atomic(path / "resolved.yaml", resolved_yaml(recipe).encode())
 
 
 def _new_directory(recipe: Recipe) -> Path:

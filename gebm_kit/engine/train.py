@@ -7,9 +7,7 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.config.build import build, build_dataset, resolved
+from gebm_kit.config.build import build, build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, RunFailed, UsageError
@@ -29,11 +27,12 @@ from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import check_metrics, score_recipe
-from gebm_kit.engine.files import write_atomic, write_json
+from gebm_kit.engine.files import write_json
 from gebm_kit.engine.log_partition import importance_sampling
-from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore
+from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
 from gebm_kit.engine.report import write_pictures, write_report
-from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, newest_unfinished
+from gebm_kit.engine.resume import check_same, drop_rows_after, find_run, is_done, resume_command
+from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, write_resolved
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
 
@@ -44,9 +43,6 @@ PROGRESS_EVERY = 10
 """Cycles between two reports of progress."""
 
 _JSONL = ComponentNode("jsonl")
-
-CHANGEABLE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
-"""Keys that a resumed run may change, besides everything under sampler, sample, eval and device."""
 
 
 def train(
@@ -81,11 +77,12 @@ def train(
     elif overrides:
         raise UsageError("overrides apply to a recipe's file; this recipe is built already")
     where = resolve_device(device or recipe.device)
-    run = _find_run(recipe, out) if resume else None
+    run = find_run(recipe, out) if resume else None
     if run is not None:
-        _check_same(run.recipe, recipe)
-        if run.state == "finished" and run.recipe.train.total_steps == recipe.train.total_steps and _is_whole(run):
+        check_same(run.recipe, recipe)
+        if is_done(run, recipe):
             return run
+    _warn_of_unseen_base(recipe)
     dataset = build_dataset(recipe)
     check_metrics(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
@@ -99,13 +96,15 @@ def train(
                 warnings.warn(f"{complaint}; going on from {back}", GebmKitWarning, stacklevel=2)
         if checkpoint is None:
             _start_from(trainer, recipe)
-            run = run or create_run(recipe, out)
             trainer.initialise()
         else:
             trainer.restore(checkpoint)
-        assert run is not None
+        if run is None:
+            run = create_run(recipe, out)
+        else:
+            write_resolved(run.path, recipe)
         job = _Job(run, trainer, dataset, stop, on_progress)
-        stop.hint = f"Go on with `{_resume_command(recipe, run)}`."
+        stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
         job.execute()
     return load_run(run.path)
 
@@ -122,7 +121,7 @@ class _Job:
         self.on_progress = on_progress
         self.seconds = float(run.status.get("seconds", 0.0))
         self._clock = time.monotonic()
-        _drop_rows_after(run, trainer.step)
+        drop_rows_after(run, trainer.step)
         self.logger: Logger = build("logger", _JSONL, {"run_directory": run.path})
 
     def execute(self) -> None:
@@ -140,7 +139,13 @@ class _Job:
             if self.run.state == "running":
                 self._status("interrupted")
             raise
-        except GebmKitError:
+        except torch.OutOfMemoryError as error:
+            self._try_status("failed")
+            raise RunFailed(
+                f"{self.trainer.device} is out of memory at step {self.trainer.step}",
+                hint="Lower train.batch_size, or the width of base and energy; earlier checkpoints are whole.",
+            ) from error
+        except Exception:
             self._try_status("failed")
             raise
         finally:
@@ -296,48 +301,13 @@ def memory_estimate(trainer: Trainer) -> int:
     return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
 
 
-def _find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
-    if out is None:
-        return newest_unfinished(recipe.name)
-    path = Path(out)
-    return load_run(path) if path.is_dir() and any(path.iterdir()) else None
-
-
-def _is_whole(run: Run) -> bool:
-    """Whether the newest checkpoint can be read; otherwise training makes it again."""
-    try:
-        return bool(run.checkpoint.path)
-    except CheckpointError:
-        return False
-
-
-def _check_same(old: Recipe, new: Recipe) -> None:
-    """Refuse to resume under a recipe that would have trained something else."""
-    before, after = _leaves(resolved(old)), _leaves(resolved(new))
-    differences = [
-        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and key not in CHANGEABLE
-        and not key.startswith(("sampler.", "sample.", "eval.", "device"))
-    ]
-    if old.train.steps != new.train.steps and old.train.final.steps:
-        differences.append(
-            f"train.steps: {old.train.steps} in the run, {new.train.steps} now; a run with a final phase keeps its length"
+def _warn_of_unseen_base(recipe: Recipe) -> None:
+    """An energy that never met the base that sampling uses refines it by accident."""
+    if recipe.train.part == "both" and recipe.ema.decay > 0 and not recipe.train.final.steps:
+        warn(
+            "the energy is trained against the running base, but sampling uses the averaged one: set train.final.steps for "
+            "a last phase against the averaged base, or ema.decay=0 to sample from the running one."
         )
-    if differences:
-        raise UsageError(
-            "\n  ".join(["the run was trained with another recipe:", *differences]),
-            hint="Resume with the run's own resolved.yaml, or start afresh with another --out.",
-        )
-
-
-def _leaves(value: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            k: v for name, item in value.items() for k, v in _leaves(item, f"{key}.{name}" if key else name).items()
-        }
-    return {key: value}
 
 
 def _start_from(trainer: Trainer, recipe: Recipe) -> None:
@@ -356,18 +326,3 @@ def _start_from(trainer: Trainer, recipe: Recipe) -> None:
             warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
     if trainer.ema is not None:
         trainer.ema = EMA(trainer.model.base, recipe.ema.decay)
-
-
-def _drop_rows_after(run: Run, step: int) -> None:
-    """Remove log rows that a resumed run is about to write again."""
-    rows = run.metrics()
-    kept = [row for row in rows if row.get("step", 0) <= step]
-    path = run.path / "metrics.jsonl"
-    if path.exists() and (len(kept) < len(rows) or not path.read_bytes().endswith(b"\n")):
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-
-
-def _resume_command(recipe: Recipe, run: Run) -> str:
-    """The command that goes on with the run: the one that started it, overrides included, as a shell reads it."""
-    source = str(recipe.path) if recipe.path else recipe.name
-    return shlex.join(["gebm-kit", "train", source, *recipe.overrides, "--out", str(run.path), "--resume"])

@@ -25,7 +25,7 @@ from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.run import DTYPES, build_model
 
 INITIAL_DRAWS = 4096
-"""Base draws from which a learned log-partition is initialised."""
+"""Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
 
 
 class Trainer:
@@ -125,8 +125,10 @@ class Trainer:
     def initialise(self) -> None:
         """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws."""
         with torch.no_grad(), self._forward_context():
-            z = self.model.base.sample_prior(INITIAL_DRAWS, self.generator, self.feed.dtype)
-            parts = z.split(self.settings.batch_size)
+            # whole batches: batch norm needs more than one row
+            batch = self.settings.batch_size
+            z = self.model.base.sample_prior(-(-INITIAL_DRAWS // batch) * batch, self.generator, self.feed.dtype)
+            parts = z.split(batch)
             energies = [self.model.energy(self._noisy(self.model.base(part))).double() for part in parts]
             self.loss.initialise(torch.cat(energies))
 

@@ -137,7 +137,7 @@ def test_a_signal_saves_and_the_printed_command_goes_on(recipe: Path, signum: in
     if signum == signal.SIGTERM:
         return
     command = error["hint"].partition("`")[2].partition("`")[0]
-    assert command == f"gebm-kit train {recipe} {' '.join(words[2:4])} --out 'out dir' --resume"
+    assert command == f"gebm-kit train {recipe} {' '.join(words[2:4])} --out 'out dir' --resume --threads 1"
     resumed = (
         command.replace("gebm-kit", f"'{sys.executable}' -m gebm_kit", 1) + f" train.steps={status['step'] + 1} --json"
     )

@@ -194,6 +194,48 @@ def test_resume_starts_continues_and_returns(recipe: Path, tmp_path: Path, monke
     assert (path / "status.json").stat().st_mtime_ns == before
 
 
+def test_what_comes_after_training_may_change_on_resume(recipe: Path, tmp_path: Path) -> None:
+    first = train(recipe, out=tmp_path / "run")
+    again = train(recipe, ["sample.inverse_temperature=0.5"], out=tmp_path / "run", resume=True)
+    assert_same(first, again)
+    assert again.evaluation is not None
+    assert again.evaluation["inverse_temperature"] == 0.5
+    assert again.recipe.sample.inverse_temperature == 0.5
+    assert (again.path / "recipe.yaml").read_text() == TOY
+
+
+def test_resume_without_a_place_starts_what_no_run_has_begun(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted):
+        train(recipe, resume=True, on_progress=StopAt(4, signal.SIGINT))
+    other = train(recipe, ["train.seed=1"], resume=True)
+    assert other.recipe.train.seed == 1
+    assert len(list((tmp_path / "runs" / "toy").iterdir())) == 2
+
+
+def test_a_batch_that_divides_nothing_evenly(recipe: Path, tmp_path: Path) -> None:
+    assert train(recipe, ["train.batch_size=63"], out=tmp_path / "run").state == "finished"
+
+
+def test_an_energy_that_never_meets_the_averaged_base_is_pointed_out(recipe: Path, tmp_path: Path) -> None:
+    with pytest.warns(GebmKitWarning, match="sampling uses the averaged one"):
+        train(recipe, ["train.final.steps=0"], out=tmp_path / "run")
+
+
+def test_whatever_goes_wrong_the_status_says_failed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Trainer) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Trainer, "cycle", broken)
+    with pytest.raises(RunFailed, match="out of memory at step 0"):
+        train(recipe, out=tmp_path / "run")
+    assert load_run(tmp_path / "run").state == "failed"
+
+
 def test_resuming_under_another_recipe_shows_the_differences(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(recipe, out=tmp_path / "run", on_progress=StopAt(4, signal.SIGINT))

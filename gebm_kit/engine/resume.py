@@ -1,0 +1,107 @@
+"""Going on with a run: which one, whether the recipe is still the same, and the command that does it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gebm_kit.config.build import resolved
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.engine.files import write_atomic
+from gebm_kit.engine.run import Run, load_run, unfinished_runs
+
+CHANGEABLE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
+"""Keys that a resumed run may change, besides the device and everything under `AFTERWARDS`."""
+
+AFTERWARDS = ("sampler.", "sample.", "eval.")
+"""Sections that say what happens to the trained model."""
+
+
+def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
+    """The run to go on with: the one in ``out``, else the newest unfinished run of this very recipe; None: start one.
+
+    Raises:
+        CheckpointError: ``out`` holds something that is no run.
+    """
+    if out is not None:
+        path = Path(out)
+        return load_run(path) if path.is_dir() and any(path.iterdir()) else None
+    return next((run for run in unfinished_runs(recipe.name) if not differences(run.recipe, recipe)), None)
+
+
+def is_done(run: Run, recipe: Recipe) -> bool:
+    """Whether the run is finished, whole, and what the recipe asks for, so that there is nothing to do."""
+    return run.state == "finished" and resolved(run.recipe) == resolved(recipe) and _is_whole(run)
+
+
+def check_same(old: Recipe, new: Recipe) -> None:
+    """Refuse to resume under a recipe that would have trained something else.
+
+    Raises:
+        UsageError: the differences, one a line.
+    """
+    found = differences(old, new)
+    if found:
+        raise UsageError(
+            "\n  ".join(["the run was trained with another recipe:", *found]),
+            hint="Resume with the run's own resolved.yaml, or start afresh with another --out.",
+        )
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Keys that a resumed run can't change, with their values then and now."""
+    before, after = _leaves(resolved(old)), _leaves(resolved(new))
+    found = [
+        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and key not in CHANGEABLE
+        and key != "device"
+        and not key.startswith(AFTERWARDS)
+    ]
+    if old.train.steps != new.train.steps and old.train.final.steps:
+        found.append(
+            f"train.steps: {old.train.steps} in the run, {new.train.steps} now; a run with a final phase keeps its length"
+        )
+    return found
+
+
+def drop_rows_after(run: Run, step: int) -> None:
+    """Remove log rows that a resumed run is about to write again."""
+    rows = run.metrics()
+    kept = [row for row in rows if row.get("step", 0) <= step]
+    path = run.path / "metrics.jsonl"
+    if path.exists() and (len(kept) < len(rows) or not path.read_bytes().endswith(b"\n")):
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
+    """The command that goes on with the run: the one that started it, as a shell reads it.
+
+    It names the number of threads, since the last bits of a sum on the CPU depend on it.
+    """
+    source = str(recipe.path) if recipe.path else recipe.name
+    words = ["gebm-kit", "train", source, *recipe.overrides, "--out", str(run.path), "--resume"]
+    words += ["--device", device] if device else []
+    return shlex.join([*words, "--threads", str(torch.get_num_threads())])
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether the newest checkpoint can be read; otherwise training makes it again."""
+    try:
+        return bool(run.checkpoint.path)
+    except CheckpointError:
+        return False
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v for name, item in value.items() for k, v in _leaves(item, f"{key}.{name}" if key else name).items()
+        }
+    return {key: value}
