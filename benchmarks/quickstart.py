@@ -2,10 +2,10 @@
 
     python benchmarks/quickstart.py [--seeds 0 1 2] [--threads 2] [--out DIR] [KEY=VALUE ...]
 
-For every seed it trains ``recipes/quickstart.yaml``, and the same networks as a logistic GAN for as many cycles in all, with R1
-at the weight that suits it and the same moving average. Every cycle of the GAN has a base update, where those of the
-quickstart's final phase have an energy update of twice the batch; the seconds of both are in the table. Fréchet distances are on classifier features against the test
-part, extrapolated to infinite N, over independent draw sets; the ratio is paired.
+For every seed it trains ``recipes/quickstart.yaml``, and the same networks as a logistic GAN for as many cycles in all,
+with R1 at the weight that suits it and the same moving average. Every cycle of the GAN has a base update, where those of
+the quickstart's final phase have an energy update of twice the batch; the seconds of both are in the table. Fréchet
+distances are on classifier features against the test part, extrapolated to infinite N, over independent draw sets.
 """
 
 from __future__ import annotations
