@@ -173,7 +173,9 @@ def _load(
                 raise PluginError(f"it was written for plugin API {api!r}; this kit speaks {hookspecs.API_VERSION}")
             manager.register(plugin, name=f"{distribution}/{entry.name}")
             components = _components_of(manager, plugin)
-            trial = Registry()  # duplicates within the plugin fail here, before anything is kept
+            trial = Registry()  # names that this distribution gives twice fail here, before anything is kept
+            for record in (r for r in registry if canonical(r.distribution) == canonical(distribution)):
+                trial.add(record.component, distribution)
             for component in components:
                 trial.add(component, distribution)
             path = str(getattr(module, "__file__", None) or "")
@@ -190,11 +192,8 @@ def _load(
                 f"{component.kind} {component.name!r} is a built-in and keeps its name; "
                 f"this plugin's is {distribution}:{component.name}"
             )
-    try:
-        for component in components:
-            registry.add(component, distribution, version)
-    except ValueError as error:  # a second entry point of the same distribution repeats a name
-        return status(path=path, state="failed", error=_one_line(error))
+    for component in components:
+        registry.add(component, distribution, version)
     provided = tuple(f"{c.kind}:{c.name}" for c in components)
     return status(path=path, components=provided, notes=tuple(notes))
 

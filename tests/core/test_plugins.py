@@ -11,10 +11,11 @@ import textwrap
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from gebm_kit.core import plugins
 from gebm_kit.core.components import BUILTIN
 from gebm_kit.core.errors import PluginError
 from gebm_kit.core.plugins import discover
@@ -406,6 +407,37 @@ def test_a_distribution_can_not_take_the_kits_name() -> None:
     vars(entry).update(dist=Dist())
     (status,) = discover({}, [entry]).report
     assert (status.state, status.error) == ("failed", f"the name {BUILTIN} belongs to the kit itself")
+
+
+def test_an_entry_point_that_repeats_a_name_of_its_distribution_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dist:
+        metadata: ClassVar = {"Name": "gebm-twice"}
+        version = "1"
+
+    entries = []
+    for name, components in (("gebm_first", ["shared"]), ("gebm_second", ["own", "shared"])):
+        records = ", ".join(record("sampler", word, "math:sqrt") for word in components)
+        (tmp_path / f"{name}.py").write_text(HOOK.format(records=records))
+        entry = EntryPoint(name, name, "gebm_kit")
+        vars(entry).update(dist=Dist())
+        entries.append(entry)
+    monkeypatch.syspath_prepend(tmp_path)
+    managers = []
+    load = plugins._load
+    monkeypatch.setattr(plugins, "_load", lambda manager, *rest: managers.append(manager) or load(manager, *rest))
+    try:
+        found = discover({}, entries)
+    finally:
+        sys.modules.pop("gebm_first", None)
+    first, second = found.report
+    assert (first.state, second.state) == ("ok", "failed")
+    assert "'shared' is registered twice by gebm-twice" in second.error
+    assert [r.component.name for r in found.registry if r.distribution == "gebm-twice"] == ["shared"]
+    assert managers[0].has_plugin("gebm-twice/gebm_first")
+    assert not managers[0].has_plugin("gebm-twice/gebm_second")
+    assert "gebm_second" not in sys.modules
 
 
 # --- allow and block lists -------------------------------------------------------------------------------------------
