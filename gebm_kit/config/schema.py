@@ -169,7 +169,7 @@ class EvalSection:
     """
 
     metrics: tuple[ComponentNode, ...] = ()
-    num_samples: Positive = 2000
+    num_samples: Annotated[int, Range(2, None)] = 2000
     num_sets: Annotated[int, Range(2, None)] = 10
     seed: Seed = 0
 

@@ -410,7 +410,8 @@ class Metric(ABC):
         """Named values; a metric with one value uses its own component name as the key."""
 
     def check(self, dataset: Dataset) -> None:
-        """Called before anything is trained or drawn; raises UsageError when the metric can't serve ``dataset``."""
+        """Called before anything is trained or drawn; raises UsageError when the metric can't serve ``dataset``, RecipeError
+        or PluginError when it names a component that is not installed."""
         return
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:

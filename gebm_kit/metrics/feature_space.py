@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gebm_kit.core.components import BUILTIN
 from gebm_kit.core.errors import RunFailed, UsageError
-from gebm_kit.core.interfaces import EvalContext, FeatureMap, HasLabels
+from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, HasLabels
+from gebm_kit.core.plugins import installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,24 @@ def feature_space(name: str, context: EvalContext) -> FeatureSpace:
     if name == "auto":
         name = "classifier" if isinstance(context.dataset, HasLabels) else "pixels"
     return FeatureSpace(name, context.features(name))
+
+
+def check_features(name: str, dataset: Dataset, metric: str) -> None:
+    """Refuse a feature map that does not exist or can't serve ``dataset``.
+
+    Raises:
+        RecipeError, PluginError: no installed feature map is called so.
+        UsageError: it needs labels, and the dataset has none.
+    """
+    if name == "auto":
+        return
+    record = installed().registry.get("features", name)
+    needs_labels = (record.distribution, record.component.name) == (BUILTIN, "classifier")
+    if needs_labels and not isinstance(dataset, HasLabels):
+        raise UsageError(
+            f"metric {metric}: features {name!r} need a dataset with labels, and this one has none",
+            hint="Use features: pixels.",
+        )
 
 
 def check_rows(context: EvalContext, least: int, metric: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import EvalContext, Metric
-from gebm_kit.metrics.feature_space import check_rows, feature_space
+from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
+from gebm_kit.metrics.feature_space import check_features, check_rows, feature_space
 
 PARTS = (1, 2, 3, 4)
 """The draws are cut into that many equal parts in turn; the fit is over the sizes N, N/2, N/3, N/4."""
@@ -69,6 +69,10 @@ class Frechet(Metric):
         if min(len(samples), len(reference)) < samples.shape[1]:
             return {"frechet": float(distance_of_rows(samples, reference))}
         return {"frechet": float(frechet_distance(moments(samples), moments(reference)))}
+
+    def check(self, dataset: Dataset) -> None:
+        """The feature map must exist and serve the dataset."""
+        check_features(self.features, dataset, "frechet")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         space = feature_space(self.features, context)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import EvalContext, Metric
-from gebm_kit.metrics.feature_space import check_rows, feature_space
+from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
+from gebm_kit.metrics.feature_space import check_features, check_rows, feature_space
 
 BLOCK = 1024
 """Rows of the kernel matrix that are held at a time."""
@@ -52,6 +52,10 @@ class Mmd(Metric):
         within_x = kernel_sum(x, x, bandwidth) - len(x)
         across = kernel_sum(x, y, bandwidth) / (len(x) * len(y))
         return {"mmd": within_x / (len(x) * (len(x) - 1)) + within_y - 2.0 * across}
+
+    def check(self, dataset: Dataset) -> None:
+        """The feature map must exist and serve the dataset."""
+        check_features(self.features, dataset, "mmd")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         space = feature_space(self.features, context)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.interfaces import EvalContext, Metric
+from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
 from gebm_kit.core.seeds import stream
-from gebm_kit.metrics.feature_space import check_rows, feature_space
+from gebm_kit.metrics.feature_space import check_features, check_rows, feature_space
 
 BLOCK = 32
 """Directions that are sorted at a time."""
@@ -47,6 +47,10 @@ class SlicedWasserstein(Metric):
         directions = self._directions(x.shape[1]).to(x)
         squared = torch.cat([wasserstein_squared(x @ u.T, y @ u.T) for u in directions.split(BLOCK)])
         return {"sliced-wasserstein": float(squared.mean().sqrt())}
+
+    def check(self, dataset: Dataset) -> None:
+        """The feature map must exist and serve the dataset."""
+        check_features(self.features, dataset, "sliced-wasserstein")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         space = feature_space(self.features, context)

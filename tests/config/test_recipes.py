@@ -245,3 +245,9 @@ def test_aliases_in_overrides_are_refused() -> None:
     assert problems(GOOD, ["energy.hidden=[&a [1], *a]"]) == [
         "override 'energy.hidden=[&a [1], *a]': aliases are not allowed in recipes; write the value out, or use ${...}"
     ]
+
+
+def test_an_evaluation_has_two_draws_at_least() -> None:
+    assert checked(overrides=["eval.num_samples=2"]).eval.num_samples == 2
+    (problem,) = problems(GOOD, ["eval.num_samples=1"])
+    assert "eval.num_samples" in problem

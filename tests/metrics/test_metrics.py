@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gebm_kit.core.components import BUILTIN
-from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, EvalContext, Metric
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
@@ -61,6 +61,23 @@ def context(
 
 def normal(num: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
     return mean + std * torch.randn(num, dim, generator=stream(seed, "normal", num, dim), dtype=F64)
+
+
+@pytest.mark.parametrize("kind", [Frechet, Mmd, SlicedWasserstein])
+class TestFeaturesAreCheckedBeforehand:
+    def test_the_name_must_be_installed(self, kind: Callable[..., Metric]) -> None:
+        with pytest.raises(RecipeError, match=r"features 'pixel' is unknown; did you mean pixels\?"):
+            kind(features="pixel").check(Digits())
+
+    @pytest.mark.parametrize("name", ["classifier", f"{BUILTIN}:classifier"])
+    def test_the_classifier_needs_labels(self, kind: Callable[..., Metric], name: str) -> None:
+        kind(features=name).check(Digits())
+        with pytest.raises(UsageError, match="need a dataset with labels"):
+            kind(features=name).check(TwoMoons())
+
+    def test_others_serve_all_data(self, kind: Callable[..., Metric]) -> None:
+        for name in ("auto", "pixels"):
+            kind(features=name).check(TwoMoons())
 
 
 def test_every_metric_names_its_values_and_is_repeatable() -> None:
