@@ -53,7 +53,7 @@ def train(
         )
     from gebm_kit.config.load import load_recipe
 
-    recipe = load_recipe(given.target, given.overrides)  # before torch: a misspelt key answers at once
+    recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
     set_threads(threads)
     from gebm_kit.cli.results import figure_paths, show_evaluation, show_figures
     from gebm_kit.engine.train import plan

@@ -23,7 +23,8 @@ class Arrays(TensorDataset):
     The split does not look for repeated rows: remove duplicates first, or they may fall on both sides of it.
 
     Args:
-        path: .npz, .npy, .safetensors or .csv (UTF-8, commas, with or without a header), relative to the recipe's folder.
+        path: .npz, .npy, .safetensors or .csv (UTF-8, commas, with or without a header), relative to the directory that the
+            command is started in.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
         labels: class labels: a name in the same archive, a csv column (its number from 1 when there is no header), or
             for .npy the name of a .npy file beside it.

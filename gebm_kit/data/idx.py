@@ -37,7 +37,7 @@ class Idx(TensorDataset):
     32-bit integer, then the elements in row-major order.
 
     Args:
-        path: the folder, relative to the recipe's own.
+        path: the folder, relative to the directory that the command is started in.
         valid_fraction: share of the train files that becomes the valid part.
         seed: seed of that split.
 

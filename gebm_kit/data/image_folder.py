@@ -39,7 +39,7 @@ class ImageFolder(Dataset):
     least two.
 
     Args:
-        path: the folder, relative to the recipe's own.
+        path: the folder, relative to the directory that the command is started in.
         size: side of the result; None keeps images as they are, which needs them all of one size.
         crop: side of a central square that is cut out first.
         channels: 3 for colour, 1 for grey.
