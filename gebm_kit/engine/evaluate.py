@@ -2,9 +2,11 @@
 
 Protocol. The *reference* is the dataset's test part (or the part that is asked for). Base and GEBM are each drawn in
 ``num_sets`` independent sets of ``num_samples``; every set is scored against the same reference, the value is the mean
-over the sets and the interval is Student's over the sets. It covers the randomness of the draws, not that of the
-reference, which all columns share. *data* is held-out data that is not in the reference, scored in the same way: the floor,
-the value that a perfect model would get. *ratio* is GEBM over base, set k against set k.
+over the sets and the interval is Student's over the sets. The intervals are given these reference rows: they cover the
+randomness of the draws and leave out the reference's own sampling, which all columns share. *data* is held-out data that is
+not in the reference, scored in the same way: the floor, what held-out data of that size scores. From few held-out rows it is
+noisy, and not exactly what a perfect model would get. *ratio* is GEBM over base, paired: set k against set k, with the same
+reference and the same shuffles; the draws of the two are independent.
 """
 
 from __future__ import annotations
@@ -238,7 +240,7 @@ class _Scorer:
     seed: int
 
     def context(self, name: str, samples: Tensor, index: int) -> EvalContext:
-        """The context of a metric for one set. Sets of the same index share their randomness: they are paired."""
+        """The context of a metric for one set. Sets of the same index share reference and shuffles: they are paired."""
         return EvalContext(
             samples=samples,
             reference=self.reference,

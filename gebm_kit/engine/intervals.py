@@ -1,5 +1,8 @@
 """Estimates with 95 % intervals from independent draw sets.
 
+The intervals are given the reference rows that the sets are scored against: they cover the randomness of the draws and leave
+out the reference's own sampling.
+
 References:
     Some problems in interval estimation. E. C. Fieller, Journal of the Royal Statistical Society B 16(2), 1954.
     https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
@@ -70,7 +73,10 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> RatioEstimate:
-    """Ratio of two figures measured on the same sets, k-th with k-th.
+    """Ratio of two figures, the k-th of one paired with the k-th of the other.
+
+    Paired are set k of the GEBM and set k of the base: different draws, scored against the same reference with the same
+    shuffles.
 
     When all are positive: ``exp(mean log(a_k / b_k))`` with a t interval on the logarithm. Otherwise (an unbiased estimate
     may be negative) ``mean a / mean b`` with Fieller's interval, the set of all r for which ``mean(a - r b) = 0`` is not

@@ -20,7 +20,8 @@ class KaleMetric(Metric):
 
     P is the reference (held-out data). Whatever A is, the expectation of the value is at most KL(P || B); estimating both
     from the same draws would lose that. How far training has raised it says how much of the base's error the energy has
-    found. A property of the model, not of draws.
+    found. A property of the model, not of draws, and of the energy E itself: it is taken at inverse temperature 1 whatever
+    the one that draws are sampled at (``kale_test`` of an evaluation is of that one).
 
     Args:
         num_draws: base draws in each of the two sets.
