@@ -190,7 +190,7 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         assert not missing, f"{' '.join(words)}: {missing}"
         for key in ("log_partition", "metrics"):
             if isinstance(found.get(key), dict):
-                allowed = known | words_in_code(section(read("cli.md"), "eval")) | {"ess", "num_draws"}
+                allowed = known | words_in_code(section(read("cli.md"), "eval"))
                 assert set(found[key]) <= allowed, f"{words[0]}: {key}"
     assert main(["list", "nothing", "--json"]) == 2
     error = json.loads(capfd.readouterr().out)

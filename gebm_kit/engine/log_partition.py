@@ -1,15 +1,34 @@
-"""The log-partition A of a model, estimated by importance sampling from its base."""
+"""The log-partition A of a model, estimated by importance sampling from its base.
+
+References:
+    Pareto Smoothed Importance Sampling. A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, JMLR 25(72), 2024.
+    https://arxiv.org/abs/1507.02646
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gebm_kit.core import estimators
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.engine.progress import warn
 
 BLOCK = 1024
+
+PARETO_K_LIMIT = 0.7
+"""Above it the mean of the weights and its standard error can't be relied on at any practical number of draws (Vehtari et
+al. 2024, Section 3.2)."""
+
+MIN_WEIGHTS = 25
+"""With fewer, the tail of a fifth of them has less than the five that a fit needs."""
+
+MAX_SPREAD = 600.0
+"""Nats between the largest weight and the rest of the tail beyond which the fit, in double precision, sees only zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +39,18 @@ class LogPartition:
         value: the estimate, in nats.
         se: its standard error (delta method).
         ess: effective sample size of the importance weights.
+        pareto_k: shape of the generalised Pareto law fitted to the largest weights (the paper's k-hat); the weights have
+            finite moments of order below 1/k. -inf when the largest are equal, inf when next to all weight is on a few, nan
+            when there are too few to tell.
+        num_draws: base draws behind the estimate.
         method: how it was found.
     """
 
     value: float
     se: float
     ess: float
+    pareto_k: float
+    num_draws: int
     method: str = "importance-sampling"
 
 
@@ -40,8 +65,43 @@ def importance_sampling(
     z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=dtype)
     with LatentPotential(model, block_size=min(num, BLOCK)) as potential:
         energy = potential.energy(z).double()
+    return from_tilt(inverse_temperature * energy)
+
+
+def from_tilt(tilt: Tensor) -> LogPartition:
+    """The estimate from ``beta E`` of base draws, (N,) in float64."""
     return LogPartition(
-        float(estimators.log_partition(energy, inverse_temperature)),
-        float(estimators.log_partition_se(energy, inverse_temperature)),
-        float(estimators.effective_sample_size(-inverse_temperature * energy)),
+        value=float(estimators.log_partition(tilt)),
+        se=float(estimators.log_partition_se(tilt)),
+        ess=float(estimators.effective_sample_size(-tilt)),
+        pareto_k=pareto_k(-tilt),
+        num_draws=len(tilt),
     )
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """Pareto k-hat of importance weights, (N,), from their ``min(N / 5, 3 sqrt(N))`` largest."""
+    if len(log_weights) < MIN_WEIGHTS or not math.isfinite(float(log_weights.max())):
+        return math.nan
+    num_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
+    tail = log_weights.topk(num_tail + 1).values
+    if tail[0] == tail[-2]:
+        return -math.inf
+    if tail[0] - tail[-1] > MAX_SPREAD:
+        return math.inf
+    from arviz_stats.base.array import array_stats  # slow to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own words on a large k or a short tail; ours follow from the number
+        _, k = array_stats.psislw(-log_weights.double().cpu().numpy())  # it takes log ratios with their sign turned
+    return float(k)
+
+
+def warn_of_tail(estimate: LogPartition) -> None:
+    """Say in words, as `GebmKitWarning`, when the weights are too heavy-tailed for A."""
+    if estimate.pareto_k >= PARETO_K_LIMIT:
+        warn(
+            f"the log-partition A and KALE are not to be trusted: a few of {estimate.num_draws:,} base draws carry most of "
+            f"the weight (Pareto k {estimate.pareto_k:.2f}, below {PARETO_K_LIMIT} is wanted), so A is too low, KALE too "
+            "high, and the standard error too small. Energy and base are too far apart for importance sampling."
+        )

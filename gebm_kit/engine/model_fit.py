@@ -15,7 +15,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.held_out import every_row
-from gebm_kit.engine.log_partition import LogPartition
+from gebm_kit.engine.log_partition import LogPartition, from_tilt, warn_of_tail
 
 NUM_DRAWS = 20_000
 """Base draws behind A, and as many again behind the mean over the base in KALE."""
@@ -32,13 +32,11 @@ class ModelFit:
             the reference. A comes from one set of base draws and the mean over B from another, so that the expectation is a
             lower bound of KL(P || B) whatever A turned out to be.
         log_partition: A(beta).
-        num_draws: base draws behind it.
     """
 
     kale_train: float | None
     kale_test: float
     log_partition: LogPartition
-    num_draws: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; what is not finite is null."""
@@ -51,7 +49,8 @@ class ModelFit:
                 "se": _finite(estimate.se),
                 "method": estimate.method,
                 "ess": _finite(estimate.ess),
-                "num_draws": self.num_draws,
+                "pareto_k": _finite(estimate.pareto_k),
+                "num_draws": estimate.num_draws,
             },
         }
 
@@ -77,16 +76,12 @@ def model_fit(
             of_train = beta * _energies(model, every_row(train, "training data"), device, example.dtype)
     first, second = base[:NUM_DRAWS], base[NUM_DRAWS:]
     log_partition = estimators.log_partition(first)
-    estimate = LogPartition(
-        value=float(log_partition),
-        se=float(estimators.log_partition_se(first)),
-        ess=float(estimators.effective_sample_size(-first)),
-    )
+    estimate = from_tilt(first)
+    warn_of_tail(estimate)
     return ModelFit(
         kale_train=None if of_train is None else float(estimators.kale(of_train, second, log_partition)),
         kale_test=float(estimators.kale(of_test, second, log_partition)),
         log_partition=estimate,
-        num_draws=NUM_DRAWS,
     )
 
 
