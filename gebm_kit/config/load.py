@@ -21,7 +21,8 @@ from gebm_kit.config.schema import COMPONENT_SECTIONS, Recipe
 from gebm_kit.core.errors import RecipeError, UsageError, nearest
 
 MAX_BYTES = 1_000_000
-_PLAIN_INTERPOLATION = re.compile(r"\$\{[A-Za-z0-9_.\[\]-]+\}")
+"""Of a recipe as it is written, and about that much once its interpolation is written out."""
+_PLAIN_INTERPOLATION = re.compile(r"\$\{([A-Za-z0-9_][A-Za-z0-9_.\[\]-]*)\}")
 _OVERRIDE_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*")
 
 Key = tuple[str | int, ...]
@@ -311,6 +312,9 @@ def _resolve(config: DictConfig, tree: Tree) -> None:
     tree.values = {str(k): v for k, v in raw.items()}
     if tree.refused:
         return
+    if _resolved_size(raw, raw, {}) > MAX_BYTES:
+        tree.problems.append(f"{tree.place(())}: its interpolation grows without measure; write the values out")
+        return
     try:
         resolved = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
@@ -320,6 +324,32 @@ def _resolve(config: DictConfig, tree: Tree) -> None:
     assert isinstance(resolved, dict)
     tree.values = {str(k): v for k, v in resolved.items()}
     _expand_names(tree.values)
+
+
+def _resolved_size(value: Any, root: Any, known: dict[str, int]) -> int:
+    """About how many characters ``value`` has once its interpolation is written out, found without writing it out."""
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return 1 + sum(_resolved_size(item, root, known) for item in items)
+    if not isinstance(value, str):
+        return 1
+    size = len(value)
+    for name in _PLAIN_INTERPOLATION.findall(value):
+        if name not in known:
+            known[name] = 0  # a reference to itself ends here, and is OmegaConf's to report
+            known[name] = _resolved_size(_target(root, name), root, known)
+        size += known[name]
+    return size
+
+
+def _target(root: Any, name: str) -> Any:
+    """What ``${name}`` refers to, or None when there is no such key."""
+    for part in _parts(name):
+        try:
+            root = root[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return root
 
 
 def _strings(value: Any, key: Key) -> Iterator[tuple[Key, str]]:

@@ -96,7 +96,8 @@ class TrainSection:
         final: the energy-only phase at the end.
         batch_size: data points and base draws in an update.
         noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units; it
-            gives the two overlapping supports. Sampling and evaluation add none.
+            gives the two overlapping supports. Sampling and evaluation add none, so the energy is then the log-ratio of the
+            two laws smoothed by that noise.
         seed: of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
         clip_grad_norm: largest gradient norm of an update; null: no clipping.

@@ -184,6 +184,16 @@ def test_the_resolved_recipe_round_trips() -> None:
     assert again.base == recipe.base
 
 
+@pytest.mark.parametrize("kind", ["lists", "texts"])
+def test_interpolation_that_explodes_is_refused(kind: str) -> None:
+    lines = ["k0: aaaaaaaaaa"]
+    for level in range(1, 40):
+        reference = f"${{k{level - 1}}}"
+        lines.append(f"k{level}: {json.dumps([reference] * 9 if kind == 'lists' else reference * 9)}")
+    assert any("grows without measure" in line for line in problems(GOOD + "\n".join(lines)))
+    assert any("is refused" in line for line in problems(GOOD + "sample:\n  seed: ${.x}\n"))
+
+
 def test_overrides_are_a_list() -> None:
     with pytest.raises(UsageError, match=r"\['train.steps=3'\]"):
         load_recipe("quickstart", "train.steps=3")
