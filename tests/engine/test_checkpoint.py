@@ -47,7 +47,7 @@ def test_only_the_last_ones_are_kept_and_nothing_else_is_left(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000003", "step-0000010"]
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["own", "another"])
 def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(tmp_path: Path, pid: int) -> None:
     left = tmp_path / f".writing-step-0000002-{pid}"
     left.mkdir()
