@@ -3,7 +3,8 @@
     python benchmarks/twenty_five_gaussians.py [--seeds 0 1 2] [--threads 2] [--out DIR] [KEY=VALUE ...]
 
 The grid is {-4, -2, 0, 2, 4}^2 with standard deviation 0.05; of 10,000 draws a point is of high quality within four standard
-deviations of a mode, and a mode is covered when it has 20 such points. Values are means over independent draw sets.
+deviations of a mode, and a mode is covered when it has 20 such points. Values are means over independent draw sets; seconds include the
+evaluation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
-    print("| seed | modes, base | modes, GEBM | high quality, base | high quality, GEBM | training, s |")
+    print("| seed | modes, base | modes, GEBM | high quality, base | high quality, GEBM | s |")
     print("|---|---|---|---|---|---|")
     for seed in options.seeds:
         overrides = [f"train.seed={seed}", *options.overrides]
