@@ -3,8 +3,8 @@
     python benchmarks/twenty_five_gaussians.py [--seeds 0 1 2] [--threads 2] [--out DIR] [KEY=VALUE ...]
 
 The grid is {-4, -2, 0, 2, 4}^2 with standard deviation 0.05; of 10,000 draws a point is of high quality within four standard
-deviations of a mode, and a mode is covered when it has 20 such points. Values are means over independent draw sets; seconds include the
-evaluation.
+deviations of a mode, and a mode is covered when it has 20 such points. Values are means over independent draw sets; seconds
+include the evaluation.
 """
 
 from __future__ import annotations
