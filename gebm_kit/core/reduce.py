@@ -1,7 +1,7 @@
 """Reductions over the batch that are global under torch.distributed and plain in a single process.
 
 Losses use these so that an estimate such as a log-mean-exp is that of the global batch (averaging per-rank estimates is
-wrong, see MATH 2). Gradients follow the convention of DistributedDataParallel, which averages gradients over ranks: with
+wrong). Gradients follow the convention of DistributedDataParallel, which averages gradients over ranks: with
 W ranks the local gradient is W times the derivative of the global value, so that the average is the derivative itself.
 """
 

@@ -54,22 +54,19 @@ class LogPartition:
     method: str = "importance-sampling"
 
 
-def importance_sampling(
-    model: GEBM, num: int, generator: torch.Generator, *, inverse_temperature: float = 1.0
-) -> LogPartition:
-    """``A(beta) = log mean exp(-beta E(G(z)))`` over ``num`` prior draws (MATH 4). Biased low by about ``1 / (2 ess)``.
-
-    Energies are summed in float64. The generator lives on the model's device.
-    """
+def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
+    """``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
     dtype = next(model.parameters()).dtype
     z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=dtype)
     with LatentPotential(model, block_size=min(num, BLOCK)) as potential:
-        energy = potential.energy(z).double()
-    return from_tilt(inverse_temperature * energy)
+        return potential.energy(z).double()
 
 
 def from_tilt(tilt: Tensor) -> LogPartition:
-    """The estimate from ``beta E`` of base draws, (N,) in float64."""
+    """``A(beta) = log mean exp(-beta E(G(z)))`` from ``beta E`` of base draws, (N,) in float64.
+
+    It is biased low, by about ``1 / (2 ess)``.
+    """
     return LogPartition(
         value=float(estimators.log_partition(tilt)),
         se=float(estimators.log_partition_se(tilt)),

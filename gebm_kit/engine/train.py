@@ -20,6 +20,7 @@ from torch import Tensor
 from gebm_kit.config.build import build, build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.core import estimators
 from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, Logger, named_scalars
 from gebm_kit.core.model import GEBM
@@ -28,7 +29,7 @@ from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import check_metrics, score_recipe
 from gebm_kit.engine.files import write_json
-from gebm_kit.engine.log_partition import importance_sampling
+from gebm_kit.engine.log_partition import prior_energies
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
 from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_same, drop_rows_after, find_run, is_done, resume_command
@@ -154,7 +155,6 @@ class _Job:
     def loop(self) -> None:
         """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
         settings, trainer = self.settings, self.trainer
-        saved = trainer.step if trainer.step else -1
         while trainer.step < settings.total_steps:
             metrics = trainer.cycle()
             last = trainer.step == settings.total_steps
@@ -164,15 +164,12 @@ class _Job:
                 self.on_progress(Progress("train", trainer.step, settings.total_steps))
             if trainer.step % settings.checkpoint_every == 0 or last or self.stop.received:
                 self.save("interrupted" if self.stop.received and not last else "running")
-                saved = trainer.step
             if self.stop.received and not last:
                 raise self.stop.interrupted(
                     f"stopped at step {trainer.step} of {settings.total_steps}; saved in {self.run.path}"
                 )
             if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
                 self.look()
-        if saved != settings.total_steps:
-            self.save("running")
 
     def save(self, state: str) -> None:
         """A checkpoint of everything, with A estimated for the base that sampling uses."""
@@ -180,8 +177,8 @@ class _Job:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                estimate = importance_sampling(trainer.model, LOG_PARTITION_DRAWS, generator)
-            trainer.model.log_partition.fill_(estimate.value)
+                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
+            trainer.model.log_partition.copy_(estimators.log_partition(energies))
         facts = facts_for_checkpoint(self.recipe, self.dataset)
         save_checkpoint(
             self.run.checkpoints,

@@ -19,7 +19,19 @@ from gebm_kit.core.interfaces import Batch, Energy, Penalty
 from gebm_kit.penalties.gradient import squared_gradient_norm
 
 
-class R1(Penalty):
+class _ZeroCentred(Penalty):
+    """What R1 and R2 share: their arguments."""
+
+    def __init__(
+        self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
+    ) -> None:
+        super().__init__()
+        check_arguments(self, weight=weight, every=every)
+        self.weight = float(weight)
+        self.every = every
+
+
+class R1(_ZeroCentred):
     """``(weight / 2) E_P[|grad E|^2]``, the gradient penalty on data; weight is the paper's gamma.
 
     Args:
@@ -27,35 +39,19 @@ class R1(Penalty):
         every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
     """
 
-    def __init__(
-        self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
-    ) -> None:
-        super().__init__()
-        check_arguments(self, weight=weight, every=every)
-        self.weight = float(weight)
-        self.every = every
-
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.x is None:
             raise UsageError("the r1 penalty needs data, and the batch has none")
         return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x))
 
 
-class R2(Penalty):
+class R2(_ZeroCentred):
     """``(weight / 2) E_B[|grad E|^2]``, the gradient penalty on base draws; weight is the paper's gamma.
 
     Args:
         weight: gamma.
         every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
     """
-
-    def __init__(
-        self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
-    ) -> None:
-        super().__init__()
-        check_arguments(self, weight=weight, every=every)
-        self.weight = float(weight)
-        self.every = every
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x_base))
