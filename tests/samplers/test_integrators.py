@@ -1,4 +1,4 @@
-"""HMC's two integrators in float64: reversible, volume preserving, of second order (MATH 6.4)."""
+"""HMC's two integrators in float64: reversible, volume preserving, of second order."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_energy_error_is_of_second_order(scheme: str, mass: str) -> None:
 
 
 def test_rotation_is_that_of_the_mathematics() -> None:
-    """One step in velocities v = s p against MATH 3's formulas in momenta p."""
+    """One step in velocities v = s p against the textbook formulas in momenta p."""
     target = linear_gaussian(2)
     s, h = torch.tensor([0.4, 1.5], dtype=torch.float64), 0.37
     z, p = _start(50)

@@ -1,4 +1,4 @@
-"""Negative controls (MATH 6.3): the tests that every sampler passes must fail samplers that are wrong in known ways."""
+"""Negative controls: the tests that every sampler passes must fail samplers that are wrong in known ways."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NoOp(Sampler):
 
 
 class TextbookMala(NoOp):
-    """MALA written as in MATH 3. Its correction reads |.|^2 / (4 h), or (h/4) |.|^2 when ``wrong``."""
+    """MALA as it is written in textbooks. Its correction reads |.|^2 / (4 h), or (h/4) |.|^2 when ``wrong``."""
 
     def __init__(self, step_size: float, wrong: bool) -> None:
         self.step_size, self.wrong = step_size, wrong
