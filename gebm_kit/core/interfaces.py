@@ -11,12 +11,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from gebm_kit.core.priors import Prior, StandardNormal, prior_sample
+from gebm_kit.core.sampling import (
+    DIVERGENCE_THRESHOLD as DIVERGENCE_THRESHOLD,
+)
+from gebm_kit.core.sampling import (
+    Adaptation as Adaptation,
+)
+from gebm_kit.core.sampling import (
+    Info as Info,
+)
+from gebm_kit.core.sampling import (
+    Potential as Potential,
+)
+from gebm_kit.core.sampling import (
+    Sampler as Sampler,
+)
+from gebm_kit.core.sampling import (
+    State as State,
+)
+from gebm_kit.core.sampling import (
+    TiltedPotential as TiltedPotential,
+)
+from gebm_kit.core.sampling import (
+    Tunable as Tunable,
+)
+from gebm_kit.core.sampling import (
+    ValueAndGrad as ValueAndGrad,
+)
 
 if TYPE_CHECKING:
     from gebm_kit.core.model import GEBM
@@ -157,144 +184,6 @@ class Penalty(nn.Module):
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         """The weighted penalty, ()."""
         raise NotImplementedError
-
-
-# --- potentials and samplers -----------------------------------------------------------------------------------------
-
-
-class ValueAndGrad(NamedTuple):
-    """A function's value at each chain, (C,), and its gradient, (C, Z)."""
-
-    value: Tensor
-    grad: Tensor
-
-
-@runtime_checkable
-class Potential(Protocol):
-    """``U(z)``, minus a log-density up to a constant, evaluated on all chains at once. Gradients carry no graph."""
-
-    def value(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
-        ...
-
-    def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
-        ...
-
-
-@runtime_checkable
-class TiltedPotential(Potential, Protocol):
-    """A potential split as ``U(z) = |z|^2 / 2 + tilt(z)``: a standard-normal prior times ``exp(-tilt)``.
-
-    Kernels which know the prior (kick-rotate HMC, pCN) use the tilt alone.
-    """
-
-    def tilt(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
-        ...
-
-    def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
-        ...
-
-
-class Info(NamedTuple):
-    """What one step says about each chain.
-
-    Attributes:
-        acceptance: acceptance probability of the proposal, (C,), in [0, 1]; 1 for kernels without a correction.
-        accepted: whether the chain moved to its proposal, (C,), bool; False in a step that diverged.
-        diverged: non-finite proposal or energy error above 1000; rejected, (C,), bool. A kernel that looks at several
-            points a step says so when it rejected any of them for that reason.
-        grad_evals: gradients of the potential that the step spent on each chain, a Python int.
-        forward_evals: values (without gradient) that it spent on each chain, a Python int.
-        tuning: what warm-up averages in place of the acceptance, (C,), in [0, 1], for kernels without a correction.
-    """
-
-    acceptance: Tensor
-    accepted: Tensor
-    diverged: Tensor
-    grad_evals: int
-    forward_evals: int = 0
-    tuning: Tensor | None = None
-
-
-class State(Protocol):
-    """A kernel's state: a NamedTuple of tensors that holds at least these. Saved and restored field by field."""
-
-    @property
-    def position(self) -> Tensor:
-        """(C, Z), in normal coordinates."""
-        ...
-
-    @property
-    def value(self) -> Tensor:
-        """Cached value of what the kernel evaluates (U, or the tilt), (C,)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Tunable:
-    """A constructor parameter that warm-up may set.
-
-    Attributes:
-        name: attribute of the sampler, a float.
-        target: acceptance that dual averaging aims at.
-        low, high: bounds, so that a flat tilt can't drive the value to infinity.
-    """
-
-    name: str
-    target: float
-    low: float
-    high: float
-
-
-DIVERGENCE_THRESHOLD = 1000.0
-"""Energy error above which a proposal counts as divergent (Stan's and blackjax's convention)."""
-
-
-class Sampler(ABC):
-    """A latent sampler in the manner of blackjax: pure functions of a small state, all chains in one batch.
-
-    ``init`` and ``step`` draw every random number from the generator handed in and never wait for the device: no
-    ``.item()``, no boolean-mask indexing, no Python branch on data. Parameters that warm-up tunes live on the sampler and
-    are replaced, never mutated (`tuned`).
-
-    Attributes:
-        family: ``kernel`` (chains), ``population`` (weights and resampling) or ``refiner`` (moves points, no target).
-        exact: whether draws are unbiased for the target once warm-up is frozen.
-        coupled: whether chains exchange information.
-        priors: prior names served; all priors are images of a normal, so kernels serve all unless they say otherwise.
-        tunable: what warm-up may tune, or None.
-    """
-
-    family: ClassVar[Literal["kernel", "population", "refiner"]] = "kernel"
-    exact: ClassVar[bool] = True
-    coupled: ClassVar[bool] = False
-    priors: ClassVar[frozenset[str]] = frozenset({"normal", "uniform", "sphere"})
-
-    @property
-    def tunable(self) -> Tunable | None:
-        return None
-
-    @abstractmethod
-    def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> Any:
-        """State of chains at ``z``: (C, Z)."""
-
-    @abstractmethod
-    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
-        """One transition of every chain."""
-
-    def tuned(self, **values: Any) -> Sampler:
-        """A copy with the named attributes replaced; ``inverse_mass`` takes a tensor (Z,), see the sampler's docstring."""
-        import copy
-
-        twin = copy.copy(self)
-        for name, value in values.items():
-            if not hasattr(twin, name):
-                raise AttributeError(f"{type(self).__name__} has no parameter {name!r}")
-            setattr(twin, name, value)
-        return twin
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ class Isir(Sampler):
             chosen, tuning, walked, failed = self._moves(chosen, potential, generator)
             moved |= walked
             diverged |= failed
-        evals = {"grad_evals": self.num_local + 1 if self.num_local else 0, "forward_evals": self.num_candidates - 1}
-        return chosen, Info(acceptance, moved & ~diverged, diverged, tuning=tuning, **evals)
+        grad_evals = self.num_local + 1 if self.num_local else 0
+        return chosen, Info(acceptance, moved & ~diverged, diverged, grad_evals, self.num_candidates - 1, tuning)
 
     def _moves(self, state: IsirState, potential: Potential, generator: torch.Generator) -> _Local:
         """``num_local`` moves of MALA from ``state``."""
