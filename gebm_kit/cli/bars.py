@@ -6,8 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress as RichProgress, TaskID, TextColumn
 from rich.table import Column
 
 from gebm_kit.cli.ui import Pace

@@ -56,8 +56,7 @@ def train(
     recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
     set_threads(threads)
     from gebm_kit.cli.results import figure_paths, show_evaluation, show_figures
-    from gebm_kit.engine.train import plan
-    from gebm_kit.engine.train import train as engine_train
+    from gebm_kit.engine.train import plan, train as engine_train
 
     if dry_run:
         planned = plan(recipe, device=device)

@@ -19,29 +19,13 @@ from torch import Tensor, nn
 from gebm_kit.core.priors import Prior, StandardNormal, prior_sample
 from gebm_kit.core.sampling import (
     DIVERGENCE_THRESHOLD as DIVERGENCE_THRESHOLD,
-)
-from gebm_kit.core.sampling import (
     Adaptation as Adaptation,
-)
-from gebm_kit.core.sampling import (
     Info as Info,
-)
-from gebm_kit.core.sampling import (
     Potential as Potential,
-)
-from gebm_kit.core.sampling import (
     Sampler as Sampler,
-)
-from gebm_kit.core.sampling import (
     State as State,
-)
-from gebm_kit.core.sampling import (
     TiltedPotential as TiltedPotential,
-)
-from gebm_kit.core.sampling import (
     Tunable as Tunable,
-)
-from gebm_kit.core.sampling import (
     ValueAndGrad as ValueAndGrad,
 )
 
