@@ -1,7 +1,8 @@
-"""Warm-up: tunes a kernel's step size and preconditioner on all chains at once, then freezes them.
+"""Warm-up: tunes a kernel's step size, preconditioner and whatever its `Adaptation` tunes on all chains, then freezes them.
 
-Draws are kept only after it, with parameters that no longer change, so that an exact kernel stays exact. Tuning waits for
-the device once a step; kernels themselves never do.
+Draws are kept only after it, with parameters that no longer change, so that an exact kernel stays exact. Chains come in
+blocks, which step in turn; what tuning needs to know of them is summed within each block and then over the blocks in their
+order, in float64. Tuning waits for the device once a step; kernels themselves never do.
 
 References:
     The No-U-Turn Sampler. M. D. Hoffman, A. Gelman, JMLR 2014. https://arxiv.org/abs/1111.4246 (dual averaging, 3.2)
@@ -12,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +39,22 @@ SHRINKAGE_ROWS = 10.0
 ROWS_PER_INDEPENDENT = 5.0
 """States of one chain that count as one independent row in the pooled variance."""
 
+HARMONIC_FLOOR = 1e-3
+"""Least acceptance of a chain in a harmonic mean, an energy error of 6.9: without it one stuck chain in a thousand would
+decide the step size of all. At the target few chains reach it."""
+
 REPORT_EVERY = 10
+
+Reduce = Callable[[Sequence[Tensor]], Tensor]
+"""One vector of sums for each block, (K,) float64 on the device, to their sum over all blocks, (K,) float64 on the CPU."""
+
+
+def in_block_order(rows: Sequence[Tensor]) -> Tensor:
+    """The sum of the blocks' vectors (K,), added one after another, on the CPU; reads the device once."""
+    total, *rest = torch.stack(list(rows)).cpu().unbind()
+    for row in rest:
+        total = total + row
+    return total
 
 
 class DualAveraging:
@@ -85,36 +102,58 @@ class DualAveraging:
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """Result of `warm_up`: the frozen sampler, the chains' state, and how many steps diverged on the way."""
+    """Result of `warm_up`.
+
+    Attributes:
+        sampler: with what was tuned, frozen.
+        states: of the blocks.
+        divergences: steps that diverged on the way, over all blocks.
+    """
 
     sampler: Sampler
-    state: Any
+    states: tuple[Any, ...]
     divergences: int
+
+    @property
+    def state(self) -> Any:
+        """State of the only block."""
+        (state,) = self.states
+        return state
 
 
 class _Moments:
-    """Running mean and variance of positions over chains and steps, on the device."""
+    """Sums of positions and their squares over a block's chains and some steps, on the device."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self._rows = 0
         self._sum: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
 
     def add(self, z: Tensor) -> None:
         wide = z.double()
-        self.rows += z.shape[0]
+        self._rows += z.shape[0]
         self._sum = self._sum + wide.sum(0)
         self._squares = self._squares + wide.square().sum(0)
 
-    def shrunk_variance(self, like: Tensor) -> Tensor:
-        """``exp(n / (n + k) log s^2)`` with n independent rows and k = `SHRINKAGE_ROWS`, (Z,).
+    def sums(self) -> Tensor:
+        """Rows, sums and sums of squares, (1 + 2 Z,)."""
+        total = torch.as_tensor(self._sum)
+        return torch.cat([total.new_full((1,), self._rows), total, torch.as_tensor(self._squares)])
 
-        Shrunk toward 1 on a logarithmic scale, so that a small variance known from many rows stays small.
-        """
-        mean = torch.as_tensor(self._sum) / self.rows
-        variance = (torch.as_tensor(self._squares) / self.rows - mean.square()).clamp(1e-8, 1e8)
-        independent = self.rows / ROWS_PER_INDEPENDENT
-        return variance.pow(independent / (independent + SHRINKAGE_ROWS)).to(like)
+
+def shrunk_variance(sums: Tensor) -> Tensor:
+    """``exp(n / (n + k) log s^2)`` with n independent rows and k = `SHRINKAGE_ROWS`; (1 + 2 Z,) -> (Z,).
+
+    Shrunk toward 1 on a logarithmic scale, so that a small variance known from many rows stays small.
+
+    Args:
+        sums: rows, sums and sums of squares of positions.
+    """
+    rows = float(sums[0])
+    mean, square = (sums[1:] / rows).chunk(2)
+    variance = (square - mean.square()).clamp(1e-8, 1e8)
+    independent = rows / ROWS_PER_INDEPENDENT
+    return variance.pow(independent / (independent + SHRINKAGE_ROWS))
 
 
 def warm_up(
@@ -126,39 +165,54 @@ def warm_up(
     *,
     on_progress: OnProgress = ignore,
 ) -> WarmUp:
+    """`warm_up_blocks` of one block: the chains of ``state``, from ``sampler.init``, and their generator."""
+    return warm_up_blocks(sampler, [state], potential, [generator], steps, on_progress=on_progress)
+
+
+def warm_up_blocks(
+    sampler: Sampler,
+    states: Sequence[Any],
+    potential: Potential,
+    generators: Sequence[torch.Generator],
+    steps: int,
+    *,
+    reduce: Reduce = in_block_order,
+    on_progress: OnProgress = ignore,
+) -> WarmUp:
     """Run ``steps`` steps of every chain, tuning what the sampler says may be tuned, and freeze the result.
 
     The step size is first doubled or halved until the mean acceptance over chains crosses its target (trial steps, not
-    kept), then follows `DualAveraging` on that mean. A sampler with ``inverse_mass`` gets, at the end of each of `WINDOWS`,
-    the diagonal variance of all chains' positions in it, pooled and shrunk toward 1, and its step size is tuned anew.
-    Samplers with nothing to tune are just run.
+    kept), then follows `DualAveraging` on that mean. A sampler with ``inverse_mass`` and a step size to tune gets, at the
+    end of each of `WINDOWS`, the diagonal variance of all chains' positions in it, pooled and shrunk toward 1, and its step
+    size is tuned anew. The sampler's `Adaptation`, if it has one, sees every step but the trial steps, from the first to the
+    last, and is frozen after the step size. Samplers with nothing to tune are just run.
 
     Args:
-        state: the chains, from ``sampler.init``.
+        states: of the blocks, from ``sampler.init``.
+        generators: one for each block.
         steps: 0 leaves the sampler as it is.
+        reduce: sums over all blocks; another than `in_block_order` when this process has some of the blocks only.
 
     Raises:
         UsageError: the tunable parameter is not a positive finite number.
     """
-    tuning = _Tuning(sampler, state, potential, generator, steps, on_progress)
     tunable = sampler.tunable
     if tunable is not None:
         require_positive(sampler, tunable)
     if steps == 0:
-        return WarmUp(sampler, state, 0)
+        return WarmUp(sampler, tuple(states), 0)
+    tuning = _Tuning(sampler, states, potential, generators, steps, reduce, on_progress)
     if tunable is None:
-        tuning.run(steps, None)
+        tuning.run(steps)
     else:
         done = 0
         if hasattr(sampler, "inverse_mass") and steps >= MIN_STEPS_FOR_PRECONDITIONER:
             for begin, end in WINDOWS:
                 tuning.tune(round(begin * steps) - done)
-                moments = _Moments()
-                tuning.tune(round(end * steps) - round(begin * steps), moments)
-                tuning.precondition(moments)
+                tuning.tune(round(end * steps) - round(begin * steps), precondition=True)
                 done = round(end * steps)
         tuning.tune(steps - done)
-    return WarmUp(tuning.sampler, tuning.state, int(tuning.divergences))
+    return tuning.frozen()
 
 
 def require_positive(sampler: Sampler, tunable: Tunable) -> None:
@@ -174,52 +228,88 @@ class _Tuning:
     def __init__(
         self,
         sampler: Sampler,
-        state: Any,
+        states: Sequence[Any],
         potential: Potential,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         total: int,
+        reduce: Reduce,
         on_progress: OnProgress,
     ) -> None:
-        self.sampler, self.state = sampler, state
-        self.divergences: Tensor | int = 0
-        self._potential, self._generator = potential, generator
+        self.sampler, self.states = sampler, list(states)
+        self._potential, self._generators, self._reduce = potential, generators, reduce
+        self._adaptation = sampler.adaptation()
+        counts = [torch.full((1,), len(s.position), dtype=torch.float64) for s in self.states]
+        self._num_chains = int(reduce(counts)[0])
+        self._diverged = [torch.zeros(1, dtype=torch.float64, device=s.position.device) for s in self.states]
         self._done, self._total, self._on_progress = 0, total, on_progress
 
-    def precondition(self, moments: _Moments) -> None:
+    def tune(self, steps: int, *, precondition: bool = False) -> None:
+        """Search a first value, follow dual averaging for ``steps`` steps, leave the averaged value on the sampler.
+
+        Args:
+            precondition: then hand the pooled variance of these steps' positions to the sampler.
+        """
+        tunable = self.sampler.tunable  # its bounds may depend on the preconditioner
+        assert tunable is not None
+        averaging = DualAveraging(tunable, self._search(tunable))
+        moments = [_Moments() for _ in self.states] if precondition else []
+        self.run(steps, (tunable, averaging), moments)
+        self.sampler = self.sampler.tuned(**{tunable.name: averaging.averaged})
+        if precondition:
+            self._precondition(self._reduce([m.sums() for m in moments]))
+
+    def run(
+        self, steps: int, tuned: tuple[Tunable, DualAveraging] | None = None, moments: Sequence[_Moments] = ()
+    ) -> None:
+        """``steps`` steps of every block, each with the sampler that the steps before it made."""
+        for _ in range(steps):
+            if tuned is not None:
+                self.sampler = self.sampler.tuned(**{tuned[0].name: tuned[1].value})
+            sums = self._step(None if tuned is None else tuned[0])
+            for block, state in zip(moments, self.states, strict=False):
+                block.add(state.position)
+            self._done += 1
+            scalars = {}
+            if tuned is not None:
+                acceptance = _mean_acceptance(sums, self._num_chains, tuned[0])
+                tuned[1].update(acceptance)
+                scalars = {"acceptance": acceptance, tuned[0].name: tuned[1].value}
+                sums = sums[1:]
+            if self._adaptation is not None:
+                progress = self._done / self._total
+                self.sampler = self._adaptation.update(self.sampler, sums, self._num_chains, progress)
+            if self._done % REPORT_EVERY == 0 or self._done == self._total:
+                self._on_progress(Progress("warmup", self._done, self._total, scalars))
+
+    def frozen(self) -> WarmUp:
+        sampler = self.sampler if self._adaptation is None else self._adaptation.freeze(self.sampler)
+        return WarmUp(sampler, tuple(self.states), int(self._reduce(self._diverged)[0]))
+
+    def _step(self, tunable: Tunable | None) -> Tensor:
+        """Step every block; sums over all chains for dual averaging (first) and the adaptation, (0,) when neither asks."""
+        rows = []
+        for index, before in enumerate(self.states):
+            after, info = self.sampler.step(before, self._potential, self._generators[index])
+            self.states[index] = after
+            self._diverged[index] += info.diverged.sum()
+            parts = [] if tunable is None else [_acceptance_sum(info, tunable)]
+            if self._adaptation is not None:
+                parts.append(self._adaptation.statistics(self.sampler, before, after, info))
+            rows.append(parts)
+        if tunable is None and self._adaptation is None:
+            return torch.empty(0)
+        return self._reduce([torch.cat(parts) for parts in rows])
+
+    def _precondition(self, sums: Tensor) -> None:
         """Hand the pooled variance to the sampler; on a tilted potential, at most the prior's 1.
 
         More than the prior's variance is the distance between modes, not the width of one, and as a scale it would shorten
         the steps in every other coordinate.
         """
-        variance = moments.shrunk_variance(self.state.position)
+        variance = shrunk_variance(sums).to(self.states[0].position)
         if isinstance(self._potential, TiltedPotential):
             variance = variance.clamp(max=1.0)
         self.sampler = self.sampler.tuned(inverse_mass=variance)
-
-    def tune(self, steps: int, moments: _Moments | None = None) -> None:
-        """Search a first value, follow dual averaging for ``steps`` steps, leave the averaged value on the sampler."""
-        tunable = self.sampler.tunable  # its bounds may depend on the preconditioner
-        assert tunable is not None
-        averaging = DualAveraging(tunable, self._search(tunable))
-        self.run(steps, (tunable.name, averaging), moments)
-        self.sampler = self.sampler.tuned(**{tunable.name: averaging.averaged})
-
-    def run(self, steps: int, tuned: tuple[str, DualAveraging] | None, moments: _Moments | None = None) -> None:
-        for _ in range(steps):
-            if tuned is not None:
-                self.sampler = self.sampler.tuned(**{tuned[0]: tuned[1].value})
-            self.state, info = self.sampler.step(self.state, self._potential, self._generator)
-            self.divergences = self.divergences + info.diverged.sum()
-            scalars = {}
-            if tuned is not None:
-                acceptance = _mean_acceptance(info)
-                tuned[1].update(acceptance)
-                scalars = {"acceptance": acceptance, tuned[0]: tuned[1].value}
-            if moments is not None:
-                moments.add(self.state.position)
-            self._done += 1
-            if self._done % REPORT_EVERY == 0 or self._done == self._total:
-                self._on_progress(Progress("warmup", self._done, self._total, scalars))
 
     def _search(self, tunable: Tunable) -> float:
         """Double or halve the current value until the mean acceptance crosses the target, within the bounds."""
@@ -227,8 +317,12 @@ class _Tuning:
         direction = 0
         for _ in range(SEARCH_STEPS):
             trial = self.sampler.tuned(**{tunable.name: value})
-            _, info = trial.step(self.state, self._potential, self._generator)
-            wanted = 1 if _mean_acceptance(info) > tunable.target else -1
+            rows = []
+            for state, generator in zip(self.states, self._generators, strict=True):
+                _, info = trial.step(state, self._potential, generator)
+                rows.append(_acceptance_sum(info, tunable))
+            acceptance = _mean_acceptance(self._reduce(rows), self._num_chains, tunable)
+            wanted = 1 if acceptance > tunable.target else -1
             nearer = min(max(value * 2.0**wanted, tunable.low), tunable.high)
             if wanted == -direction or nearer == value:
                 break
@@ -236,5 +330,14 @@ class _Tuning:
         return value
 
 
-def _mean_acceptance(info: Info) -> float:
-    return float((info.acceptance if info.tuning is None else info.tuning).mean())
+def _acceptance_sum(info: Info, tunable: Tunable) -> Tensor:
+    """Sum over a block's chains of the acceptance, or of its inverse for a harmonic mean; (1,)."""
+    values = (info.acceptance if info.tuning is None else info.tuning).double()
+    if tunable.harmonic:
+        values = values.clamp(min=HARMONIC_FLOOR).reciprocal()
+    return values.sum().unsqueeze(0)
+
+
+def _mean_acceptance(sums: Tensor, num_chains: int, tunable: Tunable) -> float:
+    total = float(sums[0])
+    return num_chains / total if tunable.harmonic else total / num_chains

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Tunable
+from gebm_kit.core.interfaces import Info, Sampler, Tunable
+from gebm_kit.core.sampling import Adaptation
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.sample import draw
-from gebm_kit.engine.warmup import DualAveraging, WarmUp, _Moments, warm_up
+from gebm_kit.engine.warmup import (
+    DualAveraging,
+    WarmUp,
+    _Moments,
+    in_block_order,
+    shrunk_variance,
+    warm_up,
+    warm_up_blocks,
+)
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.ula import Ula
@@ -124,10 +135,10 @@ def test_frozen_before_draws_are_kept() -> None:
 def test_variances_are_shrunk_toward_one_on_a_logarithmic_scale() -> None:
     moments = _Moments()
     moments.add(0.01 * torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0)))
-    assert float(moments.shrunk_variance(torch.zeros(1)).max()) == pytest.approx(1e-4, rel=0.05)
+    assert float(shrunk_variance(moments.sums()).max()) == pytest.approx(1e-4, rel=0.05)
     few = _Moments()
     few.add(0.01 * torch.randn(10, 2, generator=torch.Generator().manual_seed(0)))
-    assert float(few.shrunk_variance(torch.zeros(1)).min()) > 0.05
+    assert float(shrunk_variance(few.sums()).min()) > 0.05
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, 0.0, math.inf])
@@ -171,3 +182,130 @@ def test_the_distance_between_modes_is_no_scale(plain: bool) -> None:
         state = Hmc().init(target.exact(300, generator), potential, generator)
         mass = warm_up(Hmc(), state, potential, generator, 60).sampler.inverse_mass
     assert float(mass[0]) == (pytest.approx(26, rel=0.2) if plain else 1.0)
+
+
+# --- blocks and adaptations ----------------------------------------------------------------------------------------------
+
+
+def _blocks(sampler, potential, sizes: tuple[int, ...]) -> tuple[list, list[torch.Generator]]:
+    generators = [torch.Generator().manual_seed(index) for index in range(len(sizes))]
+    starts = [torch.randn(n, 4, generator=g, dtype=torch.float64) for n, g in zip(sizes, generators, strict=True)]
+    return [sampler.init(z, potential, g) for z, g in zip(starts, generators, strict=True)], generators
+
+
+def test_blocks_share_their_tuning_and_nothing_else() -> None:
+    """Chains of a block depend on the others through the step size alone; without tuning on nothing."""
+    target = linear_gaussian()
+
+    class Fixed(Mala):
+        tunable = None
+
+    with target.potential() as potential:
+        states, generators = _blocks(Fixed(0.05), potential, (6, 4))
+        together = warm_up_blocks(Fixed(0.05), states, potential, generators, 10)
+        states, generators = _blocks(Fixed(0.05), potential, (6, 4))
+        alone = [
+            warm_up(Fixed(0.05), s, potential, g, 10).state.position for s, g in zip(states, generators, strict=True)
+        ]
+    assert all(torch.equal(state.position, z) for state, z in zip(together.states, alone, strict=True))
+
+
+def test_the_tuning_of_blocks_is_that_of_their_chains_together() -> None:
+    target = linear_gaussian(20, stiffness=400.0)
+    with target.potential() as potential:
+        generators = [torch.Generator().manual_seed(index) for index in range(3)]
+        states = [Hmc().init(target.exact(100, g), potential, g) for g in generators]
+        warm = warm_up_blocks(Hmc(), states, potential, generators, 200)
+    assert len(warm.states) == 3
+    assert _acceptance(WarmUp(warm.sampler, warm.states[1:2], 0), target) == pytest.approx(0.7, abs=0.05)
+
+
+class Counted(Adaptation):
+    """Counts what it is asked, sums positions, and sets the step size to twice the share of warm-up done."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int, float]] = []
+        self.blocks: list[float] = []
+
+    def statistics(self, sampler, before, after, info):
+        assert before.position is not after.position
+        self.blocks.append(float(after.position.sum()))
+        return torch.stack([after.position.sum(), info.accepted.sum().double()]).double()
+
+    def update(self, sampler, sums, num_chains, progress):
+        assert sums.dtype == torch.float64
+        self.seen.append((float(sums[0]), num_chains, progress))
+        return sampler.tuned(other=2 * progress)
+
+    def freeze(self, sampler):
+        return sampler.tuned(other=-1.0)
+
+
+@pytest.mark.parametrize("tunable", [True, False])
+def test_an_adaptation_sees_the_sums_over_all_blocks_and_is_frozen(tunable: bool) -> None:
+    adaptation, used = Counted(), []
+
+    class Adapted(Mala):
+        other = 0.0
+
+        def adaptation(self):
+            return adaptation
+
+        def step(self, state, potential, generator):
+            used.append(self.other)
+            return super().step(state, potential, generator)
+
+    class Untuned(Adapted):
+        tunable = None
+
+    sampler = (Adapted if tunable else Untuned)(0.05)
+    with linear_gaussian().potential() as potential:
+        states, generators = _blocks(sampler, potential, (6, 4))
+        warm = warm_up_blocks(sampler, states, potential, generators, 8)
+    assert [(n, p) for _, n, p in adaptation.seen] == [(10, (i + 1) / 8) for i in range(8)]
+    assert [total for total, _, _ in adaptation.seen] == [
+        a + b for a, b in zip(*[iter(adaptation.blocks)] * 2, strict=True)
+    ]
+    assert used[-16:] == [
+        i / 4 for i in range(8) for _ in range(2)
+    ]  # the last 8 steps of two blocks; trial steps before
+    assert (warm.sampler.other, sampler.other) == (-1.0, 0.0)
+    assert (warm.sampler.step_size == 0.05) is not tunable
+
+
+def test_sums_are_added_in_the_order_of_the_blocks() -> None:
+    """Addition of floats is not associative; here another order, or pairs first, would give 0 or 2."""
+    rows = [torch.tensor([v], dtype=torch.float64) for v in (1.0, 1e17, -1e17, 1.0)]
+    assert float(in_block_order(rows)) == 1.0
+
+
+def test_a_harmonic_mean_is_held_by_its_smallest_acceptance() -> None:
+    """Half the chains accept with 1, half with a: 2 a / (1 + a) against (1 + a) / 2, on a kernel where a = exp(-h)."""
+
+    class State(NamedTuple):
+        position: Tensor
+        value: Tensor
+
+    class Halves(Sampler):
+        step_size = 0.1
+
+        def __init__(self, harmonic: bool) -> None:
+            self.harmonic = harmonic
+
+        @property
+        def tunable(self):
+            return Tunable("step_size", target=0.7, low=1e-3, high=20.0, harmonic=self.harmonic)
+
+        def init(self, z, potential, generator):
+            return State(z, z[:, 0])
+
+        def step(self, state, potential, generator):
+            acceptance = torch.ones_like(state.value)
+            acceptance[::2] = math.exp(-self.step_size)
+            return state, Info(acceptance, acceptance > 2, acceptance > 2, 0)
+
+    found = {
+        harmonic: _warm(Halves(harmonic), linear_gaussian(), steps=2000).sampler.step_size for harmonic in (True, False)
+    }
+    assert found[True] == pytest.approx(-math.log(0.7 / 1.3), rel=0.03)  # 2 a / (1 + a) = 0.7
+    assert found[False] == pytest.approx(-math.log(0.4), rel=0.03)  # (1 + a) / 2 = 0.7
