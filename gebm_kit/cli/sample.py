@@ -88,7 +88,8 @@ def sample(
     payload = {**found, "out": str(target), "run": str(run.path), "images": str(images) if images else None}
 
     def show() -> None:
-        ui.table("", ["diagnostic", "value"], [[key, ui.number(value)] for key, value in found.items()])
+        rows = {key: value for key, value in found.items() if key != "details"} | found["details"]
+        ui.table("", ["diagnostic", "value"], [[key, ui.number(value)] for key, value in rows.items()])
         if images is not None:
             ui.text(f"images: {images}")
         ui.text(f"draws: {target}")

@@ -39,6 +39,7 @@ COMPONENTS = (
     Component("sampler", "elliptical", "gebm_kit.samplers.elliptical:Elliptical", "Elliptical slices, gradient-free"),
     Component("sampler", "klmc", "gebm_kit.samplers.klmc:Klmc", "Kinetic Langevin, BAOAB (small bias, fast)"),
     Component("sampler", "isir", "gebm_kit.samplers.isir:Isir", "Iterated resampling of prior draws, with MALA moves"),
+    Component("sampler", "sir", "gebm_kit.samplers.sir:Sir", "Prior draws resampled by weight (no chains; small bias)"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(
         "dataset", "twenty-five-gaussians", "gebm_kit.data.toys:TwentyFiveGaussians", "A 5x5 grid of narrow Gaussians"

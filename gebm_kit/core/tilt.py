@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Potential, TiltedPotential, ValueAndGrad
@@ -33,3 +34,10 @@ def tilt_and_grad(potential: Potential, z: Tensor) -> ValueAndGrad:
         return potential.tilt_and_grad(z)  # type: ignore[attr-defined]
     value, grad = potential.value_and_grad(z)
     return ValueAndGrad(value - 0.5 * z.square().sum(1), grad - z)
+
+
+def prior_pool(potential: Potential, like: Tensor, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``num`` prior draws (num, Z) and their tilt (num,), evaluated as many at a time as ``like`` (C, Z) has rows."""
+    rows, latent_dim = like.shape
+    z = torch.randn(num, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
+    return z, torch.cat([tilt(potential, part) for part in z.split(rows)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,9 @@ class Diagnostics:
         step_size: the frozen value of what warm-up tuned, or nan when there is nothing to tune.
         warmup_divergences: divergent steps during warm-up.
         equipartition: mean of ``z_i dU/dz_i`` over draws and coordinates, 1 under the target.
+        log_partition, log_partition_se: estimate of A that came with the draws (population methods), nan without.
+        pareto_k: of the importance weights behind the draws (population methods), nan without.
+        details: what the sampler says besides, by name.
     """
 
     sampler: str
@@ -69,12 +72,14 @@ class Diagnostics:
     step_size: float = math.nan
     warmup_divergences: int = 0
     equipartition: float = math.nan
+    log_partition: float = math.nan
+    log_partition_se: float = math.nan
+    pareto_k: float = math.nan
+    details: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: numbers that are not finite are None."""
-        return {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in dataclasses.asdict(self).items()
-        }
+        return _finite_or_none(dataclasses.asdict(self))
 
     def warn(self) -> None:
         """Say in words, as `GebmKitWarning`, what is wrong with the draws, if anything is."""
@@ -91,6 +96,17 @@ class Diagnostics:
                 "exceeded 1000. They were rejected; regions that the chains can't enter are missing from the draws. Use a "
                 "smaller step size."
             )
+
+
+def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _finite_or_none(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in values.items()
+    }
 
 
 class Recorder:

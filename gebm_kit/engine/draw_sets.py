@@ -51,10 +51,10 @@ def gebm_sets(
 ) -> DrawSets:
     """Draws of the GEBM: one run of ``num_sets`` groups of chains, which share nothing but the frozen tuning.
 
-    A coupled sampler, whose chains exchange information, is run once for each set, every time from a seed of its own; the
-    diagnostics are then those of the first run.
+    A coupled sampler, whose chains exchange information, is run once for each set, every time from a seed of its own, and so
+    are populations and refiners; the diagnostics are then those of the first run.
     """
-    if sampler.coupled:
+    if sampler.coupled or sampler.family != "kernel":
         runs = []
         for index in range(num_sets):
             seed = stream(settings.seed, "set", index).initial_seed()

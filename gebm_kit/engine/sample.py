@@ -17,6 +17,7 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import decode, placed, run_chains
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.draws import Draws, SampleSettings, check_output
+from gebm_kit.engine.populations import draw_population
 from gebm_kit.engine.progress import OnProgress, ignore, warn
 from gebm_kit.engine.warmup import require_positive
 
@@ -130,8 +131,9 @@ def draw(
     """Run chains on the latent posterior ``nu(z) ∝ eta(z) exp(-beta E(G(z)))`` and keep their last states.
 
     Chains start from the prior. Warm-up tunes the sampler on all of them and freezes it; then every chain runs
-    ``settings.total_steps`` steps, over which the diagnostics are computed. The same seed gives the same draws, whatever the
-    state of torch's default generators, and the model is given back as it was: device, training mode, gradients.
+    ``settings.total_steps`` steps, over which the diagnostics are computed. Populations and refiners go another way, see
+    `gebm_kit.engine.populations`. The same seed gives the same draws, whatever the state of torch's default generators, and
+    the model is given back as it was: device, training mode, gradients.
 
     Args:
         device: None: the one that the model is on.
@@ -146,6 +148,10 @@ def draw(
     """
     began = time.perf_counter()
     _check(model, sampler)
+    if sampler.family != "kernel":
+        return draw_population(
+            model, sampler, component_name(sampler), settings, device=device, on_progress=on_progress
+        )
     beta = settings.inverse_temperature
     block = settings.block_size and min(
         settings.block_size, settings.chains

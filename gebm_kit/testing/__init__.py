@@ -8,7 +8,7 @@ def test_my_sampler():
 
 from gebm_kit.testing.host_sync import HostSyncError, forbid_host_sync
 from gebm_kit.testing.model_checks import check_base, check_energy
-from gebm_kit.testing.sampler_checks import SAMPLER_CHECKS, check_sampler, invariance, movement
+from gebm_kit.testing.sampler_checks import SAMPLER_CHECKS, check_sampler, estimates, invariance, movement
 from gebm_kit.testing.targets import Target, all_targets
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_base",
     "check_energy",
     "check_sampler",
+    "estimates",
     "forbid_host_sync",
     "invariance",
     "movement",

@@ -13,7 +13,7 @@ from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.engine.warmup import warm_up
 from gebm_kit.testing.host_sync import forbid_host_sync
-from gebm_kit.testing.statistics import confirmed, disagreement
+from gebm_kit.testing.statistics import ALPHA, confirmed, disagreement, holm, t_p_value
 from gebm_kit.testing.targets import IdentityBase, PlainPotential, Target, WalledEnergy, linear_gaussian, two_modes
 
 CHAINS = 12
@@ -23,10 +23,13 @@ MOVEMENT_CHAINS = 1000
 MOVEMENT_STEPS = 75
 MOVEMENT_LOOKS = 6
 WARMUP_STEPS = 150
+FINISH_STEPS = 5000
+ESTIMATE_ISLANDS = 40
+ESTIMATE_CHAINS = 400
 
 
 def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -> None:
-    """Run every check of `SAMPLER_CHECKS` and, for exact kernels, the statistical ones on ``targets``.
+    """Run every check of `SAMPLER_CHECKS` and, for exact kernels and populations, the statistical ones on ``targets``.
 
     Args:
         targets: the linear-Gaussian and the two-mode target unless given.
@@ -42,6 +45,10 @@ def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -
             assert not failures, f"{target.name}: draws from an exact start are no longer exact: {failures}"
             failures = confirmed(functools.partial(movement, sampler, target))
             assert not failures, f"{target.name}: chains from one point do not reach the target: {failures}"
+    if sampler.family == "population":
+        for target in (linear_gaussian(), two_modes()) if targets is None else targets:
+            failures = confirmed(functools.partial(estimates, sampler, target))
+            assert not failures, f"{target.name}: the estimates of many populations are wrong: {failures}"
 
 
 def check_state(sampler: Sampler) -> None:
@@ -133,21 +140,57 @@ def check_counts(sampler: Sampler) -> None:
 
 
 def check_divergence(sampler: Sampler) -> None:
-    """Chains beside a region without a finite energy never enter it, stay finite, and the attempts are counted."""
+    """Chains beside a region without a finite energy never enter it, stay finite, and the attempts are counted.
+
+    Refiners may be without noise and just go downhill: for them that is where the region lies.
+    """
     for bad_value in (math.nan, math.inf, -math.inf):
         generator = torch.Generator().manual_seed(0)
         z = torch.full((64, 2), 0.9, dtype=torch.float64)
-        potential = LatentPotential(GEBM(IdentityBase(2), WalledEnergy(bad_value)))
+        energy = WalledEnergy(bad_value, curvature=-1.0 if sampler.family == "refiner" else 1.0)
+        potential = LatentPotential(GEBM(IdentityBase(2), energy))
         state, diverged = sampler.init(z, potential, generator), 0
         for _ in range(30):
             state, info = sampler.step(state, potential, generator)
             diverged += int(info.diverged.sum())
             for name, field in zip(state._fields, state, strict=True):
-                assert not field.is_floating_point() or bool(torch.isfinite(field).all()), (
+                zero = torch.full(
+                    (), -math.inf if name.startswith("log_") else 0.0
+                )  # log_...: the logarithm of nothing
+                assert not field.is_floating_point() or bool((torch.isfinite(field) | (field == zero)).all()), (
                     f"state.{name} is not finite after a step beside a region where the energy is {bad_value}"
                 )
             assert bool((state.position[:, 0] <= 1).all()), f"a chain entered a region where the energy is {bad_value}"
         assert diverged > 0, f"proposals into a region where the energy is {bad_value} were not counted as divergences"
+
+
+def check_finish(sampler: Sampler) -> None:
+    """Populations and refiners finish and stay finished, and their own numbers are scalars; kernels never do."""
+    potential, z, generator = _setting()
+    with potential:
+        state = sampler.init(z, potential, generator)
+        if sampler.family == "kernel":
+            assert sampler.finished(state) is None, "a kernel never finishes: finished() must return None"
+            return
+        steps = 0
+        while not _flag(sampler.finished(state)):
+            assert steps < FINISH_STEPS, f"not finished after {FINISH_STEPS} steps"
+            state, _ = sampler.step(state, potential, generator)
+            steps += 1
+        for name, entry in sampler.summary(state).items():
+            assert entry.shape == (), f"{name!r} of the summary must be (), it is {tuple(entry.shape)}"
+        estimate, log_weights = sampler.log_partition(state), sampler.log_weights(state)
+        assert estimate is None or estimate.shape == (), "log_partition must be ()"
+        assert log_weights is None or log_weights.dim() == 1, "log_weights must be (N,)"
+        state, _ = sampler.step(state, potential, generator)
+        assert _flag(sampler.finished(state)), "a further step makes it unfinished"
+
+
+def _flag(finished: Tensor | None) -> bool:
+    assert finished is not None, "a population or refiner must say when it is finished"
+    assert finished.dtype == torch.bool, "finished() must return a bool tensor"
+    assert finished.shape == (), "finished() must be ()"
+    return bool(finished)
 
 
 def check_coupling(sampler: Sampler) -> None:
@@ -195,6 +238,7 @@ SAMPLER_CHECKS: dict[str, Callable[[Sampler], None]] = {
     "no_host_sync": check_no_host_sync,
     "counts": check_counts,
     "divergence": check_divergence,
+    "finish": check_finish,
     "coupling": check_coupling,
     "tuning": check_tuning,
 }
@@ -261,6 +305,42 @@ def movement(
             if not failed:
                 break
     return failed
+
+
+def estimates(
+    sampler: Sampler,
+    target: Target,
+    seed: int = 0,
+    *,
+    num_islands: int = ESTIMATE_ISLANDS,
+    num_chains: int = ESTIMATE_CHAINS,
+    alpha: float = ALPHA,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, float]:
+    """Run a population method again and again: its estimates must be right on average. Returns the failed tests.
+
+    Positions of one run depend on each other, so each run counts as one: t-tests over the runs of the mean and the mean
+    square of every projection's probability transform, and of ``exp(A_hat - A)``, where both are there. A bias of
+    1 / num_chains of a standard deviation stays below what is seen, one that does not shrink with the population does not.
+    """
+    rows, shares = [], []
+    with target.potential(dtype) as potential:
+        for index in range(num_islands):
+            generator = torch.Generator().manual_seed((3000 + seed) * num_islands + index)
+            z = torch.randn(num_chains, target.point.shape[0], generator=generator, dtype=dtype)
+            state = sampler.init(z, potential, generator)
+            while not _flag(sampler.finished(state)):
+                state, _ = sampler.step(state, potential, generator)
+            uniform = [torch.as_tensor(p.cdf(p.function(state.position).numpy())) - 0.5 for p in target.projections]
+            rows.append(torch.stack([torch.stack([u.mean(), u.square().mean()]) for u in uniform]))
+            estimate = sampler.log_partition(state)
+            if estimate is not None and math.isfinite(target.log_partition):
+                shares.append(math.exp(float(estimate) - target.log_partition))
+    p_values = {"partition": t_p_value(torch.tensor(shares, dtype=torch.float64), 1.0)} if shares else {}
+    for projection, values in zip(target.projections, torch.stack(rows, dim=1), strict=True):
+        p_values[f"{projection.name}: mean"] = t_p_value(values[:, 0], 0.0)
+        p_values[f"{projection.name}: mean square"] = t_p_value(values[:, 1], 1 / 12)
+    return holm(p_values, alpha)
 
 
 def _tuned(

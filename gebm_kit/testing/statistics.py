@@ -59,6 +59,16 @@ def z_p_value(score: float) -> float:
     return math.erfc(abs(score) / math.sqrt(2)) if math.isfinite(score) else 0.0
 
 
+def t_p_value(values: Tensor, expected: float) -> float:
+    """Two-sided t-test that independent values (K,) have the mean ``expected``; 1 when all of them are equal to it."""
+    from scipy.stats import t
+
+    if bool((values == expected).all()):
+        return 1.0
+    score = (float(values.mean()) - expected) * math.sqrt(len(values)) / float(values.std())
+    return 2 * float(t.sf(abs(score), len(values) - 1)) if math.isfinite(score) else 0.0
+
+
 def holm(p_values: Mapping[str, float], alpha: float = ALPHA) -> dict[str, float]:
     """Those of the named p-values that Holm's procedure rejects, keeping the chance of any false one below alpha."""
     rejected = {}

@@ -180,14 +180,14 @@ class FunnelEnergy(Energy):
 
 
 class WalledEnergy(Energy):
-    """``E(x) = |x|²/2`` where ``x_1 <= 1`` and ``bad`` (nan, inf, -inf) beyond, gradient included."""
+    """``E(x) = curvature |x|²/2`` where ``x_1 <= 1`` and ``bad`` (nan, inf, -inf) beyond, gradient included."""
 
-    def __init__(self, bad: float) -> None:
+    def __init__(self, bad: float, curvature: float = 1.0) -> None:
         super().__init__()
-        self.bad = bad
+        self.bad, self.curvature = bad, curvature
 
     def forward(self, x: Tensor) -> Tensor:
-        factor = torch.where(x[:, 0] > 1, self.bad, 0.5)
+        factor = torch.where(x[:, 0] > 1, self.bad, 0.5 * self.curvature)
         return factor * x.square().sum(1)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Info, Potential, Sampler
+from gebm_kit.core.resampling import multinomial
 from gebm_kit.samplers.elliptical import Elliptical
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.imh import Imh, ImhState
@@ -18,7 +19,16 @@ from gebm_kit.samplers.isir import Isir
 from gebm_kit.samplers.mala import Mala, MalaState
 from gebm_kit.samplers.pcn import Pcn
 from gebm_kit.samplers.rwm import Rwm
-from gebm_kit.testing import SAMPLER_CHECKS, HostSyncError, check_sampler, forbid_host_sync, invariance, movement
+from gebm_kit.samplers.sir import Sir, SirState
+from gebm_kit.testing import (
+    SAMPLER_CHECKS,
+    HostSyncError,
+    check_sampler,
+    estimates,
+    forbid_host_sync,
+    invariance,
+    movement,
+)
 from gebm_kit.testing.statistics import confirmed
 from gebm_kit.testing.targets import linear_gaussian, two_modes
 
@@ -148,6 +158,21 @@ class ForgetfulIsir(Isir):
         return super().step(state._replace(value=torch.full_like(state.value, math.inf)), potential, generator)
 
 
+class TextbookSir(Sir):
+    """SIR with the whole pool at once. When ``wrong``, draws are chosen from it without regard to their weights."""
+
+    def __init__(self, num_candidates: int, wrong: bool) -> None:
+        super().__init__(num_candidates)
+        self.wrong = wrong
+
+    def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
+        pool = torch.randn(self.num_candidates * len(z), z.shape[1], generator=generator, dtype=z.dtype)
+        log_weights = -potential.tilt(pool)
+        picks = multinomial(torch.zeros_like(log_weights) if self.wrong else log_weights, len(z), generator)
+        full = torch.tensor(self.num_candidates)
+        return SirState(pool[picks], -log_weights[picks], log_weights.view(-1, len(z)), log_weights.logsumexp(0), full)
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -190,6 +215,12 @@ BROKEN = {
 def test_a_broken_twin_is_caught(twin: str) -> None:
     """Its own class passes the very same test: test_samplers.py."""
     assert confirmed(functools.partial(invariance, BROKEN[twin], linear_gaussian()))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_sir_that_forgets_the_weights_is_caught(wrong: bool) -> None:
+    failures = confirmed(functools.partial(estimates, TextbookSir(20, wrong), linear_gaussian()))
+    assert bool(failures) is wrong
 
 
 def test_a_sampler_that_reads_the_device_is_caught() -> None:
