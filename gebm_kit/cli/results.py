@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
 
+if TYPE_CHECKING:
+    from gebm_kit.engine.diagnostics import Diagnostics
+
 COLUMNS = ("data", "base", "gebm", "ratio")
+DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")
 HEADINGS = ("metric", "held-out data", "base", "GEBM", "GEBM / base")
 
 
@@ -28,6 +32,22 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     if partition.get("value") is not None:
         error = f" +- {ui.number(partition.get('se'))}"
         ui.text(f"log partition: {ui.number(partition['value'])}{error} ({partition.get('method', '')})")
+
+
+def show_diagnostics(diagnostics: Diagnostics) -> None:
+    """All numbers as a table, each with its limit and whether it keeps it, where there is one, and the verdict in a line."""
+    checks = {check.name: check for check in diagnostics.checks()}
+    rows = []
+    for name, value in (diagnostics.as_dict() | diagnostics.details).items():
+        if isinstance(value, list | dict | bool):
+            continue  # the verdict, which has a line of its own, and details, which have lines each
+        check = checks.get(name)
+        verdict = "" if check is None else "ok" if check.ok else "BAD"
+        rows.append([name, ui.number(value), "" if check is None else check.good, verdict])
+    ui.table("", DIAGNOSTIC_HEADINGS, rows)
+    count = len(diagnostics.problems)
+    said = f"no: {count} problem{'s' if count > 1 else ''}, see the warnings" if count else "yes"
+    ui.text(f"converged: {said}")
 
 
 def _interval(cell: Mapping[str, Any] | None) -> str:

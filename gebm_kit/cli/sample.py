@@ -25,6 +25,8 @@ from gebm_kit.cli.options import (
     set_threads,
     split_words,
 )
+from gebm_kit.cli.results import show_diagnostics
+from gebm_kit.core.errors import NotConverged
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run import Run
@@ -50,6 +52,10 @@ def sample(
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR", help="Also write the draws as PNGs, for image data.")
     ] = None,
+    require_converged: Annotated[
+        bool,
+        typer.Option("--require-converged", help="Exit with code 1 when the diagnostics say that the draws are bad."),
+    ] = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -88,13 +94,17 @@ def sample(
     payload = {**found, "out": str(target), "run": str(run.path), "images": str(images) if images else None}
 
     def show() -> None:
-        rows = {key: value for key, value in found.items() if key != "details"} | found["details"]
-        ui.table("", ["diagnostic", "value"], [[key, ui.number(value)] for key, value in rows.items()])
+        show_diagnostics(draws.diagnostics)
         if images is not None:
             ui.text(f"images: {images}")
         ui.text(f"draws: {target}")
 
-    say.result(payload, show)
+    refused = require_converged and not draws.diagnostics.converged
+    if not (json and refused):  # the error is that one object on stdout
+        say.result(payload, show)
+    if refused:
+        text = "the draws were written, but their diagnostics are bad:"
+        raise NotConverged(text, problems=draws.diagnostics.problems, hint=f"They are in {target}.")
 
 
 def _value_range(run: Run) -> tuple[float, float] | None:

@@ -26,6 +26,16 @@ class RunFailed(GebmKitError):
     """Work that started could not be finished: a full disk, a loss that is no longer finite."""
 
 
+class NotConverged(RunFailed):
+    """Draws that were made and written, though their diagnostics say they are not to be relied on."""
+
+    code = "not-converged"
+
+    def __init__(self, message: str, *, problems: Iterable[str], hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {p}" for p in self.problems)]), hint=hint)
+
+
 class UsageError(GebmKitError):
     """A command or a call was given arguments that it can't use."""
 

@@ -16,7 +16,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.engine.devices import resolve_device
-from gebm_kit.engine.diagnostics import Convergence, Recorder, equipartition
+from gebm_kit.engine.diagnostics import Recorder, equipartition_sums, quantities
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.progress import OnProgress, Progress, warn
 from gebm_kit.engine.warmup import REPORT_EVERY, warm_up
@@ -31,7 +31,7 @@ class ChainsRun:
     Attributes:
         z: kept states in normal coordinates, last ones first, on the device, (N, Z).
         chain: which chain each comes from, (N,) int64 on the CPU.
-        acceptance, divergences, convergence: over all steps after warm-up.
+        records: of the recorder, over all steps after warm-up.
         grad_evals: gradients spent after warm-up, in rows.
         step_size: the frozen value of what was tuned, nan without.
         warmup_divergences: divergent steps during warm-up.
@@ -39,9 +39,7 @@ class ChainsRun:
 
     z: Tensor
     chain: Tensor
-    acceptance: float
-    divergences: int
-    convergence: Convergence
+    records: tuple[dict[str, Tensor], ...]
     grad_evals: int
     step_size: float
     warmup_divergences: int
@@ -49,11 +47,11 @@ class ChainsRun:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Kept states as draws, on the CPU: x (N, *D), z in the base's coordinates (N, Z), and their equipartition."""
+    """Kept states as draws, on the CPU: x (N, *D), z in the base's coordinates (N, Z), and sums for equipartition (3,)."""
 
     x: Tensor
     z: Tensor
-    equipartition: float
+    equipartition: Tensor
 
 
 def run_chains(
@@ -66,10 +64,11 @@ def run_chains(
 ) -> ChainsRun:
     """Start, warm up, freeze, run and keep."""
     state = start(potential, sampler, settings.chains, generator, dtype)
+    begun = quantities(state)
     warm = warm_up(sampler, state, potential, generator, settings.warmup, on_progress=on_progress)
     sampler, state = warm.sampler, warm.state
     grads_before, total = potential.grad_evals, settings.total_steps
-    recorder = Recorder(total, state)
+    recorder = Recorder(total, state, start=begun)
     first_kept = total - 1 - (settings.kept - 1) * settings.thin
     kept = []
     for step in range(total):
@@ -83,9 +82,7 @@ def run_chains(
     return ChainsRun(
         z=torch.cat(kept[::-1])[:num_samples],
         chain=torch.arange(chains).repeat(settings.kept)[:num_samples],
-        acceptance=recorder.acceptance,
-        divergences=recorder.divergences,
-        convergence=recorder.convergence(chains),
+        records=(recorder.tensors(),),
         grad_evals=potential.grad_evals - grads_before,
         step_size=math.nan if sampler.tunable is None else float(getattr(sampler, sampler.tunable.name)),
         warmup_divergences=warm.divergences,
@@ -138,8 +135,8 @@ def decode(potential: LatentPotential, z: Tensor, rows: int) -> Decoded:
     for part in z.split(rows):
         x.append(potential.data(part).cpu())
         codes.append(potential.prior.from_normal(part).cpu())
-        balances.append(equipartition(part, potential.value_and_grad(part).grad) * len(part))
-    return Decoded(torch.cat(x), torch.cat(codes), sum(balances) / len(z))
+        balances.append(equipartition_sums(part, potential.value_and_grad(part).grad).cpu())
+    return Decoded(torch.cat(x), torch.cat(codes), torch.stack(balances).sum(0))
 
 
 @contextmanager

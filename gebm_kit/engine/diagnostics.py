@@ -1,37 +1,32 @@
-"""How good the draws are: R-hat, effective sample size, divergences, acceptance, equipartition.
-
-References:
-    Rank-normalization, folding, and localization: an improved R-hat for assessing convergence of MCMC.
-    A. Vehtari et al., Bayesian Analysis 2021. https://arxiv.org/abs/1903.08008
-"""
+"""How good the draws are: what is recorded while chains run, the numbers made of it, and the verdict in words."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Info
+from gebm_kit.engine.convergence import MIN_STEPS, measure
 from gebm_kit.engine.progress import warn
-
-RHAT_LIMIT = 1.05
-"""Above it, the chains disagree about some coordinate (the paper's 1.01 is for a few long chains)."""
+from gebm_kit.engine.verdict import Check, checks
 
 MAX_TRACE_STEPS = 200
 MAX_TRACE_COORDINATES = 32
 MAX_TRACE_NUMBERS = 2**22
-MAX_RHAT_NUMBERS = 100_000
-MIN_TRACE_STEPS = 4  # fewer have no split R-hat
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
     """What a sampling call reports beside its draws.
+
+    R-hat and effective sample sizes are the worst over coordinates and the potential, of chains after warm-up; nan when
+    there are too few steps to tell.
 
     Attributes:
         sampler: its component name.
@@ -39,9 +34,8 @@ class Diagnostics:
         warmup_steps, steps: steps of each chain before and after the tuning was frozen.
         acceptance: mean acceptance probability over chains and steps after warm-up.
         divergences: divergent steps after warm-up, over all chains.
-        rhat_max: largest rank-normalised split R-hat over coordinates and the potential; nan when there are fewer than
-            four recorded steps, inf when chains never moved.
-        ess_min: smallest bulk effective sample size over the same, of all steps after warm-up.
+        rhat_max: largest rank-normalised split R-hat; inf when chains never moved.
+        ess_min: smallest bulk effective sample size, of all steps after warm-up.
         ess_per_grad: ``ess_min`` for each gradient evaluation spent after warm-up.
         grad_evals, forward_evals: rows on which the model was evaluated with and without gradient, warm-up included.
         seconds: wall-clock time, warm-up included.
@@ -49,9 +43,15 @@ class Diagnostics:
         step_size: the frozen value of what warm-up tuned, or nan when there is nothing to tune.
         warmup_divergences: divergent steps during warm-up.
         equipartition: mean of ``z_i dU/dz_i`` over draws and coordinates, 1 under the target.
+        equipartition_se: its standard error, for as many independent draws as ``ess_min`` says.
+        nested_rhat_max: largest nested R-hat of superchains; nan for fewer than 64 chains.
+        ess_tail_min: smallest effective sample size of a 5 % or 95 % quantile.
+        mcse_max: largest Monte Carlo error of a coordinate's mean over all steps, in units of its standard deviation.
+        stuck_chains: chains that never moved after warm-up.
         log_partition, log_partition_se: estimate of A that came with the draws (population methods), nan without.
         pareto_k: of the importance weights behind the draws (population methods), nan without.
         details: what the sampler says besides, by name.
+        family: the sampler's: only kernels claim R-hat.
     """
 
     sampler: str
@@ -72,30 +72,40 @@ class Diagnostics:
     step_size: float = math.nan
     warmup_divergences: int = 0
     equipartition: float = math.nan
+    equipartition_se: float = math.nan
+    nested_rhat_max: float = math.nan
+    ess_tail_min: float = math.nan
+    mcse_max: float = math.nan
+    stuck_chains: int = 0
     log_partition: float = math.nan
     log_partition_se: float = math.nan
     pareto_k: float = math.nan
     details: dict[str, float] = field(default_factory=dict)
+    family: str = "kernel"
+
+    def checks(self) -> list[Check]:
+        """What is held against a limit, and how it fared."""
+        return checks(self)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the draws: one sentence each, with the number, the limit and what to do."""
+        return [check.problem for check in self.checks() if check.problem]
+
+    @property
+    def converged(self) -> bool:
+        """Whether nothing is known to be wrong with the draws."""
+        return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: numbers that are not finite are None."""
-        return _finite_or_none(dataclasses.asdict(self))
+        """For JSON, with the verdict: numbers that are not finite are None."""
+        verdict = {"converged": self.converged, "problems": self.problems}
+        return _finite_or_none(dataclasses.asdict(self)) | verdict
 
     def warn(self) -> None:
-        """Say in words, as `GebmKitWarning`, what is wrong with the draws, if anything is."""
-        if self.rhat_max > RHAT_LIMIT:
-            moved = "some do not move at all" if math.isinf(self.rhat_max) else f"R-hat is {self.rhat_max:.3f}"
-            warn(
-                f"the chains have not mixed: {moved} (at most {RHAT_LIMIT} is wanted), so each has seen little of what all "
-                "of them have together, and the draws may depend on where they started; raise `warmup` and `steps`."
-            )
-        if self.divergences:
-            share = self.divergences / (self.num_chains * self.steps)
-            warn(
-                f"{self.divergences} steps diverged ({share:.1%} of all): the energy was not finite there, or its error "
-                "exceeded 1000. They were rejected; regions that the chains can't enter are missing from the draws. Use a "
-                "smaller step size."
-            )
+        """Emit each of `problems` as a `GebmKitWarning`."""
+        for problem in self.problems:
+            warn(problem)
 
 
 def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
@@ -109,23 +119,56 @@ def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class Recorder:
-    """Gathers what the diagnostics need while chains run, on their device, without waiting for it.
+# --- recording -------------------------------------------------------------------------------------------------------
 
-    To bound memory, the trace holds every step up to `MAX_TRACE_STEPS` of them, evenly spaced beyond; of the coordinates,
-    `MAX_TRACE_COORDINATES` evenly spaced ones; and of the chains the first so many that it has `MAX_TRACE_NUMBERS`
-    entries at most.
+
+def quantities(state: Any) -> Tensor:
+    """What is recorded of each chain: evenly spaced coordinates, 32 at most, and last the cached value; -> (C, Q)."""
+    position: Tensor = state.position
+    chosen = torch.as_tensor(_chosen(position.shape[1]), device=position.device)
+    return torch.cat([position.index_select(1, chosen), state.value.unsqueeze(1).to(position)], dim=1)
+
+
+def _chosen(latent_dim: int) -> list[int]:
+    count = min(latent_dim, MAX_TRACE_COORDINATES)
+    return [round(i * (latent_dim - 1) / max(count - 1, 1)) for i in range(count)]
+
+
+class Recorder:
+    """Gathers what the diagnostics need while one block of chains runs, on its device, without waiting for it.
+
+    To bound memory over all blocks, the trace holds every step up to `MAX_TRACE_STEPS` of them, evenly spaced beyond; of the
+    coordinates, `MAX_TRACE_COORDINATES`; and of the run's chains, every so manieth that those of all blocks together have
+    `MAX_TRACE_NUMBERS` entries.
+
+    Args:
+        total_steps: that will be added.
+        example: a state of the block's chains, for shapes, type and device.
+        num_chains: chains of the whole run; None: this block is all there is.
+        first_chain: index in the run of this block's first chain.
+        start: the block's `quantities` before warm-up, (C, Q), for nested R-hat; None: there is none.
     """
 
-    def __init__(self, steps: int, example: Any) -> None:
-        position = example.position
-        self._every = -(-steps // MAX_TRACE_STEPS)
-        rows = steps // self._every
-        num_chains, latent_dim = position.shape
-        chosen = np.unique(np.linspace(0, latent_dim - 1, min(latent_dim, MAX_TRACE_COORDINATES)).round().astype(int))
-        self._coordinates = torch.as_tensor(chosen, device=position.device)
-        self._chains = max(min(num_chains, MAX_TRACE_NUMBERS // (rows * (len(chosen) + 1))), 1)
-        self._trace = position.new_empty(rows, self._chains, len(chosen) + 1)
+    def __init__(
+        self,
+        total_steps: int,
+        example: Any,
+        *,
+        num_chains: int | None = None,
+        first_chain: int = 0,
+        start: Tensor | None = None,
+    ) -> None:
+        position: Tensor = example.position
+        self._chains, latent_dim = position.shape
+        coordinates = _chosen(latent_dim)
+        self._every = -(-total_steps // MAX_TRACE_STEPS)
+        rows = total_steps // max(self._every, 1)
+        numbers = (num_chains or self._chains) * rows * (len(coordinates) + 1)
+        stride = max(-(-numbers // MAX_TRACE_NUMBERS), 1)
+        self._coordinates = torch.as_tensor(coordinates, device=position.device)
+        self._kept = torch.arange(-first_chain % stride, self._chains, stride, device=position.device)
+        self._trace = position.new_empty(rows, len(self._kept), len(coordinates) + 1)
+        self._start = None if start is None else start.to(position).index_select(0, self._kept)
         self._acceptance = torch.zeros((), dtype=torch.float64, device=position.device)
         self._diverged = torch.zeros((), dtype=torch.int64, device=position.device)
         self._steps = self._recorded = 0
@@ -133,71 +176,165 @@ class Recorder:
     def add(self, state: Any, info: Info) -> None:
         """Take in one step."""
         self._steps += 1
-        self._acceptance += info.acceptance.mean()
+        self._acceptance += info.acceptance.sum(dtype=torch.float64)
         self._diverged += info.diverged.sum()
         if self._steps % self._every == 0 and self._recorded < len(self._trace):
             row = self._trace[self._recorded]
-            row[:, :-1] = state.position[: self._chains].index_select(1, self._coordinates)
-            row[:, -1] = state.value[: self._chains]
+            row[:, :-1] = state.position.index_select(0, self._kept).index_select(1, self._coordinates)
+            row[:, -1] = state.value.index_select(0, self._kept)
             self._recorded += 1
 
     @property
     def acceptance(self) -> float:
         """Mean over chains and steps so far; waits for the device."""
-        return float(self._acceptance) / max(self._steps, 1)
+        return float(self._acceptance) / max(self._steps * self._chains, 1)
 
     @property
     def divergences(self) -> int:
         """Count so far; waits for the device."""
         return int(self._diverged)
 
-    def convergence(self, num_chains: int) -> Convergence:
-        """R-hat and effective sample size of what was recorded, the latter scaled up to ``num_chains``."""
-        found = convergence(self._trace[: self._recorded])
-        return Convergence(found.rhat_max, found.ess_min * num_chains / self._chains)
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything so far, on the CPU, to be saved, gathered from ranks or handed to `summarise`.
+
+        ``trace`` (rows, kept chains, Q), ``start`` (kept chains, Q) where there is one, sums of ``acceptance`` and
+        ``divergences`` over chains and steps, and the numbers of ``chains`` and ``steps``, all ().
+        """
+        found = {
+            "trace": self._trace[: self._recorded].to("cpu", copy=True),
+            "acceptance": self._acceptance.cpu().clone(),
+            "divergences": self._diverged.cpu().clone(),
+            "chains": torch.tensor(self._chains),
+            "steps": torch.tensor(self._steps),
+        }
+        return found if self._start is None else found | {"start": self._start.cpu().clone()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Recorder:
+        """Go on from `tensors` of a recorder made with the same arguments, on any device.
+
+        Raises:
+            ValueError: they are of another run.
+        """
+        trace = tensors["trace"]
+        if trace.shape[1:] != self._trace.shape[1:] or len(trace) > len(self._trace):
+            raise ValueError(f"a trace of shape {tuple(trace.shape)} does not fit one of {tuple(self._trace.shape)}")
+        self._steps, self._recorded = int(tensors["steps"]), len(trace)
+        self._trace[: self._recorded] = trace.to(self._trace)
+        self._acceptance = tensors["acceptance"].to(self._acceptance, copy=True)
+        self._diverged = tensors["divergences"].to(self._diverged, copy=True)
+        self._start = tensors["start"].to(self._trace) if "start" in tensors else None
+        return self
+
+
+def mean_acceptance(records: Sequence[Mapping[str, Tensor]]) -> float:
+    """Over all chains and steps of the blocks whose `Recorder.tensors` these are."""
+    rows = sum(int(record["chains"]) * int(record["steps"]) for record in records)
+    return sum(float(record["acceptance"]) for record in records) / max(rows, 1)
+
+
+def total_divergences(records: Sequence[Mapping[str, Tensor]]) -> int:
+    """Divergent steps of the blocks whose `Recorder.tensors` these are."""
+    return sum(int(record["divergences"]) for record in records)
+
+
+# --- summaries -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """Largest rank-normalised split R-hat and smallest bulk effective sample size over the quantities of a trace."""
+    """The worst of each number over the quantities of a trace; see `Diagnostics` for what they are."""
 
     rhat_max: float
+    nested_rhat_max: float
     ess_min: float
+    ess_tail_min: float
+    mcse_max: float
+    stuck_chains: int
 
 
-def convergence(trace: Tensor) -> Convergence:
-    """Diagnostics of a trace (steps, chains, quantities).
+def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Convergence:
+    """The diagnostics of `Recorder.tensors` of all blocks, in the order of the blocks.
 
-    R-hat and the effective sample size come from arviz-stats. When one quantity has more than `MAX_RHAT_NUMBERS` entries
-    they are computed on the first chains that fit, and the effective sample size is scaled up in proportion: chains
-    are exchangeable. A single chain is cut into two halves. Quantities that never change give an R-hat of inf and an
-    effective sample size of 0, but for a last one that is the same in every chain: the tilt of a flat potential (beta = 0),
-    which has nothing to say. Fewer than four steps give nan.
+    Effective sizes, errors and stuck chains are scaled from the chains recorded to all ``num_chains``.
     """
-    steps, num_chains, _ = trace.shape
-    if steps < MIN_TRACE_STEPS * (2 if num_chains == 1 else 1):
-        return Convergence(math.nan, math.nan)
-    used = min(num_chains, max(MAX_RHAT_NUMBERS // steps, 4))
-    draws = trace[:, :used].double().permute(1, 0, 2).cpu().numpy()  # (chains, steps, quantities)
-    if used == 1:
-        half = steps // 2
-        draws = draws[:, : 2 * half].reshape(2, half, -1)
-    if draws.shape[2] > 1 and (draws[..., -1] == draws[0, 0, -1]).all():
-        draws = draws[..., :-1]
-    if not np.isfinite(draws).all() or (draws == draws[:, :1]).all(axis=(0, 1)).any():
-        return Convergence(math.inf, 0.0)
-    from arviz_stats.base.array import array_stats  # slow to import
-
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rhat = array_stats.rhat(draws, chain_axis=0, draw_axis=1, method="rank")
-        ess = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="bulk")
-    return Convergence(float(np.max(rhat)), float(np.min(ess)) * num_chains / used)
+    trace, start = joined(records)
+    found = convergence(trace, start)
+    scale = num_chains / max(trace.shape[1], 1)
+    return dataclasses.replace(
+        found,
+        ess_min=found.ess_min * scale,
+        ess_tail_min=found.ess_tail_min * scale,
+        mcse_max=found.mcse_max / math.sqrt(scale),
+        stuck_chains=round(found.stuck_chains * scale),
+    )
 
 
-def equipartition(z: Tensor, grad: Tensor) -> float:
-    """Mean of ``z_i dU/dz_i`` over rows and coordinates; (N, Z), (N, Z).
+def joined(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """All blocks' chains side by side: trace (N, C, Q) and start (C, Q), as far as every block has come."""
+    steps = min(len(record["trace"]) for record in records)
+    trace = torch.cat([record["trace"][:steps] for record in records], dim=1)
+    if any("start" not in record for record in records):
+        return trace, None
+    return trace, torch.cat([record["start"] for record in records])
+
+
+def convergence(trace: Tensor, start: Tensor | None = None) -> Convergence:
+    """Diagnostics of a trace (N, C, Q) whose last quantity is the potential, of chains that started at (C, Q).
+
+    A single chain is cut into two halves, which stand for two chains. Quantities that never change, or are not finite, give
+    an R-hat of inf and an effective sample size of 0, but for a last one that is the same in every chain: the tilt of a
+    flat potential (beta = 0), which has nothing to say. Fewer than four steps give nan.
+    """
+    steps, num_chains, num = trace.shape
+    if steps < MIN_STEPS * (2 if num_chains == 1 else 1) or num_chains == 0:
+        return Convergence(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+    if num_chains == 1:
+        trace, start = torch.cat([trace[: steps // 2], trace[-(steps // 2) :]], dim=1), None
+    still = (trace == trace[:1]).all(0)
+    stuck = int(still.all(1).sum()) if num_chains > 1 else int(still.all())
+    if num > 1 and bool((trace[..., -1] == trace[0, 0, -1]).all()):
+        trace, still, start = trace[..., :-1], still[:, :-1], None if start is None else start[:, :-1]
+        coordinates = slice(None)
+    else:
+        coordinates = slice(None, -1 if num > 1 else None)
+    if bool(still.all(0).any()) or not bool(torch.isfinite(trace).all()):
+        nested = math.nan if start is None else math.inf
+        return Convergence(math.inf, nested, 0.0, 0.0, math.inf, stuck)
+    found = measure(trace, start)
+    return Convergence(
+        rhat_max=float(found.rhat.max()),
+        nested_rhat_max=float(found.nested_rhat.max()),
+        ess_min=float(found.ess_bulk.min()),
+        ess_tail_min=float(found.ess_tail.min()),
+        mcse_max=1 / math.sqrt(float(found.ess_mean[coordinates].min())),
+        stuck_chains=stuck,
+    )
+
+
+# --- equipartition ---------------------------------------------------------------------------------------------------
+
+
+class Equipartition(NamedTuple):
+    """The mean of ``z_i dU/dz_i`` over draws and coordinates, and its standard error."""
+
+    mean: float
+    se: float
+
+
+def equipartition_sums(z: Tensor, grad: Tensor) -> Tensor:
+    """Sums behind the mean of ``z_i dU/dz_i``, which add up over blocks of draws: (N, Z), (N, Z) -> (3,) float64.
 
     Integration by parts gives E[z_i dU/dz_i] = 1 for every coordinate under exp(-U). ULA with step h on a standard normal
-    shows 1 / (1 - h/2).
+    shows 1 / (1 - h/2). With b each draw's mean over coordinates, the sums are N, sum b and sum b².
     """
-    return float((z * grad).mean())
+    b = (z * grad).mean(1).double()
+    return torch.stack([b.new_tensor(len(b)), b.sum(), b.square().sum()])
+
+
+def equipartition(sums: Tensor, independent: float) -> Equipartition:
+    """Mean and standard error from `equipartition_sums`, of which ``independent`` draws at most count as such."""
+    count, total, squares = sums.tolist()
+    mean = total / count
+    variance = max(squares / count - mean**2, 0.0)
+    known = independent > 1 and count > 1
+    return Equipartition(mean, math.sqrt(variance / min(count, independent)) if known else math.nan)

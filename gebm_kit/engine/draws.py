@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,14 @@ class Draws:
         z: latent codes in the base's own coordinates, ``x = G(z)``, (N, Z).
         chain: index of the chain that each draw comes from, (N,) int64.
         diagnostics: how good they are.
+        records: what the recorders of all blocks gathered, for figures; see `gebm_kit.engine.diagnostics.Recorder`.
     """
 
     x: Tensor
     z: Tensor
     chain: Tensor
     diagnostics: Diagnostics
+    records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
 
     def save(self, path: str | Path, value_range: tuple[float, float] | None = None) -> Path:
         """Write x, z and chain, with the diagnostics as JSON, to a .safetensors file (in its metadata) or a .npz file.

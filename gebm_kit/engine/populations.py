@@ -21,10 +21,10 @@ from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import decode, placed, start
-from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.diagnostics import Diagnostics, equipartition
 from gebm_kit.engine.draws import Draws, SampleSettings
-from gebm_kit.engine.log_partition import PARETO_K_LIMIT, pareto_k
-from gebm_kit.engine.progress import OnProgress, Progress, ignore, warn
+from gebm_kit.engine.log_partition import pareto_k
+from gebm_kit.engine.progress import OnProgress, Progress, ignore
 
 MAX_STEPS = 100_000
 """Steps after which an island that is not finished never will be."""
@@ -119,6 +119,7 @@ def draw_population(
         except torch.cuda.OutOfMemoryError as error:
             text = f"{where} is out of memory with {num_chains} particles"
             raise RunFailed(text, hint="Set block_size, or run fewer chains.") from error
+        balance = equipartition(decoded.equipartition, run.effective_size)
         diagnostics = Diagnostics(
             sampler=name,
             num_samples=settings.num_samples,
@@ -135,13 +136,15 @@ def draw_population(
             seconds=time.perf_counter() - began,
             inverse_temperature=float(beta),
             seed=settings.seed,
-            equipartition=decoded.equipartition,
+            equipartition=balance.mean,
+            equipartition_se=balance.se,
             log_partition=run.log_partition,
             log_partition_se=run.log_partition_se,
             pareto_k=run.pareto_k,
             details=run.details,
+            family=sampler.family,
         )
-    _warn(diagnostics)
+    diagnostics.warn()
     return Draws(decoded.x, decoded.z, run.chain, diagnostics)
 
 
@@ -291,31 +294,3 @@ def _log_partition(estimates: Sequence[float], log_weights: Tensor | None) -> tu
         return float(estimators.log_partition(-values)), float(estimators.log_partition_se(-values))
     error = math.nan if log_weights is None else float(estimators.log_partition_se(-log_weights.double()))
     return float(values[0]), error
-
-
-def _warn(found: Diagnostics) -> None:
-    """Say in words, as `GebmKitWarning`, what is wrong with the draws, if anything is."""
-    if found.divergences:
-        share = found.divergences / (found.num_chains * max(found.steps, 1))
-        warn(
-            f"{found.divergences:,} points or moves ({share:.1%} of all) met an energy that is not finite, or an error "
-            "of it above 1000. They were refused; places that can't be entered are missing from the draws."
-        )
-    if found.pareto_k >= PARETO_K_LIMIT:
-        warn(
-            "the draws repeat the few of all prior draws that carry most of the weight (Pareto k "
-            f"{found.pareto_k:.2f}, below {PARETO_K_LIMIT} is wanted): they miss what those did not see, and the "
-            "log-partition is too low. Raise `num_candidates`, or use a sampler that moves (smc, hmc)."
-        )
-    exhausted, violations = found.details.get("exhausted", 0), found.details.get("violations", 0)
-    if exhausted:
-        warn(
-            f"{exhausted:,} of {found.details['islands'] * found.num_chains:,} draws passed no rejection test within "
-            "`max_proposals`. They are chosen from their own proposals by weight, which leaves them too near to the base. "
-            "Use a sampler that moves (hmc, smc), or raise `max_proposals`."
-        )
-    if violations:
-        warn(
-            f"{violations:,} proposals had an energy below the bound that rejection relies on: places of so low an energy "
-            "are drawn too rarely. Raise `margin` or `pool_size`."
-        )

@@ -15,7 +15,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import decode, placed, run_chains
-from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.diagnostics import Diagnostics, equipartition, mean_acceptance, summarise, total_divergences
 from gebm_kit.engine.draws import Draws, SampleSettings, check_output
 from gebm_kit.engine.populations import draw_population
 from gebm_kit.engine.progress import OnProgress, ignore, warn
@@ -164,17 +164,23 @@ def draw(
         except torch.cuda.OutOfMemoryError as error:
             text = f"{where} is out of memory with {settings.chains} chains"
             raise RunFailed(text, hint="Set block_size, or run fewer chains.") from error
+        found = summarise(run.records, settings.chains)
+        balance = equipartition(decoded.equipartition, found.ess_min)
         diagnostics = Diagnostics(
             sampler=component_name(sampler),
             num_samples=settings.num_samples,
             num_chains=settings.chains,
             warmup_steps=settings.warmup,
             steps=settings.total_steps,
-            acceptance=run.acceptance,
-            divergences=run.divergences,
-            rhat_max=run.convergence.rhat_max,
-            ess_min=run.convergence.ess_min,
-            ess_per_grad=run.convergence.ess_min / run.grad_evals if run.grad_evals else float("nan"),
+            acceptance=mean_acceptance(run.records),
+            divergences=total_divergences(run.records),
+            rhat_max=found.rhat_max,
+            nested_rhat_max=found.nested_rhat_max,
+            ess_min=found.ess_min,
+            ess_tail_min=found.ess_tail_min,
+            ess_per_grad=found.ess_min / run.grad_evals if run.grad_evals else float("nan"),
+            mcse_max=found.mcse_max,
+            stuck_chains=found.stuck_chains,
             grad_evals=potential.grad_evals,
             forward_evals=potential.forward_evals,
             seconds=time.perf_counter() - began,
@@ -182,10 +188,12 @@ def draw(
             seed=settings.seed,
             step_size=run.step_size,
             warmup_divergences=run.warmup_divergences,
-            equipartition=decoded.equipartition,
+            equipartition=balance.mean,
+            equipartition_se=balance.se,
+            family=sampler.family,
         )
     diagnostics.warn()
-    return Draws(decoded.x, decoded.z, run.chain, diagnostics)
+    return Draws(decoded.x, decoded.z, run.chain, diagnostics, run.records)
 
 
 def component_name(sampler: Sampler) -> str:

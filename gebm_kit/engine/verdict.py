@@ -1,0 +1,179 @@
+"""The limits that diagnostics are held against, and what is said of those that fail.
+
+Where there are enough chains, nested R-hat decides, else split R-hat: of many short chains each need not have seen
+everything, which is what split R-hat asks for, as long as all have forgotten where they started.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gebm_kit.engine.log_partition import PARETO_K_LIMIT
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.diagnostics import Diagnostics
+
+RHAT_LIMIT = 1.05
+"""Above it, the chains disagree about some coordinate (Vehtari et al.'s 1.01 is for a few long chains)."""
+
+NESTED_RHAT_LIMIT = 1.05
+"""Above it, the means of superchains lie more than 0.3 standard deviations apart, by what their chains remember."""
+
+ESS_LIMIT = 100.0
+"""Below it, neither R-hat nor quantiles are to be relied on (Vehtari et al. ask for 100 a chain, of four chains)."""
+
+STUCK_SHARE = 0.01
+"""Share of chains that may never have moved."""
+
+EQUIPARTITION_LIMIT = 0.1
+"""Distance from 1 that no longer is a matter of a bias one may choose to live with."""
+
+EQUIPARTITION_ERRORS = 5.0
+"""Standard errors that its noise may explain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One diagnostic against its limit.
+
+    Attributes:
+        name: of the attribute of `Diagnostics`.
+        good: what is wanted, in words.
+        ok: whether that is so.
+        problem: if not, the sentence about it; empty where another check's sentence says it already.
+    """
+
+    name: str
+    good: str
+    ok: bool
+    problem: str = ""
+
+
+def checks(d: Diagnostics) -> list[Check]:
+    """What holds for the family of the sampler, in the order of the sentences."""
+    if d.family == "kernel":
+        return [*_mixing(d), *_sizes(d), *_divergences(d), *_equipartition(d)]
+    found = [*_weights(d), *_sizes(d), *_divergences(d), *_rejection(d)]
+    return found if d.family == "refiner" else found + _equipartition(d)
+
+
+def _mixing(d: Diagnostics) -> list[Check]:
+    """R-hat, of the kind that decides, and chains that never moved."""
+    wanted = f"at most {RHAT_LIMIT}"
+    if math.isinf(d.rhat_max):
+        text = (
+            "some chains do not move at all, or not to finite places (R-hat is infinite), so the draws are where they "
+            "started; use a smaller step size, or another sampler."
+        )
+        return [Check("rhat_max", wanted, False, text)]
+    if not math.isnan(d.nested_rhat_max):
+        text = (
+            f"the chains remember where they started: nested R-hat is {d.nested_rhat_max:.3f} (at most {NESTED_RHAT_LIMIT} "
+            "is wanted), so the draws depend on it; raise `warmup` and `steps`, or use a sampler that moves further a step."
+        )
+        found = [
+            _check("nested_rhat_max", f"at most {NESTED_RHAT_LIMIT}", d.nested_rhat_max <= NESTED_RHAT_LIMIT, text)
+        ]
+    elif not math.isnan(d.rhat_max):
+        text = (
+            f"the chains have not mixed: R-hat is {d.rhat_max:.3f} (at most {RHAT_LIMIT} is wanted), so each has seen "
+            "little of what all of them have together, and the draws may depend on where they started; raise `warmup` and "
+            "`steps`."
+        )
+        found = [_check("rhat_max", wanted, d.rhat_max <= RHAT_LIMIT, text)]
+    else:
+        text = (
+            f"whether the chains have mixed is unknown: {d.steps} steps are too few for an R-hat (at least 4 are wanted, "
+            "8 of a single chain); raise `steps`."
+        )
+        found = [Check("rhat_max", wanted, False, text)]
+    text = (
+        f"{d.stuck_chains} of {d.num_chains} chains never moved after warm-up (at most {STUCK_SHARE:.0%} is wanted), so the "
+        "draws hold too much of where they stand; raise `steps`, or use another sampler."
+    )
+    few = d.stuck_chains <= STUCK_SHARE * d.num_chains
+    return [*found, _check("stuck_chains", f"at most {STUCK_SHARE:.0%} of num_chains", few, text)]
+
+
+def _sizes(d: Diagnostics) -> list[Check]:
+    """Effective sample sizes, those that are known, in one sentence about the smaller.
+
+    A kernel's are of all its steps. A population's are of the draws kept, so where few are asked for, half of them must do.
+    """
+    sizes = {"ess_min": d.ess_min, "ess_tail_min": d.ess_tail_min}
+    sizes = {name: size for name, size in sizes.items() if not math.isnan(size)}
+    limit = ESS_LIMIT if d.family == "kernel" else min(ESS_LIMIT, d.num_samples / 2)
+    found = []
+    for name, size in sizes.items():
+        which = "" if name == "ess_min" else " of a 5 % or 95 % quantile"
+        text = (
+            f"the effective sample size{which} is {size:.3g} (at least {limit:g} is wanted), so the draws say little about "
+            f"the distribution; raise {'`steps` or ' if d.family == 'kernel' else ''}`num_chains`."
+        )
+        smaller = name == min(sizes, key=sizes.__getitem__)
+        found.append(_check(name, f"at least {limit:g}", size >= limit, text if smaller else ""))
+    return found
+
+
+def _weights(d: Diagnostics) -> list[Check]:
+    text = (
+        "the draws repeat the few of all prior draws that carry most of the weight (Pareto k "
+        f"{d.pareto_k:.2f}, below {PARETO_K_LIMIT} is wanted): they miss what those did not see, and the log-partition is "
+        "too low. Raise `num_candidates`, or use a sampler that moves (smc, hmc)."
+    )
+    known = not math.isnan(d.pareto_k)
+    return [_check("pareto_k", f"below {PARETO_K_LIMIT}", d.pareto_k < PARETO_K_LIMIT, text)] if known else []
+
+
+def _rejection(d: Diagnostics) -> list[Check]:
+    """Of rejection samplers: draws that no test passed, energies below the bound."""
+    exhausted, violations = d.details.get("exhausted"), d.details.get("violations")
+    found = []
+    if exhausted is not None:
+        text = (
+            f"{exhausted:,} of {d.details['islands'] * d.num_chains:,} draws passed no rejection test within "
+            "`max_proposals` (none is wanted). They are chosen from their own proposals by weight, which leaves them too "
+            "near to the base. Use a sampler that moves (hmc, smc), or raise `max_proposals`."
+        )
+        found.append(_check("exhausted", "0", not exhausted, text))
+    if violations is not None:
+        text = (
+            f"{violations:,} proposals had an energy below the bound that rejection relies on (none is wanted): places of "
+            "so low an energy are drawn too rarely. Raise `margin` or `pool_size`."
+        )
+        found.append(_check("violations", "0", not violations, text))
+    return found
+
+
+def _divergences(d: Diagnostics) -> list[Check]:
+    share = d.divergences / max(d.num_chains * d.steps, 1)
+    if d.family == "kernel":
+        text = (
+            f"{d.divergences} steps diverged ({share:.1%} of all; none is wanted): the energy was not finite there, or its "
+            "error exceeded 1000. They were rejected; regions that the chains can't enter are missing from the draws. Use a "
+            "smaller step size."
+        )
+    else:
+        text = (
+            f"{d.divergences:,} points or moves ({share:.1%} of all; none is wanted) met an energy that is not finite, or "
+            "an error of it above 1000. They were refused; places that can't be entered are missing from the draws."
+        )
+    return [_check("divergences", "0", d.divergences == 0, text)]
+
+
+def _equipartition(d: Diagnostics) -> list[Check]:
+    """Judged only where its error is known; its noise alone fails nobody."""
+    if math.isnan(d.equipartition) or math.isnan(d.equipartition_se):
+        return []
+    limit = max(EQUIPARTITION_LIMIT, EQUIPARTITION_ERRORS * d.equipartition_se)
+    text = (
+        f"equipartition is {d.equipartition:.3g} where 1 is exact (at most {limit:.2g} off is wanted): the chains have not "
+        "arrived, or the step of a kernel without correction is too long; raise `warmup`, or lower the step size."
+    )
+    return [_check("equipartition", f"1 within {limit:.2g}", abs(d.equipartition - 1) <= limit, text)]
+
+
+def _check(name: str, good: str, ok: bool, problem: str) -> Check:
+    return Check(name, good, ok, "" if ok else problem)
