@@ -40,6 +40,7 @@ COMPONENTS = (
     Component("sampler", "klmc", "gebm_kit.samplers.klmc:Klmc", "Kinetic Langevin, BAOAB (small bias, fast)"),
     Component("sampler", "isir", "gebm_kit.samplers.isir:Isir", "Iterated resampling of prior draws, with MALA moves"),
     Component("sampler", "sir", "gebm_kit.samplers.sir:Sir", "Prior draws resampled by weight (no chains; small bias)"),
+    Component("sampler", "pt", "gebm_kit.samplers.pt:Pt", "Parallel tempering from the prior, non-reversible"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(
         "dataset", "twenty-five-gaussians", "gebm_kit.data.toys:TwentyFiveGaussians", "A 5x5 grid of narrow Gaussians"

@@ -18,6 +18,7 @@ from gebm_kit.samplers.imh import Imh, ImhState
 from gebm_kit.samplers.isir import Isir
 from gebm_kit.samplers.mala import Mala, MalaState
 from gebm_kit.samplers.pcn import Pcn
+from gebm_kit.samplers.pt import Pt
 from gebm_kit.samplers.rwm import Rwm
 from gebm_kit.samplers.sir import Sir, SirState
 from gebm_kit.testing import (
@@ -173,6 +174,26 @@ class TextbookSir(Sir):
         return SirState(pool[picks], -log_weights[picks], log_weights.view(-1, len(z)), log_weights.logsumexp(0), full)
 
 
+class OneSidedPt(Pt):
+    """Parallel tempering that accepts a swap on the colder replica's term alone."""
+
+    @staticmethod
+    def swap_probability(hot: Tensor, cold: Tensor, gap: Tensor) -> Tensor:
+        return Pt.swap_probability(torch.zeros_like(hot), cold, gap)
+
+
+class StalePt(Pt):
+    """Parallel tempering that swaps positions and leaves the tilts where they were."""
+
+    def swap(self, tilts: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        self.unswapped = tilts[:, 1:]
+        return super().swap(tilts, uniform)
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        new, info = super().step(state, potential, generator)
+        return new._replace(tilts=self.unswapped, value=self.unswapped[:, -1]), info
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -208,6 +229,8 @@ BROKEN = {
     "imh that counts the prior twice": PriorTwiceImh(),
     "elliptical that counts the prior twice": PriorTwiceElliptical(),
     "isir that leaves out its own point": ForgetfulIsir(8, num_local=0),
+    "pt that swaps on one replica's term": OneSidedPt(),
+    "pt that swaps positions without their tilts": StalePt(),
 }
 
 
