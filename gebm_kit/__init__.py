@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gebm_kit.core.components import Component
     from gebm_kit.core.hookspecs import hookimpl
     from gebm_kit.core.model import GEBM
+    from gebm_kit.engine.along import trace_quality
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.run import load_run
     from gebm_kit.engine.sample import sample
@@ -25,12 +26,13 @@ _HOME = {
     "train": "gebm_kit.engine.train",
     "sample": "gebm_kit.engine.sample",
     "evaluate": "gebm_kit.engine.evaluate",
+    "trace_quality": "gebm_kit.engine.along",
     "load_run": "gebm_kit.engine.run",
     "Component": "gebm_kit.core.components",
     "hookimpl": "gebm_kit.core.hookspecs",
 }
 
-__all__ = ["GEBM", "Component", "Recipe", "evaluate", "hookimpl", "load_run", "sample", "train"]
+__all__ = ["GEBM", "Component", "Recipe", "evaluate", "hookimpl", "load_run", "sample", "trace_quality", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -172,6 +172,7 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         ["train", "quickstart", *TINY, "eval.metrics=[mmd]", "--out", str(tiny_run), "--resume"],
         ["train", "quickstart", "--dry-run"],
         ["sample", str(tiny_run)],
+        ["sample", str(tiny_run), "--trace", "mmd"],
         ["eval", str(tiny_run)],
         ["list"],
         ["describe", "sampler", "hmc"],
@@ -188,6 +189,9 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         known = words_in_code(section(read("cli.md"), words[0])) | {"schema"}
         missing = set(found) - known
         assert not missing, f"{' '.join(words)}: {missing}"
+        inner = found.get("trace", {})
+        trace_keys = set(inner).union(*inner.get("points", []), *inner.get("curves", []))
+        assert trace_keys <= known, f"{' '.join(words)}: {trace_keys - known}"
         for key in ("log_partition", "metrics"):
             if isinstance(found.get(key), dict):
                 allowed = known | words_in_code(section(read("cli.md"), "eval"))

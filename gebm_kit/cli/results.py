@@ -21,7 +21,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
     names = list(dict.fromkeys(name for column in COLUMNS for name in metrics.get(column) or {}))
     if names:
-        rows = [[name, *(_interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
+        rows = [[name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
         ui.table("", HEADINGS, rows)
         beta = evaluation.get("inverse_temperature", 1.0)
         at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
@@ -50,7 +50,8 @@ def show_diagnostics(diagnostics: Diagnostics) -> None:
     ui.text(f"converged: {said}")
 
 
-def _interval(cell: Mapping[str, Any] | None) -> str:
+def interval(cell: Mapping[str, Any] | None) -> str:
+    """A value with its 95 % interval, as far as there is one."""
     if not cell or cell.get("value") is None:
         return "-"
     low, high = cell.get("low"), cell.get("high")

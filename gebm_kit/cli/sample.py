@@ -26,6 +26,7 @@ from gebm_kit.cli.options import (
     split_words,
 )
 from gebm_kit.cli.results import show_diagnostics
+from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
 from gebm_kit.core.errors import NotConverged
 
 if TYPE_CHECKING:
@@ -56,6 +57,15 @@ def sample(
         bool,
         typer.Option("--require-converged", help="Exit with code 1 when the diagnostics say that the draws are bad."),
     ] = False,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            "--trace",
+            metavar="METRIC",
+            help="Keep no draws; record METRIC along the chains, for each of inverse_temperature=[...], and draw it.",
+            autocompletion=complete_metric,
+        ),
+    ] = None,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -65,6 +75,12 @@ def sample(
     """Draw from a trained RUN by MCMC in its latent space, and say how good the draws are."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
+    given = with_long_beta(given, sweep=trace is not None)
+    changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
+    if trace is not None:
+        of_draws = {"--images": images, "--require-converged": require_converged}
+        run_trace(trace, given, say, sampler, changes, of_draws, out=out, device=device, threads=threads)
+        return
     only_sections(given.overrides, SECTIONS, "gebm-kit sample")
     set_threads(threads)
     from gebm_kit.engine.images import check_images, save_images
@@ -75,7 +91,6 @@ def sample(
     if sampler is not None and sampler != run.recipe.sampler.name:
         overrides = (f"sampler={sampler}", *overrides)  # first, so that sampler.step_size=0.1 is a value of this one
     recipe = overridden_recipe(run, overrides)
-    changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     settings = dataclasses.replace(
         settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
     )

@@ -128,9 +128,9 @@ def evaluate(
         DataError: the data does not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
-    recipe, model, dataset = _opened(run_or_model, data)
+    recipe, model, dataset = opened(run_or_model, data)
     settings = SampleSettings() if recipe is None else settings_of(recipe.sample)
-    section = _eval_section(recipe)
+    section = eval_section(recipe)
     if inverse_temperature is not None:
         settings = replace(settings, inverse_temperature=inverse_temperature)
     settings = replace(settings, seed=section.seed if seed is None else seed)
@@ -196,7 +196,7 @@ def score(
         DataError: the data does not fit the model, or is not finite.
         RunFailed: draws that are not finite.
     """
-    _check_request(model, dataset, num_samples, num_sets)
+    check_request(model, dataset, num_samples, num_sets)
     for metric in metrics.values():
         metric.check(dataset)
     data = every_row(dataset.split(reference), f"{reference} data")
@@ -213,7 +213,7 @@ def score(
             column: [samples.to(place) for samples in sets]
             for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))
         }
-        scorer = _Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
+        scorer = Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
         table, protocol = _table(metrics, columns, scorer, on_progress)
     for entry in protocol.values():
         entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
@@ -230,7 +230,7 @@ def score(
 
 
 @dataclass(frozen=True)
-class _Scorer:
+class Scorer:
     """Everything of an `EvalContext` that does not change from set to set."""
 
     model: GEBM
@@ -252,7 +252,7 @@ class _Scorer:
 
 
 def _table(
-    metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: _Scorer, on_progress: OnProgress
+    metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: Scorer, on_progress: OnProgress
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Any]]]:
     """Estimates by column and value name, and protocols by metric."""
     table: dict[str, dict[str, Estimate]] = {column: {} for column in (*columns, "ratio")}
@@ -334,15 +334,15 @@ def _default_metrics(dataset: Dataset) -> list[str]:
     return [*(DEFAULT_MODE_METRICS if isinstance(known, HasModes) else DEFAULT_METRICS)]
 
 
-def _eval_section(recipe: Recipe | None) -> EvalSection:
+def eval_section(recipe: Recipe | None) -> EvalSection:
+    """The recipe's ``eval`` section, or its defaults."""
     from gebm_kit.config.schema import EvalSection
 
     return EvalSection() if recipe is None else recipe.eval
 
 
-def _opened(
-    run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None
-) -> tuple[Recipe | None, GEBM, Dataset]:
+def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
+    """The recipe (None for a hand-built model), the model, and the data to score against."""
     from gebm_kit.engine.run import Run, load_run
 
     if isinstance(run_or_model, str | Path):
@@ -360,7 +360,8 @@ def _opened(
     return None, run_or_model, data
 
 
-def _check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:
+def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:
+    """Raises UsageError or DataError for numbers of draws, or data, that can't be scored."""
     for name, value, least in (("num_samples", num_samples, 2), ("num_sets", num_sets, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")

@@ -193,13 +193,13 @@ def run_island(
         RunFailed: they are not finished after `MAX_STEPS` steps.
     """
     if sampler.family == "population":
-        state = _start(potential, sampler, num_chains, generator, dtype)
+        state = start_population(potential, sampler, num_chains, generator, dtype)
     else:
         state = start(potential, sampler, num_chains, generator, dtype)
     acceptance = torch.zeros((), dtype=torch.float64, device=generator.device)
     diverged = torch.zeros((), dtype=torch.int64, device=generator.device)
     steps = 0
-    while not _finished(sampler, state):
+    while not has_finished(sampler, state):
         if steps == MAX_STEPS:
             raise RunFailed(
                 f"the population of {num_chains} particles is not finished after {MAX_STEPS:,} steps",
@@ -244,16 +244,22 @@ def combined(islands: Sequence[Island], num_samples: int, *, coupled: bool, grad
     )
 
 
-def _finished(sampler: Sampler, state: Any) -> bool:
+def has_finished(sampler: Sampler, state: Any) -> bool:
+    """Whether a population or refiner has arrived; waits for the device."""
     flag = sampler.finished(state)
     if flag is None:
         raise TypeError(f"{type(sampler).__name__} is a {sampler.family} and must say when it is finished")
     return bool(flag)
 
 
-def _start(
+def start_population(
     potential: LatentPotential, sampler: Sampler, num_chains: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Any:
+    """The population's state at prior draws, (C, Z).
+
+    Raises:
+        UsageError: the potential is finite nowhere.
+    """
     shape = (num_chains, potential.model.latent_dim)
     z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
     state = sampler.init(z, potential, generator)

@@ -1,0 +1,213 @@
+"""``gebm-kit sample --trace METRIC``: quality along the chain, and the words of a temperature sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import Words, find_run, only_sections, overridden_recipe, set_threads
+from gebm_kit.cli.results import interval
+from gebm_kit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.engine.along_result import Trace
+    from gebm_kit.engine.run import Run
+
+SECTIONS = ("sampler", "sample", "eval")
+EVAL_KEYS = ("eval.metrics", "eval.num_sets")
+"""What of an evaluation a trace has too; the draws are those of the section ``sample``."""
+
+BETA = "sample.inverse_temperature"
+COST = {"grad_evals": "gradients", "forward_evals": "evaluations"}
+
+
+def complete_metric(incomplete: str) -> list[str]:
+    """Shell completion: names of metrics."""
+    from gebm_kit.core.plugins import installed
+
+    registry = installed().registry
+    names = [registry.short_name(record) for record in registry.of_kind("metric")]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def with_long_beta(words: Words, *, sweep: bool) -> Words:
+    """``inverse_temperature=...`` written out as ``sample.inverse_temperature=...``.
+
+    Raises:
+        UsageError: it is given a list and there is no ``sweep`` to make.
+    """
+    short = BETA.partition(".")[2]
+    overrides = tuple(f"sample.{word.strip()}" if _key(word) == short else word for word in words.overrides)
+    lists = [word for word in overrides if _is_beta(word) and _listed(word) is not None]
+    if lists and not sweep:
+        raise UsageError(
+            f"{lists[0]!r} lists several temperatures, and draws are of one; a sweep over them goes with --trace METRIC",
+            hint="For example: --trace frechet inverse_temperature=[1,10,100]",
+        )
+    return Words(words.target, overrides)
+
+
+def run_trace(
+    metric: str,
+    given: Words,
+    say: ui.Ui,
+    sampler: str | None,
+    changes: Mapping[str, Any],
+    of_draws: Mapping[str, Any],
+    *,
+    out: Path | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Record ``metric`` along the chains of a run, draw it, and say what came out.
+
+    Args:
+        given: RUN and overrides.
+        sampler, out, device, threads: the options of ``gebm-kit sample``.
+        changes: settings that options gave in place of the recipe's; None where they did not.
+        of_draws: options that have to do with draws and were possibly given; none of them may be.
+    """
+    _check_words(given.overrides)
+    for option, value in of_draws.items():
+        if value:
+            raise UsageError(
+                f"--trace keeps no draws, so there is nothing for {option}", hint="Leave out one of the two."
+            )
+    set_threads(threads)
+    from gebm_kit.engine.along import chosen_metric, record
+    from gebm_kit.engine.along_result import check_output
+    from gebm_kit.engine.sample import resolve_sampler, settings_of
+
+    if out is not None:
+        check_output(out)
+    run = find_run(given.target, say)
+    overrides = given.overrides
+    if sampler is not None and sampler != run.recipe.sampler.name:
+        overrides = (f"sampler={sampler}", *overrides)
+    recipe, betas = _sweep(run, overrides)
+    settings = dataclasses.replace(
+        settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
+    )
+    chosen = chosen_metric(metric, recipe)
+    kernel = resolve_sampler(None, recipe.sampler, run.model)
+    with say.progress() as on_progress:
+        trace = record(
+            run.model,
+            run.dataset,
+            chosen,
+            kernel,
+            settings,
+            betas,
+            recipe.eval.num_sets,
+            device=device or run.recipe.device,
+            on_progress=on_progress,
+        )
+    target = trace.save(out or _new_file(run, trace))
+    picture = trace.draw(run.figures / f"along-{_plain_name(trace.metric)}.png")
+    found = trace.as_dict()
+
+    def show() -> None:
+        show_trace(found)
+        ui.text(f"figure: {picture}")
+        ui.text(f"trace: {target}")
+
+    say.result({"trace": found, "out": str(target), "run": str(run.path), "figures": [str(picture)]}, show)
+
+
+def _check_words(overrides: Sequence[str]) -> None:
+    """Refuse what belongs to training, and what would change nothing here."""
+    only_sections(overrides, SECTIONS, "gebm-kit sample --trace")
+    for word in overrides:
+        key = _key(word)
+        if key.split(".")[0] == "eval" and not key.startswith(EVAL_KEYS):
+            raise UsageError(
+                f"{word!r} changes nothing here: of eval, `gebm-kit sample --trace` reads {' and '.join(EVAL_KEYS)}",
+                hint="The draws are those of the section sample: sample.num_samples, sample.seed.",
+            )
+        if key == "sample.thin":
+            raise UsageError(f"{word!r} changes nothing here: `gebm-kit sample --trace` takes one draw of each chain")
+
+
+def _sweep(run: Run, overrides: Sequence[str]) -> tuple[Recipe, list[float]]:
+    """The recipe with the overrides on top, and the betas: one, or those of a list, each checked as a recipe's would be."""
+    given = [word for word in overrides if _is_beta(word)]
+    others = [word for word in overrides if not _is_beta(word)]
+    values = _listed(given[-1]) if given else None
+    if values is None:
+        recipe = overridden_recipe(run, overrides)
+        return recipe, [recipe.sample.inverse_temperature]
+    if not values:
+        raise UsageError(f"{given[-1]!r} lists no temperature", hint=f"For example: {BETA}=[1,10,100]")
+    recipes = [overridden_recipe(run, [*others, f"{BETA}={value}"]) for value in values]
+    return recipes[0], [recipe.sample.inverse_temperature for recipe in recipes]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].strip()
+
+
+def _is_beta(word: str) -> bool:
+    return _key(word) == BETA
+
+
+def _listed(word: str) -> list[str] | None:
+    """The items of ``KEY=[a, b]``, or None for a value that is no list."""
+    text = word.partition("=")[2].strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    inner = text[1:-1].strip()
+    return [item.strip() for item in inner.split(",")] if inner else []
+
+
+def show_trace(trace: Mapping[str, Any]) -> None:
+    """The JSON of a trace as a table: costs and values with their 95 % intervals, then what the curves come to."""
+    cost = COST[trace["axis"]]
+    names = list(trace["base"])
+    cells: dict[tuple[float, int], list[str]] = {}
+    for row in trace["points"]:
+        line = cells.setdefault((row["inverse_temperature"], row["step"]), [ui.number(row[trace["axis"]])])
+        line.append(interval(row))
+    rows = [[f"{beta:g}", str(step), *line] for (beta, step), line in cells.items()]
+    ui.table("", ["inverse temperature", "step", f"{cost} per chain", *names], rows)
+    sets = trace["protocol"]["sets"]
+    ui.text(f"[95 % intervals over {sets} groups of {trace['protocol']['samples']} chains; step 0 is the base]")
+    ui.text("held-out data: " + ", ".join(f"{name} {interval(trace['data'][name])}" for name in names))
+    for curve in trace["curves"]:
+        for name in names:
+            _show_curve(trace, curve, name, cost)
+
+
+def _show_curve(trace: Mapping[str, Any], curve: Mapping[str, Any], name: str, cost: str) -> None:
+    """One sentence: what was gained, when 95 % of it was there, and what tuning had cost before."""
+    label = f"inverse temperature {curve['inverse_temperature']:g}: {name}"
+    warmup = curve[f"warmup_{trace['axis']}"]
+    tuning = f"; the warm-up before cost {warmup} {cost} per chain" if warmup else "; no warm-up"
+    reached = curve["evals_to_95"][name]
+    if reached is not None:
+        gain = interval(curve["improvement"][name])
+        ui.text(f"{label} improves by {gain}, 95 % of it after {reached} {cost} per chain{tuning}")
+    elif name in curve["improvement"]:
+        ui.text(f"{label} has not clearly improved: by {interval(curve['improvement'][name])}{tuning}")
+    else:
+        ui.text(f"{label} has no better or worse{tuning}")
+
+
+def _plain_name(metric: str) -> str:
+    return metric.replace(":", "-")
+
+
+def _new_file(run: Run, trace: Trace) -> Path:
+    """A name in RUN/samples that is not taken."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    stem = f"along-{_plain_name(trace.metric)}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
+    path = run.path / "samples" / f"{stem}.json"
+    attempt = 1
+    while path.exists():
+        attempt += 1
+        path = path.with_name(f"{stem}-{attempt}.json")
+    return path

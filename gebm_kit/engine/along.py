@@ -1,0 +1,207 @@
+"""Quality along the chain: a metric of the chains' positions against what each chain has spent so far.
+
+Protocol. In each of ``num_sets`` independent groups, ``num_samples`` chains start from prior draws and run side by side. At
+the steps 0, 1, 2, 4, 8, ... and at the last one the positions of a group's chains, one draw of each, are scored against the
+same reference and with the same shuffles as in an evaluation; the value is the mean over the groups and the interval is
+Student's over them. Step 0 is the base itself: it costs nothing, and is the same for every beta. Every step of these chains
+is made with a frozen sampler. A kernel is tuned before, by its own warm-up on ``num_chains`` chains of its own, which are
+not used again; what that cost each of them is reported beside the curve (`Tuning`), and is part of the price of arriving.
+With ``warmup`` 0 the sampler is run as it is given. A population method or a refiner is not tuned, and runs until it has
+finished, its start counting as its first step. Coupled chains run in islands of ``num_chains``, as they do when drawing.
+
+Costs are evaluations of the potential for each chain: those with gradient (`Point.grad_evals`), and those without
+(`Point.forward_evals`). The curve's axis is the former, unless the sampler uses no gradients.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033 (the FID
+    along the chain)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
+from gebm_kit.core.model import GEBM
+from gebm_kit.engine.along_chains import Schedule, Tracer, Watch
+from gebm_kit.engine.along_result import Trace
+from gebm_kit.engine.chains import placed
+from gebm_kit.engine.draws import SampleSettings
+from gebm_kit.engine.evaluate import FLOOR_PART, Scorer, build_metrics, check_request, eval_section, opened
+from gebm_kit.engine.features import FeatureMaps
+from gebm_kit.engine.held_out import every_row, floor_sets
+from gebm_kit.engine.intervals import mean_interval
+from gebm_kit.engine.progress import OnProgress, ignore
+from gebm_kit.engine.sample import _check as check_sampling, component_name, resolve_sampler, settings_of
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.engine.run import Run
+
+
+def trace_quality(
+    run_or_model: Run | GEBM | str | Path,
+    metric: str | Metric = "frechet",
+    *,
+    data: Tensor | Dataset | None = None,
+    sampler: str | Sampler | None = None,
+    inverse_temperature: float | Sequence[float] | None = None,
+    num_samples: int | None = None,
+    num_sets: int | None = None,
+    num_chains: int | None = None,
+    warmup: int | None = None,
+    steps: int | None = None,
+    at_steps: Sequence[int] | None = None,
+    seed: int | None = None,
+    block_size: int | None = None,
+    device: torch.device | str | None = None,
+    reference: SplitName = "test",
+    on_progress: OnProgress = ignore,
+) -> Trace:
+    """A metric along the chains of a trained run, or of any GEBM built by hand; see the protocol above.
+
+    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes.
+
+    Args:
+        run_or_model: a run, the path of its directory, or a model.
+        metric: component name (with the parameters that the recipe's ``eval.metrics`` give it, if they do) or an object.
+        data: as for `gebm_kit.evaluate`.
+        sampler: name or object; None: the recipe's, else hmc.
+        inverse_temperature: beta, or several of them: one curve each.
+        num_samples: chains, and so draws at every point, of a group.
+        num_sets: groups; None: the recipe's ``eval.num_sets``.
+        num_chains, warmup: chains and steps of the warm-up that tunes the sampler beforehand; 0 steps: no tuning.
+        steps: the traced chains run for ``warmup + steps`` steps, as long as those of `gebm_kit.sample` at the least.
+        at_steps: steps to measure at in place of the doubling ones; the largest is the last.
+        seed: of starting points and sampler.
+        reference: part of the dataset to score against.
+
+    Raises:
+        UsageError: values that make no sense together, a metric that does not depend on draws, no data for a hand-built
+            model, a prior that the sampler does not serve.
+        DataError: the data does not fit the model.
+        RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
+        RunFailed: draws that are not finite, or a device out of memory.
+    """
+    recipe, model, dataset = opened(run_or_model, data)
+    given: dict[str, Any] = {
+        "num_samples": num_samples,
+        "num_chains": num_chains,
+        "warmup": warmup,
+        "steps": steps,
+        "seed": seed,
+        "block_size": block_size,
+    }
+    settings = SampleSettings() if recipe is None else settings_of(recipe.sample)
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    return record(
+        model,
+        dataset,
+        chosen_metric(metric, recipe),
+        resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
+        settings,
+        settings.inverse_temperature if inverse_temperature is None else inverse_temperature,
+        eval_section(recipe).num_sets if num_sets is None else num_sets,
+        at_steps=at_steps,
+        device=device if device is not None or recipe is None else recipe.device,
+        reference=reference,
+        on_progress=on_progress,
+    )
+
+
+def chosen_metric(metric: str | Metric, recipe: Recipe | None) -> tuple[str, Metric]:
+    """Name and metric, by name with the parameters that the recipe's ``eval.metrics`` give it, if they do.
+
+    Raises:
+        UsageError: a metric of the model, which no draw changes, or something that is no metric.
+        RecipeError, PluginError: no installed metric is called so.
+    """
+    nodes = () if recipe is None else recipe.eval.metrics
+    ((name, built),) = build_metrics([next((node for node in nodes if node.name == metric), metric)]).items()
+    if built.of_model:
+        raise UsageError(
+            f"metric {name!r} is a property of the model and does not depend on draws, so it has no course along a chain",
+            hint="`gebm-kit eval` reports it.",
+        )
+    return name, built
+
+
+def record(
+    model: GEBM,
+    dataset: Dataset,
+    metric: tuple[str, Metric],
+    sampler: Sampler,
+    settings: SampleSettings,
+    inverse_temperature: float | Sequence[float],
+    num_sets: int,
+    *,
+    at_steps: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    reference: SplitName = "test",
+    on_progress: OnProgress = ignore,
+) -> Trace:
+    """`trace_quality` with everything chosen: a named metric, a sampler, settings and the betas.
+
+    ``thin`` and ``inverse_temperature`` of ``settings`` are not used. Groups run one after another, so that memory holds the
+    chains of one.
+    """
+    betas = _betas(inverse_temperature)
+    check_request(model, dataset, settings.num_samples, num_sets)
+    check_sampling(model, sampler)
+    name, scored = metric
+    scored.check(dataset)
+    schedule = Schedule.of(sampler, settings, at_steps)
+    data = every_row(dataset.split(reference), f"{reference} data")
+    held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+    with placed(model, device) as (where, dtype):
+        # Metrics compute in float64, which only CUDA has besides the CPU.
+        place = where if where.type == "cuda" else torch.device("cpu")
+        scorer = Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
+        tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
+        watch = Watch(on_progress, len(betas) * num_sets, schedule.last)
+        try:
+            curves = tuple(tracer.curve(sampler, beta, num_sets, watch) for beta in betas)
+        except torch.cuda.OutOfMemoryError as error:
+            text = f"{where} is out of memory with {settings.num_samples} chains"
+            raise RunFailed(text, hint="Set block_size, or trace fewer chains: num_samples.") from error
+        floor = floor_sets(held_out, settings.num_samples, num_sets)
+        floor_values = [tracer.score(x, index) for index, x in enumerate(floor)]
+    protocol = {
+        **tracer.protocol,
+        "sets": num_sets,
+        "interval": "95 %, Student's t over sets",
+        "held_out": len(floor[0]),
+        "held_out_sets": len(floor),
+        "reference_part": reference,
+        "held_out_part": FLOOR_PART[reference],
+    }
+    return Trace(
+        metric=name,
+        sampler=component_name(sampler),
+        axis="grad_evals" if any(curve.points[-1].grad_evals for curve in curves) else "forward_evals",
+        lower_is_better=scored.lower_is_better,
+        seed=settings.seed,
+        curves=curves,
+        floor={key: mean_interval([row[key] for row in floor_values]) for key in floor_values[0]},
+        protocol=protocol,
+    )
+
+
+def _betas(inverse_temperature: float | Sequence[float]) -> tuple[float, ...]:
+    """The betas, each checked, in the order given."""
+    several = isinstance(inverse_temperature, Sequence) and not isinstance(inverse_temperature, str)
+    sweep: Sequence[Any] = inverse_temperature if several else [inverse_temperature]  # type: ignore[assignment]
+    betas = tuple(SampleSettings(inverse_temperature=beta).inverse_temperature for beta in sweep)
+    if not betas:
+        raise UsageError("a sweep over inverse_temperature needs at least one value, got none")
+    twice = [beta for index, beta in enumerate(betas) if beta in betas[:index]]
+    if twice:
+        raise UsageError(f"inverse_temperature {twice[0]:g} is listed twice; give each value once")
+    return tuple(float(beta) for beta in betas)

@@ -1,0 +1,242 @@
+"""What a trace of quality along the chain holds: its points, curves, costs, and how it is written down."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.engine.files import make_directory, plain, write_atomic, write_json
+from gebm_kit.engine.intervals import Estimate, mean_interval
+
+SUFFIXES = (".json", ".csv")
+
+SHARE = 0.95
+"""Of the whole improvement that `Trace.evals_to_95` waits for."""
+
+Axis = Literal["grad_evals", "forward_evals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A metric at one step of the chains.
+
+    Attributes:
+        step: 0 is the base.
+        grad_evals, forward_evals: evaluations of the potential with and without gradient for each chain by then; where
+            groups of chains differ, their mean.
+        values: value name -> estimate over the groups.
+    """
+
+    step: int
+    grad_evals: int
+    forward_evals: int
+    values: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The warm-up that a sampler had before the traced chains started; all zero when it had none.
+
+    Attributes:
+        steps, chains: of the warm-up.
+        grad_evals, forward_evals: evaluations with and without gradient for each of its chains, trial steps included.
+        step_size: what the traced chains used; nan for a sampler that has none to tune.
+    """
+
+    steps: int = 0
+    chains: int = 0
+    grad_evals: int = 0
+    forward_evals: int = 0
+    step_size: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The points at one beta.
+
+    Attributes:
+        inverse_temperature: beta.
+        points: from the base to the last step.
+        tuning: what came before.
+        acceptance: mean over chains and steps.
+        divergences: divergent steps, over all chains.
+        improvement: value name -> gain of the last point over the base, positive when better, with an interval over the
+            groups, each of which is compared with its own start. Empty for a metric that has no better or worse.
+    """
+
+    inverse_temperature: float
+    points: tuple[Point, ...]
+    tuning: Tuning
+    acceptance: float
+    divergences: int
+    improvement: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A metric along the chains, one curve for each beta.
+
+    Attributes:
+        metric, sampler: component names.
+        axis: which of a point's costs is the horizontal axis: ``forward_evals`` for a sampler without gradients.
+        lower_is_better: of the metric; None when it has no direction.
+        seed: of starting points and sampler.
+        curves: in the order in which the betas were given.
+        floor: value name -> estimate for held-out data.
+        protocol: what the values depend on.
+    """
+
+    metric: str
+    sampler: str
+    axis: Axis
+    lower_is_better: bool | None
+    seed: int
+    curves: tuple[Curve, ...]
+    floor: Mapping[str, Estimate]
+    protocol: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metric's values."""
+        return tuple(self.curves[0].points[0].values)
+
+    @property
+    def base(self) -> Mapping[str, Estimate]:
+        """Value name -> estimate for the base, where every curve starts."""
+        return self.curves[0].points[0].values
+
+    def evals(self, point: Point) -> int:
+        """A point's place on the axis."""
+        return point.grad_evals if self.axis == "grad_evals" else point.forward_evals
+
+    def evals_to_95(self, curve: Curve, name: str) -> int | None:
+        """`evals_to_reach` of 95 % of the improvement, on the trace's axis and without the warm-up's cost.
+
+        None when the last point is not better than the base beyond the interval of that difference.
+        """
+        gain = curve.improvement.get(name)
+        if gain is None or (gain.low is not None and gain.low <= 0):
+            return None
+        sign = 1 if self.lower_is_better else -1
+        values = [sign * point.values[name].value for point in curve.points]
+        return evals_to_reach([self.evals(point) for point in curve.points], values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each beta, value name and step, as in the JSON and the CSV file."""
+        return [
+            {
+                "inverse_temperature": curve.inverse_temperature,
+                "name": name,
+                "step": point.step,
+                "grad_evals": point.grad_evals,
+                "forward_evals": point.forward_evals,
+                **point.values[name].as_dict(),
+            }
+            for curve in self.curves
+            for name in self.names
+            for point in curve.points
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON of ``gebm-kit sample --trace``."""
+        found = {
+            "metric": self.metric,
+            "sampler": self.sampler,
+            "axis": self.axis,
+            "lower_is_better": self.lower_is_better,
+            "seed": self.seed,
+            "protocol": dict(self.protocol),
+            "points": self.rows(),
+            "curves": [self._curve_dict(curve) for curve in self.curves],
+            "base": {name: estimate.as_dict() for name, estimate in self.base.items()},
+            "data": {name: estimate.as_dict() for name, estimate in self.floor.items()},
+        }
+        return {key: plain(value) for key, value in found.items()}
+
+    def _curve_dict(self, curve: Curve) -> dict[str, Any]:
+        tuning = curve.tuning
+        return {
+            "inverse_temperature": curve.inverse_temperature,
+            "warmup_steps": tuning.steps,
+            "warmup_chains": tuning.chains,
+            "warmup_grad_evals": tuning.grad_evals,
+            "warmup_forward_evals": tuning.forward_evals,
+            "step_size": tuning.step_size,
+            "acceptance": curve.acceptance,
+            "divergences": curve.divergences,
+            "improvement": {name: gain.as_dict() for name, gain in curve.improvement.items()},
+            "evals_to_95": {name: self.evals_to_95(curve, name) for name in self.names},
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .json file, or the rows alone to a .csv file; whole or not at all.
+
+        Raises:
+            UsageError: another suffix, or the place can't be written.
+            RunFailed: the disk is full.
+        """
+        path = Path(path)
+        check_output(path)
+        make_directory(path.parent)
+        if path.suffix == ".json":
+            write_json(path, {"schema": 1, **self.as_dict()})
+        else:
+            rows, text = self.rows(), io.StringIO()
+            writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_atomic(path, text.getvalue().encode())
+        return path
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw the curves as a PNG; missing directories are made."""
+        from gebm_kit.engine.along_figure import draw_along
+
+        path = Path(path)
+        make_directory(path.parent)
+        return draw_along(path, self)
+
+
+def check_output(path: str | Path) -> None:
+    """Raises UsageError unless `Trace.save` knows the suffix of ``path``; for callers to ask before they compute."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"a trace is written to a {' or '.join(SUFFIXES)} file, not to {path.name!r}")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name a file")
+
+
+def evals_to_reach(evals: Sequence[int], values: Sequence[float], share: float = SHARE) -> int | None:
+    """First of ``evals`` at which ``value <= base - share (base - final)``, lower being better.
+
+    Base and final are the first and the last of ``values``. None when the final value is not below the base.
+
+    Args:
+        evals: what had been spent at each point, increasing.
+        values: the metric at each point.
+        share: of the improvement, in (0, 1].
+    """
+    base, final = values[0], values[-1]
+    if not final < base:
+        return None
+    level = base - share * (base - final)
+    return next((spent for spent, value in zip(evals, values, strict=True) if value <= level), evals[-1])
+
+
+def improvement(
+    starts: Sequence[Mapping[str, float]], ends: Sequence[Mapping[str, float]], lower_is_better: bool | None
+) -> dict[str, Estimate]:
+    """Gain of each group's end over its start by value name, positive when better; empty without a direction."""
+    if lower_is_better is None:
+        return {}
+    sign = 1 if lower_is_better else -1
+    return {
+        name: mean_interval([sign * (first[name] - last[name]) for first, last in zip(starts, ends, strict=True)])
+        for name in starts[0]
+    }
