@@ -168,12 +168,15 @@ def show_trace(trace: Mapping[str, Any]) -> None:
     """The JSON of a trace as a table: costs and values with their 95 % intervals, then what the curves come to."""
     cost = COST[trace["axis"]]
     names = list(trace["base"])
+    besides = trace["axis"] == "grad_evals" and any(row["forward_evals"] for row in trace["points"])
+    costs = [trace["axis"], "forward_evals"] if besides else [trace["axis"]]
     cells: dict[tuple[float, int], list[str]] = {}
     for row in trace["points"]:
-        line = cells.setdefault((row["inverse_temperature"], row["step"]), [ui.number(row[trace["axis"]])])
+        line = cells.setdefault((row["inverse_temperature"], row["step"]), [ui.number(row[key]) for key in costs])
         line.append(interval(row))
     rows = [[f"{beta:g}", str(step), *line] for (beta, step), line in cells.items()]
-    ui.table("", ["inverse temperature", "step", f"{cost} per chain", *names], rows)
+    headings = [f"{cost} per chain", "other evaluations"][: len(costs)]
+    ui.table("", ["inverse temperature", "step", *headings, *names], rows)
     sets = trace["protocol"]["sets"]
     ui.text(f"[95 % intervals over {sets} groups of {trace['protocol']['samples']} chains; step 0 is the base]")
     ui.text("held-out data: " + ", ".join(f"{name} {interval(trace['data'][name])}" for name in names))

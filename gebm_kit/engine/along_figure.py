@@ -36,12 +36,16 @@ def draw_along(path: Path, trace: Trace) -> Path:
     names = trace.names
     columns = min(len(names), PANELS_A_ROW)
     lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(0.9 + 5.6 * columns, 0.7 + 3.7 * lines), layout="constrained")
+    figure = Figure(figsize=(0.9 + 5.6 * columns, 1.1 + 0.1 * len(trace.curves) + 3.6 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, name in zip(panels, names, strict=False):
         _panel(axes, trace, name)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     sets = trace.protocol["sets"]
     bands = "" if sets < 2 else f" (bands: 95 % intervals over {sets} groups of chains)"
     figure.suptitle(f"{trace.metric} along the chain of {trace.sampler}{bands}", fontsize=11)
@@ -64,7 +68,6 @@ def _panel(axes: Axes, trace: Trace, name: str) -> None:
     better = {True: " (lower is better)", False: " (higher is better)", None: ""}[trace.lower_is_better]
     axes.set_ylabel(f"{name}{better}")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, framealpha=0.8, edgecolor="none")
 
 
 def _curve(axes: Axes, trace: Trace, curve: Curve, name: str, colour: str, style: str) -> None:

@@ -212,21 +212,25 @@ def check_output(path: str | Path) -> None:
         raise UsageError(f"{path} is a directory; name a file")
 
 
-def evals_to_reach(evals: Sequence[int], values: Sequence[float], share: float = SHARE) -> int | None:
-    """First of ``evals`` at which ``value <= base - share (base - final)``, lower being better.
+def evals_to_reach(
+    evals: Sequence[int], values: Sequence[float], share: float = SHARE, *, final: float | None = None
+) -> int | None:
+    """First of ``evals`` at which ``value <= base - share (base - final)``, lower being better; base is ``values[0]``.
 
-    Base and final are the first and the last of ``values``. None when the final value is not below the base.
+    None when ``final`` is not below the base, or when no value comes down so far.
 
     Args:
         evals: what had been spent at each point, increasing.
         values: the metric at each point.
         share: of the improvement, in (0, 1].
+        final: the last of ``values``, unless the improvement to wait for is another curve's.
     """
-    base, final = values[0], values[-1]
+    base = values[0]
+    final = values[-1] if final is None else final
     if not final < base:
         return None
     level = base - share * (base - final)
-    return next((spent for spent, value in zip(evals, values, strict=True) if value <= level), evals[-1])
+    return next((spent for spent, value in zip(evals, values, strict=True) if value <= max(level, final)), None)
 
 
 def improvement(

@@ -69,6 +69,13 @@ def test_sweep_in_plain_text_and_csv(cli: Any, run: Path, tmp_path: Path) -> Non
     assert not list((run / "samples").iterdir())
 
 
+def test_what_a_gradient_sampler_spends_besides_is_shown(cli: Any, run: Path) -> None:
+    result = cli("sample", run, "--trace", "mmd", "--sampler=isir", "sample.steps=2", "sample.warmup=0")
+    lines = [line.split() for line in result.out.splitlines()]
+    assert " ".join(lines[0]) == "inverse temperature step gradients per chain other evaluations mmd"
+    assert [line[:4] for line in lines[1:4]] == [["1", "0", "0", "0"], ["1", "1", "2", "8"], ["1", "2", "4", "15"]]
+
+
 def test_the_long_name_of_beta_and_the_last_word_counts(cli: Any, run: Path) -> None:
     words = ("sample.warmup=0", "sample.steps=2", "--json", "--trace", "mmd")
     for betas, expected in [

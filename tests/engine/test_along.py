@@ -157,6 +157,11 @@ class TestTheNumberToReachAShare:
         evals = [0, 1, 2, 4, 8, 16][: len(values)]
         assert evals_to_reach(evals, values, share) == answer
 
+    def test_against_another_curves_end(self) -> None:
+        assert evals_to_reach([0, 1, 2, 4], [10, 5, 1, 0], final=6) == 1
+        assert evals_to_reach([0, 1, 2, 4], [10, 5, 1, 0], final=-2) is None
+        assert evals_to_reach([0, 1, 2, 4], [10, 5, 1, 0], final=10) is None
+
     def test_a_larger_metric_may_be_the_better_one(self) -> None:
         found = trace(TwoMeans(), sampler=Autoregressive(), num_samples=2000, steps=40, warmup=0)
         (curve,) = found.curves
