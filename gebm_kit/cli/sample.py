@@ -25,11 +25,12 @@ from gebm_kit.cli.options import (
     set_threads,
     split_words,
 )
-from gebm_kit.cli.results import show_diagnostics
+from gebm_kit.cli.results import show_diagnostics, show_figures
 from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
-from gebm_kit.core.errors import NotConverged
+from gebm_kit.core.errors import GebmKitError, NotConverged
 
 if TYPE_CHECKING:
+    from gebm_kit.engine.draws import Draws
     from gebm_kit.engine.run import Run
 
 SECTIONS = ("sampler", "sample")
@@ -105,13 +106,20 @@ def sample(
     target = draws.save(out or _new_file(run, recipe.sampler.name, settings.seed), value_range)
     if images is not None and value_range is not None:
         save_images(draws.x, images, value_range)
-    found = draws.diagnostics.as_dict()
-    payload = {**found, "out": str(target), "run": str(run.path), "images": str(images) if images else None}
+    figures = _figures(run, draws, say)
+    payload = {
+        **draws.diagnostics.as_dict(),
+        "out": str(target),
+        "run": str(run.path),
+        "images": str(images) if images else None,
+        "figures": figures,
+    }
 
     def show() -> None:
         show_diagnostics(draws.diagnostics)
         if images is not None:
             ui.text(f"images: {images}")
+        show_figures(figures)
         ui.text(f"draws: {target}")
 
     refused = require_converged and not draws.diagnostics.converged
@@ -120,6 +128,17 @@ def sample(
     if refused:
         text = "the draws were written, but their diagnostics are bad:"
         raise NotConverged(text, problems=draws.diagnostics.problems, hint=f"They are in {target}.")
+
+
+def _figures(run: Run, draws: Draws, say: ui.Ui) -> list[str]:
+    """Pictures of the chains in RUN/figures; that they can't be written takes nothing from the draws."""
+    from gebm_kit.engine.sample_figures import draw_chains
+
+    try:
+        return [str(path) for path in draw_chains(run.path / "figures", draws.records)]
+    except GebmKitError as error:
+        say.warn(f"no pictures of the chains: {error.message}")
+        return []
 
 
 def _value_range(run: Run) -> tuple[float, float] | None:

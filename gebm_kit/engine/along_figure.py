@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from gebm_kit.engine.along_result import SHARE
-from gebm_kit.engine.figures import COLOURS, _save
+from gebm_kit.engine.figures import COLOURS, save_figure
 
 if TYPE_CHECKING:
     from gebm_kit.engine.along_result import Curve, Trace
@@ -49,7 +49,7 @@ def draw_along(path: Path, trace: Trace) -> Path:
     sets = trace.protocol["sets"]
     bands = "" if sets < 2 else f" (bands: 95 % intervals over {sets} groups of chains)"
     figure.suptitle(f"{trace.metric} along the chain of {trace.sampler}{bands}", fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _panel(axes: Axes, trace: Trace, name: str) -> None:

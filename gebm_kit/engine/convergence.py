@@ -94,6 +94,25 @@ def nested_rhat(trace: Tensor, start: Tensor) -> Tensor:
     return _by_slices(lambda x, start: _nested_rhat(_scored(_halves(x)), x, start), trace, start)[0]
 
 
+def slowest_direction(trace: Tensor) -> Tensor:
+    """The combination of quantities in which chains differ most: unit vector, (N, C, Q) -> (Q,).
+
+    It maximises the variance of the chains' means relative to the total variance. Modes that lie apart along no single
+    coordinate show in it; and since it is found without a look at where chains started, nested R-hat of it is as fair as
+    that of a coordinate.
+    """
+    wide = trace.to("cpu", torch.float64)
+    means = wide.mean(0)
+    between = torch.cov(means.T).reshape(trace.shape[2], -1)
+    centred = (wide - means).flatten(0, 1)
+    total = between + centred.T @ centred / max(len(centred) - len(means), 1)
+    scale = total.diagonal().clamp(min=1e-300).rsqrt()
+    values, vectors = torch.linalg.eigh(scale[:, None] * total * scale)
+    whiten = scale[:, None] * vectors * values.clamp(min=1e-9).rsqrt()  # columns, of unit total variance
+    slowest = whiten @ torch.linalg.eigh(whiten.T @ between @ whiten).eigenvectors[:, -1]
+    return slowest / slowest.norm()
+
+
 def ess_bulk(trace: Tensor) -> Tensor:
     """Effective sample size for the centre of the distribution, of rank-normalised split chains: (N, C, Q) -> (Q,)."""
     return _by_slices(lambda x, start: _ess(_bulk_scores(_halves(x))), trace)[0]
@@ -124,6 +143,13 @@ def superchains(start: Tensor) -> Tensor:
     size = num_chains // num
     spread = (torch.arange(num * size, device=start.device) * num_chains).div(num * size, rounding_mode="floor")
     return start.sort(dim=1, stable=True).indices[:, spread].unflatten(1, (num, size))
+
+
+def ranks(rows: Tensor) -> Tensor:
+    """Ranks 1..S within each row, ties sharing their average: (q, S) -> (q, S) float64."""
+    ordered, order = _sorted(rows)
+    twice = _twice_average_ranks(ordered[:, 1:] == ordered[:, :-1])
+    return torch.empty_like(rows, dtype=torch.float64).scatter_(1, order, twice.double() / 2)
 
 
 # --- slices of quantities: x (q, C, N), start (q, C) -----------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Info
-from gebm_kit.engine.convergence import MIN_STEPS, measure
+from gebm_kit.engine.convergence import MIN_STEPS, measure, nested_rhat, slowest_direction
 from gebm_kit.engine.progress import warn
 from gebm_kit.engine.verdict import Check, checks
 
@@ -44,7 +44,8 @@ class Diagnostics:
         warmup_divergences: divergent steps during warm-up.
         equipartition: mean of ``z_i dU/dz_i`` over draws and coordinates, 1 under the target.
         equipartition_se: its standard error, for as many independent draws as ``ess_min`` says.
-        nested_rhat_max: largest nested R-hat of superchains; nan for fewer than 64 chains.
+        nested_rhat_max: largest nested R-hat of superchains, also of the direction in which chains differ most; nan for
+            fewer than 64 chains.
         ess_tail_min: smallest effective sample size of a 5 % or 95 % quantile.
         mcse_max: largest Monte Carlo error of a coordinate's mean over all steps, in units of its standard deviation.
         stuck_chains: chains that never moved after warm-up.
@@ -198,12 +199,13 @@ class Recorder:
         """Everything so far, on the CPU, to be saved, gathered from ranks or handed to `summarise`.
 
         ``trace`` (rows, kept chains, Q), ``start`` (kept chains, Q) where there is one, sums of ``acceptance`` and
-        ``divergences`` over chains and steps, and the numbers of ``chains`` and ``steps``, all ().
+        ``divergences`` over chains and steps, the recorded ``coordinates``, and the numbers of ``chains`` and ``steps``.
         """
         found = {
             "trace": self._trace[: self._recorded].to("cpu", copy=True),
             "acceptance": self._acceptance.cpu().clone(),
             "divergences": self._diverged.cpu().clone(),
+            "coordinates": self._coordinates.cpu().clone(),
             "chains": torch.tensor(self._chains),
             "steps": torch.tensor(self._steps),
         }
@@ -301,9 +303,16 @@ def convergence(trace: Tensor, start: Tensor | None = None) -> Convergence:
         nested = math.nan if start is None else math.inf
         return Convergence(math.inf, nested, 0.0, 0.0, math.inf, stuck)
     found = measure(trace, start)
+    nested = float(found.nested_rhat.max())
+    if start is not None and not math.isnan(nested) and len(found.rhat[coordinates]) > 1:
+        slowest = slowest_direction(trace[..., coordinates]).to(trace)
+        along = nested_rhat(
+            (trace[..., coordinates] @ slowest).unsqueeze(2), (start[:, coordinates] @ slowest).unsqueeze(1)
+        )
+        nested = max(nested, float(along))
     return Convergence(
         rhat_max=float(found.rhat.max()),
-        nested_rhat_max=float(found.nested_rhat.max()),
+        nested_rhat_max=nested,
         ess_min=float(found.ess_bulk.min()),
         ess_tail_min=float(found.ess_tail.min()),
         mcse_max=1 / math.sqrt(float(found.ess_mean[coordinates].min())),

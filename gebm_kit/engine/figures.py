@@ -91,7 +91,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
     count = GRID_SIDE**2
     panels = {label: images[:count].detach().float().cpu().numpy() for label, images in rows.items()}
     if value_range is None:
-        value_range = _robust_limits(np.concatenate([p.ravel() for p in panels.values()]), 0.005)
+        value_range = robust_limits(np.concatenate([p.ravel() for p in panels.values()]), 0.005)
     mosaics = {label: _mosaic(images, value_range) for label, images in panels.items()}
     height, width = next(iter(mosaics.values())).shape[:2]
     side = 3.6
@@ -102,7 +102,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
         axis.set_title(label, fontsize=13)
         axis.set_axis_off()
         axis.set_anchor("N")
-    return _save(figure, path, dots_per_inch=160)
+    return save_figure(figure, path, dots_per_inch=160)
 
 
 def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: Energy) -> Path:
@@ -128,7 +128,7 @@ def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: E
         axis.tick_params(labelsize=9)
     if levels is not None:
         figure.colorbar(drawn, ax=axes, label="energy", shrink=0.85, pad=0.015)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -149,7 +149,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         axis.set_xlabel("step")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid(alpha=0.25)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Path:
@@ -158,8 +158,8 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
     Where the model is right, the GEBM's histogram lies on the data's. The axis holds the central 99.8 % of all three.
     """
     values = {"data": data, "base": base, "GEBM": gebm}
-    finite = {label: _finite(v.detach().double().cpu().numpy()) for label, v in values.items()}
-    low, high = _robust_limits(np.concatenate(list(finite.values())), 0.001)
+    finite = {label: finite_values(v.detach().double().cpu().numpy()) for label, v in values.items()}
+    low, high = robust_limits(np.concatenate(list(finite.values())), 0.001)
     edges = np.linspace(low, high, 81)
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
@@ -177,7 +177,34 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
+
+
+# --- for other pictures too ------------------------------------------------------------------------------------------
+
+
+def save_figure(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
+    """Write it as a PNG, whole or not at all; returns ``path``."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def finite_values(values: Array) -> Array:
+    """Those that are finite, (N,)."""
+    return values[np.isfinite(values)]
+
+
+def robust_limits(values: Array, tail: float) -> tuple[float, float]:
+    """Quantiles ``tail`` and ``1 - tail`` of the finite values, a little apart even when they are all the same."""
+    values = finite_values(values)
+    if values.size == 0:
+        return -1.0, 1.0
+    low, high = (float(q) for q in np.quantile(values, [tail, 1.0 - tail]))
+    margin = 0.02 * (high - low) or max(abs(low), 1.0) * 0.05
+    return low - margin, high + margin
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -186,14 +213,6 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
 def _layout(gap: float) -> ConstrainedLayoutEngine:
     """Matplotlib's constrained layout with ``gap`` inches around each panel."""
     return ConstrainedLayoutEngine(w_pad=gap, h_pad=0.04)
-
-
-def _save(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch)
-    write_atomic(path, buffer.getvalue())
-    return path
 
 
 def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
@@ -225,24 +244,10 @@ def _points(cloud: Tensor) -> Array:
     return points[np.isfinite(points).all(axis=1)]
 
 
-def _finite(values: Array) -> Array:
-    return values[np.isfinite(values)]
-
-
-def _robust_limits(values: Array, tail: float) -> tuple[float, float]:
-    """Quantiles ``tail`` and ``1 - tail`` of the finite values, a little apart even when they are all the same."""
-    values = _finite(values)
-    if values.size == 0:
-        return -1.0, 1.0
-    low, high = (float(q) for q in np.quantile(values, [tail, 1.0 - tail]))
-    margin = 0.02 * (high - low) or max(abs(low), 1.0) * 0.05
-    return low - margin, high + margin
-
-
 def _cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
     """Limits that hold all the data (the first cloud) and the central 99 % of every other."""
     data, *others = (cloud[:, axis] for cloud in clouds)
-    limits = [_robust_limits(data, 0.0), *(_robust_limits(other, 0.005) for other in others if other.size)]
+    limits = [robust_limits(data, 0.0), *(robust_limits(other, 0.005) for other in others if other.size)]
     low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
     margin = 0.05 * (high - low)
     return low - margin, high + margin
@@ -250,7 +255,7 @@ def _cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
 
 def _contour_levels(heights: Array) -> Array | None:
     """Even, round levels over the lower nine tenths of the picture's area, where the mass is; None for a flat energy."""
-    finite = _finite(heights)
+    finite = finite_values(heights)
     if finite.size == 0:
         return None
     low, high = float(finite.min()), float(np.quantile(finite, 0.9))
@@ -281,7 +286,7 @@ def _draw_series(axis: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
         else:
             axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
             axis.plot(*_block_medians(steps, values), color=colour, linewidth=1.7, label=name)
-    low, high = _robust_limits(np.concatenate([values for _, values in series.values()]), 0.01)
+    low, high = robust_limits(np.concatenate([values for _, values in series.values()]), 0.01)
     if sum(len(values) for _, values in series.values()) >= 50:  # a spike would flatten everything else
         margin = 0.08 * (high - low)
         axis.set_ylim(low - margin, high + margin)

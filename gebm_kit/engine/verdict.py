@@ -70,8 +70,9 @@ def _mixing(d: Diagnostics) -> list[Check]:
         return [Check("rhat_max", wanted, False, text)]
     if not math.isnan(d.nested_rhat_max):
         text = (
-            f"the chains remember where they started: nested R-hat is {d.nested_rhat_max:.3f} (at most {NESTED_RHAT_LIMIT} "
-            "is wanted), so the draws depend on it; raise `warmup` and `steps`, or use a sampler that moves further a step."
+            f"the chains have not mixed: nested R-hat is {d.nested_rhat_max:.3f} (at most {NESTED_RHAT_LIMIT} is wanted), "
+            "so the draws still depend on where the chains started; raise `warmup` and `steps`, or use a sampler that moves "
+            "further a step."
         )
         found = [
             _check("nested_rhat_max", f"at most {NESTED_RHAT_LIMIT}", d.nested_rhat_max <= NESTED_RHAT_LIMIT, text)

@@ -195,6 +195,52 @@ def test_sample_npz_and_images(cli: Any, run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(picture, (x[3, 0] - low) / (high - low) * 255, atol=0.51)
 
 
+def test_sample_shows_limits_and_draws_the_chains(cli: Any, run: Path) -> None:
+    result = cli("sample", run)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0].split() == ["diagnostic", "value", "good", "verdict"]
+    (ess,) = [line for line in lines if line.startswith("ess_min ")]
+    assert "at least 100" in ess
+    assert ess.split()[-1] in ("ok", "BAD")
+    assert any(line.startswith("converged: ") for line in lines)
+    for name in ("sample-trace.png", "sample-ranks.png", "sample-energy.png"):
+        assert f"figure: {run / 'figures' / name}" in lines
+        assert (run / "figures" / name).stat().st_size > 5000
+
+
+def test_require_converged(cli: Any, run: Path, tmp_path: Path) -> None:
+    words = ("sample", run, "--require-converged", "--out", tmp_path / "d.npz")
+    result = cli(*words, "sample.steps=3", "sample.num_samples=30")  # too few steps for an R-hat
+    assert result.code == 1
+    assert "too few for an R-hat" in result.err
+    assert "converged: no" in result.out
+    assert (tmp_path / "d.npz").is_file()
+    (tmp_path / "d.npz").unlink()
+    result = cli(*words, "sample.steps=3", "sample.num_samples=30", "--json")
+    assert result.code == 1
+    error = result.json["error"]
+    assert error["code"] == "not-converged"
+    assert "too few for an R-hat" in error["message"]
+    assert str(tmp_path / "d.npz") in error["hint"]
+    assert (tmp_path / "d.npz").is_file()
+
+    good = ("sampler=hmc", "sample.inverse_temperature=0", "sample.num_chains=100", "sample.num_samples=100")
+    result = cli(*words, *good, "sample.steps=30", "--json")
+    assert result.code == 0
+    assert result.json["converged"] is True
+    assert result.json["problems"] == []
+
+
+def test_pictures_that_can_not_be_written_take_nothing_from_the_draws(cli: Any, run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "figures", ignore_errors=True)
+    (run / "figures").write_text("in the way")
+    result = cli("sample", run, "--out", tmp_path / "d.npz", "--json")
+    assert result.code == 0
+    assert result.json["figures"] == []
+    assert "no pictures of the chains" in result.err
+
+
 def test_sampler_option_and_overrides(cli: Any, run: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "d.npz", "--json")
     assert cli("sample", run, "--sampler=hmc", *out).json["sampler"] == "hmc"

@@ -19,7 +19,9 @@ from gebm_kit.engine.convergence import (
     mcse_mean,
     measure,
     nested_rhat,
+    ranks,
     rhat,
+    slowest_direction,
     superchains,
 )
 from gebm_kit.engine.verdict import NESTED_RHAT_LIMIT
@@ -206,3 +208,47 @@ def test_few_chains_have_none() -> None:
     assert bool(torch.isnan(measure(autoregressive(40, 64, 2, 0.5)).nested_rhat).all())
     start = torch.full((64, 2), math.inf)
     assert bool(torch.isnan(nested_rhat(autoregressive(40, 64, 2, 0.5), start)).all())
+
+
+# --- the slowest direction -------------------------------------------------------------------------------------------
+
+
+def test_it_is_the_leading_generalised_eigenvector() -> None:
+    from scipy.linalg import eigh
+
+    trace = autoregressive(40, 50, 4, 0.8) @ torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).double()
+    means = trace.mean(0)
+    between = np.cov(means.T.numpy())
+    within = sum(np.cov(chain.T.numpy()) for chain in trace.transpose(0, 1)) / 50
+    expected = eigh(between, between + within)[1][:, -1]
+    found = slowest_direction(trace).numpy()
+    assert abs(found @ expected) / np.linalg.norm(expected) == pytest.approx(1, abs=1e-6)
+    assert abs(float(slowest_direction(trace * torch.tensor([1.0, 1e3, 1e-3, 1.0]))[2])) > 0.9  # units don't matter
+
+
+def test_modes_along_no_coordinate_show_in_it() -> None:
+    along = torch.nn.functional.normalize(torch.randn(30, generator=torch.Generator().manual_seed(2)).double(), dim=0)
+    start = autoregressive(1, 400, 30, 0.0, seed=5)[0]
+    trace = autoregressive(60, 400, 30, 0.3) + 4 * (start @ along).sign()[:, None] * along
+    assert float(nested_rhat(trace, start).max()) < 1.1
+    found = slowest_direction(trace)
+    assert abs(float(found @ along)) > 0.9
+    assert float(nested_rhat((trace @ found).unsqueeze(2), (start @ found).unsqueeze(1))) > 1.4
+
+
+def test_it_raises_no_alarm_of_its_own() -> None:
+    def attempt(seed: int) -> dict[str, float]:
+        worst = 0.0
+        for i in range(20):
+            trace = autoregressive(60, 100, 30, 0.8, seed=100 * seed + i)
+            start = autoregressive(1, 100, 30, 0.0, seed=100 * seed + 50 + i)[0]
+            found = slowest_direction(trace)
+            worst = max(worst, float(nested_rhat((trace @ found).unsqueeze(2), (start @ found).unsqueeze(1))))
+        return {"nested R-hat": worst} if worst > NESTED_RHAT_LIMIT else {}
+
+    assert not confirmed(attempt)
+
+
+def test_ranks_share_ties() -> None:
+    rows = torch.tensor([[3.0, 1.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    assert ranks(rows).tolist() == [[3.5, 1, 3.5, 2], [2.5, 2.5, 2.5, 2.5]]

@@ -107,6 +107,17 @@ def test_some_chains_that_never_move() -> None:
     assert convergence(_noise(1, 20, 2).expand(50, 20, 2)).stuck_chains == 20
 
 
+def test_modes_along_no_coordinate_are_seen() -> None:
+    """Every coordinate alone passes; the direction of the modes, found among the chains' means, does not."""
+    along = torch.nn.functional.normalize(_noise(30), dim=0)
+    begun = torch.randn(400, 31, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    trace = _noise(60, 400, 31)
+    trace[..., :-1] += 4 * (begun[:, :-1] @ along).sign()[:, None] * along
+    found = convergence(trace, begun)
+    assert found.nested_rhat_max > 1.4
+    assert convergence(_noise(60, 400, 31), begun).nested_rhat_max < 1.01
+
+
 # --- recorder --------------------------------------------------------------------------------------------------------
 
 
