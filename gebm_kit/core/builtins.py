@@ -40,6 +40,7 @@ COMPONENTS = (
     Component("sampler", "klmc", "gebm_kit.samplers.klmc:Klmc", "Kinetic Langevin, BAOAB (small bias, fast)"),
     Component("sampler", "isir", "gebm_kit.samplers.isir:Isir", "Iterated resampling of prior draws, with MALA moves"),
     Component("sampler", "sir", "gebm_kit.samplers.sir:Sir", "Prior draws resampled by weight (no chains; small bias)"),
+    Component("sampler", "smc", "gebm_kit.samplers.smc:Smc", "Tempered population from base to model, with log Z"),
     Component("sampler", "pt", "gebm_kit.samplers.pt:Pt", "Parallel tempering from the prior, non-reversible"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(

@@ -293,10 +293,12 @@ def _some_weights(islands: Sequence[Island]) -> Tensor | None:
 def _log_partition(estimates: Sequence[float], log_weights: Tensor | None) -> tuple[float, float]:
     """Logarithm of the mean of the islands' Z, and its standard error by the delta method.
 
-    Between islands where there are several; within the only one when it has weights.
+    Between islands where there are several; within the only one when it has weights. The delta method knows no error above
+    1: where one island outweighs the rest, the error of the mean of their logarithms is taken, which is larger.
     """
     values = torch.tensor(estimates, dtype=torch.float64)
     if len(values) > 1:
-        return float(estimators.log_partition(-values)), float(estimators.log_partition_se(-values))
+        spread = float(values.std()) / math.sqrt(len(values))
+        return float(estimators.log_partition(-values)), max(float(estimators.log_partition_se(-values)), spread)
     error = math.nan if log_weights is None else float(estimators.log_partition_se(-log_weights.double()))
     return float(values[0]), error
