@@ -46,7 +46,7 @@ def show_diagnostics(diagnostics: Diagnostics) -> None:
         rows.append([name, ui.number(value), "" if check is None else check.good, verdict])
     ui.table("", DIAGNOSTIC_HEADINGS, rows)
     count = len(diagnostics.problems)
-    said = f"no: {count} problem{'s' if count > 1 else ''}, see the warnings" if count else "yes"
+    said = f"no; {count} problem{'s' if count > 1 else ''}, see the warnings" if count else "yes"
     ui.text(f"converged: {said}")
 
 

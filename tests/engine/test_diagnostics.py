@@ -250,6 +250,8 @@ def test_nothing_is_said_of_good_draws() -> None:
         ({"rhat_max": math.inf}, "do not move"),
         ({"rhat_max": math.nan}, "30 steps are too few"),
         ({"rhat_max": 1.01, "nested_rhat_max": 1.2}, r"nested R-hat is 1\.200 \(at most 1\.05"),
+        ({"rhat_max": 1.6, "nested_rhat_max": 1.01}, r"R-hat is 1\.600 \(at most 1\.5 is wanted, even of many"),
+        ({"rhat_max": 1.6, "nested_rhat_max": 1.2}, r"nested R-hat is 1\.200"),
         ({"stuck_chains": 2}, r"2 of 5 chains never moved after warm-up \(at most 1%"),
         ({"divergences": 3}, r"3 steps diverged \(2\.0% of all"),
         ({"ess_min": 99.0}, r"effective sample size is 99 \(at least 100"),
