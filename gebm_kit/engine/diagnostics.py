@@ -139,8 +139,8 @@ class Recorder:
     """Gathers what the diagnostics need while one block of chains runs, on its device, without waiting for it.
 
     To bound memory over all blocks, the trace holds every step up to `MAX_TRACE_STEPS` of them, evenly spaced beyond; of the
-    coordinates, `MAX_TRACE_COORDINATES`; and of the run's chains, every so manieth that those of all blocks together have
-    `MAX_TRACE_NUMBERS` entries.
+    coordinates, `MAX_TRACE_COORDINATES`; and of the run's chains, evenly spaced ones, as many as keep the traces of all
+    blocks together below `MAX_TRACE_NUMBERS` entries.
 
     Args:
         total_steps: that will be added.
