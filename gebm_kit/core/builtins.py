@@ -41,6 +41,11 @@ COMPONENTS = (
     Component("sampler", "isir", "gebm_kit.samplers.isir:Isir", "Iterated resampling of prior draws, with MALA moves"),
     Component("sampler", "sir", "gebm_kit.samplers.sir:Sir", "Prior draws resampled by weight (no chains; small bias)"),
     Component("sampler", "smc", "gebm_kit.samplers.smc:Smc", "Tempered population from base to model, with log Z"),
+    Component("sampler", "drs", "gebm_kit.samplers.drs:Drs", "Rejection of base draws (refiner; exact where bounded)"),
+    Component("sampler", "dot", "gebm_kit.samplers.dot:Dot", "Discriminator optimal transport (refiner, no target)"),
+    Component(
+        "sampler", "dgflow", "gebm_kit.samplers.dgflow:Dgflow", "Discriminator gradient flow (refiner, no target)"
+    ),
     Component("sampler", "pt", "gebm_kit.samplers.pt:Pt", "Parallel tempering from the prior, non-reversible"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(

@@ -41,3 +41,11 @@ def prior_pool(potential: Potential, like: Tensor, num: int, generator: torch.Ge
     rows, latent_dim = like.shape
     z = torch.randn(num, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
     return z, torch.cat([tilt(potential, part) for part in z.split(rows)])
+
+
+def steepest(potential: Potential, like: Tensor, num_pairs: int, generator: torch.Generator) -> Tensor:
+    """``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws, (); those without a finite tilt are left out."""
+    points, tilts = prior_pool(potential, like, 2 * num_pairs, generator)
+    (first, second), (low, high) = points.chunk(2), tilts.chunk(2)
+    slopes = (high - low).abs() / (second - first).norm(dim=1)
+    return torch.where(torch.isfinite(slopes), slopes, 0.0).max()

@@ -142,22 +142,24 @@ def check_counts(sampler: Sampler) -> None:
 def check_divergence(sampler: Sampler) -> None:
     """Chains beside a region without a finite energy never enter it, stay finite, and the attempts are counted.
 
-    Refiners may be without noise and just go downhill: for them that is where the region lies.
+    Refiners may be without noise and just go downhill: for them that is where the region lies, from a steep place.
     """
     for bad_value in (math.nan, math.inf, -math.inf):
         generator = torch.Generator().manual_seed(0)
         z = torch.full((64, 2), 0.9, dtype=torch.float64)
         energy = WalledEnergy(bad_value, curvature=-1.0 if sampler.family == "refiner" else 1.0)
+        if sampler.family == "refiner":
+            z[:, 1] = 10.0
         potential = LatentPotential(GEBM(IdentityBase(2), energy))
         state, diverged = sampler.init(z, potential, generator), 0
         for _ in range(30):
             state, info = sampler.step(state, potential, generator)
             diverged += int(info.diverged.sum())
             for name, field in zip(state._fields, state, strict=True):
-                zero = torch.full(
-                    (), -math.inf if name.startswith("log_") else 0.0
-                )  # log_...: the logarithm of nothing
-                assert not field.is_floating_point() or bool((torch.isfinite(field) | (field == zero)).all()), (
+                of_nothing = (
+                    field == -math.inf if name.startswith("log_") else torch.zeros_like(field, dtype=torch.bool)
+                )
+                assert not field.is_floating_point() or bool((torch.isfinite(field) | of_nothing).all()), (
                     f"state.{name} is not finite after a step beside a region where the energy is {bad_value}"
                 )
             assert bool((state.position[:, 0] <= 1).all()), f"a chain entered a region where the energy is {bad_value}"
