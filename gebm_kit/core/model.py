@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
+from gebm_kit.core.threads import PieceThreads
 
 
 class GEBM(nn.Module):
@@ -100,9 +101,11 @@ class _BlockPotential:
         self.forward_evals = 0
         self.grad_evals = 0
         self._frozen = _Frozen(module)
+        self._threads = PieceThreads()
 
     def close(self) -> None:
         """Give the model back as it was: training mode and parameters that require gradients."""
+        self._threads.close()
         self._frozen.restore()
 
     def __enter__(self):  # type: ignore[no-untyped-def]  # Self, for subclasses
@@ -115,17 +118,16 @@ class _BlockPotential:
 
     def _evaluate(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         self.forward_evals += points.shape[0]
-        with torch.no_grad():
-            if self._one_block(points):
-                return _checked(function(points), points)
-            parts = [_checked(function(p), p) for p in self._blocks(points)]
-            return torch.cat(parts)[: points.shape[0]]
+        evaluate = functools.partial(_value, function)
+        if self._one_block(points):
+            return evaluate(points)
+        return torch.cat(self._threads.map(evaluate, self._blocks(points)))[: points.shape[0]]
 
     def _differentiate(self, function: Callable[[Tensor], Tensor], points: Tensor) -> ValueAndGrad:
         self.grad_evals += points.shape[0]
         if self._one_block(points):
             return _value_and_grad(function, points)
-        parts = [_value_and_grad(function, p) for p in self._blocks(points)]
+        parts = self._threads.map(functools.partial(_value_and_grad, function), self._blocks(points))
         num = points.shape[0]
         return ValueAndGrad(torch.cat([p.value for p in parts])[:num], torch.cat([p.grad for p in parts])[:num])
 
@@ -156,6 +158,11 @@ def _checked(energy: Tensor, points: Tensor) -> Tensor:
     return energy
 
 
+def _value(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    with torch.no_grad():
+        return _checked(function(points), points)
+
+
 def _value_and_grad(function: Callable[[Tensor], Tensor], points: Tensor) -> ValueAndGrad:
     points = points.detach().requires_grad_()
     with torch.enable_grad():
@@ -179,7 +186,8 @@ class LatentPotential(_BlockPotential):
     Args:
         model: base and energy.
         inverse_temperature: beta >= 0.
-        block_size: evaluate in blocks of that many chains, all of one shape; None: all chains at once.
+        block_size: evaluate in blocks of that many chains, all of one shape, on a CPU side by side on torch's threads;
+            None: all chains at once.
 
     Raises:
         UsageError: beta is negative or not finite; the energy returns a shape other than (C,).
