@@ -53,6 +53,7 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     together = threading.Barrier(num_threads)  # so that every thread is there, and not one of them twice
 
     def begin() -> None:
+        torch.get_num_threads()  # or the first operator would set this thread's number anew
         torch.set_num_threads(1)  # this thread's operators, and the number that threads of the future begin with
         together.wait()
 
