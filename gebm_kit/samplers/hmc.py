@@ -48,7 +48,8 @@ class Hmc(Sampler):
         p -= (h/2) g;   z' = z cos(s h) + s p sin(s h),  p' = p cos(s h) - (z/s) sin(s h);   p -= (h/2) g,
 
     p ~ N(0, s^-2). At inverse temperature 0 every proposal is accepted whatever h, hence the total angle s L h is capped
-    at pi/2, a quarter turn. On any other potential it is leapfrog with g = grad U: kick, z += h s² p, kick.
+    at ``max_angle``, a quarter turn. On any other potential it is leapfrog with g = grad U: kick, z += h s² p, kick, and
+    the angle capped is L h, by which a coordinate of variance s² turns.
 
     s² = ``inverse_mass`` is a diagonal preconditioner (1 until warm-up sets it). The code carries the velocity
     v = s p ~ N(0, I), in which both schemes are the unpreconditioned ones with a step ``tau = s h`` for each coordinate.
@@ -64,6 +65,9 @@ class Hmc(Sampler):
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up to an acceptance of 0.7.
         num_leapfrog: L, gradient evaluations a trajectory.
         jitter: share of the step that is random.
+        max_angle: largest angle of a whole trajectory, in radians. After a quarter turn a coordinate as wide as the prior
+            is independent of where it was. Beyond, it is anticorrelated: fewer draws give its mean, but more its
+            variance, and after a half turn |z| is what it was.
 
     Raises:
         UsageError: an argument outside its range.
@@ -80,22 +84,28 @@ class Hmc(Sampler):
         step_size: Annotated[float, Range(0, None, low_open=True)] = 0.2,
         num_leapfrog: Annotated[int, Range(1, None)] = 4,
         jitter: Annotated[float, Range(0, 1, high_open=True)] = 0.4,
+        max_angle: Annotated[float, Range(0, math.pi, low_open=True)] = math.pi / 2,
     ) -> None:
-        check_arguments(self, step_size=step_size, num_leapfrog=num_leapfrog, jitter=jitter)
+        check_arguments(self, step_size=step_size, num_leapfrog=num_leapfrog, jitter=jitter, max_angle=max_angle)
         self.step_size = step_size
         self.num_leapfrog = num_leapfrog
         self.jitter = jitter
+        self.max_angle = max_angle
         self.inverse_mass: Tensor | None = None
         self._largest_scale = 1.0
 
     @property
     def tunable(self) -> Tunable:
-        """0.7; s L h stays below pi / 2, a quarter turn in all."""
-        return Tunable("step_size", target=0.7, low=1e-6, high=self._longest_step)
+        """0.7; the whole angle stays below `max_angle`.
 
-    @property
-    def _longest_step(self) -> float:
-        return math.pi / 2 / (self.num_leapfrog * self._largest_scale)
+        Warm-up scales a coordinate of a tilted potential by at most the prior's 1, so larger scales are those of a potential
+        without a prior to turn under, whose steps they do not bound.
+        """
+        return Tunable("step_size", target=0.7, low=1e-6, high=self._longest_step(min(self._largest_scale, 1.0)))
+
+    def _longest_step(self, scale: float) -> float:
+        """Step whose trajectory turns a coordinate by `max_angle` under the prior, when it is scaled by ``scale``."""
+        return self.max_angle / (self.num_leapfrog * scale)
 
     def tuned(self, **values: Any) -> Hmc:
         """A copy with the named attributes replaced; the cap on the angle follows the preconditioner."""
@@ -138,7 +148,7 @@ class Hmc(Sampler):
         """Jittered step ``tau = s h u`` of each chain, (C,) uniforms -> (C, 1), or (C, Z) with a preconditioner."""
         h = self.step_size
         if is_tilted(type(potential)):
-            h = min(h, self._longest_step)
+            h = min(h, self._longest_step(self._largest_scale))
         tau = torch.add(torch.full_like(uniform, h), uniform, alpha=-h * self.jitter).unsqueeze(1)
         return tau if self.inverse_mass is None else tau * self.inverse_mass.sqrt()
 

@@ -120,7 +120,9 @@ def test_bad_step_size(name: str, value) -> None:
         CLASSES[name](step_size=value)
 
 
-@pytest.mark.parametrize("arguments", [{"num_leapfrog": 0}, {"num_leapfrog": 2.5}, {"jitter": 1.0}, {"jitter": -0.1}])
+@pytest.mark.parametrize(
+    "arguments", [{"num_leapfrog": 0}, {"num_leapfrog": 2.5}, {"jitter": 1.0}, {"jitter": -0.1}, {"max_angle": 0}]
+)
 def test_bad_hmc_arguments(arguments: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(arguments))):
         Hmc(**arguments)
@@ -176,6 +178,16 @@ def test_hmc_caps_the_total_angle() -> None:
         assert float(wide.steps(uniform, potential).max()) * 4 == pytest.approx(math.pi / 2)
         plain = sampler.steps(uniform, PlainPotential(potential))
         assert float(plain.max()) == pytest.approx(100.0)
+        half = Hmc(step_size=100.0, num_leapfrog=4, max_angle=3.0)
+        assert float(half.steps(uniform, potential).max()) * 4 == pytest.approx(3.0)
+
+
+def test_scales_beyond_the_prior_do_not_shorten_leapfrog_steps() -> None:
+    """A potential of scale 10 is as easy as one of scale 1 once the preconditioner has it."""
+    tunable = Hmc(num_leapfrog=4).tuned(inverse_mass=torch.tensor([100.0, 1.0])).tunable
+    assert tunable.high * 4 == pytest.approx(math.pi / 2)
+    tunable = Hmc(num_leapfrog=4).tuned(inverse_mass=torch.tensor([0.25, 0.01])).tunable
+    assert tunable.high * 4 * 0.5 == pytest.approx(math.pi / 2)
 
 
 @pytest.mark.parametrize("check", [invariance, movement])
