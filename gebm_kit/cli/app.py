@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
-    with _signals_raise(), warnings.catch_warnings():  # commands say how warnings are shown
+    with _first_rank_speaks(debug), _signals_raise(), warnings.catch_warnings():  # commands say how warnings are shown
         try:
             code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
             sys.stdout.flush()
@@ -96,6 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"this is a bug in gebm-kit or in a plugin: {type(error).__name__}: {error}"
             hint = "" if debug else "Run the command again with --debug and report what it shows."
             return _report("bug", message, hint, 1, json=json, debug=debug)
+
+
+@contextlib.contextmanager
+def _first_rank_speaks(debug: bool) -> Iterator[None]:
+    """Of the processes of torchrun all but the first are silent, unless they are being debugged."""
+    if debug or int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 class _Stopped(BaseException):

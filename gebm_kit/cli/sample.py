@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,11 +30,13 @@ from gebm_kit.cli.options import (
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
 from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
-from gebm_kit.core.errors import GebmKitError, NotConverged
+from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.draws import Draws
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.engine.draws import Draws, SampleSettings
     from gebm_kit.engine.run import Run
+    from gebm_kit.engine.shards import ShardedDraws
 
 SECTIONS = ("sampler", "sample")
 
@@ -49,8 +54,16 @@ def sample(
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="default: the recipe's")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="A .safetensors or .npz file; default: a new one in RUN/samples/."),
+        typer.Option(
+            "--out",
+            metavar="FILE|DIR",
+            help="A .safetensors or .npz file, or, without a suffix, a directory of shards; default: new in RUN/samples/.",
+        ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the shards of an interrupted sampling; begin when there are none."),
+    ] = False,
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR", help="Also write the draws as PNGs, for image data.")
     ] = None,
@@ -79,37 +92,84 @@ def sample(
     given = with_long_beta(given, sweep=trace is not None)
     changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     if trace is not None:
+        if resume:
+            raise UsageError(
+                "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
+            )
         of_draws = {"--images": images, "--require-converged": require_converged}
         run_trace(trace, given, say, sampler, changes, of_draws, out=out, device=device, threads=threads)
         return
     only_sections(given.overrides, SECTIONS, "gebm-kit sample")
     set_threads(threads)
-    from gebm_kit.engine.images import check_images, save_images
-    from gebm_kit.engine.sample import check_output, draw, resolve_sampler, settings_of
+    from gebm_kit.engine.distributed import first_rank
 
     run = find_run(given.target, say)
     overrides = given.overrides
     if sampler is not None and sampler != run.recipe.sampler.name:
         overrides = (f"sampler={sampler}", *overrides)  # first, so that sampler.step_size=0.1 is a value of this one
     recipe = overridden_recipe(run, overrides)
+    place, draws = _drawn(run, recipe, overrides, changes, out, images, say, resume=resume, device=device)
+    if not first_rank():
+        return
+    figures = _figures(run, draws, say)
+    refused = require_converged and not draws.diagnostics.converged
+    if not (json and refused):  # the error is that one object on stdout
+        _show(say, run, place, draws, images, figures)
+    if refused:
+        text = "the draws were written, but their diagnostics are bad:"
+        raise NotConverged(text, problems=draws.diagnostics.problems, hint=f"They are in {place}.")
+
+
+def _drawn(
+    run: Run,
+    recipe: Recipe,
+    overrides: Sequence[str],
+    changes: Mapping[str, Any],
+    out: Path | None,
+    images: Path | None,
+    say: ui.Ui,
+    *,
+    resume: bool,
+    device: str | None,
+) -> tuple[Path, Draws | ShardedDraws]:
+    """The draws, and where they have been written."""
+    from gebm_kit.engine.distributed import joined, local_device
+    from gebm_kit.engine.images import check_images, save_images
+    from gebm_kit.engine.sample import draw_to, resolve_sampler, settings_of
+
     settings = dataclasses.replace(
         settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
     )
-    value_range = _value_range(run)
-    if out is not None:
-        check_output(out)
     if images is not None:
-        check_images(images, run.model.data_shape, value_range)
+        check_images(images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
-    with say.progress() as on_progress:
-        draws = draw(run.model, kernel, settings, device=device or run.recipe.device, on_progress=on_progress)
-    target = draws.save(out or _new_file(run, recipe.sampler.name, settings.seed), value_range)
-    if images is not None and value_range is not None:
-        save_images(draws.x, images, value_range)
-    figures = _figures(run, draws, say)
+    with joined() as ranks, ranks.together(), say.progress() as on_progress:
+        place = Path(ranks.from_first(str(out or _new_place(run, recipe.sampler.name, settings, resume=resume))))
+        draws = draw_to(
+            place,
+            run.model,
+            kernel,
+            settings,
+            resume=resume,
+            value_range=run.value_range,
+            device=local_device(device or run.recipe.device),
+            on_progress=on_progress,
+            ranks=ranks,
+            hint=f"Go on with `{_resuming(run, overrides, settings, place, device)}`.",
+        )
+        if images is not None and run.value_range is not None and ranks.rank == 0:
+            save_images(draws.pictures(), settings.num_samples, images, run.value_range)
+    return place, draws
+
+
+def _show(
+    say: ui.Ui, run: Run, place: Path, draws: Draws | ShardedDraws, images: Path | None, figures: list[str]
+) -> None:
+    shards = draws.num_shards
     payload = {
         **draws.diagnostics.as_dict(),
-        "out": str(target),
+        "out": str(place),
+        "shards": shards,
         "run": str(run.path),
         "images": str(images) if images else None,
         "figures": figures,
@@ -120,17 +180,12 @@ def sample(
         if images is not None:
             ui.text(f"images: {images}")
         show_figures(figures)
-        ui.text(f"draws: {target}")
+        ui.text(f"draws: {place}" + ("" if shards is None else f" ({shards} shards)"))
 
-    refused = require_converged and not draws.diagnostics.converged
-    if not (json and refused):  # the error is that one object on stdout
-        say.result(payload, show)
-    if refused:
-        text = "the draws were written, but their diagnostics are bad:"
-        raise NotConverged(text, problems=draws.diagnostics.problems, hint=f"They are in {target}.")
+    say.result(payload, show)
 
 
-def _figures(run: Run, draws: Draws, say: ui.Ui) -> list[str]:
+def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
     """Pictures of the chains in RUN/figures; that they can't be written takes nothing from the draws."""
     from gebm_kit.engine.sample_figures import draw_chains
 
@@ -141,19 +196,42 @@ def _figures(run: Run, draws: Draws, say: ui.Ui) -> list[str]:
         return []
 
 
-def _value_range(run: Run) -> tuple[float, float] | None:
-    """The data's value range, from the checkpoint, so that sampling needs no data."""
-    found = run.checkpoint.state["facts"].get("value_range")
-    return None if found is None else (float(found[0]), float(found[1]))
+def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool) -> Path:
+    """The newest unfinished sampling in RUN/samples to ``resume``; else a name there that is not taken.
 
+    A file; a directory for more draws than one should hold in memory, and for those that may have to be resumed.
+    """
+    from gebm_kit.engine.directory import newest_unfinished
+    from gebm_kit.engine.shards import too_many
 
-def _new_file(run: Run, sampler: str, seed: int) -> Path:
-    """A name in RUN/samples that is not taken."""
+    folder = run.path / "samples"
+    if resume and (found := newest_unfinished(folder)) is not None:
+        return found
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    stem = f"{sampler.replace(':', '-')}-seed{seed}-{stamp}"
-    path = run.path / "samples" / f"{stem}.safetensors"
-    attempt = 1
+    stem = f"{sampler.replace(':', '-')}-seed{settings.seed}-{stamp}"
+    suffix = "" if resume or too_many(settings.num_samples, run.model) else ".safetensors"
+    path, attempt = folder / f"{stem}{suffix}", 1
     while path.exists():
         attempt += 1
-        path = path.with_name(f"{stem}-{attempt}.safetensors")
+        path = folder / f"{stem}-{attempt}{suffix}"
     return path
+
+
+def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, device: str | None) -> str:
+    """The command that goes on with an interrupted sampling."""
+    from gebm_kit.engine.distributed import under_torchrun
+
+    program = ["gebm-kit"]
+    if under_torchrun():
+        program = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "gebm_kit"]
+    options = [
+        "--num-samples",
+        str(settings.num_samples),
+        "--seed",
+        str(settings.seed),
+        "--out",
+        str(place),
+        "--resume",
+    ]
+    options += ["--device", device] if device else []
+    return shlex.join([*program, "sample", str(run.path), *overrides, *options])

@@ -39,7 +39,7 @@ from gebm_kit.engine.features import FeatureMaps
 from gebm_kit.engine.held_out import every_row, floor_sets
 from gebm_kit.engine.intervals import mean_interval
 from gebm_kit.engine.progress import OnProgress, ignore
-from gebm_kit.engine.sample import _check as check_sampling, component_name, resolve_sampler, settings_of
+from gebm_kit.engine.request import check_sampling, component_name, resolve_sampler, settings_of
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -154,7 +154,7 @@ def record(
     """
     betas = _betas(inverse_temperature)
     check_request(model, dataset, settings.num_samples, num_sets)
-    check_sampling(model, sampler)
+    check_sampling(model, sampler, settings)
     name, scored = metric
     scored.check(dataset)
     schedule = Schedule.of(sampler, settings, at_steps)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.files import make_directory, write_atomic
 
@@ -25,13 +29,14 @@ class SampleSettings:
 
     Attributes:
         num_samples: draws to keep.
-        num_chains: chains to run side by side; never more than ``num_samples`` of them are.
+        num_chains: chains to run; never more than ``num_samples`` of them are, unless the sampler needs more.
         warmup: steps that tune the sampler, after which it is frozen; their states are not kept.
         steps: steps of each chain after warm-up, at least; more are run when the draws asked for need them.
         thin: steps from one kept state of a chain to the next.
         inverse_temperature: beta; 1 is the model itself, 0 the base.
         seed: of starting points and sampler.
-        block_size: evaluate the model on that many chains at a time; None: on all at once.
+        block_size: most chains in a block, which is what the model is evaluated on at a time; None: as many as suit the
+            model and the kind of device. Other blocks are other random numbers.
 
     Raises:
         UsageError: a value outside its range.
@@ -58,7 +63,7 @@ class SampleSettings:
 
     @property
     def chains(self) -> int:
-        """Chains that are run: no more than there are draws to keep."""
+        """Chains that are run, unless the sampler needs more: no more than there are draws to keep."""
         return min(self.num_chains, self.num_samples)
 
     @property
@@ -98,6 +103,15 @@ class Draws:
     diagnostics: Diagnostics
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
 
+    @property
+    def num_shards(self) -> None:
+        """None: they are in one piece, unlike `ShardedDraws`."""
+        return None
+
+    def pictures(self) -> Iterator[Tensor]:
+        """x in one piece, as `ShardedDraws` has it in several."""
+        yield self.x
+
     def save(self, path: str | Path, value_range: tuple[float, float] | None = None) -> Path:
         """Write x, z and chain, with the diagnostics as JSON, to a .safetensors file (in its metadata) or a .npz file.
 
@@ -134,6 +148,94 @@ def check_output(path: str | Path) -> None:
     """Raises UsageError unless `Draws.save` knows the suffix of ``path``; for callers to ask before they compute."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise UsageError(f"draws are written to {' or '.join(SUFFIXES)} files, not to {path.name!r}")
+        raise UsageError(
+            f"draws are written to {' or '.join(SUFFIXES)} files, not to {path.name!r}",
+            hint="A name without a suffix is a directory, into which draws are streamed.",
+        )
     if path.is_dir():
         raise UsageError(f"{path} is a directory; name a file")
+
+
+def is_directory(out: str | Path) -> bool:
+    """Whether draws that go to ``out`` are streamed into a directory: it has no suffix."""
+    return not Path(out).suffix
+
+
+def load_file(path: Path) -> Draws:
+    """Read what `Draws.save` wrote.
+
+    Raises:
+        DataError: it is missing, damaged or something else.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                tensors = {name: torch.from_numpy(file[name]) for name in ("x", "z", "chain")}
+                diagnostics = json.loads(str(file["diagnostics"]))
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in ("x", "z", "chain")}
+                diagnostics = json.loads(file.metadata()["diagnostics"])
+        return Draws(tensors["x"], tensors["z"], tensors["chain"], diagnostics_from(diagnostics))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, _safetensors_error()) as error:
+        raise DataError(f"{path} holds no draws: {type(error).__name__}: {error}") from error
+
+
+def _safetensors_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
+
+
+def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:
+    """The inverse of `Diagnostics.as_dict`: None becomes nan again where a number belongs.
+
+    Raises:
+        TypeError: a field without default is missing.
+    """
+    values: dict[str, Any] = {}
+    for known in dataclasses.fields(Diagnostics):
+        if known.name in found:
+            value = found[known.name]
+            values[known.name] = math.nan if value is None and known.type in ("float", float) else value
+    return Diagnostics(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Draws that are neighbours in the order of `Draws`, on the CPU.
+
+    Attributes:
+        start: place of the first among all.
+        x, z, chain: as in `Draws`.
+    """
+
+    start: int
+    x: Tensor
+    z: Tensor
+    chain: Tensor
+
+
+class Assembly:
+    """Puts parts in their places: x, z and chain of ``count`` draws, once all parts have come."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._tensors: dict[str, Tensor] = {}
+
+    def add(self, part: Part) -> None:
+        """Take in one part."""
+        for name in ("x", "z", "chain"):
+            rows: Tensor = getattr(part, name)
+            if name not in self._tensors:
+                self._tensors[name] = rows.new_empty(self._count, *rows.shape[1:])
+            self._tensors[name][part.start : part.start + len(rows)] = rows
+
+    def draws(self, diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]]) -> Draws:
+        """All of them."""
+        found = self._tensors
+        return Draws(found["x"], found["z"], found["chain"], diagnostics, tuple(records))

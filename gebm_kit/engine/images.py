@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -29,32 +31,44 @@ def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tupl
         raise UsageError(f"{directory} is not an empty directory", hint="Choose another one.")
 
 
-def save_images(x: Tensor, directory: Path, value_range: tuple[float, float]) -> list[Path]:
-    """Write images x, (N, C, H, W) with C 1 or 3, as ``directory/00000.png`` and so on; all of them or none.
+def save_images(
+    parts: Iterable[Tensor], num_images: int, directory: Path, value_range: tuple[float, float]
+) -> list[Path]:
+    """Write images as ``directory/00000.png`` and so on; all of them or none.
 
     Values are scaled from ``value_range`` to 0..255 and clipped.
+
+    Args:
+        parts: images (N, C, H, W) with C 1 or 3, one batch after another.
+        num_images: in all batches.
 
     Raises:
         UsageError: see `check_images`; the place can't be written.
         RunFailed: the disk is full.
     """
-    check_images(directory, tuple(x.shape[1:]), value_range)
-    low, high = value_range
-    pixels = ((x.double() - low) / (high - low)).clamp(0, 1).mul(255).round().to("cpu").numpy().astype(np.uint8)
-    width = max(5, len(str(len(pixels) - 1)))
-    names = [f"{index:0{width}d}.png" for index in range(len(pixels))]
+    width = max(5, len(str(num_images - 1)))
+    names = [f"{index:0{width}d}.png" for index in range(num_images)]
+    left = iter(names)
     make_directory(directory.parent)
     with writing(directory):
         temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
         try:
-            for name, image in zip(names, pixels, strict=True):
-                content = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-                Image.fromarray(content).save(temporary / name)
+            for part in parts:
+                check_images(directory, tuple(part.shape[1:]), value_range)
+                for image in _pixels(part, value_range):
+                    content = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+                    Image.fromarray(content).save(temporary / next(left))
             os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes directories private
             os.replace(temporary, directory)  # replaces an empty directory
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return [directory / name for name in names]
+
+
+def _pixels(x: Tensor, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    low, high = value_range
+    scaled = ((x.double() - low) / (high - low)).clamp(0, 1).mul(255).round()
+    return scaled.to("cpu").numpy().astype(np.uint8)
 
 
 def _umask() -> int:

@@ -6,9 +6,10 @@ of them can be made alone and in any order. Its last positions are its draws. Th
 
 from __future__ import annotations
 
+import functools
 import math
-import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,15 @@ from torch import Tensor
 from gebm_kit.core import estimators
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Sampler
-from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.chains import decode, placed, start
+from gebm_kit.engine.chains import decode, start
 from gebm_kit.engine.diagnostics import Diagnostics, equipartition
-from gebm_kit.engine.draws import Draws, SampleSettings
+from gebm_kit.engine.draws import Part
+from gebm_kit.engine.job import Counts, Job, Keeper, Outcome
 from gebm_kit.engine.log_partition import pareto_k
-from gebm_kit.engine.progress import OnProgress, Progress, ignore
+from gebm_kit.engine.progress import Progress
+from gebm_kit.engine.request import component_name
 
 MAX_STEPS = 100_000
 """Steps after which an island that is not finished never will be."""
@@ -58,135 +61,130 @@ class Island:
     log_weights: Tensor | None
     summary: dict[str, float]
 
-
-@dataclass(frozen=True, slots=True)
-class PopulationRun:
-    """What running the islands gave.
-
-    Attributes:
-        z: positions in normal coordinates, island after island, on the device, (N, Z).
-        chain: where each draw comes from, (N,) int64 on the CPU: the number of its island when particles are coupled,
-            else its own number.
-        num_chains: particles of an island.
-        steps: of all islands together.
-        acceptance, divergences: mean, and sum, over all of them.
-        effective_size: independent draws that the N are worth, nan when the sampler does not say.
-        log_partition, log_partition_se: of A; nan without.
-        pareto_k: of the importance weights, nan without.
-        grad_evals: gradients spent, in rows.
-        details: the sampler's summary, its counts added up and everything else averaged over islands; ``islands``.
-    """
-
-    z: Tensor
-    chain: Tensor
-    num_chains: int
-    steps: int
-    acceptance: float
-    divergences: int
-    effective_size: float
-    log_partition: float
-    log_partition_se: float
-    pareto_k: float
-    grad_evals: int
-    details: dict[str, float]
+    def numbers(self) -> dict[str, Tensor]:
+        """All but the positions and weights, each () int64 or float64; the sampler's own as ``summary.NAME``."""
+        known = {name: getattr(self, name) for name in ("steps", "acceptance", "divergences", "log_partition")}
+        found = known | {f"summary.{name}": value for name, value in self.summary.items()}
+        types = {int: torch.int64, float: torch.float64}
+        return {name: torch.tensor(value, dtype=types[type(value)]) for name, value in found.items()}
 
 
-def draw_population(
-    model: GEBM,
-    sampler: Sampler,
-    name: str,
-    settings: SampleSettings,
-    *,
-    device: torch.device | str | None = None,
-    on_progress: OnProgress = ignore,
-) -> Draws:
-    """`engine.sample.draw` for populations and refiners.
+def run_populations(job: Job, keeper: Keeper, groups: Sequence[range], seconds: Callable[[], float]) -> Outcome:
+    """Make this rank's islands until all of them hold ``num_samples`` positions; the diagnostics are those of all islands.
+
+    An island has as many particles as a block of the layout has chains. Warm-up, steps and thinning of the settings do not
+    apply.
 
     Args:
-        name: of the sampler, for the diagnostics.
-
-    Raises:
-        UsageError: the energy is finite at no starting point or has the wrong shape.
-        RunFailed: the device is out of memory; an island does not finish.
-    """
-    began = time.perf_counter()
-    beta, num_chains = settings.inverse_temperature, max(settings.chains, sampler.min_chains)
-    block = settings.block_size and min(settings.block_size, num_chains)
-    with placed(model, device) as (where, dtype), LatentPotential(model, beta, block_size=block) as potential:
-        try:
-            run = run_populations(potential, sampler, settings, where, dtype, on_progress)
-            decoded = decode(potential, run.z, num_chains)
-        except torch.cuda.OutOfMemoryError as error:
-            text = f"{where} is out of memory with {num_chains} particles"
-            raise RunFailed(text, hint="Set block_size, or run fewer chains.") from error
-        balance = equipartition(decoded.equipartition, run.effective_size)
-        diagnostics = Diagnostics(
-            sampler=name,
-            num_samples=settings.num_samples,
-            num_chains=num_chains,
-            warmup_steps=0,
-            steps=run.steps,
-            acceptance=run.acceptance,
-            divergences=run.divergences,
-            rhat_max=math.nan,
-            ess_min=run.effective_size,
-            ess_per_grad=run.effective_size / run.grad_evals if run.grad_evals else math.nan,
-            grad_evals=potential.grad_evals,
-            forward_evals=potential.forward_evals,
-            seconds=time.perf_counter() - began,
-            inverse_temperature=float(beta),
-            seed=settings.seed,
-            equipartition=balance.mean,
-            equipartition_se=balance.se,
-            log_partition=run.log_partition,
-            log_partition_se=run.log_partition_se,
-            pareto_k=run.pareto_k,
-            details=run.details,
-            family=sampler.family,
-        )
-    diagnostics.warn()
-    return Draws(decoded.x, decoded.z, run.chain, diagnostics)
-
-
-def run_populations(
-    potential: LatentPotential,
-    sampler: Sampler,
-    settings: SampleSettings,
-    device: torch.device,
-    dtype: torch.dtype,
-    on_progress: OnProgress,
-) -> PopulationRun:
-    """Make islands until they hold ``settings.num_samples`` positions.
-
-    Each has ``settings.chains`` particles, at least the sampler's ``min_chains``. Warm-up, steps and thinning of the
-    settings do not apply.
+        groups: the islands of each unit.
 
     Raises:
         UsageError: the potential is finite nowhere.
         RunFailed: an island does not finish.
     """
-    num_chains, num_samples = max(settings.chains, sampler.min_chains), settings.num_samples
-    total = -(-num_samples // num_chains)
-    grads_before = potential.grad_evals
-    islands = []
-    on_progress(Progress("sample", 0, num_samples))
-    for index in range(total):
-        generator = torch.Generator(device)
-        generator.manual_seed(stream(settings.seed, "sample", "population", index).initial_seed())
-        island = run_island(potential, sampler, num_chains, generator, dtype)
-        islands.append(island)
-        done = min((index + 1) * num_chains, num_samples)
-        on_progress(Progress("sample", done, num_samples, {"acceptance": island.acceptance}))
-    return combined(islands, num_samples, coupled=sampler.coupled, grad_evals=potential.grad_evals - grads_before)
+    if keeper.begun() is None:
+        keeper.begin([], lambda: ({}, {}))
+    units = [Islands(job, number, groups[number]) for number in job.ranks.mine(len(groups))]
+    for unit in units:
+        if (found := keeper.saved(unit.number)) is not None:
+            unit.restore(*found)
+    done, total = sum(unit.step for unit in units), sum(len(groups[unit.number]) for unit in units)
+    job.on_progress(Progress("sample", done, total))
+    for unit in units:
+        for part in unit.parts(functools.partial(keeper.check, unit)):
+            keeper.add(unit, part)
+            done += 1
+            job.ranks.poll()
+            job.on_progress(Progress("sample", done, total, {"acceptance": unit.acceptance}))
+        keeper.finish(unit)
+    return Outcome(_diagnosed(job, keeper.records(len(groups)), seconds()))
+
+
+class Islands:
+    """A `Unit`: islands one after another, whose draws fill a shard where there are shards.
+
+    Attributes:
+        number: of the unit.
+        step: islands finished so far.
+    """
+
+    def __init__(self, job: Job, number: int, islands: range) -> None:
+        self.number, self.step = number, 0
+        self._job, self._islands = job, islands
+        self._records: dict[str, list[Tensor]] = defaultdict(list)
+
+    def parts(self, check: Callable[[], None]) -> Iterator[Part]:
+        """Make the islands that are not finished; the draws of each, decoded.
+
+        Args:
+            check: called after every step; what it raises gives up the island that is being made.
+        """
+        job = self._job
+        while self.step < len(self._islands):
+            index = self._islands[self.step]
+            generator = torch.Generator(job.device)
+            generator.manual_seed(stream(job.settings.seed, "sample", "population", index).initial_seed())
+            before = Counts.of(job.potential)
+            island = run_island(job.potential, job.sampler, job.layout.rows, generator, job.dtype, check)
+            spent = Counts.of(job.potential) - before
+            part, balance = self._decoded(index, island)
+            total = Counts.of(job.potential) - before
+            found = island.numbers() | {"spent": spent.tensor(), "total": total.tensor(), "balance": balance}
+            weights = island.log_weights
+            if weights is not None and index < max(MAX_WEIGHTS // len(weights), 1):
+                found["log_weights"] = weights.cpu()
+            for name, tensor in found.items():
+                self._records[name].append(tensor)
+            self.step += 1
+            yield part
+
+    def _decoded(self, index: int, island: Island) -> tuple[Part, Tensor]:
+        """Draws of an island, and sums of `equipartition_sums`; coupled particles are one chain, others one each."""
+        job, first = self._job, index * len(island.z)
+        rows = min(len(island.z), job.settings.num_samples - first)
+        decoded = decode(job.potential, island.z, len(island.z))
+        chain = torch.full((rows,), index) if job.sampler.coupled else torch.arange(first, first + rows)
+        return Part(first, decoded.x[:rows], decoded.z[:rows], chain), decoded.balance
+
+    @property
+    def acceptance(self) -> float:
+        """Of the last island."""
+        return float(self._records["acceptance"][-1])
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: an island is made whole or not at all."""
+        return {}
+
+    def records(self) -> dict[str, Tensor]:
+        """Of the islands so far, each a row of every tensor; of importance weights those of the first islands, as many as
+        `MAX_WEIGHTS` allows and at least one.
+
+        ``spent`` are evaluations of steps, ``total`` those of looking at draws as well.
+        """
+        return {name: torch.stack(rows) for name, rows in self._records.items()}
+
+    def restore(self, step: int, records: Mapping[str, Tensor]) -> None:
+        """Go on after ``step`` islands, whose `records` these are."""
+        self.step = step
+        for name, rows in records.items():
+            self._records[name] = list(rows)
 
 
 def run_island(
-    potential: LatentPotential, sampler: Sampler, num_chains: int, generator: torch.Generator, dtype: torch.dtype
+    potential: LatentPotential,
+    sampler: Sampler,
+    num_chains: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    check: Callable[[], None],
 ) -> Island:
     """Start ``num_chains`` particles from the prior and step them until they are finished.
 
     Refiners start from points of finite potential. Populations give points without one weight zero, so that the
     log-partition counts them.
+
+    Args:
+        check: called after every step.
 
     Raises:
         UsageError: the potential is finite nowhere.
@@ -209,6 +207,7 @@ def run_island(
         acceptance += info.acceptance.mean()
         diverged += info.diverged.sum()
         steps += 1
+        check()
     estimate = sampler.log_partition(state)
     return Island(
         z=state.position,
@@ -218,29 +217,6 @@ def run_island(
         log_partition=math.nan if estimate is None else float(estimate),
         log_weights=sampler.log_weights(state),
         summary={name: value.item() for name, value in sampler.summary(state).items()},
-    )
-
-
-def combined(islands: Sequence[Island], num_samples: int, *, coupled: bool, grad_evals: int) -> PopulationRun:
-    """The islands as one run: their first ``num_samples`` positions, and their numbers put together."""
-    num_chains, steps = len(islands[0].z), sum(island.steps for island in islands)
-    chain = torch.arange(len(islands) * num_chains)
-    summary = _together([island.summary for island in islands])
-    weights = _some_weights(islands)
-    value, error = _log_partition([island.log_partition for island in islands], weights)
-    return PopulationRun(
-        z=torch.cat([island.z for island in islands])[:num_samples],
-        chain=(chain // num_chains if coupled else chain)[:num_samples],
-        num_chains=num_chains,
-        steps=steps,
-        acceptance=_mean([island.acceptance for island in islands]),
-        divergences=sum(island.divergences for island in islands),
-        effective_size=summary.pop(EFFECTIVE_SIZE, math.nan) * num_samples / num_chains,
-        log_partition=value,
-        log_partition_se=error,
-        pareto_k=math.nan if weights is None else pareto_k(weights),
-        grad_evals=grad_evals,
-        details={"islands": len(islands), **summary},
     )
 
 
@@ -272,31 +248,57 @@ def start_population(
     return state
 
 
-def _together(summaries: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Counts added up, everything else averaged."""
-    columns = {name: [summary[name] for summary in summaries] for name in summaries[0]}
-    return {name: sum(c) if isinstance(c[0], int) else _mean(c) for name, c in columns.items()}
+def _diagnosed(job: Job, units: Sequence[Mapping[str, Tensor]], seconds: float) -> Diagnostics:
+    """The diagnostics of all islands together: of the sampler's own numbers counts are added up, others averaged."""
+    settings, num_chains = job.settings, job.layout.rows
+    found = {name: torch.cat([unit[name] for unit in units if name in unit]) for name in units[0]}
+    summary = {
+        name.removeprefix("summary."): int(rows.sum()) if rows.dtype == torch.int64 else _mean(rows)
+        for name, rows in found.items()
+        if name.startswith("summary.")
+    }
+    effective = summary.pop(EFFECTIVE_SIZE, math.nan) * settings.num_samples / num_chains
+    weights = found["log_weights"].flatten() if "log_weights" in found else None
+    value, error = _log_partition(found["log_partition"], weights)
+    spent = Counts.read(found["spent"].sum(0))
+    total = Counts.read(found["total"].sum(0)) + job.probed
+    balance = equipartition(found["balance"].sum(0), effective)
+    return Diagnostics(
+        sampler=component_name(job.sampler),
+        num_samples=settings.num_samples,
+        num_chains=num_chains,
+        warmup_steps=0,
+        steps=int(found["steps"].sum()),
+        acceptance=_mean(found["acceptance"]),
+        divergences=int(found["divergences"].sum()),
+        rhat_max=math.nan,
+        ess_min=effective,
+        ess_per_grad=effective / spent.grad_evals if spent.grad_evals else math.nan,
+        grad_evals=total.grad_evals,
+        forward_evals=total.forward_evals,
+        seconds=seconds,
+        inverse_temperature=float(settings.inverse_temperature),
+        seed=settings.seed,
+        equipartition=balance.mean,
+        equipartition_se=balance.se,
+        log_partition=value,
+        log_partition_se=error,
+        pareto_k=math.nan if weights is None else pareto_k(weights),
+        details={"islands": len(found["steps"]), **summary},
+        family=job.sampler.family,
+    )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(rows: Tensor) -> float:
+    return float(rows.double().mean())
 
 
-def _some_weights(islands: Sequence[Island]) -> Tensor | None:
-    """The importance weights of as many islands as `MAX_WEIGHTS` allows, at least one; (N,) on the CPU."""
-    if islands[0].log_weights is None:
-        return None
-    parts = [island.log_weights.cpu() for island in islands if island.log_weights is not None]
-    return torch.cat(parts[: max(MAX_WEIGHTS // len(parts[0]), 1)])
-
-
-def _log_partition(estimates: Sequence[float], log_weights: Tensor | None) -> tuple[float, float]:
+def _log_partition(values: Tensor, log_weights: Tensor | None) -> tuple[float, float]:
     """Logarithm of the mean of the islands' Z, and its standard error by the delta method.
 
     Between islands where there are several; within the only one when it has weights. The delta method knows no error above
     1: where one island outweighs the rest, the error of the mean of their logarithms is taken, which is larger.
     """
-    values = torch.tensor(estimates, dtype=torch.float64)
     if len(values) > 1:
         spread = float(values.std()) / math.sqrt(len(values))
         return float(estimators.log_partition(-values)), max(float(estimators.log_partition_se(-values)), spread)

@@ -120,6 +120,12 @@ class Run:
         dataset: Dataset = build_dataset(self.recipe)
         return dataset
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Of the data, as the checkpoint remembers it, so that sampling needs no data; None where it has none."""
+        found = self.checkpoint.state["facts"].get("value_range")
+        return None if found is None else (float(found[0]), float(found[1]))
+
     @functools.cached_property
     def model(self) -> GEBM:
         """The model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.

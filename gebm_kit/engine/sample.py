@@ -2,31 +2,91 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.plugins import installed
-from gebm_kit.core.seeds import stream
-from gebm_kit.engine.chains import decode, placed, run_chains
-from gebm_kit.engine.diagnostics import Diagnostics, equipartition, mean_acceptance, summarise, total_divergences
-from gebm_kit.engine.draws import Draws, SampleSettings, check_output
-from gebm_kit.engine.populations import draw_population
-from gebm_kit.engine.progress import OnProgress, ignore, warn
-from gebm_kit.engine.warmup import require_positive
+from gebm_kit.engine.blocks import PROBES, automatic_block_size, chains_of, lay_out
+from gebm_kit.engine.chains import enough_memory, placed
+from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.directory import Directory, check_directory, finished
+from gebm_kit.engine.distributed import ALONE, Ranks, joined, local_device
+from gebm_kit.engine.draws import Draws, SampleSettings, check_output, is_directory
+from gebm_kit.engine.job import Counts, Job, Keeper, Outcome
+from gebm_kit.engine.kernels import run_kernel
+from gebm_kit.engine.memory import InMemory
+from gebm_kit.engine.populations import run_populations
+from gebm_kit.engine.progress import OnProgress, ignore
+from gebm_kit.engine.request import check_sampling, component_name, requested, resolve_sampler, settings_of
+from gebm_kit.engine.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan, row_bytes
+from gebm_kit.engine.stop import StopSignals
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run import Run
 
-__all__ = ["Diagnostics", "Draws", "SampleSettings", "check_output", "draw", "resolve_sampler", "sample", "settings_of"]
+__all__ = [
+    "Diagnostics",
+    "Draws",
+    "SampleSettings",
+    "ShardedDraws",
+    "check_output",
+    "component_name",
+    "draw",
+    "draw_into",
+    "draw_to",
+    "resolve_sampler",
+    "sample",
+    "settings_of",
+]
 
-DEFAULT_SAMPLER = "hmc"
+
+@overload
+def sample(
+    run_or_model: Run | GEBM | str | Path,
+    sampler: str | Sampler | None = None,
+    *,
+    num_samples: int | None = None,
+    num_chains: int | None = None,
+    warmup: int | None = None,
+    steps: int | None = None,
+    thin: int | None = None,
+    inverse_temperature: float | None = None,
+    seed: int | None = None,
+    block_size: int | None = None,
+    device: torch.device | str | None = None,
+    out: None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore,
+) -> Draws: ...
+
+
+@overload
+def sample(
+    run_or_model: Run | GEBM | str | Path,
+    sampler: str | Sampler | None = None,
+    *,
+    num_samples: int | None = None,
+    num_chains: int | None = None,
+    warmup: int | None = None,
+    steps: int | None = None,
+    thin: int | None = None,
+    inverse_temperature: float | None = None,
+    seed: int | None = None,
+    block_size: int | None = None,
+    device: torch.device | str | None = None,
+    out: str | Path,
+    resume: bool = False,
+    on_progress: OnProgress = ignore,
+) -> Draws | ShardedDraws: ...
 
 
 def sample(
@@ -42,22 +102,31 @@ def sample(
     seed: int | None = None,
     block_size: int | None = None,
     device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     on_progress: OnProgress = ignore,
-) -> Draws:
+) -> Draws | ShardedDraws:
     """Draw from a trained run, or from any GEBM built by hand.
 
-    What is not given comes from the run's recipe, for a hand-built model from `SampleSettings`.
+    What is not given comes from the run's recipe, for a hand-built model from `SampleSettings`. Under torchrun, or where
+    the caller made a process group, the ranks share the work: call it on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
         sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The recipe's own name keeps
             the recipe's parameters, any other name means that sampler's defaults.
         device: a torch device or ``auto``; None: the recipe's device, for a hand-built model the one that it is on.
+        out: a .safetensors or .npz file to write the draws to as well; or, by a name without suffix, a directory to stream
+            them into, whatever their number, and `ShardedDraws` are returned.
+        resume: with a directory: go on with an interrupted sampling; begin when there is none.
 
     Raises:
-        UsageError: a value outside its range, an energy that is finite nowhere, a prior that the sampler does not serve.
+        UsageError: a value outside its range, an energy that is finite nowhere, a prior that the sampler does not serve,
+            fewer chains than it needs; ``out`` can't be written or was asked for otherwise.
         RecipeError, PluginError: no installed component is called ``sampler``.
         CheckpointError: the path is no run, or the run is damaged.
+        RunFailed: out of memory, a full disk.
+        Interrupted: Ctrl-C or SIGTERM, once the state is saved in ``out``.
     """
     given: dict[str, Any] = {
         "num_samples": num_samples,
@@ -69,48 +138,34 @@ def sample(
         "seed": seed,
         "block_size": block_size,
     }
-    run = _open(run_or_model)
-    if run is None:
-        assert isinstance(run_or_model, GEBM)
-        model, settings, recipe_sampler = run_or_model, SampleSettings(), None
-    else:
-        model, settings, recipe_sampler = run.model, settings_of(run.recipe.sample), run.recipe.sampler
-        device = run.recipe.device if device is None else device
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    run, model, settings, recipe_sampler = _asked(run_or_model, given)
+    if run is not None and device is None:
+        device = run.recipe.device
     kernel = resolve_sampler(sampler, recipe_sampler, model)
-    return draw(model, kernel, settings, device=device, on_progress=on_progress)
+    if out is None and resume:
+        raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
+    with joined() as ranks:
+        place: dict[str, Any] = {"device": local_device(device), "on_progress": on_progress, "ranks": ranks}
+        if out is None:
+            return draw(model, kernel, settings, **place)
+        value_range = None if run is None else run.value_range
+        return draw_to(out, model, kernel, settings, resume=resume, value_range=value_range, **place)
 
 
-def settings_of(section: Any) -> SampleSettings:
-    """The recipe's ``sample`` section as settings."""
-    return SampleSettings(**{field.name: getattr(section, field.name) for field in fields(SampleSettings)})
-
-
-def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sampler:
-    """A sampler from a name or an object; ``node`` is the recipe's own, or None.
-
-    Raises:
-        UsageError: it is neither.
-        RecipeError, PluginError: no installed sampler is called so.
-    """
-    if isinstance(sampler, Sampler):
-        return sampler
-    if sampler is not None and not isinstance(sampler, str):
-        raise UsageError(f"sampler must be a name or a Sampler, got {type(sampler).__name__}")
-    from gebm_kit.config.build import build
-    from gebm_kit.config.schema import ComponentNode
-
-    if node is None or sampler not in (None, node.name):
-        node = ComponentNode(sampler or DEFAULT_SAMPLER)
-    _check_model(model)
-    facts = {"latent_dim": model.latent_dim, "data_shape": tuple(model.data_shape)}
-    built: Sampler = build("sampler", node, facts)
-    return built
-
-
-def _open(run_or_model: Run | GEBM | str | Path) -> Run | None:
+def _asked(
+    run_or_model: Run | GEBM | str | Path, given: Mapping[str, Any]
+) -> tuple[Run | None, GEBM, SampleSettings, Any]:
+    """The run, if it is one; the model; the settings, with what was ``given``; and the recipe's sampler."""
     if isinstance(run_or_model, GEBM):
-        return None
+        run, model, settings, sampler = None, run_or_model, SampleSettings(), None
+    else:
+        run = _open(run_or_model)
+        model, settings, sampler = run.model, settings_of(run.recipe.sample), run.recipe.sampler
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return run, model, replace(settings, **chosen), sampler
+
+
+def _open(run_or_model: Run | str | Path) -> Run:
     from gebm_kit.engine.run import Run, load_run
 
     if isinstance(run_or_model, str | Path):
@@ -127,104 +182,163 @@ def draw(
     *,
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
+    ranks: Ranks = ALONE,
 ) -> Draws:
     """Run chains on the latent posterior ``nu(z) ∝ eta(z) exp(-beta E(G(z)))`` and keep their last states.
 
-    Chains start from the prior. Warm-up tunes the sampler on all of them and freezes it; then every chain runs
-    ``settings.total_steps`` steps, over which the diagnostics are computed. Populations and refiners go another way, see
-    `gebm_kit.engine.populations`. The same seed gives the same draws, whatever the state of torch's default generators, and
-    the model is given back as it was: device, training mode, gradients.
+    Chains start from the prior, in blocks (`gebm_kit.engine.blocks`). Warm-up tunes the sampler on all of them and freezes
+    it; then every chain runs ``settings.total_steps`` steps, over which the diagnostics are computed. The same seed gives
+    the same draws, whatever the state of torch's default generators and the number of ranks, and the model is given back
+    as it was: device, training mode, gradients.
 
     Args:
         device: None: the one that the model is on.
+        ranks: who shares the work; all of them call this, and all get all draws.
 
     Raises:
         UsageError: the energy is finite at no starting point or has the wrong shape, the sampler does not serve the base's
-            prior or its step size is no positive number.
+            prior, needs more chains or its step size is no positive number.
         RunFailed: the device is out of memory.
 
     Warns:
         GebmKitWarning: chains that have not mixed, divergences, a model whose energy is no log density ratio.
     """
     began = time.perf_counter()
-    _check(model, sampler)
-    if sampler.family != "kernel":
-        return draw_population(
-            model, sampler, component_name(sampler), settings, device=device, on_progress=on_progress
+    check_sampling(model, sampler, settings)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
+        stack.enter_context(ranks.together())
+        job = stack.enter_context(prepared(model, sampler, settings, device, on_progress, ranks))
+        keeper = InMemory(settings.num_samples, ranks, stop)
+        outcome = _run(job, keeper, _islands(job, 1), lambda: time.perf_counter() - began)
+    outcome.diagnostics.warn()
+    return keeper.draws(outcome)
+
+
+def draw_to(
+    out: str | Path,
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    *,
+    resume: bool = False,
+    value_range: tuple[float, float] | None = None,
+    ranks: Ranks = ALONE,
+    hint: str = "Go on with resume=True.",
+    **place: Any,
+) -> Draws | ShardedDraws:
+    """`draw` and write the draws to a file, or, where ``out`` has no suffix, `draw_into` a directory.
+
+    Raises:
+        UsageError: ``resume`` with a file; as for these two, and as for `Draws.save`.
+    """
+    if is_directory(out):
+        return draw_into(
+            out, model, sampler, settings, resume=resume, value_range=value_range, ranks=ranks, hint=hint, **place
         )
-    beta = settings.inverse_temperature
-    block = settings.block_size and min(
-        settings.block_size, settings.chains
-    )  # a block is never padded beyond the chains
-    with placed(model, device) as (where, dtype), LatentPotential(model, beta, block_size=block) as potential:
-        generator = torch.Generator(where).manual_seed(stream(settings.seed, "sample").initial_seed())
-        try:
-            run = run_chains(potential, sampler, settings, generator, dtype, on_progress)
-            decoded = decode(potential, run.z, settings.chains)
-        except torch.cuda.OutOfMemoryError as error:
-            text = f"{where} is out of memory with {settings.chains} chains"
-            raise RunFailed(text, hint="Set block_size, or run fewer chains.") from error
-        found = summarise(run.records, settings.chains)
-        balance = equipartition(decoded.equipartition, found.ess_min)
-        diagnostics = Diagnostics(
-            sampler=component_name(sampler),
-            num_samples=settings.num_samples,
-            num_chains=settings.chains,
-            warmup_steps=settings.warmup,
-            steps=settings.total_steps,
-            acceptance=mean_acceptance(run.records),
-            divergences=total_divergences(run.records),
-            rhat_max=found.rhat_max,
-            nested_rhat_max=found.nested_rhat_max,
-            ess_min=found.ess_min,
-            ess_tail_min=found.ess_tail_min,
-            ess_per_grad=found.ess_min / run.grad_evals if run.grad_evals else float("nan"),
-            mcse_max=found.mcse_max,
-            stuck_chains=found.stuck_chains,
-            grad_evals=potential.grad_evals,
-            forward_evals=potential.forward_evals,
-            seconds=time.perf_counter() - began,
-            inverse_temperature=float(beta),
-            seed=settings.seed,
-            step_size=run.step_size,
-            warmup_divergences=run.warmup_divergences,
-            equipartition=balance.mean,
-            equipartition_se=balance.se,
-            family=sampler.family,
-        )
-    diagnostics.warn()
-    return Draws(decoded.x, decoded.z, run.chain, diagnostics, run.records)
-
-
-def component_name(sampler: Sampler) -> str:
-    """The name under which the sampler's class is registered, or the name of the class."""
-    target = f"{type(sampler).__module__}:{type(sampler).__qualname__}"
-    registry = installed().registry
-    names = [registry.short_name(r) for r in registry.of_kind("sampler") if r.component.target == target]
-    return names[0] if names else type(sampler).__name__
-
-
-def _check(model: GEBM, sampler: Sampler) -> None:
-    """Refuse what can't be sampled before anything is computed, and say what should not be."""
-    _check_model(model)
-    name, prior = component_name(sampler), model.base.prior.name
-    if prior not in sampler.priors:
-        raise UsageError(f"sampler {name!r} serves {', '.join(sorted(sampler.priors))} priors, the base's is {prior!r}")
-    if sampler.tunable is not None:
-        require_positive(sampler, sampler.tunable)
-    if not model.log_ratio:
-        warn(
-            "this model's loss does not make its energy a log density ratio, so exp(-E) re-weights the base by nothing in "
-            "particular: the draws follow the energy, but they are no estimate of the data's distribution."
-        )
-
-
-def _check_model(model: GEBM) -> None:
-    base = model.base
-    if not (
-        isinstance(getattr(base, "latent_dim", None), int) and hasattr(base, "data_shape") and hasattr(base, "prior")
-    ):
+    check_output(out)
+    if resume:
         raise UsageError(
-            f"the base {type(base).__name__} must state latent_dim, data_shape and prior",
-            hint="Derive it from gebm_kit.core.interfaces.Base, or wrap it in a class that does.",
+            f"a sampling into one file, {out}, can't be resumed",
+            hint="A name without a suffix is a directory of shards.",
         )
+    with ranks.together():
+        draws = draw(model, sampler, settings, ranks=ranks, **place)
+        if ranks.rank == 0:
+            draws.save(out, value_range)
+    return draws
+
+
+def draw_into(
+    directory: str | Path,
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    *,
+    resume: bool = False,
+    value_range: tuple[float, float] | None = None,
+    device: torch.device | str | None = None,
+    on_progress: OnProgress = ignore,
+    ranks: Ranks = ALONE,
+    hint: str = "Go on with resume=True.",
+) -> ShardedDraws:
+    """`draw` into a directory of shards, in memory that does not grow with the number of draws.
+
+    Ctrl-C and SIGTERM save the state first. After these or any other end, ``resume`` goes on where the last shard was
+    written, and the shards are those of a sampling that was never stopped, bit for bit on the CPU.
+
+    Args:
+        directory: made if need be.
+        resume: go on with what ``directory`` holds; begin when it holds nothing.
+        value_range: (low, high) of the data, for whoever turns x into pictures.
+        ranks: who shares the work; all of them call this, and ``directory`` is the same for all.
+        hint: how to go on, for the error that tells of a signal.
+
+    Raises:
+        UsageError: as for `draw`; the place can't be written, or holds something else or what was asked for otherwise.
+        RunFailed: the device is out of memory, or the disk is full; what was written stays.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    path = Path(directory)
+    check_sampling(model, sampler, settings)
+    with (
+        StopSignals() as stop,
+        ranks.together(),
+        prepared(model, sampler, settings, device, on_progress, ranks) as job,
+    ):
+        stop.hint = hint
+        if ranks.rank == 0:
+            check_directory(path, resume=resume)
+        request = requested(job)
+        ranks.gather(b"")
+        if (known := finished(path, request)) is not None:
+            return known
+        size = row_bytes(model.data_shape, model.latent_dim, job.dtype)
+        if sampler.family == "kernel":
+            groups, rows = [], kernel_rows(job.layout, settings, size)
+        else:
+            groups = _islands(job, most_rows(size) // job.layout.rows)
+            rows = island_rows(groups, job.layout.rows, settings.num_samples)
+        keeper = Directory(path, request, plan(rows), ranks, stop)
+        keeper.open()
+        draws = keeper.draws(_run(job, keeper, groups, keeper.seconds), value_range)
+    draws.diagnostics.warn()
+    return draws
+
+
+def _run(job: Job, keeper: Keeper, islands: Sequence[range], seconds: Callable[[], float]) -> Outcome:
+    if job.sampler.family == "kernel":
+        return run_kernel(job, keeper, seconds)
+    return run_populations(job, keeper, islands, seconds)
+
+
+def _islands(job: Job, together: int) -> list[range]:
+    """The islands of a population in units of ``together``; a kernel has none."""
+    if job.sampler.family == "kernel":
+        return []
+    count, together = -(-job.settings.num_samples // job.layout.rows), max(together, 1)
+    return [range(first, min(first + together, count)) for first in range(0, count, together)]
+
+
+@contextmanager
+def prepared(
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    device: torch.device | str | None,
+    on_progress: OnProgress,
+    ranks: Ranks,
+) -> Iterator[Job]:
+    """The model on its device and its chains laid out, for the block; running out of memory in it becomes a `RunFailed`."""
+    with (
+        placed(model, device) as (where, dtype),
+        LatentPotential(model, settings.inverse_temperature) as potential,
+    ):
+        chains = chains_of(settings, sampler)
+        with enough_memory(where, max(PROBES)):
+            size = settings.block_size or automatic_block_size(potential, sampler, where, dtype)
+        layout = lay_out(chains, size, coupled=sampler.coupled or sampler.family != "kernel")
+        potential.block_size = layout.piece
+        probed = Counts.of(potential)
+        with enough_memory(where, layout.piece or layout.rows):
+            yield Job(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed)

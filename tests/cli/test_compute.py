@@ -172,7 +172,8 @@ def test_sample_defaults_to_the_newest_run_and_to_its_samples(
     older, newer = tmp_path / "runs" / "tiny" / "b", tmp_path / "runs" / "tiny" / "a"
     shutil.copytree(run, older)
     shutil.copytree(run, newer)
-    os.utime(older / "status.json", (time.time() - 100,) * 2)
+    for ago, path in ((100, older), (0, newer)):
+        os.utime(path / "status.json", (time.time() - ago,) * 2)
     result = cli("sample", "--json")
     assert "runs/tiny/a" in result.err
     assert "newest finished run" in result.err

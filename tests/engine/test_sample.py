@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import itertools
 import json
 import math
 import os
@@ -19,9 +20,14 @@ import gebm_kit as gk
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Energy
-from gebm_kit.engine.progress import GebmKitWarning
+from gebm_kit.engine.distributed import ALONE
+from gebm_kit.engine.draws import Assembly
+from gebm_kit.engine.kernels import _warmed
+from gebm_kit.engine.memory import InMemory
+from gebm_kit.engine.progress import GebmKitWarning, ignore
 from gebm_kit.engine.run import Run
-from gebm_kit.engine.sample import Draws, SampleSettings, draw, sample
+from gebm_kit.engine.sample import Draws, SampleSettings, draw, prepared, sample
+from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.testing.statistics import confirmed, disagreement
 from gebm_kit.testing.targets import (
@@ -140,11 +146,67 @@ def test_the_seed_alone_decides(model: gk.GEBM) -> None:
     assert not torch.equal(first.z, sample(model, seed=4, **QUICK).z)
 
 
-def test_blocks_change_nothing_but_rounding(model: gk.GEBM) -> None:
-    model = model.double()
+def test_fewer_chains_than_the_sampler_needs_are_refused(model: gk.GEBM) -> None:
+    class Paired(Mala):
+        min_chains = 8
+
+    with pytest.raises(UsageError, match="needs at least 8 chains, num_chains is 7"):
+        sample(model, Paired(), **QUICK | {"num_chains": 7})
+    few = sample(model, Paired(), **QUICK | {"num_samples": 3})
+    assert len(few.x) == 3
+    assert few.diagnostics.num_chains == 8  # more chains run than draws are kept
+    assert few.diagnostics.grad_evals >= 8 * QUICK["steps"]
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------------
+
+
+def _in_waves(model: gk.GEBM, waves: list[list[int]]) -> Tensor:
+    """x of chains in blocks of four, of which those of a wave take their steps in turn."""
+    settings = SampleSettings(**QUICK | {"num_chains": 18, "block_size": 4})
+    with prepared(model, Hmc(), settings, None, ignore, ALONE) as job:
+        _, runs = _warmed(job, InMemory(60, ALONE))
+        assembly = Assembly(60)
+        for wave in waves:
+            turns = [runs[block].parts(lambda run: None) for block in wave]
+            for parts in itertools.zip_longest(*turns):
+                for part in filter(None, parts):
+                    assembly.add(part)
+    return assembly.draws(None, []).x
+
+
+def test_draws_do_not_depend_on_how_many_blocks_run_at_once(model: gk.GEBM) -> None:
+    expected = sample(model, "hmc", **QUICK | {"num_chains": 18, "block_size": 4})
+    for waves in ([[0], [1], [2], [3], [4]], [[4, 1], [0, 3], [2]], [[3, 0, 4, 1, 2]]):
+        assert torch.equal(_in_waves(model, waves), expected.x)
+
+
+def test_blocks_are_other_random_numbers_of_the_same_law(model: gk.GEBM) -> None:
     whole, blocks = sample(model, **QUICK), sample(model, block_size=6, **QUICK)
-    torch.testing.assert_close(whole.z, blocks.z, rtol=1e-6, atol=1e-8)
-    assert whole.diagnostics.grad_evals == blocks.diagnostics.grad_evals
+    assert not torch.equal(whole.z, blocks.z)
+    assert blocks.chain.tolist() == whole.chain.tolist()
+    target = linear_gaussian(4, inverse_temperature=1.0)
+
+    def failures(seed: int) -> dict[str, float]:
+        settings = {"num_samples": 3000, "num_chains": 3000, "warmup": 60, "steps": 40, "block_size": 701}
+        return disagreement(sample(target.model, "hmc", seed=seed, **settings).z, target)
+
+    assert not confirmed(failures)
+
+
+def test_every_evaluation_has_one_shape(model: gk.GEBM) -> None:
+    rows = []
+    model.energy.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    sample(model, "hmc", **QUICK | {"num_chains": 18, "block_size": 4})
+    assert set(rows) == {4}  # five blocks of four, of which two chains are not kept
+
+
+def test_the_tuning_of_a_run_is_that_of_all_its_blocks(model: gk.GEBM) -> None:
+    """Blocks of one chain each tune as well as one block of all of them."""
+    asked = QUICK | {"num_samples": 200, "num_chains": 200, "warmup": 100, "steps": 40}
+    one, many = (sample(model, "mala", **asked, block_size=size).diagnostics for size in (200, 10))
+    assert one.acceptance == pytest.approx(many.acceptance, abs=0.05)
+    assert one.grad_evals == pytest.approx(many.grad_evals, rel=0.1)
 
 
 def test_the_model_is_given_back_as_it_was(model: gk.GEBM) -> None:
@@ -277,7 +339,7 @@ def test_an_energy_that_is_nan_everywhere() -> None:
 
 
 def test_an_energy_of_the_wrong_shape() -> None:
-    with pytest.raises(UsageError, match=r"shape \(20,\), but returned \(20, 1\)"):
+    with pytest.raises(UsageError, match=r"shape \(2,\), but returned \(2, 1\)"):
         sample(_with_energy(lambda x: x.sum(1, keepdim=True)), **QUICK)
 
 

@@ -1,0 +1,210 @@
+"""Draws that are streamed into a directory of shards, and what is saved beside them to go on after any interruption.
+
+DIR/state/
+  request.json           what was asked for; another request is refused
+  begun.safetensors      what all units share: what warm-up changed on the sampler; there once warm-up is over
+  unit-00001.safetensors a unit's state (chains, generator) and records at its last written shard, or where it was stopped
+
+A shard is written before the state of its unit, so that a kill in between writes the same shard once more.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.engine.distributed import Ranks
+from gebm_kit.engine.draws import Part
+from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
+from gebm_kit.engine.job import Outcome, Saved, Unit
+from gebm_kit.engine.saved_state import differences, packed, read_packed
+from gebm_kit.engine.shards import INDEX, TENSORS, Filling, Planned, Shard, ShardedDraws, open_draws, write_index
+from gebm_kit.engine.stop import StopSignals
+
+STATE = "state"
+REQUEST = "request.json"
+BEGUN = "begun.safetensors"
+
+
+def check_directory(path: Path, *, resume: bool) -> None:
+    """For callers to ask before they compute.
+
+    Raises:
+        UsageError: ``path`` is a file, or holds something else than what ``resume`` could go on with.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; draws without a suffix are streamed into a directory")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    ours = (path / STATE / REQUEST).exists() or (path / INDEX).exists()
+    if not ours:
+        raise UsageError(f"{path} is not empty", hint="Choose another place for the draws.")
+    if not resume:
+        what = "draws" if (path / INDEX).exists() else "an unfinished sampling"
+        raise UsageError(
+            f"{path} is not empty: it holds {what}", hint="Add --resume to go on with it, or choose another place."
+        )
+
+
+def newest_unfinished(folder: Path) -> Path | None:
+    """The directory in ``folder`` whose sampling was interrupted last, if any was."""
+    found = [path.parent.parent for path in folder.glob(f"*/{STATE}/{REQUEST}")]
+    return max(found, key=lambda path: (path / STATE).stat().st_mtime, default=None)
+
+
+def finished(path: Path, request: Mapping[str, Any]) -> ShardedDraws | None:
+    """The draws in ``path`` when all of them are there already.
+
+    Raises:
+        UsageError: they are those of another request.
+        DataError: the index is damaged.
+    """
+    if not (path / INDEX).exists():
+        return None
+    draws = open_draws(path)
+    _require_same(path, draws.request, request)
+    return draws
+
+
+class Directory:
+    """A `Keeper` that writes shards.
+
+    Args:
+        path: the directory, checked by `check_directory`.
+        request: what is asked for, in plain data.
+        planned: the shards of each unit.
+        stop: signals that end sampling.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        request: Mapping[str, Any],
+        planned: Sequence[Sequence[Planned]],
+        ranks: Ranks,
+        stop: StopSignals,
+    ) -> None:
+        self.path, self._request, self._planned, self._ranks, self._stop = path, dict(request), planned, ranks, stop
+        self._state = path / STATE
+        self._fillings: dict[int, Filling] = {}
+        self._saved_at: dict[int, int] = {}
+        self._began, self._earlier = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        """Spent on these draws, by earlier processes as well."""
+        return self._earlier + time.perf_counter() - self._began
+
+    def open(self) -> None:
+        """Make the directory, or see that what it holds was asked for in the same way.
+
+        Raises:
+            UsageError: it was asked for otherwise, or the place can't be written.
+            CheckpointError: what was saved is damaged.
+        """
+        if self._ranks.rank == 0:
+            make_directory(self._state)
+            known = self._state / REQUEST
+            if known.exists():
+                _require_same(self.path, _read_request(known), self._request)
+            else:
+                write_json(known, {"schema": 1, "request": self._request})
+        self._ranks.gather(b"")
+
+    # --- a Keeper ------------------------------------------------------------------------------------------------
+
+    def begun(self) -> Saved | None:
+        if not (self._state / BEGUN).exists():
+            return None
+        tensors, record = read_packed(self._state / BEGUN)
+        self._earlier = max(self._earlier, record["seconds"])
+        return tensors, record
+
+    def begin(self, units: Sequence[Unit], shared: Callable[[], Saved]) -> None:
+        for unit in units:
+            self._save(unit)
+        self._ranks.gather(b"")
+        if self._ranks.rank == 0:
+            tensors, record = shared()
+            write_atomic(self._state / BEGUN, packed(tensors, {**record, "seconds": self.seconds()}))
+
+    def saved(self, number: int) -> tuple[int, Mapping[str, Tensor]] | None:
+        if not self._unit(number).exists():
+            return None
+        tensors, record = read_packed(self._unit(number))
+        waiting = {name: tensors.pop(f"waiting.{name}") for name in TENSORS if f"waiting.{name}" in tensors}
+        self._filling(number).restore(record["shards"], waiting)
+        self._saved_at[number] = record["step"]
+        self._earlier = max(self._earlier, record["seconds"])
+        return record["step"], tensors
+
+    def add(self, unit: Unit, part: Part) -> None:
+        if self._filling(unit.number).add(part):
+            self._save(unit)
+
+    def check(self, unit: Unit | None) -> None:
+        if not self._stop.received:
+            return
+        if unit is None:
+            raise self._stop.interrupted("stopped before the end of warm-up, of which nothing is kept")
+        self._save(unit)
+        raise self._stop.interrupted(f"stopped while drawing; everything so far is saved in {self.path}")
+
+    def finish(self, unit: Unit) -> None:
+        if self._saved_at.get(unit.number) != unit.step:  # a block whose draws are not asked for has no shard
+            self._save(unit)
+
+    def records(self, count: int) -> list[Mapping[str, Tensor]]:
+        self._ranks.gather(b"")
+        return [read_packed(self._unit(number))[0] for number in range(count)]
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def draws(self, outcome: Outcome, value_range: tuple[float, float] | None) -> ShardedDraws:
+        """Write the index, throw away what was saved, and open the draws."""
+        if self._ranks.rank == 0:
+            records = [read_packed(self._unit(number))[1] for number in range(len(self._planned))]
+            shards = [Shard(**entry) for record in records for entry in record["shards"]]
+            write_index(self.path, shards, outcome.diagnostics, self._request, value_range)
+            shutil.rmtree(self._state, ignore_errors=True)
+            for left in self.path.glob(".*-*"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+        self._ranks.gather(b"")
+        return replace(open_draws(self.path), records=tuple(outcome.records))
+
+    def _save(self, unit: Unit) -> None:
+        filling = self._filling(unit.number)
+        waiting = {f"waiting.{name}": tensor for name, tensor in filling.waiting().items()}
+        record = {"step": unit.step, "shards": [asdict(shard) for shard in filling.done], "seconds": self.seconds()}
+        write_atomic(self._unit(unit.number), packed({**unit.state(), **unit.records(), **waiting}, record))
+        self._saved_at[unit.number] = unit.step
+
+    def _unit(self, number: int) -> Path:
+        return self._state / f"unit-{number + 1:05d}.safetensors"
+
+    def _filling(self, number: int) -> Filling:
+        if number not in self._fillings:
+            self._fillings[number] = Filling(self.path, self._planned[number])
+        return self._fillings[number]
+
+
+def _read_request(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(path)["request"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {type(error).__name__}: {error}") from error
+
+
+def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    found = differences(dict(before), dict(now))
+    if found:
+        raise UsageError(
+            f"{path} holds a sampling that was asked for otherwise: {'; '.join(found)}",
+            hint="Ask for the same, or choose another place for the draws.",
+        )

@@ -1,0 +1,193 @@
+"""Kernels: blocks of chains are warmed up together, frozen, and then run to their ends one after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Sampler
+from gebm_kit.engine.blocks import block_generator
+from gebm_kit.engine.chains import BlockRun, block_records, start_counted, warn_of_redrawn
+from gebm_kit.engine.diagnostics import (
+    Diagnostics,
+    Recorder,
+    equipartition,
+    mean_acceptance,
+    quantities,
+    summarise,
+    total_divergences,
+)
+from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Saved
+from gebm_kit.engine.progress import Progress
+from gebm_kit.engine.request import component_name
+from gebm_kit.engine.saved_state import changes, restored_state, with_changes
+from gebm_kit.engine.warmup import REPORT_EVERY, warm_up_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The end of warm-up: the frozen sampler, and divergent steps and evaluations of all blocks on the way."""
+
+    sampler: Sampler
+    divergences: int
+    counts: Counts
+
+    def saved(self, original: Sampler) -> Saved:
+        """What warm-up changed on the ``original`` sampler."""
+        tensors, changed = changes(self.sampler, original)
+        return tensors | {"counts": self.counts.tensor()}, {"sampler": changed, "divergences": self.divergences}
+
+    @classmethod
+    def restored(cls, saved: Saved, original: Sampler, device: torch.device) -> Warm:
+        """The inverse of `saved`."""
+        tensors, record = saved
+        sampler = with_changes(original, tensors, record["sampler"], device)
+        return cls(sampler, record["divergences"], Counts.read(tensors["counts"]))
+
+
+def run_kernel(job: Job, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
+    """Start, warm up, freeze, run this rank's blocks, and keep; the diagnostics are those of all blocks of all ranks."""
+    begun = keeper.begun()
+    if begun is None:
+        warm, runs = _warmed(job, keeper)
+        keeper.begin(runs, lambda: warm.saved(job.sampler))
+    else:
+        warm = Warm.restored(begun, job.sampler, job.device)
+        runs = [_restored(job, warm.sampler, block, keeper) for block in job.ranks.mine(job.layout.num_blocks)]
+    done, total = sum(run.step for run in runs), sum(run.total for run in runs)
+
+    def watch(run: BlockRun) -> None:
+        nonlocal done
+        done += 1
+        keeper.check(run)
+        if run.step % REPORT_EVERY == 0 or run.step == run.total:
+            job.ranks.poll()
+            job.on_progress(Progress("sample", done, total, {"acceptance": run.recorder.acceptance}))
+
+    for run in runs:
+        for part in run.parts(watch):
+            keeper.add(run, part)
+        keeper.finish(run)
+    return _diagnosed(job, warm, keeper.records(job.layout.num_blocks), seconds())
+
+
+def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
+    """All blocks started from the prior and warmed up together; this rank's.
+
+    A rank without blocks goes through warm-up with the first one, of which it tells nobody.
+    """
+    layout, potential, settings = job.layout, job.potential, job.settings
+    mine = list(job.ranks.mine(layout.num_blocks))
+    before = Counts.of(potential)
+    states, generators, redrawn = [], [], []
+    for block in mine or [0]:
+        generator = block_generator(settings.seed, block, job.device)
+        state, bad = start_counted(potential, job.sampler, layout.rows, generator, job.dtype)
+        states.append(state)
+        generators.append(generator)
+        redrawn.append(torch.tensor([bad], dtype=torch.float64))
+
+    def reduce(rows: Sequence[Tensor]) -> Tensor:
+        keeper.check(None)
+        return job.ranks.sum_over_blocks(rows, layout.num_blocks)
+
+    def progress(report: Progress) -> None:
+        keeper.check(None)
+        job.on_progress(report)
+
+    warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
+    starts = [quantities(state) for state in states]
+    ended = warm_up_blocks(
+        job.sampler, states, potential, generators, settings.warmup, reduce=reduce, on_progress=progress
+    )
+    rows = [torch.zeros(2, dtype=torch.float64) for _ in states]
+    rows[0] += (Counts.of(potential) - before).tensor()
+    warm = Warm(ended.sampler, ended.divergences, Counts.read(reduce(rows)))
+    runs = [
+        _block_run(job, ended.sampler, block, state, generator, start)
+        for block, state, generator, start in zip(mine, ended.states, generators, starts, strict=False)
+    ]
+    return warm, runs
+
+
+def _block_run(
+    job: Job, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
+) -> BlockRun:
+    """A block at the end of warm-up; ``start`` is where its chains were before it, (C, Q)."""
+    layout = job.layout
+    recorder = Recorder(
+        job.settings.total_steps,
+        state,
+        num_chains=layout.num_blocks * layout.rows,
+        first_chain=layout.first(block),
+        start=start,
+    )
+    return BlockRun(block, sampler, job.potential, job.settings, layout, state, generator, recorder)
+
+
+def _restored(job: Job, sampler: Sampler, block: int, keeper: Keeper) -> BlockRun:
+    """A block as it was saved."""
+    found = keeper.saved(block)
+    assert found is not None, f"warm-up is over and block {block} was not saved"
+    step, tensors = found
+    fields = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
+    generator = block_generator(job.settings.seed, block, job.device)
+    before = Counts.of(job.potential)
+    example = sampler.init(fields["position"].to(job.device), job.potential, generator)
+    spent = Counts.of(job.potential) - before
+    job.potential.grad_evals -= spent.grad_evals  # it shows the type of a state and is no part of the sampling
+    job.potential.forward_evals -= spent.forward_evals
+    generator.set_state(tensors["generator"])
+    run = _block_run(job, sampler, block, restored_state(example, fields), generator, None)
+    run.restore(step, tensors)
+    return run
+
+
+def _diagnosed(job: Job, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
+    """The diagnostics of all blocks together."""
+    settings, sampler = job.settings, warm.sampler
+    recorded, steps, checks, sums = block_records(records)
+    found = summarise(recorded, job.layout.chains)
+    spent = steps + checks + warm.counts + job.probed
+    balance = equipartition(sums, found.ess_min)
+    diagnostics = Diagnostics(
+        sampler=component_name(sampler),
+        num_samples=settings.num_samples,
+        num_chains=job.layout.chains,
+        warmup_steps=settings.warmup,
+        steps=settings.total_steps,
+        acceptance=mean_acceptance(recorded),
+        divergences=total_divergences(recorded),
+        rhat_max=found.rhat_max,
+        nested_rhat_max=found.nested_rhat_max,
+        ess_min=found.ess_min,
+        ess_tail_min=found.ess_tail_min,
+        ess_per_grad=found.ess_min / steps.grad_evals if steps.grad_evals else math.nan,
+        mcse_max=found.mcse_max,
+        stuck_chains=found.stuck_chains,
+        grad_evals=spent.grad_evals,
+        forward_evals=spent.forward_evals,
+        seconds=seconds,
+        inverse_temperature=float(settings.inverse_temperature),
+        seed=settings.seed,
+        step_size=math.nan if sampler.tunable is None else float(getattr(sampler, sampler.tunable.name)),
+        warmup_divergences=warm.divergences,
+        equipartition=balance.mean,
+        equipartition_se=balance.se,
+        log_partition=_mean(records, "log_partition"),
+        details={
+            name.removeprefix("summary."): _mean(records, name) for name in records[0] if name.startswith("summary.")
+        },
+        family=sampler.family,
+    )
+    return Outcome(diagnostics, recorded)
+
+
+def _mean(records: Sequence[Mapping[str, Tensor]], name: str) -> float:
+    """Over the blocks, which are of one size; nan when they do not say."""
+    found = [record[name].double() for record in records if name in record]
+    return float(torch.stack(found).mean()) if found else math.nan

@@ -1,0 +1,75 @@
+"""Draws that stay in memory: nothing is saved on the way."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from gebm_kit.engine.distributed import Ranks
+from gebm_kit.engine.draws import Assembly, Draws, Part
+from gebm_kit.engine.job import Outcome, Saved, Unit
+from gebm_kit.engine.saved_state import packed, unpacked
+from gebm_kit.engine.stop import StopSignals
+
+
+class InMemory:
+    """A `Keeper` of ``count`` draws; every rank ends with all of them.
+
+    Args:
+        stop: signals that end sampling; None: they are not watched.
+    """
+
+    def __init__(self, count: int, ranks: Ranks, stop: StopSignals | None = None) -> None:
+        self._assembly = Assembly(count)
+        self._parts: list[Part] = []
+        self._records: dict[int, Mapping[str, Tensor]] = {}
+        self._ranks, self._stop = ranks, stop
+
+    def begun(self) -> None:
+        return None
+
+    def begin(self, units: Sequence[Unit], shared: Callable[[], Saved]) -> None:
+        pass
+
+    def saved(self, number: int) -> None:
+        return None
+
+    def add(self, unit: Unit, part: Part) -> None:
+        self._assembly.add(part)
+        if self._ranks.size > 1:
+            self._parts.append(part)
+
+    def check(self, unit: Unit | None) -> None:
+        if self._stop is not None and self._stop.received:
+            raise self._stop.interrupted("stopped before all draws were made; none is kept")
+
+    def finish(self, unit: Unit) -> None:
+        self._records[unit.number] = unit.records()
+
+    def records(self, count: int) -> list[Mapping[str, Tensor]]:
+        if self._ranks.size > 1:
+            self._exchange()
+        return [self._records[number] for number in range(count)]
+
+    def draws(self, outcome: Outcome) -> Draws:
+        """All draws, on every rank."""
+        return self._assembly.draws(outcome.diagnostics, outcome.records)
+
+    def _exchange(self) -> None:
+        """Tell all ranks this one's draws and records, and hear theirs."""
+        tensors = {f"part.{p.start}.{name}": getattr(p, name) for p in self._parts for name in ("x", "z", "chain")}
+        for unit, records in self._records.items():
+            tensors |= {f"unit.{unit}.{name}": tensor for name, tensor in records.items()}
+        self._parts = []
+        for content in self._ranks.gather(packed(tensors, {})):
+            groups: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
+            for name, tensor in unpacked(content, "another rank's message")[0].items():
+                kind, number, rest = name.split(".", 2)
+                groups[kind, int(number)][rest] = tensor
+            for (what, place), found in groups.items():
+                if what == "part":
+                    self._assembly.add(Part(place, **found))
+                else:
+                    self._records[place] = found

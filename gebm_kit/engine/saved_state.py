@@ -1,0 +1,207 @@
+"""What a sampling needs to go on after it was stopped, as safetensors with JSON in their metadata; nothing is pickled.
+
+Saved are what warm-up changed on the sampler, and of each block of chains its states, its generator and its records.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.model import GEBM
+
+Record = dict[str, Any]
+
+
+def packed(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
+    """The content of one file: tensors by name, and plain data whose floats JSON can express."""
+    named = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(named, {"schema": "1", "record": json.dumps(record, allow_nan=False)})
+
+
+def unpacked(content: bytes, origin: Path | str) -> tuple[dict[str, Tensor], Record]:
+    """The inverse of `packed`.
+
+    Raises:
+        CheckpointError: it is not what `packed` made; the message names ``origin``.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
+        return safetensors.torch.load(content), record
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{origin} is damaged: {type(error).__name__}: {error}") from error
+
+
+def read_packed(path: Path) -> tuple[dict[str, Tensor], Record]:
+    """`unpacked` of a file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    return unpacked(content, path)
+
+
+# --- samplers --------------------------------------------------------------------------------------------------------
+
+
+def changes(sampler: Sampler, original: Sampler) -> tuple[dict[str, Tensor], Record]:
+    """The attributes that ``sampler``, made from ``original`` by tuning, has anew: tensors by name, and plain data.
+
+    Raises:
+        UsageError: one of them is of a type that can't be saved.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _changed(sampler, original, "", tensors)
+
+
+def with_changes(original: Sampler, tensors: Mapping[str, Tensor], record: Record, device: torch.device) -> Sampler:
+    """A copy of ``original`` with what `changes` found."""
+    twin = copy.copy(original)
+    for name, value in record.items():
+        setattr(twin, name, _decoded(value, getattr(original, name, None), tensors, device))
+    return twin
+
+
+def parameters(sampler: Sampler) -> Record:
+    """All attributes of a sampler as plain data, tensors as their sha256: to compare two requests by.
+
+    What can't be expressed so goes by the name of its type.
+    """
+    return {name: _summary(value) for name, value in sorted(vars(sampler).items())}
+
+
+def _changed(sampler: Sampler, original: Sampler, prefix: str, tensors: dict[str, Tensor]) -> Record:
+    before = vars(original)
+    return {
+        name: _encoded(value, before.get(name), prefix + name, tensors)
+        for name, value in vars(sampler).items()
+        if name not in before or value is not before[name]
+    }
+
+
+def _encoded(value: Any, before: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return {"float": value.hex()}
+    if type(value) is Tensor:
+        tensors[name] = value
+        return {"tensor": [name, value.device.type]}
+    if type(value) in (list, tuple):
+        items = [_encoded(item, None, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {"dict": {key: _encoded(item, None, f"{name}.{key}", tensors) for key, item in value.items()}}
+    if isinstance(value, Sampler) and type(before) is type(value):
+        return {"sampler": _changed(value, before, f"{name}.", tensors)}
+    raise UsageError(
+        f"the sampler's attribute {name!r} is of type {type(value).__name__} after warm-up, which can't be saved to go on "
+        "with later",
+        hint="Keep numbers, strings, tensors, and lists and dicts of them there, or write the draws to one file.",
+    )
+
+
+def _decoded(value: Any, before: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "float":
+        return float.fromhex(content)
+    if kind == "tensor":
+        name, kind = content
+        return tensors[name].to(device if kind == device.type else kind)
+    if kind == "dict":
+        return {key: _decoded(item, None, tensors, device) for key, item in content.items()}
+    if kind == "sampler":
+        return with_changes(before, tensors, content, device)
+    items = [_decoded(item, None, tensors, device) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _summary(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return digest([("", value)])
+    if isinstance(value, list | tuple):
+        return [_summary(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _summary(item) for key, item in value.items()}
+    if isinstance(value, Sampler):
+        return {"type": type(value).__name__, **parameters(value)}
+    return type(value).__name__
+
+
+# --- models and states -----------------------------------------------------------------------------------------------
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return found.hexdigest()
+
+
+def model_digest(model: GEBM) -> str:
+    """sha256 of the base's and the energy's weights, buffers and modules (their classes, not their code)."""
+    classes = [f"{name} {type(module).__qualname__}" for name, module in model.named_modules()]
+    tensors = [(name, tensor) for name, tensor in model.state_dict().items() if name != "log_partition"]
+    return hashlib.sha256("\n".join([*classes, digest(tensors)]).encode()).hexdigest()
+
+
+def state_tensors(state: Any) -> dict[str, Tensor]:
+    """A kernel's state (a NamedTuple of tensors) by field."""
+    return dict(zip(state._fields, state, strict=True))
+
+
+def restored_state(example: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A state of the type of ``example``, on its device.
+
+    Raises:
+        CheckpointError: a field is missing or of another shape.
+    """
+    fields = {}
+    for name, like in state_tensors(example).items():
+        found = tensors.get(name)
+        if found is None or found.shape != like.shape or found.dtype != like.dtype:
+            raise CheckpointError(f"the saved state does not fit the sampler: field {name!r}")
+        fields[name] = found.to(like.device)
+    return type(example)(**fields)
+
+
+def differences(before: Record, now: Record, prefix: str = "") -> list[str]:
+    """What differs between two requests, one piece of text each: ``seed was 0, now 1``."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {_short(old)}, now {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

@@ -1,0 +1,299 @@
+"""Draws in a directory: shards of a bounded size, written one after another, and an index.
+
+DIR/
+  draws-00001-of-00020.safetensors   x (N, *D), z (N, Z), chain (N,), index (N,): the draw's place in the order of `Draws`
+  index.json   shards with rows and sha256, shapes, types, diagnostics, what was asked for; there once all of them are
+  state/       what is needed to go on; gone once all shards are there
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.model import GEBM
+from gebm_kit.engine.blocks import Layout
+from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.draws import Draws, Part, SampleSettings, diagnostics_from, load_file
+from gebm_kit.engine.files import read_json, write_atomic, write_json
+
+INDEX = "index.json"
+TENSORS = ("x", "z", "chain", "index")
+
+SHARD_ROWS = 2**16
+"""Draws of a shard, at most."""
+
+SHARD_BYTES = 2**25
+"""Bytes of a shard, at most, unless one state of each chain of a block is more. Writing takes two to three times that."""
+
+
+MOST_IN_MEMORY = 2**28
+"""Bytes of draws, 256 MiB, that the command line holds in memory to write one file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A shard to be written: its number from 0, how many there are, whose draws it holds, and how many."""
+
+    number: int
+    count: int
+    unit: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        width = max(5, len(str(self.count)))
+        return f"draws-{self.number + 1:0{width}d}-of-{self.count:0{width}d}.safetensors"
+
+
+def plan(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
+    """Number the shards: for each unit of work, in order, the rows of its shards, of which empty ones are left out."""
+    filled = [[rows for rows in group if rows > 0] for group in groups]
+    count, planned, number = sum(map(len, filled)), [], 0
+    for unit, group in enumerate(filled):
+        planned.append([Planned(number + i, count, unit, rows) for i, rows in enumerate(group)])
+        number += len(group)
+    return planned
+
+
+def kernel_rows(layout: Layout, settings: SampleSettings, row_bytes: int) -> list[list[int]]:
+    """Rows of the shards of each block: as many of its kept states as fit, the oldest first."""
+    states = max(1, most_rows(row_bytes) // layout.rows)
+    groups = []
+    for block in range(layout.num_blocks):
+        ages = range(settings.kept - 1, -1, -1)
+        left = settings.num_samples - layout.first(block)
+        rows = [max(0, min(layout.kept(block), left - age * layout.chains)) for age in ages]
+        groups.append([sum(rows[i : i + states]) for i in range(0, len(rows), states)])
+    return groups
+
+
+def island_rows(groups: Sequence[range], particles: int, num_samples: int) -> list[list[int]]:
+    """Rows of the one shard of each group of islands."""
+    return [[min(group.stop * particles, num_samples) - group.start * particles] for group in groups]
+
+
+def most_rows(row_bytes: int) -> int:
+    """Draws that a shard has room for."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
+
+
+def too_many(num_samples: int, model: GEBM) -> bool:
+    """Whether so many draws are streamed, unless a file is asked for: they take more than `MOST_IN_MEMORY`."""
+    tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return num_samples * row_bytes(model.data_shape, model.latent_dim, tensor.dtype) > MOST_IN_MEMORY
+
+
+def row_bytes(data_shape: tuple[int, ...], latent_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one draw: x and z of ``dtype``, chain and index."""
+    numbers = functools.reduce(lambda a, b: a * b, data_shape, 1) + latent_dim
+    return numbers * dtype.itemsize + 16
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A written shard: its file, number of draws and bytes, and sha256 of the file."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Filling:
+    """The draws of a unit of work, gathered until a shard is full.
+
+    Attributes:
+        done: shards written so far.
+        rows: draws that wait for theirs.
+    """
+
+    def __init__(self, folder: Path, planned: Sequence[Planned]) -> None:
+        self._folder, self._planned = folder, planned
+        self.done: list[Shard] = []
+        self.rows = 0
+        self._tensors: dict[str, Tensor] = {}
+
+    def add(self, part: Part) -> bool:
+        """Take in draws, none of which belong to two shards; whether that filled a shard, which is written then.
+
+        Raises:
+            UsageError: the place can't be written.
+            RunFailed: the disk is full.
+        """
+        found = {"x": part.x, "z": part.z, "chain": part.chain}
+        found["index"] = torch.arange(part.start, part.start + len(part.x))
+        shard = self._planned[len(self.done)]
+        for name, rows in found.items():
+            if name not in self._tensors:
+                self._tensors[name] = rows.new_empty(shard.rows, *rows.shape[1:])
+            self._tensors[name][self.rows : self.rows + len(rows)] = rows
+        self.rows += len(part.x)
+        if self.rows < shard.rows:
+            return False
+        content = safetensors.torch.save(self._tensors, {"schema": "1"})
+        write_atomic(self._folder / shard.name, content)
+        self.done.append(Shard(shard.name, shard.rows, len(content), hashlib.sha256(content).hexdigest()))
+        self._tensors, self.rows = {}, 0
+        return True
+
+    def waiting(self) -> dict[str, Tensor]:
+        """The draws that wait, by name."""
+        return {name: tensor[: self.rows] for name, tensor in self._tensors.items()}
+
+    def restore(self, done: Sequence[Mapping[str, Any]], waiting: Mapping[str, Tensor]) -> None:
+        """Go on where another process was, from its ``done`` and `waiting`."""
+        self.done = [Shard(**entry) for entry in done]
+        if waiting:
+            shard = self._planned[len(self.done)]
+            self.rows = len(waiting["index"])
+            for name, rows in waiting.items():
+                self._tensors[name] = rows.new_empty(shard.rows, *rows.shape[1:])
+                self._tensors[name][: self.rows] = rows
+
+
+@dataclass(frozen=True)
+class ShardedDraws:
+    """Draws in a directory; nothing but the index is in memory.
+
+    Iterating gives the shards as `Draws`, one after another; `load` gives all of them in the order in which they would have
+    been returned at once: the last states of all chains first.
+
+    Attributes:
+        path: the directory.
+        num_samples: draws in all shards.
+        shards: the files.
+        diagnostics: of all of them.
+        request: what was asked for: model, sampler, settings.
+        value_range: of the data, or None.
+        records: as of `Draws`, where they were made and not read from the directory.
+    """
+
+    path: Path
+    num_samples: int
+    shards: tuple[Shard, ...]
+    diagnostics: Diagnostics
+    request: Mapping[str, Any] = field(repr=False)
+    value_range: tuple[float, float] | None = None
+    records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Draws]:
+        for shard in self.shards:
+            tensors = self._read(shard)
+            yield Draws(tensors["x"], tensors["z"], tensors["chain"], self.diagnostics)
+
+    @property
+    def num_shards(self) -> int:
+        """How many files the draws are in."""
+        return len(self.shards)
+
+    def pictures(self) -> Iterator[Tensor]:
+        """x of shard after shard."""
+        return (draws.x for draws in self)
+
+    def load(self) -> Draws:
+        """All draws, in memory.
+
+        Raises:
+            DataError: a shard is missing or damaged.
+        """
+        found: dict[str, Tensor] = {}
+        for shard in self.shards:
+            tensors = self._read(shard)
+            places = tensors.pop("index")
+            for name, rows in tensors.items():
+                if name not in found:
+                    found[name] = rows.new_empty(self.num_samples, *rows.shape[1:])
+                found[name][places] = rows
+        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records)
+
+    def _read(self, shard: Shard) -> dict[str, Tensor]:
+        path = self.path / shard.file
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} can't be read: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != shard.sha256:
+            raise DataError(f"{path} is damaged: its sha256 is not the one in {INDEX} ({len(content):,} bytes)")
+        return safetensors.torch.load(content)
+
+
+def write_index(
+    folder: Path,
+    shards: Sequence[Shard],
+    diagnostics: Diagnostics,
+    request: Mapping[str, Any],
+    value_range: tuple[float, float] | None,
+) -> None:
+    """Write ``index.json``, which makes the directory whole.
+
+    Raises:
+        UsageError: the place can't be written.
+        RunFailed: the disk is full.
+    """
+    example = safetensors.torch.load_file(folder / shards[0].file)
+    num_samples = sum(shard.rows for shard in shards)
+    tensors = {
+        name: {
+            "shape": [num_samples, *example[name].shape[1:]],
+            "dtype": str(example[name].dtype).removeprefix("torch."),
+        }
+        for name in TENSORS
+    }
+    record = {
+        "schema": 1,
+        "num_samples": num_samples,
+        "tensors": tensors,
+        "value_range": value_range,
+        "request": dict(request),
+        "diagnostics": diagnostics.as_dict(),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    write_json(folder / INDEX, record)
+
+
+def open_draws(path: str | Path) -> ShardedDraws:
+    """The draws in a directory.
+
+    Raises:
+        DataError: there is no whole index.
+    """
+    path = Path(path)
+    try:
+        record = read_json(path / INDEX)
+        value_range = record["value_range"]
+        return ShardedDraws(
+            path=path,
+            num_samples=record["num_samples"],
+            shards=tuple(Shard(**entry) for entry in record["shards"]),
+            diagnostics=diagnostics_from(record["diagnostics"]),
+            request=record["request"],
+            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+        )
+    except FileNotFoundError as error:
+        unfinished = (path / "state").is_dir()
+        raise DataError(
+            f"{path} holds no draws: it has no {INDEX}" + (", as sampling was interrupted" if unfinished else ""),
+            hint="Go on with the same command and --resume." if unfinished else "",
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path / INDEX} is damaged: {type(error).__name__}: {error}") from error
+
+
+def load_draws(path: str | Path) -> Draws:
+    """All draws of a file or of a directory that sampling wrote, in memory and in the same order.
+
+    Raises:
+        DataError: it is missing, unfinished or damaged.
+    """
+    path = Path(path)
+    return open_draws(path).load() if path.is_dir() else load_file(path)
