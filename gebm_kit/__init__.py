@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.run import load_run
     from gebm_kit.engine.sample import sample
+    from gebm_kit.engine.shards import load_draws
     from gebm_kit.engine.train import train
 
 _HOME = {
@@ -28,11 +29,23 @@ _HOME = {
     "evaluate": "gebm_kit.engine.evaluate",
     "trace_quality": "gebm_kit.engine.along",
     "load_run": "gebm_kit.engine.run",
+    "load_draws": "gebm_kit.engine.shards",
     "Component": "gebm_kit.core.components",
     "hookimpl": "gebm_kit.core.hookspecs",
 }
 
-__all__ = ["GEBM", "Component", "Recipe", "evaluate", "hookimpl", "load_run", "sample", "trace_quality", "train"]
+__all__ = [
+    "GEBM",
+    "Component",
+    "Recipe",
+    "evaluate",
+    "hookimpl",
+    "load_draws",
+    "load_run",
+    "sample",
+    "trace_quality",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

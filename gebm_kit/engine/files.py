@@ -84,7 +84,7 @@ def write_error(path: Path, error: OSError) -> GebmKitError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunFailed(
             f"{path} can't be written: {reason}",
-            hint="Free some space and repeat the command, train with --resume; everything written before is whole.",
+            hint="Free some space and repeat the command, with --resume where it has one; what is written is whole.",
         )
     return UsageError(f"{path} can't be written: {reason}", hint="Choose another place.")
 
