@@ -67,8 +67,6 @@ def gebm_sets(
         settings,
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
-        # Large groups one at a time, or the memory of an evaluation would be num_sets times that of sampling.
-        block_size=settings.block_size or (None if num_sets * chains <= BLOCK else chains),
     )
     draws = draw(model, sampler, together, device=device, on_progress=on_progress)
     group = draws.chain // chains
