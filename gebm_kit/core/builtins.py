@@ -47,6 +47,8 @@ COMPONENTS = (
         "sampler", "dgflow", "gebm_kit.samplers.dgflow:Dgflow", "Discriminator gradient flow (refiner, no target)"
     ),
     Component("sampler", "pt", "gebm_kit.samplers.pt:Pt", "Parallel tempering from the prior, non-reversible"),
+    Component("sampler", "mclmc", "gebm_kit.samplers.mclmc:Mclmc", "Microcanonical Langevin (small bias, fast)"),
+    Component("sampler", "mams", "gebm_kit.samplers.mams:Mams", "Metropolis-adjusted microcanonical sampling"),
     Component("dataset", "eight-gaussians", "gebm_kit.data.toys:EightGaussians", "Eight Gaussians on a circle"),
     Component(
         "dataset", "twenty-five-gaussians", "gebm_kit.data.toys:TwentyFiveGaussians", "A 5x5 grid of narrow Gaussians"

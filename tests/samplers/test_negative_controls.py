@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.resampling import multinomial
+from gebm_kit.samplers import mams
 from gebm_kit.samplers.elliptical import Elliptical
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.imh import Imh, ImhState
@@ -194,6 +195,21 @@ class StalePt(Pt):
         return new._replace(tilts=self.unswapped, value=self.unswapped[:, -1]), info
 
 
+class KineticlessMams(mams.Mams):
+    """Microcanonical trajectories accepted on dU alone, as if isokinetic dynamics preserved volume."""
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        right = mams.integrate
+
+        def forgetful(*arguments: Any) -> Any:
+            flight = right(*arguments)
+            return flight._replace(kinetic_change=torch.zeros_like(flight.kinetic_change))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mams, "integrate", forgetful)
+            return super().step(state, potential, generator)
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -231,6 +247,7 @@ BROKEN = {
     "isir that leaves out its own point": ForgetfulIsir(8, num_local=0),
     "pt that swaps on one replica's term": OneSidedPt(),
     "pt that swaps positions without their tilts": StalePt(),
+    "mams that leaves out the kinetic energy": KineticlessMams(max_leapfrog=4),
 }
 
 
