@@ -153,6 +153,7 @@ class Sampler(ABC):
         exact: whether draws are unbiased for the target once warm-up is frozen.
         coupled: whether chains exchange information when drawing; coupled chains stay in one block.
         min_chains: fewest chains that the algorithm (its tuning included) can do with.
+        has_ladder: whether it goes from the prior to the target by itself, so that warm-up need not help it to.
         priors: prior names served; all priors are images of a normal, so kernels serve all unless they say otherwise.
         tunable: what warm-up may tune by the acceptance, or None.
     """
@@ -161,6 +162,7 @@ class Sampler(ABC):
     exact: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
     min_chains: ClassVar[int] = 1
+    has_ladder: ClassVar[bool] = False
     priors: ClassVar[frozenset[str]] = frozenset({"normal", "uniform", "sphere"})
 
     @property

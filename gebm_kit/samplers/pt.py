@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -143,6 +143,8 @@ class Pt(Sampler):
         Marginal likelihood estimation via power posteriors. N. Friel, A. N. Pettitt, JRSS B 2008.
         https://doi.org/10.1111/j.1467-9868.2007.00650.x (the first ladder)
     """
+
+    has_ladder: ClassVar[bool] = True
 
     def __init__(
         self,
