@@ -12,7 +12,7 @@ from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.energies.mlp import MlpEnergy
 from gebm_kit.engine import blocks
-from gebm_kit.engine.blocks import automatic_block_size, block_generator, lay_out
+from gebm_kit.engine.blocks import automatic_block_size, block_generator, lay_out, thread_piece
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.pt import Pt
@@ -107,3 +107,20 @@ def test_a_model_without_activations_gets_the_largest_blocks() -> None:
 
     with LatentPotential(gk.GEBM(IdentityBase(2), Constant())) as potential:
         assert automatic_block_size(potential, Mala(), CPU, torch.float32) == blocks.LARGEST_BLOCK["cpu"]
+
+
+def test_threads_share_a_block_in_equal_pieces_whatever_their_number() -> None:
+    model = gk.GEBM(MlpBase(8, [256], data_shape=(16,)), MlpEnergy([256] * 3, data_shape=(16,)))
+    with LatentPotential(model) as potential:
+        found = {rows: thread_piece(potential, lay_out(rows, 1024), CPU, torch.float32) for rows in (20, 1000, 1024)}
+        assert found[20] is None  # too small to share
+        pieces = found[1024]
+        assert pieces is not None
+        assert 1024 % pieces == 0
+        assert 1 < 1024 // pieces <= blocks.MOST_PIECES
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        assert thread_piece(potential, lay_out(1024, 1024), CPU, torch.float32) == pieces
+        torch.set_num_threads(before)
+        coupled = lay_out(1000, 300, coupled=True)
+        assert thread_piece(potential, coupled, CPU, torch.float32) == coupled.piece
