@@ -121,7 +121,7 @@ class Smc(Sampler):
     def __init__(
         self,
         ess_target: Annotated[float, Range(0.5, 0.9, low_open=True)] = 0.7,
-        num_moves: Annotated[int, Range(1, None)] = 5,
+        num_moves: Annotated[int, Range(1, None)] = 3,
         num_leapfrog: Annotated[int, Range(1, None)] = 8,
         final_rounds: Annotated[int, Range(0, None)] = 2,
         ladder: Literal["adaptive", "equal", "geometric"] = "adaptive",
