@@ -38,8 +38,8 @@ def population(sampler: Smc, target: Target, num_chains: int, seed: int) -> SmcS
 # --- the log-partition ---------------------------------------------------------------------------------------------------
 
 
-def z_hat_is_biased(sampler: Smc, seed: int, num: int = 600) -> dict[str, float]:
-    """t-test of the mean of exp(A_hat - A) over populations of 16 only: 7 % off is seen."""
+def z_hat_is_biased(sampler: Smc, seed: int, num: int = 500) -> dict[str, float]:
+    """t-test of the mean of exp(A_hat - A) over populations of 16 only: 8 % off is seen."""
     target = linear_gaussian(2, stiffness=10.0)
     estimates = [
         float(sampler.log_partition(population(sampler, target, 16, num * seed + index))) for index in range(num)
@@ -66,7 +66,7 @@ class WeightsAfterMoves(Smc):
 
 
 def test_weights_taken_after_the_moves_are_caught() -> None:
-    assert confirmed(functools.partial(z_hat_is_biased, WeightsAfterMoves(ladder="equal", **FIXED)))
+    assert confirmed(functools.partial(z_hat_is_biased, WeightsAfterMoves(ladder="equal", **FIXED), num=100))
 
 
 def test_forgotten_resampling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
