@@ -23,7 +23,7 @@ from gebm_kit.core.microcanonical import (
 LARGEST_SURPRISE = 20.0
 """Squared energy errors are cut at so many times their target when they are averaged. Normal errors are hardly ever larger;
 where tails are heavy the cut keeps one chain from deciding the step size of all, but lets the tail count: there the bias
-comes from (on a banana a lower cut, at 5, tunes to a step half as long again and a bias a few times as large)."""
+comes from (on a banana a lower cut, at 5, tunes to a step a third longer and twice the bias)."""
 
 
 class MclmcState(NamedTuple):
@@ -49,10 +49,10 @@ class Mclmc(Sampler):
     leapfrog on Gaussians and no more on a trained model.
 
     Nothing is accepted or rejected, so the stationary law is not the target: moments are off by a share of order h².
-    Warm-up sets h so that the energy error dU + dK of a step has the variance ``energy_variance`` d (``Info.tuning``). The
-    variances of a Gaussian then come out about 2 % too small; on a sharply bent ridge it was 10 %. The speed never changes,
-    so a step that is too long does not explode. One without a finite energy error, or with one above 1000, is a divergence:
-    the chain stays where it was and takes a fresh direction.
+    Warm-up sets h so that the energy error dU + dK of a step has the variance ``energy_variance`` d (``Info.tuning``).
+    The variances of a Gaussian then come out about 2 % too small; on a sharply bent ridge it was 6 to 15 %. The speed never
+    changes, so a step that is too long does not explode. One without a finite energy error, or with one above 1000, is a
+    divergence: the chain stays where it was and takes a fresh direction.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up.
