@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.interfaces import (
-    DIVERGENCE_THRESHOLD,
-    Info,
-    Potential,
-    Sampler,
-    Tunable,
-    ValueAndGrad,
-)
+from gebm_kit.core.hamiltonian import Phase, energy_error, evaluate, integrate
+from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
 from gebm_kit.core.tilt import is_tilted
 
 
@@ -27,15 +21,6 @@ class HmcState(NamedTuple):
     """
 
     position: Tensor
-    value: Tensor
-    grad: Tensor
-
-
-class Trajectory(NamedTuple):
-    """End of a trajectory: position and velocity (C, Z), value (C,) and gradient (C, Z) there."""
-
-    position: Tensor
-    velocity: Tensor
     value: Tensor
     grad: Tensor
 
@@ -117,7 +102,7 @@ class Hmc(Sampler):
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> HmcState:
         """Chains at ``z``: (C, Z)."""
-        return HmcState(z, *_value_and_grad(potential, z))
+        return HmcState(z, *evaluate(potential, z))
 
     def step(self, state: HmcState, potential: Potential, generator: torch.Generator) -> tuple[HmcState, Info]:
         """One trajectory and its acceptance test, for every chain."""
@@ -125,14 +110,10 @@ class Hmc(Sampler):
         velocity = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         # one row of uniforms serves the jitter, another the acceptance test
         uniform = torch.rand(2, z.shape[0], generator=generator, dtype=z.dtype, device=z.device)
-        end = self.integrate(z, velocity.clone(), grad, self.steps(uniform[0], potential), potential)
+        start = Phase(z, velocity, value, grad)
+        end = integrate(start, self.steps(uniform[0], potential), self.num_leapfrog, potential)
 
-        squares = end.velocity.square_().addcmul_(velocity, velocity, value=-1)
-        if is_tilted(type(potential)):
-            squares.addcmul_(end.position, end.position).addcmul_(z, z, value=-1)
-        error = squares.sum(1).mul_(0.5).add_(end.value).sub_(value)
-        error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
-
+        error = energy_error(start, end, potential)
         diverged = error > DIVERGENCE_THRESHOLD
         acceptance = error.neg_().exp_().clamp_(max=1)
         accepted = uniform[1] < acceptance  # never for a divergence, whose acceptance is exp(-1000) = 0
@@ -151,28 +132,3 @@ class Hmc(Sampler):
             h = min(h, self._longest_step(self._largest_scale))
         tau = torch.add(torch.full_like(uniform, h), uniform, alpha=-h * self.jitter).unsqueeze(1)
         return tau if self.inverse_mass is None else tau * self.inverse_mass.sqrt()
-
-    def integrate(self, z: Tensor, velocity: Tensor, grad: Tensor, tau: Tensor, potential: Potential) -> Trajectory:
-        """L steps of kick-rotate or leapfrog from ``z`` (C, Z), where the gradient is ``grad``; ``velocity`` is consumed.
-
-        The half kicks between two steps are merged into whole ones.
-        """
-        tilted = is_tilted(type(potential))
-        cos, sin = (tau.cos(), tau.sin()) if tilted else (tau, tau)
-        velocity.addcmul_(grad, tau, value=-0.5)
-        value = grad  # replaced below: L >= 1
-        for step in range(self.num_leapfrog):
-            if tilted:
-                z, before = torch.mul(z, cos).addcmul_(velocity, sin), z
-                velocity.mul_(cos).addcmul_(before, sin, value=-1)
-            else:
-                z = torch.addcmul(z, velocity, tau)
-            value, grad = _value_and_grad(potential, z)
-            velocity.addcmul_(grad, tau, value=-0.5 if step == self.num_leapfrog - 1 else -1.0)
-        return Trajectory(z, velocity, value, grad)
-
-
-def _value_and_grad(potential: Potential, z: Tensor) -> ValueAndGrad:
-    if is_tilted(type(potential)):
-        return potential.tilt_and_grad(z)  # type: ignore[attr-defined]  # the cached check narrows no type
-    return potential.value_and_grad(z)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gebm_kit.core.hamiltonian import Phase, integrate
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.resampling import multinomial
 from gebm_kit.samplers import mams
@@ -85,7 +86,8 @@ class StaleHmc(Hmc):
         z, value, grad = state
         velocity = torch.randn(z.shape, generator=generator, dtype=z.dtype)
         uniform = torch.rand(2, len(z), generator=generator, dtype=z.dtype)
-        end = self.integrate(z, velocity.clone(), grad, self.steps(uniform[0], potential), potential)
+        start = Phase(z, velocity, value, grad)
+        end = integrate(start, self.steps(uniform[0], potential), self.num_leapfrog, potential)
         kinetic = (end.velocity.square() - velocity.square()).sum(1) / 2
         prior = (end.position.square() - z.square()).sum(1) / 2
         acceptance = (value - end.value - kinetic - prior).exp().clamp(max=1)
