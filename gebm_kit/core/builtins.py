@@ -33,6 +33,10 @@ COMPONENTS = (
     Component(
         "sampler", "hmc", "gebm_kit.samplers.hmc:Hmc", "Hamiltonian Monte Carlo, kick-rotate for Gaussian priors"
     ),
+    Component("sampler", "chees", "gebm_kit.samplers.chees:Chees", "HMC whose trajectory length is learnt (ChEES)"),
+    Component(
+        "sampler", "meads", "gebm_kit.samplers.meads:Meads", "Generalised HMC, one gradient a step, tuned by MEADS"
+    ),
     Component("sampler", "pcn", "gebm_kit.samplers.pcn:Pcn", "Preconditioned Crank-Nicolson, gradient-free"),
     Component("sampler", "rwm", "gebm_kit.samplers.rwm:Rwm", "Random-walk Metropolis, gradient-free"),
     Component("sampler", "imh", "gebm_kit.samplers.imh:Imh", "Independent Metropolis-Hastings on prior draws"),

@@ -14,11 +14,13 @@ from gebm_kit.core.hamiltonian import Phase, integrate
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.resampling import multinomial
 from gebm_kit.samplers import mams
+from gebm_kit.samplers.chees import Chees, CheesState
 from gebm_kit.samplers.elliptical import Elliptical
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.samplers.imh import Imh, ImhState
 from gebm_kit.samplers.isir import Isir
 from gebm_kit.samplers.mala import Mala, MalaState
+from gebm_kit.samplers.meads import Meads
 from gebm_kit.samplers.pcn import Pcn
 from gebm_kit.samplers.pt import Pt
 from gebm_kit.samplers.rwm import Rwm
@@ -212,6 +214,53 @@ class KineticlessMams(mams.Mams):
             return super().step(state, potential, generator)
 
 
+class KineticlessChees(Chees):
+    """ChEES-HMC that accepts on the potential and forgets the kinetic energy."""
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        z, value, grad = state
+        velocity = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        num, h = self.plan()
+        end = integrate(Phase(z, velocity, value, grad), torch.full_like(z, h), num, potential)
+        prior = (end.position.square() - z.square()).sum(1) / 2
+        acceptance = (value - end.value - prior).exp().clamp(max=1)
+        accepted = torch.rand(len(z), generator=generator, dtype=z.dtype) < acceptance
+        moves = accepted.unsqueeze(1)
+        new_state = CheesState(
+            torch.where(moves, end.position, z),
+            torch.where(accepted, end.value, value),
+            torch.where(moves, end.grad, grad),
+        )
+        return new_state, _info(acceptance, accepted, num)
+
+
+class LocalChees(Chees):
+    """ChEES-HMC that goes on adapting: a chain's trajectory is long or short depending on where it is."""
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        far, info = super().step(state, potential, generator)
+        near, _ = Chees.step(self.tuned(trajectory_length=0.2), state, potential, generator)
+        long = (state.position.square().sum(1) > 4).unsqueeze(1)
+        position = torch.where(long, far.position, near.position)
+        return self.init(position, potential, generator), info
+
+
+class BrokenMeads(Meads):
+    """MEADS that is ``right``, that does not ``turn`` its momentum after a refusal, or never touches its ``level``."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(step_size=0.3, damping=0.3)
+        self.fault = fault
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        new, info = super().step(state, potential, generator)
+        if self.fault == "turn":
+            new = new._replace(momentum=torch.where(info.accepted.unsqueeze(1), new.momentum, -new.momentum))
+        if self.fault == "level":
+            new = new._replace(level=state.level)
+        return new, info
+
+
 def test_noop_is_caught_by_movement_alone() -> None:
     target = two_modes()
     assert not confirmed(functools.partial(invariance, NoOp(), target))
@@ -239,6 +288,20 @@ def test_hmc_with_a_stale_gradient_is_caught(wrong: bool) -> None:
     assert 0.6 < float(info.acceptance.mean()) < 0.85  # the error is invisible when nearly everything is accepted
     failures = confirmed(functools.partial(invariance, sampler, target, num_chains=20_000, steps=20, tune=False))
     assert bool(failures) is wrong
+
+
+@pytest.mark.parametrize("fault", ["right", "turn", "level"])
+def test_a_broken_meads_is_caught(fault: str) -> None:
+    """With a step that is refused every second time; a turn less is invisible at an acceptance of 0.7."""
+    check = functools.partial(invariance, BrokenMeads(fault), linear_gaussian(), tune=False, steps=40)
+    assert bool(confirmed(check)) is (fault != "right")
+
+
+@pytest.mark.parametrize("kind", [Chees, KineticlessChees, LocalChees])
+def test_a_broken_chees_is_caught(kind: type[Chees]) -> None:
+    sampler = kind(step_size=0.25, trajectory_length=1.5)
+    failures = confirmed(functools.partial(invariance, sampler, linear_gaussian(), tune=False))
+    assert bool(failures) is (kind is not Chees)
 
 
 BROKEN = {

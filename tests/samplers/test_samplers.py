@@ -114,7 +114,7 @@ def test_exact_with_a_preconditioner(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf, "0.1", None, True])
-@pytest.mark.parametrize("name", ["ula", "mala", "hmc", "rwm", "klmc", "isir", "pt", "mclmc", "mams"])
+@pytest.mark.parametrize("name", ["ula", "mala", "hmc", "rwm", "klmc", "isir", "chees", "meads", "pt", "mclmc", "mams"])
 def test_bad_step_size(name: str, value) -> None:
     with pytest.raises(UsageError, match="step_size must be a number > 0"):
         CLASSES[name](step_size=value)
