@@ -82,28 +82,35 @@ def block_generator(seed: int, block: int, device: torch.device) -> torch.Genera
     return torch.Generator(device).manual_seed(stream(seed, "sample", "block", block).initial_seed())
 
 
-def automatic_block_size(potential: LatentPotential, sampler: Sampler, device: torch.device, dtype: torch.dtype) -> int:
+def automatic_block_size(
+    potential: LatentPotential, sampler: Sampler, device: torch.device, dtype: torch.dtype, row_bytes: int
+) -> int:
     """A power of two that follows from model, sampler and kind of device, not from what memory happens to be free.
 
     The largest whose activations stay below `COMFORTABLE`, at most `LARGEST_BLOCK`; or, where that is less than
-    `SMALLEST_BLOCK`, the largest up to it whose activations stay below `MOST`. Costs two gradients of a few rows and, of
-    chains that need no others, one step.
+    `SMALLEST_BLOCK`, the largest up to it whose activations stay below `MOST`. Costs one step of a few chains, where they
+    need no others.
+
+    Args:
+        row_bytes: `activation_bytes`.
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
-    needed = max(_activation_bytes(potential, device, dtype) * _rows_at_once(potential, sampler, device, dtype), 1)
+    needed = max(row_bytes * _rows_at_once(potential, sampler, device, dtype), 1)
     size = _power_of_two(COMFORTABLE[kind] // needed, LARGEST_BLOCK[kind])
     return size if size >= SMALLEST_BLOCK else _power_of_two(MOST // needed, SMALLEST_BLOCK)
 
 
-def thread_piece(potential: LatentPotential, layout: Layout, device: torch.device, dtype: torch.dtype) -> int | None:
+def thread_piece(layout: Layout, device: torch.device, row_bytes: int) -> int | None:
     """Rows of the equal pieces in which a CPU's threads share an evaluation of a block; None: the block as it is.
 
-    It follows from model and block, not from the number of threads, so that draws do not either. Costs two gradients of a
-    few rows.
+    It follows from model and block, not from the number of threads, so that draws do not either.
+
+    Args:
+        row_bytes: `activation_bytes`.
     """
     if device.type != "cpu" or layout.piece is not None:
         return layout.piece
-    pieces = min(layout.rows * _activation_bytes(potential, device, dtype) // THREAD_PIECE, MOST_PIECES, layout.rows)
+    pieces = min(layout.rows * row_bytes // THREAD_PIECE, MOST_PIECES, layout.rows)
     return -(-layout.rows // pieces) if pieces > 1 else None
 
 
@@ -111,7 +118,7 @@ def _power_of_two(most: int, cap: int) -> int:
     return min(2 ** max(most.bit_length() - 1, 0), cap)
 
 
-def _activation_bytes(potential: LatentPotential, device: torch.device, dtype: torch.dtype) -> int:
+def activation_bytes(potential: LatentPotential, device: torch.device, dtype: torch.dtype) -> int:
     """Bytes that the gradient of base and energy keeps for each row: what grows when there are more rows."""
     found = []
     for rows in PROBES:

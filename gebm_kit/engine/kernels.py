@@ -25,6 +25,7 @@ from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Saved
 from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.request import component_name
 from gebm_kit.engine.saved_state import changes, restored_state, with_changes
+from gebm_kit.engine.tempered_start import SHARE, tempered_start
 from gebm_kit.engine.warmup import REPORT_EVERY, warm_up_blocks
 
 
@@ -95,23 +96,51 @@ def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
         keeper.check(None)
         return job.ranks.sum_over_blocks(rows, layout.num_blocks)
 
-    def progress(report: Progress) -> None:
-        keeper.check(None)
-        job.on_progress(report)
-
     warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
-    starts = [quantities(state) for state in states]
+    watch = _Watch(job, keeper)
+    share = round(SHARE * settings.warmup)
+    early = tempered_start(
+        job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
+    )
+    starts = [quantities(state) for state in early.states]
+    rest = settings.warmup - early.steps
     ended = warm_up_blocks(
-        job.sampler, states, potential, generators, settings.warmup, reduce=reduce, on_progress=progress
+        early.sampler, early.states, potential, generators, rest, reduce=reduce, on_progress=watch.tuned(early.steps)
     )
     rows = [torch.zeros(2, dtype=torch.float64) for _ in states]
     rows[0] += (Counts.of(potential) - before).tensor()
-    warm = Warm(ended.sampler, ended.divergences, Counts.read(reduce(rows)))
+    warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)))
     runs = [
         _block_run(job, ended.sampler, block, state, generator, start)
         for block, state, generator, start in zip(mine, ended.states, generators, starts, strict=False)
     ]
     return warm, runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Reports the two parts of warm-up as one."""
+
+    job: Job
+    keeper: Keeper
+
+    def tempered(self, steps: int) -> Callable[[int, Sampler], None]:
+        """Of a tempered start of ``steps`` steps."""
+
+        def on_step(step: int, sampler: Sampler) -> None:
+            if step % REPORT_EVERY == 0 or step == steps:
+                size = {} if sampler.tunable is None else {sampler.tunable.name: getattr(sampler, sampler.tunable.name)}
+                self._report(step, size)
+
+        return on_step
+
+    def tuned(self, before: int) -> Callable[[Progress], None]:
+        """Of the tuning, which ``before`` steps precede."""
+        return lambda report: self._report(before + report.step, report.scalars)
+
+    def _report(self, step: int, scalars: Mapping[str, float]) -> None:
+        self.keeper.check(None)
+        self.job.on_progress(Progress("warmup", step, self.job.settings.warmup, scalars))
 
 
 def _block_run(

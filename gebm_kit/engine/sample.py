@@ -15,7 +15,7 @@ import torch
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine.blocks import PROBES, automatic_block_size, chains_of, lay_out, thread_piece
+from gebm_kit.engine.blocks import PROBES, activation_bytes, automatic_block_size, chains_of, lay_out, thread_piece
 from gebm_kit.engine.chains import enough_memory, placed
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.directory import Directory, check_directory, finished
@@ -336,10 +336,14 @@ def prepared(
     ):
         chains = chains_of(settings, sampler)
         with enough_memory(where, max(PROBES)):
-            size = settings.block_size or automatic_block_size(potential, sampler, where, dtype)
-            layout = lay_out(chains, size, coupled=sampler.coupled or sampler.family != "kernel")
+            coupled = sampler.coupled or sampler.family != "kernel"
             if settings.block_size is None:
-                layout = replace(layout, piece=thread_piece(potential, layout, where, dtype))
+                row_bytes = activation_bytes(potential, where, dtype)
+                size = automatic_block_size(potential, sampler, where, dtype, row_bytes)
+                layout = lay_out(chains, size, coupled=coupled)
+                layout = replace(layout, piece=thread_piece(layout, where, row_bytes))
+            else:
+                layout = lay_out(chains, settings.block_size, coupled=coupled)
         potential.block_size = layout.piece
         probed = Counts.of(potential)
         with enough_memory(where, layout.piece or layout.rows):

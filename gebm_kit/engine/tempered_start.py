@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ def tempered_start(
     steps: int,
     *,
     reduce: Reduce,
+    on_step: Callable[[int, Sampler], None] = lambda step, sampler: None,
 ) -> TemperedStart:
     """Run ``steps`` steps of every chain with the sampler itself while ``strength * tilt`` grows to the full tilt.
 
@@ -110,10 +111,11 @@ def tempered_start(
         states: of the blocks, from ``sampler.init``.
         generators: one for each block.
         reduce: sums over all blocks, as in warm-up.
+        on_step: called after every step with their number so far and the sampler for the next.
     """
     if steps == 0 or sampler.tunable is None or sampler.has_ladder:
         return TemperedStart(sampler, tuple(states), 0, 0)
-    run = _Start(sampler, states, potential, generators, reduce)
+    run = _Start(sampler, states, potential, generators, reduce, on_step)
     spread = run.spread()
     tempered = steps - math.ceil(steps * ARRIVAL) if spread > 1 else 0
     for level in range(LEVELS):
@@ -135,7 +137,9 @@ class _Start:
         potential: Potential,
         generators: Sequence[torch.Generator],
         reduce: Reduce,
+        on_step: Callable[[int, Sampler], None],
     ) -> None:
+        self._done, self._on_step = 0, on_step
         self.sampler, self.states = sampler, list(states)
         self.diverged = [torch.zeros(1, dtype=torch.float64, device=s.position.device) for s in states]
         self._potential, self._generators, self._reduce = potential, generators, reduce
@@ -159,6 +163,8 @@ class _Start:
                 rows.append(_acceptance_sums(info, harmonic))
             total, num = self._reduce(rows).tolist()
             self._tune(num / total if harmonic else total / num)
+            self._done += 1
+            self._on_step(self._done, self.sampler)
 
     def _tune(self, acceptance: float) -> None:
         tunable = self.sampler.tunable

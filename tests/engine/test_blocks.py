@@ -12,7 +12,7 @@ from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.energies.mlp import MlpEnergy
 from gebm_kit.engine import blocks
-from gebm_kit.engine.blocks import automatic_block_size, block_generator, lay_out, thread_piece
+from gebm_kit.engine.blocks import activation_bytes, automatic_block_size, block_generator, lay_out, thread_piece
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.pt import Pt
@@ -55,7 +55,9 @@ def test_each_block_has_random_numbers_of_its_own() -> None:
 def _size(width: int, sampler=None, depth: int = 3) -> int:
     model = gk.GEBM(MlpBase(8, [width], data_shape=(16,)), MlpEnergy([width] * depth, data_shape=(16,)))
     with LatentPotential(model) as potential:
-        return automatic_block_size(potential, sampler or Mala(), CPU, torch.float32)
+        return automatic_block_size(
+            potential, sampler or Mala(), CPU, torch.float32, activation_bytes(potential, CPU, torch.float32)
+        )
 
 
 def test_the_automatic_size_follows_from_model_and_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +88,7 @@ def test_the_automatic_size_keeps_to_the_bytes_that_gradients_need(monkeypatch: 
     with LatentPotential(gk.GEBM(IdentityBase(256), Squares())) as potential:
         for dtype, bytes_a_row in ((torch.float32, 1024), (torch.float64, 2048)):
             monkeypatch.setitem(blocks.COMFORTABLE, "cpu", 100 * bytes_a_row)
-            assert automatic_block_size(potential, Mala(), CPU, dtype) == 64
+            assert automatic_block_size(potential, Mala(), CPU, dtype, activation_bytes(potential, CPU, dtype)) == 64
 
 
 def test_a_large_model_gets_blocks_as_long_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +108,17 @@ def test_a_model_without_activations_gets_the_largest_blocks() -> None:
             return self.value.expand(len(x))
 
     with LatentPotential(gk.GEBM(IdentityBase(2), Constant())) as potential:
-        assert automatic_block_size(potential, Mala(), CPU, torch.float32) == blocks.LARGEST_BLOCK["cpu"]
+        assert (
+            automatic_block_size(potential, Mala(), CPU, torch.float32, activation_bytes(potential, CPU, torch.float32))
+            == blocks.LARGEST_BLOCK["cpu"]
+        )
 
 
 def test_threads_share_a_block_in_equal_pieces_whatever_their_number() -> None:
     model = gk.GEBM(MlpBase(8, [256], data_shape=(16,)), MlpEnergy([256] * 3, data_shape=(16,)))
     with LatentPotential(model) as potential:
-        found = {rows: thread_piece(potential, lay_out(rows, 1024), CPU, torch.float32) for rows in (20, 1000, 1024)}
+        row_bytes = activation_bytes(potential, CPU, torch.float32)
+        found = {rows: thread_piece(lay_out(rows, 1024), CPU, row_bytes) for rows in (20, 1000, 1024)}
         assert found[20] is None  # too small to share
         pieces = found[1024]
         assert pieces is not None
@@ -120,7 +126,7 @@ def test_threads_share_a_block_in_equal_pieces_whatever_their_number() -> None:
         assert 1 < 1024 // pieces <= blocks.MOST_PIECES
         before = torch.get_num_threads()
         torch.set_num_threads(3)
-        assert thread_piece(potential, lay_out(1024, 1024), CPU, torch.float32) == pieces
+        assert thread_piece(lay_out(1024, 1024), CPU, activation_bytes(potential, CPU, torch.float32)) == pieces
         torch.set_num_threads(before)
         coupled = lay_out(1000, 300, coupled=True)
-        assert thread_piece(potential, coupled, CPU, torch.float32) == coupled.piece
+        assert thread_piece(coupled, CPU, row_bytes) == coupled.piece

@@ -237,7 +237,7 @@ def test_evaluations_are_counted(model: gk.GEBM, name: str) -> None:
     model.energy.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     found = sample(model, name, **QUICK).diagnostics
     assert found.grad_evals + found.forward_evals == sum(rows)
-    assert found.forward_evals == 0
+    assert found.forward_evals == found.num_chains  # one look at how far the tilt of prior draws spreads
     assert found.ess_per_grad > 0
     assert found.seconds > 0
 
