@@ -1,0 +1,252 @@
+"""The kit against the plain overdamped Langevin loop that GEBM was published with.
+
+    python -m benchmarks.langevin [--threads 2] [--repetitions 15] [--steps 4096] [--run DIR] [--json]
+
+The plain loop: step size 1e-4, inverse temperature 100, ``energy(base(z)).sum().backward()`` on a model in eval mode whose
+parameters require gradients, so that every backward pass fills theirs too, and spectrally normalised weights that are
+divided anew at every evaluation.
+
+**Speed**: the paper's SNGAN for 32x32 images (latent 128; a generator with 512, 256, 128 and 64 channels; seven spectrally
+normalised convolutions of 64 to 512 channels), fresh weights, 64 chains: time of a step of the loop over one of the kit's
+``ula``, which makes the same moves. Both are timed in alternation; the figure is the median of the ratios, with quartiles.
+Goal: 1.7.
+
+**Quality**: on a trained model (the dcgan of ``benchmarks.samplers``, 28x28, with a spectrally normalised energy) at inverse
+temperature 100, gradients that each chain needs for 95 % of what the loop gains in the recipe's Fréchet distance by its last
+step, and the same for the kit's samplers, tuned by their own warm-up, whose cost is in the table beside it. Goal: a tenth.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033 (Appendix E)
+    Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
+    https://arxiv.org/abs/1802.05957 (Table 3, the networks)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gebm_kit as gk
+from gebm_kit.core.interfaces import Base, Energy
+from gebm_kit.core.layers import Readout, spectrally_normalised
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.plugins import installed
+from gebm_kit.engine.along_result import Curve, evals_to_reach
+from gebm_kit.engine.blocks import activation_bytes, lay_out, thread_piece
+from gebm_kit.samplers.ula import Ula
+
+STEP_SIZE, BETA = 1e-4, 100.0
+CHAINS = 64
+GOAL_SPEED, GOAL_EVALS = 1.7, 0.1
+SAMPLERS = ("ula", "mala", "hmc", "klmc", "chees", "meads", "mclmc", "mams")
+KIT_STEPS = 256
+WARMUP_CHAINS = 64
+
+
+class SnganBase(Base):
+    """128 normals to 4 x 4 x 512, then three doublings to 256, 128 and 64 channels and a convolution to 3 x 32 x 32."""
+
+    latent_dim, data_shape = 128, (3, 32, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(128, 512 * 16)
+        layers: list[nn.Module] = [nn.BatchNorm2d(512), nn.ReLU()]
+        for size in (512, 256, 128):
+            layers += [nn.ConvTranspose2d(size, size // 2, 4, 2, 1), nn.BatchNorm2d(size // 2), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(64, 3, 3, padding=1), nn.Tanh())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(self.project(z).unflatten(1, (512, 4, 4)))
+
+
+class SnganEnergy(Energy):
+    """Seven convolutions, three of them of stride 2, leaky ReLU of slope 0.1, then a linear functional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = 3
+        for wide, taps, stride in (
+            (64, 3, 1),
+            (64, 4, 2),
+            (128, 3, 1),
+            (128, 4, 2),
+            (256, 3, 1),
+            (256, 4, 2),
+            (512, 3, 1),
+        ):
+            layers += [spectrally_normalised(nn.Conv2d(size, wide, taps, stride, 1)), nn.LeakyReLU(0.1)]
+            size = wide
+        self.layers = nn.Sequential(*layers)
+        self.readout = Readout(512 * 16, spectral_norm=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.layers(x).flatten(1))
+
+
+def plain_loop(model: GEBM, z: Tensor, generator: torch.Generator) -> Callable[[], None]:
+    """One step of the published loop, on the model as training left it."""
+
+    def step() -> None:
+        nonlocal z
+        z = z.detach().requires_grad_()
+        potential = 0.5 * z.square().sum() + BETA * model.energy(model.base(z)).sum()
+        potential.backward()
+        with torch.no_grad():
+            noise = torch.randn(z.shape, generator=generator)
+            z = z - STEP_SIZE * z.grad + math.sqrt(2 * STEP_SIZE) * noise
+
+    return step
+
+
+def measure_speed(repetitions: int, calls: int) -> dict[str, Any]:
+    """Steps a second of both, and the median of the paired ratios."""
+    torch.manual_seed(0)
+    model = GEBM(SnganBase(), SnganEnergy()).eval()
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(CHAINS, model.latent_dim, generator=generator)
+    plain = plain_loop(model, z, generator)
+    with LatentPotential(model, BETA) as potential:  # evaluated in pieces as `gebm-kit sample` does
+        row_bytes = activation_bytes(potential, z.device, z.dtype)
+        piece = thread_piece(lay_out(CHAINS, CHAINS), z.device, row_bytes)
+    times: dict[str, list[float]] = {"kit": [], "plain": []}
+    for repetition in range(repetitions + 1):
+        began = time.perf_counter()
+        for _ in range(calls):
+            plain()
+        between = time.perf_counter()
+        with LatentPotential(model, BETA) as potential:
+            sampler = Ula(STEP_SIZE)
+            potential.block_size = piece
+            state = sampler.init(z, potential, generator)
+            started = time.perf_counter()
+            for _ in range(calls):
+                state, _ = sampler.step(state, potential, generator)
+            ended = time.perf_counter()
+        if repetition:  # the first one warms up
+            times["plain"].append((between - began) / calls)
+            times["kit"].append((ended - started) / calls)
+    ratios = [p / k for p, k in zip(times["plain"], times["kit"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "chains": CHAINS,
+        "plain_steps_per_second": 1 / seconds["plain"],
+        "kit_steps_per_second": 1 / seconds["kit"],
+        "ratio": middle,
+        "quartiles": [low, high],
+        "goal": GOAL_SPEED,
+        "met": middle >= GOAL_SPEED,
+    }
+
+
+def measure_quality(run: Path, steps: int, chains: int, sets: int) -> list[dict[str, Any]]:
+    """Gradients for 95 % of the loop's gain, sampler by sampler; the loop first."""
+    common: dict[str, Any] = {"inverse_temperature": BETA, "num_samples": chains, "num_sets": sets, "seed": 0}
+    loop = gk.trace_quality(run, sampler=Ula(STEP_SIZE), warmup=0, at_steps=marks(steps), **common)
+    (curve,) = loop.curves
+    rows = [row_of("Langevin loop", curve, curve)]
+    registered = {record.component.name for record in installed().registry.of_kind("sampler")}
+    for name in SAMPLERS:
+        if name in registered:
+            trace = gk.trace_quality(run, sampler=name, at_steps=marks(KIT_STEPS), num_chains=WARMUP_CHAINS, **common)
+            rows.append(row_of(name, trace.curves[0], curve))
+    return rows
+
+
+def marks(last: int) -> list[int]:
+    """Steps to measure at: 1, 2, 3, 4, 6, 8, 12, 16, ..., and ``last``."""
+    doubling = [2**k for k in range(last.bit_length())]
+    return sorted({s for k in doubling for s in (k, k + k // 2) if s < last} | {last})
+
+
+def row_of(name: str, curve: Curve, loop: Curve) -> dict[str, Any]:
+    """What a curve needs for 95 % of the loop's gain, and of its own."""
+    evals = [p.grad_evals for p in curve.points]
+    values = [p.values["frechet"].value for p in curve.points]
+    end = loop.points[-1].values["frechet"].value
+    own = evals_to_reach([p.grad_evals for p in loop.points], [p.values["frechet"].value for p in loop.points])
+    reached = evals_to_reach(evals, values, final=end)
+    return {
+        "sampler": name,
+        "base": values[0],
+        "end": values[-1],
+        "evals": reached,
+        "evals_of_own_gain": evals_to_reach(evals, values),
+        "ratio": reached / own if reached is not None and own else None,
+        "warmup_evals": curve.tuning.grad_evals,
+        "step_size": curve.tuning.step_size,
+        "acceptance": curve.acceptance,
+        "curve": list(zip(evals, values, strict=True)),
+    }
+
+
+def trained_run(folder: Path) -> Path:
+    """The dcgan of ``benchmarks.samplers``, trained there unless it is."""
+    from benchmarks.samplers.networks import trained
+
+    trained("dcgan", folder)
+    return folder / "dcgan"
+
+
+def markdown(speed: dict[str, Any] | None, quality: list[dict[str, Any]]) -> str:
+    """The tables of docs/benchmarks.md."""
+    lines = []
+    if speed is not None:
+        low, high = speed["quartiles"]
+        rates = f"{speed['plain_steps_per_second']:.2f} | {speed['kit_steps_per_second']:.2f}"
+        lines += [
+            "| model | chains | loop, steps / s | kit's ula, steps / s | kit over loop (quartiles) | goal |",
+            "|---|---|---|---|---|---|",
+            f"| SNGAN 3x32x32 | {CHAINS} | {rates} | {speed['ratio']:.2f} ({low:.2f}-{high:.2f}) | >= {GOAL_SPEED} |",
+            "",
+        ]
+    if quality:
+        heads = ("sampler", "Fréchet, base", "at the end", "gradients for 95 % of the loop's gain", "over the loop's")
+        lines += ["| " + " | ".join((*heads, "warm-up, gradients a chain")) + " |", "|---|---|---|---|---|---|"]
+    for row in quality:
+        evals = "not reached" if row["evals"] is None else str(row["evals"])
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        ends = f"{row['base']:.3f} | {row['end']:.3f}"
+        lines.append(f"| {row['sampler']} | {ends} | {evals} | {ratio} | {row['warmup_evals']} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=15, help="of the timing; 0 leaves it out")
+    parser.add_argument("--calls", type=int, default=3, help="steps in each timing")
+    parser.add_argument("--steps", type=int, default=4096, help="of the loop in the second part; 0 leaves it out")
+    parser.add_argument("--chains", type=int, default=250, help="of the second part, in each of its groups")
+    parser.add_argument("--sets", type=int, default=2, help="groups of chains")
+    parser.add_argument("--run", type=Path, help="a trained run in place of the benchmark's own")
+    parser.add_argument("--cache", type=Path, default=Path("runs/benchmark-samplers/exports"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    speed = measure_speed(options.repetitions, options.calls) if options.repetitions else None
+    quality = []
+    if options.steps:
+        run = options.run or trained_run(options.cache)
+        quality = measure_quality(run, options.steps, options.chains, options.sets)
+    if options.json:
+        print(json.dumps({"schema": 1, "threads": options.threads, "speed": speed, "quality": quality}, indent=2))
+    else:
+        print(markdown(speed, quality))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
