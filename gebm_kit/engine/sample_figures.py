@@ -1,4 +1,4 @@
-"""Pictures of latent chains: traces, ranks by where chains started, and their potential against the base's.
+"""Pictures of latent chains: traces, ranks by where chains started, and their potential at their start and after.
 
 All are drawn from what recorders gathered; see `gebm_kit.engine.diagnostics.Recorder`.
 """
@@ -39,7 +39,7 @@ ROUND = (1, 2, 5, 10)
 LINE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")
 """Okabe and Ito's."""
 
-POTENTIAL_COLOURS = {"base draws": COLOURS["base"], "chains": COLOURS["GEBM"]}
+POTENTIAL_COLOURS = {"their start": COLOURS["base"], "chains": COLOURS["GEBM"]}
 
 GROUP_COLOURS = ("#440154", "#31688e", "#35b779", "#e6a100")
 """From the lowest to the highest start."""
@@ -157,11 +157,11 @@ def rank_plot(path: Path, traces: Traces) -> Path:
 
 
 def energy_plot(path: Path, traces: Traces) -> Path:
-    """Potential of the chains against that of the base's draws, where they started; and its course over the steps."""
+    """Potential of the chains against that where their tuning started; and its course over the steps."""
     values = _with_gaps(traces.values[..., 0].numpy())
     shown = {"chains": finite_values(values)}
     if traces.start is not None:
-        shown = {"base draws": finite_values(traces.start[:, 0].numpy()), **shown}
+        shown = {"their start": finite_values(traces.start[:, 0].numpy()), **shown}
     shown = {label: v for label, v in shown.items() if v.size}
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
@@ -170,11 +170,11 @@ def energy_plot(path: Path, traces: Traces) -> Path:
     limits = _band(right, steps, values, colour)
     known = np.isfinite(values).any(axis=1)
     right.plot(steps[known], np.nanmean(values[known], axis=1), color=colour, linewidth=1.6, label="mean of the chains")
-    if "base draws" in shown:
-        mean = float(shown["base draws"].mean())
+    if "their start" in shown:
+        mean = float(shown["their start"].mean())
         near = max(abs(mean - limit) for limit in limits) <= 3 * (limits[1] - limits[0])
-        label = "mean of base draws" if near else f"mean of base draws: {mean:.3g}, not shown"
-        style: dict[str, Any] = {"color": POTENTIAL_COLOURS["base draws"], "linestyle": "--", "label": label}
+        label = "mean at their start" if near else f"mean at their start: {mean:.3g}, not shown"
+        style: dict[str, Any] = {"color": POTENTIAL_COLOURS["their start"], "linestyle": "--", "label": label}
         if near:
             right.axhline(mean, **style)
             limits = _around([limits, (mean, mean)])

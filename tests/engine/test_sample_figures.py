@@ -150,14 +150,14 @@ def test_the_potential_is_held_against_the_base(tmp_path: Path, figures: list[An
     values, start = 2 + noise(50, 300, 1).double(), 5 + 2 * noise(300, 1, seed=1).double()
     energy_plot(tmp_path / "e.png", Traces(values, start, ("potential",), 2))
     left, right = figures[0].axes
-    assert [text.split(" (")[0] for text in labels(left)] == ["base draws", "chains"]
+    assert [text.split(" (")[0] for text in labels(left)] == ["their start", "chains"]
     for patch, v in zip(left.patches[1::2], (start, values), strict=True):
         density, edges, _ = patch.get_data()
         assert float((density * np.diff(edges)).sum()) == pytest.approx(1, abs=0.02)
         assert float((density * np.diff(edges) * (edges[1:] + edges[:-1]) / 2).sum()) == pytest.approx(
             float(v.mean()), abs=0.15
         )
-    assert labels(right) == ["mean of the chains", "mean of base draws"]
+    assert labels(right) == ["mean of the chains", "mean at their start"]
     np.testing.assert_allclose(right.lines[0].get_ydata(), values[..., 0].mean(1))
     assert right.lines[1].get_ydata()[0] == pytest.approx(float(start.mean()))
 
