@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.samplers.targets import Target
 
-VERSION = 1
+VERSION = 2
 """Raised when the meaning of a record changes, so that older ones in a cache are made again."""
 
 
@@ -61,11 +61,16 @@ def save_failure(folder: Path, sampler: str, target: Target, seed: int, error: s
 
 
 def save_outcome(folder: Path, sampler: str, target: Target, seed: int, outcome: Outcome) -> None:
-    """Effective sample sizes by arviz-stats: bulk, over all chains, the smallest and the median over dimensions."""
+    """Effective sample sizes by arviz-stats: bulk, over all chains, the smallest and the median over dimensions.
+
+    That of the coordinates, and beside it that of their squared deviations from the mean: trajectories of nearly half a turn
+    make the former large, as every draw is on the other side of the centre, while the latter hardly moves.
+    """
     if not np.isfinite(outcome.draws).all():
         save_failure(folder, sampler, target, seed, "draws that are not finite")
         return
     ess, rhat = effective_sizes(outcome.draws)
+    squares, _ = effective_sizes((outcome.draws - outcome.draws.mean((0, 1))) ** 2)
     rows = outcome.draws.astype(np.float64).reshape(-1, outcome.draws.shape[-1])
     _write(folder, sampler, target, seed, {
         "ess": float(ess.min()),
@@ -73,6 +78,7 @@ def save_outcome(folder: Path, sampler: str, target: Target, seed: int, outcome:
         "rhat": float(rhat.max()),
         "grad_evals": outcome.grad_evals,
         "ess_per_grad": float(ess.min()) / outcome.grad_evals,
+        "squares_per_grad": float(squares.min()) / outcome.grad_evals,
         "ess_per_second": float(ess.min()) / outcome.seconds,
         "seconds": outcome.seconds,
         "cpu_seconds": outcome.cpu_seconds,

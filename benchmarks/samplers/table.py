@@ -24,6 +24,12 @@ SAME_KERNEL = {
     "mclmc": ("kit-mclmc", ("blackjax-mclmc",)),
 }
 RESAMPLES = 10_000
+MEASURES = {
+    "ess_per_grad": "ESS per gradient",
+    "squares_per_grad": "ESS of squares per gradient",
+    "ess_per_second": "ESS per second",
+}
+"""Each of the smallest over dimensions."""
 
 Record = Mapping[str, Any]
 
@@ -38,6 +44,7 @@ class Row:
     failed: int
     error: str | None
     ess_per_grad: float | None
+    squares_per_grad: float | None
     ess_per_second: float | None
     grads_per_second: float | None
     rhat: float | None
@@ -96,7 +103,8 @@ def _row(target: str, sampler: str, records: Sequence[Record], reference: np.nda
     rhat = median("rhat")
     return Row(
         target, sampler, len(good), len(errors), errors[0] if errors else None,
-        median("ess_per_grad"), median("ess_per_second"), median(lambda r: r["grad_evals"] / r["seconds"]),
+        median("ess_per_grad"), median("squares_per_grad"), median("ess_per_second"),
+        median(lambda r: r["grad_evals"] / r["seconds"]),
         rhat, median("acceptance"), sum(r["divergences"] for r in good), median("warmup_seconds"), off,
         rhat is not None and rhat <= RHAT and not errors,
     )  # fmt: skip
@@ -107,7 +115,7 @@ def ratios_of(records: Sequence[Record], rows: Sequence[Row]) -> list[Ratio]:
     found = []
     for target in TARGETS:
         usable = {r.sampler: r for r in rows if r.target == target and r.converged}
-        for measure in ("ess_per_grad", "ess_per_second"):
+        for measure in MEASURES:
             best = [
                 _best([n for n in usable if n.startswith("kit") == ours and n not in BIASED], usable, measure)
                 for ours in (True, False)
@@ -144,26 +152,19 @@ def as_json(rows: Sequence[Row], ratios: Sequence[Ratio]) -> dict[str, Any]:
 
 def markdown(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
     """The tables of docs/benchmarks.md."""
-    lines = [
-        "| target | kernel | kit | peer | ESS per gradient, kit / peer | ESS per second, kit / peer |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ["target", "kernel", "kit", "peer", *(f"{name}, kit / peer" for name in MEASURES.values())]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     by_pair: dict[tuple[str, str], dict[str, Ratio]] = {}
     for ratio in ratios:
         by_pair.setdefault((ratio.target, ratio.what), {})[ratio.measure] = ratio
     for (target, what), pair in by_pair.items():
-        grad, second = pair["ess_per_grad"], pair["ess_per_second"]
-        names = [
-            side(grad) if side(grad) == side(second) else f"{side(grad)}; {side(second)}"
-            for side in (lambda r: r.kit.removeprefix("kit-"), lambda r: r.peer)
-        ]
-        lines.append(f"| {target} | {what} | {names[0]} | {names[1]} | {_shown(grad)} | {_shown(second)} |")
-    lines += [
-        "",
-        "| target | sampler | ESS / gradient | ESS / s | gradients / s | R-hat | acceptance | divergences | error of E x² "
-        "| warm-up s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        kits = list(dict.fromkeys(pair[m].kit.removeprefix("kit-") for m in MEASURES))
+        peers = list(dict.fromkeys(pair[m].peer for m in MEASURES))
+        cells = [target, what, "; ".join(kits), "; ".join(peers), *(_shown(pair[m]) for m in MEASURES)]
+        lines.append(f"| {' | '.join(cells)} |")
+    heads = ["target", "sampler", "ESS / gradient", "of squares", "ESS / s", "gradients / s", "R-hat", "acceptance"]
+    heads += ["divergences", "error of E x²", "warm-up s"]
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [_line(row) for row in rows]
     return "\n".join(lines)
 
@@ -175,11 +176,12 @@ def _shown(ratio: Ratio) -> str:
 def _line(row: Row) -> str:
     name = f"{row.sampler} (biased)" if row.sampler in BIASED else row.sampler
     if row.ess_per_grad is None:
-        return f"| {row.target} | {name} | failed: {row.error} | | | | | | | |"
+        return f"| {row.target} | {name} | failed: {row.error} |" + " |" * 8
     note = f", failed on {row.failed} of {row.failed + row.seeds} seeds" if row.failed else ""
     note += "" if row.converged or row.failed else ", not converged"
     error = "" if row.second_moment_error is None else f"{100 * row.second_moment_error:.1f} %"
     return (
-        f"| {row.target} | {name}{note} | {row.ess_per_grad:.3g} | {row.ess_per_second:.3g} | {row.grads_per_second:.3g} "
+        f"| {row.target} | {name}{note} | {row.ess_per_grad:.3g} | {row.squares_per_grad:.3g} | {row.ess_per_second:.3g} "
+        f"| {row.grads_per_second:.3g} "
         f"| {row.rhat:.3f} | {row.acceptance:.3f} | {row.divergences} | {error} | {row.warmup_seconds:.1f} |"
     )
