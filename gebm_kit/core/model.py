@@ -14,9 +14,9 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.frozen import Frozen
 from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
 from gebm_kit.core.threads import PieceThreads
 
@@ -55,38 +55,6 @@ class GEBM(nn.Module):
         return energy
 
 
-class _Frozen:
-    """Parameters without gradient and modules in eval mode until `restore`; nested uses restore at the outermost.
-
-    Parametrised weights (spectral norm) are constants meanwhile, so each is computed once and not at every evaluation.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._training = [m for m in module.modules() if m.training]
-        for parameter in self._parameters:
-            parameter.requires_grad_(False)
-        for part in self._training:
-            part.training = False
-        self._held = [m for m in module.modules() if isinstance(m, ParametrizationList) and "forward" not in m.__dict__]
-        for weight in self._held:
-            with torch.no_grad():
-                weight.__dict__["forward"] = functools.partial(_constant, weight())
-
-    def restore(self) -> None:
-        for parameter in self._parameters:
-            parameter.requires_grad_(True)
-        for part in self._training:
-            part.training = True
-        for weight in self._held:
-            del weight.__dict__["forward"]
-        self._parameters, self._training, self._held = [], [], []
-
-
-def _constant(value: Tensor) -> Tensor:
-    return value
-
-
 class _BlockPotential:
     """Shared by the potentials: freezing, evaluation in fixed blocks, counting.
 
@@ -100,7 +68,7 @@ class _BlockPotential:
         self.block_size = block_size
         self.forward_evals = 0
         self.grad_evals = 0
-        self._frozen = _Frozen(module)
+        self._frozen = Frozen(module)
         self._threads = PieceThreads()
 
     def close(self) -> None:
