@@ -7,6 +7,7 @@ python -m benchmarks.samplers.kit --target NAME --exports DIR --prepare
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import traceback
@@ -30,9 +31,7 @@ GRADIENTS = {"ula": 1, "mala": 1, "klmc": 1, "meads": 1, "mclmc": 2}
 """Samplers whose step costs a gradient or two, and which: they keep a state every ``thin`` gradients."""
 
 LONG_HMC = "hmc-long"
-"""hmc with longer trajectories than a quarter turn, as peers' HMC, which has no cap, makes on targets like these."""
-
-LONG_ANGLE = 2.4
+"""hmc with trajectories of up to half a turn, as peers' HMC, which has no cap, makes on targets like these."""
 
 SAMPLERS = ("hmc", LONG_HMC, "mala", "chees", "meads", "mams", "klmc", "ula", "mclmc")
 
@@ -85,7 +84,7 @@ def prepare(target: Target, exports: Path) -> None:
 def sampler_named(name: str, target: Target) -> Sampler | None:
     """The registered sampler with its defaults (and the target's L where L is fixed), or None if there is none yet."""
     if name == LONG_HMC:
-        return Hmc(num_leapfrog=target.leapfrog, jitter=0.1, max_angle=LONG_ANGLE)
+        return Hmc(num_leapfrog=target.leapfrog, max_angle=math.pi)
     registry = installed().registry
     if name not in {record.component.name for record in registry.of_kind("sampler")}:
         return None

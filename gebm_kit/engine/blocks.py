@@ -35,8 +35,8 @@ THREAD_PIECE = 2**21
 MOST_PIECES = 16
 
 SMALLEST_PIECE = 16
-"""Rows of a piece, at least: with fewer, an SNGAN's convolutions are slower (1.8, 1.5 and 1.0 times a plain loop's steps with
-pieces of 16, 8 and 2 of 64 rows)."""
+"""Rows of a piece, at least: with fewer, an SNGAN's convolutions are slower (1.8, 1.5 and 1.0 times a plain loop's steps per
+second with pieces of 16, 8 and 2 of 64 rows)."""
 
 PROBES = (2, 4)
 """Rows of the two evaluations whose difference tells what a row needs."""

@@ -32,9 +32,9 @@ class Hmc(Sampler):
 
         p -= (h/2) g;   z' = z cos(s h) + s p sin(s h),  p' = p cos(s h) - (z/s) sin(s h);   p -= (h/2) g,
 
-    p ~ N(0, s^-2). At inverse temperature 0 every proposal is accepted whatever h, hence the total angle s L h is capped
-    at ``max_angle``, a quarter turn. On any other potential it is leapfrog with g = grad U: kick, z += h s² p, kick, and
-    the angle capped is L h, by which a coordinate of variance s² turns.
+    p ~ N(0, s^-2). At inverse temperature 0 every proposal is accepted whatever h, hence the total angle, s L h u with the
+    jitter u below, is capped: its mean is at most ``max_angle``, a quarter turn. On any other potential it is leapfrog with
+    g = grad U: kick, z += h s² p, kick, and the angle capped is L h u, by which a coordinate of variance s² turns.
 
     s² = ``inverse_mass`` is a diagonal preconditioner (1 until warm-up sets it). The code carries the velocity
     v = s p ~ N(0, I), in which both schemes are the unpreconditioned ones with a step ``tau = s h`` for each coordinate.
@@ -50,8 +50,8 @@ class Hmc(Sampler):
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up to an acceptance of 0.7.
         num_leapfrog: L, gradient evaluations a trajectory.
         jitter: share of the step that is random.
-        max_angle: largest angle of a whole trajectory, in radians. After a quarter turn a coordinate as wide as the prior
-            is independent of where it was. Beyond, it is anticorrelated: fewer draws give its mean, but more its
+        max_angle: largest mean angle of a whole trajectory, in radians. After a quarter turn a coordinate as wide as the
+            prior is independent of where it was. Beyond, it is anticorrelated: fewer draws give its mean, but more its
             variance, and after a half turn |z| is what it was.
 
     Raises:
@@ -81,7 +81,7 @@ class Hmc(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.7; the whole angle stays below `max_angle`.
+        """0.7; the whole angle's mean stays below `max_angle`.
 
         Warm-up scales a coordinate of a tilted potential by at most the prior's 1, so larger scales are those of a potential
         without a prior to turn under, whose steps they do not bound.
@@ -89,8 +89,8 @@ class Hmc(Sampler):
         return Tunable("step_size", target=0.7, low=1e-6, high=self._longest_step(min(self._largest_scale, 1.0)))
 
     def _longest_step(self, scale: float) -> float:
-        """Step whose trajectory turns a coordinate by `max_angle` under the prior, when it is scaled by ``scale``."""
-        return self.max_angle / (self.num_leapfrog * scale)
+        """Step whose trajectory turns a coordinate by `max_angle` on average, under the prior scaled by ``scale``."""
+        return self.max_angle / (self.num_leapfrog * scale * (1 - self.jitter / 2))
 
     def tuned(self, **values: Any) -> Hmc:
         """A copy with the named attributes replaced; the cap on the angle follows the preconditioner."""
