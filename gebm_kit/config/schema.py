@@ -41,9 +41,13 @@ class OptimizerSection:
         lr: learning rate.
         beta1, beta2: Adam's decay rates (sgd: beta1 is the momentum).
         weight_decay: decoupled for adamw, L2 otherwise.
-        schedule: constant; or cosine or linear, from lr to ``end_scale * lr`` at the end of the phase.
-        decay_start: share of the phase after which the schedule begins to fall.
+        schedule: constant; cosine or linear, from lr to ``end_scale * lr`` at the end of the phase; or multi-step, times
+            ``factor`` at each of the ``milestones``.
+        decay_start: share of the phase after which cosine and linear begin to fall.
         end_scale: see schedule.
+        milestones: of multi-step: a number below 1 is a share of the phase, one from 1 on a number of its cycles.
+        factor: see schedule.
+        warmup_steps: cycles over which the rate rises from 0 in proportion, whatever the schedule; 0: none.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -51,9 +55,12 @@ class OptimizerSection:
     beta1: Fraction = 0.5
     beta2: Fraction = 0.999
     weight_decay: Rate = 0.0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "multi-step"] = "constant"
     decay_start: Fraction = 0.0
     end_scale: Annotated[float, Range(0, 1)] = 0.0
+    milestones: tuple[Annotated[float, Range(0, None, low_open=True)], ...] = (0.5, 0.75)
+    factor: Annotated[float, Range(0, 1)] = 0.1
+    warmup_steps: Count = 0
 
 
 @dataclass(frozen=True, slots=True)

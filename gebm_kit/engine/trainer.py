@@ -8,7 +8,6 @@ a resumed run is bit for bit the run that was never stopped (on the CPU).
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_op
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.run import DTYPES, build_model
+from gebm_kit.engine.schedules import rate
 
 INITIAL_DRAWS = 4096
 """Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
@@ -245,14 +245,14 @@ class Trainer:
         optimizer.step()
 
     def _schedule(self) -> None:
-        """Learning rates of the coming cycle, by the share of its phase that is over."""
+        """Learning rates of the coming cycle, by its place in its phase."""
+        settings = self.settings
         if self.final_phase:
-            final = self.settings.final
-            _set_rate(self.energy_optimizer, final.optimizer, (self.step - self.settings.steps) / max(final.steps, 1))
+            final = settings.final
+            _set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.steps, final.steps))
             return
-        share = self.step / self.settings.steps
-        _set_rate(self.energy_optimizer, self.recipe.optim.energy, share)
-        _set_rate(self.base_optimizer, self.recipe.optim.base, share)
+        _set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step, settings.steps))
+        _set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step, settings.steps))
 
     def _enter_final_phase(self) -> None:
         """From here on the base is the one that sampling uses, and only the energy learns."""
@@ -276,15 +276,9 @@ def averages_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, section: OptimizerSection, share: float) -> None:
-    factor = 1.0
-    if section.schedule != "constant" and share > section.decay_start:
-        fallen = (share - section.decay_start) / (1.0 - section.decay_start)
-        if section.schedule == "cosine":
-            fallen = 0.5 * (1 - math.cos(math.pi * fallen))
-        factor = 1.0 - fallen * (1.0 - section.end_scale)
+def _set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = section.lr * factor
+        group["lr"] = value
 
 
 def _optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
