@@ -188,6 +188,22 @@ class Split(ABC):
         return self.batch(torch.arange(min(num, len(self))))
 
 
+@runtime_checkable
+class HasStoredRows(Protocol):
+    """A split that keeps its rows in another type than it hands out, such as images in bytes.
+
+    Training holds them on the device as they are and decodes each batch there; ``batch(i)`` is ``decode(stored(i))``.
+    """
+
+    def stored(self, indices: Tensor | None) -> Tensor:
+        """Rows ``indices``, (B,) int64 on the CPU, as they are stored; None: all of them, without a copy if possible."""
+        ...
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """Stored rows, on any device, as floating-point data in the dataset's value range; (B, *D) -> (B, *D)."""
+        ...
+
+
 class Dataset(ABC):
     """Data with fixed train, validation and test parts that share no row.
 

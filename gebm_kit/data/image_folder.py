@@ -133,6 +133,19 @@ class _ImageSplit(Split):
         return len(self._files)
 
     def batch(self, indices: Tensor) -> Tensor:
+        return self.decode(self.stored(indices))
+
+    def decode(self, stored: Tensor) -> Tensor:
+        return scale_bytes(stored)
+
+    def stored(self, indices: Tensor | None) -> Tensor:
+        if indices is None:
+            everything = torch.arange(len(self))
+            if len(self._cache) < len(self):
+                return self.stored(everything)
+            for part in everything.split(256):
+                self.stored(part)  # fills the cache, which then is what is asked for
+            return self._cache
         rows = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
         for row, index in enumerate(torch.arange(len(self))[indices].tolist()):  # negative and out of range as in torch
             if index < len(self._cache):
@@ -142,7 +155,7 @@ class _ImageSplit(Split):
                 rows[row] = self._cache[index]
             else:
                 rows[row] = self._decode(index)
-        return scale_bytes(rows)
+        return rows
 
     def _decode(self, index: int) -> Tensor:
         """(C, H, W) uint8."""

@@ -36,8 +36,13 @@ class TensorSplit(Split):
         return len(self.rows)
 
     def batch(self, indices: Tensor) -> Tensor:
-        rows = self.rows[indices]
-        return scale_bytes(rows) if rows.dtype == torch.uint8 else rows
+        return self.decode(self.rows[indices])
+
+    def stored(self, indices: Tensor | None) -> Tensor:
+        return self.rows if indices is None else self.rows[indices]
+
+    def decode(self, stored: Tensor) -> Tensor:
+        return scale_bytes(stored) if stored.dtype == torch.uint8 else stored
 
 
 class TensorDataset(Dataset):

@@ -2,18 +2,29 @@
 
 The permutation of each epoch is a function of (seed, epoch), so the state of the feed is one number: how many rows were
 handed out. A resumed run sees exactly the rows that it would have seen.
+
+Data that fit are held on the device as the dataset stores them (images stay bytes) and are brought to their value range
+there; the rest is read ahead by a thread, into pinned memory for a CUDA device.
 """
 
 from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
-from gebm_kit.core.interfaces import Split
+from gebm_kit.core.interfaces import HasStoredRows, Split
 
 RESIDENT_BYTES = 512 * 2**20
-"""Data of at most that size (as floats) is held on the device."""
+"""Data of at most that size, as stored, is held on the device."""
+
+READ_AHEAD = 2
+"""Batches that are being read while one is worked on."""
 
 
 class Feed:
@@ -27,6 +38,7 @@ class Feed:
 
     Attributes:
         position: rows handed out so far; set it to resume.
+        seed, batch_size: may be set anew; what was read ahead under the old ones is dropped.
         epoch_size: rows in the split.
 
     Raises:
@@ -41,47 +53,101 @@ class Feed:
         self.dtype = dtype
         self.position = 0
         self.epoch_size = len(split)
-        self._epoch = -1
+        self._epoch = (seed, -1)
         self._order = torch.empty(0, dtype=torch.int64)
         self._resident = self._load() if self._bytes() <= RESIDENT_BYTES else None
+        self._ahead = _ReadAhead(self._read) if self._resident is None else None
 
     def next(self) -> Tensor:
         """The next batch, (B, *D)."""
-        indices = self._next_indices()
-        if self._resident is not None:
-            return self._resident[indices]
-        return self.split.batch(indices).to(self.device, self.dtype, non_blocking=True)
-
-    def _next_indices(self) -> Tensor:
-        parts, wanted = [], self.batch_size
-        while wanted:
-            epoch, offset = divmod(self.position, self.epoch_size)
-            if epoch != self._epoch:
-                self._shuffle(epoch)
-            part = self._order[offset : offset + wanted]
-            parts.append(part)
-            wanted -= len(part)
-            self.position += len(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _shuffle(self, epoch: int) -> None:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(self.epoch_size, generator=generator)
-        self._order = order if self._resident is None else order.to(self.device)
-        self._epoch = epoch
+        place = _Place(self.seed, self.position, self.batch_size)
+        if self._ahead is not None:
+            stored = self._ahead.take(place).to(self.device, non_blocking=True)
+        else:
+            assert self._resident is not None
+            stored = self._resident[self._indices(place)]
+        self.position += self.batch_size
+        return self._decoded(stored)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes that the data takes on the device; 0 when it is read batch by batch."""
         return 0 if self._resident is None else self._resident.numel() * self._resident.element_size()
 
+    def _indices(self, place: _Place) -> Tensor:
+        """Rows of the batch at that place, (B,)."""
+        parts, wanted, position = [], place.size, place.position
+        while wanted:
+            epoch, offset = divmod(position, self.epoch_size)
+            part = self._permutation(place.seed, epoch)[offset : offset + wanted]
+            parts.append(part)
+            wanted -= len(part)
+            position += len(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _permutation(self, seed: int, epoch: int) -> Tensor:
+        if self._epoch != (seed, epoch):
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+            order = torch.randperm(self.epoch_size, generator=generator)
+            self._order = order if self._resident is None else order.to(self.device)
+            self._epoch = (seed, epoch)
+        return self._order
+
+    def _read(self, place: _Place) -> Tensor:
+        """The batch as it is stored, on the CPU; called by the thread that reads ahead, which alone permutes then."""
+        indices = self._indices(place)
+        rows = self.split.stored(indices) if isinstance(self.split, HasStoredRows) else self.split.batch(indices)
+        return rows.pin_memory() if self.device.type == "cuda" and rows.device.type == "cpu" else rows
+
+    def _decoded(self, stored: Tensor) -> Tensor:
+        """Stored rows in the dataset's value range."""
+        rows = self.split.decode(stored) if isinstance(self.split, HasStoredRows) else stored
+        return rows.to(self.dtype)
+
     def _bytes(self) -> int:
-        return self.split.first(1).numel() * torch.empty((), dtype=self.dtype).element_size() * self.epoch_size
+        row = self.split.stored(torch.arange(1)) if isinstance(self.split, HasStoredRows) else self.split.first(1)
+        return (
+            row.numel() * (self._floating_size() if row.is_floating_point() else row.element_size()) * self.epoch_size
+        )
+
+    def _floating_size(self) -> int:
+        return torch.empty((), dtype=self.dtype).element_size()
 
     def _load(self) -> Tensor:
-        data = self.split.first(self.epoch_size).to(self.device, self.dtype)
-        finite = torch.isfinite(data.flatten(1)).all(1)
+        split = self.split
+        rows = split.stored(None) if isinstance(split, HasStoredRows) else split.first(self.epoch_size)
+        if not rows.is_floating_point():
+            return rows.to(self.device)
+        rows = rows.to(self.device, self.dtype)
+        finite = torch.isfinite(rows.flatten(1)).all(1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
             raise DataError(f"training data: row {row} holds a value that is not finite (NaN or infinity)")
-        return data
+        return rows
+
+
+class _Place(NamedTuple):
+    """Where in the endless sequence a batch begins, and its size."""
+
+    seed: int
+    position: int
+    size: int
+
+
+class _ReadAhead:
+    """Batches from a background thread, in order; asking for another place than the next one starts afresh."""
+
+    def __init__(self, read: Callable[[_Place], Tensor]) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gebm-kit-feed")
+        self._queue: collections.deque[tuple[_Place, Future[Tensor]]] = collections.deque()
+
+    def take(self, place: _Place) -> Tensor:
+        if not self._queue or self._queue[0][0] != place:
+            for _, future in self._queue:
+                future.cancel()
+            self._queue.clear()
+        while len(self._queue) <= READ_AHEAD:
+            ahead = place._replace(position=place.position + len(self._queue) * place.size)
+            self._queue.append((ahead, self._thread.submit(self._read, ahead)))
+        return self._queue.popleft()[1].result()
