@@ -71,7 +71,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
             tree[name] = _plain(getattr(recipe, name))
     for name in ("train", "optim", "ema", "sampler", "sample", "eval"):
         tree[name] = _plain(getattr(recipe, name))
-    tree |= {"device": recipe.device, "precision": recipe.precision}
+    tree |= {"loggers": _plain(recipe.loggers), "device": recipe.device, "precision": recipe.precision}
     return tree
 
 

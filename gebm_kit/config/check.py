@@ -160,6 +160,7 @@ class _Checker:
         sections: dict[str, Any] = {
             name: self.section((name,), values.get(name), kind) for name, kind in SECTIONS.items()
         }
+        loggers = self._loggers(values.get("loggers"))
         device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N")
         precision = self._choice("precision", "float32", lambda v: v in PRECISIONS, ", ".join(PRECISIONS))
         self._cross_check(sections.get("train"))
@@ -173,6 +174,7 @@ class _Checker:
             text=tree.text,
             overrides=tree.overrides,
             requires=requires,
+            loggers=loggers,
             device=device,
             precision=precision,
             **nodes,
@@ -255,6 +257,20 @@ class _Checker:
                 chosen[parameter.name] = parameter.default
         return None if len(self.problems) > before else ComponentNode(value["name"], chosen)
 
+    def nodes(self, key: Key, value: Any) -> tuple[ComponentNode | None, ...]:
+        """Check a list of component nodes, or one alone; None in the place of what is wrong."""
+        items = value if isinstance(value, list) else [value]
+        kind = NODE_LISTS[tuple(str(part) for part in key)]
+        return tuple(self.node((*key, i), part, kind) for i, part in enumerate(items))
+
+    def _loggers(self, value: Any) -> tuple[Any, ...]:
+        found = self.nodes(("loggers",), [] if value is None else value)
+        names = [node.name for node in found if node is not None]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self.report(("loggers", index), f"logger {name!r} is listed twice")
+        return found
+
     def section(self, key: Key, value: Any, kind: type) -> Any:
         """Check a fixed section against its dataclass; None when something is wrong with it."""
         if value is None:
@@ -276,9 +292,7 @@ class _Checker:
         if key in NODE_LISTS:
             if item is None:
                 return () if key[0] == "eval" else None
-            items = item if isinstance(item, list) else [item]
-            kind = "metric" if key[0] == "eval" else "penalty"
-            return tuple(self.node((*key, i), part, kind) for i, part in enumerate(items))
+            return self.nodes(key, item)
         if dataclasses.is_dataclass(annotation):
             return self.section(key, item, typing.cast(type, annotation))
         try:

@@ -27,8 +27,13 @@ _OVERRIDE_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*")
 
 Key = tuple[str | int, ...]
 
-NODE_LISTS: tuple[tuple[str, ...], ...] = (("eval", "metrics"), ("train", "penalty"), ("train", "final", "penalty"))
-"""Keys that hold a list of component nodes."""
+NODE_LISTS: dict[tuple[str, ...], str] = {
+    ("eval", "metrics"): "metric",
+    ("train", "penalty"): "penalty",
+    ("train", "final", "penalty"): "penalty",
+    ("loggers",): "logger",
+}
+"""Keys that hold a list of component nodes, with their kind."""
 
 
 class _AliasError(yaml.composer.ComposerError):
@@ -216,7 +221,7 @@ def _walk(node: yaml.Node, key: Key) -> Iterator[tuple[Key, yaml.Node]]:
 
 
 def _expand_names(values: dict[str, Any]) -> None:
-    """``sampler: hmc`` is short for ``sampler: {name: hmc}``, likewise in lists of metrics and penalties."""
+    """``sampler: hmc`` is short for ``sampler: {name: hmc}``, likewise in lists of metrics, penalties and loggers."""
     for section in COMPONENT_SECTIONS:
         if isinstance(values.get(section), str) and "${" not in values[section]:
             values[section] = {"name": values[section]}

@@ -210,6 +210,7 @@ class Recipe:
     sampler: ComponentNode
     sample: SampleSection
     eval: EvalSection
+    loggers: tuple[ComponentNode, ...]
     device: str
     precision: str
 
@@ -237,4 +238,4 @@ SECTIONS: dict[str, type] = {
     "eval": EvalSection,
 }
 
-TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "device", "precision")
+TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "device", "precision")

@@ -90,6 +90,9 @@ COMPONENTS = (
     ),
     Component("metric", "kale", "gebm_kit.metrics.kale:KaleMetric", "KALE of the energy on held-out data"),
     Component("logger", "jsonl", "gebm_kit.loggers.jsonl:Jsonl", "metrics.jsonl in the run directory"),
+    Component(
+        "logger", "tensorboard", "gebm_kit.loggers.tensorboard:TensorBoard", "Scalars and pictures for TensorBoard"
+    ),
 )
 
 

@@ -30,6 +30,7 @@ INJECTED = {
     "device": "torch.device that the run computes on",
     "directory": "directory that relative paths are read against, where the command was started: pathlib.Path",
     "run_directory": "directory of the run, for loggers: pathlib.Path",
+    "start_step": "step that training starts from, or goes on from when a run is resumed, for loggers: int",
 }
 """Every value that the kit injects into a constructor that asks for it (see `Injected`), with its meaning."""
 

@@ -15,7 +15,14 @@ from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.engine.files import write_atomic
 from gebm_kit.engine.run import Run, load_run, unfinished_runs
 
-CHANGEABLE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
+CHANGEABLE = (
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "loggers",
+)
 """Keys that a resumed run may change, besides the device and everything under `AFTERWARDS`."""
 
 AFTERWARDS = ("sampler.", "sample.", "eval.")

@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.config.build import build, build_dataset
+from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
-from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.config.schema import Recipe
 from gebm_kit.core import estimators
 from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, RunFailed, UsageError
-from gebm_kit.core.interfaces import Dataset, Logger, named_scalars
+from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.ema import EMA
-from gebm_kit.engine.evaluate import check_metrics, score_recipe
+from gebm_kit.engine.evaluate import Evaluation, check_metrics, score_recipe
 from gebm_kit.engine.files import write_json
 from gebm_kit.engine.log_partition import prior_energies
+from gebm_kit.engine.loggers import check_loggers, open_loggers
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
 from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_same, drop_rows_after, find_run, is_done, resume_command
@@ -42,8 +43,6 @@ LOG_PARTITION_DRAWS = 20_000
 
 PROGRESS_EVERY = 10
 """Cycles between two reports of progress."""
-
-_JSONL = ComponentNode("jsonl")
 
 
 def train(
@@ -83,6 +82,7 @@ def train(
         check_same(run.recipe, recipe)
         if is_done(run, recipe):
             return run
+    check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = build_dataset(recipe)
     check_metrics(recipe, dataset)
@@ -123,7 +123,11 @@ class _Job:
         self.seconds = float(run.status.get("seconds", 0.0))
         self._clock = time.monotonic()
         drop_rows_after(run, trainer.step)
-        self.logger: Logger = build("logger", _JSONL, {"run_directory": run.path})
+        try:
+            self.logger = open_loggers(self.recipe, run.path, trainer.step)
+        except GebmKitError:
+            self._try_status("failed")
+            raise
 
     def execute(self) -> None:
         """Train to the end, then evaluate; the status file says how it ended."""
@@ -196,9 +200,7 @@ class _Job:
             run.model, self.dataset, self.recipe, device=self.trainer.device, on_progress=self.on_progress
         )
         pictures = write_report(run, evaluation)
-        self.logger.log(self.trainer.step, evaluation.scalars())
-        for picture in pictures:
-            self.logger.log_image(self.trainer.step, picture.stem, picture)
+        self._log_evaluation(evaluation, pictures)
 
     def look(self) -> None:
         """A brief evaluation in the middle of training; training's own random streams are not touched."""
@@ -212,14 +214,19 @@ class _Job:
                 brief=True,
                 on_progress=self.on_progress,
             )
-            write_pictures(
+            pictures = write_pictures(
                 self.run.figures / f"step-{trainer.step:07d}",
                 trainer.model,
                 self.dataset,
                 evaluation,
                 self.run.metrics(),
             )
-        self.logger.log(trainer.step, evaluation.scalars())
+        self._log_evaluation(evaluation, pictures)
+
+    def _log_evaluation(self, evaluation: Evaluation, pictures: Sequence[Path]) -> None:
+        self.logger.log(self.trainer.step, evaluation.scalars())
+        for picture in pictures:
+            self.logger.log_image(self.trainer.step, picture.stem, picture)
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         scalars = dict(named_scalars(metrics))
@@ -253,6 +260,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
         DataError: as `train`.
     """
     where = resolve_device(device or recipe.device)
+    check_loggers(recipe)
     dataset = build_dataset(recipe)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.train.seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +18,8 @@ from gebm_kit.core.interfaces import Logger
 class Jsonl(Logger):
     """Appends ``{"step": n, "name": value, ...}`` to ``metrics.jsonl`` in the run directory, one line a call.
 
-    Each line is written whole and flushed, so that a reader of the live file sees whole lines only. Numbers that are not
-    finite are written as null, which JSON can hold.
+    Each line is written at once, and whole or not at all, so that a reader of the live file sees whole lines only. Numbers
+    that are not finite are written as null, which JSON can hold.
 
     Args:
         run_directory: directory of the run.
@@ -29,7 +31,7 @@ class Jsonl(Logger):
     def __init__(self, *, run_directory: Annotated[Path, Injected]) -> None:
         self.path = Path(run_directory) / "metrics.jsonl"
         try:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("ab", buffering=0)  # in a buffer a row would wait for the next one, or be lost
         except OSError as error:
             raise RunFailed(f"{self.path} can't be opened: {error.strerror or error}") from error
 
@@ -37,10 +39,14 @@ class Jsonl(Logger):
         row: dict[str, float | int | None] = {"step": step}
         for name, value in scalars.items():
             row[name] = value if math.isfinite(value) else None
+        line = memoryview((json.dumps(row, allow_nan=False) + "\n").encode())
+        before = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), before)
             raise RunFailed(f"{self.path} can't be written to: {error.strerror or error}") from error
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 
 import pytest
 
@@ -41,3 +43,23 @@ def test_a_full_disk_is_a_failed_run(tmp_path):
 def test_no_directory(tmp_path):
     with pytest.raises(RunFailed, match="can't be opened: No such file"):
         Jsonl(run_directory=tmp_path / "missing")
+
+
+def test_a_row_that_fits_in_part_is_taken_back(tmp_path):
+    logger = Jsonl(run_directory=tmp_path)
+    logger.log(1, {"kale": 0.0})
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))
+        with pytest.raises(RunFailed, match="File too large"):
+            logger.log(2, {"kale": 0.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "metrics.jsonl").stat().st_size == size
+    logger.log(3, {"kale": 0.0})
+    logger.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 3]

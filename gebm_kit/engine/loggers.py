@@ -1,0 +1,139 @@
+"""The loggers of a run behind a guard: one that fails is reported, and never stops training.
+
+metrics.jsonl is always kept; a recipe's ``loggers`` adds others. What a logger can say before anything is trained (its
+package is missing, its constructor fails) is an error; what happens to it later is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gebm_kit.config.build import build, resolved
+from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.core.errors import GebmKitError, Interrupted, PluginError
+from gebm_kit.core.interfaces import Logger
+from gebm_kit.core.plugins import installed
+from gebm_kit.engine.progress import warn
+
+JSONL = "jsonl"
+
+PATIENCE = 3
+"""Failures in a row after which a logger is left alone: one that waits for a server would slow training down for good."""
+
+
+def check_loggers(recipe: Recipe) -> None:
+    """Called before anything is trained or written.
+
+    Raises:
+        PluginError: a logger's package is not installed.
+    """
+    for node in _nodes(recipe):
+        target: type[Logger] = installed().registry.get("logger", node.name).load()
+        target.check()
+
+
+def open_loggers(recipe: Recipe, run_directory: Path, start_step: int) -> Loggers:
+    """The loggers of a run that trains from ``start_step`` on, each of which has been given the resolved recipe.
+
+    Raises:
+        PluginError, RecipeError, RunFailed: one can't be started.
+    """
+    facts = {"run_directory": run_directory, "directory": recipe.directory, "start_step": start_step}
+    loggers = Loggers()
+    for node in _nodes(recipe):
+        try:
+            loggers.add(node.name, build("logger", node, facts))
+        except Exception as error:
+            loggers.close()
+            if isinstance(error, GebmKitError):
+                raise
+            raise PluginError(
+                f"logger {node.name!r} can't be started: {_words(error)}",
+                hint="Take it out of the recipe's loggers (loggers=[]) to train without it.",
+            ) from error
+    loggers.log_config(resolved(recipe))
+    return loggers
+
+
+class Loggers(Logger):
+    """Several loggers as one that never raises.
+
+    The first failure of each is a warning that names it and the error; it is tried again at the next call, and after
+    `PATIENCE` failures in a row it is only closed. metrics.jsonl is tried every time. How much a logger has missed is said
+    when all are closed.
+    """
+
+    def __init__(self) -> None:
+        self._guarded: list[_Guarded] = []
+
+    def add(self, name: str, logger: Logger) -> None:
+        self._guarded.append(_Guarded(name, logger))
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        for one in self._guarded:
+            one.call(f"at step {step}", lambda logger: logger.log(step, dict(scalars)))
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        for one in self._guarded:
+            one.call("with the recipe", lambda logger: logger.log_config(dict(config)))
+
+    def log_image(self, step: int, name: str, path: Path) -> None:
+        for one in self._guarded:
+            one.call(f"with picture {name}", lambda logger: logger.log_image(step, name, path))
+
+    def close(self) -> None:
+        while self._guarded:
+            self._guarded.pop(0).close()
+
+
+@dataclass
+class _Guarded:
+    name: str
+    logger: Logger
+    calls: int = 0
+    missed: int = 0
+    in_a_row: int = 0
+
+    def call(self, where: str, what: Callable[[Logger], None]) -> None:
+        self.calls += 1
+        if self.in_a_row >= PATIENCE and self.name != JSONL:
+            self.missed += 1
+            return
+        error = self._attempt(what)
+        if error is None:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.missed += 1
+        if self.missed == 1:
+            warn(f"logger {self.name!r} failed {where}: {_words(error)}; training goes on without what it missed")
+
+    def close(self) -> None:
+        error = self._attempt(lambda logger: logger.close())
+        if error is not None:
+            warn(f"logger {self.name!r} failed when it was closed: {_words(error)}")
+        if self.missed:
+            warn(f"logger {self.name!r} missed {self.missed} of {self.calls} records")
+
+    def _attempt(self, what: Callable[[Logger], None]) -> BaseException | None:
+        """The error of the call, None when it succeeded. Ctrl-C, raised by a signal wherever it comes, is no such error."""
+        try:
+            what(self.logger)
+        except Interrupted:
+            raise
+        except (Exception, SystemExit) as error:  # some client libraries end the program
+            return error
+        return None
+
+
+def _nodes(recipe: Recipe) -> list[ComponentNode]:
+    return [ComponentNode(JSONL), *(node for node in recipe.loggers if node.name != JSONL)]
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, GebmKitError):
+        return error.message
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

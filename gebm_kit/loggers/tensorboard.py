@@ -1,0 +1,84 @@
+"""Scalars and pictures for TensorBoard, which ``pip install 'gebm-kit[tensorboard]'`` brings; TensorFlow is not needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image
+
+from gebm_kit.core.components import Injected
+from gebm_kit.core.errors import PluginError
+from gebm_kit.core.interfaces import Logger
+
+
+class TensorBoard(Logger):
+    """Writes event files to ``tensorboard/`` in the run directory; ``tensorboard --logdir runs`` shows all runs together.
+
+    A dot in a name opens a group (``eval.gebm.mmd`` is ``eval/gebm/mmd``), and names without one are in ``train``. Every row
+    is flushed, so that a kill loses none. A run that goes on from a checkpoint tells TensorBoard to drop what was logged
+    after it: no step appears twice.
+
+    Args:
+        images: whether pictures are written too.
+        run_directory: directory of the run.
+        start_step: step of the checkpoint that training goes on from.
+
+    Raises:
+        PluginError: TensorBoard is not installed.
+    """
+
+    def __init__(
+        self,
+        images: bool = True,
+        *,
+        run_directory: Annotated[Path, Injected],
+        start_step: Annotated[int, Injected] = 0,
+    ) -> None:
+        self.images = images
+        self.start_step = start_step
+        # TensorBoard drops what has this step or a later one; the checkpoint's own row stays
+        self._writer = _writer_class()(str(Path(run_directory) / "tensorboard"), purge_step=start_step + 1)
+
+    @classmethod
+    def check(cls) -> None:
+        _writer_class()
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(_tag(name), value, step)
+        self._writer.flush()
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        if self.start_step == 0:  # a resumed run has it already
+            text = json.dumps(config, indent=2, default=str)
+            self._writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+            self._writer.flush()
+
+    def log_image(self, step: int, name: str, path: Path) -> None:
+        if self.images:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._writer.add_image(_tag(f"figures.{name}"), pixels, step, dataformats="HWC")
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tag(name: str) -> str:
+    return name.replace(".", "/") if "." in name else f"train/{name}"
+
+
+def _writer_class() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise PluginError(
+            f"logger 'tensorboard' needs the package tensorboard, which can't be imported: {error}",
+            hint="Install it with `pip install 'gebm-kit[tensorboard]'`, or train without it: loggers=[].",
+        ) from error
+    return SummaryWriter
