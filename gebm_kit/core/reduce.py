@@ -3,11 +3,17 @@
 Losses use these so that an estimate such as a log-mean-exp is that of the global batch (averaging per-rank estimates is
 wrong). Gradients follow the convention of DistributedDataParallel, which averages gradients over ranks: with
 W ranks the local gradient is W times the derivative of the global value, so that the average is the derivative itself.
+Every result is the same to the last bit on all ranks, so that what is learned from it stays the same on them.
+
+Random numbers of a batch are drawn alike on every rank, for the global batch, and each takes its rows (`share`): a batch
+over several ranks is the batch of one process.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,14 +26,43 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which rank this process is; 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class RankLost(RuntimeError):
+    """A collective failed: another rank has ended, or can't be reached."""
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """Turn what torch.distributed raises inside the block into `RankLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(str(error).partition("\n")[0]) from error
+
+
+def all_reduce(tensor: Tensor, op: Any = None) -> None:
+    """Sum over the ranks (or another of torch's ``ReduceOp``), in place; nothing for a process alone.
+
+    Raises:
+        RankLost: another rank is gone.
+    """
+    if world_size() > 1:
+        with collective():
+            dist.all_reduce(tensor, dist.ReduceOp.SUM if op is None else op)
+
+
 class _GlobalLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         top = values.max()
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        all_reduce(top, dist.ReduceOp.MAX)
         top = torch.where(torch.isfinite(top), top, torch.zeros_like(top))  # inf - inf would make nan of a plain inf
         total = torch.exp(values - top).sum()
-        dist.all_reduce(total)
+        all_reduce(total)
         result = top + total.log()
         ctx.save_for_backward(values, result)
         return result
@@ -50,14 +85,22 @@ def log_mean_exp(values: Tensor) -> Tensor:
     return logsumexp(values) - math.log(values.shape[0] * world_size())
 
 
+class _GlobalMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.shape = values.shape
+        total = values.sum()
+        all_reduce(total)
+        return total / (values.numel() * world_size())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return (grads[0] / math.prod(ctx.shape)).expand(ctx.shape)
+
+
 def mean(values: Tensor) -> Tensor:
     """Mean over the global batch (every rank holds equally many), differentiable in DDP's convention; result: ()."""
-    local = values.mean()
-    if world_size() == 1:
-        return local
-    total = local.detach().clone()
-    dist.all_reduce(total)
-    return local + (total / world_size() - local.detach())
+    return values.mean() if world_size() == 1 else _GlobalMean.apply(values)
 
 
 def softmax_weights(log_weights: Tensor) -> Tensor:
@@ -71,6 +114,37 @@ def gather(values: Tensor) -> Tensor:
     values = values.detach()
     if world_size() == 1:
         return values
+    values = values.contiguous()
     parts = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(parts, values.contiguous())
+    with collective():
+        dist.all_gather(parts, values)
     return torch.cat(parts)
+
+
+def share(rows: Tensor) -> Tensor:
+    """This rank's part of what every rank holds alike: the r-th of W equal parts; (W B, ...) -> (B, ...).
+
+    Raises:
+        ValueError: the rows can't be shared evenly.
+    """
+    if world_size() == 1:
+        return rows
+    count, rest = divmod(rows.shape[0], world_size())
+    if rest:
+        raise ValueError(f"{rows.shape[0]} rows can't be shared evenly by {world_size()} ranks")
+    return rows[rank() * count : (rank() + 1) * count]
+
+
+def rand_rows(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform numbers on [0, 1), one for each row of ``like``, (B, *D) -> (B, 1, ...), which are those of one process.
+
+    The generator must be in the same state on all ranks; it is left so.
+    """
+    shape = (like.shape[0] * world_size(),) + (1,) * (like.ndim - 1)
+    return share(torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)).to(like.device)
+
+
+def randn_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape of ``like``, (B, *D), which are those of one process; see `rand_rows`."""
+    shape = (like.shape[0] * world_size(), *like.shape[1:])
+    return share(torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)).to(like.device)

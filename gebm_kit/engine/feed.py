@@ -1,7 +1,8 @@
 """Batches of training data in an order that depends on the seed and the position alone.
 
 The permutation of each epoch is a function of (seed, epoch), so the state of the feed is one number: how many rows were
-handed out. A resumed run sees exactly the rows that it would have seen.
+handed out. A resumed run sees exactly the rows that it would have seen. Of several ranks each takes its part of every batch,
+whose rows and order are those of one process: none is seen twice in an epoch, and any number of ranks can go on.
 
 Data that fit are held on the device as the dataset stores them (images stay bytes) and are brought to their value range
 there; the rest is read ahead by a thread, into pinned memory for a CUDA device.
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gebm_kit.core import reduce
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import HasStoredRows, Split
 
@@ -32,12 +34,12 @@ class Feed:
 
     Args:
         split: the data.
-        batch_size: rows in a batch; a batch may span two epochs, so that none is short.
+        batch_size: rows in a batch, of all ranks together; a batch may span two epochs, so that none is short.
         seed: of the order.
         device, dtype: of the batches.
 
     Attributes:
-        position: rows handed out so far; set it to resume.
+        position: rows handed out so far, to all ranks; set it to resume.
         seed, batch_size: may be set anew; what was read ahead under the old ones is dropped.
         epoch_size: rows in the split.
 
@@ -59,7 +61,7 @@ class Feed:
         self._ahead = _ReadAhead(self._read) if self._resident is None else None
 
     def next(self) -> Tensor:
-        """The next batch, (B, *D)."""
+        """The next batch, or this rank's part of it, (B, *D)."""
         place = _Place(self.seed, self.position, self.batch_size)
         if self._ahead is not None:
             stored = self._ahead.take(place).to(self.device, non_blocking=True)
@@ -75,7 +77,7 @@ class Feed:
         return 0 if self._resident is None else self._resident.numel() * self._resident.element_size()
 
     def _indices(self, place: _Place) -> Tensor:
-        """Rows of the batch at that place, (B,)."""
+        """Rows of the batch at that place, or of this rank's part of it, (B,)."""
         parts, wanted, position = [], place.size, place.position
         while wanted:
             epoch, offset = divmod(position, self.epoch_size)
@@ -83,7 +85,7 @@ class Feed:
             parts.append(part)
             wanted -= len(part)
             position += len(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return reduce.share(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _permutation(self, seed: int, epoch: int) -> Tensor:
         if self._epoch != (seed, epoch):

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.schema import OptimizerSection, Recipe
+from gebm_kit.core import reduce
 from gebm_kit.core.errors import CheckpointError, RecipeError
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
+from gebm_kit.engine import parallel
 from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
@@ -50,6 +52,7 @@ class Trainer:
         dtype = DTYPES[recipe.precision]
         facts = data_facts(recipe, dataset)
         self.model = build_model(recipe, facts).to(device)
+        parallel.synchronise_batch_norm(self.model, device, self.settings.batch_size // reduce.world_size())
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
         self.penalties = _penalties(recipe.penalties, facts, device)
@@ -82,12 +85,14 @@ class Trainer:
         if self.step == self.settings.steps and self.settings.final.steps:
             self._enter_final_phase()
         self._schedule()
+        parallel.seed_rank(self.settings.seed, self.step)
         metrics: dict[str, Tensor] = {}
         if self.settings.part != "base":
             for _ in range(self._num_energy_updates()):
                 metrics |= self.energy_step().metrics
         if self.settings.part != "energy" and not self.final_phase:
             metrics |= self.base_step().metrics
+        parallel.average_statistics(self.model.energy)
         self.step += 1
         return metrics
 
@@ -113,11 +118,12 @@ class Trainer:
         with _fixed(self.model.energy, self.loss), self._forward_context():
             if self._pretraining:
                 assert isinstance(self.model.base, HasPretraining)
-                terms = LossTerms(self.model.base.pretraining_loss(self.feed.next()))
+                terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self.feed.next()).reshape(1)))
             else:
                 z = self._latents()
                 terms = self.loss.base_loss(self.model, Batch(None, z, self._noisy(self.model.base(z))))
         self._update(self.base_optimizer, terms.loss)
+        parallel.average_statistics(self.model.base)
         if self.ema is not None:
             self.ema.update(self.model.base)
         return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
@@ -129,7 +135,7 @@ class Trainer:
             batch = self.settings.batch_size
             z = self.model.base.sample_prior(-(-INITIAL_DRAWS // batch) * batch, self.generator, self.feed.dtype)
             parts = z.split(batch)
-            energies = [self.model.energy(self._noisy(self.model.base(part))).double() for part in parts]
+            energies = [self.model.energy(self._noisy(self.model.base(reduce.share(part)))).double() for part in parts]
             self.loss.initialise(torch.cat(energies))
 
     @contextlib.contextmanager
@@ -220,7 +226,8 @@ class Trainer:
         return self.settings.start_energy_steps if starting else self.settings.energy_steps
 
     def _latents(self) -> Tensor:
-        return self.model.base.sample_prior(self.feed.batch_size, self.generator, self.feed.dtype)
+        """Codes of this rank's part of a batch."""
+        return reduce.share(self.model.base.sample_prior(self.feed.batch_size, self.generator, self.feed.dtype))
 
     def _batch(self) -> Batch:
         x, z = self.feed.next(), self._latents()
@@ -230,8 +237,7 @@ class Trainer:
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.settings.noise:
             return x
-        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-        return x.add(noise, alpha=self.settings.noise)
+        return x.add(reduce.randn_like(x, self.generator), alpha=self.settings.noise)
 
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
@@ -239,8 +245,9 @@ class Trainer:
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parallel.average_gradients(parameters)
         if self.settings.clip_grad_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
         optimizer.step()
 

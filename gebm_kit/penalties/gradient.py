@@ -57,9 +57,8 @@ class GradientPenalty(Penalty):
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.x is None:
             raise UsageError("the gradient penalty needs data, and the batch has none")
-        shape = (batch.x.shape[0],) + (1,) * (batch.x.ndim - 1)
-        share = torch.rand(shape, generator=generator, device=generator.device, dtype=batch.x.dtype)
-        between = torch.lerp(batch.x_base.detach().to(batch.x.dtype), batch.x, share.to(batch.x.device))
+        share = reduce.rand_rows(batch.x, generator)
+        between = torch.lerp(batch.x_base.detach().to(batch.x.dtype), batch.x, share)
         squared = squared_gradient_norm(energy, between)
         if self.centre > 0:
             # The smallest normal number keeps the root's derivative finite where the gradient vanishes.

@@ -1,0 +1,125 @@
+"""Two ranks train what one process trains, stop and fail together, and go on after one of them was killed."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from gebm_kit.config.build import build_dataset
+from gebm_kit.config.check import check
+from gebm_kit.config.load import parse
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core import reduce
+from gebm_kit.core.errors import UsageError
+from gebm_kit.engine import parallel
+from gebm_kit.engine.progress import GebmKitWarning
+from gebm_kit.engine.trainer import Trainer
+
+RANKS, STEPS = 2, 20
+
+TOY = """\
+schema: 1
+data: {name: eight-gaussians, num_train: 300, num_valid: 100, num_test: 100}
+base: {name: mlp, latent_dim: 3, hidden: [16]}
+energy: {name: mlp, hidden: [16]}
+loss: {name: kale}
+train:
+  steps: 16
+  energy_steps: 2
+  start_steps: 2
+  start_energy_steps: 4
+  batch_size: 32
+  noise: 0.05
+  clip_grad_norm: 1.0
+  penalty: {name: gradient, every: 2}
+  final: {steps: 4, batch_size: 48}
+optim: {energy: {lr: 0.01}, base: {lr: 0.005}}
+ema: {decay: 0.9}
+precision: float64
+device: cpu
+"""
+
+OF_THE_RANK = ("rng/torch", "model/log_partition")
+
+LOSSES = {"kale": "kale", "kale-adam": "{name: kale, update: adam}", "kale-dv": "kale-dv", "logistic": "logistic"}
+
+
+def toy(*overrides: str) -> Recipe:
+    return check(parse(TOY, name="toy", overrides=overrides), directory=Path())
+
+
+def trainer_of(recipe: Recipe) -> Trainer:
+    torch.manual_seed(0)
+    trainer = Trainer(recipe, build_dataset(recipe), torch.device("cpu"))
+    trainer.initialise()
+    return trainer
+
+
+def trained(recipe: Recipe, steps: int = STEPS) -> dict[str, Tensor]:
+    """Every tensor of the state that a checkpoint would hold after ``steps`` cycles, but for torch's own generator and for
+    the model's log-partition, which is unknown until a checkpoint is saved."""
+    trainer = trainer_of(recipe)
+    for _ in range(steps):
+        trainer.cycle()
+    found = {f"{part}/{name}": t for part, named in trainer.tensors().items() for name, t in named.items()}
+    return {name: tensor.clone() for name, tensor in found.items() if name not in OF_THE_RANK}
+
+
+def averaged_logsumexp(values: Tensor) -> Tensor:
+    """The mistake: each rank's own log-mean-exp, averaged over the ranks, with importance weights of each rank alone."""
+    local = torch.logsumexp(values, dim=0)
+    average = local.detach().clone()
+    reduce.all_reduce(average)
+    return local - local.detach() + average / RANKS + math.log(RANKS)
+
+
+def work(rank: int, ranks: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    seen = {name: trained(toy(f"loss={loss}")) for name, loss in LOSSES.items()}
+    seen["batch norm"] = trained(toy("base.norm=batch"))
+    right = reduce.logsumexp
+    reduce.logsumexp = averaged_logsumexp
+    for name, loss in LOSSES.items():
+        seen[f"mistaken {name}"] = trained(toy(f"loss={loss}"))
+    reduce.logsumexp = right
+    torch.save(seen, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(RANKS, str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference between two states."""
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_ranks_train_what_one_process_trains(loss: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
+    """Weights, averages, optimisers, log-partition, generator and position, with penalty, noise, clipping, final phase."""
+    alone, start = (trained(toy(f"loss={LOSSES[loss]}"), steps) for steps in (STEPS, 0))
+    for name in ("energy.layers.0.weight", "base.layers.0.weight"):
+        assert float((alone[f"model/{name}"] - start[f"model/{name}"]).abs().max()) > 0.01
+    for seen in by_rank:
+        assert gap(alone, seen[loss]) < 1e-9
+        assert gap(alone, seen[f"mistaken {loss}"]) > 1e-6
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "batch norm"])
+def test_the_ranks_hold_the_same_state_to_the_last_bit(name: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
+    first, second = (seen[name] for seen in by_rank)
+    assert all(torch.equal(first[key], second[key]) for key in first)
