@@ -1,16 +1,16 @@
 """Training on several ranks: each computes on its part of every batch, and all make the same update.
 
 The gradients are averaged after the backward pass by a flattened all-reduce, not by wrapping modules in
-DistributedDataParallel, whose reducer assumes one forward and one backward pass of one module whose parameters always require
-gradients. Here two networks are trained in turn, each while the other is frozen; an energy step calls the energy several
-times, once inside ``torch.autograd.grad`` for a penalty that is differentiated again, which DistributedDataParallel does not
+DistributedDataParallel, whose reducer assumes one forward and one backward pass of one module whose parameters always
+require gradients. Here two networks are trained in turn, each while the other is frozen; an energy step calls the energy
+several times, once inside ``torch.autograd.grad`` for a penalty that is differentiated again, which that reducer does not
 support; the log-partition is a parameter of neither network; and `torch.compile` sees plain modules, whose names in a
 checkpoint are those of one process. What this gives up is the overlap of communication and backward pass.
 
 The convention is DistributedDataParallel's, an average over ranks (core/reduce.py has the estimates that go with it: the
-log-partition and the importance weights are those of the global batch). Random numbers are drawn for the global batch on every
-rank, from generators in the same state, so that W ranks train what one process trains, up to the rounding of sums. What is
-random in another way (dropout, the chains of contrastive losses) differs from rank to rank and from one process.
+log-partition and the importance weights are those of the global batch). Random numbers are drawn for the global batch on
+every rank, from generators in the same state, so that W ranks train what one process trains, up to the rounding of sums.
+What is random in another way (dropout) differs from rank to rank and from one process.
 
 References:
     PyTorch Distributed: Experiences on Accelerating Data Parallel Training. S. Li et al., VLDB 2020.
@@ -20,8 +20,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +27,8 @@ from torch import Tensor, nn
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.checkpoint import Checkpoint
-from gebm_kit.engine.distributed import Ranks
-from gebm_kit.engine.files import plain
 from gebm_kit.engine.progress import warn
-from gebm_kit.engine.saved_state import packed, unpacked
-
-if TYPE_CHECKING:
-    from gebm_kit.engine.trainer import Trainer
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients in one all-reduce, at least, where there are that many: DistributedDataParallel's default."""
@@ -143,38 +133,10 @@ def average_statistics(model: nn.Module) -> None:
                     statistic /= reduce.world_size()
 
 
-# --- the state of all ranks ------------------------------------------------------------------------------------------
+# --- random numbers ------------------------------------------------------------------------------------------
 
 
 def seed_rank(seed: int, step: int) -> None:
     """Give each of several ranks random numbers of its own for a cycle (dropout), which need not be saved to go on."""
     if reduce.world_size() > 1:
         torch.manual_seed(stream(seed, "rank", reduce.rank(), step).initial_seed())
-
-
-def share_state(trainer: Trainer, ranks: Ranks) -> None:
-    """Give every rank the state of the first: weights, averages, optimisers, random numbers, position in the data."""
-    if ranks.size == 1:
-        return
-    content = b""
-    if ranks.rank == 0:
-        parts = trainer.tensors()
-        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        record = {"step": trainer.step, "state": trainer.counters(), "parts": list(parts)}
-        content = packed(tensors, plain(record))
-    content = ranks.broadcast(content)
-    if ranks.rank > 0:
-        where = Path("the state of the first process")
-        flat, record = unpacked(content, where)
-        parts = {part: {} for part in record["parts"]}
-        for key, tensor in flat.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
-        trainer.restore(Checkpoint(where, record["step"], parts, record["state"]))
-
-
-class Silent(Logger):
-    """The log of the ranks that write nothing."""
-
-    def log(self, step: int, scalars: object) -> None:
-        return

@@ -11,7 +11,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.interfaces import Batch, Energy, LossTerms
+from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.energies.mlp import MlpEnergy
@@ -57,6 +57,13 @@ def observed(rank: int, ranks: int) -> dict[str, Tensor]:
         seen[f"{name} gradient"] = reduce.gather(grad) / ranks
     seen["weights"] = reduce.gather(reduce.softmax_weights(values()[rows]))
     seen["gathered"] = reduce.gather(values()[rows])
+    seen["shared"] = reduce.gather(reduce.share(values()))
+    generator = torch.Generator().manual_seed(3)
+    for draw in (reduce.rand_rows, reduce.randn_like):  # in the same state on every rank
+        seen[draw.__name__] = reduce.gather(draw(torch.zeros(len(values()[rows]), 2), generator))
+    largest = values()[rows].max()
+    reduce.all_reduce(largest, dist.ReduceOp.MAX)
+    seen["all_reduce"] = largest
     for bad in (math.inf, -math.inf):
         extreme = values()
         extreme[:] = bad if bad < 0 else extreme
@@ -118,22 +125,11 @@ def loss_terms(name: str, rows: slice, ranks: int) -> dict[str, Tensor]:
 def penalty_terms(name: str, rows: slice, ranks: int) -> dict[str, Tensor]:
     penalty = installed().registry.get("penalty", name).load()()
     model, batch = model_and_batch(rows)
-    # Each rank draws its own interpolation shares; with a constant gradient they do not matter.
-    value = penalty(linear_along(model.energy), batch, torch.Generator().manual_seed(0))
+    value = penalty(model.energy, batch, torch.Generator().manual_seed(0))
     return {
         f"{name} penalty": value.detach(),
         f"{name} penalty gradient": averaged(value, list(model.energy.parameters()), ranks),
     }
-
-
-def linear_along(energy: Energy) -> Energy:
-    """An energy with the same gradient everywhere, in the parameters of ``energy``."""
-
-    class Linear(Energy):
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ energy.layers[0].weight.sum(0)
-
-    return Linear()
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
@@ -163,6 +159,12 @@ def test_two_ranks_equal_one_process(by_rank):
                 )
 
 
+def test_ranks_see_the_same_bits(by_rank):
+    """What is learned from an estimate would otherwise drift apart."""
+    for name, value in by_rank[0].items():
+        assert torch.equal(value, by_rank[1][name]), name
+
+
 def test_averaging_per_rank_estimates_would_have_been_noticed(by_rank):
     alone = observed(0, 1)
     assert (by_rank[0]["mistake"] - alone["mistake"]).abs() > 0.05
@@ -187,6 +189,15 @@ class TestOneProcess:
     def test_a_single_value_is_its_own_mean(self):
         """The accumulation starts from its first term: no phantom sample."""
         assert reduce.log_mean_exp(torch.tensor([-50.0])).item() == -50.0
+
+    def test_rows_that_can_not_be_shared_are_refused(self, monkeypatch):
+        monkeypatch.setattr(reduce, "world_size", lambda: 5)
+        with pytest.raises(ValueError, match="12 rows can't be shared evenly by 5 ranks"):
+            reduce.share(values())
+
+    def test_a_collective_that_breaks_says_that_a_rank_is_lost(self):
+        with pytest.raises(reduce.RankLost, match="closed by peer"), reduce.collective():
+            raise RuntimeError("Connection closed by peer\nlong explanation")
 
     def test_extreme_values(self):
         assert reduce.log_mean_exp(torch.tensor([1e4, -1e4])).item() == pytest.approx(1e4 - math.log(2))

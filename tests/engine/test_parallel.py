@@ -119,6 +119,53 @@ def test_two_ranks_train_what_one_process_trains(loss: str, by_rank: list[dict[s
         assert gap(alone, seen[f"mistaken {loss}"]) > 1e-6
 
 
+@pytest.mark.parametrize(
+    ("key", "ok"), [("train.batch_size=63", False), ("train.final.batch_size=47", False), ("ema.decay=0", True)]
+)
+def test_a_batch_that_the_ranks_can_not_share_is_refused(key: str, ok: bool) -> None:
+    if ok:
+        parallel.check_batches(toy(key), 2)
+        return
+    size = int(key.partition("=")[2])
+    with pytest.raises(UsageError, match=f"{key} can't be shared evenly by 2 processes") as caught:
+        parallel.check_batches(toy(key), 2)
+    assert f"={size - 1} or {size + 1}," in caught.value.hint
+
+
+def test_a_batch_norm_needs_two_rows_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduce, "world_size", lambda: 16)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    with pytest.raises(UsageError, match="each of 16 processes has 1 of a batch"):
+        parallel.synchronise_batch_norm(model, torch.device("cpu"), 1)
+    with pytest.warns(GebmKitWarning, match="normalises its own 2 rows"):
+        assert parallel.synchronise_batch_norm(model, torch.device("cpu"), 2) is model
+    converted = parallel.synchronise_batch_norm(model, torch.device("cuda"), 1)
+    assert isinstance(converted[1], torch.nn.SyncBatchNorm)
+    assert list(converted.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("size", [1, 100, 10**9])
+def test_gradients_are_averaged_in_buckets(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any size, several types and memory layouts; parameters without a gradient stay so."""
+    monkeypatch.setattr(parallel, "BUCKET_BYTES", size)
+    monkeypatch.setattr(reduce, "world_size", lambda: 4)
+    monkeypatch.setattr(reduce, "all_reduce", lambda tensor: tensor.mul_(3))
+    shapes = [(3, 4, 2, 2), (5,), (), (2, 3)]
+    parameters = [
+        torch.nn.Parameter(torch.zeros(shape, dtype=kind))
+        for shape in shapes
+        for kind in (torch.float32, torch.float64)
+    ]
+    for parameter in parameters[:-1]:
+        parameter.grad = torch.randn_like(parameter)
+    parameters[0].grad = parameters[0].grad.contiguous(memory_format=torch.channels_last)
+    before = [p.grad.clone() for p in parameters[:-1]]
+    parallel.average_gradients(parameters)
+    assert parameters[-1].grad is None
+    for parameter, grad in zip(parameters, before, strict=False):
+        torch.testing.assert_close(parameter.grad, 0.75 * grad)
+
+
 @pytest.mark.parametrize("name", [*LOSSES, "batch norm"])
 def test_the_ranks_hold_the_same_state_to_the_last_bit(name: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
     first, second = (seen[name] for seen in by_rank)
