@@ -22,6 +22,7 @@ from benchmarks.samplers.targets import TARGETS, Target
 from gebm_kit.core.interfaces import Potential, Sampler, ValueAndGrad
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import installed
+from gebm_kit.engine.allocator import keep_freed_memory
 from gebm_kit.engine.blocks import activation_bytes, automatic_block_size, lay_out, thread_piece
 from gebm_kit.engine.warmup import warm_up_blocks
 from gebm_kit.samplers.hmc import Hmc
@@ -152,6 +153,7 @@ def main() -> int:
     parser.add_argument("--prepare", action="store_true")
     options = parser.parse_args()
     target = TARGETS[options.target].scaled(options.scale)
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(options.threads)
     if options.prepare:
         prepare(target, options.exports)

@@ -14,7 +14,7 @@ from gebm_kit.cli.options import (
     find_run,
     only_sections,
     overridden_recipe,
-    set_threads,
+    set_up_cpu,
     split_words,
 )
 
@@ -34,7 +34,7 @@ def evaluate(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     only_sections(given.overrides, SECTIONS, "gebm-kit eval")
-    set_threads(threads)
+    set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
     from gebm_kit.engine.devices import resolve_device
     from gebm_kit.engine.evaluate import score_recipe

@@ -108,8 +108,11 @@ def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str
             )
 
 
-def set_threads(threads: int | None) -> None:
-    """Let torch use that many CPU threads."""
+def set_up_cpu(threads: int | None) -> None:
+    """Let torch use that many CPU threads, and keep memory that was freed."""
+    from gebm_kit.engine.allocator import keep_freed_memory
+
+    keep_freed_memory()
     if threads is not None:
         import torch
 

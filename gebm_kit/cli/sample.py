@@ -25,7 +25,7 @@ from gebm_kit.cli.options import (
     find_run,
     only_sections,
     overridden_recipe,
-    set_threads,
+    set_up_cpu,
     split_words,
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
@@ -100,7 +100,7 @@ def sample(
         run_trace(trace, given, say, sampler, changes, of_draws, out=out, device=device, threads=threads)
         return
     only_sections(given.overrides, SECTIONS, "gebm-kit sample")
-    set_threads(threads)
+    set_up_cpu(threads)
     from gebm_kit.engine.distributed import first_rank
 
     run = find_run(given.target, say)

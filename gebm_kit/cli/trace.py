@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Words, find_run, only_sections, overridden_recipe, set_threads
+from gebm_kit.cli.options import Words, find_run, only_sections, overridden_recipe, set_up_cpu
 from gebm_kit.cli.results import interval
 from gebm_kit.core.errors import UsageError
 
@@ -78,7 +78,7 @@ def run_trace(
             raise UsageError(
                 f"--trace keeps no draws, so there is nothing for {option}", hint="Leave out one of the two."
             )
-    set_threads(threads)
+    set_up_cpu(threads)
     from gebm_kit.engine.along import chosen_metric, record
     from gebm_kit.engine.along_result import check_output
     from gebm_kit.engine.sample import resolve_sampler, settings_of

@@ -16,7 +16,7 @@ from gebm_kit.cli.options import (
     Quiet,
     RecipeWord,
     Threads,
-    set_threads,
+    set_up_cpu,
     split_words,
 )
 from gebm_kit.core.errors import UsageError
@@ -54,7 +54,7 @@ def train(
     from gebm_kit.config.load import load_recipe
 
     recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
-    set_threads(threads)
+    set_up_cpu(threads)
     from gebm_kit.cli.results import figure_paths, show_evaluation, show_figures
     from gebm_kit.engine.train import plan, train as engine_train
 
