@@ -176,6 +176,7 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         ["eval", str(tiny_run)],
         ["list"],
         ["describe", "sampler", "hmc"],
+        ["runs", str(tiny_run.parent)],
         ["recipes", "ls"],
         ["recipes", "show", "quickstart"],
         ["recipes", "check", "quickstart"],
@@ -190,6 +191,8 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         missing = set(found) - known
         assert not missing, f"{' '.join(words)}: {missing}"
         inner = found.get("trace", {})
+        run_keys = set().union(*found.get("runs", []))
+        assert run_keys <= known, f"{' '.join(words)}: {run_keys - known}"
         trace_keys = set(inner).union(*inner.get("points", []), *inner.get("curves", []))
         assert trace_keys <= known, f"{' '.join(words)}: {trace_keys - known}"
         for key in ("log_partition", "metrics"):

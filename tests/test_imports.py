@@ -36,6 +36,8 @@ sys.exit(code)
         ["plugins", "list"],
         ["recipes", "ls"],
         ["recipes", "show", "quickstart"],
+        ["runs"],
+        ["runs", "--json"],
     ],
     ids=" ".join,
 )

@@ -27,6 +27,7 @@ from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
+from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.train import train
 from gebm_kit.core.errors import GebmKitError, Interrupted
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
+app.command("runs")(runs)
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)

@@ -261,6 +261,7 @@ def _table(
     done = 0
     for name, metric in metrics.items():
         protocol[name] = dict(metric.protocol(scorer.context(name, columns["gebm"][0], 0)))
+        protocol[name]["lower_is_better"] = metric.lower_is_better
         if metric.of_model:
             for key, value in metric(scorer.context(name, columns["base"][0], 0)).items():
                 table["gebm"][key] = Estimate(value, None, None, 1)

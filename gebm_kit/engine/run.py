@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
-import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
+from gebm_kit.engine.run_record import read_rows
 
 RUNS = Path("runs")
 
@@ -83,16 +83,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl; a last line cut off by a kill is left out."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        return read_rows(self.path)
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:

@@ -1,0 +1,104 @@
+"""``gebm-kit runs``: what was trained, how far it is, and how good it is."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.run_record import RunRecord, Score
+
+HEADINGS = ("run", "recipe", "state", "step", "metric", "base", "GEBM", "GEBM / base", "best", "time", "changed")
+
+
+def runs(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Where to look, to any depth; default: runs.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="NAME", help="The value to show; default: the first one of each run."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs under DIR, the latest first, with their state, their progress and their scores."""
+    from gebm_kit.engine.run_record import find_records
+
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    root = Path("runs") if directory is None else directory
+    found = find_records(root) if directory is not None or root.exists() else []
+    if metric is not None:
+        known = {name for record in found for name in record.value_names()}
+        if found and metric not in known:
+            raise UsageError(f"no run under {root} was scored by {metric!r}; {nearest(metric, known)}")
+    scored = [(record, record.score(metric)) for record in found]
+    payload = {"directory": str(root), "runs": [_as_dict(record, score) for record, score in scored]}
+    say.result(payload, lambda: _show(root, scored))
+    for record in found:
+        if record.problem:
+            say.note(record.problem)
+
+
+def _as_dict(record: RunRecord, score: Score | None) -> dict[str, object]:
+    nothing = dict.fromkeys(("metric", "data", "base", "gebm", "ratio", "best"))
+    return {
+        "run": str(record.path),
+        "recipe": record.recipe,
+        "state": record.state,
+        "step": record.step,
+        "total_steps": record.total_steps,
+        "seconds": record.seconds,
+        "updated": datetime.datetime.fromtimestamp(record.updated, datetime.UTC).isoformat(timespec="seconds"),
+        **(nothing if score is None else score.as_dict()),
+        "problem": record.problem or None,
+    }
+
+
+def _show(root: Path, scored: list[tuple[RunRecord, Score | None]]) -> None:
+    if not scored:
+        ui.text(f"there are no runs under {root}; `gebm-kit train quickstart` makes one")
+        return
+    rows = [_row(record, score) for record, score in scored]
+    # a run that was evaluated once has no best one to tell
+    several = any(len(record.evaluated_rows) > 1 for record, _ in scored)
+    shown = [index for index, heading in enumerate(HEADINGS) if heading != "best" or several]
+    ui.table("", [HEADINGS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+
+
+def _row(record: RunRecord, score: Score | None) -> list[str]:
+    values = dict.fromkeys(("base", "gebm", "ratio"), "-")
+    if score is not None:
+        values |= {column: ui.number((score.columns[column] or {}).get("value")) for column in values}
+    best = "-" if score is None or score.best is None else f"{ui.number(score.best[0])} at {score.best[1]}"
+    total = "" if record.total_steps is None else f"/{record.total_steps}"
+    return [
+        str(record.path),
+        record.recipe or "-",
+        record.state,
+        f"{ui.number(record.step)}{total}",
+        "-" if score is None else score.name,
+        values["base"],
+        values["gebm"],
+        values["ratio"],
+        best,
+        "-" if record.seconds is None else ui.duration(record.seconds),
+        f"{_age(time.time() - record.updated)} ago",
+    ]
+
+
+def _age(seconds: float) -> str:
+    """``12 s``, ``5 min``, ``3 h``, ``9 days``."""
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{max(int(seconds // unit), 0)} {name}"
+    return f"{int(seconds // 86400)} days"
