@@ -89,6 +89,20 @@ class FinalSection:
 
 
 @dataclass(frozen=True, slots=True)
+class NonFiniteSection:
+    """What happens when a loss or a gradient is not finite. Such an update is skipped: nothing of the state changes.
+
+    Attributes:
+        limit: so many skipped updates of a part in a row and training goes back to the last good checkpoint (to the start
+            when there is none) with fresh randomness.
+        restores: how many times in a run; after that the run fails.
+    """
+
+    limit: Positive = 20
+    restores: Count = 2
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSection:
     """How the two parts are trained. One step is one cycle: ``energy_steps`` energy updates, then one base update.
 
@@ -108,6 +122,7 @@ class TrainSection:
         seed: of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
         clip_grad_norm: largest gradient norm of an update; null: no clipping.
+        on_non_finite: what happens when a loss or a gradient is not finite.
         log_every, eval_every, checkpoint_every: cycles between log lines, evaluations with pictures (0: only at the end)
             and checkpoints.
         keep_checkpoints: how many of the last checkpoints stay.
@@ -125,6 +140,7 @@ class TrainSection:
     seed: Seed = 0
     penalty: Any = None
     clip_grad_norm: Annotated[float, Range(0, None, low_open=True)] | None = None
+    on_non_finite: NonFiniteSection = NonFiniteSection()
     log_every: Positive = 50
     eval_every: Count = 0
     checkpoint_every: Positive = 500

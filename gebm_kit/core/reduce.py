@@ -103,6 +103,15 @@ def mean(values: Tensor) -> Tensor:
     return values.mean() if world_size() == 1 else _GlobalMean.apply(values)
 
 
+def maximum(value: Tensor) -> Tensor:
+    """The largest of the ranks' values, without gradient; () -> ()."""
+    if world_size() == 1:
+        return value
+    largest = value.detach().clone()
+    all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def softmax_weights(log_weights: Tensor) -> Tensor:
     """``softmax`` over the global batch, without gradient; (B,) -> (B,). The weights of all ranks sum to 1."""
     log_weights = log_weights.detach()

@@ -26,14 +26,13 @@ class EMA:
         decay: upper limit of d, 0 <= decay < 1.
 
     Attributes:
-        num_updates: n.
+        num_updates: n, () int64 on the module's device.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
-        self.num_updates = 0
         self._tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self._averaged = [
@@ -41,16 +40,27 @@ class EMA:
             for name, tensor in self._tensors.items()
             if tensor.is_floating_point() and (name in parameters or name.endswith(("running_mean", "running_var")))
         ]
+        device = next(iter(self._tensors.values())).device if self._tensors else None
+        self.num_updates = torch.zeros((), dtype=torch.int64, device=device)
         self._copied = [n for n in self._tensors if n not in set(self._averaged)]
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the module's current parameters."""
+    def update(self, module: nn.Module, skip: Tensor | None = None) -> None:
+        """Take in the module's current parameters; where ``skip`` is 1 (a flag on the device, ()) change nothing."""
         now = module.state_dict()
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        self.num_updates += 1
-        _foreach("_foreach_lerp_", self._of(self._tensors, self._averaged), self._of(now, self._averaged), 1.0 - decay)
-        _foreach("_foreach_copy_", self._of(self._tensors, self._copied), self._of(now, self._copied))
+        taken = torch.ones_like(self.num_updates) if skip is None else 1 - skip.to(torch.int64)
+        n = self.num_updates.double()
+        weight = (1 - ((1 + n) / (10 + n)).clamp_max(self.decay)) * taken
+        self.num_updates += taken
+        weights = {dtype: weight.to(dtype) for dtype in {self._tensors[name].dtype for name in self._averaged}}
+        averages = self._of(self._tensors, self._averaged)
+        _foreach("_foreach_lerp_", averages, self._of(now, self._averaged), [weights[a.dtype] for a in averages])
+        copies = self._of(now, self._copied)
+        if skip is not None:
+            copies = [
+                torch.where(skip.bool(), self._tensors[n], new) for n, new in zip(self._copied, copies, strict=True)
+            ]
+        _foreach("_foreach_copy_", self._of(self._tensors, self._copied), copies)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
@@ -60,7 +70,7 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average under the module's own names, and the number of updates under `COUNT`."""
-        return {**self._tensors, COUNT: torch.tensor(self.num_updates)}
+        return {**self._tensors, COUNT: self.num_updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -74,7 +84,7 @@ class EMA:
             if state[name].shape != tensor.shape:
                 raise RuntimeError(f"average {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
             tensor.copy_(state[name])
-        self.num_updates = int(state[COUNT])
+        self.num_updates.copy_(state[COUNT])
 
     @staticmethod
     def _of(tensors: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:

@@ -7,7 +7,6 @@ References:
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from gebm_kit.engine.files import write_json
 from gebm_kit.engine.log_partition import prior_energies
 from gebm_kit.engine.loggers import check_loggers, open_loggers
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
+from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, write_resolved
@@ -122,6 +122,7 @@ class _Job:
         self.on_progress = on_progress
         self.seconds = float(run.status.get("seconds", 0.0))
         self._clock = time.monotonic()
+        self.skipping = False
         drop_rows_after(run, trainer.step)
         try:
             self.logger = open_loggers(self.recipe, run.path, trainer.step)
@@ -162,11 +163,17 @@ class _Job:
         while trainer.step < settings.total_steps:
             metrics = trainer.cycle()
             last = trainer.step == settings.total_steps
-            if trainer.step % settings.log_every == 0 or last or trainer.step == 1:
+            log = trainer.step % settings.log_every == 0 or last or trainer.step == 1
+            if (log or trainer.step % settings.checkpoint_every == 0) and self._went_back():
+                trainer = self.trainer
+                continue
+            if log:
                 self._log(metrics)
             elif trainer.step % PROGRESS_EVERY == 0:
                 self.on_progress(Progress("train", trainer.step, settings.total_steps))
-            if trainer.step % settings.checkpoint_every == 0 or last or self.stop.received:
+            # none while updates are being skipped: it would take the place of a good one
+            due = trainer.step % settings.checkpoint_every == 0 and not self.skipping
+            if due or last or self.stop.received:
                 self.save("interrupted" if self.stop.received and not last else "running")
             if self.stop.received and not last:
                 raise self.stop.interrupted(
@@ -230,15 +237,38 @@ class _Job:
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         scalars = dict(named_scalars(metrics))
-        bad = {name: value for name, value in scalars.items() if not math.isfinite(value)}
-        if any(name in bad for name in ("energy_loss", "base_loss")):
-            seen = ", ".join(f"{name} = {value}" for name, value in bad.items())
-            raise RunFailed(
-                f"training diverged: at step {self.trainer.step} {seen}",
-                hint="Lower optim.energy.lr, raise the penalty's weight, or use loss=logistic.",
-            )
         self.logger.log(self.trainer.step, scalars)
         self.on_progress(Progress("train", self.trainer.step, self.settings.total_steps, scalars))
+
+    def _went_back(self) -> bool:
+        """Say how many updates were skipped; after too many in a row go back to the last good state, or fail."""
+        trainer, settings = self.trainer, self.settings.on_non_finite
+        seen = trainer.guard.read()
+        self.skipping = any(part.going_on for part in seen)
+        for part in seen:
+            if part.recent:
+                warn(str(part))
+        part_of_it = exceeded(seen, settings.limit)
+        if part_of_it is None:
+            return False
+        if trainer.restores >= settings.restores:
+            raise failure(trainer, part_of_it)
+
+        def start(made: Trainer) -> None:
+            _start_from(made, self.recipe)
+            made.initialise()
+
+        torch.manual_seed(self.settings.seed)
+        self.trainer = go_back(
+            trainer, self.run.checkpoints, lambda: Trainer(self.recipe, self.dataset, trainer.device), start
+        )
+        warn(
+            f"{part_of_it.longest} {part_of_it.part} updates in a row were skipped: training goes back from step "
+            f"{trainer.step} to step {self.trainer.step}, with other random numbers ({self.trainer.restores} of at most "
+            f"{settings.restores} times)"
+        )
+        self.save("running")
+        return True
 
     def _status(self, state: str) -> None:
         now = time.monotonic()

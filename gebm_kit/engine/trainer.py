@@ -19,10 +19,12 @@ from gebm_kit.config.schema import OptimizerSection, Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import CheckpointError, RecipeError
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
+from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
 from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
+from gebm_kit.engine.guard import Guard, gradient_norm
 from gebm_kit.engine.run import DTYPES, build_model
 from gebm_kit.engine.schedules import rate
 
@@ -43,6 +45,8 @@ class Trainer:
         ema, energy_ema: moving averages of the base (in the main phase) and of the energy (in the final one), or None.
         step: cycles done, of both phases.
         energy_updates: energy updates done, which decides when a lazy penalty is due.
+        guard: skips and counts updates that are not finite.
+        restores: how often training went back because of them; ``went_back``: that no cycle was trained since.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
@@ -63,8 +67,11 @@ class Trainer:
         self.energy_ema: EMA | None = None
         self.energy_optimizer = _optimizer(recipe.optim.energy, self._energy_parameters())
         self.base_optimizer = _optimizer(recipe.optim.base, list(self.model.base.parameters()))
+        self.guard = Guard([self.model.base, self.model.energy, self.loss], device)
         self.step = 0
         self.energy_updates = 0
+        self.restores = 0
+        self.went_back = False
         self._autocast = recipe.precision == "bfloat16"
         if self._autocast and device.type != "cuda":
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
@@ -94,10 +101,12 @@ class Trainer:
             metrics |= self.base_step().metrics
         parallel.average_statistics(self.model.energy)
         self.step += 1
+        self.went_back = False
         return metrics
 
     def energy_step(self) -> LossTerms:
         """One update of the energy (and of A); the base is not differentiated."""
+        kept = self.guard.keep()
         batch = self._batch()
         penalties = self.final_penalties if self.final_phase else self.penalties
         with self._forward_context():
@@ -106,15 +115,17 @@ class Trainer:
             for penalty in penalties:
                 if self.energy_updates % penalty.every == 0:
                     total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
-        self._update(self.energy_optimizer, total)
+        bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
+        self.guard.undo(kept, bad)
         if self.energy_ema is not None:
-            self.energy_ema.update(self.model.energy)
+            self.energy_ema.update(self.model.energy, bad)
         self.energy_updates += 1
         return LossTerms(terms.loss, {**terms.metrics, "energy_loss": total.detach()})
 
     def base_step(self) -> LossTerms:
         """One update of the base with the energy fixed, then of its moving average."""
+        kept = self.guard.keep()
         with _fixed(self.model.energy, self.loss), self._forward_context():
             if self._pretraining:
                 assert isinstance(self.model.base, HasPretraining)
@@ -122,10 +133,11 @@ class Trainer:
             else:
                 z = self._latents()
                 terms = self.loss.base_loss(self.model, Batch(None, z, self._noisy(self.model.base(z))))
-        self._update(self.base_optimizer, terms.loss)
+        bad = self._update("base", self.base_optimizer, terms.loss)
+        self.guard.undo(kept, bad)
         parallel.average_statistics(self.model.base)
         if self.ema is not None:
-            self.ema.update(self.model.base)
+            self.ema.update(self.model.base, bad)
         return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
 
     def initialise(self) -> None:
@@ -182,7 +194,13 @@ class Trainer:
 
     def counters(self) -> dict[str, Any]:
         """The plain part of the state."""
-        return {"energy_updates": self.energy_updates, "feed_position": self.feed.position}
+        return {
+            "energy_updates": self.energy_updates,
+            "feed_position": self.feed.position,
+            "non_finite": self.guard.state(),
+            "restores": self.restores,
+            "went_back": self.went_back,
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint.
@@ -207,9 +225,19 @@ class Trainer:
                 torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)
             self.energy_updates = int(checkpoint.state["energy_updates"])
             self.feed.position = int(checkpoint.state["feed_position"])
+            self.guard.restore(checkpoint.state.get("non_finite", {}))
+            self.restores = int(checkpoint.state.get("restores", 0))
+            self.feed.seed = self._data_seed()
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
         self.step = checkpoint.step
+
+    def refresh_randomness(self) -> None:
+        """Other latent codes, noise and data order from here on: what went wrong is not to happen in the same way again."""
+        seed = stream(self.settings.seed, "restore", self.restores).initial_seed()
+        self.generator.manual_seed(seed)
+        torch.manual_seed(seed)
+        self.feed.seed = self._data_seed()
 
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
@@ -218,6 +246,10 @@ class Trainer:
 
     def _averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
         return (self.model.base, self.ema), (self.model.energy, self.energy_ema)
+
+    def _data_seed(self) -> int:
+        seed = self.settings.seed
+        return stream(seed, "data order", self.restores).initial_seed() if self.restores else seed
 
     def _num_energy_updates(self) -> int:
         if self.final_phase:
@@ -242,14 +274,20 @@ class Trainer:
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
 
-    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    def _update(self, part: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """One step of the optimiser, unless loss or gradient is not finite; whether it is not: 1 or 0, () on the device."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         parallel.average_gradients(parameters)
-        if self.settings.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
+        if self.settings.clip_grad_norm is None:
+            norm = gradient_norm(parameters)
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
+        bad = self.guard.judge(part, self.step + 1, loss.detach(), norm)
+        optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernels read it, as under a GradScaler
         optimizer.step()
+        return bad
 
     def _schedule(self) -> None:
         """Learning rates of the coming cycle, by its place in its phase."""
@@ -290,7 +328,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 def _optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     if section.name == "sgd":
-        return torch.optim.SGD(parameters, section.lr, momentum=section.beta1, weight_decay=section.weight_decay)
+        momentum, weight_decay = section.beta1, section.weight_decay
+        made = torch.optim.SGD(parameters, section.lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        if momentum > 0:  # or a skipped first step would leave them uninitialised
+            for parameter in parameters:
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
     kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
     betas = (section.beta1, section.beta2)
     return kind(parameters, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)

@@ -1,0 +1,78 @@
+"""Going back to the last good state when updates keep being skipped because loss or gradient is not finite."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from gebm_kit.core import reduce
+from gebm_kit.core.errors import CheckpointError, RunFailed
+from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from gebm_kit.engine.guard import Skipped
+from gebm_kit.engine.trainer import Trainer
+
+WHAT_TO_TRY = "Lower optim.energy.lr, set train.clip_grad_norm=1, raise the penalty's weight, or use loss=logistic."
+
+
+def exceeded(seen: Sequence[Skipped], limit: int) -> Skipped | None:
+    """The part of which ``limit`` updates in a row were skipped since the last reading, if any."""
+    return next((part for part in seen if part.longest >= limit), None)
+
+
+def failure(trainer: Trainer, part: Skipped) -> RunFailed:
+    """The error that ends a run for good: what was seen, and what to try."""
+    back = f"; going back {trainer.restores} times did not help" if trainer.restores else ""
+    return RunFailed(
+        f"training diverged: at step {trainer.step} {part.longest} {part.part} updates in a row had been skipped{back}. "
+        f"{part}",
+        hint=WHAT_TO_TRY,
+    )
+
+
+def go_back(trainer: Trainer, folder: Path, fresh: Callable[[], Trainer], start: Callable[[Trainer], None]) -> Trainer:
+    """A trainer at the last good checkpoint in ``folder``, or at the start, with other random numbers ahead of it.
+
+    A checkpoint is good when the last two updates before it were not skipped. One that training went back to before without
+    making a new one since then is passed over, and the checkpoints after the chosen one are removed. Those of an interrupted
+    run, in between the regular ones, are the last choice, so that a run goes back to where it would have gone uninterrupted.
+
+    Args:
+        trainer: the one that failed.
+        folder: of the checkpoints.
+        fresh: makes a trainer with fresh weights.
+        start: brings such a trainer to where training starts.
+    """
+    checkpoint = _last_good(folder, trainer.settings.checkpoint_every)
+    reduce.maximum(torch.zeros((), device=trainer.device))  # every rank has read what the first one now removes
+    for path in list_checkpoints(folder) if reduce.rank() == 0 else ():
+        if checkpoint is None or path.name > checkpoint.path.name:
+            shutil.rmtree(path, ignore_errors=True)
+    made = fresh()
+    if checkpoint is None:
+        start(made)
+    else:
+        made.restore(checkpoint)
+    made.restores = trainer.restores + 1
+    made.went_back = True
+    made.refresh_randomness()
+    return made
+
+
+def _last_good(folder: Path, every: int) -> Checkpoint | None:
+    checkpoints = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            checkpoints.append(read_checkpoint(path))
+        except CheckpointError:
+            continue
+    checkpoints.sort(key=lambda checkpoint: checkpoint.step % every > 0)  # a stable sort: the newest stay in front
+    if checkpoints and checkpoints[0].state.get("went_back", False):
+        del checkpoints[0]
+    return next((checkpoint for checkpoint in checkpoints if not _was_skipping(checkpoint)), None)
+
+
+def _was_skipping(checkpoint: Checkpoint) -> bool:
+    return any(part["in_a_row"] > 1 for part in checkpoint.state.get("non_finite", {}).values())
