@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.config.build import build
+from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import estimators
 from gebm_kit.core.interfaces import Base, Batch, Energy, Loss
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.plugins import installed
+from gebm_kit.engine.negatives import NegativeChains
 
 STEPS, BATCH, RATE = 1500, 2048, 0.1
 HELD_OUT = 200_000
@@ -30,6 +32,11 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "kale-dv": ("kale-dv", {}),
     "kale-dv, moving average 0.99": ("kale-dv", {"moving_average": 0.99}),
     "logistic": ("logistic", {}),
+    "smile": ("smile", {}),
+    "smile, logistic gradient": ("smile", {"gradient": "logistic"}),
+    "flo": ("flo", {}),
+    "cd": ("cd", {"step_size": 0.4, "steps": 6}),
+    "pcd": ("pcd", {"step_size": 0.4, "steps": 3, "buffer_size": 4096}),
 }
 
 
@@ -95,9 +102,15 @@ def train(case: Case, loss: Loss, generator: torch.Generator, steps: int = STEPS
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.no_grad():
         loss.initialise(model(torch.randn(4096, case.dim, generator=generator)))
+    chains = None
+    if loss.negatives is not None:
+        chains = NegativeChains(loss.negatives, BATCH, None, 0, torch.device("cpu"), torch.float32)
+        chains.fill(model)
     for _ in range(steps):
         z = torch.randn(BATCH, case.dim, generator=generator)
-        terms = loss.energy_loss(model, Batch(case.data(BATCH, generator), z, z))
+        x = case.data(BATCH, generator)
+        negatives = chains.draw(model, x, z, generator) if chains is not None else None
+        terms = loss.energy_loss(model, Batch(x, z, z, negatives))
         optimizer.zero_grad()
         terms.loss.backward()
         optimizer.step()
@@ -114,12 +127,12 @@ def held_out_kale(case: Case, model: GEBM, generator: torch.Generator) -> float:
     return estimators.kale(data, base, estimators.log_partition(others)).item()
 
 
-def measured(case: Case, name: str, seed: int = 0) -> float:
+def measured(case: Case, name: str, seed: int = 0, steps: int = STEPS) -> float:
     """KALE of an energy trained by one of `LOSSES`."""
     component, parameters = LOSSES[name]
     generator = torch.Generator().manual_seed(seed)
-    loss: Loss = installed().registry.get("loss", component).load()(**parameters)
-    return held_out_kale(case, train(case, loss, generator), generator)
+    loss: Loss = build("loss", ComponentNode(component, parameters), {"data_shape": (case.dim,)})
+    return held_out_kale(case, train(case, loss, generator, steps), generator)
 
 
 def main() -> None:

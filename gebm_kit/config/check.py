@@ -163,7 +163,7 @@ class _Checker:
         loggers = self._loggers(values.get("loggers"))
         device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N")
         precision = self._choice("precision", "float32", lambda v: v in PRECISIONS, ", ".join(PRECISIONS))
-        self._cross_check(sections.get("train"))
+        self._cross_check(sections.get("train"), nodes.get("loss"))
         if any(n is None for n in (*nodes.values(), *sections.values())) or len(nodes) < len(COMPONENT_SECTIONS):
             return None
         tree = self.tree
@@ -301,8 +301,12 @@ class _Checker:
             self.report(key, str(error))
             return None
 
-    def _cross_check(self, train: Any) -> None:
+    def _cross_check(self, train: Any, loss: ComponentNode | None) -> None:
         if train is None:
             return
+        if loss is not None and train.part != "base":
+            parts = getattr(self.registry.get("loss", loss.name).load(), "parts", ("energy",))
+            if "energy" not in parts:
+                self.report(("train", "part"), f"{train.part!r} does not go with loss {loss.name!r}; allowed: base")
         if train.final.steps and train.part == "base":
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")

@@ -23,6 +23,26 @@ COMPONENTS = (
     Component(
         "loss", "logistic", "gebm_kit.losses.logistic:Logistic", "Logistic density-ratio loss, the stable fallback"
     ),
+    Component("loss", "smile", "gebm_kit.losses.smile:Smile", "Donsker-Varadhan with clipped importance weights"),
+    Component("loss", "flo", "gebm_kit.losses.flo:Flo", "KALE with a network in place of the constant log-partition"),
+    Component("loss", "hinge", "gebm_kit.losses.critics:Hinge", "Hinge GAN baseline; its critic is no log-ratio"),
+    Component(
+        "loss", "wasserstein", "gebm_kit.losses.critics:Wasserstein", "Wasserstein critic, with a gradient penalty"
+    ),
+    Component(
+        "loss",
+        "cd",
+        "gebm_kit.losses.contrastive:ContrastiveDivergence",
+        "Contrastive divergence: negatives from short chains that start afresh",
+    ),
+    Component(
+        "loss",
+        "pcd",
+        "gebm_kit.losses.contrastive:PersistentContrastiveDivergence",
+        "Contrastive divergence with chains that persist in a replay buffer",
+    ),
+    Component("loss", "ml", "gebm_kit.losses.likelihood:MaximumLikelihood", "Maximum likelihood of the base alone"),
+    Component("loss", "elbo", "gebm_kit.losses.likelihood:Elbo", "Negative evidence lower bound of the base alone"),
     Component(
         "penalty", "gradient", "gebm_kit.penalties.gradient:GradientPenalty", "Squared gradient norm on interpolates"
     ),

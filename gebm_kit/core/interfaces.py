@@ -121,6 +121,27 @@ class LossTerms:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class NegativeSettings:
+    """How the engine draws `Batch.negatives` for a loss: short chains that walk on the energy as it is now.
+
+    Attributes:
+        space: ``latent``: on U(z), negatives are G(z); ``data``: on E(x) itself.
+        sampler: registered name of a kernel with a ``step_size``.
+        step_size: of that kernel.
+        steps: of each chain, at every energy step.
+        buffer_size: chain states kept from one energy step to the next; 0: every chain starts afresh.
+        restart: share of the chains taken from the buffer that start afresh.
+    """
+
+    space: Literal["latent", "data"]
+    sampler: str
+    step_size: float
+    steps: int
+    buffer_size: int = 0
+    restart: float = 0.0
+
+
 class Loss(nn.Module):
     """A pair of objectives: one for the energy (and A), one for the base.
 
@@ -129,11 +150,22 @@ class Loss(nn.Module):
 
     Attributes:
         needs: fields of `Batch` that the energy loss reads.
-        log_ratio: whether the optimal energy is a log density ratio, so that sampling from it is meaningful.
+        base_needs: fields of `Batch` that the base loss reads: base draws, or data.
+        parts: which parts have an objective; with the base's alone, ``train.part`` must be ``base``.
+        log_ratio: whether the optimal energy is a log density ratio relative to the base, so that sampling from it is
+            meaningful; where that depends on the loss's parameters, its constructor sets it.
+        negatives: how negatives are drawn, for losses that need them.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"x", "x_base"})
-    log_ratio: ClassVar[bool] = True
+    needs: frozenset[str] = frozenset({"x", "x_base"})
+    base_needs: frozenset[str] = frozenset({"x_base"})
+    parts: ClassVar[frozenset[str]] = frozenset({"energy", "base"})
+    log_ratio: bool = True
+    negatives: NegativeSettings | None = None
+
+    def check(self, model: GEBM) -> None:
+        """Called before training; raises UsageError when the loss can't train ``model``."""
+        return
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         """Objective of the energy step, with ``kale`` and ``log_partition`` among its metrics where they are defined."""

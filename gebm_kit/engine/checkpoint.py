@@ -27,6 +27,7 @@ _WRITING = ".writing-"
 """What the name of a checkpoint begins with until it is whole."""
 
 PARTS = ("model", "loss", "optim", "ema", "rng")
+"""Parts that every checkpoint has; ``negatives`` comes with a loss that keeps chains."""
 
 
 @dataclass(frozen=True, slots=True)

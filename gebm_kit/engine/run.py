@@ -140,7 +140,8 @@ def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
     """The recipe's base and energy, with fresh weights from torch's default generator, in the recipe's precision."""
     base = build("base", recipe.base, facts)
     energy = build("energy", recipe.energy, {**facts, "latent_dim": base.latent_dim})
-    loss = installed().registry.get("loss", recipe.loss.name).load()
+    with torch.random.fork_rng(devices=[]):  # a loss may have weights of its own; the model's do not depend on them
+        loss = build("loss", recipe.loss, {**facts, "latent_dim": base.latent_dim})
     model = GEBM(base, energy, log_ratio=bool(getattr(loss, "log_ratio", True)))
     return model.to(DTYPES[recipe.precision])
 

@@ -25,6 +25,7 @@ from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_op
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.guard import Guard, gradient_norm
+from gebm_kit.engine.negatives import NegativeChains
 from gebm_kit.engine.run import DTYPES, build_model
 from gebm_kit.engine.schedules import rate
 
@@ -59,10 +60,17 @@ class Trainer:
         parallel.synchronise_batch_norm(self.model, device, self.settings.batch_size // reduce.world_size())
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
+        self.loss.check(self.model)
         self.penalties = _penalties(recipe.penalties, facts, device)
         self.final_penalties = _penalties(recipe.final_penalties, facts, device)
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
+        self.negatives: NegativeChains | None = None
+        if self.loss.negatives is not None:
+            rows = max(self.settings.batch_size, self.settings.final.batch_size or 0)
+            self.negatives = NegativeChains(
+                self.loss.negatives, rows, dataset.value_range, self.settings.seed, device, dtype
+            )
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.energy_optimizer = _optimizer(recipe.optim.energy, self._energy_parameters())
@@ -75,7 +83,10 @@ class Trainer:
         self._autocast = recipe.precision == "bfloat16"
         if self._autocast and device.type != "cuda":
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
-        self._pretraining = self.settings.part == "base" and isinstance(self.model.base, HasPretraining)
+        self._data_for_base = "x" in self.loss.base_needs
+        self._pretraining = (
+            self.settings.part == "base" and isinstance(self.model.base, HasPretraining) and not self._data_for_base
+        )
         self.model.train()
         if self.settings.part == "energy":
             self.model.base.eval()
@@ -121,7 +132,8 @@ class Trainer:
         if self.energy_ema is not None:
             self.energy_ema.update(self.model.energy, bad)
         self.energy_updates += 1
-        return LossTerms(terms.loss, {**terms.metrics, "energy_loss": total.detach()})
+        chains = self.negatives.metrics if self.negatives is not None else {}
+        return LossTerms(terms.loss, {**terms.metrics, **chains, "energy_loss": total.detach()})
 
     def base_step(self) -> LossTerms:
         """One update of the base with the energy fixed, then of its moving average."""
@@ -130,6 +142,9 @@ class Trainer:
             if self._pretraining:
                 assert isinstance(self.model.base, HasPretraining)
                 terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self.feed.next()).reshape(1)))
+            elif self._data_for_base:
+                x = self._noisy(self.feed.next())
+                terms = self.loss.base_loss(self.model, Batch(x, x.new_empty(0), x.new_empty(0)))
             else:
                 z = self._latents()
                 terms = self.loss.base_loss(self.model, Batch(None, z, self._noisy(self.model.base(z))))
@@ -149,6 +164,8 @@ class Trainer:
             parts = z.split(batch)
             energies = [self.model.energy(self._noisy(self.model.base(reduce.share(part)))).double() for part in parts]
             self.loss.initialise(torch.cat(energies))
+        if self.negatives is not None:
+            self.negatives.fill(self.model)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -183,6 +200,8 @@ class Trainer:
             },
             "rng": rng,
         }
+        if self.negatives is not None and (states := self.negatives.tensors()):
+            parts["negatives"] = states
         names = ("base", "energy")
         parts["ema"] = {
             f"{name}.{key}": value
@@ -214,6 +233,8 @@ class Trainer:
         try:
             self.model.load_state_dict(parts["model"])
             self.loss.load_state_dict(parts["loss"])
+            if self.negatives is not None:
+                self.negatives.restore(parts.get("negatives", {}))
             restore_optimizer(self.energy_optimizer, "energy", parts["optim"])
             restore_optimizer(self.base_optimizer, "base", parts["optim"])
             for name, (_, ema) in zip(("base", "energy"), self._averages(), strict=True):
@@ -264,7 +285,13 @@ class Trainer:
     def _batch(self) -> Batch:
         x, z = self.feed.next(), self._latents()
         with torch.no_grad(), self._forward_context():
-            return Batch(self._noisy(x), z, self._noisy(self.model.base(z)))
+            x, x_base = self._noisy(x), self._noisy(self.model.base(z))
+        if self.negatives is None:
+            return Batch(x, z, x_base)
+        negatives = self.negatives.draw(self.model, x, x_base, self.generator, self.energy_updates)
+        # G(z) carries no noise, while chains in data space walk on an energy that has learned it
+        latent = self.negatives.settings.space == "latent"
+        return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.settings.noise:

@@ -34,22 +34,25 @@ class Energies(NamedTuple):
     base: Tensor
 
 
-def batch_energies(model: GEBM, batch: Batch) -> Energies:
+def batch_energies(model: GEBM, batch: Batch, others: Tensor | None = None) -> Energies:
     """E on data and base draws by a single forward pass of ``cat([x, x_base])``; nothing flows back to the base.
+
+    ``others``, (B, *D), take the place of the base draws where a loss holds the data against something else.
 
     Raises:
         UsageError: the batch has no data, or the energy does not return one number per row.
     """
     if batch.x is None:
         raise UsageError("the energy step needs data, and the batch has none")
-    rows = torch.cat([batch.x, batch.x_base.detach().to(batch.x.dtype)])
+    others = batch.x_base if others is None else others
+    rows = torch.cat([batch.x, others.detach().to(batch.x.dtype)])
     joint: Tensor = model.energy(rows)
     if joint.shape != (rows.shape[0],):
         raise UsageError(
             f"the energy must return one number per row, shape ({rows.shape[0]},), but returned {tuple(joint.shape)}",
             hint="End the energy's forward with .flatten(1).sum(1) or .squeeze(-1).",
         )
-    data, base = joint.detach().split([batch.x.shape[0], batch.x_base.shape[0]])
+    data, base = joint.detach().split([batch.x.shape[0], others.shape[0]])
     return Energies(joint, data, base)
 
 

@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
+from gebm_kit.config.build import build
+from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import reduce
 from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.model import GEBM
@@ -19,11 +21,18 @@ from gebm_kit.energies.mlp import MlpEnergy
 RANKS, ROWS = 2, 12
 
 LOSSES = {
-    "kale": {},
-    "kale-adam": {"update": "adam"},
-    "kale-dv": {},
-    "kale-dv-average": {"moving_average": 0.9},
-    "logistic": {},
+    "kale": ("kale", {}),
+    "kale-adam": ("kale", {"update": "adam"}),
+    "kale-dv": ("kale-dv", {}),
+    "kale-dv-average": ("kale-dv", {"moving_average": 0.9}),
+    "logistic": ("logistic", {}),
+    "smile": ("smile", {"clip": 1.0}),
+    "smile-logistic": ("smile", {"gradient": "logistic"}),
+    "flo": ("flo", {"hidden": [4]}),
+    "hinge": ("hinge", {}),
+    "wasserstein": ("wasserstein", {}),
+    "cd": ("cd", {}),
+    "pcd": ("pcd", {"space": "data"}),
 }
 PENALTIES = ("gradient", "r1", "r2")
 
@@ -94,7 +103,7 @@ def model_and_batch(rows: slice) -> tuple[GEBM, Batch]:
     model = GEBM(Shift(), energy)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     x, z = (torch.randn(ROWS, 2, generator=generator, dtype=torch.float64)[rows] for _ in range(2))
-    return model, Batch(x + 1.0, z, model.base(z))
+    return model, Batch(x + 1.0, z, model.base(z), negatives=2.0 * z - x)
 
 
 def averaged(loss: Tensor, parameters: list[Tensor], ranks: int) -> Tensor:
@@ -104,11 +113,13 @@ def averaged(loss: Tensor, parameters: list[Tensor], ranks: int) -> Tensor:
 
 
 def loss_terms(name: str, rows: slice, ranks: int) -> dict[str, Tensor]:
-    kind = next(k for k in ("kale-dv", "kale", "logistic") if name.startswith(k))
-    loss = installed().registry.get("loss", kind).load()(**LOSSES[name]).double()
+    kind, arguments = LOSSES[name]
     model, batch = model_and_batch(rows)
+    loss = build("loss", ComponentNode(kind, arguments), {"data_shape": (2,)}).double()
     with torch.no_grad():
         loss.initialise(0.5 * model.energy(batch.x_base))  # not quite the optimum, so that r is not 1
+        for parameter in loss.parameters():  # flo's network starts constant
+            parameter.add_(torch.linspace(-0.3, 0.5, parameter.numel(), dtype=torch.float64).reshape(parameter.shape))
     terms: LossTerms = loss.energy_loss(model, batch)
     seen = {f"{name} {key}": value for key, value in terms.metrics.items()}
     seen[f"{name} energy loss"] = terms.loss.detach()
@@ -118,7 +129,8 @@ def loss_terms(name: str, rows: slice, ranks: int) -> dict[str, Tensor]:
     seen[f"{name} base loss"] = base.loss.detach()
     seen[f"{name} base gradient"] = averaged(base.loss, list(model.base.parameters()), ranks)
     loss.after_energy_step(terms.metrics)
-    seen[f"{name} A"] = loss.log_partition_estimate()
+    if loss.log_ratio:
+        seen[f"{name} A"] = loss.log_partition_estimate()
     return seen
 
 

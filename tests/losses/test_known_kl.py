@@ -48,6 +48,13 @@ def test_other_losses_where_it_is_hardest(case, loss):
     assert known.measured(case, loss) == pytest.approx(case.divergence, rel=0.05)
 
 
+@pytest.mark.parametrize("loss", ["smile", "smile, logistic gradient", "flo", "cd", "pcd"])
+def test_the_rest_of_those_that_learn_a_log_ratio(loss):
+    """Where the ratio stays within what smile clips to, and chains of a few steps reach their law."""
+    case = known.Case("mean", 2, 0.5)
+    assert known.measured(case, loss, steps=400) == pytest.approx(case.divergence, rel=0.05)
+
+
 def test_an_untrained_energy_fails():
     """The negative control: a test that passes this proves nothing."""
     case = known.CASES[0]

@@ -1,0 +1,197 @@
+"""Negatives of contrastive losses: short chains on the energy as it is, from fresh points or from a replay buffer.
+
+Chains are those of a registered kernel on `LatentPotential` or `DataPotential`, in the precision of the data, with the model
+frozen and in eval mode. Nothing here waits for the device.
+
+References:
+    Implicit Generation and Modeling with Energy-Based Models. Y. Du, I. Mordatch, NeurIPS 2019.
+    https://arxiv.org/abs/1903.08689 (the replay buffer)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.config.build import build
+from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core import reduce
+from gebm_kit.core.components import parameters
+from gebm_kit.core.errors import RecipeError
+from gebm_kit.core.interfaces import NegativeSettings, Sampler
+from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
+from gebm_kit.core.plugins import installed
+from gebm_kit.core.seeds import stream
+
+FILLED_AT_ONCE = 1024
+"""Buffer states that are drawn from the base together."""
+
+
+class NegativeChains:
+    """Draws `Batch.negatives` as a loss's `NegativeSettings` say.
+
+    Latent chains are in normal coordinates (the base sees ``prior.from_normal(z)``). With bounded data, states of data-space
+    chains are clamped to the data's range when a chain ends. A state that ends with a non-finite position or energy is
+    replaced by a fresh starting point, in the negatives and in the buffer.
+
+    The buffer is one for all ranks: each advances its share of the states chosen in a step, and all learn of the others'.
+    The noise of the chains is each rank's own, so that it depends on their number, unlike everything else that is random.
+
+    Args:
+        settings: of the loss.
+        batch_size: the largest number of rows, over all ranks, that a step will ask for.
+        value_range: of the data.
+        seed: of the choice of buffer states.
+        device, dtype: of the chains.
+
+    Attributes:
+        metrics: of the last draw, over its chains on this rank: mean acceptance, shares of chains that diverged at least
+            once and that were replaced.
+
+    Raises:
+        RecipeError: the sampler is no kernel with a step size, or needs coupled chains; the buffer is smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        settings: NegativeSettings,
+        batch_size: int,
+        value_range: tuple[float, float] | None,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.settings = settings
+        self.value_range = value_range
+        self.dtype = dtype
+        self.metrics: dict[str, Tensor] = {}
+        self._sampler = _kernel(settings)
+        if settings.buffer_size and settings.buffer_size < batch_size:
+            raise RecipeError(
+                f"loss.buffer_size is {settings.buffer_size}, a batch has {batch_size} rows; allowed: >= {batch_size}"
+            )
+        self._seed = seed
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._buffer: Tensor | None = None
+
+    @torch.no_grad()
+    def fill(self, model: GEBM) -> None:
+        """(Re)fill the buffer with draws of the base; nothing to do for chains that start afresh."""
+        if not self.settings.buffer_size:
+            return
+        size = self.settings.buffer_size
+        z = torch.randn(
+            size, model.latent_dim, generator=self._generator, device=self._generator.device, dtype=self.dtype
+        )
+        if self.settings.space == "data":
+            with LatentPotential(model) as potential:
+                z = torch.cat([potential.data(part).flatten(1) for part in z.split(FILLED_AT_ONCE)]).to(self.dtype)
+        self._buffer = z
+
+    @torch.no_grad()
+    def draw(self, model: GEBM, x: Tensor, x_base: Tensor, generator: torch.Generator, update: int = 0) -> Tensor:
+        """Negatives, one for each row of ``x`` (B, *D) -> (B, *D), and `metrics`.
+
+        Args:
+            x: data, at which data-space chains without a buffer start.
+            x_base: base draws, at which fresh ones with a buffer start.
+            generator: of the noise, in the same state on every rank.
+            update: number of the energy step.
+        """
+        fresh = self._fresh(model, x, x_base, generator)
+        if reduce.world_size() > 1:
+            seed = stream(self._seed, "negatives", reduce.rank(), update).initial_seed()
+            generator = torch.Generator(generator.device).manual_seed(seed)
+        start, chosen = self._start(fresh)
+        with self._potential(model, x) as potential:
+            state = self._sampler.init(start, potential, generator)
+            acceptance, diverged = torch.zeros_like(start[:, 0]), torch.zeros_like(start[:, 0], dtype=torch.bool)
+            for _ in range(self.settings.steps):
+                state, info = self._sampler.step(state, potential, generator)
+                acceptance += info.acceptance
+                diverged |= info.diverged
+            sound = torch.isfinite(state.position).all(1) & torch.isfinite(state.value)
+            end = torch.where(sound.unsqueeze(1), state.position, fresh)
+            if isinstance(potential, LatentPotential):
+                negatives = potential.data(end)
+            else:
+                end = end if self.value_range is None else end.clamp(*self.value_range)
+                negatives = end.unflatten(1, x.shape[1:])
+        if self._buffer is not None and chosen is not None:
+            self._buffer[chosen] = reduce.gather(end)
+        self.metrics = {
+            "negatives_acceptance": acceptance.mean() / self.settings.steps,
+            "negatives_diverged": diverged.to(acceptance).mean(),
+            "negatives_replaced": 1.0 - sound.to(acceptance).mean(),
+        }
+        return negatives.to(x.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, for a checkpoint; empty where chains start afresh."""
+        if self._buffer is None:
+            return {}
+        return {"buffer": self._buffer, "generator": self._generator.get_state()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`.
+
+        Raises:
+            ValueError: the buffer has another size.
+        """
+        if not self.settings.buffer_size:
+            return
+        buffer = tensors["buffer"]
+        if len(buffer) != self.settings.buffer_size:
+            raise ValueError(f"the buffer holds {len(buffer)} states, the recipe's {self.settings.buffer_size}")
+        self._buffer = buffer.to(self._generator.device, self.dtype, copy=True)
+        self._generator.set_state(tensors["generator"])
+
+    def _potential(self, model: GEBM, x: Tensor) -> LatentPotential | DataPotential:
+        if self.settings.space == "latent":
+            return LatentPotential(model)
+        return DataPotential(model.energy, tuple(x.shape[1:]))
+
+    def _fresh(self, model: GEBM, x: Tensor, x_base: Tensor, generator: torch.Generator) -> Tensor:
+        """Starting points that owe nothing to the buffer, (B, Z) or (B, prod D)."""
+        if self.settings.space == "latent":
+            shape = (x.shape[0] * reduce.world_size(), model.latent_dim)
+            return reduce.share(torch.randn(shape, generator=generator, device=generator.device, dtype=self.dtype))
+        return (x_base if self.settings.buffer_size else x).detach().flatten(1).to(self.dtype)
+
+    def _start(self, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Where this rank's chains start, and which buffer states all ranks' chains are."""
+        if self._buffer is None:
+            return fresh, None
+        rows, device = fresh.shape[0] * reduce.world_size(), self._generator.device
+        chosen = torch.randperm(len(self._buffer), generator=self._generator, device=device)[:rows]
+        restarts = reduce.share(torch.rand(rows, 1, generator=self._generator, device=device)) < self.settings.restart
+        return torch.where(restarts, fresh, self._buffer[reduce.share(chosen)]), chosen
+
+
+def _kernel(settings: NegativeSettings) -> Sampler:
+    """The registered kernel, with the step size that the loss asks for.
+
+    Raises:
+        RecipeError: it is none, or has no step size.
+    """
+    registry = installed().registry
+    record = registry.get("sampler", settings.sampler)
+    target: Any = record.load()
+    if target.family != "kernel" or target.coupled or "step_size" not in parameters(target):
+        fitting = []
+        for other in registry.of_kind("sampler"):
+            kind: Any = other.load()
+            if kind.family == "kernel" and not kind.coupled and "step_size" in parameters(kind):
+                fitting.append(registry.short_name(other))
+        raise RecipeError(
+            f"loss.sampler {settings.sampler!r} is no kernel with a step size; allowed: {', '.join(sorted(fitting))}"
+        )
+    if not (math.isfinite(settings.step_size) and settings.step_size > 0):
+        raise RecipeError(f"loss.step_size must be positive, got {settings.step_size}")
+    node = ComponentNode(settings.sampler, {"step_size": settings.step_size})
+    sampler: Sampler = build("sampler", node)
+    return sampler
