@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +169,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(tiny_run, tiny_run.parent / "other")
     calls = [
         ["train", "quickstart", *TINY, "eval.metrics=[mmd]", "--out", str(tiny_run), "--resume"],
         ["train", "quickstart", "--dry-run"],
@@ -177,6 +179,7 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         ["list"],
         ["describe", "sampler", "hmc"],
         ["runs", str(tiny_run.parent)],
+        ["compare", str(tiny_run), str(other), "--out", str(tiny_run.parent / "compare.png")],
         ["recipes", "ls"],
         ["recipes", "show", "quickstart"],
         ["recipes", "check", "quickstart"],
@@ -191,12 +194,14 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         missing = set(found) - known
         assert not missing, f"{' '.join(words)}: {missing}"
         inner = found.get("trace", {})
-        run_keys = set().union(*found.get("runs", []))
+        run_keys = set().union(
+            *found.get("runs", []), *(m for m in found.get("metrics", {}).values() if "reasons" in m)
+        )
         assert run_keys <= known, f"{' '.join(words)}: {run_keys - known}"
         trace_keys = set(inner).union(*inner.get("points", []), *inner.get("curves", []))
         assert trace_keys <= known, f"{' '.join(words)}: {trace_keys - known}"
         for key in ("log_partition", "metrics"):
-            if isinstance(found.get(key), dict):
+            if isinstance(found.get(key), dict) and words[0] != "compare":  # whose metrics go by their own names
                 allowed = known | words_in_code(section(read("cli.md"), "eval"))
                 assert set(found[key]) <= allowed, f"{words[0]}: {key}"
     assert main(["list", "nothing", "--json"]) == 2

@@ -144,7 +144,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     }
     figure = Figure(figsize=(13, 3.6), layout=_layout(0.06))
     for axis, (title, members) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        _draw_series(axis, {name: _series(rows, name) for name in members})
+        _draw_series(axis, {name: series(rows, name) for name in members})
         axis.set_title(title, fontsize=12)
         axis.set_xlabel("step")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -207,6 +207,32 @@ def robust_limits(values: Array, tail: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
+    """Steps and values of one name; null and non-finite values are nan, rows without the name are left out."""
+    present = [row for row in rows if name in row and isinstance(row.get("step"), int | float)]
+    steps = np.array([float(row["step"]) for row in present])
+    values = np.array([float(row[name]) if isinstance(row[name], int | float) else math.nan for row in present])
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def draw_curve(axis: Axes, steps: Array, values: Array, *, smooth_from: int = 50, **style: Any) -> None:
+    """Values against steps; from ``smooth_from`` points on pale beneath medians of blocks."""
+    if len(values) < smooth_from:
+        marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(values) < 50 else {}
+        axis.plot(steps, values, linewidth=1.5, **marker, **style)
+    else:
+        axis.plot(steps, values, linewidth=0.8, alpha=0.3, **(style | {"label": None}))
+        axis.plot(*_block_medians(steps, values), linewidth=1.7, **style)
+
+
+def stay_with_the_bulk(axis: Axes, values: Sequence[Array]) -> None:
+    """Limit the axis to the central 98 % where there are many points: a spike would flatten everything else."""
+    if sum(len(part) for part in values) >= 50:
+        low, high = robust_limits(np.concatenate(values), 0.01)
+        margin = 0.08 * (high - low)
+        axis.set_ylim(low - margin, high + margin)
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -264,32 +290,16 @@ def _contour_levels(heights: Array) -> Array | None:
     return np.asarray(MaxNLocator(18).tick_values(low, high))
 
 
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Steps and values of one name; null and non-finite values are nan, rows without the name are left out."""
-    present = [row for row in rows if name in row and row.get("step") is not None]
-    steps = np.array([float(row["step"]) for row in present])
-    values = np.array([math.nan if row[name] is None else float(row[name]) for row in present])
-    return steps, np.where(np.isfinite(values), values, np.nan)
-
-
-def _draw_series(axis: Axes, series: Mapping[str, tuple[Array, Array]]) -> None:
-    series = {name: (steps, values) for name, (steps, values) in series.items() if np.isfinite(values).any()}
-    if not series:
+def _draw_series(axis: Axes, drawn: Mapping[str, tuple[Array, Array]]) -> None:
+    known = {name: (steps, values) for name, (steps, values) in drawn.items() if np.isfinite(values).any()}
+    if not known:
         axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color="grey")
         axis.set(xticks=[], yticks=[])
         return
     palette = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
-    for i, (name, (steps, values)) in enumerate(series.items()):
-        colour = palette[i % len(palette)]
-        if len(values) < 50:
-            axis.plot(steps, values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
-        else:
-            axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-            axis.plot(*_block_medians(steps, values), color=colour, linewidth=1.7, label=name)
-    low, high = robust_limits(np.concatenate([values for _, values in series.values()]), 0.01)
-    if sum(len(values) for _, values in series.values()) >= 50:  # a spike would flatten everything else
-        margin = 0.08 * (high - low)
-        axis.set_ylim(low - margin, high + margin)
+    for i, (name, (steps, values)) in enumerate(known.items()):
+        draw_curve(axis, steps, values, color=palette[i % len(palette)], label=name)
+    stay_with_the_bulk(axis, [values for _, values in known.values()])
     axis.legend(frameon=False, fontsize=9)
 
 

@@ -1,4 +1,4 @@
-"""``gebm-kit runs``: the list, its JSON, and what it does with runs that are damaged."""
+"""``gebm-kit runs`` and ``gebm-kit compare``: their tables, their JSON, and what they do with runs that are damaged."""
 
 from __future__ import annotations
 
@@ -52,3 +52,55 @@ def test_the_list(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.M
     wrong = cli("runs", "--metric", "mdm")
     assert wrong.code == 2
     assert "did you mean mmd?" in wrong.err
+
+
+def test_compare(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "one")
+    other = shutil.copytree(trained, tmp_path / "two")
+    text = (other / "resolved.yaml").read_text()
+    (other / "resolved.yaml").write_text(text.replace("seed: 0", "seed: 7", 1))
+    found = cli("compare", "one", "two", "--json").json
+    assert set(found) == {"schema", "runs", "differences", "metrics", "figure"}
+    assert found["differences"] == {"train.seed": [0, 7]}
+    assert found["metrics"]["mmd"]["comparable"] is True
+    assert found["figure"] == "compare.png"
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
+    result = cli("compare", "one", "two", "--out", "pictures/both.png")
+    assert (result.code, result.err) == (0, "")
+    assert (tmp_path / "pictures" / "both.png").is_file()
+    lines = result.out.splitlines()
+    assert lines[0].split() == ["recipe", "one", "two"]
+    assert lines[1].split() == ["train.seed", "0", "7"]
+    for word in ("state", "step", "time", "divergences", "GEBM / base"):
+        assert any(word in line for line in lines), word
+    assert lines[-1] == "figure: pictures/both.png"
+
+    evaluation = json.loads((other / "evaluation.json").read_text())
+    evaluation["protocol"]["mmd"]["samples"] = 61
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    marked = cli("compare", "one", "two").out
+    assert "! not comparable: mmd (samples: 60, 61)" in marked
+    assert "mmd !" in marked
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["one"], "two runs or more"),
+        (["one", "one"], "one is named twice"),
+        (["one", "nowhere"], "nowhere does not exist"),
+        (["one", "two", "--out", "compare.svg"], "PNG"),
+        (["one", "two", "--out", "one/env.json/x.png"], "can't be written"),
+    ],
+)
+def test_what_compare_refuses(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        shutil.copytree(trained, tmp_path / name)
+    result = cli("compare", *words)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert not list(tmp_path.glob("*.png"))

@@ -122,7 +122,7 @@ class TestCurves:
         rows[7]["energy_loss"] = math.nan
         rows.append({"step": 2000, "gebm.frechet": 1.0, "kale_test": 0.4})
         pixels(figures.curves(tmp_path / "curves.png", rows))
-        steps, values = figures._series(rows, "kale")
+        steps, values = figures.series(rows, "kale")
         assert len(steps) == 200
         assert np.isnan(values).sum() == 50
 

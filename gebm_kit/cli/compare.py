@@ -1,0 +1,95 @@
+"""``gebm-kit compare``: runs side by side, as tables and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.cli.results import interval
+from gebm_kit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.compare import Comparison
+
+LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
+OUTCOMES = {
+    "state": "state",
+    "kale_train": "KALE, training data",
+    "kale_test": "KALE, held-out data",
+    "log_partition": "log partition",
+    "inverse_temperature": "inverse temperature",
+    "acceptance": "acceptance",
+    "divergences": "divergences",
+}
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two run directories or more.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The picture, a .png; replaced if it is there.")
+    ] = Path("compare.png"),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: where their recipes differ, how they went, their scores, and a picture of their training."""
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out is a picture in PNG format, got {out}", hint="For example --out compare.png.")
+    from gebm_kit.engine.compare import compare as engine_compare
+    from gebm_kit.engine.files import make_directory
+
+    comparison = engine_compare(runs)
+    from gebm_kit.engine.compare_figure import draw_comparison
+
+    make_directory(out.parent)
+    draw_comparison(out, comparison)
+    say.result({**comparison.as_dict(), "figure": str(out)}, lambda: _show(comparison, out))
+
+
+def _show(comparison: Comparison, out: Path) -> None:
+    if comparison.differences:
+        rows = [[key, *(_word(value) for value in values)] for key, values in comparison.differences.items()]
+        ui.table("", ["recipe", *comparison.labels], rows)
+    else:
+        ui.text("the recipes are the same")
+    ui.text()
+    ui.table("", ["result", *comparison.labels], _outcome_rows(comparison.outcomes()))
+    ui.text()
+    if comparison.metrics:
+        rows = []
+        for metric in comparison.metrics:
+            mark = " !" if metric.reasons else ""
+            for column, values in metric.columns.items():
+                if any(values):
+                    rows.append([f"{metric.name}{mark}", LABELS[column], *(interval(value) for value in values)])
+        ui.table("", ["metric", "of", *comparison.labels], rows)
+        ui.text("[95 % intervals over independent draw sets]")
+        reasons: dict[str, list[str]] = {}
+        for metric in comparison.metrics:
+            if metric.reasons:
+                reasons.setdefault("; ".join(metric.reasons), []).append(metric.name)
+        for reason, names in reasons.items():
+            ui.text(f"! not comparable: {', '.join(names)} ({reason})")
+    else:
+        ui.text("none of the runs has been evaluated")
+    ui.text(f"figure: {out}")
+
+
+def _outcome_rows(outcomes: list[dict[str, Any]]) -> list[list[str]]:
+    rows = [[label, *(ui.number(outcome[key]) for outcome in outcomes)] for key, label in OUTCOMES.items()]
+    steps = [ui.number(o["step"]) + ("" if o["total_steps"] is None else f"/{o['total_steps']}") for o in outcomes]
+    times = ["-" if o["seconds"] is None else ui.duration(o["seconds"]) for o in outcomes]
+    rows[1:1] = [["step", *steps], ["time", *times]]
+    problems = [ui.number(None) if o["divergences"] is None else str(len(o["problems"])) for o in outcomes]
+    return [*rows, ["problems of the chains", *problems]]
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,203 @@
+"""Runs side by side: how their recipes differ, how they went, and their scores, as far as these can be compared.
+
+Two values of a metric are comparable when they were taken by the same protocol (number of draws and of reference rows,
+features and their checksum, bandwidths, ...) on the same data; the number of draw sets only changes the intervals' width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.engine.run_record import COLUMNS, RunRecord, read_record
+
+IRRELEVANT = ("sets", "interval", "ratio_interval", "held_out", "held_out_sets", "held_out_part", "lower_is_better")
+"""Entries of a protocol on which the values of base and GEBM do not depend."""
+
+
+class Absent:
+    """In place of a recipe's value under a key that it does not have."""
+
+    def __repr__(self) -> str:
+        return "-"
+
+
+ABSENT = Absent()
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """One value of a metric for all runs.
+
+    Attributes:
+        name: of the value.
+        columns: ``data``, ``base``, ``gebm``, ``ratio`` to one estimate (``value``, ``low``, ``high``, ``n``) or None a run.
+        reasons: why the runs can't be compared by it, one a line; empty when they can.
+    """
+
+    name: str
+    columns: Mapping[str, tuple[Mapping[str, Any] | None, ...]]
+    reasons: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        columns = {column: list(values) for column, values in self.columns.items()}
+        return {"comparable": not self.reasons, "reasons": list(self.reasons), **columns}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        labels: the shortest ends of their paths that tell them apart.
+        differences: recipe keys that differ, to one value (or `ABSENT`) a run.
+        metrics: the values by which any of them was scored.
+    """
+
+    records: tuple[RunRecord, ...]
+    labels: tuple[str, ...]
+    differences: Mapping[str, tuple[Any, ...]]
+    metrics: tuple[ComparedMetric, ...]
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """How each run went."""
+        return [_outcome(label, record) for label, record in zip(self.labels, self.records, strict=True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON of ``gebm-kit compare``."""
+        differences = {
+            key: [None if value is ABSENT else value for value in values] for key, values in self.differences.items()
+        }
+        return {
+            "runs": self.outcomes(),
+            "differences": differences,
+            "metrics": {metric.name: metric.as_dict() for metric in self.metrics},
+        }
+
+
+def compare(paths: Sequence[str | Path]) -> Comparison:
+    """Read run directories and lay them side by side.
+
+    Raises:
+        UsageError: fewer than two, or the same one twice.
+        CheckpointError: one is no run directory, or damaged.
+    """
+    places = [Path(path).resolve() for path in paths]
+    twice = [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise UsageError(f"{twice[-1]} is named twice")
+    if len(paths) < 2:
+        raise UsageError("two runs or more can be compared", hint="`gebm-kit runs` lists the runs under runs/.")
+    records = tuple(read_record(path) for path in paths)
+    names = list(dict.fromkeys(name for record in records for name in record.value_names()))
+    return Comparison(
+        records=records,
+        labels=shortest_ends(places),
+        differences=differences([record.resolved for record in records]),
+        metrics=tuple(_compared(name, records) for name in names),
+    )
+
+
+def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """The keys under which resolved recipes differ, with the value (or `ABSENT`) in each."""
+    leaves = [_leaves(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for one in leaves for key in one)
+    values = {key: tuple(one.get(key, ABSENT) for one in leaves) for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def shortest_ends(paths: Sequence[Path]) -> tuple[str, ...]:
+    """For each path as few of its last parts as tell it from all others.
+
+    >>> shortest_ends([Path("a/x"), Path("b/x"), Path("b/y")])
+    ('a/x', 'b/x', 'y')
+    """
+    ends = []
+    for path in paths:
+        others = [other.parts for other in paths if other != path]
+        count = 1
+        while count < len(path.parts) and any(other[-count:] == path.parts[-count:] for other in others):
+            count += 1
+        ends.append(str(Path(*path.parts[-count:])))
+    return tuple(ends)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and (value or not key):
+        return {
+            k: v for name, item in value.items() for k, v in _leaves(item, f"{key}.{name}" if key else name).items()
+        }
+    if isinstance(value, list) and (not value or any(isinstance(item, dict) for item in value)):
+        return {k: v for i, item in enumerate(value) for k, v in _leaves(item, f"{key}[{i}]").items()}
+    return {key: value}
+
+
+def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
+    evaluation = record.evaluation or {}
+    diagnostics = _mapping(evaluation.get("diagnostics"))
+    partition = _mapping(evaluation.get("log_partition"))
+    return {
+        "run": str(record.path),
+        "label": label,
+        "recipe": record.recipe,
+        "state": record.state,
+        "step": record.step,
+        "total_steps": record.total_steps,
+        "seconds": record.seconds,
+        "kale_train": evaluation.get("kale_train"),
+        "kale_test": evaluation.get("kale_test"),
+        "log_partition": partition.get("value"),
+        "inverse_temperature": evaluation.get("inverse_temperature"),
+        "acceptance": diagnostics.get("acceptance"),
+        "divergences": diagnostics.get("divergences"),
+        "problems": list(diagnostics.get("problems") or []),
+    }
+
+
+def _compared(name: str, records: Sequence[RunRecord]) -> ComparedMetric:
+    scores = [record.score(name) for record in records]
+    columns = {column: tuple(None if s is None else s.columns[column] for s in scores) for column in COLUMNS}
+    scored = [record for record, score in zip(records, scores, strict=True) if score is not None]
+    return ComparedMetric(name, columns, _reasons(name, scored))
+
+
+def _reasons(name: str, records: Sequence[RunRecord]) -> tuple[str, ...]:
+    reasons = [
+        f"{record.path} was not evaluated after training; its value is from a look during training"
+        for record in records
+        if not record.protocol(name)
+    ]
+    recipes = [{"data": record.resolved.get("data")} for record in records]
+    protocols = [p for record in records if (p := record.protocol(name))]
+    for key, values in differences(recipes).items():
+        reasons.append(f"{key}: {_listed(values)}")
+    for key in dict.fromkeys(key for protocol in protocols for key in protocol):
+        values = tuple(protocol.get(key, ABSENT) for protocol in protocols)
+        if key not in IRRELEVANT and not all(_alike(value, values[0]) for value in values):
+            reasons.append(f"{key}: {_listed(values)}")
+    return tuple(reasons)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    words = [value[:8] if isinstance(value, str) and len(value) == 64 else str(value) for value in values]  # checksums
+    return ", ".join(words)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Equal, up to the last bits of what another machine computes."""
+    if isinstance(a, float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,172 @@
+"""The picture of runs side by side: their training curves over one another, and their scores with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gebm_kit.engine.compare import ComparedMetric, Comparison
+from gebm_kit.engine.figures import COLOURS, draw_curve, save_figure, series, stay_with_the_bulk
+
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Okabe and Ito's colours without the yellow; further runs begin again with another line style."""
+
+STYLES = ("-", "--", "-.", ":")
+
+CURVES = {
+    "energy_loss": "energy loss",
+    "base_loss": "base loss",
+    "kale": "KALE (nats)",
+    "log_partition": "log-partition A (nats)",
+}
+"""Names in metrics.jsonl that are drawn, where any of the runs has them."""
+
+SMOOTH_FROM = 250
+"""Points of a curve from which medians are drawn over it."""
+
+PANELS_A_ROW = 4
+LEGEND_COLUMNS = 4
+MOST_METRICS = 4
+"""Values of metrics that are drawn; the table has all."""
+
+COLUMN_LABELS = {
+    "data": ("held-out data", COLOURS["data"]),
+    "base": ("base", COLOURS["base"]),
+    "gebm": ("GEBM", COLOURS["GEBM"]),
+}
+
+
+def draw_comparison(path: Path, comparison: Comparison) -> Path:
+    """Write the picture as a PNG: training curves, the GEBM's scores during training where there are any, final scores.
+
+    Values that can't be compared are drawn all the same, under a title that says so.
+    """
+    looks, scores = _look_panels(comparison), _score_panels(comparison)
+    below = [looks + scores] if len(looks) + len(scores) <= PANELS_A_ROW else [looks, scores]
+    rows = [panels for panels in (_curve_panels(comparison), *below) if panels]
+    columns = max((len(panels) for panels in rows), default=1)
+    legend_lines = math.ceil((len(comparison.labels) + len(COLUMN_LABELS)) / LEGEND_COLUMNS)
+    figure = Figure(
+        figsize=(max(4.0 * columns, 8.0), 3.4 * max(len(rows), 1) + 0.28 * legend_lines), layout="constrained"
+    )
+    grid = figure.subplots(max(len(rows), 1), columns, squeeze=False)
+    for axes, panels in zip(grid, rows, strict=False):
+        for axis, panel in zip(axes, panels, strict=False):
+            panel(axis)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+    if not rows:
+        grid[0, 0].text(0.5, 0.5, "no values yet", ha="center", va="center", color="grey")
+        grid[0, 0].set_axis_off()
+    first = figure.axes[0]
+    # a list, since a run may be called "base"
+    entries = [(first.plot([], [], **_style(index))[0], label) for index, label in enumerate(comparison.labels)]
+    if scores:
+        entries += [(first.plot([], [], "o", color=colour)[0], label) for label, colour in COLUMN_LABELS.values()]
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9)
+    return save_figure(figure, path)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": RUN_COLOURS[index % len(RUN_COLOURS)],
+        "linestyle": STYLES[index // len(RUN_COLOURS) % len(STYLES)],
+    }
+
+
+Panel = Callable[[Axes], None]
+
+
+def _curve_panels(comparison: Comparison) -> list[Panel]:
+    """One panel for each of `CURVES` that any run logged."""
+    other_losses = any(key == "loss" or key.startswith("loss.") for key in comparison.differences)
+    panels: list[Panel] = []
+    for name, title in CURVES.items():
+        drawn = [series(record.rows, name) for record in comparison.records]
+        if any(np.isfinite(values).any() for _, values in drawn):
+            warning = "\n(the runs' losses differ)" if other_losses and name.endswith("_loss") else ""
+            panels.append(_curves(drawn, title + warning))
+    return panels
+
+
+def _look_panels(comparison: Comparison) -> list[Panel]:
+    """The GEBM's values against the step, where a run was evaluated more than once."""
+    panels: list[Panel] = []
+    for metric in comparison.metrics[:MOST_METRICS]:
+        drawn = [series(record.evaluated_rows, f"eval.gebm.{metric.name}") for record in comparison.records]
+        if any(len(steps) > 1 for steps, _ in drawn):
+            panels.append(_curves(drawn, f"{_title(metric)}, GEBM in training"))
+    return panels
+
+
+def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> Panel:
+    def panel(axis: Axes) -> None:
+        for index, (steps, values) in enumerate(drawn):
+            if np.isfinite(values).any():
+                draw_curve(axis, steps, values, smooth_from=SMOOTH_FROM, **_style(index))
+        stay_with_the_bulk(axis, [values for _, values in drawn])
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.grid(alpha=0.25)
+
+    return panel
+
+
+def _score_panels(comparison: Comparison) -> list[Panel]:
+    """Final values of held-out data, base and GEBM with their intervals, run by run."""
+    return [_scores(metric, comparison.labels) for metric in comparison.metrics[:MOST_METRICS]]
+
+
+def _scores(metric: ComparedMetric, labels: Sequence[str]) -> Panel:
+    def panel(axis: Axes) -> None:
+        for shift, (column, (_, colour)) in zip((-0.18, 0.0, 0.18), COLUMN_LABELS.items(), strict=True):
+            found = [
+                (index + shift, estimate)
+                for index, estimate in enumerate(metric.columns[column])
+                if estimate is not None and isinstance(estimate.get("value"), int | float)
+            ]
+            if not found:
+                continue
+            places = [place for place, _ in found]
+            values = [estimate["value"] for _, estimate in found]
+            below, above = ([abs(_end(e, end) - e["value"]) for _, e in found] for end in ("low", "high"))
+            axis.errorbar(
+                places,
+                values,
+                yerr=[below, above],
+                fmt="o",
+                color=colour,
+                markersize=5,
+                capsize=3,
+                linewidth=1.4,
+            )
+        axis.set_title(_title(metric), fontsize=11)
+        axis.set_xlim(-0.5, len(labels) - 0.5)
+        long = max(len(label) for label in labels) * len(labels) > 28
+        axis.set_xticks(
+            range(len(labels)), labels, rotation=20 if long else 0, ha="right" if long else "center", fontsize=8
+        )
+        for index, tick in enumerate(axis.get_xticklabels()):
+            tick.set_color(_style(index)["color"])
+        axis.grid(alpha=0.25, axis="y")
+
+    return panel
+
+
+def _end(estimate: Any, end: str) -> float:
+    """An end of the interval; the value itself where there is none."""
+    found = estimate.get(end)
+    return float(estimate["value"] if found is None else found)
+
+
+def _title(metric: ComparedMetric) -> str:
+    return metric.name + (" (NOT comparable)" if metric.reasons else "")
