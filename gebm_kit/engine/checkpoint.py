@@ -1,7 +1,8 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, a sha256 for every file, and no pickle.
 
 A checkpoint is a directory ``checkpoints/step-0003000`` that is written under another name, synced and renamed, so that a
-kill at any instant leaves the previous one whole.
+kill at any instant leaves the previous one whole. What is to go is renamed before it is taken apart, so that under the name
+of a checkpoint there never is half of one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +23,18 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError
-from gebm_kit.engine.files import plain, writing
+from gebm_kit.engine.files import plain, sync_directory, write_atomic, writing
 
 _WRITING = ".writing-"
 """What the name of a checkpoint begins with until it is whole."""
+
+_REPLACED = ".replaced-"
+"""What it begins with while another of the same step takes its place; until that is there, this is the checkpoint."""
+
+_REMOVING = ".removing-"
+"""What it begins with while it is taken apart."""
+
+_NAME = re.compile(r"step-(\d+)")
 
 PARTS = ("model", "loss", "optim", "ema", "rng")
 """Parts that every checkpoint has; ``negatives`` comes with a loss that keeps chains."""
@@ -48,44 +58,111 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    best: int | None = None,
 ) -> Path:
-    """Write ``folder/step-NNNNNNN`` whole, then remove all but the last ``keep`` and what a killed process left unfinished.
+    """Write ``folder/step-NNNNNNN`` whole, then remove what is no longer kept and what a killed process left unfinished.
+
+    Args:
+        folder: made if it is not there; its parent must be.
+        keep: how many of the last checkpoints stay. Later steps are those of a run that went on from an older checkpoint,
+            because they were damaged: they go.
+        best: the step of one that stays besides.
 
     Raises:
         UsageError, RunFailed: the disk is full, or the place not writable; what was there before is untouched.
     """
-    final = folder / f"step-{step:07d}"
+    final = folder / _name(step)
     temporary = folder / f"{_WRITING}{final.name}-{os.getpid()}"
     with writing(final):
         try:
+            if not folder.is_dir():
+                folder.mkdir()
+                sync_directory(folder.parent)
             if temporary.exists():  # of a killed process that had this one's number
                 shutil.rmtree(temporary)
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             sums = {}
             for part, named in tensors.items():
                 content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
                 sums[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
                 _write_synced(temporary / f"{part}.safetensors", content)
             record = {"schema": 1, "step": step, "sha256": sums, "state": plain(dict(state))}
-            record["sha256_of_the_rest"] = _digest(record)
-            _write_synced(temporary / "state.json", json.dumps(record, indent=2).encode())
-            _sync_directory(temporary)
+            _write_synced(temporary / "state.json", _signed(record))
+            sync_directory(temporary)
             if final.exists():
-                shutil.rmtree(final)
+                os.rename(final, folder / f"{_REPLACED}{final.name}-{os.getpid()}")
             os.rename(temporary, final)
-            _sync_directory(folder)
+            sync_directory(folder)
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary, ignore_errors=True)
-    for old in [*list_checkpoints(folder)[:-keep], *folder.glob(f"{_WRITING}*")]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_all_but(folder, step, keep, best)
     return final
+
+
+def _remove_all_but(folder: Path, step: int, keep: int, best: int | None) -> None:
+    """Remove all checkpoints but the last ``keep`` up to ``step`` and that of the step ``best``, and all unfinished ones."""
+    for path in list_checkpoints(folder):
+        if path.name.startswith(_REPLACED):  # a kill came before its successor had the name
+            os.rename(path, folder / _name(step_of(path)))
+    paths = list_checkpoints(folder)
+    stay = {*[p for p in paths if step_of(p) <= step][-keep:], folder / _name(step if best is None else best)}
+    for path in paths:
+        if path not in stay:
+            going = folder / f"{_REMOVING}{path.name}-{os.getpid()}"
+            os.rename(path, going)
+            shutil.rmtree(going, ignore_errors=True)
+    for beginning in (_WRITING, _REPLACED, _REMOVING):
+        for path in folder.glob(f"{beginning}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def amend_checkpoint(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change entries of a checkpoint's plain state; its ``state.json`` is replaced in one piece, and nothing else touched.
+
+    Raises:
+        CheckpointError: that file is damaged.
+        UsageError, RunFailed: it can't be written; the checkpoint is as it was.
+    """
+    record = _read_record(path)
+    record["state"] |= plain(dict(changes))
+    write_atomic(path / "state.json", _signed(record))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    found = {p.name: p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()}
+    for path in folder.glob(f"{_REPLACED}step-*"):
+        found.setdefault(path.name.removeprefix(_REPLACED).rpartition("-")[0], path)
+    return [found[name] for name in sorted(found, key=lambda name: int(name.removeprefix("step-")))]
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    match = _NAME.search(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _name(step: int) -> str:
+    return f"step-{step:07d}"
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The plain state of a checkpoint, verified, without its tensors.
+
+    Raises:
+        CheckpointError: ``state.json`` is missing, truncated or altered.
+    """
+    return dict(_read_record(path)["state"])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -94,14 +171,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, truncated or altered; the message names it.
     """
-    try:
-        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        expected = record.pop("sha256_of_the_rest")
-        step, sums, state = int(record["step"]), dict(record["sha256"]), dict(record["state"])
-        if _digest(record) != expected:
-            raise ValueError("its content is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'state.json'} is missing or damaged: {_reason(error)}") from error
+    record = _read_record(path)
+    step, sums, state = int(record["step"]), dict(record["sha256"]), dict(record["state"])
     tensors = {}
     for name, expected in sums.items():
         file = path / name
@@ -123,11 +194,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what is wrong with the newer ones (one line each)."""
     complaints: list[str] = []
-    for path in reversed(list_checkpoints(folder)):
+    paths = list_checkpoints(folder)
+    while paths:
+        path = paths.pop()
         try:
             return read_checkpoint(path), complaints
         except CheckpointError as error:
-            complaints.append(str(error))
+            if path.exists():
+                complaints.append(str(error))
+            else:  # a run that is being trained has put newer ones in its place
+                paths = list_checkpoints(folder)
+                complaints.clear()
     return None, complaints
 
 
@@ -160,12 +237,20 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        record: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        expected = record.pop("sha256_of_the_rest")
+        record |= {"step": int(record["step"]), "sha256": dict(record["sha256"]), "state": dict(record["state"])}
+        if _digest(record) != expected:
+            raise ValueError("its content is not what was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'state.json'} is missing or damaged: {_reason(error)}") from error
+    return record
+
+
+def _signed(record: Mapping[str, Any]) -> bytes:
+    return json.dumps({**record, "sha256_of_the_rest": _digest(record)}, indent=2).encode()
 
 
 def _digest(record: Mapping[str, Any]) -> str:

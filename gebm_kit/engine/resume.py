@@ -11,9 +11,10 @@ import torch
 
 from gebm_kit.config.build import resolved
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
 from gebm_kit.engine.files import write_atomic
-from gebm_kit.engine.run import Run, load_run, unfinished_runs
+from gebm_kit.engine.progress import warn
+from gebm_kit.engine.run import Run, is_unmade, load_run, unfinished_runs
 
 CHANGEABLE = (
     "train.steps",
@@ -37,7 +38,7 @@ def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
     """
     if out is not None:
         path = Path(out)
-        return load_run(path) if path.is_dir() and any(path.iterdir()) else None
+        return None if is_unmade(path) else load_run(path)
     return next((run for run in unfinished_runs(recipe.name) if not differences(run.recipe, recipe)), None)
 
 
@@ -76,6 +77,20 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
             f"train.steps: {old.train.steps} in the run, {new.train.steps} now; a run with a final phase keeps its length"
         )
     return found
+
+
+def check_place(run: Run) -> None:
+    """Notice, before a checkpoint is written, that somebody took the place away.
+
+    Raises:
+        RunFailed: the run directory is gone, and with it what sampling needs besides a checkpoint.
+    """
+    if not (run.path / "resolved.yaml").is_file():
+        raise RunFailed(
+            f"{run.path} was removed while training", hint="Start again; what else uses that place must leave it alone."
+        )
+    if not run.checkpoints.is_dir():
+        warn(f"{run.checkpoints} was removed while training, with all checkpoints; training goes on and makes it again")
 
 
 def drop_rows_after(run: Run, step: int) -> None:

@@ -28,10 +28,17 @@ from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
-from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
+from gebm_kit.engine.files import make_directory, read_json, remove_leftovers, write_atomic, write_json
+from gebm_kit.engine.lock import LOCK, RunLock
+from gebm_kit.engine.progress import warn
 from gebm_kit.engine.run_record import read_rows
 
 RUNS = Path("runs")
+
+STATUS = "status.json"
+
+_FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)
+_FOLDERS = ("checkpoints", "samples", "figures")
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 """Type of parameters and data under each precision (bfloat16 is autocast on float32 parameters)."""
@@ -203,31 +210,62 @@ def _runs(root: Path) -> list[Run]:
     return found
 
 
-def create_run(recipe: Recipe, out: str | Path | None) -> Run:
-    """Make a new run directory: ``out`` itself, or one under ``runs/<recipe>/``.
+def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
+    """Make a new run directory, ``out`` itself, or one under ``runs/<recipe>/``, and hold ``lock`` on it.
+
+    ``status.json`` is written last: with it the run exists. What a kill before that leaves is made again.
 
     Raises:
-        UsageError: ``out`` is not empty, is a file, or can't be written.
+        UsageError: ``out`` is not empty, is a file, can't be written, or another process trains there.
     """
-    if out is not None:
-        path = Path(out)
-        if path.is_dir() and any(path.iterdir()):
-            is_run = (path / "status.json").exists()
-            raise UsageError(
-                f"{path} is not empty" + (": it holds a run" if is_run else ""),
-                hint="Add --resume to go on with it, or choose another --out." if is_run else "Choose another --out.",
-            )
-        make_directory(path)
-    else:
+    if out is None:
         path = _new_directory(recipe)
-    for folder in ("checkpoints", "samples", "figures"):
+    else:
+        path = Path(out)
+        _check_free(path)
+        make_directory(path)
+    lock.hold(path)
+    _check_free(path)  # another process may have been faster
+    for folder in _FOLDERS:
         make_directory(path / folder)
     write_atomic(path / "recipe.yaml", recipe.text.encode())
     write_atomic(path / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides).encode())
     write_resolved(path, recipe)
     write_json(path / "env.json", _environment(recipe))
-    write_json(path / "status.json", {"recipe": recipe.name, "state": "running", "step": 0, "seconds": 0.0})
+    write_json(path / STATUS, {"recipe": recipe.name, "state": "running", "step": 0, "seconds": 0.0})
     return Run(path)
+
+
+def is_unmade(path: Path) -> bool:
+    """Whether ``path`` is free for a new run: missing, empty, or what a process left that was killed while it made one."""
+    if not path.is_dir():
+        return not path.exists()
+    names = {entry.name for entry in path.iterdir()}
+    if not names:
+        return True
+    known = [*_FOLDERS, *_FILES, LOCK]
+    beginnings = tuple(f".{name}-" for name in _FILES)
+    ours = all(name in known or name.startswith(beginnings) for name in names)
+    return LOCK in names and STATUS not in names and ours and not any((path / "checkpoints").glob("*"))
+
+
+def _check_free(path: Path) -> None:
+    if path.is_dir() and not is_unmade(path):
+        is_run = (path / STATUS).exists()
+        raise UsageError(
+            f"{path} is not empty" + (": it holds a run" if is_run else ""),
+            hint="Add --resume to go on with it, or choose another --out." if is_run else "Choose another --out.",
+        )
+
+
+def tidy(run: Run) -> None:
+    """Remove half-written files of a killed process, and write a damaged status file again; for who holds the lock."""
+    remove_leftovers(run.path, (*_FILES, "evaluation.json", "metrics.jsonl"))
+    try:
+        _ = run.status
+    except CheckpointError as error:
+        warn(f"{error}; it is written again, without the seconds of earlier attempts")
+        write_json(run.path / STATUS, {"recipe": run.recipe.name, "state": "interrupted", "step": 0, "seconds": 0.0})
 
 
 def write_resolved(path: Path, recipe: Recipe) -> None:

@@ -25,16 +25,18 @@ from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
+from gebm_kit.engine.distributed import first_rank
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import Evaluation, check_metrics, score_recipe
 from gebm_kit.engine.files import write_json
+from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.log_partition import prior_energies
 from gebm_kit.engine.loggers import check_loggers, open_loggers
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
 from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
-from gebm_kit.engine.resume import check_same, drop_rows_after, find_run, is_done, resume_command
-from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, write_resolved
+from gebm_kit.engine.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
+from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, tidy, write_resolved
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
 
@@ -77,8 +79,24 @@ def train(
     elif overrides:
         raise UsageError("overrides apply to a recipe's file; this recipe is built already")
     where = resolve_device(device or recipe.device)
+    with RunLock(active=first_rank()) as lock:
+        return _train(recipe, where, lock, out, resume, device, on_progress)
+
+
+def _train(
+    recipe: Recipe,
+    where: torch.device,
+    lock: RunLock,
+    out: str | Path | None,
+    resume: bool,
+    device: str | None,
+    on_progress: OnProgress,
+) -> Run:
+    """`train`, with a lock that holds the run directory from here on."""
     run = find_run(recipe, out) if resume else None
     if run is not None:
+        lock.hold(run.path)
+        tidy(run)
         check_same(run.recipe, recipe)
         if is_done(run, recipe):
             return run
@@ -101,7 +119,7 @@ def train(
         else:
             trainer.restore(checkpoint)
         if run is None:
-            run = create_run(recipe, out)
+            run = create_run(recipe, out, lock)
         else:
             write_resolved(run.path, recipe)
         job = _Job(run, trainer, dataset, stop, on_progress)
@@ -151,6 +169,9 @@ class _Job:
                 f"{self.trainer.device} is out of memory at step {self.trainer.step}",
                 hint="Lower train.batch_size, or the width of base and energy; earlier checkpoints are whole.",
             ) from error
+        except UsageError as error:  # of a place that could be written when the run began
+            self._try_status("failed")
+            raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
         except Exception:
             self._try_status("failed")
             raise
@@ -191,6 +212,7 @@ class _Job:
                 energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
         facts = facts_for_checkpoint(self.recipe, self.dataset)
+        check_place(self.run)
         save_checkpoint(
             self.run.checkpoints,
             trainer.step,
@@ -267,7 +289,6 @@ class _Job:
             f"{trainer.step} to step {self.trainer.step}, with other random numbers ({self.trainer.restores} of at most "
             f"{settings.restores} times)"
         )
-        self.logger.go_back(self.trainer.step)
         self.save("running")
         return True
 

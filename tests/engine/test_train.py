@@ -92,7 +92,7 @@ def test_a_run_directory_holds_everything(recipe: Path, tmp_path: Path) -> None:
     names = {p.name for p in run.path.iterdir()}
     assert names == {
         "recipe.yaml", "resolved.yaml", "overrides.txt", "env.json", "status.json", "evaluation.json", "metrics.jsonl",
-        "checkpoints", "samples", "figures",
+        "checkpoints", "samples", "figures", ".lock",
     }  # fmt: skip
     assert (run.path / "recipe.yaml").read_text() == TOY
     assert (run.path / "overrides.txt").read_text() == "sampler=mala\n"
