@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 OUTCOMES = {
     "state": "state",
+    "skipped_updates": "skipped updates",
+    "restores": "times gone back",
     "kale_train": "KALE, training data",
     "kale_test": "KALE, held-out data",
     "log_partition": "log partition",

@@ -151,6 +151,8 @@ def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
         "step": record.step,
         "total_steps": record.total_steps,
         "seconds": record.seconds,
+        "skipped_updates": _skipped_updates(record),
+        "restores": record.checkpoint_state.get("restores"),
         "kale_train": evaluation.get("kale_train"),
         "kale_test": evaluation.get("kale_test"),
         "log_partition": partition.get("value"),
@@ -159,6 +161,13 @@ def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
         "divergences": diagnostics.get("divergences"),
         "problems": list(diagnostics.get("problems") or []),
     }
+
+
+def _skipped_updates(record: RunRecord) -> int | None:
+    """Updates of both parts that were skipped because they were not finite; None when nothing says so."""
+    counts = [_mapping(part).get("total") for part in _mapping(record.checkpoint_state.get("non_finite")).values()]
+    known = [count for count in counts if isinstance(count, int)]
+    return sum(known) if known else None
 
 
 def _compared(name: str, records: Sequence[RunRecord]) -> ComparedMetric:

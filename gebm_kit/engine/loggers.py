@@ -17,6 +17,8 @@ from gebm_kit.core.errors import GebmKitError, Interrupted, PluginError
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.progress import warn
+from gebm_kit.engine.resume import drop_rows_after
+from gebm_kit.engine.run import Run
 
 JSONL = "jsonl"
 
@@ -41,11 +43,10 @@ def open_loggers(recipe: Recipe, run_directory: Path, start_step: int) -> Logger
     Raises:
         PluginError, RecipeError, RunFailed: one can't be started.
     """
-    facts = {"run_directory": run_directory, "directory": recipe.directory, "start_step": start_step}
-    loggers = Loggers()
+    loggers = Loggers(recipe, run_directory)
     for node in _nodes(recipe):
         try:
-            loggers.add(node.name, build("logger", node, facts))
+            loggers.open(node, start_step)
         except Exception as error:
             loggers.close()
             if isinstance(error, GebmKitError):
@@ -64,10 +65,20 @@ class Loggers(Logger):
     The first failure of each is a warning that names it and the error; it is tried again at the next call, and after
     `PATIENCE` failures in a row it is only closed. metrics.jsonl is tried every time. How much a logger has missed is said
     when all are closed.
+
+    Args:
+        recipe, run_directory: of the run; without them there are no loggers but those that are added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Recipe | None = None, run_directory: Path | None = None) -> None:
+        self.recipe, self.run_directory = recipe, run_directory
         self._guarded: list[_Guarded] = []
+
+    def open(self, node: ComponentNode, start_step: int) -> None:
+        """Build a logger of the recipe; whatever its constructor raises is raised here."""
+        assert self.recipe is not None
+        facts = {"run_directory": self.run_directory, "directory": self.recipe.directory, "start_step": start_step}
+        self.add(node.name, build("logger", node, facts))
 
     def add(self, name: str, logger: Logger) -> None:
         self._guarded.append(_Guarded(name, logger))
@@ -83,6 +94,24 @@ class Loggers(Logger):
     def log_image(self, step: int, name: str, path: Path) -> None:
         for one in self._guarded:
             one.call(f"with picture {name}", lambda logger: logger.log_image(step, name, path))
+
+    def go_back(self, step: int) -> None:
+        """Training goes on from an earlier ``step``: what was logged after it is dropped, and all loggers are made anew."""
+        if self.recipe is None or self.run_directory is None:
+            return
+        self.close()
+        try:
+            drop_rows_after(Run(self.run_directory), step)
+        except GebmKitError as error:
+            warn(f"rows after step {step} stay in metrics.jsonl: {error.message}")
+        for node in _nodes(self.recipe):
+            try:
+                self.open(node, step)
+            except Interrupted:
+                raise
+            except (Exception, SystemExit) as error:
+                warn(f"logger {node.name!r} can't be started again: {_words(error)}; training goes on without it")
+        self.log_config(resolved(self.recipe))
 
     def close(self) -> None:
         while self._guarded:

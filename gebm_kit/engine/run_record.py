@@ -89,6 +89,15 @@ class RunRecord:
         rows = read_rows(self.path, containing=_EVALUATED)
         return list({row["step"]: row for row in rows if isinstance(row.get("step"), int)}.values())
 
+    @functools.cached_property
+    def checkpoint_state(self) -> dict[str, Any]:
+        """The plain state in the newest checkpoint, not verified; empty when there is none that can be read."""
+        for path in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
+            found = _mapping(path / "state.json", []).get("state")
+            if isinstance(found, dict):
+                return found
+        return {}
+
     def value_names(self) -> list[str]:
         """Names of the values that the run was scored by, in the recipe's order."""
         found = list((self._metrics.get("gebm") or {}).keys())

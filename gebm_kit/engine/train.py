@@ -289,6 +289,7 @@ class _Job:
             f"{trainer.step} to step {self.trainer.step}, with other random numbers ({self.trainer.restores} of at most "
             f"{settings.restores} times)"
         )
+        self.logger.go_back(self.trainer.step)
         self.save("running")
         return True
 

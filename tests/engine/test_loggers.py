@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.engine.loggers import PATIENCE, Loggers, open_loggers
 from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.engine.run import load_run
+from gebm_kit.engine.run_record import read_rows as load_rows
 from gebm_kit.engine.train import plan, train
 
 TOY = """\
@@ -194,6 +196,37 @@ def test_a_logger_without_its_package_leaves_nothing_behind(
     with pytest.raises(PluginError, match="needs the package diaries"):
         plan(toy("loggers=[diary]"))
     assert not (tmp_path / "run").exists()
+
+
+def test_training_that_goes_back_logs_no_step_twice(
+    diary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    loggers = open_loggers(toy("loggers=[diary]"), run, 0)
+    for step in (1, 2, 3, 4):
+        loggers.log(step, {"kale": math.nan})
+    loggers.go_back(2)
+    loggers.log(3, {"kale": 1.0})
+    loggers.close()
+    assert [(row["step"], row["kale"]) for row in load_rows(run)] == [(1, None), (2, None), (3, 1.0)]
+    assert diary_of(run)[-3:] == [["init", 2], ["log_config", "mlp"], ["log", 3, ["kale"]]]
+
+    import diary_plugin
+
+    def gone(self: object, fails: str = "") -> None:
+        raise ConnectionError("the server is gone")
+
+    loggers = open_loggers(toy("loggers=[diary]"), run, 3)
+    monkeypatch.setattr(diary_plugin.Diary, "__init__", gone)
+    with pytest.warns(
+        GebmKitWarning, match="logger 'diary' can't be started again: ConnectionError: .* goes on without it"
+    ):
+        loggers.go_back(1)
+    loggers.log(2, {"kale": 2.0})
+    loggers.close()
+    assert [row["step"] for row in load_rows(run)] == [1, 2]
+    Loggers().go_back(1)  # of a rank that writes nothing
 
 
 class Moody(Logger):
