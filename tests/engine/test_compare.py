@@ -71,6 +71,10 @@ def test_labels_are_the_shortest_ends_that_differ() -> None:
 
 def test_runs_of_one_protocol_are_comparable(tmp_path: Path) -> None:
     a = made(tmp_path / "a", value=0.5)
+    skipped = {"energy": {"total": 3, "value": "nan"}, "base": {"total": 1, "value": "0.0"}}
+    (a / "checkpoints" / "step-0000060").mkdir(parents=True)
+    state = {"schema": 1, "state": {"non_finite": skipped, "restores": 2}}
+    (a / "checkpoints" / "step-0000060" / "state.json").write_text(json.dumps(state))
     b = made(
         tmp_path / "b", value=0.3, recipe={"train": {"steps": 60, "seed": 1}}, sets=10, bandwidth=6.1 * (1 + 1e-12)
     )
@@ -84,6 +88,7 @@ def test_runs_of_one_protocol_are_comparable(tmp_path: Path) -> None:
     first = found.outcomes()[0]
     assert (first["label"], first["step"], first["seconds"], first["divergences"]) == ("a", 60, 9.0, 4)
     assert first["problems"] == ["4 steps diverged"]
+    assert [(o["skipped_updates"], o["restores"]) for o in found.outcomes()] == [(4, 2), (None, None)]
     assert json.loads(json.dumps(found.as_dict()))["metrics"]["mmd"]["comparable"] is True
 
 
