@@ -19,13 +19,13 @@ import yaml
 
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.engine.files import read_json
+from gebm_kit.engine.lock import LOCK
 
 try:
     import fcntl
 except ImportError:  # Windows, where a killed run can't be told from a running one
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
-LOCK = ".lock"
 COLUMNS = ("data", "base", "gebm", "ratio")
 _EVALUATED = "eval.gebm."
 

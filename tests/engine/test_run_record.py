@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 import yaml
 
 from gebm_kit.core.errors import CheckpointError, UsageError
-from gebm_kit.engine.run_record import LOCK, find_records, read_record, read_rows
+from gebm_kit.engine.lock import LOCK, RunLock
+from gebm_kit.engine.run_record import find_records, read_record, read_rows
 
 
 def estimate(value: float) -> dict[str, Any]:
@@ -99,8 +99,9 @@ def test_a_run_that_was_only_looked_at(tmp_path: Path) -> None:
 def test_a_running_run_is_told_from_a_killed_one_by_its_lock(tmp_path: Path) -> None:
     path = made(tmp_path / "run", state="running", step=4, age=60.0)
     assert read_record(path).state == "running"  # of a version without lock: nobody knows
-    with open(path / LOCK, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with RunLock() as lock:
+        lock.hold(path)
+        assert (path / LOCK).exists()
         record = read_record(path)
         assert (record.state, record.step) == ("running", 8)
         assert record.seconds is not None
