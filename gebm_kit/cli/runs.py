@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run_record import RunRecord, Score
 
 HEADINGS = ("run", "recipe", "state", "step", "metric", "base", "GEBM", "GEBM / base", "best", "time", "changed")
+
+FIRST_TO_GO = ("recipe", "best", "base", "GEBM / base", "time", "changed")
+"""What is left out of the table on a narrow terminal, in this order; a pipe and --json get everything."""
 
 
 def runs(
@@ -72,7 +77,19 @@ def _show(root: Path, scored: list[tuple[RunRecord, Score | None]]) -> None:
     # a run that was evaluated once has no best one to tell
     several = any(len(record.evaluated_rows) > 1 for record, _ in scored)
     shown = [index for index, heading in enumerate(HEADINGS) if heading != "best" or several]
+    if ui.is_terminal(sys.stdout):
+        shown = _fitting(shown, rows, shutil.get_terminal_size().columns)
     ui.table("", [HEADINGS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+
+
+def _fitting(shown: list[int], rows: list[list[str]], width: int) -> list[int]:
+    """The columns that a terminal of ``width`` has room for, less `FIRST_TO_GO` as far as it must be."""
+    needed = {i: 3 + max(len(HEADINGS[i]), *(len(row[i]) for row in rows)) for i in shown}  # 3: a line and two blanks
+    for heading in FIRST_TO_GO:
+        if 1 + sum(needed.values()) <= width:
+            break
+        needed.pop(HEADINGS.index(heading), None)
+    return list(needed)
 
 
 def _row(record: RunRecord, score: Score | None) -> list[str]:

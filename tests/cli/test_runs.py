@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gebm_kit.cli.runs import FIRST_TO_GO, HEADINGS, _fitting
+
 KEYS = {
     "run", "recipe", "state", "step", "total_steps", "seconds", "updated", "metric", "data", "base", "gebm", "ratio",
     "best", "problem",
@@ -52,6 +54,17 @@ def test_the_list(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.M
     wrong = cli("runs", "--metric", "mdm")
     assert wrong.code == 2
     assert "did you mean mmd?" in wrong.err
+
+
+def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
+    rows = [["runs/quickstart/20261123T030107Z-f1b08a", *["12345678"] * (len(HEADINGS) - 1)]]
+    everything = list(range(len(HEADINGS)))
+    assert _fitting(everything, rows, 1000) == everything
+    for width in (80, 100, 120, 140):
+        kept = _fitting(everything, rows, width)
+        assert 1 + sum(3 + max(len(HEADINGS[i]), len(rows[0][i])) for i in kept) <= max(width, 87)
+        gone = [heading for heading in HEADINGS if HEADINGS.index(heading) not in kept]
+        assert set(gone) == set(FIRST_TO_GO[: len(gone)])
 
 
 def test_compare(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
