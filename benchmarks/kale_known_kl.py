@@ -33,7 +33,7 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "kale-dv, moving average 0.99": ("kale-dv", {"moving_average": 0.99}),
     "logistic": ("logistic", {}),
     "smile": ("smile", {}),
-    "smile, logistic gradient": ("smile", {"gradient": "logistic"}),
+    "smile, clipped gradient": ("smile", {"gradient": "clipped"}),
     "flo": ("flo", {}),
     "cd": ("cd", {"step_size": 0.4, "steps": 6}),
     "pcd": ("pcd", {"step_size": 0.4, "steps": 3, "buffer_size": 4096}),

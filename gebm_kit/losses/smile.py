@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gebm_kit.core import reduce
 from gebm_kit.core.components import Range, check_arguments
@@ -35,18 +35,22 @@ class Smile(Loss):
 
     Donsker-Varadhan with the weights clipped in the log-mean alone: its variance no longer grows as exp(KL), and it is no
     bound on the KL any more; with tau -> infinity it is ``kale-dv``. The paper clips its critic T, a log density ratio
-    with its constant. Only E + A is identified here, so what is clipped is that ratio's estimate ``exp(-(E + A))``, A not
-    differentiated: at A = 0 this is the paper's formula. A follows the clipped mean, ``A <- A + rate * log E_B[clip(...)]``.
+    with its constant. Only E + A is identified here, so what is clipped is that ratio's estimate ``exp(-(E + A))``: at A = 0
+    this is the paper's formula.
 
-    As an objective the clipped form has a flaw: weights beyond e^tau give no gradient, so that where ``dP/dB`` is larger
-    than that, nothing but a penalty stops E from falling. With ``gradient: logistic`` E follows the gradient of the
-    logistic loss at this A instead (``sigmoid(E + A)`` on data, ``-sigmoid(-(E + A))`` on base draws), whose optimum is the
-    log-ratio everywhere, and the clipped form is the value that is reported: what the authors' programs do.
+    As an objective the clipped form is unbounded below: weights beyond e^tau give no gradient, so that where ``dP/dB`` is
+    larger than that, or seems so for a while, nothing but a penalty stops E from falling. The paper's estimator is one of
+    a critic that was trained by another loss, and so it is here. With ``gradient: logistic`` E and A follow the gradient
+    of the logistic loss (``sigmoid(E + A)`` on data, ``-sigmoid(-(E + A))`` on base draws), whose optimum is the log-ratio
+    everywhere, and the clipped form is the loss's value: what the authors' programs do. With ``gradient: clipped`` E
+    follows the gradient of the formula, A is not differentiated and follows the clipped mean,
+    ``A <- A + rate * log E_B[clip(...)]``: for energies that stay within the clip. Trained so on eight Gaussians, the base
+    ran away.
 
     Args:
         clip: tau > 0; the paper uses 1, 5 and 20.
-        gradient: of the energy: that of the formula, or the logistic loss's.
-        rate: of A's rule, 0 < rate <= 1.
+        gradient: of the energy: the logistic loss's, or that of the formula.
+        rate: of A's rule, 0 < rate <= 1; ``logistic`` does not read it.
 
     Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A before the step), ``log_mean_weight`` (the
     log of the clipped mean), ``clipped`` (share of base draws whose weight was clipped), ``energy_data``, ``energy_base``,
@@ -58,7 +62,7 @@ class Smile(Loss):
     def __init__(
         self,
         clip: Annotated[float, Range(0, None, low_open=True)] = 5.0,
-        gradient: Literal["clipped", "logistic"] = "clipped",
+        gradient: Literal["logistic", "clipped"] = "logistic",
         rate: Annotated[float, Range(0, 1, low_open=True)] = 0.1,
     ) -> None:
         super().__init__()
@@ -66,12 +70,15 @@ class Smile(Loss):
         self.clip = float(clip)
         self.gradient = gradient
         self.rate = float(rate)
-        self.register_buffer("log_partition", torch.zeros(()))
+        if gradient == "logistic":
+            self.log_partition = nn.Parameter(torch.zeros(()))
+        else:
+            self.register_buffer("log_partition", torch.zeros(()))
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         energies = batch_energies(model, batch)
         with torch.no_grad():
-            log_partition = self.log_partition.clone()
+            log_partition = self.log_partition.detach().clone()
             exponent = -(energies.base + log_partition)
             inside = exponent.abs() <= self.clip
             log_mean, relative = weights(exponent.clamp(-self.clip, self.clip))
@@ -87,22 +94,26 @@ class Smile(Loss):
                 on_data, on_base = torch.sigmoid(energies.data + log_partition), -torch.sigmoid(exponent)
             else:
                 on_data, on_base = torch.ones_like(energies.data), torch.where(inside, -relative, 0.0)
-        return LossTerms(with_gradient(value, energies, on_data, on_base), metrics)
+        loss = with_gradient(value, energies, on_data, on_base)
+        if self.log_partition.requires_grad:
+            loss = loss + (on_data.mean() + on_base.mean()) * (self.log_partition - log_partition)
+        return LossTerms(loss, metrics)
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         return LossTerms(kale_base_loss(model, batch))
 
     def log_partition_estimate(self) -> Tensor:
-        return self.log_partition
+        return self.log_partition.detach()
 
     @torch.no_grad()
     def initialise(self, energy_base: Tensor) -> None:
         log_partition = reduce.log_mean_exp(-energy_base)
-        for _ in range(STARTING_ROUNDS):
+        for _ in range(STARTING_ROUNDS if self.gradient == "clipped" else 0):
             exponent = -(energy_base + log_partition)
             log_partition = log_partition + reduce.log_mean_exp(exponent.clamp(-self.clip, self.clip))
         self.log_partition.copy_(log_partition)
 
     @torch.no_grad()
     def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
-        self.log_partition.add_(metrics["log_mean_weight"], alpha=self.rate)
+        if self.gradient == "clipped":
+            self.log_partition.add_(metrics["log_mean_weight"], alpha=self.rate)

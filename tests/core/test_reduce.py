@@ -27,7 +27,7 @@ LOSSES = {
     "kale-dv-average": ("kale-dv", {"moving_average": 0.9}),
     "logistic": ("logistic", {}),
     "smile": ("smile", {"clip": 1.0}),
-    "smile-logistic": ("smile", {"gradient": "logistic"}),
+    "smile-clipped": ("smile", {"clip": 1.0, "gradient": "clipped"}),
     "flo": ("flo", {"hidden": [4]}),
     "hinge": ("hinge", {}),
     "wasserstein": ("wasserstein", {}),

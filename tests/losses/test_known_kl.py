@@ -48,7 +48,7 @@ def test_other_losses_where_it_is_hardest(case, loss):
     assert known.measured(case, loss) == pytest.approx(case.divergence, rel=0.05)
 
 
-@pytest.mark.parametrize("loss", ["smile", "smile, logistic gradient", "flo", "cd", "pcd"])
+@pytest.mark.parametrize("loss", ["smile", "smile, clipped gradient", "flo", "cd", "pcd"])
 def test_the_rest_of_those_that_learn_a_log_ratio(loss):
     """Where the ratio stays within what smile clips to, and chains of a few steps reach their law."""
     case = known.Case("mean", 2, 0.5)

@@ -27,7 +27,7 @@ VARIANTS = {
     "kale-dv": lambda: KaleDV(),
     "kale-dv-average": lambda: KaleDV(0.9),
     "logistic": lambda: Logistic(),
-    "smile": lambda: Smile(),
+    "smile-clipped": lambda: Smile(gradient="clipped"),
 }
 RECORDS = [record for record in installed().registry.of_kind("loss") if "energy" in record.load().parts]
 

@@ -25,7 +25,7 @@ MORE = {
     "cd-data": "{name: cd, space: data, steps: 2}",
     "kale-dv-average": "{name: kale-dv, moving_average: 0.9}",
     "kale-adam": "{name: kale, update: adam}",
-    "smile-logistic": "{name: smile, gradient: logistic}",
+    "smile-clipped": "{name: smile, gradient: clipped}",
 }
 LOSSES = {
     **{r.component.name: r.component.name for r in installed().registry.of_kind("loss") if "energy" in r.load().parts},

@@ -54,7 +54,7 @@ def value_and_gradient(loss) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("tau", [0.5, 2.0])
 def test_the_formula(tau: float) -> None:
-    loss = at(Smile(tau), A)
+    loss = at(Smile(tau, "clipped"), A)
     value, gradient = value_and_gradient(loss)
     data, base = DATA.clone().requires_grad_(), BASE.clone().requires_grad_()
     clipped = torch.exp(-(base + A)).clamp(math.exp(-tau), math.exp(tau))
@@ -71,18 +71,26 @@ def test_the_formula(tau: float) -> None:
 def test_a_wide_clip_is_donsker_varadhan_whatever_a_is() -> None:
     expected = value_and_gradient(KaleDV())
     for log_partition in (0.0, A, -3.0):
-        torch.testing.assert_close(value_and_gradient(at(Smile(1e3), log_partition)), expected)
+        torch.testing.assert_close(value_and_gradient(at(Smile(1e3, "clipped"), log_partition)), expected)
 
 
 def test_the_logistic_gradient_goes_with_the_clipped_value() -> None:
-    value, gradient = value_and_gradient(at(Smile(2.0, "logistic"), A))
-    torch.testing.assert_close(value, value_and_gradient(at(Smile(2.0), A))[0])
+    value, gradient = value_and_gradient(at(Smile(2.0), A))
+    torch.testing.assert_close(value, value_and_gradient(at(Smile(2.0, "clipped"), A))[0])
     torch.testing.assert_close(gradient, value_and_gradient(at(Logistic(), A))[1])
+    on_a = []
+    for loss in (at(Smile(2.0), A), at(Logistic(), A)):
+        terms = loss.energy_loss(GEBM(Base(), Shifted()), batch())
+        on_a += torch.autograd.grad(terms.loss, loss.log_partition)
+        before = loss.log_partition.detach().clone()
+        loss.after_energy_step(terms.metrics)
+        assert torch.equal(loss.log_partition, before)  # Adam's, and no rule's
+    torch.testing.assert_close(on_a[0], on_a[1])
 
 
 def test_a_starts_where_its_rule_rests() -> None:
     base = 8.0 * BASE
-    loss = Smile(2.0).double()
+    loss = Smile(2.0, "clipped").double()
     loss.initialise(base)
     mean = torch.exp(-(base + loss.log_partition)).clamp(math.exp(-2.0), math.exp(2.0)).mean()
     assert mean.item() == pytest.approx(1.0, abs=1e-3)

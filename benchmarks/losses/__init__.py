@@ -1,0 +1,1 @@
+"""Every loss on the same problems: see ``python -m benchmarks.losses --help``."""

@@ -1,0 +1,182 @@
+"""One run of the study: train, look at base and GEBM along the way, score both at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import kale_known_kl as known
+from benchmarks.losses.problems import (
+    GAUSSIAN_CHAINS,
+    GAUSSIAN_SEEDS,
+    GAUSSIANS,
+    LOSSES,
+    PROBLEMS,
+    VARIANTS,
+    WITHOUT_RATIO,
+    Problem,
+)
+from gebm_kit.config.build import build, build_dataset
+from gebm_kit.config.load import load_recipe
+from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.core.errors import GebmKitError
+from gebm_kit.core.interfaces import Loss, named_scalars
+from gebm_kit.engine.evaluate import Evaluation, Scorer, build_metrics, score_recipe
+from gebm_kit.engine.features import FeatureMaps
+from gebm_kit.engine.held_out import every_row
+from gebm_kit.engine.trainer import Trainer
+
+VERSION = 1
+"""Raised when the meaning of a record changes, so that older ones in a cache are made again."""
+
+LOOKS, FINAL_LOOKS = 8, 2
+"""Looks at the base in the main phase, and at the GEBM, whose energy belongs to that base only then, in the final one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One record of the study."""
+
+    problem: str
+    loss: str
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a cached record must agree with to be used again."""
+        if self.problem == "gaussians":
+            return {"version": VERSION, "loss": _gaussian_node(self.loss), "steps": known.STEPS}
+        return {"version": VERSION, "overrides": PROBLEMS[self.problem].overrides(self.loss, self.seed)}
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"{self.problem}--{self.loss.replace(', ', '-').replace(' ', '-')}--{self.seed}.json"
+
+    def record(self, folder: Path) -> dict[str, Any] | None:
+        """The record, if it was made with the same settings."""
+        path = self.path(folder)
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found if found["settings"] == self.settings else None
+
+    def run(self) -> dict[str, Any]:
+        """Do the work; what goes wrong is part of the record."""
+        began = time.process_time()
+        try:
+            found = gaussians(self) if self.problem == "gaussians" else trained(self)
+        except (GebmKitError, RuntimeError, ValueError) as error:
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"[:500]}
+        return {
+            **dataclasses.asdict(self),
+            "settings": self.settings,
+            "cpu_seconds": time.process_time() - began,
+            **found,
+        }
+
+    def save(self, folder: Path, record: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(folder)
+        path.with_suffix(".partial").write_text(json.dumps(record, indent=1))
+        path.with_suffix(".partial").replace(path)
+
+
+def jobs(losses: list[str], problems: list[str]) -> Iterator[Job]:
+    """Everything there is to do, the first seed of every problem first, so that a study cut off says something."""
+    for seed in range(max(p.seeds for p in PROBLEMS.values())):
+        for problem in problems:
+            seeds = GAUSSIAN_SEEDS if problem == "gaussians" else PROBLEMS[problem].seeds
+            for loss in losses:
+                if problem == "gaussians" and loss in WITHOUT_RATIO:
+                    continue
+                if seed < (1 if loss in VARIANTS else seeds):
+                    yield Job(problem, loss, seed)
+
+
+def trained(job: Job) -> dict[str, Any]:
+    """Train a recipe with the engine's own steps; metrics of base and GEBM along the way and at the end."""
+    problem = PROBLEMS[job.problem]
+    recipe = load_recipe(problem.recipe, problem.overrides(job.loss, job.seed))
+    dataset = build_dataset(recipe)
+    torch.manual_seed(recipe.train.seed)
+    trainer = Trainer(recipe, dataset, torch.device("cpu"))
+    trainer.initialise()
+    looks: list[dict[str, float]] = []
+    last: dict[str, float] = {}
+    while trainer.step < recipe.train.total_steps:
+        metrics = trainer.cycle()
+        if trainer.step <= problem.steps and trainer.step % (problem.steps // LOOKS) == 0:
+            looks.append({"step": trainer.step, "base": _base_metric(trainer, recipe, dataset, problem)})
+        elif (trainer.step - problem.steps) % (problem.final_steps // FINAL_LOOKS) == 0 < trainer.step - problem.steps:
+            found = _score(trainer, recipe, dataset, brief=True)
+            looks.append({"step": trainer.step, **_values(found, problem)})
+    last = dict(named_scalars(metrics))
+    skipped = sum(seen.total for seen in trainer.guard.look())
+    found = _score(trainer, recipe, dataset, brief=False)
+    return {
+        "looks": looks,
+        "final": _values(found, problem),
+        "data": found.metrics["data"][problem.metric].value,
+        "kale_test": found.fit.scalars().get("kale_test"),
+        "weight_ess": last.get("weight_ess"),
+        "acceptance": last.get("negatives_acceptance"),
+        "skipped": skipped,
+        "divergences": found.diagnostics.divergences,
+        "rhat": found.diagnostics.rhat_max,
+    }
+
+
+def _base_metric(trainer: Trainer, recipe: Recipe, dataset: Any, problem: Problem) -> float:
+    """The problem's metric of draws of the averaged base."""
+    device = torch.device("cpu")
+    reference = every_row(dataset.split("test"), "test data")
+    with torch.random.fork_rng(devices=[]), trainer.averaged(), torch.no_grad():
+        base = trainer.model.base
+        draws = base(base.sample_prior(recipe.eval.num_samples, torch.Generator().manual_seed(trainer.step)))
+        scorer = Scorer(trainer.model, dataset, reference, FeatureMaps(dataset, device), recipe.eval.seed)
+        metric = build_metrics([problem.metric])[problem.metric]
+        return metric(scorer.context(problem.metric, draws, 0))[problem.metric]
+
+
+def _score(trainer: Trainer, recipe: Recipe, dataset: Any, *, brief: bool) -> Evaluation:
+    """Base and GEBM as sampling uses them; ``brief``: two sets by shorter chains. Training's randomness is not touched."""
+    if brief:
+        sample = dataclasses.replace(recipe.sample, warmup=20, steps=10, thin=10)
+        recipe = dataclasses.replace(
+            recipe, sample=sample, eval=dataclasses.replace(recipe.eval, num_sets=2, num_samples=1250)
+        )
+    with torch.random.fork_rng(devices=[]), trainer.averaged():
+        return score_recipe(trainer.model, dataset, recipe, device="cpu")
+
+
+def _values(found: Evaluation, problem: Problem) -> dict[str, float]:
+    columns = {column: found.metrics[column][problem.metric].value for column in ("base", "gebm")}
+    if problem.also is not None:
+        columns |= {f"{column} also": found.metrics[column][problem.also].value for column in ("base", "gebm")}
+    return columns
+
+
+def gaussians(job: Job) -> dict[str, Any]:
+    """KALE on held-out draws over the known divergence, for every pair."""
+    node = _gaussian_node(job.loss)
+    name = str(node.pop("name"))
+    ratios = {}
+    for case in GAUSSIANS:
+        generator = torch.Generator().manual_seed(job.seed)
+        torch.manual_seed(job.seed)
+        loss: Loss = build("loss", ComponentNode(name, node), {"data_shape": (case.dim,)})
+        value = known.held_out_kale(case, known.train(case, loss, generator), generator)
+        ratios[f"{case.differs} {case.dim}d {case.divergence:g}"] = value / case.divergence
+    return {"ratios": ratios}
+
+
+def _gaussian_node(loss: str) -> dict[str, Any]:
+    node = dict(LOSSES[loss])
+    return node | GAUSSIAN_CHAINS if "step_size" in node else node
