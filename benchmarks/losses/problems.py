@@ -73,20 +73,20 @@ class Problem:
 
 
 TOYS = (
-    "eval.metrics=[sliced-wasserstein, modes]", "eval.num_samples=2500", "eval.num_sets=3", "sample.num_chains=1250",
-    "sample.warmup=30", "sample.steps=10", "sample.thin=10",
+    "eval.metrics=[sliced-wasserstein, modes]", "eval.num_samples=2500", "eval.num_sets=3", "sample.num_chains=500",
+    "sample.warmup=30", "sample.steps=25", "sample.thin=5",
 )  # fmt: skip
 DIGITS = (
-    "eval.metrics=[frechet]", "eval.num_samples=2000", "eval.num_sets=3", "sample.num_chains=500", "sample.warmup=60",
-    "sample.steps=40", "sample.thin=10",
+    "eval.metrics=[frechet]", "eval.num_samples=2000", "eval.num_sets=3", "sample.num_chains=250", "sample.warmup=60",
+    "sample.steps=40", "sample.thin=5",
 )  # fmt: skip
 
 PROBLEMS = {
-    "eight-gaussians": Problem("eight_gaussians", "sliced-wasserstein", 1600, 600, 3, TOYS, also="modes.high_quality"),
+    "eight-gaussians": Problem("eight_gaussians", "sliced-wasserstein", 1200, 400, 3, TOYS, also="modes.high_quality"),
     "twenty-five-gaussians": Problem(
-        "twenty_five_gaussians", "sliced-wasserstein", 2000, 800, 3, TOYS, also="modes.high_quality"
+        "twenty_five_gaussians", "sliced-wasserstein", 1600, 600, 3, TOYS, also="modes.high_quality"
     ),
-    "digits": Problem("quickstart", "frechet", 1600, 800, 1, DIGITS),
+    "digits": Problem("quickstart", "frechet", 1200, 600, 1, DIGITS),
 }
 
 GAUSSIANS = [Case(differs, dim, kl) for differs in ("mean", "variance") for dim, kl in ((2, 1.0), (10, 2.0))]

@@ -89,15 +89,16 @@ class Job:
 
 
 def jobs(losses: list[str], problems: list[str]) -> Iterator[Job]:
-    """Everything there is to do, the first seed of every problem first, so that a study cut off says something."""
+    """Everything there is to do. The first seed of every loss and problem comes first, then variants, then the other seeds,
+    so that a study that was cut off says something."""
     for seed in range(max(p.seeds for p in PROBLEMS.values())):
-        for problem in problems:
-            seeds = GAUSSIAN_SEEDS if problem == "gaussians" else PROBLEMS[problem].seeds
-            for loss in losses:
-                if problem == "gaussians" and loss in WITHOUT_RATIO:
-                    continue
-                if seed < (1 if loss in VARIANTS else seeds):
-                    yield Job(problem, loss, seed)
+        for variants in (False, True):
+            for problem in problems:
+                seeds = GAUSSIAN_SEEDS if problem == "gaussians" else PROBLEMS[problem].seeds
+                for loss in losses:
+                    wanted = not (problem == "gaussians" and loss in WITHOUT_RATIO) and (loss in VARIANTS) == variants
+                    if wanted and seed < (1 if variants else seeds):
+                        yield Job(problem, loss, seed)
 
 
 def trained(job: Job) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _base_metric(trainer: Trainer, recipe: Recipe, dataset: Any, problem: Proble
 def _score(trainer: Trainer, recipe: Recipe, dataset: Any, *, brief: bool) -> Evaluation:
     """Base and GEBM as sampling uses them; ``brief``: two sets by shorter chains. Training's randomness is not touched."""
     if brief:
-        sample = dataclasses.replace(recipe.sample, warmup=20, steps=10, thin=10)
+        sample = dataclasses.replace(recipe.sample, warmup=20, steps=15)
         recipe = dataclasses.replace(
             recipe, sample=sample, eval=dataclasses.replace(recipe.eval, num_sets=2, num_samples=1250)
         )
