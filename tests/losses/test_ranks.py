@@ -24,7 +24,7 @@ data: {name: eight-gaussians, num_train: 300, num_valid: 100, num_test: 100}
 base: {name: mlp, latent_dim: 3, hidden: [16]}
 energy: {name: mlp, hidden: [16]}
 loss: {name: kale}
-train: {steps: 8, energy_steps: 2, start_steps: 1, batch_size: 32, noise: 0.05, final: {steps: 4, batch_size: 48}}
+train: {steps: 5, energy_steps: 2, start_steps: 0, batch_size: 32, noise: 0.05, final: {steps: 2, batch_size: 48}}
 optim: {energy: {lr: 0.01}, base: {lr: 0.005}}
 precision: float64
 device: cpu
@@ -39,7 +39,7 @@ def trained(loss: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     trainer = Trainer(recipe, build_dataset(recipe), torch.device("cpu"))
     trainer.initialise()
-    for _ in range(12):
+    for _ in range(7):
         trainer.cycle()
     found = {f"{part}/{name}": t.clone() for part, named in trainer.tensors().items() for name, t in named.items()}
     return {name: tensor for name, tensor in found.items() if name not in ("rng/torch", "model/log_partition")}
