@@ -39,6 +39,7 @@ from gebm_kit.engine.resume import check_place, check_same, drop_rows_after, fin
 from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, tidy, write_resolved
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.watch import Watch
 
 LOG_PARTITION_DRAWS = 20_000
 """Base draws behind the log-partition that a checkpoint stores."""
@@ -140,7 +141,8 @@ class _Job:
         self.on_progress = on_progress
         self.seconds = float(run.status.get("seconds", 0.0))
         self._clock = time.monotonic()
-        self.skipping = False
+        self.skipping, self.skipped = False, 0
+        self.watch = Watch(self.settings.start_steps)
         drop_rows_after(run, trainer.step)
         try:
             self.logger = open_loggers(self.recipe, run.path, trainer.step)
@@ -258,7 +260,11 @@ class _Job:
             self.logger.log_image(self.trainer.step, picture.stem, picture)
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
-        scalars = dict(named_scalars(metrics))
+        scalars = dict(named_scalars({**self.trainer.vital_signs(), **metrics}))
+        if self.skipped:
+            scalars["skipped_updates"] = self.skipped
+        for text in self.watch.say(self.trainer.step, scalars, self.trainer.feed.batch_size):
+            warn(text)
         self.logger.log(self.trainer.step, scalars)
         self.on_progress(Progress("train", self.trainer.step, self.settings.total_steps, scalars))
 
@@ -267,6 +273,7 @@ class _Job:
         trainer, settings = self.trainer, self.settings.on_non_finite
         seen = trainer.guard.read()
         self.skipping = any(part.going_on for part in seen)
+        self.skipped = sum(part.total for part in seen)
         for part in seen:
             if part.recent:
                 warn(str(part))

@@ -25,9 +25,11 @@ from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_op
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.guard import Guard, gradient_norm
+from gebm_kit.engine.layout import channels_last, lay_out_states
 from gebm_kit.engine.negatives import NegativeChains
 from gebm_kit.engine.run import DTYPES, build_model
 from gebm_kit.engine.schedules import rate
+from gebm_kit.engine.watch import vital_signs
 
 INITIAL_DRAWS = 4096
 """Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
@@ -58,6 +60,7 @@ class Trainer:
         facts = data_facts(recipe, dataset)
         self.model = build_model(recipe, facts).to(device)
         parallel.synchronise_batch_norm(self.model, device, self.settings.batch_size // reduce.world_size())
+        channels_last(self.model)
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
         self.loss.check(self.model)
@@ -80,6 +83,7 @@ class Trainer:
         self.energy_updates = 0
         self.restores = 0
         self.went_back = False
+        self._seen: Batch | None = None
         self._autocast = recipe.precision == "bfloat16"
         if self._autocast and device.type != "cuda":
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
@@ -126,6 +130,7 @@ class Trainer:
             for penalty in penalties:
                 if self.energy_updates % penalty.every == 0:
                     total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
+        self._seen = batch
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
         self.guard.undo(kept, bad)
@@ -154,6 +159,10 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.model.base, bad)
         return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
+
+    def vital_signs(self) -> dict[str, Tensor]:
+        """Scalars of the last energy step for `watch`, computed when they are asked for."""
+        return {} if self._seen is None else vital_signs(self.model, self.loss, self._seen, self.settings.noise)
 
     def initialise(self) -> None:
         """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws."""
@@ -237,6 +246,8 @@ class Trainer:
                 self.negatives.restore(parts.get("negatives", {}))
             restore_optimizer(self.energy_optimizer, "energy", parts["optim"])
             restore_optimizer(self.base_optimizer, "base", parts["optim"])
+            lay_out_states(self.energy_optimizer)
+            lay_out_states(self.base_optimizer)
             for name, (_, ema) in zip(("base", "energy"), self._averages(), strict=True):
                 if ema is not None:
                     ema.load_state_dict(averages_of(parts["ema"], name))

@@ -1,0 +1,129 @@
+"""Warnings in words for the known ways in which training goes wrong, from what is logged, at log steps alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Batch, Loss
+from gebm_kit.core.model import GEBM
+
+FLAT = 1e-2
+"""Standard deviation of the energy, in nats, below which it tells nothing apart."""
+
+ALONE = 2.0
+"""Effective number of base draws at and below which the importance weights rest on one of them."""
+
+OFF = 3.0
+"""Distance of A from its estimate on a batch, in nats, beyond sampling error: a factor of 20."""
+
+FAR = 1e3
+"""Size of A, in nats, that no density ratio of a useful model asks for."""
+
+NARROW = 0.2
+"""Spread of base draws over that of the data below which most of the data's variation is missing."""
+
+PATIENCE = 2
+"""Log lines in a row that must show a thing before it is said."""
+
+
+@torch.no_grad()
+def vital_signs(model: GEBM, loss: Loss, batch: Batch, noise: float) -> dict[str, Tensor]:
+    """What the loss's own metrics do not show, on the rows of an energy step; nothing of the training state changes.
+
+    ``energy_std``: standard deviation of E over data and base draws together. ``base_spread``: square root of the total
+    variance of base draws over that of the data, instance noise taken out. ``log_mean_weight`` = log mean exp(-E) - A over
+    base draws, for losses that estimate A.
+    """
+    if batch.x is None:
+        return {}
+    training = [part for part in model.energy.modules() if part.training]
+    model.energy.eval()
+    energies = model.energy(torch.cat([batch.x, batch.x_base.to(batch.x.dtype)])).float()
+    for part in training:
+        part.training = True
+    signs = {
+        "energy_std": energies.std(),
+        "base_spread": (_variance(batch.x_base, noise) / _variance(batch.x, noise)).sqrt(),
+    }
+    log_partition = loss.log_partition_estimate()
+    if log_partition is not None and loss.log_ratio:
+        base = energies[len(batch.x) :]
+        signs["log_mean_weight"] = (
+            torch.logsumexp(-base, 0) - torch.log(torch.full_like(base[0], len(base))) - log_partition
+        )
+    return signs
+
+
+def _variance(rows: Tensor, noise: float) -> Tensor:
+    """Total variance without the noise, at least a rounding error's."""
+    flat = rows.flatten(1).float()
+    return (flat.var(0).sum() - flat.shape[1] * noise**2).clamp_min(1e-12)
+
+
+class Watch:
+    """Says each thing once, until it has cleared up.
+
+    Args:
+        start: cycles of the start, of which nothing is said.
+    """
+
+    def __init__(self, start: int) -> None:
+        self._start = max(start, 1)
+        self._seen: dict[str, int] = {}
+
+    def say(self, step: int, scalars: Mapping[str, float], batch_size: int) -> list[str]:
+        """What is to be said at a log step.
+
+        Args:
+            step: cycles done.
+            scalars: the log line.
+            batch_size: base draws in an energy step, of all ranks.
+        """
+        if step <= self._start:
+            return []
+        found = findings(scalars, batch_size)
+        self._seen = {name: self._seen.get(name, 0) + 1 for name in found}
+        return [f"step {step}: {text}" for name, text in found.items() if self._seen[name] == PATIENCE]
+
+
+def findings(scalars: Mapping[str, float], batch_size: int) -> dict[str, str]:
+    """The failures that a log line shows, by name, in words with the number seen and what to try."""
+    found: dict[str, str] = {}
+    std = scalars.get("energy_std")
+    if std is not None and std < FLAT:
+        found["energy collapse"] = (
+            f"the energy is flat (its standard deviation over data and base draws is {std:.1e} nats): it neither refines "
+            "the base nor teaches it. Unless base draws already look like the data, lower the weight of train.penalty, or "
+            "raise optim.energy.lr or train.energy_steps."
+        )
+    share = scalars.get("weight_ess")
+    if share is not None and share * batch_size <= ALONE:
+        found["one draw"] = (
+            f"the importance weights rest on {share * batch_size:.1f} of {batch_size} base draws: the energy is too sharp "
+            "for this base, whose gradients now come from single draws. Raise the weight of train.penalty, lower "
+            "optim.energy.lr, add train.noise, or use loss=logistic."
+        )
+    off = scalars.get("log_mean_weight")
+    if off is not None and abs(off) > OFF:
+        side = "low" if off > 0 else "high"
+        found["log-partition off"] = (
+            f"the log-partition A drifts: it is {abs(off):.1f} nats too {side} for the base draws of this step. The "
+            "energy moves faster than A follows: lower optim.energy.lr, or use loss={name: kale, update: log-ratio}."
+        )
+    size = scalars.get("log_partition")
+    if size is not None and abs(size) > FAR:
+        found["log-partition far"] = (
+            f"the log-partition A has run away to {size:.3g} nats: the energy's values have no bounds. Raise the weight of "
+            "train.penalty, use spectral_norm in the energy, or lower optim.energy.lr."
+        )
+    spread = scalars.get("base_spread")
+    if spread is not None and spread < NARROW:
+        found["base collapse"] = (
+            f"base draws vary {spread:.2f} times as much as the data: the base has collapsed to a part of it, and no energy "
+            "can put back what the base leaves out. Lower optim.base.lr, raise train.energy_steps or train.batch_size, or "
+            "add train.noise."
+        )
+    return found
