@@ -121,6 +121,8 @@ class TrainSection:
             two laws smoothed by that noise.
         seed: of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
+        compile: compile base and energy with `torch.compile`, which takes a while at the start; without a compiler training
+            goes on without, and says so.
         clip_grad_norm: largest gradient norm of an update; null: no clipping.
         on_non_finite: what happens when a loss or a gradient is not finite.
         log_every, eval_every, checkpoint_every: cycles between log lines, evaluations with pictures (0: only at the end)
@@ -139,6 +141,7 @@ class TrainSection:
     noise: Rate = 0.0
     seed: Seed = 0
     penalty: Any = None
+    compile: bool = False
     clip_grad_norm: Annotated[float, Range(0, None, low_open=True)] | None = None
     on_non_finite: NonFiniteSection = NonFiniteSection()
     log_every: Positive = 50

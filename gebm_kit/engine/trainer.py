@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.build import build, data_facts
-from gebm_kit.config.schema import OptimizerSection, Recipe
+from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import CheckpointError, RecipeError
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
 from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+from gebm_kit.engine.compiled import compiled
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.guard import Guard, gradient_norm
 from gebm_kit.engine.layout import channels_last, lay_out_states
 from gebm_kit.engine.negatives import NegativeChains
+from gebm_kit.engine.optimisers import make_optimizer, set_rate
 from gebm_kit.engine.run import DTYPES, build_model
 from gebm_kit.engine.schedules import rate
 from gebm_kit.engine.watch import vital_signs
@@ -76,8 +78,8 @@ class Trainer:
             )
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
-        self.energy_optimizer = _optimizer(recipe.optim.energy, self._energy_parameters())
-        self.base_optimizer = _optimizer(recipe.optim.base, list(self.model.base.parameters()))
+        self.energy_optimizer = make_optimizer(recipe.optim.energy, self._energy_parameters())
+        self.base_optimizer = make_optimizer(recipe.optim.base, list(self.model.base.parameters()))
         self.guard = Guard([self.model.base, self.model.energy, self.loss], device)
         self.step = 0
         self.energy_updates = 0
@@ -94,6 +96,8 @@ class Trainer:
         self.model.train()
         if self.settings.part == "energy":
             self.model.base.eval()
+        # what the steps evaluate: the same modules, compiled where the recipe asks for it
+        self._stepped = compiled(self.model, device, self.settings.batch_size) if self.settings.compile else self.model
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
@@ -125,11 +129,11 @@ class Trainer:
         batch = self._batch()
         penalties = self.final_penalties if self.final_phase else self.penalties
         with self._forward_context():
-            terms = self.loss.energy_loss(self.model, batch)
-            total = terms.loss
-            for penalty in penalties:
-                if self.energy_updates % penalty.every == 0:
-                    total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
+            terms = self.loss.energy_loss(self._stepped, batch)
+        total = terms.loss
+        for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
+            if self.energy_updates % penalty.every == 0:
+                total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
         self._seen = batch
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
@@ -149,10 +153,10 @@ class Trainer:
                 terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self.feed.next()).reshape(1)))
             elif self._data_for_base:
                 x = self._noisy(self.feed.next())
-                terms = self.loss.base_loss(self.model, Batch(x, x.new_empty(0), x.new_empty(0)))
+                terms = self.loss.base_loss(self._stepped, Batch(x, x.new_empty(0), x.new_empty(0)))
             else:
                 z = self._latents()
-                terms = self.loss.base_loss(self.model, Batch(None, z, self._noisy(self.model.base(z))))
+                terms = self.loss.base_loss(self._stepped, Batch(None, z, self._noisy(self._stepped.base(z))))
         bad = self._update("base", self.base_optimizer, terms.loss)
         self.guard.undo(kept, bad)
         parallel.average_statistics(self.model.base)
@@ -296,7 +300,7 @@ class Trainer:
     def _batch(self) -> Batch:
         x, z = self.feed.next(), self._latents()
         with torch.no_grad(), self._forward_context():
-            x, x_base = self._noisy(x), self._noisy(self.model.base(z))
+            x, x_base = self._noisy(x), self._noisy(self._stepped.base(z).to(x.dtype))
         if self.negatives is None:
             return Batch(x, z, x_base)
         negatives = self.negatives.draw(self.model, x, x_base, self.generator, self.energy_updates)
@@ -332,10 +336,10 @@ class Trainer:
         settings = self.settings
         if self.final_phase:
             final = settings.final
-            _set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.steps, final.steps))
+            set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.steps, final.steps))
             return
-        _set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step, settings.steps))
-        _set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step, settings.steps))
+        set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step, settings.steps))
+        set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step, settings.steps))
 
     def _enter_final_phase(self) -> None:
         """From here on the base is the one that sampling uses, and only the energy learns."""
@@ -348,7 +352,7 @@ class Trainer:
         final = self.settings.final
         self.model.base.eval()
         self.feed.batch_size = final.batch_size or self.settings.batch_size
-        self.energy_optimizer = _optimizer(final.optimizer, self._energy_parameters())
+        self.energy_optimizer = make_optimizer(final.optimizer, self._energy_parameters())
         if final.ema > 0:
             self.energy_ema = EMA(self.model.energy, final.ema)
 
@@ -357,24 +361,6 @@ def averages_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """The state of one part's moving average (``base`` or ``energy``) in a checkpoint; empty when it has none."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = value
-
-
-def _optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    if section.name == "sgd":
-        momentum, weight_decay = section.beta1, section.weight_decay
-        made = torch.optim.SGD(parameters, section.lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-        if momentum > 0:  # or a skipped first step would leave them uninitialised
-            for parameter in parameters:
-                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return made
-    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
-    betas = (section.beta1, section.beta2)
-    return kind(parameters, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)
 
 
 def _penalties(nodes: Sequence[Any], facts: dict[str, Any], device: torch.device) -> list[Penalty]:

@@ -1,0 +1,30 @@
+"""The optimisers that a recipe names, in their fused form, which also skips an update by a flag on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from gebm_kit.config.schema import OptimizerSection
+
+
+def make_optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The section's optimiser of ``parameters``."""
+    if section.name == "sgd":
+        momentum, weight_decay = section.beta1, section.weight_decay
+        made = torch.optim.SGD(parameters, section.lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        if momentum > 0:  # or a skipped first step would leave them uninitialised
+            for parameter in parameters:
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    betas = (section.beta1, section.beta2)
+    return kind(parameters, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The learning rate from here on."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
