@@ -15,8 +15,8 @@ def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
     """A model of the same modules whose ``base(z)`` and ``energy(x)`` are compiled when they are first called.
 
     Penalties differentiate the energy twice, which compiled functions can't, so they take the model itself. Both networks
-    are tried out, forward and backward, on ``rows`` rows; where that fails, or torch has no compiler, a warning says so and the
-    model itself comes back.
+    are tried out, forward and backward, on ``rows`` rows; where that fails, or torch has no compiler, a warning says so and
+    the model itself comes back.
     """
     guard = Guard([model.base, model.energy], device)
     kept = guard.keep()
