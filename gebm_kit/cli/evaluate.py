@@ -37,15 +37,18 @@ def evaluate(
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
     from gebm_kit.engine.devices import resolve_device
+    from gebm_kit.engine.distributed import first_rank, joined, local_device
     from gebm_kit.engine.evaluate import score_recipe
     from gebm_kit.engine.report import write_report
 
     run = find_run(given.target, say)
     recipe = overridden_recipe(run, given.overrides)
-    where = resolve_device(device or recipe.device)
-    with say.progress() as on_progress:
-        evaluation = score_recipe(run.model, run.dataset, recipe, device=where, on_progress=on_progress)
-    figures = [str(path) for path in write_report(run, evaluation)]
+    where = resolve_device(local_device(device or recipe.device))
+    with joined(work="evaluation") as ranks, ranks.together(), say.progress() as on_progress:
+        evaluation = score_recipe(run.model, run.dataset, recipe, device=where, on_progress=on_progress, ranks=ranks)
+        figures = [str(path) for path in write_report(run, evaluation)] if ranks.rank == 0 else []
+    if not first_rank():
+        return
     found = evaluation.as_dict()
     payload = {**found, "run": str(run.path), "figures": figures}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,11 +218,8 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
 
 def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, device: str | None) -> str:
     """The command that goes on with an interrupted sampling."""
-    from gebm_kit.engine.distributed import under_torchrun
+    from gebm_kit.engine.distributed import launcher
 
-    program = ["gebm-kit"]
-    if under_torchrun():
-        program = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "gebm_kit"]
     options = [
         "--num-samples",
         str(settings.num_samples),
@@ -234,4 +230,4 @@ def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, plac
         "--resume",
     ]
     options += ["--device", device] if device else []
-    return shlex.join([*program, "sample", str(run.path), *overrides, *options])
+    return shlex.join([*launcher(), "sample", str(run.path), *overrides, *options])

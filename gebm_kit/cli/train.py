@@ -56,14 +56,20 @@ def train(
     recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
     set_up_cpu(threads)
     from gebm_kit.cli.results import figure_paths, show_evaluation, show_figures
-    from gebm_kit.engine.train import plan, train as engine_train
+    from gebm_kit.engine.distributed import first_rank
+    from gebm_kit.engine.plan import plan
+    from gebm_kit.engine.train import train as engine_train
 
     if dry_run:
         planned = plan(recipe, device=device)
+        if not first_rank():
+            return
         say.result(planned, lambda: _show_plan(planned))
         return
     with say.progress() as on_progress:
         run = engine_train(recipe, out=out, resume=resume, device=device, on_progress=on_progress)
+    if not first_rank():
+        return
     evaluation = run.evaluation or {}
     figures = figure_paths(run.figures)
     payload = {

@@ -115,7 +115,7 @@ class TrainSection:
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
             that the base's first gradients come from an energy that has learned something.
         final: the energy-only phase at the end.
-        batch_size: data points and base draws in an update.
+        batch_size: data points and base draws in an update, of all processes together.
         noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units; it
             gives the two overlapping supports. Sampling and evaluation add none, so the energy is then the log-ratio of the
             two laws smoothed by that noise.

@@ -1,26 +1,43 @@
-"""Processes that share one sampling: the ranks of torchrun, or the only process there is.
+"""Processes that share one training or sampling: the ranks of torchrun, or the only process there is.
 
-What passes between ranks are bytes on the CPU, over gloo, whatever the device of each; nothing is pickled. A rank that fails
-says so in the next exchange, so that all end with its message and none waits for it in vain.
+What passes between ranks here are bytes on the CPU, over gloo, whatever the device of each; nothing is pickled. (Gradients
+and estimates go by core/reduce.py, over NCCL on CUDA devices.) A rank that fails leaves its error in the ranks' store and
+closes its connections, which wakes whoever waits for it: all end with its message, and none waits in vain. A rank that is
+killed leaves no message, and the others say that it is gone.
 """
 
 from __future__ import annotations
 
+import datetime
+import functools
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gebm_kit.core import reduce
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.engine.warmup import in_block_order
 
-_FAILED = "gebm_kit_sampling_failed"
+PATIENCE = datetime.timedelta(days=1)
+"""How long ranks wait for one that works alone (metrics, pictures); of one that ended they hear at once."""
+
+FAREWELL = 10.0
+"""Seconds that a failed rank stays for the others to read its error."""
+
+ARRIVAL = 900.0
+"""Seconds that ranks wait for one another at the beginning."""
+
+_FAILED, _LEFT = "failed", "left"
+"""Keys of the store: the error of the rank that failed first, and how many ranks have left after it."""
 
 
 class Ranks:
@@ -44,6 +61,17 @@ class Ranks:
     def from_first(self, text: str) -> str:
         """What the first rank says, on every rank."""
         return self.gather(text.encode())[0].decode()
+
+    def broadcast(self, payload: bytes) -> bytes:
+        """The payload of the first rank, on every rank; that of the others is not looked at."""
+        return payload
+
+    def agreed(self, number: int) -> int:
+        """The largest number that any rank gave in the call before this one; of a process alone, the number itself.
+
+        It costs no waiting: the ranks compare while they go on. Every rank must call it equally often.
+        """
+        return number
 
     def poll(self) -> None:
         """Raises the error of a rank that failed meanwhile, if one did; call it now and then where nothing is gathered."""
@@ -79,34 +107,107 @@ class _Torchrun(Ranks):
 
     Args:
         group: of backend gloo; None: the default group, if it is.
-        store: shared by the ranks; None: failures are noticed at the next exchange only.
+        store: shared by the ranks; None: a failure is told in the next exchange, and noticed there.
+        work: what the ranks do, for messages.
     """
 
-    def __init__(self, group: Any, store: dist.Store | None) -> None:
+    def __init__(self, group: Any, store: dist.Store | None, work: str) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._group, self._store = group, store
-        self._told = False
+        self._group, self._store, self._work = group, store, work
+        self._told = self._teller = False
+        self._vote: tuple[Any, Tensor] | None = None
 
     def gather(self, payload: bytes) -> list[bytes]:
         return self._exchange(payload, failed=False)
 
+    def broadcast(self, payload: bytes) -> bytes:
+        size = torch.tensor([len(payload)])
+        with self._lost_raises():
+            dist.broadcast(size, 0, group=self._group)
+            if not int(size):
+                return b""
+            content = torch.empty(int(size), dtype=torch.uint8)
+            if self.rank == 0:
+                content = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+            dist.broadcast(content, 0, group=self._group)
+        return content.numpy().tobytes()
+
+    def agreed(self, number: int) -> int:
+        before, found = self._vote, 0
+        with self._lost_raises():
+            if before is not None:
+                before[0].wait()
+                found = int(before[1])
+            vote = torch.tensor([number])
+            self._vote = (dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._group, async_op=True), vote)
+        return found
+
     def poll(self) -> None:
-        if self._store is not None and self._store.check([_FAILED]):
-            self.gather(b"")
+        error = self._failure()
+        if error is not None:
+            raise error
 
     @contextmanager
     def together(self) -> Iterator[None]:
         try:
             yield
             self.gather(b"")
+        except reduce.RankLost as error:
+            raise self._ending() from error
         except BaseException as error:
             if not self._told:
-                self._told = True
-                if self._store is not None:
-                    self._store.set(_FAILED, str(self.rank))
-                with suppress(GebmKitError):
-                    self._exchange(_described(error, self.rank), failed=True)
+                first = self._failure()  # whatever this rank ends of may follow from it
+                if first is not None:
+                    raise first from error
+                self._tell(error)
             raise
+
+    def leave(self) -> None:
+        """After a failure: close the connections, and stay until the others have heard of it, or ten seconds."""
+        self._group = self._vote = None
+        _close_after_failure()
+        if self._store is None:
+            return
+        with suppress(RuntimeError):
+            self._store.add(_LEFT, 1)
+            end = time.monotonic() + FAREWELL
+            while self._teller and self._store.add(_LEFT, 0) < self.size and time.monotonic() < end:
+                time.sleep(0.02)
+
+    def _tell(self, error: BaseException) -> None:
+        self._told = True
+        if self._store is None:
+            with suppress(GebmKitError):
+                self._exchange(_described(error, self.rank), failed=True)
+        else:
+            self._teller = True
+            with suppress(RuntimeError):
+                self._store.set(_FAILED, _described(error, self.rank).decode())
+
+    def _failure(self) -> GebmKitError | None:
+        """The error that another rank has left in the store."""
+        with suppress(RuntimeError):
+            if self._store is not None and not self._told and self._store.check([_FAILED]):
+                self._told = True
+                return _revived(self._store.get(_FAILED))
+        return None
+
+    def _ending(self) -> GebmKitError:
+        """What to raise when a collective broke: the other rank's error, or that it is gone."""
+        error = self._failure()
+        self._told = True
+        return error or RunFailed(
+            f"another rank of this {self._work} is gone",
+            hint="What it said, if anything, stands above; --resume goes on.",
+        )
+
+    @contextmanager
+    def _lost_raises(self) -> Iterator[None]:
+        try:
+            with reduce.collective():
+                yield
+        except reduce.RankLost as error:
+            raise self._ending() from error
 
     def _exchange(self, payload: bytes, *, failed: bool) -> list[bytes]:
         sizes = self._all(torch.tensor([len(payload), failed], dtype=torch.int64))
@@ -126,37 +227,118 @@ class _Torchrun(Ranks):
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        try:
+        with self._lost_raises():
             dist.all_gather(parts, tensor, group=self._group)
-        except RuntimeError as error:
-            self._told = True
-            raise RunFailed(
-                "another rank of this sampling is gone",
-                hint="What it said, if anything, stands above; --resume goes on.",
-            ) from error
         return parts
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks of this sampling: torchrun's, or of a process group that the caller has made; else this process alone."""
+def joined(device: torch.device | None = None, work: str = "sampling") -> Iterator[Ranks]:
+    """The ranks of this training or sampling: torchrun's, or of a process group that the caller has made; else this process
+    alone.
+
+    Args:
+        device: of tensors that are to be reduced (core/reduce.py); None: only bytes pass between the ranks.
+        work: what they do, for messages.
+    """
     if not dist.is_available():
         yield ALONE
     elif dist.is_initialized():
         if dist.get_world_size() == 1:
             yield ALONE
             return
-        group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        yield _Torchrun(group, None)
+        group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield _Torchrun(group, None, work)
     elif under_torchrun():
-        store, rank, size = next(iter(dist.rendezvous("env://")))
-        dist.init_process_group("gloo", store=dist.PrefixStore("gebm_kit", store), rank=rank, world_size=size)
+        ranks = _joined_torchrun(device, work)
         try:
-            yield _Torchrun(None, store)
-        finally:
-            dist.destroy_process_group()
+            yield ranks
+        except BaseException:
+            ranks.leave()
+            raise
+        ranks._group = ranks._vote = None
+        dist.destroy_process_group()
     else:
         yield ALONE
+
+
+def _joined_torchrun(device: torch.device | None, work: str) -> _Torchrun:
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    shared = dist.PrefixStore("gebm_kit", _store(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]))
+    store = dist.PrefixStore(_met(shared, rank, size), shared)
+    if device is None or device.type != "cuda":
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        return _Torchrun(None, store, work)
+    torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=size)
+    return _Torchrun(dist.new_group(backend="gloo", timeout=PATIENCE), store, work)
+
+
+def _met(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the living processes have agreed on.
+
+    torchrun keeps its store when it restarts processes, with the addresses of those that have ended in it: what the living
+    write there goes under a name of their own. Each says hello with a word that was never used, and the first
+    answers with the name until all have said that they know it.
+
+    Raises:
+        RunFailed: not all of them came.
+    """
+    end = time.monotonic() + ARRIVAL
+    name, word, missing = uuid.uuid4().hex, uuid.uuid4().hex, set(range(1, size))
+    if rank > 0:
+        store.set(f"hello/{rank}", word)
+    while time.monotonic() < end:
+        if rank > 0 and store.check([f"welcome/{word}"]):
+            name = store.get(f"welcome/{word}").decode()
+            store.set(f"{name}/{rank}", "here")
+            return name
+        if rank == 0:
+            missing = {other for other in missing if not store.check([f"{name}/{other}"])}
+            if not missing:
+                return name
+            for other in missing:
+                if store.check([f"hello/{other}"]):  # of this process, or of one before it, which is past caring
+                    store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
+        time.sleep(0.01)
+    raise RunFailed(
+        f"of {size} processes, not all have come within {ARRIVAL / 60:.0f} minutes",
+        hint="What the others said, if anything, stands above.",
+    )
+
+
+@functools.cache
+def _store(address: str, port: str) -> dist.Store:
+    """The store where torchrun's processes meet, one for the life of this process."""
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    return store
+
+
+def _close_after_failure() -> None:
+    """Close all connections; NCCL's may have work that will never end."""
+    if not dist.is_initialized():
+        return
+    abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    with suppress(Exception):
+        if "nccl" in str(dist.get_backend_config()) and abort is not None:
+            abort()
+            return
+    with suppress(Exception):
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process in place of one that failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launcher() -> list[str]:
+    """The words of a shell that start this program as it was started: gebm-kit, or torchrun with its processes."""
+    if not under_torchrun():
+        return ["gebm-kit"]
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    words = ["torchrun", *(["--nnodes", str(nodes)] if nodes > 1 else [])]
+    return [*words, "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "gebm_kit"]
 
 
 def under_torchrun() -> bool:
@@ -166,7 +348,21 @@ def under_torchrun() -> bool:
 
 def first_rank() -> bool:
     """Whether this process is the one that writes and prints what all have in common."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
     return not under_torchrun() or os.environ["RANK"] == "0"
+
+
+@overload
+def local_device(device: None) -> None: ...
+
+
+@overload
+def local_device(device: torch.device | str) -> torch.device | str: ...
+
+
+@overload
+def local_device(device: torch.device | str | None) -> torch.device | str | None: ...
 
 
 def local_device(device: torch.device | str | None) -> torch.device | str | None:

@@ -11,6 +11,7 @@ from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.distributed import ALONE, Ranks
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.progress import OnProgress
 from gebm_kit.engine.sample import draw
@@ -48,6 +49,7 @@ def gebm_sets(
     num_sets: int,
     device: torch.device,
     on_progress: OnProgress,
+    ranks: Ranks = ALONE,
 ) -> DrawSets:
     """Draws of the GEBM: one run of ``num_sets`` groups of chains, which share nothing but the frozen tuning.
 
@@ -59,7 +61,7 @@ def gebm_sets(
         for index in range(num_sets):
             seed = stream(settings.seed, "set", index).initial_seed()
             once = replace(settings, num_samples=num_samples, seed=seed)
-            runs.append(draw(model, sampler, once, device=device, on_progress=on_progress))
+            runs.append(draw(model, sampler, once, device=device, on_progress=on_progress, ranks=ranks))
         return DrawSets([run.x for run in runs], runs[0].diagnostics)
     chains = min(settings.num_chains, num_samples)
     kept = -(-num_samples // chains)
@@ -68,6 +70,6 @@ def gebm_sets(
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
     )
-    draws = draw(model, sampler, together, device=device, on_progress=on_progress)
+    draws = draw(model, sampler, together, device=device, on_progress=on_progress, ranks=ranks)
     group = draws.chain // chains
     return DrawSets([draws.x[group == index][:num_samples] for index in range(num_sets)], draws.diagnostics)

@@ -25,6 +25,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import placed
 from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.engine.distributed import ALONE, Ranks, joined, local_device
 from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.features import FeatureMaps
@@ -33,6 +34,7 @@ from gebm_kit.engine.intervals import Estimate, mean_interval, paired_ratio
 from gebm_kit.engine.model_fit import ModelFit, model_fit
 from gebm_kit.engine.progress import OnProgress, Progress, ignore
 from gebm_kit.engine.sample import resolve_sampler, settings_of
+from gebm_kit.engine.scores import Scores
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import EvalSection, Recipe
@@ -110,7 +112,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a trained run, or any GEBM built by hand.
 
-    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes.
+    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes. Under torchrun, or
+    where the caller made a process group, the ranks share the sampling: call it on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
@@ -136,18 +139,20 @@ def evaluate(
     settings = replace(settings, seed=section.seed if seed is None else seed)
     chosen = metrics if metrics is not None else [*section.metrics] or _default_metrics(dataset)
     where = device if device is not None or recipe is None else recipe.device
-    return score(
-        model,
-        dataset,
-        build_metrics(chosen),
-        resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
-        settings,
-        section.num_samples if num_samples is None else num_samples,
-        section.num_sets if num_sets is None else num_sets,
-        device=where,
-        reference=reference,
-        on_progress=on_progress,
-    )
+    with joined(work="evaluation") as ranks:
+        return score(
+            model,
+            dataset,
+            build_metrics(chosen),
+            resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
+            settings,
+            section.num_samples if num_samples is None else num_samples,
+            section.num_sets if num_sets is None else num_sets,
+            device=local_device(where),
+            reference=reference,
+            on_progress=on_progress,
+            ranks=ranks,
+        )
 
 
 def score_recipe(
@@ -158,6 +163,7 @@ def score_recipe(
     device: torch.device | str | None = None,
     brief: bool = False,
     on_progress: OnProgress = ignore,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """`score` with everything as a recipe says; ``brief``: with three sets at most, for a look during training."""
     section = recipe.eval
@@ -171,6 +177,7 @@ def score_recipe(
         min(section.num_sets, BRIEF_SETS) if brief else section.num_sets,
         device=device,
         on_progress=on_progress,
+        ranks=ranks,
     )
 
 
@@ -186,10 +193,12 @@ def score(
     device: torch.device | str | None = None,
     reference: SplitName = "test",
     on_progress: OnProgress = ignore,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Draw ``num_sets`` sets of ``num_samples`` from base and GEBM and score them; see the protocol above.
 
-    Chains, warm-up, thinning, beta and seed come from ``settings``; its ``num_samples`` is not used.
+    Chains, warm-up, thinning, beta and seed come from ``settings``; its ``num_samples`` is not used. Several ranks share the
+    drawing from the GEBM; the first computes the metrics while the others wait, and all get the result.
 
     Raises:
         UsageError: fewer than one set or two draws; a metric that needs what the dataset does not have.
@@ -203,9 +212,7 @@ def score(
     held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     with placed(model, device) as (where, _):
         base = base_sets(model, settings, num_samples, num_sets, where)
-        gebm = gebm_sets(model, sampler, settings, num_samples, num_sets, where, on_progress)
-        train = None if isinstance(dataset, HeldOut) else dataset.split("train")
-        fit = model_fit(model, train, data, settings, where)
+        gebm = gebm_sets(model, sampler, settings, num_samples, num_sets, where, on_progress, ranks)
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
         floor = floor_sets(held_out, num_samples, num_sets)
@@ -214,13 +221,19 @@ def score(
             for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))
         }
         scorer = Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
-        table, protocol = _table(metrics, columns, scorer, on_progress)
-    for entry in protocol.values():
+        with ranks.together():
+            scores = None
+            if ranks.rank == 0:
+                train = None if isinstance(dataset, HeldOut) else dataset.split("train")
+                fit = model_fit(model, train, data, settings, where)
+                scores = Scores(*_table(metrics, columns, scorer, on_progress), fit)
+            scores = Scores.from_first(scores, ranks)
+    for entry in scores.protocol.values():
         entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
     return Evaluation(
-        metrics=table,
-        protocol=protocol,
-        fit=fit,
+        metrics=scores.metrics,
+        protocol=scores.protocol,
+        fit=scores.fit,
         inverse_temperature=settings.inverse_temperature,
         diagnostics=_diagnostics(gebm),
         data=data,

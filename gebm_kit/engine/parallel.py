@@ -19,7 +19,12 @@ References:
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +33,14 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.progress import warn
+from gebm_kit.engine.checkpoint import Checkpoint
+from gebm_kit.engine.distributed import Ranks
+from gebm_kit.engine.files import plain
+from gebm_kit.engine.progress import GebmKitWarning, warn
+from gebm_kit.engine.saved_state import packed, unpacked
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.trainer import Trainer
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients in one all-reduce, at least, where there are that many: DistributedDataParallel's default."""
@@ -50,6 +62,44 @@ def check_batches(recipe: Recipe, size: int) -> None:
                 f"{key}={rows} can't be shared evenly by {size} processes: it is the batch of all of them together",
                 hint=f"Set {key}={' or '.join(map(str, near))}, or start another number of processes.",
             )
+
+
+def check_ranks(recipe: Recipe, device: str | None, ranks: Ranks) -> None:
+    """Refuse, before anything is built, what several ranks can't do.
+
+    Raises:
+        UsageError: a batch that they can't share evenly; one GPU for all of them.
+    """
+    check_batches(recipe, ranks.size)
+    asked = device or recipe.device
+    if ranks.size > 1 and asked.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"device {asked} is one GPU, and there are {os.environ['LOCAL_WORLD_SIZE']} processes on this machine",
+            hint="Use device cuda or auto: each process takes the GPU of its number.",
+        )
+
+
+def note_ranks(checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Say so when another number of processes goes on: it is the same training, but for the rounding of sums."""
+    before = int(checkpoint.state.get("ranks", 1))
+    if before != ranks.size:
+        warn(
+            f"{checkpoint.path.name} was trained by {_processes(before)}, and {_processes(ranks.size)} go on: the batches "
+            "stay the same, but sums are rounded in another order, so the weights will not be the same to the last bit"
+        )
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
+
+
+@contextmanager
+def voice(ranks: Ranks) -> Iterator[None]:
+    """Inside the block only the first rank's warnings are shown: those of the others are the same."""
+    with warnings.catch_warnings():
+        if ranks.rank > 0:
+            warnings.simplefilter("ignore", GebmKitWarning)
+        yield
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
@@ -140,3 +190,27 @@ def seed_rank(seed: int, step: int) -> None:
     """Give each of several ranks random numbers of its own for a cycle (dropout), which need not be saved to go on."""
     if reduce.world_size() > 1:
         torch.manual_seed(stream(seed, "rank", reduce.rank(), step).initial_seed())
+
+
+# --- the state of all ranks ------------------------------------------------------------------------------------------
+
+
+def share_state(trainer: Trainer, ranks: Ranks) -> None:
+    """Give every rank the state of the first: weights, averages, optimisers, random numbers, position in the data."""
+    if ranks.size == 1:
+        return
+    content = b""
+    if ranks.rank == 0:
+        parts = trainer.tensors()
+        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        record = {"step": trainer.step, "state": trainer.counters(), "parts": list(parts)}
+        content = packed(tensors, plain(record))
+    content = ranks.broadcast(content)
+    if ranks.rank > 0:
+        where = Path("the state of the first process")
+        flat, found = unpacked(content, where)
+        named: dict[str, dict[str, Tensor]] = {part: {} for part in found["parts"]}
+        for key, tensor in flat.items():
+            part, _, name = key.partition("/")
+            named[part][name] = tensor
+        trainer.restore(Checkpoint(where, int(found["step"]), named, found["state"]))

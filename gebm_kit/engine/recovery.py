@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import CheckpointError, RunFailed
 from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
@@ -32,7 +30,12 @@ def failure(trainer: Trainer, part: Skipped) -> RunFailed:
     )
 
 
-def go_back(trainer: Trainer, folder: Path, fresh: Callable[[], Trainer], start: Callable[[Trainer], None]) -> Trainer:
+def go_back(
+    trainer: Trainer,
+    folder: Path,
+    fresh: Callable[[], Trainer],
+    begin: Callable[[Trainer, Checkpoint | None], None],
+) -> Trainer:
     """A trainer at the last good checkpoint in ``folder``, or at the start, with other random numbers ahead of it.
 
     A checkpoint is good when the last two updates before it were not skipped. One that training went back to before without
@@ -41,20 +44,18 @@ def go_back(trainer: Trainer, folder: Path, fresh: Callable[[], Trainer], start:
 
     Args:
         trainer: the one that failed.
-        folder: of the checkpoints.
+        folder: of the checkpoints, which the first of several ranks reads for all of them.
         fresh: makes a trainer with fresh weights.
-        start: brings such a trainer to where training starts.
+        begin: brings such a trainer to a checkpoint, or to where training starts.
     """
-    checkpoint = _last_good(folder, trainer.settings.checkpoint_every)
-    reduce.maximum(torch.zeros((), device=trainer.device))  # every rank has read what the first one now removes
-    for path in list_checkpoints(folder) if reduce.rank() == 0 else ():
-        if checkpoint is None or path.name > checkpoint.path.name:
-            shutil.rmtree(path, ignore_errors=True)
+    checkpoint = None
+    if reduce.rank() == 0:
+        checkpoint = _last_good(folder, trainer.settings.checkpoint_every)
+        for path in list_checkpoints(folder):
+            if checkpoint is None or path.name > checkpoint.path.name:
+                shutil.rmtree(path, ignore_errors=True)
     made = fresh()
-    if checkpoint is None:
-        start(made)
-    else:
-        made.restore(checkpoint)
+    begin(made, checkpoint)
     made.restores = trainer.restores + 1
     made.went_back = True
     made.refresh_randomness()

@@ -12,6 +12,7 @@ import torch
 from gebm_kit.config.build import resolved
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
+from gebm_kit.engine.distributed import launcher
 from gebm_kit.engine.files import write_atomic
 from gebm_kit.engine.progress import warn
 from gebm_kit.engine.run import Run, is_unmade, load_run, unfinished_runs
@@ -108,7 +109,7 @@ def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
     It names the number of threads, since the last bits of a sum on the CPU depend on it.
     """
     source = str(recipe.path) if recipe.path else recipe.name
-    words = ["gebm-kit", "train", source, *recipe.overrides, "--out", str(run.path), "--resume"]
+    words = [*launcher(), "train", source, *recipe.overrides, "--out", str(run.path), "--resume"]
     words += ["--device", device] if device else []
     return shlex.join([*words, "--threads", str(torch.get_num_threads())])
 

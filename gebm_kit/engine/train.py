@@ -7,11 +7,11 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +23,16 @@ from gebm_kit.core import estimators
 from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.checkpoint import newest_whole, save_checkpoint
+from gebm_kit.engine import parallel
+from gebm_kit.engine.checkpoint import Checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
-from gebm_kit.engine.distributed import first_rank
+from gebm_kit.engine.distributed import Ranks, joined, local_device, restarted
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import Evaluation, check_metrics, score_recipe
 from gebm_kit.engine.files import write_json
 from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.log_partition import prior_energies
-from gebm_kit.engine.loggers import check_loggers, open_loggers
+from gebm_kit.engine.loggers import Loggers, check_loggers, open_loggers
 from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
 from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
@@ -59,6 +60,10 @@ def train(
 ) -> Run:
     """Train a recipe and evaluate the result.
 
+    Under torchrun, or where the caller made a process group, the ranks share every batch (`gebm_kit.engine.parallel`): call
+    it on all of them. The first alone writes, and only it needs the place of the run directory. Where torchrun has restarted
+    the processes after one failed, the run is resumed.
+
     Args:
         recipe: path, short name of a shipped recipe, or a checked Recipe.
         overrides: words ``key=value`` on top of it.
@@ -68,7 +73,7 @@ def train(
         on_progress: called now and then with a `Progress`.
 
     Returns:
-        The finished run.
+        The finished run (on ranks other than the first, its place, which may be on another machine).
 
     Raises:
         UsageError, RecipeError, DataError, PluginError, CheckpointError: nothing was started.
@@ -79,28 +84,37 @@ def train(
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise UsageError("overrides apply to a recipe's file; this recipe is built already")
-    where = resolve_device(device or recipe.device)
-    with RunLock(active=first_rank()) as lock:
-        return _train(recipe, where, lock, out, resume, device, on_progress)
+    where = resolve_device(local_device(device or recipe.device))
+    with (
+        joined(where, "training") as ranks,
+        RunLock(active=ranks.rank == 0) as lock,
+        parallel.voice(ranks),
+        ranks.together(),
+    ):
+        parallel.check_ranks(recipe, device, ranks)
+        return _train(recipe, where, ranks, lock, out, resume or restarted(), device, on_progress)
 
 
 def _train(
     recipe: Recipe,
     where: torch.device,
+    ranks: Ranks,
     lock: RunLock,
     out: str | Path | None,
     resume: bool,
     device: str | None,
     on_progress: OnProgress,
 ) -> Run:
-    """`train`, with a lock that holds the run directory from here on."""
-    run = find_run(recipe, out) if resume else None
+    """`train` on one of the ranks, of which the first has a lock that holds the run directory from here on."""
+    run = find_run(recipe, out) if resume and ranks.rank == 0 else None
+    done = False
     if run is not None:
         lock.hold(run.path)
         tidy(run)
         check_same(run.recipe, recipe)
-        if is_done(run, recipe):
-            return run
+        done = is_done(run, recipe)
+    if found := ranks.from_first(str(run.path) if run is not None and done else ""):
+        return Run(Path(found))
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = build_dataset(recipe)
@@ -114,35 +128,42 @@ def _train(
             for complaint in complaints:
                 back = f"checkpoint {checkpoint.path.name}" if checkpoint else "the start"
                 warnings.warn(f"{complaint}; going on from {back}", GebmKitWarning, stacklevel=2)
-        if checkpoint is None:
-            _start_from(trainer, recipe)
-            trainer.initialise()
-        else:
-            trainer.restore(checkpoint)
-        if run is None:
-            run = create_run(recipe, out, lock)
-        else:
+        _begin(trainer, checkpoint, ranks)
+        if run is not None:
             write_resolved(run.path, recipe)
-        job = _Job(run, trainer, dataset, stop, on_progress)
+        elif ranks.rank == 0:
+            run = create_run(recipe, out, lock)
+        run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
+        job = _Job(run, trainer, dataset, stop, on_progress, ranks)
         stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
         job.execute()
-    return load_run(run.path)
+    return run
 
 
 class _Job:
     """One execution of a run: the loop, its log, its checkpoints, its evaluation."""
 
     def __init__(
-        self, run: Run, trainer: Trainer, dataset: Dataset, stop: StopSignals, on_progress: OnProgress
+        self,
+        run: Run,
+        trainer: Trainer,
+        dataset: Dataset,
+        stop: StopSignals,
+        on_progress: OnProgress,
+        ranks: Ranks,
     ) -> None:
         self.run, self.trainer, self.dataset, self.stop = run, trainer, dataset, stop
+        self.ranks, self.writes = ranks, ranks.rank == 0
         self.recipe = trainer.recipe
         self.settings = trainer.recipe.train
-        self.on_progress = on_progress
-        self.seconds = float(run.status.get("seconds", 0.0))
+        self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
         self.skipping, self.skipped = False, 0
         self.watch = Watch(self.settings.start_steps)
+        if not self.writes:
+            self.logger, self.seconds = Loggers(), 0.0
+            return
+        self.seconds = float(run.status.get("seconds", 0.0))
         drop_rows_after(run, trainer.step)
         try:
             self.logger = open_loggers(self.recipe, run.path, trainer.step)
@@ -153,32 +174,35 @@ class _Job:
     def execute(self) -> None:
         """Train to the end, then evaluate; the status file says how it ended."""
         try:
+            with self.ranks.together():
+                self._execute()
+        except Interrupted:
+            if self.writes and self.run.state == "running":
+                self._status("interrupted")
+            raise
+        except Exception:
+            self._try_status("failed")
+            raise
+        finally:
+            self.logger.close()
+
+    def _execute(self) -> None:
+        try:
             self.loop()
-            if self.run.state != "trained":
+            if self.writes and self.run.state != "trained":
                 self._status("trained")
             self.stop.immediate = True
             if self.stop.received:
                 raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
             self.evaluate()
             self._status("finished")
-        except Interrupted:
-            if self.run.state == "running":
-                self._status("interrupted")
-            raise
         except torch.OutOfMemoryError as error:
-            self._try_status("failed")
             raise RunFailed(
                 f"{self.trainer.device} is out of memory at step {self.trainer.step}",
                 hint="Lower train.batch_size, or the width of base and energy; earlier checkpoints are whole.",
             ) from error
         except UsageError as error:  # of a place that could be written when the run began
-            self._try_status("failed")
             raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
-        except Exception:
-            self._try_status("failed")
-            raise
-        finally:
-            self.logger.close()
 
     def loop(self) -> None:
         """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
@@ -196,14 +220,21 @@ class _Job:
                 self.on_progress(Progress("train", trainer.step, settings.total_steps))
             # none while updates are being skipped: it would take the place of a good one
             due = trainer.step % settings.checkpoint_every == 0 and not self.skipping
-            if due or last or self.stop.received:
-                self.save("interrupted" if self.stop.received and not last else "running")
-            if self.stop.received and not last:
+            stopping = self._stopping()
+            if due or last or stopping:
+                self.save("interrupted" if stopping and not last else "running")
+            if stopping and not last:
                 raise self.stop.interrupted(
                     f"stopped at step {trainer.step} of {settings.total_steps}; saved in {self.run.path}"
                 )
             if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
                 self.look()
+
+    def _stopping(self) -> bool:
+        """Whether a signal has come, to any rank; all of them learn of it after the same cycle."""
+        number = self.ranks.agreed(self.stop.received or 0)
+        self.stop.received = number or self.stop.received
+        return bool(number)
 
     def save(self, state: str) -> None:
         """A checkpoint of everything, with A estimated for the base that sampling uses."""
@@ -213,25 +244,34 @@ class _Job:
             with trainer.averaged():
                 energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
+        if not self.writes:
+            return
         facts = facts_for_checkpoint(self.recipe, self.dataset)
         check_place(self.run)
         save_checkpoint(
             self.run.checkpoints,
             trainer.step,
             trainer.tensors(),
-            {**trainer.counters(), "facts": facts},
+            {**trainer.counters(), "facts": facts, "ranks": self.ranks.size},
             keep=self.settings.keep_checkpoints,
         )
         self._status(state)
 
     def evaluate(self) -> None:
         """Score base and GEBM as ``gebm-kit eval`` would, and draw the pictures."""
-        run = load_run(self.run.path)
-        evaluation = score_recipe(
-            run.model, self.dataset, self.recipe, device=self.trainer.device, on_progress=self.on_progress
-        )
-        pictures = write_report(run, evaluation)
-        self._log_evaluation(evaluation, pictures)
+        # Other ranks may be on machines without the run directory: what they hold are the weights of the last checkpoint.
+        several = self.ranks.size > 1
+        with self.trainer.averaged() if several else contextlib.nullcontext():
+            evaluation = score_recipe(
+                self.trainer.model if several else load_run(self.run.path).model,
+                self.dataset,
+                self.recipe,
+                device=self.trainer.device,
+                on_progress=self.on_progress,
+                ranks=self.ranks,
+            )
+        if self.writes:
+            self._log_evaluation(evaluation, write_report(load_run(self.run.path), evaluation))
 
     def look(self) -> None:
         """A brief evaluation in the middle of training; training's own random streams are not touched."""
@@ -244,7 +284,10 @@ class _Job:
                 device=trainer.device,
                 brief=True,
                 on_progress=self.on_progress,
+                ranks=self.ranks,
             )
+            if not self.writes:
+                return
             pictures = write_pictures(
                 self.run.figures / f"step-{trainer.step:07d}",
                 trainer.model,
@@ -282,14 +325,12 @@ class _Job:
             return False
         if trainer.restores >= settings.restores:
             raise failure(trainer, part_of_it)
-
-        def start(made: Trainer) -> None:
-            _start_from(made, self.recipe)
-            made.initialise()
-
         torch.manual_seed(self.settings.seed)
         self.trainer = go_back(
-            trainer, self.run.checkpoints, lambda: Trainer(self.recipe, self.dataset, trainer.device), start
+            trainer,
+            self.run.checkpoints,
+            lambda: Trainer(self.recipe, self.dataset, trainer.device),
+            lambda made, checkpoint: _begin(made, checkpoint, self.ranks),
         )
         warn(
             f"{part_of_it.longest} {part_of_it.part} updates in a row were skipped: training goes back from step "
@@ -301,6 +342,8 @@ class _Job:
         return True
 
     def _status(self, state: str) -> None:
+        if not self.writes:
+            return
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         status = {"recipe": self.recipe.name, "state": state, "step": self.trainer.step, "seconds": self.seconds}
@@ -313,59 +356,6 @@ class _Job:
             return  # the disk is full: the first error is the one to report
 
 
-def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[str, Any]:
-    """What a run would cost, without making one: parameters, memory, measured cycles per second, time in all.
-
-    Raises:
-        DataError: as `train`.
-    """
-    where = resolve_device(device or recipe.device)
-    check_loggers(recipe)
-    dataset = build_dataset(recipe)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(recipe.train.seed)
-        trainer = Trainer(recipe, dataset, where)
-        trainer.initialise()
-        usual = min(recipe.train.start_steps, recipe.train.steps - 1)  # past the longer cycles of the start
-        start = time.monotonic()
-        for cycle in range(cycles + 1):
-            trainer.step = usual
-            metrics = trainer.cycle()
-            if cycle == 0:  # the first one allocates
-                start = time.monotonic()
-        dict(named_scalars(metrics))
-        rate = cycles / (time.monotonic() - start)
-    counts = {
-        "base": sum(p.numel() for p in trainer.model.base.parameters()),
-        "energy": sum(p.numel() for p in trainer.model.energy.parameters()),
-    }
-    return {
-        "recipe": recipe.name,
-        "parameters": counts,
-        "memory_bytes": memory_estimate(trainer),
-        "device": str(where),
-        "steps": recipe.train.total_steps,
-        "steps_per_second": rate,
-        "seconds": recipe.train.total_steps / rate,
-        "data": {"shape": list(dataset.data_shape), "train": len(dataset.split("train"))},
-    }
-
-
-def memory_estimate(trainer: Trainer) -> int:
-    """Bytes of parameters, gradients, optimiser states, moving average and resident data; activations are not counted."""
-    states = [
-        value
-        for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
-        for entries in optimizer.state.values()
-        for value in entries.values()
-        if isinstance(value, Tensor)
-    ]
-    tensors = [*trainer.model.state_dict().values(), *states, *trainer.model.parameters()]
-    if trainer.ema is not None:
-        tensors += list(trainer.ema.state_dict().values())
-    return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
-
-
 def _warn_of_unseen_base(recipe: Recipe) -> None:
     """An energy that never met the base that sampling uses refines it by accident."""
     if recipe.train.part == "both" and recipe.ema.decay > 0 and not recipe.train.final.steps:
@@ -373,6 +363,19 @@ def _warn_of_unseen_base(recipe: Recipe) -> None:
             "the energy is trained against the running base, but sampling uses the averaged one: set train.final.steps for "
             "a last phase against the averaged base, or ema.decay=0 to sample from the running one."
         )
+
+
+def _begin(trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+    """Bring every rank to the checkpoint that the first has, or where there is none to the start of training."""
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        parallel.note_ranks(checkpoint, ranks)
+    elif ranks.rank == 0:
+        _start_from(trainer, trainer.recipe)
+    fresh = ranks.from_first("fresh" if checkpoint is None else "resumed") == "fresh"
+    parallel.share_state(trainer, ranks)
+    if fresh:
+        trainer.initialise()
 
 
 def _start_from(trainer: Trainer, recipe: Recipe) -> None:

@@ -61,7 +61,8 @@ class Trainer:
         dtype = DTYPES[recipe.precision]
         facts = data_facts(recipe, dataset)
         self.model = build_model(recipe, facts).to(device)
-        parallel.synchronise_batch_norm(self.model, device, self.settings.batch_size // reduce.world_size())
+        rows = self.settings.batch_size // reduce.world_size()
+        parallel.synchronise_batch_norm(self.model, device, rows)
         channels_last(self.model)
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
@@ -72,9 +73,9 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
         self.negatives: NegativeChains | None = None
         if self.loss.negatives is not None:
-            rows = max(self.settings.batch_size, self.settings.final.batch_size or 0)
+            largest = max(self.settings.batch_size, self.settings.final.batch_size or 0)
             self.negatives = NegativeChains(
-                self.loss.negatives, rows, dataset.value_range, self.settings.seed, device, dtype
+                self.loss.negatives, largest, dataset.value_range, self.settings.seed, device, dtype
             )
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
@@ -97,7 +98,7 @@ class Trainer:
         if self.settings.part == "energy":
             self.model.base.eval()
         # what the steps evaluate: the same modules, compiled where the recipe asks for it
-        self._stepped = compiled(self.model, device, self.settings.batch_size) if self.settings.compile else self.model
+        self._stepped = compiled(self.model, device, rows) if self.settings.compile else self.model
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Trainer:
         if self.step == self.settings.steps and self.settings.final.steps:
             self._enter_final_phase()
         self._schedule()
-        parallel.seed_rank(self.settings.seed, self.step)
+        parallel.seed_rank(self._data_seed(), self.step)
         metrics: dict[str, Tensor] = {}
         if self.settings.part != "base":
             for _ in range(self._num_energy_updates()):

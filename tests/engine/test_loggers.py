@@ -20,10 +20,11 @@ from gebm_kit.core.errors import Interrupted, PluginError, RecipeError, RunFaile
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.loggers import PATIENCE, Loggers, open_loggers
+from gebm_kit.engine.plan import plan
 from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.run_record import read_rows as load_rows
-from gebm_kit.engine.train import plan, train
+from gebm_kit.engine.train import train
 
 TOY = """\
 schema: 1

@@ -19,7 +19,7 @@ from gebm_kit.config.load import parse
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import Interrupted, RunFailed
 from gebm_kit.core.interfaces import Batch, LossTerms
-from gebm_kit.engine.checkpoint import list_checkpoints, save_checkpoint
+from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from gebm_kit.engine.guard import Guard
 from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.recovery import go_back
@@ -292,7 +292,11 @@ def save(trainer: Trainer, folder: Path) -> None:
 
 
 def back(trainer: Trainer, folder: Path) -> Trainer:
-    return go_back(trainer, folder, lambda: toy_trainer(["train.checkpoint_every=2"]), lambda made: None)
+    def begin(made: Trainer, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            made.restore(checkpoint)
+
+    return go_back(trainer, folder, lambda: toy_trainer(["train.checkpoint_every=2"]), begin)
 
 
 def test_it_goes_back_one_further_each_time_and_last_to_the_start(tmp_path: Path) -> None:

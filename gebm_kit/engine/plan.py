@@ -1,0 +1,77 @@
+"""What a training run would cost, without making one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.config.build import build_dataset
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core.interfaces import named_scalars
+from gebm_kit.engine import parallel
+from gebm_kit.engine.devices import resolve_device
+from gebm_kit.engine.distributed import joined, local_device
+from gebm_kit.engine.loggers import check_loggers
+from gebm_kit.engine.trainer import Trainer
+
+
+def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[str, Any]:
+    """What a run would cost, without making one: parameters, memory, measured cycles per second, time in all.
+
+    Raises:
+        DataError: as `train`.
+    """
+    where = resolve_device(local_device(device or recipe.device))
+    with joined(where, "training") as ranks, ranks.together():
+        parallel.check_ranks(recipe, device, ranks)
+        return _plan(recipe, where, cycles)
+
+
+def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
+    check_loggers(recipe)
+    dataset = build_dataset(recipe)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(recipe.train.seed)
+        trainer = Trainer(recipe, dataset, where)
+        trainer.initialise()
+        usual = min(recipe.train.start_steps, recipe.train.steps - 1)  # past the longer cycles of the start
+        start = time.monotonic()
+        for cycle in range(cycles + 1):
+            trainer.step = usual
+            metrics = trainer.cycle()
+            if cycle == 0:  # the first one allocates
+                start = time.monotonic()
+        dict(named_scalars(metrics))
+        rate = cycles / (time.monotonic() - start)
+    counts = {
+        "base": sum(p.numel() for p in trainer.model.base.parameters()),
+        "energy": sum(p.numel() for p in trainer.model.energy.parameters()),
+    }
+    return {
+        "recipe": recipe.name,
+        "parameters": counts,
+        "memory_bytes": memory_estimate(trainer),
+        "device": str(where),
+        "steps": recipe.train.total_steps,
+        "steps_per_second": rate,
+        "seconds": recipe.train.total_steps / rate,
+        "data": {"shape": list(dataset.data_shape), "train": len(dataset.split("train"))},
+    }
+
+
+def memory_estimate(trainer: Trainer) -> int:
+    """Bytes of parameters, gradients, optimiser states, moving average and resident data; activations are not counted."""
+    states = [
+        value
+        for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
+        for entries in optimizer.state.values()
+        for value in entries.values()
+        if isinstance(value, Tensor)
+    ]
+    tensors = [*trainer.model.state_dict().values(), *states, *trainer.model.parameters()]
+    if trainer.ema is not None:
+        tensors += list(trainer.ema.state_dict().values())
+    return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
