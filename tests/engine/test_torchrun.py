@@ -8,14 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import gebm_kit as gk
-from gebm_kit.core.errors import Interrupted
+from gebm_kit.core.errors import Interrupted, RunFailed
+from gebm_kit.engine import distributed
 from gebm_kit.engine.checkpoint import list_checkpoints
 from gebm_kit.engine.distributed import launcher, restarted
 from gebm_kit.engine.progress import GebmKitWarning
@@ -307,6 +310,30 @@ def test_torchrun_restarts_after_one_was_killed_and_ends_with_the_same_weights(p
     assert process.returncode == 0, err
     assert err.count("gebm-kit: another rank of this training is gone") == 1
     assert_same(load_run(place / "straight"), load_run(place / "elastic"))
+
+
+# --- meeting ---------------------------------------------------------------------------------------------------------
+
+
+def meet(store: dist.Store, size: int) -> list[str]:
+    with ThreadPoolExecutor(size) as threads:
+        return [*threads.map(lambda rank: distributed._met(store, rank, size), range(size))]
+
+
+def test_processes_meet_in_a_store_that_remembers_those_before_them() -> None:
+    """torchrun keeps it over restarts: an address of a process that has ended would be waited for in vain."""
+    store = dist.HashStore()
+    names = {name for _ in range(20) for name in {*meet(store, 3)}}
+    assert len(names) == 20
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    meet(store, 2)
+    monkeypatch.setattr(distributed, "ARRIVAL", 0.1)
+    for rank in (0, 1):
+        with pytest.raises(RunFailed, match="of 2 processes, not all have come"):
+            distributed._met(store, rank, 2)
 
 
 # --- one process ---------------------------------------------------------------------------------------------------------
