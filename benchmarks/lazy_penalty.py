@@ -45,13 +45,14 @@ def measure(every: int, seed: int, steps: int, data: Path | None) -> dict[str, A
         run = gk.train("fashion_mnist", [*OVERRIDES, *words], out=Path(folder) / "run")
         metrics = run.evaluation["metrics"]
         rows = [row for row in run.metrics() if "kale" in row]
+        seconds = run.status["seconds"]
     return {
         "every": every,
         "seed": seed,
         "base": metrics["base"]["frechet"]["value"],
         "gebm": metrics["gebm"]["frechet"]["value"],
         "kale": rows[-1]["kale"],
-        "seconds": run.status["seconds"],
+        "seconds": seconds,
     }
 
 

@@ -187,6 +187,21 @@ def test_no_cycle_waits_for_the_device(overrides: list[str]) -> None:
     assert trainer.final_phase
 
 
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_the_gradient_of_loss_and_penalties_together_is_clipped(limit: float) -> None:
+    """One step of gradient descent at rate 1 moves by the gradient: its norm is the limit, or what it was below it."""
+    words = ["optim.energy={name: sgd, lr: 1, beta1: 0}", "train.penalty={name: r2, weight: 50}"]
+    plain, clipped = toy_trainer(words), toy_trainer([*words, f"train.clip_grad_norm={limit}"])
+    moves = []
+    for trainer in (plain, clipped):
+        before = [p.detach().clone() for p in trainer.model.energy.parameters()]
+        trainer.energy_step()
+        after = list(trainer.model.energy.parameters())
+        moves.append(torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).detach())
+    torch.testing.assert_close(moves[1], moves[0] * min(1.0, limit / float(moves[0].norm())), rtol=1e-3, atol=1e-7)
+    assert 1e-3 < float(moves[0].norm()) < 1e3
+
+
 def test_counts_are_read_written_and_restored() -> None:
     trainer = toy_trainer()
     for _ in range(2):
