@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import (
+    CheckpointWord,
     Debug,
     Device,
     Json,
@@ -24,6 +25,7 @@ SECTIONS = ("eval", "sampler", "sample")
 def evaluate(
     run_word: RunWord = None,
     override_words: OverrideWords = None,
+    checkpoint: CheckpointWord = "last",
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -41,7 +43,7 @@ def evaluate(
     from gebm_kit.engine.evaluate import score_recipe
     from gebm_kit.engine.report import write_report
 
-    run = find_run(given.target, say)
+    run = find_run(given.target, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
     where = resolve_device(local_device(device or recipe.device))
     with joined(work="evaluation") as ranks, ranks.together(), say.progress() as on_progress:
@@ -50,7 +52,7 @@ def evaluate(
     if not first_rank():
         return
     found = evaluation.as_dict()
-    payload = {**found, "run": str(run.path), "figures": figures}
+    payload = {**found, "run": str(run.path), "checkpoint": str(run.checkpoint.path), "figures": figures}
 
     def show() -> None:
         show_evaluation(found)

@@ -64,6 +64,12 @@ RecipeWord = Annotated[
 RunWord = Annotated[
     str | None, typer.Argument(metavar="RUN", help="A run directory; default: the newest finished run under runs/.")
 ]
+CheckpointWord = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint", metavar="last|best|step-N", help="Which of the run's checkpoints: see train.keep_best."
+    ),
+]
 OverrideWords = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's, such as sample.seed=1."),
@@ -119,15 +125,15 @@ def set_up_cpu(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def find_run(word: str | None, ui: Ui) -> Run:
-    """The run directory that was named, or the newest finished run, saying which."""
+def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
+    """The run directory that was named, or the newest finished run, saying which; with the checkpoint that is asked for."""
     from gebm_kit.engine.run import load_run, newest_run
 
     if word is not None:
-        return load_run(word)
+        return load_run(word, checkpoint)
     run = newest_run()
     ui.note(f"using the newest finished run, {run.path}")
-    return run
+    return load_run(run.path, checkpoint)
 
 
 def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:

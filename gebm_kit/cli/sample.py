@@ -13,6 +13,7 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import (
+    CheckpointWord,
     Debug,
     Device,
     Json,
@@ -79,6 +80,7 @@ def sample(
             autocompletion=complete_metric,
         ),
     ] = None,
+    checkpoint: CheckpointWord = "last",
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -96,13 +98,24 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged}
-        run_trace(trace, given, say, sampler, changes, of_draws, out=out, device=device, threads=threads)
+        run_trace(
+            trace,
+            given,
+            say,
+            sampler,
+            changes,
+            of_draws,
+            checkpoint=checkpoint,
+            out=out,
+            device=device,
+            threads=threads,
+        )
         return
     only_sections(given.overrides, SECTIONS, "gebm-kit sample")
     set_up_cpu(threads)
     from gebm_kit.engine.distributed import first_rank
 
-    run = find_run(given.target, say)
+    run = find_run(given.target, say, checkpoint)
     overrides = given.overrides
     if sampler is not None and sampler != run.recipe.sampler.name:
         overrides = (f"sampler={sampler}", *overrides)  # first, so that sampler.step_size=0.1 is a value of this one
@@ -170,6 +183,7 @@ def _show(
         "out": str(place),
         "shards": shards,
         "run": str(run.path),
+        "checkpoint": str(run.checkpoint.path),
         "images": str(images) if images else None,
         "figures": figures,
     }
@@ -229,5 +243,6 @@ def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, plac
         str(place),
         "--resume",
     ]
+    options += ["--checkpoint", run.which] if run.which != "last" else []
     options += ["--device", device] if device else []
     return shlex.join([*launcher(), "sample", str(run.path), *overrides, *options])

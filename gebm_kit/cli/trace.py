@@ -60,6 +60,7 @@ def run_trace(
     changes: Mapping[str, Any],
     of_draws: Mapping[str, Any],
     *,
+    checkpoint: str,
     out: Path | None,
     device: str | None,
     threads: int | None,
@@ -68,7 +69,7 @@ def run_trace(
 
     Args:
         given: RUN and overrides.
-        sampler, out, device, threads: the options of ``gebm-kit sample``.
+        sampler, checkpoint, out, device, threads: the options of ``gebm-kit sample``.
         changes: settings that options gave in place of the recipe's; None where they did not.
         of_draws: options that have to do with draws and were possibly given; none of them may be.
     """
@@ -85,7 +86,7 @@ def run_trace(
 
     if out is not None:
         check_output(out)
-    run = find_run(given.target, say)
+    run = find_run(given.target, say, checkpoint)
     overrides = given.overrides
     if sampler is not None and sampler != run.recipe.sampler.name:
         overrides = (f"sampler={sampler}", *overrides)

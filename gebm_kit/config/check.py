@@ -308,5 +308,10 @@ class _Checker:
             parts = getattr(self.registry.get("loss", loss.name).load(), "parts", ("energy",))
             if "energy" not in parts:
                 self.report(("train", "part"), f"{train.part!r} does not go with loss {loss.name!r}; allowed: base")
+        if train.keep_best.metric is not None and not train.eval_every:
+            self.report(
+                ("train", "keep_best", "metric"),
+                "needs evaluations during training: set train.eval_every to a number > 0",
+            )
         if train.final.steps and train.part == "base":
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")

@@ -103,6 +103,18 @@ class NonFiniteSection:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepBestSection:
+    """Which checkpoint stays besides the last ones.
+
+    Attributes:
+        metric: one of ``eval.metrics``, or one of its values (``modes.covered``): the checkpoint of the evaluation, every
+            ``eval_every`` cycles and at the end, that is best by it for the GEBM's draws stays; null: none does.
+    """
+
+    metric: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSection:
     """How the two parts are trained. One step is one cycle: ``energy_steps`` energy updates, then one base update.
 
@@ -128,6 +140,7 @@ class TrainSection:
         log_every, eval_every, checkpoint_every: cycles between log lines, evaluations with pictures (0: only at the end)
             and checkpoints.
         keep_checkpoints: how many of the last checkpoints stay.
+        keep_best: a checkpoint that stays besides.
     """
 
     steps: Positive = 3000
@@ -148,6 +161,7 @@ class TrainSection:
     eval_every: Count = 0
     checkpoint_every: Positive = 500
     keep_checkpoints: Positive = 2
+    keep_best: KeepBestSection = KeepBestSection()
 
     @property
     def total_steps(self) -> int:

@@ -115,24 +115,40 @@ def _remove_all_but(folder: Path, step: int, keep: int, best: int | None) -> Non
     stay = {*[p for p in paths if step_of(p) <= step][-keep:], folder / _name(step if best is None else best)}
     for path in paths:
         if path not in stay:
-            going = folder / f"{_REMOVING}{path.name}-{os.getpid()}"
-            os.rename(path, going)
-            shutil.rmtree(going, ignore_errors=True)
-    for beginning in (_WRITING, _REPLACED, _REMOVING):
+            remove_checkpoint(path)
+    for path in folder.glob(f"{_REPLACED}*"):  # of which there is another one now
+        shutil.rmtree(path, ignore_errors=True)
+    remove_unfinished(folder)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; at no instant is there half of one under its name."""
+    going = path.with_name(f"{_REMOVING}{path.name}-{os.getpid()}")
+    os.rename(path, going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process was writing or taking apart."""
+    for beginning in (_WRITING, _REMOVING):
         for path in folder.glob(f"{beginning}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def amend_checkpoint(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change entries of a checkpoint's plain state; its ``state.json`` is replaced in one piece, and nothing else touched.
+def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
+    """Change entries of the plain state of a checkpoint, if there is one of that step.
+
+    Its ``state.json`` is replaced in one piece, and nothing else touched.
 
     Raises:
         CheckpointError: that file is damaged.
         UsageError, RunFailed: it can't be written; the checkpoint is as it was.
     """
-    record = _read_record(path)
-    record["state"] |= plain(dict(changes))
-    write_atomic(path / "state.json", _signed(record))
+    path = folder / _name(step)
+    if path.is_dir():
+        record = _read_record(path)
+        record["state"] |= plain(dict(changes))
+        write_atomic(path / "state.json", _signed(record))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -305,8 +305,13 @@ def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
     Raises:
         UsageError: a metric needs what the dataset does not have.
     """
-    for metric in build_metrics([*recipe.eval.metrics] or _default_metrics(dataset)).values():
+    for metric in build_metrics(metrics_of(recipe, dataset)).values():
         metric.check(dataset)
+
+
+def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:
+    """The metrics of a recipe: names, or nodes."""
+    return [*recipe.eval.metrics] or _default_metrics(dataset)
 
 
 def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:

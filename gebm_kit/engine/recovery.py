@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import CheckpointError, RunFailed
-from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, remove_checkpoint
 from gebm_kit.engine.guard import Skipped
 from gebm_kit.engine.trainer import Trainer
 
@@ -53,7 +52,7 @@ def go_back(
         checkpoint = _last_good(folder, trainer.settings.checkpoint_every)
         for path in list_checkpoints(folder):
             if checkpoint is None or path.name > checkpoint.path.name:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_checkpoint(path)
     made = fresh()
     begin(made, checkpoint)
     made.restores = trainer.restores + 1

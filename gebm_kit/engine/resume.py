@@ -11,7 +11,8 @@ import torch
 
 from gebm_kit.config.build import resolved
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
+from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.engine.checkpoint import newest_whole
 from gebm_kit.engine.distributed import launcher
 from gebm_kit.engine.files import write_atomic
 from gebm_kit.engine.progress import warn
@@ -23,6 +24,7 @@ CHANGEABLE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_best.metric",
     "loggers",
 )
 """Keys that a resumed run may change, besides the device and everything under `AFTERWARDS`."""
@@ -116,10 +118,8 @@ def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
 
 def _is_whole(run: Run) -> bool:
     """Whether the newest checkpoint can be read; otherwise training makes it again."""
-    try:
-        return bool(run.checkpoint.path)
-    except CheckpointError:
-        return False
+    found, complaints = newest_whole(run.checkpoints)
+    return found is not None and not complaints
 
 
 def _leaves(value: Any, key: str = "") -> dict[str, Any]:

@@ -27,7 +27,8 @@ from gebm_kit.core.errors import CheckpointError, GebmKitError, RunFailed, Usage
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from gebm_kit.engine.checkpoint import Checkpoint, remove_unfinished
+from gebm_kit.engine.chosen import LAST, check_word, chosen_checkpoint
 from gebm_kit.engine.files import make_directory, read_json, remove_leftovers, write_atomic, write_json
 from gebm_kit.engine.lock import LOCK, RunLock
 from gebm_kit.engine.progress import warn
@@ -46,9 +47,15 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read lazily."""
+    """A run directory, read lazily.
+
+    Attributes:
+        path: the directory.
+        which: its checkpoint: ``last`` (the newest that is whole), ``best`` (see ``train.keep_best``), or ``step-N``.
+    """
 
     path: Path
+    which: str = LAST
 
     @property
     def figures(self) -> Path:
@@ -70,7 +77,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """``status.json``: recipe, state (running, interrupted, trained, finished, failed), step, seconds."""
+        """``status.json``: recipe, state (running, interrupted, trained, finished, failed), step, seconds, best."""
         return _object(self.path / "status.json")
 
     @property
@@ -79,7 +86,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Cycles in the newest checkpoint."""
+        """Cycles in the checkpoint."""
         return self.checkpoint.step
 
     @property
@@ -94,23 +101,13 @@ class Run:
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
-        """The newest checkpoint, verified.
+        """The checkpoint that `which` asks for, verified.
 
         Raises:
             CheckpointError: there is none, or it is damaged.
         """
-        paths = list_checkpoints(self.checkpoints)
-        if not paths:
-            words = ["gebm-kit", "train", str(self.path / "resolved.yaml"), "--out", str(self.path), "--resume"]
-            raise CheckpointError(
-                f"{self.path} has no checkpoint yet (it is {self.state})",
-                hint=f"Go on with `{shlex.join(words)}`.",
-            )
-        try:
-            return read_checkpoint(paths[-1])
-        except CheckpointError as error:
-            rest = f"; remove {paths[-1]} to use {paths[-2].name}" if len(paths) > 1 else ""
-            raise CheckpointError(str(error), hint=f"Training can go on with --resume{rest}.") from error
+        words = ["gebm-kit", "train", str(self.path / "resolved.yaml"), "--out", str(self.path), "--resume"]
+        return chosen_checkpoint(self.checkpoints, self.which, f"Training goes on with `{shlex.join(words)}`.")
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -162,10 +159,14 @@ def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) for k, v in facts.items() if isinstance(v, list)}
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
     """Open a run directory.
 
+    Args:
+        checkpoint: ``last`` (the newest that is whole), ``best`` (see ``train.keep_best``), or ``step-N``.
+
     Raises:
+        UsageError: ``checkpoint`` is none of these.
         CheckpointError: ``path`` is no run directory.
     """
     path = Path(path)
@@ -175,7 +176,7 @@ def load_run(path: str | Path) -> Run:
         raise CheckpointError(
             f"{path} {what}", hint="A run directory is what `gebm-kit train` made, runs/<recipe>/<time>."
         )
-    return Run(path)
+    return Run(path, check_word(checkpoint))
 
 
 def newest_run(root: str | Path = RUNS) -> Run:
@@ -226,6 +227,7 @@ def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
         make_directory(path)
     lock.hold(path)
     _check_free(path)  # another process may have been faster
+    remove_leftovers(path, _FILES)
     for folder in _FOLDERS:
         make_directory(path / folder)
     write_atomic(path / "recipe.yaml", recipe.text.encode())
@@ -261,6 +263,7 @@ def _check_free(path: Path) -> None:
 def tidy(run: Run) -> None:
     """Remove half-written files of a killed process, and write a damaged status file again; for who holds the lock."""
     remove_leftovers(run.path, (*_FILES, "evaluation.json", "metrics.jsonl"))
+    remove_unfinished(run.checkpoints)
     try:
         _ = run.status
     except CheckpointError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -41,6 +43,17 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+    @contextmanager
+    def at_once(self, saved: bool = True) -> Iterator[None]:
+        """Inside the block a signal interrupts at once, if all that matters is ``saved``."""
+        self.immediate = saved
+        try:
+            if saved and self.received is not None:
+                raise self.interrupted(f"stopped by {signal.Signals(self.received).name}")
+            yield
+        finally:
+            self.immediate = False
 
     def interrupted(self, message: str) -> Interrupted:
         """The error to raise once the state is saved."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,24 +19,24 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import estimators
-from gebm_kit.core.errors import CheckpointError, GebmKitError, Interrupted, RunFailed, UsageError
+from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, named_scalars
-from gebm_kit.core.model import GEBM
 from gebm_kit.engine import parallel
-from gebm_kit.engine.checkpoint import Checkpoint, newest_whole, save_checkpoint
+from gebm_kit.engine.best import Tracker
+from gebm_kit.engine.checkpoint import Checkpoint, amend_checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.distributed import Ranks, joined, local_device, restarted
-from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.evaluate import Evaluation, check_metrics, score_recipe
 from gebm_kit.engine.files import write_json
 from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.log_partition import prior_energies
 from gebm_kit.engine.loggers import Loggers, check_loggers, open_loggers
-from gebm_kit.engine.progress import GebmKitWarning, OnProgress, Progress, ignore, warn
+from gebm_kit.engine.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, tidy, write_resolved
+from gebm_kit.engine.start import start_from
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.engine.watch import Watch
@@ -119,6 +118,7 @@ def _train(
     _warn_of_unseen_base(recipe)
     dataset = build_dataset(recipe)
     check_metrics(recipe, dataset)
+    tracker = Tracker(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
@@ -126,15 +126,15 @@ def _train(
         if run is not None:
             checkpoint, complaints = newest_whole(run.checkpoints)
             for complaint in complaints:
-                back = f"checkpoint {checkpoint.path.name}" if checkpoint else "the start"
-                warnings.warn(f"{complaint}; going on from {back}", GebmKitWarning, stacklevel=2)
+                warn(f"{complaint}; going on from {checkpoint.path.name if checkpoint else 'the start'}")
+        tracker.restore(ranks.from_first(tracker.memory(checkpoint)))
         _begin(trainer, checkpoint, ranks)
         if run is not None:
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
             run = create_run(recipe, out, lock)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
-        job = _Job(run, trainer, dataset, stop, on_progress, ranks)
+        job = _Job(run, trainer, dataset, stop, on_progress, ranks, tracker)
         stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
         job.execute()
     return run
@@ -151,8 +151,9 @@ class _Job:
         stop: StopSignals,
         on_progress: OnProgress,
         ranks: Ranks,
+        tracker: Tracker,
     ) -> None:
-        self.run, self.trainer, self.dataset, self.stop = run, trainer, dataset, stop
+        self.run, self.trainer, self.dataset, self.stop, self.tracker = run, trainer, dataset, stop, tracker
         self.ranks, self.writes = ranks, ranks.rank == 0
         self.recipe = trainer.recipe
         self.settings = trainer.recipe.train
@@ -207,6 +208,9 @@ class _Job:
     def loop(self) -> None:
         """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
         settings, trainer = self.settings, self.trainer
+        if self.tracker.missed(trainer.step):
+            with self.stop.at_once():
+                self.look()
         while trainer.step < settings.total_steps:
             metrics = trainer.cycle()
             last = trainer.step == settings.total_steps
@@ -219,7 +223,8 @@ class _Job:
             elif trainer.step % PROGRESS_EVERY == 0:
                 self.on_progress(Progress("train", trainer.step, settings.total_steps))
             # none while updates are being skipped: it would take the place of a good one
-            due = trainer.step % settings.checkpoint_every == 0 and not self.skipping
+            regular = trainer.step % settings.checkpoint_every == 0
+            due = (regular or self.tracker.saves(trainer.step)) and not self.skipping
             stopping = self._stopping()
             if due or last or stopping:
                 self.save("interrupted" if stopping and not last else "running")
@@ -227,8 +232,9 @@ class _Job:
                 raise self.stop.interrupted(
                     f"stopped at step {trainer.step} of {settings.total_steps}; saved in {self.run.path}"
                 )
-            if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
-                self.look()
+            if self.tracker.due(trainer.step):
+                with self.stop.at_once(due):
+                    self.look()
 
     def _stopping(self) -> bool:
         """Whether a signal has come, to any rank; all of them learn of it after the same cycle."""
@@ -252,8 +258,9 @@ class _Job:
             self.run.checkpoints,
             trainer.step,
             trainer.tensors(),
-            {**trainer.counters(), "facts": facts, "ranks": self.ranks.size},
+            {**trainer.counters(), **self.tracker.record(), "facts": facts, "ranks": self.ranks.size},
             keep=self.settings.keep_checkpoints,
+            best=self.tracker.best_step,
         )
         self._status(state)
 
@@ -286,6 +293,7 @@ class _Job:
                 on_progress=self.on_progress,
                 ranks=self.ranks,
             )
+            self.tracker.look(trainer.step, evaluation)
             if not self.writes:
                 return
             pictures = write_pictures(
@@ -296,6 +304,8 @@ class _Job:
                 self.run.metrics(),
             )
         self._log_evaluation(evaluation, pictures)
+        amend_checkpoint(self.run.checkpoints, trainer.step, self.tracker.record())
+        self._status(self.run.state)
 
     def _log_evaluation(self, evaluation: Evaluation, pictures: Sequence[Path]) -> None:
         self.logger.log(self.trainer.step, evaluation.scalars())
@@ -338,6 +348,7 @@ class _Job:
             f"{settings.restores} times)"
         )
         self.logger.go_back(self.trainer.step)
+        self.tracker.go_back(self.trainer.step)
         self.save("running")
         return True
 
@@ -347,6 +358,7 @@ class _Job:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         status = {"recipe": self.recipe.name, "state": state, "step": self.trainer.step, "seconds": self.seconds}
+        status |= {"best": self.tracker.best.as_dict()} if self.tracker.best else {}
         write_json(self.run.path / "status.json", status)
 
     def _try_status(self, state: str) -> None:
@@ -371,26 +383,8 @@ def _begin(trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks) -> Non
         trainer.restore(checkpoint)
         parallel.note_ranks(checkpoint, ranks)
     elif ranks.rank == 0:
-        _start_from(trainer, trainer.recipe)
+        start_from(trainer, trainer.recipe)
     fresh = ranks.from_first("fresh" if checkpoint is None else "resumed") == "fresh"
     parallel.share_state(trainer, ranks)
     if fresh:
         trainer.initialise()
-
-
-def _start_from(trainer: Trainer, recipe: Recipe) -> None:
-    if recipe.train.init_from is None:
-        return
-    other = load_run(recipe.directory / recipe.train.init_from)
-    model: GEBM = other.model
-    for part in ("base", "energy"):
-        try:
-            getattr(trainer.model, part).load_state_dict(getattr(model, part).state_dict())
-        except RuntimeError as error:
-            if part == "base":
-                raise CheckpointError(
-                    f"train.init_from: the base of {other.path} does not fit the recipe's: {error}"
-                ) from error
-            warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
-    if trainer.ema is not None:
-        trainer.ema = EMA(trainer.model.base, recipe.ema.decay)

@@ -292,9 +292,15 @@ def test_a_damaged_checkpoint(cli: Any, run: Path) -> None:
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     result = cli("sample", run, "--json")
+    assert result.code == 0
+    assert f"{file} is damaged" in result.err
+    older = min(run.glob("checkpoints/*"))
+    assert result.json["checkpoint"] == str(older)
+    assert cli("sample", run, "--checkpoint", file.parent.name).code == 2
+    (older / "state.json").unlink()
+    result = cli("sample", run, "--json")
     assert result.code == 2
-    assert f"{file} is damaged" in result.json["error"]["message"]
-    assert not list((run / "samples").iterdir())
+    assert "no checkpoint of" in result.json["error"]["message"]
 
 
 def test_images_of_points_are_refused(cli: Any, recipe: Path) -> None:

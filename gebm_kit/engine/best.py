@@ -1,0 +1,123 @@
+"""The best checkpoint by a named metric of the evaluations during training (``train.keep_best``)."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.engine.evaluate import build_metrics, metrics_of
+from gebm_kit.engine.progress import warn
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.core.interfaces import Dataset
+    from gebm_kit.engine.checkpoint import Checkpoint
+    from gebm_kit.engine.evaluate import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best evaluation so far: the value ``value`` of ``metric`` for the GEBM's draws, at ``step``."""
+
+    metric: str
+    value: float
+    step: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Tracker:
+    """Which evaluations during training are due, and which step was the best.
+
+    Args:
+        recipe, dataset: name the metric and, with its component, the direction.
+
+    Attributes:
+        best: None before the first evaluation, and without ``train.keep_best.metric``.
+        looked: step of the last evaluation.
+
+    Raises:
+        UsageError: the metric is none of ``eval.metrics``, or has no better and worse.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+        self.name = recipe.train.keep_best.metric
+        self.best: Best | None = None
+        self.looked = 0
+        self._every, self._last = recipe.train.eval_every, recipe.train.total_steps
+        self._lower = self.name is None or _lower_is_better(self.name, recipe, dataset)
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.best is None else self.best.step
+
+    def due(self, step: int) -> bool:
+        """Whether there is an evaluation after cycle ``step``: every so many, and after the last where the best is kept.
+
+        Without, the evaluation of the finished run follows anyway.
+        """
+        if step == self._last:
+            return self.name is not None
+        return bool(self._every) and step > 0 and step % self._every == 0
+
+    def missed(self, step: int) -> bool:
+        """Whether training was stopped after it saved ``step`` and before it evaluated it."""
+        return self.due(step) and self.looked < step
+
+    def saves(self, step: int) -> bool:
+        """Whether the evaluation after ``step`` needs a checkpoint, which may become the best."""
+        return self.name is not None and self.due(step)
+
+    def look(self, step: int, evaluation: Evaluation) -> None:
+        """Take in the evaluation at ``step``. One that is not a number never is the best, and the first of equals stays."""
+        self.looked = step
+        if self.name is None:
+            return
+        found = evaluation.metrics["gebm"]
+        if self.name not in found:
+            warn(f"train.keep_best.metric: there is no value {self.name!r}; there are {', '.join(found)}")
+            return
+        value = found[self.name].value
+        better = self.best is None or (value < self.best.value if self._lower else value > self.best.value)
+        if better and math.isfinite(value):
+            self.best = Best(self.name, value, step)
+
+    def record(self) -> dict[str, Any]:
+        """For the state of a checkpoint."""
+        return {"looked": self.looked, "best": self.best.as_dict() if self.best else None}
+
+    def memory(self, checkpoint: Checkpoint | None) -> str:
+        """`record` of a checkpoint, as JSON."""
+        state = {} if checkpoint is None else {"looked": checkpoint.step, **checkpoint.state}
+        return json.dumps({key: state[key] for key in ("looked", "best") if key in state})
+
+    def restore(self, memory: str) -> None:
+        """Go on from `memory`; the best by another metric is left aside."""
+        found = json.loads(memory)
+        self.looked = found.get("looked", 0)
+        best = found.get("best")
+        self.best = Best(**best) if best and best["metric"] == self.name else None
+
+    def go_back(self, step: int) -> None:
+        """Forget what came after ``step``, whose checkpoints are gone."""
+        self.looked = min(self.looked, step)
+        if self.best is not None and self.best.step > step:
+            self.best = None
+
+
+def _lower_is_better(name: str, recipe: Recipe, dataset: Dataset) -> bool:
+    metrics = build_metrics(metrics_of(recipe, dataset))
+    owners = [metric for metric in metrics if name == metric or name.startswith(f"{metric}.")]
+    if not owners:
+        raise UsageError(
+            f"train.keep_best.metric: {name!r} is none of the recipe's metrics: {', '.join(metrics)}",
+            hint="Name one of eval.metrics, or one of its values as METRIC.VALUE.",
+        )
+    lower = metrics[max(owners, key=len)].lower_is_better
+    if lower is None:
+        raise UsageError(f"train.keep_best.metric: {name!r} has no better and worse")
+    return lower

@@ -1,0 +1,35 @@
+"""Training that begins with the weights of another run (``train.init_from``)."""
+
+from __future__ import annotations
+
+import warnings
+
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core.errors import CheckpointError
+from gebm_kit.core.model import GEBM
+from gebm_kit.engine.ema import EMA
+from gebm_kit.engine.run import load_run
+from gebm_kit.engine.trainer import Trainer
+
+
+def start_from(trainer: Trainer, recipe: Recipe) -> None:
+    """Give ``trainer`` the weights of ``train.init_from``, if any.
+
+    Raises:
+        CheckpointError: there is no such run, or its base does not fit.
+    """
+    if recipe.train.init_from is None:
+        return
+    other = load_run(recipe.directory / recipe.train.init_from)
+    model: GEBM = other.model
+    for part in ("base", "energy"):
+        try:
+            getattr(trainer.model, part).load_state_dict(getattr(model, part).state_dict())
+        except RuntimeError as error:
+            if part == "base":
+                raise CheckpointError(
+                    f"train.init_from: the base of {other.path} does not fit the recipe's: {error}"
+                ) from error
+            warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
+    if trainer.ema is not None:
+        trainer.ema = EMA(trainer.model.base, recipe.ema.decay)
