@@ -32,7 +32,7 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.energies.conv import ConvEnergy
 from gebm_kit.energies.mlp import MlpEnergy
 
-SAMPLERS = ("ula", "mala", "hmc")
+SAMPLERS = ("ula", "mala", "hmc", "klmc", "chees", "meads", "mclmc", "mams")
 SLICE_SECONDS = 0.03  # one timing lasts about as long, so that the clock's resolution is nothing
 
 

@@ -82,8 +82,11 @@ def run_trace(
     set_up_cpu(threads)
     from gebm_kit.engine.along import chosen_metric, record
     from gebm_kit.engine.along_result import check_output
+    from gebm_kit.engine.distributed import under_torchrun
     from gebm_kit.engine.sample import resolve_sampler, settings_of
 
+    if under_torchrun():
+        raise UsageError("--trace runs in one process", hint="Start it without torchrun.")
     if out is not None:
         check_output(out)
     run = find_run(given.target, say, checkpoint)

@@ -131,3 +131,11 @@ def test_bad_words(cli: Any, run: Path, words: list[str], message: str) -> None:
     assert message in result.err
     assert len(result.err.splitlines()) <= 3
     assert set(run.rglob("*")) == before
+
+
+def test_several_processes_are_refused(cli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    result = cli("sample", run, "--trace", "mmd")
+    assert result.code == 2
+    assert "--trace runs in one process" in result.err
