@@ -239,7 +239,7 @@ def main() -> int:
     speed = measure_speed(options.repetitions, options.calls) if options.repetitions else None
     quality = []
     if options.steps:
-        run = options.run or trained_run(options.cache)
+        run = options.run or trained_run(options.cache.resolve())  # as benchmarks.samplers names it
         quality = measure_quality(run, options.steps, options.chains, options.sets)
     if options.json:
         print(json.dumps({"schema": 1, "threads": options.threads, "speed": speed, "quality": quality}, indent=2))
