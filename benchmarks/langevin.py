@@ -1,6 +1,6 @@
 """The kit against the plain overdamped Langevin loop that GEBM was published with.
 
-    python -m benchmarks.langevin [--threads 2] [--repetitions 15] [--steps 4096] [--run DIR] [--json]
+    python -m benchmarks.langevin [--threads 2] [--repetitions 15] [--steps 4096] [--kit-steps 256] [--run DIR] [--json]
 
 The plain loop: step size 1e-4, inverse temperature 100, ``energy(base(z)).sum().backward()`` on a model in eval mode whose
 parameters require gradients, so that every backward pass fills theirs too, and spectrally normalised weights that are
@@ -49,7 +49,6 @@ STEP_SIZE, BETA = 1e-4, 100.0
 CHAINS = 64
 GOAL_SPEED, GOAL_EVALS = 1.7, 0.1
 SAMPLERS = ("ula", "mala", "hmc", "klmc", "chees", "meads", "mclmc", "mams")
-KIT_STEPS = 256
 WARMUP_CHAINS = 64
 
 
@@ -151,7 +150,7 @@ def measure_speed(repetitions: int, calls: int) -> dict[str, Any]:
     }
 
 
-def measure_quality(run: Path, steps: int, chains: int, sets: int) -> list[dict[str, Any]]:
+def measure_quality(run: Path, steps: int, kit_steps: int, chains: int, sets: int) -> list[dict[str, Any]]:
     """Gradients for 95 % of the loop's gain, sampler by sampler; the loop first."""
     common: dict[str, Any] = {"inverse_temperature": BETA, "num_samples": chains, "num_sets": sets, "seed": 0}
     loop = gk.trace_quality(run, sampler=Ula(STEP_SIZE), warmup=0, at_steps=marks(steps), **common)
@@ -160,7 +159,7 @@ def measure_quality(run: Path, steps: int, chains: int, sets: int) -> list[dict[
     registered = {record.component.name for record in installed().registry.of_kind("sampler")}
     for name in SAMPLERS:
         if name in registered:
-            trace = gk.trace_quality(run, sampler=name, at_steps=marks(KIT_STEPS), num_chains=WARMUP_CHAINS, **common)
+            trace = gk.trace_quality(run, sampler=name, at_steps=marks(kit_steps), num_chains=WARMUP_CHAINS, **common)
             rows.append(row_of(name, trace.curves[0], curve))
     return rows
 
@@ -229,6 +228,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=15, help="of the timing; 0 leaves it out")
     parser.add_argument("--calls", type=int, default=3, help="steps in each timing")
     parser.add_argument("--steps", type=int, default=4096, help="of the loop in the second part; 0 leaves it out")
+    parser.add_argument("--kit-steps", type=int, default=256, help="of the kit's samplers in the second part")
     parser.add_argument("--chains", type=int, default=250, help="of the second part, in each of its groups")
     parser.add_argument("--sets", type=int, default=2, help="groups of chains")
     parser.add_argument("--run", type=Path, help="a trained run in place of the benchmark's own")
@@ -240,7 +240,7 @@ def main() -> int:
     quality = []
     if options.steps:
         run = options.run or trained_run(options.cache.resolve())  # as benchmarks.samplers names it
-        quality = measure_quality(run, options.steps, options.chains, options.sets)
+        quality = measure_quality(run, options.steps, options.kit_steps, options.chains, options.sets)
     if options.json:
         print(json.dumps({"schema": 1, "threads": options.threads, "speed": speed, "quality": quality}, indent=2))
     else:

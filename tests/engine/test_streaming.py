@@ -398,7 +398,7 @@ def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_whole_shards_and_a_way_on(tmp_path: Path, whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, left = tmp_path / "draws", [8]
+    path, left = tmp_path / "draws", [20]
 
     def full(descriptor: int) -> None:
         left[0] -= 1
