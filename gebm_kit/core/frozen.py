@@ -3,8 +3,7 @@
 Parameters get no gradient and modules are in eval mode. Parametrised weights (spectral norm) are constants. A batch norm
 behind a linear layer or a convolution is multiplied into its weights, ``norm(W x + b) = W' x + b'``, which spares two passes
 over the layer's output; results differ by rounding alone. On a CPU, the weights of convolutions are laid out with the
-channels last, which its convolutions are faster with (1.7 times the plain loop's steps per second become 1.9 in
-benchmarks/langevin).
+channels last, which its convolutions are faster with.
 """
 
 from __future__ import annotations
