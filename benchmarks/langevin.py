@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import gebm_kit as gk
-from gebm_kit.core.interfaces import Base, Energy
-from gebm_kit.core.layers import Readout, spectrally_normalised
+from gebm_kit.bases.sngan import SnganBase
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
+from gebm_kit.energies.sngan import SnganEnergy
 from gebm_kit.engine.along_result import Curve, evals_to_reach
 from gebm_kit.engine.blocks import activation_bytes, lay_out, thread_piece
 from gebm_kit.samplers.ula import Ula
@@ -52,46 +52,11 @@ SAMPLERS = ("ula", "mala", "hmc", "klmc", "chees", "meads", "mclmc", "mams")
 WARMUP_CHAINS = 64
 
 
-class SnganBase(Base):
-    """128 normals to 4 x 4 x 512, then three doublings to 256, 128 and 64 channels and a convolution to 3 x 32 x 32."""
-
-    latent_dim, data_shape = 128, (3, 32, 32)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.project = nn.Linear(128, 512 * 16)
-        layers: list[nn.Module] = [nn.BatchNorm2d(512), nn.ReLU()]
-        for size in (512, 256, 128):
-            layers += [nn.ConvTranspose2d(size, size // 2, 4, 2, 1), nn.BatchNorm2d(size // 2), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(64, 3, 3, padding=1), nn.Tanh())
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(self.project(z).unflatten(1, (512, 4, 4)))
-
-
-class SnganEnergy(Energy):
-    """Seven convolutions, three of them of stride 2, leaky ReLU of slope 0.1, then a linear functional."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        size = 3
-        for wide, taps, stride in (
-            (64, 3, 1),
-            (64, 4, 2),
-            (128, 3, 1),
-            (128, 4, 2),
-            (256, 3, 1),
-            (256, 4, 2),
-            (512, 3, 1),
-        ):
-            layers += [spectrally_normalised(nn.Conv2d(size, wide, taps, stride, 1)), nn.LeakyReLU(0.1)]
-            size = wide
-        self.layers = nn.Sequential(*layers)
-        self.readout = Readout(512 * 16, spectral_norm=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.readout(self.layers(x).flatten(1))
+def sngan() -> GEBM:
+    """The paper's networks for 32x32 images with fresh weights, in training mode."""
+    torch.manual_seed(0)
+    base = SnganBase(128, data_shape=(3, 32, 32), value_range=(-1.0, 1.0))
+    return GEBM(base, SnganEnergy(data_shape=(3, 32, 32)))
 
 
 def plain_loop(model: GEBM, z: Tensor, generator: torch.Generator) -> Callable[[], None]:
@@ -111,8 +76,7 @@ def plain_loop(model: GEBM, z: Tensor, generator: torch.Generator) -> Callable[[
 
 def measure_speed(repetitions: int, calls: int) -> dict[str, Any]:
     """Steps a second of both, and the median of the paired ratios."""
-    torch.manual_seed(0)
-    model = GEBM(SnganBase(), SnganEnergy()).eval()
+    model = sngan().eval()
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(CHAINS, model.latent_dim, generator=generator)
     plain = plain_loop(model, z, generator)

@@ -33,16 +33,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.langevin import SnganBase, SnganEnergy
+from benchmarks.langevin import sngan
 from benchmarks.training_cycle import Images
 from gebm_kit.config.check import check
 from gebm_kit.config.load import parse
-from gebm_kit.core.model import GEBM
 from gebm_kit.engine.trainer import Trainer
 
 SHAPE = (3, 32, 32)
@@ -53,8 +51,8 @@ GOALS = {"every update": 1.15, "lazy": 2.0, "memory": 1.1}
 RECIPE = """
 schema: 1
 data: {{name: digits}}
-base: {{name: mlp}}
-energy: {{name: mlp}}
+base: {{name: sngan, latent_dim: 128}}
+energy: {{name: sngan}}
 loss: {{name: kale}}
 train: {{penalty: {{name: gradient, weight: {weight}, every: {every}}}, batch_size: {batch}, start_steps: 0}}
 """
@@ -62,16 +60,11 @@ train: {{penalty: {{name: gradient, weight: {weight}, every: {every}}}, batch_si
 Cycle = Callable[[], None]
 
 
-def model() -> GEBM:
-    torch.manual_seed(0)
-    return GEBM(SnganBase(), SnganEnergy())
-
-
 def kit_cycle(batch: int, every: int) -> Cycle:
-    """The trainer's own cycle, on the networks of this benchmark instead of registered ones."""
+    """The trainer's own cycle."""
     recipe = check(parse(RECIPE.format(weight=WEIGHT, every=every, batch=batch), name="sngan"), directory=Path())
-    with mock.patch("gebm_kit.engine.trainer.build_model", return_value=model()):
-        trainer = Trainer(recipe, Images(SHAPE), torch.device("cpu"))
+    torch.manual_seed(0)
+    trainer = Trainer(recipe, Images(SHAPE), torch.device("cpu"))
     return lambda: void(trainer.cycle())
 
 
@@ -81,7 +74,7 @@ def void(_: object) -> None:
 
 def plain_cycle(batch: int, *, careful: bool = False) -> Cycle:
     """The hand-written cycle."""
-    made = model().train()
+    made = sngan().train()
     base, energy = made.base, made.energy
     rows = Images(SHAPE).split("train").first(2000)
     log_partition = nn.Parameter(torch.zeros(()))

@@ -14,21 +14,9 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
-from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_image, to_range
+from gebm_kit.core.layers import check_doublings, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
-
-SMALLEST_SIDE = 4
-"""Side of the first feature map in DCGAN; doublings beyond two are made only while the map keeps it."""
-
-
-def doublings(height: int, width: int) -> int:
-    """How many times the first feature map is doubled: at least twice, more while both sides stay whole and >= 4."""
-    count = 2
-    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= SMALLEST_SIDE for side in (height, width)):
-        count += 1
-    return count
 
 
 class DcganBase(Base):
@@ -67,17 +55,11 @@ class DcganBase(Base):
     ) -> None:
         super().__init__()
         check_arguments(self, latent_dim=latent_dim, width=width, upsample=upsample, norm=norm, prior=prior)
-        channels, rows, columns = check_image("the dcgan base", data_shape)
-        if rows % 4 or columns % 4:
-            raise DataError(
-                f"the dcgan base makes images whose sides are multiples of 4, but the data are {rows} x {columns}",
-                hint="Resize the images (the size parameter of image-folder), or use the mlp base.",
-            )
+        channels, rows, columns, count = check_doublings("the dcgan base", data_shape)
         self.latent_dim = latent_dim
         self.data_shape = tuple(data_shape)
         self.value_range = value_range
         self._prior = PRIORS[prior](latent_dim)
-        count = doublings(rows, columns)
         size = width * 2 ** (count - 1)
         self.first_map = (size, rows >> count, columns >> count)
         self.project = nn.Linear(latent_dim, size * self.first_map[1] * self.first_map[2], bias=False)

@@ -16,8 +16,20 @@ COMPONENTS = (
         "gebm_kit.bases.dcgan:DcganBase",
         "Convolutional generator for images of any size divisible by 4",
     ),
+    Component(
+        "base", "sngan", "gebm_kit.bases.sngan:SnganBase", "Convolutional generator of SNGAN, as published for GEBM"
+    ),
+    Component(
+        "base", "resnet", "gebm_kit.bases.resnet:ResnetBase", "Residual generator of SNGAN, as published for GEBM"
+    ),
     Component("energy", "mlp", "gebm_kit.energies.mlp:MlpEnergy", "Fully connected energy"),
     Component("energy", "conv", "gebm_kit.energies.conv:ConvEnergy", "Convolutional energy for images of any size"),
+    Component(
+        "energy", "sngan", "gebm_kit.energies.sngan:SnganEnergy", "Convolutional energy of SNGAN, as published for GEBM"
+    ),
+    Component(
+        "energy", "resnet", "gebm_kit.energies.resnet:ResnetEnergy", "Residual energy of SNGAN, as published for GEBM"
+    ),
     Component("loss", "kale", "gebm_kit.losses.kale:Kale", "KALE in its Fenchel form, with a learned log-partition"),
     Component("loss", "kale-dv", "gebm_kit.losses.kale_dv:KaleDV", "KALE in its Donsker-Varadhan form"),
     Component(

@@ -60,6 +60,33 @@ def check_image(component: str, data_shape: Sequence[int]) -> tuple[int, int, in
     return channels, height, width
 
 
+SMALLEST_SIDE = 4
+"""Side of the first feature map of DCGAN and SNGAN; doublings beyond two are made only while the map keeps it."""
+
+
+def doublings(height: int, width: int) -> int:
+    """How many times the first feature map is doubled: at least twice, more while both sides stay whole and >= 4."""
+    count = 2
+    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= SMALLEST_SIDE for side in (height, width)):
+        count += 1
+    return count
+
+
+def check_doublings(component: str, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """``data_shape`` as (channels, height, width), and the number of `doublings` from the smallest map to that size.
+
+    Raises:
+        DataError: it is not the shape of an image, or a side is no multiple of 4.
+    """
+    channels, height, width = check_image(component, data_shape)
+    if height % 4 or width % 4:
+        raise DataError(
+            f"{component} works on images whose sides are multiples of 4, but the data are {height} x {width}",
+            hint="Resize the images (the size parameter of image datasets), or use the mlp base and the conv energy.",
+        )
+    return channels, height, width, doublings(height, width)
+
+
 def to_range(output: Tensor, value_range: tuple[float, float] | None) -> Tensor:
     """``tanh`` rescaled to (low, high); the output itself when the data are unbounded."""
     if value_range is None:

@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from gebm_kit.bases.dcgan import DcganBase, doublings
+from gebm_kit.bases.dcgan import DcganBase
 from gebm_kit.bases.mlp import MlpBase
-from gebm_kit.core.components import Registered
+from gebm_kit.bases.resnet import ResnetBase
+from gebm_kit.bases.sngan import SnganBase
+from gebm_kit.core.components import Registered, parameters
 from gebm_kit.core.errors import DataError, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import doublings
+from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.priors import prior_sample
 
@@ -20,7 +24,10 @@ RECORDS = installed().registry.of_kind("base")
 
 
 def build(record: Registered, shape: tuple[int, ...], value_range: tuple[float, float] | None) -> Base:
-    return record.load()(data_shape=shape, value_range=value_range)
+    """With few channels, where they can be chosen: the largest are slow here."""
+    target = record.load()
+    few = {"width": 8} if "width" in parameters(target) else {}
+    return target(**few, data_shape=shape, value_range=value_range)
 
 
 def served() -> list:
@@ -138,11 +145,88 @@ def test_dcgan_in_channels_last_gives_the_same_images():
     torch.testing.assert_close(base.to(memory_format=torch.channels_last)(z), x, rtol=1e-10, atol=1e-12)
 
 
-def test_dcgan_refuses_what_it_cannot_make():
-    with pytest.raises(DataError, match=r"multiples of 4.*30 x 28"):
-        DcganBase(data_shape=(1, 30, 28))
+@pytest.mark.parametrize("make", [DcganBase, SnganBase, ResnetBase])
+def test_convolutional_bases_refuse_what_they_cannot_make(make):
+    with pytest.raises(DataError, match=r"multiples of 4.*30 x 28") as caught:
+        make(data_shape=(1, 30, 28))
+    assert "size" in caught.value.hint
     with pytest.raises(DataError, match=r"works on images.*\(2,\)"):
-        DcganBase(data_shape=(2,))
+        make(data_shape=(2,))
+
+
+@pytest.mark.parametrize("make", [DcganBase, SnganBase, ResnetBase])
+@pytest.mark.parametrize("side", [28, 32, 48, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutional_bases_make_images_of_the_usual_sizes(make, side, channels):
+    base = make(4, 4, data_shape=(channels, side, side), value_range=(-1.0, 1.0)).double()
+    z = base.sample_prior(2, torch.Generator().manual_seed(0), torch.float64).requires_grad_()
+    x = base(z)
+    assert x.shape == (2, channels, side, side)
+    x.square().sum().backward()
+    assert (z.grad != 0).all()
+    for name, parameter in base.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_sngan_is_the_published_generator():
+    """Table 3a for 32 x 32: (in, out, kernel) of each layer, with a batch norm behind all but the last."""
+    table = [(512, 256, 4), (256, 128, 4), (128, 64, 4)]
+    for latent_dim, total in ((128, 3_804_739), (100, 3_575_363)):
+        dense = latent_dim * 4 * 4 * 512 + 2 * 512
+        deconvolutions = sum(size * out * kernel**2 + 2 * out for size, out, kernel in table)
+        base = SnganBase(latent_dim, data_shape=(3, 32, 32))
+        assert count(base) == dense + deconvolutions + 64 * 3 * 9 + 3 == total
+    maps = [SnganBase(data_shape=(3, side, side)).first_map for side in (28, 32, 48, 64, 128)]
+    assert maps == [(256, 7, 7), (512, 4, 4), (512, 6, 6), (1024, 4, 4), (1024, 4, 4)]
+
+
+def test_resnet_is_the_published_generator():
+    """Table 4; 4,276,739 is the count of the authors' implementation, whose blocks have a bias in front of their norm."""
+    base = ResnetBase(128, data_shape=(3, 32, 32))
+    assert count(base) == 4_276_739 - 3 * 256
+    assert count(base.layers[0]) == 1_246_976 - 256
+    assert count(base.project) == 528_384
+    assert count(ResnetBase(data_shape=(3, 32, 32))) == 4_161_283
+    channels = {
+        28: [256, 256, 256],
+        32: [256, 256, 256, 256],
+        48: [512, 256, 128, 64],
+        64: [1024, 512, 256, 128, 64],
+        128: [1024, 1024, 512, 256, 128, 64],
+    }
+    for side, expected in channels.items():
+        base = ResnetBase(4, 256, data_shape=(3, side, side))
+        norms = [m.num_features for m in base.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert [base.first_map[0], *norms[1::2]] == expected  # the second norm of each block
+        assert norms[-1] == expected[-1]
+
+
+@pytest.mark.parametrize("make", [DcganBase, SnganBase, ResnetBase])
+def test_sampling_evaluates_the_same_map(make):
+    base = make(4, 4, data_shape=(3, 32, 32), value_range=(-1.0, 1.0)).double()
+    energy = installed().registry.get("energy", "mlp").load()(data_shape=(3, 32, 32)).double()
+    z = base.sample_prior(6, torch.Generator().manual_seed(0), torch.float64)
+    for _ in range(3):
+        base(2 * z)  # statistics of its own
+    for norm in (m for m in base.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+    base.eval()
+    expected = base(z)
+    with LatentPotential(GEBM(base, energy), 1.0):
+        torch.testing.assert_close(base(z), expected, rtol=1e-10, atol=1e-12)
+        assert any("forward" in part.__dict__ for part in base.modules())  # there was something to compute once
+
+
+def test_resnet_shortcut_is_the_published_one():
+    """Doubling commutes with the 1x1 convolution behind it."""
+    block = ResnetBase(4, 4, data_shape=(3, 32, 32)).double().layers[0]
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    doubled, convolution = nn.Upsample(scale_factor=2), block.shortcut[0]
+    torch.testing.assert_close(block.shortcut(x), convolution(doubled(x)), rtol=1e-12, atol=1e-12)
 
 
 def test_arguments_are_checked():

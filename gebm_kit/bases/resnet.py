@@ -1,0 +1,127 @@
+"""The residual generator of SNGAN, the larger base of the images in the GEBM paper.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    (appendix on image generation: SNGAN ResNet, 100 latent normals)
+    Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
+    https://arxiv.org/abs/1802.05957 (Tables 4 to 6 and Figure 8; 128 latent normals)
+    cGANs with Projection Discriminator. T. Miyato, M. Koyama, ICLR 2018. https://arxiv.org/abs/1802.05637
+    (64 x 64; the authors' implementation, https://github.com/pfnet-research/sngan_projection, is followed in details)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import check_doublings, to_range
+from gebm_kit.core.priors import PRIORS, Prior, PriorName
+
+SMALL_SIDE = 32
+"""Images up to that size have as many channels in every map; in larger ones each doubling halves them."""
+
+
+class ResnetBase(Base):
+    """A linear layer to a small feature map, doublings by residual blocks, then batch norm, ReLU and a 3x3 convolution.
+
+    (B, Z) -> (B, channels, height, width). Channels for the default ``width`` of 256, linear layer first:
+
+    - 28 and 32 pixels: 256 everywhere, from 7 x 7 with two blocks and from 4 x 4 with three (Table 4);
+    - 48: 512, 256, 128, 64 from 6 x 6 (Table 5); 64: 1,024, 512, 256, 128, 64 from 4 x 4;
+    - 128: 1,024, 1,024, 512, 256, 128, 64 from 4 x 4 (Table 6).
+
+    Any other sides that are multiples of 4 follow the same rule. The norms know no classes. At 32 x 32 x 3 there are
+    4,275,971 parameters with 128 latent coordinates and 4,161,283 with 100: the published 4,276,739, of a linear layer with
+    528,384, three blocks with 1,246,976 each and 7,427 behind them, less 768 biases in front of batch norms, which those
+    subtract again.
+
+    Args:
+        latent_dim: Z.
+        width: channels of images up to 32 x 32; larger ones end with a quarter of it.
+        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        data_shape: (channels, height, width), sides multiples of 4.
+        value_range: tanh is rescaled to it; None leaves the output linear.
+
+    Raises:
+        DataError: the data are no images, or a side is no multiple of 4.
+        UsageError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        latent_dim: Annotated[int, Range(1, None)] = 100,
+        width: Annotated[int, Range(1, None)] = 256,
+        prior: PriorName = "normal",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+        value_range: Annotated[tuple[float, float] | None, Injected] = None,
+    ) -> None:
+        super().__init__()
+        check_arguments(self, latent_dim=latent_dim, width=width, prior=prior)
+        channels, rows, columns, count = check_doublings("the resnet base", data_shape)
+        self.latent_dim = latent_dim
+        self.data_shape = tuple(data_shape)
+        self.value_range = value_range
+        self._prior = PRIORS[prior](latent_dim)
+        sizes = _sizes(width, count, max(rows, columns))
+        self.first_map = (sizes[0], rows >> count, columns >> count)
+        self.project = nn.Linear(latent_dim, sizes[0] * self.first_map[1] * self.first_map[2])
+        blocks = [_Doubling(size, out) for size, out in itertools.pairwise(sizes)]
+        last = nn.Conv2d(sizes[-1], channels, 3, padding=1)
+        self.layers = nn.Sequential(*blocks, nn.BatchNorm2d(sizes[-1]), nn.ReLU(), last)
+        for layer in (self.project, last):
+            _initialise(layer)
+
+    @property
+    def prior(self) -> Prior:
+        return self._prior
+
+    def forward(self, z: Tensor) -> Tensor:
+        return to_range(self.layers(self.project(z).unflatten(1, self.first_map)), self.value_range)
+
+
+class _Doubling(nn.Module):
+    """``conv(a(norm(conv(up(a(norm(x))))))) + up(conv1x1(x))``, a = ReLU, up = nearest neighbour.
+
+    The published shortcut convolves after doubling. A 1x1 convolution commutes with it and costs a quarter before it.
+    """
+
+    def __init__(self, size: int, out: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(size),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(size, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(size, out, 1), nn.Upsample(scale_factor=2))
+        for layer in self.residual:
+            _initialise(layer, math.sqrt(2.0))
+        _initialise(self.shortcut[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = self.residual(x) + self.shortcut(x)
+        return doubled
+
+
+def _sizes(width: int, count: int, side: int) -> list[int]:
+    """Channels of the ``count + 1`` maps."""
+    if side <= SMALL_SIDE:
+        return [width] * (count + 1)
+    return [max(1, min(width * 2**left // 4, 4 * width)) for left in range(count, -1, -1)]
+
+
+def _initialise(layer: nn.Module, gain: float = 1.0) -> None:
+    """Uniform weights after Glorot and Bengio; the authors' ``gain`` is sqrt(2) in residual branches."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,138 @@
+"""The residual discriminator of SNGAN as an energy, the larger one of the images in the GEBM paper.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    (appendix on image generation: SNGAN ResNet)
+    Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
+    https://arxiv.org/abs/1802.05957 (Tables 4 to 6 and Figure 8)
+    cGANs with Projection Discriminator. T. Miyato, M. Koyama, ICLR 2018. https://arxiv.org/abs/1802.05637
+    (64 x 64; the authors' implementation, https://github.com/pfnet-research/sngan_projection, is followed in details)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, spectrally_normalised
+
+SMALL_SIDE = 32
+"""Images up to that size have as many channels in every map; in larger ones each halving doubles them."""
+
+MOST_HALVINGS = 5
+SMALLEST_MAP = 2
+"""Side of a map that ends the network as it is; a larger one gets a last block without halving."""
+
+WIDEST = 8
+"""Feature maps have at most this many times ``width`` channels: 1,024 for 128, the published widest."""
+
+
+class ResnetEnergy(Energy):
+    """Residual blocks with average pooling, an activation, a sum over all places and a linear functional without bias.
+
+    (B, channels, height, width) -> (B,). Channels of the blocks for the default ``width`` of 128:
+
+    - 28 and 32 pixels: 128, 128 halving, then 128, 128 at the same size (Table 4);
+    - 48: 64, 128, 256, 512 halving, then 1,024 (Table 5); 64: 64, 128, 256, 512, 1,024 halving;
+    - 128: 64, 128, 256, 512, 1,024 halving, then 1,024 (Table 6).
+
+    Any other sides that are multiples of 4 follow the same rule. No norm couples the rows of a batch. The sum over places is
+    taken in single precision at least, in a bfloat16 run as well.
+
+    At 32 x 32 x 3 there are 1,053,824 parameters, the published ones: 151,680 in the first block, 311,680 in the second,
+    295,168 in each of the others and 128 in the functional.
+
+    Args:
+        width: channels of images up to 32 x 32; larger ones begin with half of it.
+        activation: ``relu`` as published. A smooth one (``silu``) gives samplers a smooth gradient.
+        spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
+        data_shape: (channels, height, width), sides multiples of 4.
+
+    Raises:
+        DataError: the data are no images, or a side is no multiple of 4.
+        UsageError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        width: Annotated[int, Range(1, None)] = 128,
+        activation: Activation = "relu",
+        spectral_norm: bool = True,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        super().__init__()
+        check_arguments(self, width=width, activation=activation)
+        channels, rows, columns, _ = check_doublings("the resnet energy", data_shape)
+        blocks: list[nn.Module] = []
+        size = channels
+        for wide, halving in _blocks(width, rows, columns):
+            blocks.append(
+                _Block(size, wide, activation, halving=halving, first=not blocks, spectral_norm=spectral_norm)
+            )
+            size = wide
+        self.layers = nn.Sequential(*blocks, activation_layer(activation))
+        self.readout = Readout(size, spectral_norm=spectral_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.layers(x)
+        # a sum of many places: bfloat16 would round each addition to eight bits
+        pooled = features.sum((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
+        energy: Tensor = self.readout(pooled)
+        return energy
+
+
+class _Block(nn.Module):
+    """``pool(conv(a(conv(a(x))))) + conv1x1(pool(x))``; the pool is left out without ``halving``.
+
+    The first block has no activation in front: there are pixels. The published shortcut pools after the convolution in the
+    other blocks; a 1x1 convolution commutes with the pool and costs a quarter behind it. Where neither size nor channels
+    change, the shortcut is the identity.
+    """
+
+    def __init__(
+        self, size: int, out: int, activation: Activation, *, halving: bool, first: bool, spectral_norm: bool
+    ) -> None:
+        super().__init__()
+        hidden = out if first else size
+        convolutions = [nn.Conv2d(size, hidden, 3, padding=1), nn.Conv2d(hidden, out, 3, padding=1)]
+        shortcut = nn.Conv2d(size, out, 1)
+        for convolution in convolutions:
+            _initialise(convolution, math.sqrt(2.0))
+        _initialise(shortcut)
+        before, behind = (spectrally_normalised(convolution, spectral_norm) for convolution in convolutions)
+        pool: list[nn.Module] = [nn.AvgPool2d(2)] if halving else []
+        residual = [before, activation_layer(activation), behind, *pool]
+        self.residual = nn.Sequential(*residual) if first else nn.Sequential(activation_layer(activation), *residual)
+        self.shortcut: nn.Module = nn.Identity()
+        if halving or size != out:
+            self.shortcut = nn.Sequential(*pool, spectrally_normalised(shortcut, spectral_norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.residual(x) + self.shortcut(x)
+        return out
+
+
+def _blocks(width: int, rows: int, columns: int) -> list[tuple[int, bool]]:
+    """Channels of each block, and whether it halves."""
+    if max(rows, columns) <= SMALL_SIDE:
+        return [(width, True), (width, True), (width, False), (width, False)]
+    halvings = 0
+    while halvings < MOST_HALVINGS and all(
+        side % 2 ** (halvings + 1) == 0 and side >> (halvings + 1) >= SMALLEST_MAP for side in (rows, columns)
+    ):
+        halvings += 1
+    plain = 1 if max(rows, columns) >> halvings > SMALLEST_MAP else 0
+    return [(max(1, width * min(2**k, 2 * WIDEST) // 2), k < halvings) for k in range(halvings + plain)]
+
+
+def _initialise(layer: nn.Conv2d, gain: float = 1.0) -> None:
+    """Uniform weights after Glorot and Bengio; the authors' ``gain`` is sqrt(2) in residual branches."""
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

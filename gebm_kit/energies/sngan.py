@@ -1,0 +1,86 @@
+"""The convolutional discriminator of SNGAN as an energy, the smaller one of the images in the GEBM paper.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    (appendix on image generation: SNGAN ConvNet)
+    Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
+    https://arxiv.org/abs/1802.05957 (Table 3b)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, spectrally_normalised
+
+SLOPE = 0.1
+"""Of leaky ReLU below zero, as published for SNGAN; DCGAN has 0.2."""
+
+WIDEST = 8
+"""Feature maps have at most this many times ``width`` channels: 512 for 64, the published widest."""
+
+
+class SnganEnergy(Energy):
+    """A 3x3 convolution before and after each halving by a 4x4 one of stride 2, then a linear functional without bias.
+
+    (B, channels, height, width) -> (B,). The convolutions between two halvings have ``width`` channels at first and twice as
+    many after each halving, up to ``8 * width``: 64, 64, 128, 128, 256, 256, 512 for the default at 32 x 32 and 48 x 48, as
+    published. There are as many halvings as the ``sngan`` base has doublings, down to a map of 4 x 4, 6 x 6 or 7 x 7. No
+    norm couples the rows of a batch.
+
+    At 32 x 32 x 3 there are 2,935,872 parameters: those of the published table less the bias of its last layer.
+
+    Args:
+        width: channels of the first convolution.
+        activation: ``leaky-relu``, of slope 0.1, as published. A smooth one (``silu``) gives samplers a smooth gradient.
+        spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
+        data_shape: (channels, height, width), sides multiples of 4.
+
+    Raises:
+        DataError: the data are no images, or a side is no multiple of 4.
+        UsageError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        width: Annotated[int, Range(1, None)] = 64,
+        activation: Activation = "leaky-relu",
+        spectral_norm: bool = True,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        super().__init__()
+        check_arguments(self, width=width, activation=activation)
+        channels, rows, columns, count = check_doublings("the sngan energy", data_shape)
+        layers: list[nn.Module] = []
+        size = channels
+        for halving in range(count + 1):
+            wide = width * min(2**halving, WIDEST)
+            convolutions = [nn.Conv2d(size, wide, 3, padding=1)]
+            if halving < count:
+                convolutions.append(nn.Conv2d(wide, wide, 4, stride=2, padding=1))
+            for convolution in convolutions:
+                _initialise(convolution)
+                layers += [spectrally_normalised(convolution, spectral_norm), _activation(activation)]
+            size = wide
+        self.layers = nn.Sequential(*layers)
+        self.readout = Readout(size * (rows >> count) * (columns >> count), spectral_norm=spectral_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy: Tensor = self.readout(self.layers(x).flatten(1))
+        return energy
+
+
+def _activation(name: Activation) -> nn.Module:
+    return nn.LeakyReLU(SLOPE) if name == "leaky-relu" else activation_layer(name)
+
+
+def _initialise(layer: nn.Conv2d) -> None:
+    """Uniform weights after Glorot and Bengio, as in the implementation of GEBM by its authors."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
