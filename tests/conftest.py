@@ -1,12 +1,17 @@
-"""What every test runs under: one thread, no plugins of this machine, a cache of its own."""
+"""What every test runs under: one thread, no plugins of this machine, a cache of its own; and small data sets."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 
@@ -22,3 +27,64 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["GEBM_KIT_CACHE"] = str(shared / "gebm-kit-cache")
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("FORCE_COLOR", None)
+
+
+class Formats:
+    """Small data sets in the true formats of large ones, with random pixels; each call returns ``data.path``."""
+
+    @staticmethod
+    def cifar10(folder: Path, *, each: int = 12, archive: bool = True) -> Path:
+        rng = np.random.default_rng(0)
+        inside = folder / "cifar-10-batches-bin"
+        inside.mkdir(parents=True)
+        for name in [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]:
+            records = np.column_stack([np.arange(each) % 10, rng.integers(0, 256, (each, 3072))])
+            (inside / name).write_bytes(records.astype(np.uint8).tobytes())
+        (inside / "batches.meta.txt").write_text("airplane\nautomobile\n")
+        if not archive:
+            return inside
+        with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as packed:
+            packed.add(inside, "cifar-10-batches-bin")
+        shutil.rmtree(inside)
+        return folder / "cifar-10-binary.tar.gz"
+
+    @staticmethod
+    def celeba(folder: Path, counts: tuple[int, int, int] = (40, 12, 12)) -> Path:
+        rng = np.random.default_rng(0)
+        (folder / "img_align_celeba").mkdir(parents=True)
+        parts = np.repeat([0, 1, 2], counts)
+        names = [f"{number:06d}.jpg" for number in range(1, len(parts) + 1)]
+        for name in names:
+            coarse = rng.integers(0, 256, (27, 22, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((178, 218))
+            image.save(folder / "img_align_celeba" / name, quality=90)
+        lines = [f"{name} {part}" for name, part in zip(names, parts, strict=True)]
+        (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+        rows = [f"{name} {1 if k % 3 else -1:2d} -1" for k, name in enumerate(names)]
+        (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(names)), "Smiling Male ", *rows]) + "\n")
+        return folder
+
+    @staticmethod
+    def imagenet32(folder: Path, *, each: int = 30, side: int = 32) -> Path:
+        rng = np.random.default_rng(0)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*(f"train_data_batch_{number}" for number in (1, 2, 10)), "val_data"):
+            data = rng.integers(0, 256, (each, 3 * side * side), dtype=np.uint8)
+            labels = [*rng.integers(1, 1001, each - 2).tolist(), 1, 1000]
+            np.savez(folder / f"{name}.npz", data=data, labels=labels, mean=data.mean(0))
+        return folder
+
+    @staticmethod
+    def lsun(folder: Path, num: int = 60) -> Path:
+        rng = np.random.default_rng(0)
+        for index in range(num):
+            key = hashlib.sha1(str(index).encode()).hexdigest()
+            place = folder / "bedroom_train" / Path(*key[:6])  # as LSUN's own export nests them
+            place.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(place / f"{key}.webp")
+        return folder
+
+
+@pytest.fixture(scope="session")
+def formats() -> type[Formats]:
+    return Formats

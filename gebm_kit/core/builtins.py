@@ -100,6 +100,12 @@ COMPONENTS = (
     Component("dataset", "arrays", "gebm_kit.data.arrays:Arrays", "Your own arrays: npz, npy, safetensors or csv"),
     Component("dataset", "idx", "gebm_kit.data.idx:Idx", "MNIST-format files, gzipped or not"),
     Component("dataset", "image-folder", "gebm_kit.data.image_folder:ImageFolder", "A folder of PNG or JPEG images"),
+    Component("dataset", "cifar10", "gebm_kit.data.cifar10:Cifar10", "CIFAR-10 from its binary archive"),
+    Component("dataset", "celeba", "gebm_kit.data.celeba:Celeba", "CelebA's aligned faces in their official parts"),
+    Component(
+        "dataset", "imagenet32", "gebm_kit.data.imagenet32:Imagenet32", "The downsampled ImageNet from its npz batches"
+    ),
+    Component("dataset", "lsun", "gebm_kit.data.lsun:Lsun", "A category of LSUN, exported to a folder of images"),
     Component("features", "pixels", "gebm_kit.features.pixels:Pixels", "The data itself, flattened"),
     Component(
         "features",

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
-from gebm_kit.data.tensors import SPLITS, check_fractions, part_sizes, scale_bytes
+from gebm_kit.data.image_files import CorruptFiles, Fit, common_sides, image_parts, list_images, shuffled
+from gebm_kit.data.tensors import check_fractions, part_sizes
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-DEEP_MODES = ("I", "F")
-"""First letter of Pillow's modes with more than 8 bits a channel, which its conversions cut off instead of scaling."""
+SUFFIXES = (".png", ".jpg", ".jpeg")
 
 HOW_TO_GET = (
-    "Put PNG or JPEG files there, in sub-folders if you like, or set data.path. CelebA: download img_align_celeba.zip "
-    "from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, unpack it, and use crop 140 and size 64."
+    "Put PNG or JPEG files there, in sub-folders if you like, or set data.path. CelebA has its own dataset, celeba."
 )
 
 
@@ -38,6 +33,8 @@ class ImageFolder(Dataset):
     Labels are the names of the first-level sub-folders, in sorted order, when every image lies in one and there are at
     least two.
 
+    An image that can't be decoded is named in a warning and skipped: the next one of its part and class stands in for it.
+
     Args:
         path: the folder, relative to the directory that the command is started in.
         size: side of the result; None keeps images as they are, which needs them all of one size.
@@ -46,10 +43,11 @@ class ImageFolder(Dataset):
         valid_fraction, test_fraction: shares of the files; the rest is for training.
         seed: seed of the split.
         cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        max_corrupt: how many images that can't be decoded are skipped; one more is an error.
 
     Raises:
         DataError: no folder, fewer than three images, images of mixed sizes with ``size: null``; later, while reading,
-            an image that can't be decoded or is smaller than ``crop``. The message names the file.
+            an image that is smaller than ``crop`` or too many that can't be decoded. The message names the files.
     """
 
     num_classes: int
@@ -64,10 +62,12 @@ class ImageFolder(Dataset):
         test_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
         seed: int = 0,
         cache_mb: Annotated[int, Range(0, None)] = 4096,
+        max_corrupt: Annotated[int, Range(0, None)] = 10,
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
-        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, cache_mb=cache_mb)
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
+        check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
         if channels not in (1, 3):
             raise UsageError(f"channels must be 1 or 3, got {channels!r}")
         for name, value in (("size", size), ("crop", crop)):
@@ -75,24 +75,26 @@ class ImageFolder(Dataset):
                 check_arguments(self, **{name: value})
         check_fractions(valid_fraction, test_fraction)
         folder = directory / Path(path).expanduser()
-        files = _image_files(folder)
-        height, width = (size, size) if size is not None else (crop, crop) if crop is not None else _common_size(files)
+        names = list_images(folder, SUFFIXES, HOW_TO_GET)
+        if len(names) < 3:
+            raise DataError(f"image folder {folder} holds {len(names)} image(s); train, valid and test need one each")
+        corrupt = CorruptFiles(max_corrupt)
+        side = size if size is not None else crop
+        height, width = (side, side) if side is not None else common_sides(folder, names, corrupt)
         self.data_shape = (channels, height, width)
         self.value_range = (-1.0, 1.0)
 
-        files.sort(key=lambda file: hashlib.sha256(f"{seed}/{file.relative_to(folder).as_posix()}".encode()).digest())
-        num_valid, num_test = part_sizes(len(files), valid_fraction, test_fraction)
-        parts: dict[SplitName, list[Path]] = {
-            "valid": files[:num_valid],
-            "test": files[num_valid : num_valid + num_test],
-            "train": files[num_valid + num_test :],
+        names = shuffled(names, seed)
+        num_valid, num_test = part_sizes(len(names), valid_fraction, test_fraction)
+        parts: dict[SplitName, list[str]] = {
+            "valid": names[:num_valid],
+            "test": names[num_valid : num_valid + num_test],
+            "train": names[num_valid + num_test :],
         }
-        budget = cache_mb * 2**20 // (channels * height * width)
-        self._splits: dict[SplitName, _ImageSplit] = {}
-        for part in SPLITS:
-            self._splits[part] = _ImageSplit(parts[part], self.data_shape, size, crop, min(budget, len(parts[part])))
-            budget -= min(budget, len(parts[part]))
-        self._fill_labels(folder, parts)
+        self._fill_labels(parts)
+        groups = self._labels if hasattr(self, "num_classes") else None
+        fit = Fit(size, crop, channels)
+        self._splits = image_parts(folder, parts, self.data_shape, fit, cache_mb, corrupt, groups)
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
@@ -107,129 +109,13 @@ class ImageFolder(Dataset):
             raise UsageError("these images have no labels: they do not lie in two sub-folders or more")
         return self._labels[name]
 
-    def _fill_labels(self, folder: Path, parts: dict[SplitName, list[Path]]) -> None:
-        inside = {part: [file.relative_to(folder).parts for file in files] for part, files in parts.items()}
-        if any(len(names) < 2 for files in inside.values() for names in files):
+    def _fill_labels(self, parts: dict[SplitName, list[str]]) -> None:
+        inside = {part: [name.split("/") for name in names] for part, names in parts.items()}
+        if any(len(steps) < 2 for files in inside.values() for steps in files):
             return
-        classes = sorted({names[0] for files in inside.values() for names in files})
+        classes = sorted({steps[0] for files in inside.values() for steps in files})
         if len(classes) < 2:
             return
         number = {name: index for index, name in enumerate(classes)}
-        self._labels = {part: torch.tensor([number[n[0]] for n in files]) for part, files in inside.items()}
+        self._labels = {part: torch.tensor([number[s[0]] for s in files]) for part, files in inside.items()}
         self.num_classes = len(classes)
-
-
-class _ImageSplit(Split):
-    """Images of one part; the first ``num_cached`` stay in memory once decoded."""
-
-    def __init__(
-        self, files: list[Path], shape: tuple[int, ...], size: int | None, crop: int | None, num_cached: int
-    ) -> None:
-        self._files, self._shape, self._size, self._crop = files, shape, size, crop
-        self._cache = torch.empty(num_cached, *shape, dtype=torch.uint8)  # pages are taken as they are first written
-        self._decoded = torch.zeros(num_cached, dtype=torch.bool)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self.decode(self.stored(indices))
-
-    def decode(self, stored: Tensor) -> Tensor:
-        return scale_bytes(stored)
-
-    def stored(self, indices: Tensor | None) -> Tensor:
-        if indices is None:
-            everything = torch.arange(len(self))
-            if len(self._cache) < len(self):
-                return self.stored(everything)
-            for part in everything.split(256):
-                self.stored(part)  # fills the cache, which then is what is asked for
-            return self._cache
-        rows = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
-        for row, index in enumerate(torch.arange(len(self))[indices].tolist()):  # negative and out of range as in torch
-            if index < len(self._cache):
-                if not self._decoded[index]:
-                    self._cache[index] = self._decode(index)
-                    self._decoded[index] = True
-                rows[row] = self._cache[index]
-            else:
-                rows[row] = self._decode(index)
-        return rows
-
-    def _decode(self, index: int) -> Tensor:
-        """(C, H, W) uint8."""
-        file = self._files[index]
-        try:
-            with Image.open(file) as opened:
-                if opened.mode.startswith(DEEP_MODES):
-                    raise DataError(
-                        f"image {file} has more than 8 bits a channel (mode {opened.mode}); convert it first"
-                    )
-                image = ImageOps.exif_transpose(opened).convert("L" if self._shape[0] == 1 else "RGB")
-        except DataError:
-            raise
-        except Exception as error:  # Pillow raises many types on damaged files, some of them undocumented
-            raise DataError(f"image {file} can't be decoded: {error}", hint="Remove or replace the file.") from error
-        pixels = np.asarray(_fitted(image, self._size, self._crop, file))
-        image_tensor = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self._shape[0]).permute(2, 0, 1)
-        if tuple(image_tensor.shape) != self._shape:
-            raise DataError(f"image {file} is now {pixels.shape[1]}x{pixels.shape[0]}: it changed since the run began")
-        return image_tensor
-
-
-def _fitted(image: Image.Image, size: int | None, crop: int | None, file: Path) -> Image.Image:
-    if crop is not None:
-        if min(image.size) < crop:
-            raise DataError(f"image {file} is {image.width}x{image.height}, smaller than crop {crop}")
-        image = _central_square(image, crop)
-    if size is None:
-        return image
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return _central_square(image, size)
-
-
-def _central_square(image: Image.Image, side: int) -> Image.Image:
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"image folder {folder} {problem}", hint=HOW_TO_GET)
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    if not files:
-        raise DataError(f"image folder {folder} holds no .png, .jpg or .jpeg file", hint=HOW_TO_GET)
-    if len(files) < 3:
-        raise DataError(f"image folder {folder} holds {len(files)} image(s); train, valid and test need one each")
-    return files
-
-
-def _common_size(files: list[Path]) -> tuple[int, int]:
-    """(height, width) of every image, from the headers alone."""
-    first: tuple[Path, tuple[int, int]] | None = None
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                # Orientations 5 to 8 of EXIF exchange the sides.
-                sides = image.size[::-1] if image.getexif().get(0x0112, 1) < 5 else image.size
-        except Exception as error:  # as in _decode
-            raise DataError(f"image {file} can't be opened: {error}", hint="Remove or replace the file.") from error
-        first = first or (file, sides)
-        if sides != first[1]:
-            raise DataError(
-                f"images differ in size: {first[0]} is {first[1][1]}x{first[1][0]}, {file} is {sides[1]}x{sides[0]}",
-                hint="Set data.size to resize them all.",
-            )
-    assert first is not None
-    return first[1]

@@ -179,7 +179,7 @@ class TestBadInput:
         ):
             with pytest.raises(DataError, match=message) as caught:
                 ImageFolder(path, directory=tmp_path)
-            assert "img_align_celeba.zip" in caught.value.hint
+            assert "data.path" in caught.value.hint
 
     def test_two_images(self, tmp_path: Path) -> None:
         fill(tmp_path, num=2)
@@ -199,12 +199,13 @@ class TestBadInput:
         victim = tmp_path / "007.png"
         content = {"truncated": victim.read_bytes()[:60], "text": b"hello", "empty": b""}[damage]
         victim.write_bytes(content)
-        data = ImageFolder(".", size=8, directory=tmp_path)
-        with pytest.raises(DataError, match=r"007.png can't be decoded"):
+        data = ImageFolder(".", size=8, max_corrupt=0, directory=tmp_path)
+        with pytest.raises(DataError, match=r"007.png can't be decoded") as caught:
             all_rows(data)
+        assert "data.max_corrupt" in caught.value.hint
         if damage != "truncated":
-            with pytest.raises(DataError, match=r"007.png can't be opened"):
-                ImageFolder(".", size=None, directory=tmp_path)
+            with pytest.raises(DataError, match=r"007.png can't be decoded"):
+                ImageFolder(".", size=None, max_corrupt=0, directory=tmp_path)
 
     def test_an_image_smaller_than_the_crop_is_named(self, tmp_path: Path) -> None:
         fill(tmp_path)
@@ -224,3 +225,69 @@ class TestBadInput:
         fill(tmp_path)
         with pytest.raises(UsageError):
             ImageFolder(".", directory=tmp_path, **arguments)
+
+
+class TestCorruptImages:
+    def damaged(self, folder: Path, names: tuple[str, ...]) -> Path:
+        fill(folder)
+        for name in names:
+            (folder / name).write_bytes(b"no image")
+        return folder
+
+    def test_they_are_named_once_and_the_next_whole_one_stands_in(self, tmp_path: Path) -> None:
+        self.damaged(tmp_path, ("003.png", "011.png", "012.png"))
+        data = ImageFolder(".", size=8, max_corrupt=3, directory=tmp_path)
+        with pytest.warns(UserWarning, match="is skipped") as warned:
+            rows = all_rows(data)
+        texts = [str(w.message) for w in warned]
+        assert len(texts) == 3
+        for name in ("003.png", "011.png", "012.png"):
+            assert sum(name in text for text in texts) == 1
+        assert sum("3 of at most 3" in text for text in texts) == 1
+        whole = {
+            (torch.from_numpy(np.asarray(Image.open(f)).copy()).permute(2, 0, 1).float() / 127.5 - 1).numpy().tobytes()
+            for f in tmp_path.glob("*.png")
+            if f.name not in ("003.png", "011.png", "012.png")
+        }
+        assert len(rows) == 20
+        assert {row.numpy().tobytes() for row in rows} == whole
+
+    def test_rows_do_not_depend_on_the_order_of_reading(self, tmp_path: Path) -> None:
+        self.damaged(tmp_path, ("003.png", "011.png", "012.png"))
+        kept, unkept = (ImageFolder(".", size=8, cache_mb=mb, directory=tmp_path).split("train") for mb in (1, 0))
+        with pytest.warns(UserWarning, match="is skipped"):
+            forward = kept.first(99)
+        with pytest.warns(UserWarning, match="is skipped"):
+            backward = [unkept.batch(torch.tensor([i])) for i in reversed(range(len(unkept)))]
+        assert torch.equal(forward, torch.cat(backward).flip(0))
+
+    def test_one_too_many_is_an_error_that_names_them(self, tmp_path: Path) -> None:
+        self.damaged(tmp_path, ("003.png", "011.png", "012.png"))
+        data = ImageFolder(".", size=8, max_corrupt=2, directory=tmp_path)
+        with (
+            pytest.warns(UserWarning, match="can't be decoded"),
+            pytest.raises(DataError, match=r"3 images can't be decoded, 2 are allowed: .*\.png, .*\.png, .*\.png$"),
+        ):
+            all_rows(data)
+
+    def test_the_stand_in_is_of_the_same_class(self, tmp_path: Path) -> None:
+        for name, value in (("ant", 5), ("zebra", 250)):
+            for index in range(12):
+                save(tmp_path / name / f"{index}.png", np.full((4, 4, 3), value))
+        for index in range(0, 12, 2):
+            (tmp_path / "ant" / f"{index}.png").write_bytes(b"")
+        data = ImageFolder(".", size=4, valid_fraction=0.3, test_fraction=0.3, directory=tmp_path)
+        value_of = torch.tensor([5.0, 250.0]) / 127.5 - 1
+        with pytest.warns(UserWarning, match="6 of at most 10"):
+            rows = {part: data.split(part).first(99) for part in PARTS}
+        for part in PARTS:
+            assert torch.allclose(rows[part][:, 0, 0, 0], value_of[data.labels(part)])
+
+    def test_nothing_left_to_stand_in(self, tmp_path: Path) -> None:
+        fill(tmp_path, num=3)
+        for file in tmp_path.iterdir():
+            file.write_bytes(b"")
+        with pytest.raises(DataError, match="none of the images"), pytest.warns(UserWarning, match="is skipped"):
+            all_rows(ImageFolder(".", size=8, directory=tmp_path))
+        with pytest.raises(DataError, match="none of the images"), pytest.warns(UserWarning, match="is skipped"):
+            ImageFolder(".", size=None, directory=tmp_path)

@@ -1,0 +1,182 @@
+"""CelebA: aligned faces with the official partition."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts
+
+PARTITION = "list_eval_partition.txt"
+ATTRIBUTES = "list_attr_celeba.txt"
+IMAGES = "img_align_celeba"
+NUMBERED: tuple[SplitName, ...] = ("train", "valid", "test")
+"""Parts by their number in the partition file."""
+
+WIDTH = 178
+"""Of an aligned image, whose height is 218."""
+
+HOW_TO_GET = (
+    f"From https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html download img_align_celeba.zip, unpack it, put {PARTITION} (in "
+    f"the folder Eval there; {ATTRIBUTES} is in Anno) beside the folder {IMAGES}, and give the folder that holds both as "
+    "data.path."
+)
+
+
+class Celeba(Dataset):
+    """Colour images (3, size, size) in [-1, 1] of 202,599 aligned faces, in the official parts.
+
+    The folder holds the images in ``img_align_celeba`` (also ``Img/img_align_celeba``) and ``list_eval_partition.txt`` (also
+    in ``Eval``), whose lines are the name of a file and its part: 0 train (162,770), 1 valid (19,867), 2 test (19,962). The
+    parts share no person.
+
+    Of each image of 178 x 218 the central ``crop`` x ``crop`` square is resized with an antialiasing bicubic filter.
+
+    An image that can't be decoded is named in a warning and skipped: the next one of its part stands in for it.
+
+    Args:
+        path: the folder, relative to the directory that the command is started in.
+        size: side of the result.
+        crop: side of the central square; 140 keeps the face, 178 all that is square.
+        attribute: one of the 40 binary attributes of ``list_attr_celeba.txt`` (also in ``Anno``), such as ``Smiling``, as
+            the label, which the feature map ``classifier`` needs; null: no labels.
+        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        max_corrupt: how many images that can't be decoded are skipped; one more is an error.
+
+    References:
+        Deep Learning Face Attributes in the Wild. Z. Liu, P. Luo, X. Wang, X. Tang, ICCV 2015.
+        https://arxiv.org/abs/1411.7766
+
+    Raises:
+        DataError: a file is missing or malformed; later, while reading, too many images can't be decoded.
+        UsageError: an argument is out of its range; there is no such attribute.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        path: str,
+        size: Annotated[int, Range(1, None)] = 64,
+        crop: Annotated[int, Range(1, WIDTH)] = 140,
+        attribute: str | None = None,
+        cache_mb: Annotated[int, Range(0, None)] = 4096,
+        max_corrupt: Annotated[int, Range(0, None)] = 10,
+        *,
+        directory: Annotated[Path, Injected] = Path(),
+    ) -> None:
+        check_arguments(self, size=size, crop=crop, cache_mb=cache_mb, max_corrupt=max_corrupt)
+        root = directory / Path(path).expanduser()
+        if not root.is_dir():
+            problem = "is not a folder" if root.exists() else "does not exist"
+            raise DataError(f"CelebA's folder {root} {problem}", hint=HOW_TO_GET)
+        folder = _find(root, IMAGES, (IMAGES, f"Img/{IMAGES}"))
+        partition = _find(root, PARTITION, (PARTITION, f"Eval/{PARTITION}"))
+        parts = _parts(partition)
+        _check_present(folder, parts, partition)
+        self.data_shape = (3, size, size)
+        self.value_range = (-1.0, 1.0)
+        groups = None
+        if attribute is not None:
+            table = _find(root, ATTRIBUTES, (ATTRIBUTES, f"Anno/{ATTRIBUTES}"))
+            of_image = _attribute(table, attribute)
+            groups = self._labels = {part: _labels(names, of_image, table) for part, names in parts.items()}
+            self.num_classes = 2
+        corrupt = CorruptFiles(max_corrupt)
+        self._splits = image_parts(folder, parts, self.data_shape, Fit(size, crop), cache_mb, corrupt, groups)
+
+    def split(self, name: SplitName) -> Split:
+        return self._splits[name]
+
+    def labels(self, name: SplitName) -> Tensor:
+        """Whether each image has the attribute, 1 or 0, (N,) int64.
+
+        Raises:
+            UsageError: no attribute was chosen.
+        """
+        if not hasattr(self, "num_classes"):
+            raise UsageError("CelebA has labels when data.attribute names one of its attributes, such as Smiling")
+        return self._labels[name]
+
+
+def _find(root: Path, what: str, candidates: tuple[str, ...]) -> Path:
+    for candidate in candidates:
+        if (root / candidate).exists():
+            return root / candidate
+    raise DataError(f"{root} holds no {what}", hint=HOW_TO_GET)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read: {error}", hint=HOW_TO_GET) from error
+
+
+def _parts(path: Path) -> dict[SplitName, list[str]]:
+    """Names of the images in each part, in the file's order."""
+    parts: dict[SplitName, list[str]] = {part: [] for part in NUMBERED}
+    seen: set[str] = set()
+    for number, line in enumerate(_lines(path), 1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 2 or words[1] not in ("0", "1", "2") or Path(words[0]).name != words[0]:
+            raise DataError(
+                f"{path}:{number}: {line.strip()[:60]!r} is not the name of an image and its part, 0, 1 or 2"
+            )
+        if words[0] in seen:
+            raise DataError(f"{path}:{number}: {words[0]} is listed twice")
+        seen.add(words[0])
+        parts[NUMBERED[int(words[1])]].append(words[0])
+    for part, names in parts.items():
+        if not names:
+            raise DataError(f"{path} lists no image of the {part} part ({NUMBERED.index(part)})")
+    return parts
+
+
+def _check_present(folder: Path, parts: dict[SplitName, list[str]], partition: Path) -> None:
+    try:
+        present = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise DataError(f"{folder} can't be read: {error}", hint=HOW_TO_GET) from error
+    missing = [name for names in parts.values() for name in names if name not in present]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {len(missing):,} of the {sum(map(len, parts.values())):,} images that {partition.name} lists; "
+            f"the first is {min(missing)}",
+            hint="Unpack img_align_celeba.zip anew.",
+        )
+
+
+def _attribute(path: Path, attribute: str) -> dict[str, int]:
+    """1 or 0 for each image: the attribute's column, which holds 1 and -1 below a line of names and one of the count."""
+    lines = _lines(path)
+    names = lines[1].split() if len(lines) > 1 else []
+    if attribute not in names:
+        allowed = f"allowed: {', '.join(names)}" if names else f"{path} has no line of names"
+        raise UsageError(f"CelebA has no attribute {attribute!r}; {allowed}")
+    column = 1 + names.index(attribute)
+    found = {}
+    for number, line in enumerate(lines[2:], 3):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 1 + len(names) or words[column] not in ("1", "-1"):
+            raise DataError(f"{path}:{number} does not hold the name of an image and {len(names)} values of 1 or -1")
+        found[words[0]] = int(words[column] == "1")
+    return found
+
+
+def _labels(names: list[str], of_image: dict[str, int], path: Path) -> Tensor:
+    missing = [name for name in names if name not in of_image]
+    if missing:
+        raise DataError(f"{path} does not list {missing[0]}", hint=HOW_TO_GET)
+    return torch.tensor([of_image[name] for name in names])

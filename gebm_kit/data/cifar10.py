@@ -1,0 +1,139 @@
+"""CIFAR-10 from its binary archive."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.seeds import stream
+from gebm_kit.data.tensors import TensorDataset
+
+TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST_FILE = "test_batch.bin"
+ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
+SHAPE = (3, 32, 32)
+RECORD = 1 + 3 * 32 * 32
+"""Bytes of a record: the class, then the red, green and blue planes row by row."""
+
+CLASSES = 10
+HOW_TO_GET = (
+    "Download cifar-10-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html and give it, or "
+    "the folder it unpacks to, as data.path."
+)
+
+
+class Cifar10(TensorDataset):
+    """Colour images (3, 32, 32) in [-1, 1] of ten classes, kept as bytes, with labels.
+
+    Reads the binary version, ``cifar-10-binary.tar.gz`` or the folder that it unpacks to, with ``data_batch_1.bin`` to
+    ``data_batch_5.bin`` and ``test_batch.bin``. The Python version of the same data is a pickle: reading one runs code that
+    the file holds, so it is refused. ``test_batch.bin`` is the test part; valid is split off the rest at random.
+
+    Format: records of 3,073 bytes, a class 0..9 and then the red, green and blue planes, each row by row.
+
+    Args:
+        path: archive, unpacked folder, or a folder that holds either, relative to the directory that the command is started
+            in.
+        valid_fraction: share of the 50,000 training images that becomes the valid part.
+        seed: seed of that split.
+
+    References:
+        Learning Multiple Layers of Features from Tiny Images. A. Krizhevsky, 2009.
+        https://www.cs.toronto.edu/~kriz/cifar.html
+
+    Raises:
+        DataError: a file is missing, cut short or damaged, or is the Python version.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        valid_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
+        seed: int = 0,
+        *,
+        directory: Annotated[Path, Injected] = Path(),
+    ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction)
+        place = directory / Path(path).expanduser()
+        archive = place if place.is_file() else place / ARCHIVE
+        files = _from_archive(archive) if archive.is_file() else _from_folder(place)
+        batches = [_records(files[name], f"{place}: {name}") for name in TRAIN_FILES]
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        test_images, test_labels = _records(files[TEST_FILE], f"{place}: {TEST_FILE}")
+        num_valid = min(max(1, round(valid_fraction * len(images))), len(images) - 1)
+        order = torch.randperm(len(images), generator=stream(seed, "cifar10"))
+        valid, train = order[:num_valid].sort().values, order[num_valid:].sort().values
+        parts: dict[SplitName, Tensor] = {"train": images[train], "valid": images[valid], "test": test_images}
+        of: dict[SplitName, Tensor] = {"train": labels[train], "valid": labels[valid], "test": test_labels}
+        self._fill(parts, value_range=(-1.0, 1.0), labels=of, num_classes=CLASSES)
+
+
+def _from_folder(folder: Path) -> dict[str, bytes]:
+    """Contents of the six files by name."""
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist", hint=HOW_TO_GET)
+    place = folder if (folder / TEST_FILE).is_file() else folder / FOLDER
+    found = {}
+    for name in (*TRAIN_FILES, TEST_FILE):
+        try:
+            found[name] = (place / name).read_bytes()
+        except FileNotFoundError as error:
+            if any((folder / python).exists() for python in ("data_batch_1", "cifar-10-batches-py", "batches.meta")):
+                raise _pickled(folder) from error
+            raise DataError(f"{folder} holds no {name}", hint=HOW_TO_GET) from error
+        except OSError as error:
+            raise DataError(f"{place / name} can't be read: {error}") from error
+    return found
+
+
+def _from_archive(path: Path) -> dict[str, bytes]:
+    """The same from the archive; members are known by the last part of their names."""
+    wanted = {*TRAIN_FILES, TEST_FILE}
+    found: dict[str, bytes] = {}
+    pickled = False
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = member.name.rsplit("/", 1)[-1]
+                content = archive.extractfile(member) if name in wanted else None
+                pickled = pickled or name == "data_batch_1"
+                if content is not None:
+                    found[name] = content.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{path} can't be read: {error}", hint=f"It is damaged or no archive. {HOW_TO_GET}") from error
+    if missing := sorted(wanted - set(found)):
+        if pickled:
+            raise _pickled(path)
+        raise DataError(f"{path} holds no {missing[0]}", hint=HOW_TO_GET)
+    return found
+
+
+def _pickled(path: Path) -> DataError:
+    return DataError(
+        f"{path} is the Python version of CIFAR-10, a pickle: reading one runs code that the file holds, so it is not read",
+        hint=HOW_TO_GET,
+    )
+
+
+def _records(content: bytes, name: str) -> tuple[Tensor, Tensor]:
+    """Images, (N, 3, 32, 32) uint8, and classes, (N,) int64."""
+    if not content or len(content) % RECORD:
+        raise DataError(
+            f"{name} has {len(content)} bytes, which is no whole number of records of {RECORD}",
+            hint="The file is cut short or damaged; download it again.",
+        )
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, RECORD)
+    labels = torch.from_numpy(rows[:, 0].astype(np.int64))
+    if int(labels.max()) >= CLASSES:
+        row = int((labels >= CLASSES).nonzero()[0])
+        raise DataError(f"{name}: record {row} has class {int(labels[row])}, not one of 0 to 9; the file is damaged")
+    return torch.from_numpy(rows[:, 1:].reshape(-1, *SHAPE).copy()), labels

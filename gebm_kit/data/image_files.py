@@ -1,0 +1,282 @@
+"""Image files of a dataset: listing them, decoding them to one shape, and parts that keep what they have decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.interfaces import Split, SplitName
+from gebm_kit.data.tensors import SPLITS, scale_bytes
+
+DEEP_MODES = ("I", "F")
+"""First letter of Pillow's modes with more than 8 bits a channel, which its conversions cut off instead of scaling."""
+
+NAMED = 5
+"""Files that a message about too many corrupt ones names."""
+
+
+class CorruptImageError(Exception):
+    """A file that is no image, or only part of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How an image comes to its shape.
+
+    It is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with an
+    antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square.
+
+    Attributes:
+        size: side of the result; None keeps what there is.
+        crop: side of a central square that is cut out first.
+        channels: 3 for colour, 1 for grey.
+    """
+
+    size: int | None
+    crop: int | None = None
+    channels: int = 3
+
+    def decode(self, file: Path) -> Tensor:
+        """The image, (C, H, W) uint8.
+
+        Raises:
+            CorruptImageError: it can't be decoded.
+            DataError: it has more than 8 bits a channel, or is smaller than ``crop``.
+        """
+        try:
+            with Image.open(file) as opened:
+                if opened.mode.startswith(DEEP_MODES):
+                    raise DataError(
+                        f"image {file} has more than 8 bits a channel (mode {opened.mode}); convert it first"
+                    )
+                image = ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
+        except DataError:
+            raise
+        except Exception as error:  # Pillow raises many types on damaged files, some of them undocumented
+            raise CorruptImageError(str(error)) from error
+        pixels = np.asarray(self._fitted(image, file))
+        return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)
+
+    def _fitted(self, image: Image.Image, file: Path) -> Image.Image:
+        if self.crop is not None:
+            if min(image.size) < self.crop:
+                raise DataError(f"image {file} is {image.width}x{image.height}, smaller than crop {self.crop}")
+            image = _central_square(image, self.crop)
+        if self.size is None:
+            return image
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        return _central_square(image, self.size)
+
+
+class CorruptFiles:
+    """Files of a dataset that can't be decoded: counted, named in a warning each, and an error beyond a limit.
+
+    Attributes:
+        limit: so many are skipped.
+        reasons: what is wrong with each, by its path.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reasons: dict[Path, str] = {}
+        self._lock = threading.Lock()  # training reads ahead in a thread of its own
+
+    def note(self, file: Path, reason: object) -> None:
+        """Count ``file``, once.
+
+        Raises:
+            DataError: there are more than ``limit`` now.
+        """
+        with self._lock:
+            if file in self.reasons:
+                return
+            self.reasons[file] = str(reason)
+        hint = "Remove or replace it, or allow more of them with data.max_corrupt."
+        if self.limit == 0:
+            raise DataError(f"image {file} can't be decoded: {reason}", hint=hint)
+        count = len(self.reasons)
+        if count > self.limit:
+            names = ", ".join(map(str, list(self.reasons)[-NAMED:]))
+            more = f" and {count - NAMED} more" if count > NAMED else ""
+            raise DataError(f"{count} images can't be decoded, {self.limit} are allowed: {names}{more}", hint=hint)
+        warnings.warn(
+            f"image {file} can't be decoded ({reason}) and is skipped, {count} of at most {self.limit}", stacklevel=2
+        )
+
+
+class ImageFiles(Split):
+    """Images of one part; the first ``num_cached`` stay in memory as bytes once decoded.
+
+    A file that can't be decoded is skipped: the next whole one of the part (of its group, when there are groups) takes its
+    place, so that rows do not depend on the order in which they are read.
+
+    Args:
+        folder: where the files are.
+        names: their paths in it.
+        shape: (C, H, W) of each.
+        fit: how they come to that shape.
+        num_cached: see above.
+        corrupt: where files that can't be decoded are counted.
+        groups: a number for each file, such as its class, (N,).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        shape: tuple[int, ...],
+        fit: Fit,
+        num_cached: int,
+        corrupt: CorruptFiles,
+        groups: Tensor | None = None,
+    ) -> None:
+        self._folder, self._names, self._shape, self._fit = folder, names, shape, fit
+        self._corrupt, self._groups = corrupt, groups
+        self._cache = torch.empty(num_cached, *shape, dtype=torch.uint8)  # pages are taken as they are first written
+        self._decoded = torch.zeros(num_cached, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.decode(self.stored(indices))
+
+    def decode(self, stored: Tensor) -> Tensor:
+        return scale_bytes(stored)
+
+    def stored(self, indices: Tensor | None) -> Tensor:
+        if indices is None:
+            everything = torch.arange(len(self))
+            if len(self._cache) < len(self):
+                return self.stored(everything)
+            for part in everything.split(256):
+                self.stored(part)  # fills the cache, which then is what is asked for
+            return self._cache
+        rows = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
+        for row, index in enumerate(torch.arange(len(self))[indices].tolist()):  # negative and out of range as in torch
+            if index < len(self._cache):
+                if not self._decoded[index]:
+                    self._cache[index] = self._read(index)
+                    self._decoded[index] = True
+                rows[row] = self._cache[index]
+            else:
+                rows[row] = self._read(index)
+        return rows
+
+    def _read(self, index: int) -> Tensor:
+        """The image at ``index``, or the next one that is whole, (C, H, W) uint8."""
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            file = self._folder / self._names[place]
+            if file in self._corrupt.reasons or (
+                self._groups is not None and self._groups[place] != self._groups[index]
+            ):
+                continue
+            try:
+                image = self._fit.decode(file)
+            except CorruptImageError as error:
+                self._corrupt.note(file, error)
+                continue
+            if tuple(image.shape) != self._shape:
+                sides = f"{image.shape[2]}x{image.shape[1]}"
+                raise DataError(f"image {file} is now {sides}: it changed since the run began")
+            return image
+        raise DataError(
+            f"none of the images that could stand in for {self._folder / self._names[index]} can be decoded"
+        )
+
+
+def image_parts(
+    folder: Path,
+    parts: Mapping[SplitName, Sequence[str]],
+    shape: tuple[int, ...],
+    fit: Fit,
+    cache_mb: int,
+    corrupt: CorruptFiles,
+    groups: Mapping[SplitName, Tensor] | None = None,
+) -> dict[SplitName, Split]:
+    """The three parts, which share ``cache_mb`` megabytes for decoded images, training first."""
+    budget = cache_mb * 2**20 // int(np.prod(shape))
+    made: dict[SplitName, Split] = {}
+    for part in SPLITS:
+        kept = min(budget, len(parts[part]))
+        of_part = groups[part] if groups is not None else None
+        made[part] = ImageFiles(folder, parts[part], shape, fit, kept, corrupt, of_part)
+        budget -= kept
+    return made
+
+
+def list_images(folder: Path, suffixes: Sequence[str], hint: str) -> list[str]:
+    """Paths of the images below ``folder``, relative to it, with forward slashes, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"image folder {folder} {problem}", hint=hint)
+    names: list[str] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(place).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        names += [
+            prefix + name
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    if not names:
+        *others, last = suffixes
+        raise DataError(f"image folder {folder} holds no {', '.join(others)} or {last} file", hint=hint)
+    return sorted(names)
+
+
+def shuffled(names: Sequence[str], seed: int) -> list[str]:
+    """``names`` in the order of a hash of each and the seed, which does not depend on what other files there are."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+
+
+def common_sides(folder: Path, names: Sequence[str], corrupt: CorruptFiles) -> tuple[int, int]:
+    """(height, width) of every image, from the headers alone.
+
+    Raises:
+        DataError: they differ, or too many can't be opened.
+    """
+    first: tuple[Path, tuple[int, int]] | None = None
+    for name in names:
+        file = folder / name
+        try:
+            with Image.open(file) as image:
+                # Orientations 5 to 8 of EXIF exchange the sides.
+                sides = image.size[::-1] if image.getexif().get(0x0112, 1) < 5 else image.size
+        except Exception as error:  # as in Fit.decode
+            corrupt.note(file, error)
+            continue
+        first = first or (file, sides)
+        if sides != first[1]:
+            raise DataError(
+                f"images differ in size: {first[0]} is {first[1][1]}x{first[1][0]}, {file} is {sides[1]}x{sides[0]}",
+                hint="Set data.size to resize them all.",
+            )
+    if first is None:
+        raise DataError(f"none of the images in {folder} can be opened")
+    return first[1]
+
+
+def _central_square(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))

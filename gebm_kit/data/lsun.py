@@ -1,0 +1,96 @@
+"""LSUN scenes, from the folders that its images are exported to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts, list_images, shuffled
+from gebm_kit.data.tensors import check_fractions, part_sizes
+
+SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
+ENDINGS = ("", "_lmdb")
+HOW_TO_GET = (
+    "With https://github.com/fyu/lsun download a category, then export its database: "
+    "`python3 data.py export CATEGORY_train_lmdb --out_dir PATH/CATEGORY_train`, and give PATH as data.path."
+)
+
+
+class Lsun(Dataset):
+    """Colour images (3, size, size) in [-1, 1] of one category of scenes.
+
+    The folder holds ``bedroom_train``, with the images that LSUN's own program exports (webp, nested by the letters of their
+    keys), or the same as PNG or JPEG, nested as it may be. LSUN's validation part has 300 images, too few to score draws
+    against: valid and test are split off the training part, in the order of a hash of each file's path and the seed.
+
+    An image is resized with an antialiasing bicubic filter so that its shorter side is ``size``, and cut to its central
+    square. One that can't be decoded is named in a warning and skipped: the next one of its part stands in for it.
+
+    Args:
+        path: the folder that holds the category's, relative to the directory that the command is started in.
+        category: such as ``bedroom`` or ``church_outdoor``.
+        size: side of the result.
+        valid_fraction, test_fraction: shares of the files; the rest is for training. Of 3,033,042 bedrooms 0.01 are 30,330.
+        seed: seed of the split.
+        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        max_corrupt: how many images that can't be decoded are skipped; one more is an error.
+
+    References:
+        LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans in the Loop. F. Yu et al., 2015.
+        https://arxiv.org/abs/1506.03365
+
+    Raises:
+        DataError: the folder is missing, holds a database or fewer than three images; later, while reading, too many images
+            can't be decoded.
+        UsageError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        category: str = "bedroom",
+        size: Annotated[int, Range(1, None)] = 64,
+        valid_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.01,
+        test_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.01,
+        seed: int = 0,
+        cache_mb: Annotated[int, Range(0, None)] = 4096,
+        max_corrupt: Annotated[int, Range(0, None)] = 100,
+        *,
+        directory: Annotated[Path, Injected] = Path(),
+    ) -> None:
+        check_arguments(self, size=size, valid_fraction=valid_fraction, test_fraction=test_fraction)
+        check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
+        check_fractions(valid_fraction, test_fraction)
+        folder = _folder(directory / Path(path).expanduser(), category)
+        names = shuffled(list_images(folder, SUFFIXES, HOW_TO_GET), seed)
+        if len(names) < 3:
+            raise DataError(f"{folder} holds {len(names)} image(s); train, valid and test need one each")
+        num_valid, num_test = part_sizes(len(names), valid_fraction, test_fraction)
+        parts: dict[SplitName, list[str]] = {
+            "valid": names[:num_valid],
+            "test": names[num_valid : num_valid + num_test],
+            "train": names[num_valid + num_test :],
+        }
+        self.data_shape = (3, size, size)
+        self.value_range = (-1.0, 1.0)
+        self._splits = image_parts(folder, parts, self.data_shape, Fit(size), cache_mb, CorruptFiles(max_corrupt))
+
+    def split(self, name: SplitName) -> Split:
+        return self._splits[name]
+
+
+def _folder(root: Path, category: str) -> Path:
+    """The folder of the category's training images."""
+    for ending in ENDINGS:
+        folder = root / f"{category}_train{ending}"
+        if (folder / "data.mdb").exists():
+            raise DataError(f"{folder} is LSUN's database (LMDB), which is not read", hint=HOW_TO_GET)
+        if folder.is_dir():
+            return folder
+    problem = f"holds no folder {category}_train" if root.is_dir() else "does not exist"
+    others = sorted(p.name.removesuffix("_train") for p in root.glob("*_train") if p.is_dir())
+    hint = f"There are: {', '.join(others)}. Set data.category." if others else HOW_TO_GET
+    raise DataError(f"LSUN's folder {root} {problem}", hint=hint)
