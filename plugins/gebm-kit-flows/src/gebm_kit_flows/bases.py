@@ -1,0 +1,205 @@
+"""Bases with an exact density: z ~ N(0, I) through a bijection.
+
+References:
+    Density estimation using Real NVP. L. Dinh, J. Sohl-Dickstein, S. Bengio, ICLR 2017. https://arxiv.org/abs/1605.08803
+    Masked Autoregressive Flow for Density Estimation. G. Papamakarios et al., NeurIPS 2017.
+    https://arxiv.org/abs/1705.07057
+    Neural Spline Flows. C. Durkan et al., NeurIPS 2019. https://arxiv.org/abs/1906.04032
+    Gaussianization Flows. C. Meng et al., AISTATS 2020. https://arxiv.org/abs/2003.01941
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import RecipeError
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import Activation, check_sizes
+from torch import Tensor
+
+from gebm_kit_flows.transforms import Bijection, gaussianization, log_normal, maf, nsf, realnvp
+
+Direction = Literal["density", "sampling"]
+
+
+class FlowBase(Base):
+    """``x = G(z)``, z ~ N(0, I), G a bijection: ``log b(x) = log N(G^-1(x); 0, I) + log |det dG^-1/dx|``.
+
+    ``encode`` is G^-1, and the loss of its own is the mean of -log b(x) over a batch, in nats. Latent and data space have
+    the same number of dimensions, ``prod(data_shape)``.
+
+    Args:
+        bijection: one pass of its networks for each layer in one direction, perhaps many in the other.
+        data_shape: ``*D``.
+        fast: whether one pass gives the density (the bijection is G^-1) or draws (it is G).
+    """
+
+    def __init__(self, bijection: Bijection, data_shape: tuple[int, ...], fast: Direction = "density") -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.latent_dim = math.prod(self.data_shape)
+        self.bijection = bijection
+        self.fast = fast
+
+    def forward(self, z: Tensor) -> Tensor:
+        """G(z): (B, Z) -> (B, *D)."""
+        x = self.bijection.inverse(z) if self.fast == "density" else self.bijection(z)
+        return x.unflatten(1, self.data_shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """G^-1(x): (B, *D) -> (B, Z)."""
+        rows = x.flatten(1)
+        return self.bijection(rows) if self.fast == "density" else self.bijection.inverse(rows)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log b(x) in nats: (B, *D) -> (B,)."""
+        rows = x.flatten(1)
+        if self.fast == "density":
+            z, log_det = self.bijection.with_log_det(rows)
+            return log_normal(z) + log_det
+        z = self.bijection.inverse(rows)
+        _, log_det = self.bijection.with_log_det(z)
+        return log_normal(z) - log_det
+
+    def pretraining_loss(self, x: Tensor) -> Tensor:
+        """Mean of -log b(x) in nats: (B, *D) -> ()."""
+        return -self.log_prob(x).mean()
+
+
+def _dimensions(name: str, data_shape: tuple[int, ...], least: int = 2) -> int:
+    dim = math.prod(data_shape)
+    if dim < least:
+        raise RecipeError(f"the {name} base needs data of at least {least} dimensions, these have {dim}")
+    return dim
+
+
+class RealNVP(FlowBase):
+    """Affine coupling: half of the coordinates are shifted and scaled by what a network makes of the other half.
+
+    Draws and densities cost the same, one pass of each layer's network.
+
+    Args:
+        transforms: number of layers.
+        hidden: widths of the hidden layers of each network.
+        activation: of the networks.
+        data_shape: ``*D``.
+
+    Raises:
+        RecipeError: a width below 1, or data of one dimension.
+        UsageError: another argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        transforms: Annotated[int, Range(1, None)] = 6,
+        hidden: list[int] = [128, 128],  # noqa: B006  (read only)
+        activation: Activation = "relu",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        check_arguments(self, transforms=transforms, activation=activation)
+        check_sizes("hidden", hidden)
+        dim = _dimensions("realnvp", data_shape)
+        super().__init__(realnvp(dim, transforms, hidden, activation), data_shape)
+
+
+class MAF(FlowBase):
+    """Affine autoregressive: each coordinate is shifted and scaled by what a network makes of those before it.
+
+    With ``fast: density`` a density costs one pass of each layer's network and a draw D passes; with ``fast: sampling`` (an
+    inverse autoregressive flow) it is the other way round. Maximum likelihood wants the first, chains in latent space and
+    joint training want the second.
+
+    Args:
+        transforms: number of layers.
+        hidden: widths of the hidden layers of each network.
+        activation: of the networks.
+        fast: the direction that costs one pass.
+        data_shape: ``*D``.
+
+    Raises:
+        RecipeError: a width below 1, or data of one dimension.
+        UsageError: another argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        transforms: Annotated[int, Range(1, None)] = 5,
+        hidden: list[int] = [128, 128],  # noqa: B006  (read only)
+        activation: Activation = "relu",
+        fast: Direction = "density",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        check_arguments(self, transforms=transforms, activation=activation, fast=fast)
+        check_sizes("hidden", hidden)
+        dim = _dimensions("maf", data_shape)
+        super().__init__(maf(dim, transforms, hidden, activation), data_shape, fast)
+
+
+class NSF(FlowBase):
+    """Monotonic rational-quadratic splines on [-5, 5] in each coordinate, the identity beyond; data are best standardised.
+
+    ``scheme: coupling`` draws in two passes of each layer's network and gives a density in one; ``autoregressive`` is more
+    flexible, but its slow direction costs D passes.
+
+    Args:
+        transforms: number of layers.
+        hidden: widths of the hidden layers of each network.
+        activation: of the networks.
+        bins: of each spline.
+        scheme: what the spline of a coordinate may depend on.
+        fast: the direction that costs one pass.
+        data_shape: ``*D``.
+
+    Raises:
+        RecipeError: a width below 1, or data of one dimension.
+        UsageError: another argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        transforms: Annotated[int, Range(1, None)] = 4,
+        hidden: list[int] = [64, 64],  # noqa: B006  (read only)
+        activation: Activation = "relu",
+        bins: Annotated[int, Range(2, None)] = 8,
+        scheme: Literal["coupling", "autoregressive"] = "coupling",
+        fast: Direction = "density",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        check_arguments(self, transforms=transforms, activation=activation, bins=bins, scheme=scheme, fast=fast)
+        check_sizes("hidden", hidden)
+        dim = _dimensions("nsf", data_shape)
+        bijection = nsf(dim, transforms, hidden, activation, bins, coupling=scheme == "coupling")
+        super().__init__(bijection, data_shape, fast)
+
+
+class Gaussianization(FlowBase):
+    """Layers of rotation and, in each coordinate, the inverse normal CDF of a mixture's CDF.
+
+    A density costs one pass. A draw inverts every coordinate by bisection, 30 passes in float32, so it is the slow
+    direction; its gradient is that of the implicit function, one pass.
+
+    Args:
+        transforms: number of layers.
+        components: of each coordinate's mixture.
+        data_shape: ``*D``.
+
+    Raises:
+        UsageError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        transforms: Annotated[int, Range(1, None)] = 4,
+        components: Annotated[int, Range(1, None)] = 8,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        check_arguments(self, transforms=transforms, components=components)
+        super().__init__(
+            gaussianization(_dimensions("gaussianization", data_shape, 1), transforms, components), data_shape
+        )

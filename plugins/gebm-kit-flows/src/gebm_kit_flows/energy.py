@@ -1,0 +1,65 @@
+"""The energy of a flow.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    (Section 5 and Appendix E, the experiments on density estimation)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import RecipeError
+from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.layers import Activation, check_sizes
+from torch import Tensor
+
+from gebm_kit_flows.transforms import log_normal, maf, nsf, realnvp
+
+
+class FlowEnergy(Energy):
+    """``E(x) = -log p(x)``, p the density of a flow: ``½|T(x)|² + D/2 log 2π - log |det dT/dx|``; (B, *D) -> (B,).
+
+    One pass of the networks. It grows without bound away from the data, so that the tilted model keeps the base's mass in
+    place; with a base of its own kind the pair can express a ratio of densities.
+
+    Args:
+        flow: the kind of flow.
+        transforms: number of layers.
+        hidden: widths of the hidden layers of each network.
+        activation: of the networks.
+        data_shape: ``*D``.
+
+    Raises:
+        RecipeError: a width below 1, or data of one dimension.
+        UsageError: another argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        flow: Literal["maf", "nsf", "realnvp"] = "maf",
+        transforms: Annotated[int, Range(1, None)] = 5,
+        hidden: list[int] = [128, 128],  # noqa: B006  (read only)
+        activation: Activation = "relu",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        super().__init__()
+        check_arguments(self, flow=flow, transforms=transforms, activation=activation)
+        check_sizes("hidden", hidden)
+        dim = math.prod(data_shape)
+        if dim < 2:
+            raise RecipeError(f"the flow energy needs data of at least 2 dimensions, these have {dim}")
+        match flow:
+            case "maf":
+                self.bijection = maf(dim, transforms, hidden, activation)
+            case "nsf":
+                self.bijection = nsf(dim, transforms, hidden, activation, 8, coupling=False)
+            case "realnvp":
+                self.bijection = realnvp(dim, transforms, hidden, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, log_det = self.bijection.with_log_det(x.flatten(1))
+        return -(log_normal(z) + log_det)

@@ -1,0 +1,188 @@
+"""zuko's flows as one bijection of rows, with what the kit asks of it: no host syncs, any dtype, saved with its weights.
+
+zuko builds the transform of a flow anew at every call. For coupling layers that looks up where the mask is set, for which a
+GPU's queue has to drain, so their transforms are built once and kept until the module moves.
+
+References:
+    Zuko: normalizing flows in PyTorch. F. Rozet et al., 2022. https://github.com/probabilists/zuko
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import zuko
+from torch import Tensor, nn
+from zuko.flows.gaussianization import ElementWiseTransform
+
+from gebm_kit.core.layers import activation_layer
+
+
+class Bijection(nn.Module):
+    """``u = T(v)``, both (B, D), from zuko's lazy transforms in turn, with the log-determinant of dT/dv."""
+
+    def __init__(self, flow: zuko.flows.Flow) -> None:
+        super().__init__()
+        # zuko names the list `transforms`, and wraps it even where it holds one transform
+        self.parts = nn.ModuleList(flow.transform.transforms)
+        self._kept: dict[int, Any] = {}
+
+    def forward(self, v: Tensor) -> Tensor:
+        """T(v)."""
+        for transform in self._transforms():
+            v = transform(v)
+        return v
+
+    def with_log_det(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """T(v) and log |det dT/dv|, (B,)."""
+        total = torch.zeros_like(v[:, 0])
+        for transform in self._transforms():
+            v, log_det = transform.call_and_ladj(v)
+            total = total + log_det
+        return v, total
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """The v with T(v) = u."""
+        for transform in reversed(self._transforms()):
+            u = transform.inv(u)
+        return u
+
+    def _transforms(self) -> list[Any]:
+        found = []
+        for number, part in enumerate(self.parts):
+            if not isinstance(part, zuko.flows.coupling.GeneralCouplingTransform):
+                found.append(part())
+            else:
+                if number not in self._kept:
+                    self._kept[number] = part()
+                found.append(self._kept[number])
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bijection:
+        self._kept.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # a copy must not compute with the original's networks
+
+
+INITIAL_SPREAD = 0.3
+"""Standard deviation of a fresh mixture's shifts and log scales: close to the identity, no two components alike."""
+
+BISECTIONS = {torch.float32: 30, torch.float64: 60}
+"""Halvings of an inverse's bracket, down to the rounding of its type."""
+
+
+class MixtureGaussianization(zuko.transforms.MonotonicTransform):
+    """``u = Phi^-1(mean_k Phi(v_k))``, ``v_k = exp(a_k) x + b_k``, with both tails as accurate as the middle.
+
+    zuko's own `GaussianizationTransform` goes no farther than |u| = 4.9 and is inverted on [-10, 10]: no bijection of the
+    line, and layers of it lose mass. Here log Phi is taken on the side where it is small, so that u has no end,
+    ``log du/dx = log mean_k exp(a_k - v_k^2 / 2) + u^2 / 2`` is a formula, and the inverse is bisected between the
+    components' own, ``min_k`` and ``max_k`` of ``(u - b_k) exp(-a_k)``, where it must lie.
+
+    Args:
+        shift, scale: b and a, (..., K).
+    """
+
+    def __init__(self, shift: Tensor, scale: Tensor, **kwargs: Any) -> None:
+        super().__init__(None, phi=(shift, scale), **kwargs)
+        self.shift, self.log_scale = shift, scale
+
+    def f(self, x: Tensor) -> Tensor:
+        return _normal_score(self._scores(x))
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self._scores(x)
+        u = _normal_score(scores)
+        log_density = torch.logsumexp(self.log_scale - 0.5 * scores.square(), dim=-1) - math.log(scores.shape[-1])
+        return u, log_density + 0.5 * u.square()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        ends = ((y.detach().unsqueeze(-1) - self.shift) * torch.exp(-self.log_scale)).detach()
+        return zuko.utils.bisection(self.f, y, ends.amin(-1), ends.amax(-1), BISECTIONS[y.dtype], self.phi)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-1) * torch.exp(self.log_scale) + self.shift
+
+
+def _normal_score(scores: Tensor) -> Tensor:
+    """``Phi^-1(mean Phi(scores))`` over the last axis, by the logarithm of the tail that is small; (..., K) -> (...)."""
+    log_num = math.log(scores.shape[-1])
+    below = torch.logsumexp(torch.special.log_ndtr(scores), dim=-1) - log_num
+    above = torch.logsumexp(torch.special.log_ndtr(-scores), dim=-1) - log_num
+    log_tail = torch.minimum(below, above)
+    with torch.no_grad():
+        u = _tail_score(log_tail)
+        slope = _log_tail_slope(u)
+    u = u - (torch.special.log_ndtr(-u) - log_tail) / slope  # a Newton step, which has the gradient of the solution
+    return torch.where(below < above, -u, u)
+
+
+def _tail_score(log_tail: Tensor) -> Tensor:
+    """The u >= 0 with ``log Phi(-u) = log_tail``, nearly: from the normal quantile or its asymptote by Newton steps."""
+    near = -torch.special.ndtri(torch.exp(log_tail.clamp(min=-50.0)))
+    square = -2.0 * log_tail.clamp(max=-10.0)
+    far = (square - torch.log(2 * math.pi * square)).sqrt()
+    u = torch.where(log_tail > -50.0, near, far)
+    for _ in range(2):
+        u = u - (torch.special.log_ndtr(-u) - log_tail) / _log_tail_slope(u)
+    return u
+
+
+def _log_tail_slope(u: Tensor) -> Tensor:
+    """``d log Phi(-u) / du``."""
+    return -torch.exp(-0.5 * u.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(-u))
+
+
+def realnvp(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bijection:
+    """Affine coupling layers, each of which changes every other coordinate, in turns."""
+    return Bijection(
+        zuko.flows.RealNVP(dim, transforms=transforms, hidden_features=hidden, activation=_activation(activation))
+    )
+
+
+def maf(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bijection:
+    """Affine autoregressive layers, in ascending and descending order in turns."""
+    return Bijection(
+        zuko.flows.MAF(dim, transforms=transforms, hidden_features=hidden, activation=_activation(activation))
+    )
+
+
+def nsf(dim: int, transforms: int, hidden: Sequence[int], activation: str, bins: int, *, coupling: bool) -> Bijection:
+    """Rational-quadratic splines on [-5, 5], the identity beyond; coupling: in two halves instead of one by one."""
+    return Bijection(
+        zuko.flows.NSF(
+            dim,
+            transforms=transforms,
+            hidden_features=hidden,
+            activation=_activation(activation),
+            bins=bins,
+            passes=2 if coupling else None,
+        )
+    )
+
+
+def gaussianization(dim: int, transforms: int, components: int) -> Bijection:
+    """Each coordinate through a mixture's CDF and the inverse normal CDF, with rotations in between."""
+    flow = zuko.flows.GF(dim, transforms=transforms, components=components)
+    for part in flow.transform.transforms:
+        if isinstance(part, ElementWiseTransform):
+            part.univariate = MixtureGaussianization
+            with torch.no_grad():
+                for parameter in part.phi:
+                    parameter.mul_(INITIAL_SPREAD)
+    return Bijection(flow)
+
+
+def _activation(name: str) -> Callable[[], nn.Module]:
+    return functools.partial(activation_layer, name)
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """Log-density of N(0, I) in nats; (B, D) -> (B,)."""
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
