@@ -98,6 +98,10 @@ COMPONENTS = (
         "dataset", "digits", "gebm_kit.data.digits:Digits", "1,797 real 8x8 handwritten digits, shipped with the kit"
     ),
     Component("dataset", "arrays", "gebm_kit.data.arrays:Arrays", "Your own arrays: npz, npy, safetensors or csv"),
+    Component(
+        "dataset", "tabular", "gebm_kit.data.tabular:Tabular", "Measurements for densities: dequantised, standardised"
+    ),
+    Component("dataset", "redwine", "gebm_kit.data.tabular:RedWine", "1,599 red wines, 11 measurements, shipped"),
     Component("dataset", "idx", "gebm_kit.data.idx:Idx", "MNIST-format files, gzipped or not"),
     Component("dataset", "image-folder", "gebm_kit.data.image_folder:ImageFolder", "A folder of PNG or JPEG images"),
     Component("dataset", "cifar10", "gebm_kit.data.cifar10:Cifar10", "CIFAR-10 from its binary archive"),

@@ -172,16 +172,29 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
+HIDES_OUR_OWN = """
+import importlib.metadata as metadata
+
+found = metadata.MetadataPathFinder.find_distributions
+metadata.MetadataPathFinder.find_distributions = lambda *arguments, **names: (
+    each for each in found(*arguments, **names) if not (each.metadata["Name"] or "").startswith("gebm-kit-")
+)
+"""
+"""A sitecustomize.py for which the plugins of this repository, if they are installed here, are not."""
+
 
 @pytest.fixture
-def kit(targets: dict[str, Path], tmp_path: Path) -> Kit:
-    """Run gebm-kit (or, with ``python=``, a program) with some of the distributions installed."""
+def kit(targets: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """Run gebm-kit (or, with ``python=``, a program) with some of the distributions installed, and no other plugin."""
+    hidden = tmp_path_factory.mktemp("site")
+    (hidden / "sitecustomize.py").write_text(HIDES_OUR_OWN)
 
     def run(
         *words: str, plugins: list[str], python: str | None = None, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("GEBM_KIT_") or k == "GEBM_KIT_CACHE"}
         env |= {"PYTHONPATH": os.pathsep.join(str(targets[name]) for name in plugins), **environ}
+        env["PYTHONPATH"] = os.pathsep.join(word for word in (env["PYTHONPATH"], str(hidden)) if word)
         command = ["-c", textwrap.dedent(python)] if python is not None else ["-m", "gebm_kit", *words]
         return subprocess.run([sys.executable, *command], env=env, cwd=tmp_path, capture_output=True, text=True)
 

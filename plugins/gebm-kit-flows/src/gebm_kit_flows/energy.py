@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+from torch import Tensor
+
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, check_sizes
-from torch import Tensor
-
 from gebm_kit_flows.transforms import log_normal, maf, nsf, realnvp
 
 

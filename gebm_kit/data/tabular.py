@@ -1,0 +1,288 @@
+"""Tables of measurements for density estimation.
+
+References:
+    A note on the evaluation of generative models. L. Theis, A. van den Oord, M. Bethge, ICLR 2016.
+    https://arxiv.org/abs/1511.01844 (Section 3.1: why measurements are dequantised before a density is fitted)
+    Masked Autoregressive Flow for Density Estimation. G. Papamakarios et al., NeurIPS 2017.
+    https://arxiv.org/abs/1705.07057 (the splits, a tenth for testing and a tenth of the rest for validation)
+"""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import DataError, nearest
+from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.seeds import stream
+from gebm_kit.data.tables import load
+from gebm_kit.data.tensors import TensorDataset
+
+MOST_VALID = 1000
+"""Rows of the validation part, at most."""
+
+MOST_DECIMALS = 9
+
+ON_THE_GRID = 0.95
+"""Share of a column's values that are multiples of its resolution."""
+
+Share = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
+
+
+class Tabular(TensorDataset):
+    """Rows of D numbers, made ready for a density: dequantised, split, standardised by the training part alone.
+
+    **Dequantised**: to a column whose values are multiples of r (`resolution`), noise uniform on [-r/2, r/2] is added, or a
+    density could grow without bound on the repeated values. **Split**: a tenth of the rows for testing and a tenth of the
+    rest, at most 1,000 rows, for validation; rows that are equal before the noise fall on the same side.
+    **Standardised**: ``y = (x - mean) / std`` with mean and standard deviation of the training rows, so that log-densities
+    of y and x differ by a constant: ``log p(x) = log p(y) + log_det`` with ``log_det = -sum log std``.
+
+    Args:
+        path: .csv, .npz, .npy, .safetensors or (with pyarrow) .parquet, relative to the directory the command starts in.
+        key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
+        columns: the columns to keep, by name or by number from 1, in this order; None: all.
+        dequantise, standardise: whether to.
+        valid_fraction: of the rows that are not for testing.
+        test_fraction: of all rows.
+        seed: of split and noise.
+
+    Attributes:
+        columns: names, or numbers from 1 as text where the file has none.
+        mean, std: of the training rows after dequantisation, (D,) float64; 0 and 1 without ``standardise``.
+        resolution: r of each column, (D,) float64; 0 where nothing was added.
+        log_det: log |det dy/dx|, in nats.
+
+    Raises:
+        DataError: the file can't be used: a missing or non-finite value, a constant column, too few rows; the message names
+            row and column.
+        UsageError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        key: str | None = None,
+        columns: list[str] | None = None,
+        dequantise: bool = True,
+        standardise: bool = True,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
+        seed: int = 0,
+        *,
+        directory: Annotated[Path, Injected] = Path(),
+    ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
+        file = directory / Path(path).expanduser()
+        rows, names = read_table(file, key)
+        rows, names = select(rows, names, columns, str(file))
+        self._prepare(rows, names, str(file), dequantise, standardise, valid_fraction, test_fraction, seed)
+
+    def _prepare(
+        self,
+        rows: Tensor,
+        names: tuple[str, ...],
+        source: str,
+        dequantise: bool,
+        standardise: bool,
+        valid_fraction: float,
+        test_fraction: float,
+        seed: int,
+    ) -> None:
+        check_rows(rows, names, source)
+        self.columns = names
+        self.resolution = resolution(rows) if dequantise else torch.zeros(rows.shape[1], dtype=torch.float64)
+        index = _parts(rows, valid_fraction, test_fraction, seed, source)
+        noise = torch.rand(rows.shape, generator=stream(seed, "dequantise"), dtype=torch.float64) - 0.5
+        rows = rows + noise * self.resolution
+        train = rows[index["train"]]
+        self.mean, self.std = torch.zeros_like(train[0]), torch.ones_like(train[0])
+        if standardise:
+            self.mean, self.std = train.mean(0), train.std(0, correction=0)
+            still = (self.std <= 1e-9 * self.mean.abs()).nonzero().flatten().tolist()
+            if still:
+                raise DataError(
+                    f"{source}: column {names[still[0]]!r} has one value in all training rows; leave it out"
+                )
+        self.log_det = -float(self.std.log().sum())
+        self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """Measurements as the model sees them; (N, D) -> (N, D) float32."""
+        return ((rows.double() - self.mean) / self.std).float()
+
+
+class RedWine(Tabular):
+    """1,599 red wines (vinho verde), 11 physicochemical measurements, shipped with the kit; prepared as by ``tabular``.
+
+    240 rows repeat another one; equal rows are kept on the same side of the split.
+
+    Args:
+        dequantise, standardise: whether to.
+        seed: of split and noise.
+
+    References:
+        Wine Quality. P. Cortez et al., UCI Machine Learning Repository, 2009 (CC BY 4.0). https://doi.org/10.24432/C56S3T
+
+    Raises:
+        DataError: the installed file is damaged.
+    """
+
+    def __init__(self, dequantise: bool = True, standardise: bool = True, seed: int = 0) -> None:
+        file = resources.files("gebm_kit.data") / "files" / "redwine.npz"
+        try:
+            with resources.as_file(file) as path, np.load(path, allow_pickle=False) as archive:
+                rows, names = torch.from_numpy(archive["x"]), tuple(str(name) for name in archive["columns"])
+        except Exception as error:  # a missing file, a bad zip, a missing key: all mean a broken installation
+            raise DataError(
+                f"the red wines shipped with gebm-kit can't be read: {error}", hint="Reinstall gebm-kit."
+            ) from error
+        self._prepare(rows, names, "redwine", dequantise, standardise, 0.1, 0.1, seed)
+
+
+def read_table(file: Path, key: str | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Rows (N, D) in float64, and the columns' names (numbers from 1 where the file has none).
+
+    Raises:
+        DataError: the file is no table of numbers.
+    """
+    if file.suffix.lower() == ".parquet" and file.is_file():
+        return _parquet(file)
+    loaded = load(file, key, None)
+    rows = loaded.rows.double()
+    if rows.ndim == 1:
+        rows = rows.unsqueeze(1)
+    if rows.ndim != 2 or rows.numel() == 0:
+        raise DataError(f"{file} holds an array of shape {tuple(loaded.rows.shape)}; a table (rows, columns) is needed")
+    return rows, loaded.columns or tuple(str(number + 1) for number in range(rows.shape[1]))
+
+
+def select(
+    rows: Tensor, names: tuple[str, ...], columns: list[str] | None, source: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The columns asked for, by name or by number from 1.
+
+    Raises:
+        DataError: there is no such column, or it is asked for twice.
+    """
+    if columns is None:
+        return rows, names
+    chosen: list[int] = []
+    for word in map(str, columns):
+        if word in names:
+            place = names.index(word)
+        elif word.isdecimal() and 1 <= int(word) <= len(names):
+            place = int(word) - 1
+        else:
+            raise DataError(f"{source} has no column {word!r}; {nearest(word, names)}")
+        if place in chosen:
+            raise DataError(f"{source}: column {names[place]!r} is asked for twice")
+        chosen.append(place)
+    if not chosen:
+        raise DataError(f"{source}: columns is empty; name one at least")
+    return rows[:, chosen], tuple(names[place] for place in chosen)
+
+
+def check_rows(rows: Tensor, names: tuple[str, ...], source: str) -> None:
+    """Refuse what a density can't be fitted to.
+
+    Raises:
+        DataError: names row and column.
+    """
+    bad = (~torch.isfinite(rows)).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        value = float(rows[row, column])
+        what = "is missing" if math.isnan(value) else f"holds {value:g}"
+        more = f" ({len(bad)} such values)" if len(bad) > 1 else ""
+        raise DataError(
+            f"{source}: row {row + 1}, column {names[column]!r} {what}{more}",
+            hint="Drop such rows or fill them in first; nothing is imputed here.",
+        )
+    if len(rows) < 3:
+        what = "one row" if len(rows) == 1 else f"{len(rows)} rows"
+        raise DataError(f"{source} has {what}; train, valid and test need one each")
+    still = (rows == rows[:1]).all(0).nonzero().flatten().tolist()
+    if still:
+        listed = ", ".join(repr(names[column]) for column in still)
+        raise DataError(
+            f"{source}: column {listed} is constant ({float(rows[0, still[0]]):g}), so it has no density",
+            hint="Leave it out: columns=[...].",
+        )
+
+
+def resolution(rows: Tensor) -> Tensor:
+    """The step r of each column's grid, (N, D) -> (D,); 0 for a column that is on none.
+
+    r is the largest of 1, 0.5, 0.2, 0.1, 0.05, ... (and of 2, 5, 10, ...) of which 95 % of the values are multiples (a few
+    wines with 9.5333 % of alcohol among tenths do not make them continuous), down to 1e-9; else, of a column with fewer
+    than N/2 values, the median step from one value to the next.
+    """
+    return torch.tensor([_step(column) for column in rows.double().T], dtype=torch.float64)
+
+
+def _step(column: Tensor) -> float:
+    top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
+    spread = float(column.max() - column.min())
+    for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
+        if step <= 1e-6 * spread:
+            break
+        off = (column - (column / step).round() * step).abs()
+        if float((off <= 1e-6 * column.abs()).double().mean()) >= ON_THE_GRID:  # single precision is a multiple nearly
+            return step
+    values = column.unique()
+    return float(values.diff().median()) if len(values) < len(column) / 2 else 0.0
+
+
+def _parts(rows: Tensor, valid: float, test: float, seed: int, source: str) -> dict[SplitName, Tensor]:
+    """A random partition into parts of the wanted sizes, as nearly as keeping equal rows together allows."""
+    _, group = torch.unique(rows, dim=0, return_inverse=True)
+    sizes = torch.bincount(group)
+    if len(sizes) < 3:
+        raise DataError(f"{source} has {len(sizes)} different rows; train, valid and test need one each")
+    num_test = max(1, round(test * len(rows)))
+    num_valid = max(1, min(round(valid * (len(rows) - num_test)), MOST_VALID))
+    order = torch.randperm(len(sizes), generator=stream(seed, "split"))
+    ends = sizes[order].cumsum(0)
+    first = max(1, int((ends <= num_test).sum()))
+    second = max(first + 1, int((ends <= num_test + num_valid).sum()))
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    where = place[group]
+    parts = {"test": where < first, "valid": (where >= first) & (where < second), "train": where >= second}
+    found = {name: mask.nonzero().flatten() for name, mask in parts.items()}
+    if not len(found["train"]):
+        raise DataError(
+            f"{source}: nothing is left to train on after a test part of {test:g} and a valid part of {valid:g}"
+        )
+    return cast(dict[SplitName, Tensor], found)
+
+
+def _parquet(file: Path) -> tuple[Tensor, tuple[str, ...]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError(f"{file}: reading .parquet needs pyarrow", hint="pip install 'gebm-kit[parquet]'") from error
+    try:
+        table = parquet.read_table(file)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{file} can't be read as .parquet: {error}") from error
+    columns = []
+    for name in table.column_names:
+        values = table.column(name).to_numpy()
+        if values.dtype.kind not in "fiub":
+            raise DataError(
+                f"{file}: column {name!r} holds {table.schema.field(name).type}; numbers are needed",
+                hint="Choose the columns of numbers: columns=[...].",
+            )
+        columns.append(torch.from_numpy(np.array(values, dtype=np.float64)))
+    if not columns or not len(columns[0]):
+        raise DataError(f"{file} holds no row of data")
+    return torch.stack(columns, dim=1), tuple(table.column_names)
