@@ -232,10 +232,12 @@ def _step(column: Tensor) -> float:
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
     spread = float(column.max() - column.min())
     for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
-        if step <= 1e-6 * spread:
+        if step <= 1e-9 * spread:
             break
         off = (column - (column / step).round() * step).abs()
-        if float((off <= 1e-6 * column.abs()).double().mean()) >= ON_THE_GRID:  # single precision is a multiple nearly
+        if (
+            float((off <= (2e-7 * column.abs()).clamp(max=0.01 * step)).double().mean()) >= ON_THE_GRID
+        ):  # single precision is a multiple nearly
             return step
     values = column.unique()
     return float(values.diff().median()) if len(values) < len(column) / 2 else 0.0
