@@ -89,6 +89,23 @@ class FinalSection:
 
 
 @dataclass(frozen=True, slots=True)
+class PretrainSection:
+    """A first phase, in which the base learns alone by its own loss: maximum likelihood of a flow, the ELBO of a VAE.
+
+    With ``train.part`` it says how the two parts are trained: ``steps: 0`` and ``part: both`` train them together from the
+    start; ``steps`` and ``part: energy`` put an energy on top of the finished base; ``steps`` and ``part: both`` train both
+    from a pretrained base. The main phase begins with the base's averaged weights, if there are any, and a fresh optimiser.
+
+    Attributes:
+        steps: cycles of this phase, a base update each, before those of the main phase.
+        optimizer: of the base.
+    """
+
+    steps: Count = 0
+    optimizer: OptimizerSection = OptimizerSection(lr=1e-3, beta1=0.9, schedule="cosine")
+
+
+@dataclass(frozen=True, slots=True)
 class NonFiniteSection:
     """What happens when a loss or a gradient is not finite. Such an update is skipped: nothing of the state changes.
 
@@ -122,6 +139,7 @@ class TrainSection:
         steps: cycles of the main phase.
         part: train both parts, the energy alone (frozen base), or the base alone (by its own pretraining loss where it
             has one, otherwise by the loss's base objective against the frozen energy).
+        pretrain: the phase before, of the base alone.
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
@@ -145,6 +163,7 @@ class TrainSection:
 
     steps: Positive = 3000
     part: Literal["both", "energy", "base"] = "both"
+    pretrain: PretrainSection = PretrainSection()
     init_from: str | None = None
     energy_steps: Positive = 5
     start_steps: Count = 10
@@ -165,8 +184,13 @@ class TrainSection:
 
     @property
     def total_steps(self) -> int:
-        """Cycles of both phases."""
-        return self.steps + self.final.steps
+        """Cycles of all phases."""
+        return self.main_end + self.final.steps
+
+    @property
+    def main_end(self) -> int:
+        """Cycles of the pretraining and the main phase."""
+        return self.pretrain.steps + self.steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class _Job:
         self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
         self.skipping, self.skipped = False, 0
-        self.watch = Watch(self.settings.start_steps)
+        self.watch = Watch(self.settings.pretrain.steps + self.settings.start_steps)
         if not self.writes:
             self.logger, self.seconds = Loggers(), 0.0
             return

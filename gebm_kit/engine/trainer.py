@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
-from gebm_kit.core.errors import CheckpointError, RecipeError
+from gebm_kit.core.errors import CheckpointError, RecipeError, UsageError
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
@@ -48,7 +48,7 @@ class Trainer:
     Attributes:
         model, loss: the parts.
         ema, energy_ema: moving averages of the base (in the main phase) and of the energy (in the final one), or None.
-        step: cycles done, of both phases.
+        step: cycles done, of all phases.
         energy_updates: energy updates done, which decides when a lazy penalty is due.
         guard: skips and counts updates that are not finite.
         restores: how often training went back because of them; ``went_back``: that no cycle was trained since.
@@ -80,7 +80,8 @@ class Trainer:
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.energy_optimizer = make_optimizer(recipe.optim.energy, self._energy_parameters())
-        self.base_optimizer = make_optimizer(recipe.optim.base, list(self.model.base.parameters()))
+        section = self.settings.pretrain.optimizer if self.settings.pretrain.steps else recipe.optim.base
+        self.base_optimizer = make_optimizer(section, list(self.model.base.parameters()))
         self.guard = Guard([self.model.base, self.model.energy, self.loss], device)
         self.step = 0
         self.energy_updates = 0
@@ -91,11 +92,15 @@ class Trainer:
         if self._autocast and device.type != "cuda":
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
         self._data_for_base = "x" in self.loss.base_needs
-        self._pretraining = (
-            self.settings.part == "base" and isinstance(self.model.base, HasPretraining) and not self._data_for_base
-        )
+        self._own_loss = isinstance(self.model.base, HasPretraining)
+        if self.settings.pretrain.steps and not self._own_loss:
+            raise UsageError(
+                f"train.pretrain.steps={self.settings.pretrain.steps} needs a base with a loss of its own, and "
+                f"{recipe.base.name!r} has none",
+                hint="Use a normalizing flow or a variational autoencoder as the base, or leave train.pretrain out.",
+            )
         self.model.train()
-        if self.settings.part == "energy":
+        if self.settings.part == "energy" and not self.settings.pretrain.steps:
             self.model.base.eval()
         # what the steps evaluate: the same modules, compiled where the recipe asks for it
         self._stepped = compiled(self.model, device, rows) if self.settings.compile else self.model
@@ -105,19 +110,26 @@ class Trainer:
     @property
     def final_phase(self) -> bool:
         """Whether the coming cycle belongs to the final, energy-only phase."""
-        return self.step >= self.settings.steps
+        return self.step >= self.settings.main_end
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether the coming cycle belongs to the first phase, of the base alone."""
+        return self.step < self.settings.pretrain.steps
 
     def cycle(self) -> dict[str, Tensor]:
         """One training step: energy updates, then a base update, each where the recipe's ``part`` has it."""
-        if self.step == self.settings.steps and self.settings.final.steps:
+        if self.step == self.settings.pretrain.steps > 0:
+            self._enter_main_phase()
+        if self.step == self.settings.main_end and self.settings.final.steps:
             self._enter_final_phase()
         self._schedule()
         parallel.seed_rank(self._data_seed(), self.step)
         metrics: dict[str, Tensor] = {}
-        if self.settings.part != "base":
+        if self.settings.part != "base" and not self.pretraining:
             for _ in range(self._num_energy_updates()):
                 metrics |= self.energy_step().metrics
-        if self.settings.part != "energy" and not self.final_phase:
+        if self.pretraining or (self.settings.part != "energy" and not self.final_phase):
             metrics |= self.base_step().metrics
         parallel.average_statistics(self.model.energy)
         self.step += 1
@@ -149,7 +161,7 @@ class Trainer:
         """One update of the base with the energy fixed, then of its moving average."""
         kept = self.guard.keep()
         with _fixed(self.model.energy, self.loss), self._forward_context():
-            if self._pretraining:
+            if self.pretraining or (self.settings.part == "base" and self._own_loss and not self._data_for_base):
                 assert isinstance(self.model.base, HasPretraining)
                 terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self.feed.next()).reshape(1)))
             elif self._data_for_base:
@@ -242,7 +254,9 @@ class Trainer:
             CheckpointError: it does not fit the recipe.
         """
         parts = checkpoint.tensors
-        if checkpoint.step > self.settings.steps:
+        if checkpoint.step > self.settings.pretrain.steps > 0:
+            self._start_main_phase()
+        if checkpoint.step > self.settings.main_end:
             self._start_final_phase()
         try:
             self.model.load_state_dict(parts["model"])
@@ -291,7 +305,8 @@ class Trainer:
     def _num_energy_updates(self) -> int:
         if self.final_phase:
             return self.settings.final.energy_steps
-        starting = self.step < self.settings.start_steps and self.settings.part == "both"
+        since = self.step - self.settings.pretrain.steps
+        starting = since < self.settings.start_steps and self.settings.part == "both"
         return self.settings.start_energy_steps if starting else self.settings.energy_steps
 
     def _latents(self) -> Tensor:
@@ -335,12 +350,30 @@ class Trainer:
     def _schedule(self) -> None:
         """Learning rates of the coming cycle, by its place in its phase."""
         settings = self.settings
+        first = settings.pretrain
+        if self.pretraining:
+            set_rate(self.base_optimizer, rate(first.optimizer, self.step, first.steps))
+            return
         if self.final_phase:
             final = settings.final
-            set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.steps, final.steps))
+            set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.main_end, final.steps))
             return
-        set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step, settings.steps))
-        set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step, settings.steps))
+        set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step - first.steps, settings.steps))
+        set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step - first.steps, settings.steps))
+
+    def _enter_main_phase(self) -> None:
+        """From here on the base is the pretrained one, with the weights that sampling would use."""
+        if self.ema is not None:
+            self.ema.copy_to(self.model.base)
+        self._start_main_phase()
+        self.initialise()
+
+    def _start_main_phase(self) -> None:
+        self.base_optimizer = make_optimizer(self.recipe.optim.base, list(self.model.base.parameters()))
+        if self.ema is not None:
+            self.ema = EMA(self.model.base, self.recipe.ema.decay)
+        if self.settings.part == "energy":
+            self.model.base.eval()
 
     def _enter_final_phase(self) -> None:
         """From here on the base is the one that sampling uses, and only the energy learns."""
