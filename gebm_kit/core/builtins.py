@@ -22,6 +22,7 @@ COMPONENTS = (
     Component(
         "base", "resnet", "gebm_kit.bases.resnet:ResnetBase", "Residual generator of SNGAN, as published for GEBM"
     ),
+    Component("base", "vae", "gebm_kit.bases.vae:Vae", "Variational autoencoder, with an encoder and the ELBO"),
     Component("energy", "mlp", "gebm_kit.energies.mlp:MlpEnergy", "Fully connected energy"),
     Component("energy", "conv", "gebm_kit.energies.conv:ConvEnergy", "Convolutional energy for images of any size"),
     Component(

@@ -1,0 +1,183 @@
+"""A variational autoencoder as a base: its decoder draws, its encoder says where in latent space a data point comes from.
+
+References:
+    Auto-Encoding Variational Bayes. D. P. Kingma, M. Welling, ICLR 2014. https://arxiv.org/abs/1312.6114
+    Importance Weighted Autoencoders. Y. Burda, R. Grosse, R. Salakhutdinov, ICLR 2016. https://arxiv.org/abs/1509.00519
+    Ladder Variational Autoencoders. C. K. Sonderby et al., NeurIPS 2016. https://arxiv.org/abs/1602.02282 (the warm-up of
+    the KL term)
+    Simple and Effective VAE Training with Calibrated Decoders. O. Rybkin, K. Daniilidis, S. Levine, ICML 2021.
+    https://arxiv.org/abs/2006.13202 (a learned scale of the observation noise)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.bases.dcgan import DcganBase, doublings
+from gebm_kit.bases.mlp import MlpBase
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import Activation, activation_layer, check_image, check_sizes
+
+INITIAL_NOISE = 0.3
+"""Standard deviation of the observation noise that a learned one starts from, in data units."""
+
+LOG_STD_LIMIT = 10.0
+"""The encoder's log standard deviations are bent smoothly to within it, where exp is safe in single precision."""
+
+
+class Posterior(NamedTuple):
+    """``q(z|x) = N(mean, diag(exp(log_std))^2)``, (B, Z) each."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+class Vae(Base):
+    """``x = G(z) + s xi``, z and xi standard normal; G is the decoder, and the base's map is G alone, without noise.
+
+    ``pretraining_loss`` is the mean over a batch of ``-E_q[log N(x; G(z), s^2)] + w KL(q(z|x) || N(0, I))`` in nats, one z for
+    each x, which is minus the ELBO once w, which rises from 0 to 1 over the first ``kl_warmup`` updates, is 1. ``encode`` is
+    the mean of q(z|x). A density of x is known only as bounds (`elbo`, `importance_weighted_bound`), and G without noise
+    has none.
+
+    Args:
+        latent_dim: Z.
+        network: ``mlp``; or ``conv``, the dcgan generator with layer norm and a mirror of it as the encoder.
+        hidden: widths of the mlp's hidden layers, of the encoder in this order and of the decoder in reverse.
+        width: channels of the widest images' feature maps (conv).
+        activation: of the mlps and the convolutional encoder.
+        noise: s, in data units; None: learned, one number for all of the data's coordinates.
+        kl_warmup: updates over which the KL term grows to its full weight; 0: it has it from the start.
+        data_shape: ``*D``.
+        value_range: of the data; the decoder ends in a tanh of that range.
+
+    Raises:
+        DataError: ``conv`` and the data are no images with sides that are multiples of 4.
+        RecipeError: a width below 1.
+        UsageError: another argument is out of its range.
+    """
+
+    kl_updates: Tensor
+
+    def __init__(
+        self,
+        latent_dim: Annotated[int, Range(1, None)] = 16,
+        network: Literal["mlp", "conv"] = "mlp",
+        hidden: list[int] = [256, 256],  # noqa: B006  (read only)
+        width: Annotated[int, Range(1, None)] = 32,
+        activation: Activation = "silu",
+        noise: Annotated[float, Range(0, None, low_open=True)] | None = None,
+        kl_warmup: Annotated[int, Range(0, None)] = 0,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+        value_range: Annotated[tuple[float, float] | None, Injected] = None,
+    ) -> None:
+        super().__init__()
+        check_arguments(
+            self, latent_dim=latent_dim, network=network, width=width, activation=activation, noise=noise,
+            kl_warmup=kl_warmup,
+        )  # fmt: skip
+        check_sizes("hidden", hidden)
+        self.latent_dim, self.data_shape = latent_dim, tuple(data_shape)
+        self.kl_warmup = kl_warmup
+        self.decoder: Base
+        if network == "mlp":
+            self.decoder = MlpBase(
+                latent_dim, hidden[::-1], activation, data_shape=self.data_shape, value_range=value_range
+            )
+            self.encoder = _mlp_encoder(math.prod(self.data_shape), hidden, activation, 2 * latent_dim)
+        else:
+            self.decoder = DcganBase(
+                latent_dim, width, norm="layer", data_shape=self.data_shape, value_range=value_range
+            )
+            self.encoder = _conv_encoder(self.data_shape, width, activation, 2 * latent_dim)
+        log_noise = torch.tensor(math.log(INITIAL_NOISE if noise is None else noise))
+        if noise is None:
+            self.log_noise = nn.Parameter(log_noise)
+        else:
+            self.register_buffer("log_noise", log_noise)
+        self.register_buffer("kl_updates", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """G(z): (B, Z) -> (B, *D)."""
+        x: Tensor = self.decoder(z)
+        return x
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean of q(z|x): (B, *D) -> (B, Z)."""
+        return self.posterior(x).mean
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """q(z|x): (B, *D) -> (B, Z) twice."""
+        mean, log_std = self.encoder(x).chunk(2, dim=1)
+        return Posterior(mean, LOG_STD_LIMIT * torch.tanh(log_std / LOG_STD_LIMIT))
+
+    def pretraining_loss(self, x: Tensor) -> Tensor:
+        """Mean of -ELBO(x) in nats, its KL term weighted; (B, *D) -> (). In train mode it counts as an update."""
+        weight = 1.0
+        if self.kl_warmup:
+            if self.training:
+                self.kl_updates += 1
+            weight = (self.kl_updates / self.kl_warmup).clamp(max=1.0).to(x.dtype)
+        fit, divergence = self._terms(x, None)
+        return (weight * divergence - fit).mean()
+
+    def elbo(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``log p(x|z) - KL(q(z|x) || N(0, I))`` at one z ~ q(z|x), in nats, whose mean is a lower bound of log p(x).
+
+        (B, *D) -> (B,).
+        """
+        fit, divergence = self._terms(x, generator)
+        return fit - divergence
+
+    def importance_weighted_bound(self, x: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """``log mean_k p(x, z_k) / q(z_k|x)`` over ``num`` draws, in nats: a tighter bound of log p(x); (B, *D) -> (B,)."""
+        q = self.posterior(x)
+        terms = []
+        for _ in range(num):
+            noise = _normal_like(q.mean, generator)
+            z = q.mean + noise * q.log_std.exp()
+            ratio = -0.5 * (z.square() - noise.square()).sum(1) + q.log_std.sum(1)  # log N(z; 0, I) - log q(z|x)
+            terms.append(self._log_likelihood(x, z) + ratio)
+        return torch.logsumexp(torch.stack(terms), dim=0) - math.log(num)
+
+    def _terms(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """log p(x|z) at one z ~ q(z|x), and KL(q(z|x) || N(0, I)); (B,) each."""
+        q = self.posterior(x)
+        z = q.mean + _normal_like(q.mean, generator) * q.log_std.exp()
+        divergence = 0.5 * (q.mean.square() + torch.exp(2 * q.log_std) - 1.0).sum(1) - q.log_std.sum(1)
+        return self._log_likelihood(x, z), divergence
+
+    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log N(x; G(z), s^2 I)``; (B,)."""
+        error = (x - self.decoder(z)).flatten(1) * torch.exp(-self.log_noise)
+        return -0.5 * error.square().sum(1) - error.shape[1] * (self.log_noise + 0.5 * math.log(2 * math.pi))
+
+
+def _normal_like(mean: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+
+
+def _mlp_encoder(size: int, hidden: list[int], activation: str, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(size, width), activation_layer(activation)]
+        size = width
+    return nn.Sequential(*layers, nn.Linear(size, outputs))
+
+
+def _conv_encoder(data_shape: tuple[int, ...], width: int, activation: str, outputs: int) -> nn.Sequential:
+    """As many halvings as the decoder has doublings, to the same small feature map."""
+    channels, height, across = check_image("the vae base", data_shape)
+    count = doublings(height, across)
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), activation_layer(activation)]
+    size = width
+    for _ in range(count - 1):
+        layers += [nn.Conv2d(size, 2 * size, 4, 2, 1), nn.GroupNorm(1, 2 * size), activation_layer(activation)]
+        size *= 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(size * (height >> count) * (across >> count), outputs))
