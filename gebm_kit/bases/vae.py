@@ -71,7 +71,7 @@ class Vae(Base):
         hidden: list[int] = [256, 256],  # noqa: B006  (read only)
         width: Annotated[int, Range(1, None)] = 32,
         activation: Activation = "silu",
-        noise: Annotated[float, Range(0, None, low_open=True)] | None = None,
+        noise: Annotated[float | None, Range(0, None, low_open=True)] = None,
         kl_warmup: Annotated[int, Range(0, None)] = 0,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
@@ -79,9 +79,10 @@ class Vae(Base):
     ) -> None:
         super().__init__()
         check_arguments(
-            self, latent_dim=latent_dim, network=network, width=width, activation=activation, noise=noise,
-            kl_warmup=kl_warmup,
-        )  # fmt: skip
+            self, latent_dim=latent_dim, network=network, width=width, activation=activation, kl_warmup=kl_warmup
+        )
+        if noise is not None:
+            check_arguments(self, noise=noise)
         check_sizes("hidden", hidden)
         self.latent_dim, self.data_shape = latent_dim, tuple(data_shape)
         self.kl_warmup = kl_warmup
