@@ -2,11 +2,12 @@
 # make test    the test suite
 # make lint    formatting, lint, types, import layers
 # make docs    write docs/components.md anew from the code
-# Each sets up .venv first, when it is missing or pyproject.toml or constraints.txt changed.
+# Each sets up .venv first, with the kit and its plugins, when it is missing or pyproject.toml or constraints.txt changed.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PLUGINS := plugins/gebm-kit-flows
 WORKERS ?= 2
 PYTHON ?=
 
@@ -36,7 +37,7 @@ docs: $(STAMP)
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@set -e; \
 	fits='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'; \
 	if ! $(BIN)/python -c "$$fits" 2>/dev/null; then \
@@ -51,5 +52,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  rm -rf $(VENV); \
 	  "$$found" -m venv $(VENV); \
 	fi
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e ./%)
 	@touch $@

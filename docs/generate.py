@@ -6,6 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from gebm_kit.core.builtins import FIRST_PARTY
 from gebm_kit.core.components import BUILTIN, KINDS, Parameter, Registered, parameters
 from gebm_kit.core.plugins import discover
 
@@ -35,6 +36,10 @@ def page() -> str:
     for kind in KINDS:
         parts.append(f"## {kind}\n\n{WHERE[kind]}\n")
         parts += [_component(r) for r in registry.of_kind(kind) if r.distribution == BUILTIN]
+        for package, brought in FIRST_PARTY.items():
+            names = [f"`{name}`" for of_kind, name in brought if of_kind == kind]
+            if names:
+                parts.append(f"The plugin package `{package}` adds {', '.join(names)}; see [flows](flows.md).\n")
     return "\n".join(parts)
 
 

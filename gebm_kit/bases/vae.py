@@ -40,9 +40,9 @@ class Posterior(NamedTuple):
 class Vae(Base):
     """``x = G(z) + s xi``, z and xi standard normal; G is the decoder, and the base's map is G alone, without noise.
 
-    ``pretraining_loss`` is the mean over a batch of ``-E_q[log N(x; G(z), s^2)] + w KL(q(z|x) || N(0, I))`` in nats, one z for
-    each x, which is minus the ELBO once w, which rises from 0 to 1 over the first ``kl_warmup`` updates, is 1. ``encode`` is
-    the mean of q(z|x). A density of x is known only as bounds (`elbo`, `importance_weighted_bound`), and G without noise
+    ``pretraining_loss`` is the mean over a batch of ``-E_q[log N(x; G(z), s^2)] + w KL(q(z|x) || N(0, I))`` in nats, one z
+    for each x: minus the ELBO once w is 1, to which it rises from 0 over the first ``kl_warmup`` updates. ``encode`` is the
+    mean of q(z|x). A density of x is known only as bounds (`elbo`, `importance_weighted_bound`), and G without noise
     has none.
 
     Args:

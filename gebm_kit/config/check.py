@@ -313,7 +313,5 @@ class _Checker:
                 ("train", "keep_best", "metric"),
                 "needs evaluations during training: set train.eval_every to a number > 0",
             )
-        if train.pretrain.steps and train.part == "base":
-            self.report(("train", "pretrain", "steps"), "has no meaning with train.part=base; allowed: 0")
         if train.final.steps and train.part == "base":
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")

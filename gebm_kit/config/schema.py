@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from gebm_kit.core.components import Range
 
@@ -19,6 +19,9 @@ Positive = Annotated[int, Range(1, None)]
 Rate = Annotated[float, Range(0, None)]
 Fraction = Annotated[float, Range(0, 1, high_open=True)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
+
+PRETRAINED = "base-then-"
+"""How those values of ``train.part`` begin that train the base alone first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +93,17 @@ class FinalSection:
 
 @dataclass(frozen=True, slots=True)
 class PretrainSection:
-    """A first phase, in which the base learns alone by its own loss: maximum likelihood of a flow, the ELBO of a VAE.
+    """The first phase of ``part: base-then-energy`` and ``base-then-both``, in which the base learns alone by its own loss:
+    maximum likelihood of a flow, the ELBO of a VAE. Other values of ``part`` have no such phase.
 
-    With ``train.part`` it says how the two parts are trained: ``steps: 0`` and ``part: both`` train them together from the
-    start; ``steps`` and ``part: energy`` put an energy on top of the finished base; ``steps`` and ``part: both`` train both
-    from a pretrained base. The main phase begins with the base's averaged weights, if there are any, and a fresh optimiser.
+    The main phase begins with the base's averaged weights, if there are any, and a fresh optimiser.
 
     Attributes:
         steps: cycles of this phase, a base update each, before those of the main phase.
         optimizer: of the base.
     """
 
-    steps: Count = 0
+    steps: Positive = 3000
     optimizer: OptimizerSection = OptimizerSection(lr=1e-3, beta1=0.9, schedule="cosine")
 
 
@@ -138,8 +140,9 @@ class TrainSection:
     Attributes:
         steps: cycles of the main phase.
         part: train both parts, the energy alone (frozen base), or the base alone (by its own pretraining loss where it
-            has one, otherwise by the loss's base objective against the frozen energy).
-        pretrain: the phase before, of the base alone.
+            has one, otherwise by the loss's base objective against the frozen energy); or first the base by its own loss
+            and then the energy on top of it (``base-then-energy``) or both from there (``base-then-both``).
+        pretrain: that first phase.
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
@@ -162,7 +165,7 @@ class TrainSection:
     """
 
     steps: Positive = 3000
-    part: Literal["both", "energy", "base"] = "both"
+    part: Literal["both", "energy", "base", "base-then-energy", "base-then-both"] = "both"
     pretrain: PretrainSection = PretrainSection()
     init_from: str | None = None
     energy_steps: Positive = 5
@@ -190,7 +193,17 @@ class TrainSection:
     @property
     def main_end(self) -> int:
         """Cycles of the pretraining and the main phase."""
-        return self.pretrain.steps + self.steps
+        return self.pretrain_steps + self.steps
+
+    @property
+    def pretrain_steps(self) -> int:
+        """Cycles of the base alone before the main phase."""
+        return self.pretrain.steps if self.part.startswith(PRETRAINED) else 0
+
+    @property
+    def main_part(self) -> Literal["both", "energy", "base"]:
+        """What the main phase trains."""
+        return cast(Literal["both", "energy", "base"], self.part.removeprefix(PRETRAINED))
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,18 @@ COMPONENTS = (
 )
 
 
+FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
+    "gebm-kit-flows": (
+        ("base", "realnvp"),
+        ("base", "maf"),
+        ("base", "nsf"),
+        ("base", "gaussianization"),
+        ("energy", "flow"),
+    )
+}
+"""Plugin packages of this project and what they bring, (kind, name), so that a recipe can say what to install."""
+
+
 @hookimpl
 def gebm_components() -> tuple[Component, ...]:
     return COMPONENTS

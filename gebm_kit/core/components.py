@@ -237,6 +237,8 @@ class Registry:
         #: What to add to the message about an unknown name: one line for each plugin that failed or was blocked, by its
         #: distribution's canonical name.
         self.missing_notes: dict[str, str] = {}
+        #: The plugin package that brings (kind, name), for names that are known before it is installed.
+        self.packages: dict[tuple[str, str], str] = {}
 
     def __iter__(self) -> Iterator[Registered]:
         for key in sorted(self._records):
@@ -291,6 +293,7 @@ class Registry:
 
     def _unknown(self, kind: str, name: str, distribution: str) -> RecipeError | PluginError:
         known = {canonical(r.distribution) for r in self}
+        distribution = distribution or self.packages.get((kind, name), "")
         if canonical(distribution) in self.missing_notes:
             return PluginError(f"{kind} {name!r} is not available: {self.missing_notes[canonical(distribution)]}")
         if distribution and canonical(distribution) not in known:
@@ -299,6 +302,7 @@ class Registry:
                 hint=f"Install it with `pip install {distribution}`.",
             )
         names = [self.short_name(r) for r in self.of_kind(kind)]
+        names += sorted(other for of_kind, other in self.packages if of_kind == kind and other not in names)
         message = f"{kind} {name!r} is unknown; {nearest(name, names)}"
         if self.missing_notes:
             notes = "; ".join(self.missing_notes.values())

@@ -91,6 +91,7 @@ def discover(
     for component in _components_of(manager, builtins):
         registry.add(component, BUILTIN, gebm_kit.__version__)
 
+    registry.packages = {key: package for package, brought in builtins.FIRST_PARTY.items() for key in brought}
     allow, block = _names(environ.get("GEBM_KIT_LOAD_PLUGINS")), _names(environ.get("GEBM_KIT_BLOCK_PLUGINS"))
     statuses = [*unreadable]
     for entry in sorted(entry_points, key=lambda e: (_distribution(e)[0], e.name)):

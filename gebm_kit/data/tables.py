@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,14 +152,19 @@ def _numbers(array: np.ndarray, path: Path) -> Tensor:
 
 
 def _load_csv(path: Path, labels: str | None) -> Loaded:
-    """Comma-separated numbers; a first line with anything that is no number is the header."""
+    """Numbers between commas (or semicolons, or tabs); a first line with anything that is no number is the header."""
     columns: tuple[str, ...] = ()
     rows: list[list[float]] = []
     width, label_column, classes = 0, None, _Classes()
-    for line, fields in _csv_lines(path):
+
+    def place(line: int, index: int) -> Callable[[], str]:
+        column = index if label_column is None or index < label_column else index + 1
+        return lambda: f"{path}, line {line}: column {repr(columns[column]) if columns else column + 1}"
+
+    for line, fields in csv_lines(path):
         if width == 0:
             width = len(fields)
-            columns = tuple(fields) if any(_number(field) is None for field in fields) else ()
+            columns = tuple(fields) if is_header(fields) else ()
             label_column = None if labels is None else _column(labels, columns, width, path)
             if columns:
                 continue
@@ -167,7 +172,7 @@ def _load_csv(path: Path, labels: str | None) -> Loaded:
             raise DataError(f"{path}, line {line}: {len(fields)} fields where the first line has {width}")
         if label_column is not None:
             classes.add(fields.pop(label_column))
-        rows.append([_cell(field, line, index, columns, label_column, path) for index, field in enumerate(fields)])
+        rows.append([cell(field, place(line, index)) for index, field in enumerate(fields)])
     if not rows:
         raise DataError(f"{path} holds no row of data")
     names = tuple(name for index, name in enumerate(columns) if index != label_column)
@@ -175,10 +180,22 @@ def _load_csv(path: Path, labels: str | None) -> Loaded:
     return Loaded(table, None if label_column is None else classes.indices(), names)
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def delimiter(path: Path) -> str:
+    """What separates the fields of the first line: a comma, and where it has none a semicolon or a tab."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        first = next((line for line in file if line.strip()), "")
+    return next((mark for mark in ",;\t" if mark in first), ",")
+
+
+def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields, without blank lines.
+
+    Raises:
+        DataError: the file is no such text.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter=delimiter(path))
             for fields in reader:
                 if fields:
                     yield reader.line_num, [field.strip() for field in fields]
@@ -186,21 +203,30 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path} can't be read as .csv: {error}", hint="Save it as UTF-8 text.") from error
 
 
-def _number(field: str) -> float | None:
+def as_number(field: str) -> float | None:
+    """The number that a field holds; None when it holds something else."""
     try:
         return float(field)
     except ValueError:
         return None
 
 
-def _cell(field: str, line: int, index: int, columns: tuple[str, ...], label_column: int | None, path: Path) -> float:
-    value = _number(field)
+def is_header(fields: list[str]) -> bool:
+    """Whether some field of a file's first line is neither a number nor empty."""
+    return any(field and as_number(field) is None for field in fields)
+
+
+def cell(field: str, where: Callable[[], str]) -> float:
+    """The finite number that a field holds.
+
+    Raises:
+        DataError: it holds none; the message begins with ``where()``.
+    """
+    value = as_number(field)
     if value is not None and math.isfinite(value):
         return value
-    place = index if label_column is None or index < label_column else index + 1
-    column = repr(columns[place]) if columns else str(place + 1)
     problem = "is empty" if field == "" else f"holds {field!r}, which is not a {'finite ' * (value is not None)}number"
-    raise DataError(f"{path}, line {line}: column {column} {problem}")
+    raise DataError(f"{where()} {problem}")
 
 
 def _column(labels: str, columns: tuple[str, ...], width: int, path: Path) -> int:
@@ -209,7 +235,7 @@ def _column(labels: str, columns: tuple[str, ...], width: int, path: Path) -> in
             raise DataError(f"{path} has no column {labels!r}; {nearest(labels, columns)}")
         index = columns.index(labels)
     else:
-        number = _number(labels)
+        number = as_number(labels)
         if number is None or number != int(number) or not 1 <= number <= width:
             raise DataError(
                 f"{path} has no header, so labels is the number of a column, from 1 to {width}, not {labels!r}"
@@ -230,6 +256,6 @@ class _Classes:
         self._names.append(name)
 
     def indices(self) -> Tensor:
-        distinct = sorted(set(self._names), key=lambda name: (_number(name) is None, _number(name) or 0.0, name))
+        distinct = sorted(set(self._names), key=lambda name: (as_number(name) is None, as_number(name) or 0.0, name))
         number = {name: index for index, name in enumerate(distinct)}
         return torch.tensor([number[name] for name in self._names])

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
-from gebm_kit.core.errors import DataError, nearest
+from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
-from gebm_kit.data.tables import load
+from gebm_kit.data.columns import check_finite, read_table
 from gebm_kit.data.tensors import TensorDataset
 
 MOST_VALID = 1000
@@ -46,9 +46,12 @@ class Tabular(TensorDataset):
     of y and x differ by a constant: ``log p(x) = log p(y) + log_det`` with ``log_det = -sum log std``.
 
     Args:
-        path: .csv, .npz, .npy, .safetensors or (with pyarrow) .parquet, relative to the directory the command starts in.
+        path: .csv (fields between commas, semicolons or tabs), .npz, .npy, .safetensors or (with pyarrow) .parquet, relative
+            to the directory the command starts in.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
         columns: the columns to keep, by name or by number from 1, in this order; None: all.
+        where: conditions ``column=number``; the rows that fulfil all of them are kept. None: all rows.
+        origin: where the file comes from, printed when it is absent.
         dequantise, standardise: whether to.
         valid_fraction: of the rows that are not for testing.
         test_fraction: of all rows.
@@ -71,6 +74,8 @@ class Tabular(TensorDataset):
         path: str,
         key: str | None = None,
         columns: list[str] | None = None,
+        where: list[str] | None = None,
+        origin: str | None = None,
         dequantise: bool = True,
         standardise: bool = True,
         valid_fraction: Share = 0.1,
@@ -81,9 +86,10 @@ class Tabular(TensorDataset):
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
         file = directory / Path(path).expanduser()
-        rows, names = read_table(file, key)
-        rows, names = select(rows, names, columns, str(file))
-        self._prepare(rows, names, str(file), dequantise, standardise, valid_fraction, test_fraction, seed)
+        table = read_table(file, key, columns, where, origin)
+        self._prepare(
+            table.rows, table.columns, str(file), dequantise, standardise, valid_fraction, test_fraction, seed
+        )
 
     def _prepare(
         self,
@@ -147,65 +153,13 @@ class RedWine(Tabular):
         self._prepare(rows, names, "redwine", dequantise, standardise, 0.1, 0.1, seed)
 
 
-def read_table(file: Path, key: str | None) -> tuple[Tensor, tuple[str, ...]]:
-    """Rows (N, D) in float64, and the columns' names (numbers from 1 where the file has none).
-
-    Raises:
-        DataError: the file is no table of numbers.
-    """
-    if file.suffix.lower() == ".parquet" and file.is_file():
-        return _parquet(file)
-    loaded = load(file, key, None)
-    rows = loaded.rows.double()
-    if rows.ndim == 1:
-        rows = rows.unsqueeze(1)
-    if rows.ndim != 2 or rows.numel() == 0:
-        raise DataError(f"{file} holds an array of shape {tuple(loaded.rows.shape)}; a table (rows, columns) is needed")
-    return rows, loaded.columns or tuple(str(number + 1) for number in range(rows.shape[1]))
-
-
-def select(
-    rows: Tensor, names: tuple[str, ...], columns: list[str] | None, source: str
-) -> tuple[Tensor, tuple[str, ...]]:
-    """The columns asked for, by name or by number from 1.
-
-    Raises:
-        DataError: there is no such column, or it is asked for twice.
-    """
-    if columns is None:
-        return rows, names
-    chosen: list[int] = []
-    for word in map(str, columns):
-        if word in names:
-            place = names.index(word)
-        elif word.isdecimal() and 1 <= int(word) <= len(names):
-            place = int(word) - 1
-        else:
-            raise DataError(f"{source} has no column {word!r}; {nearest(word, names)}")
-        if place in chosen:
-            raise DataError(f"{source}: column {names[place]!r} is asked for twice")
-        chosen.append(place)
-    if not chosen:
-        raise DataError(f"{source}: columns is empty; name one at least")
-    return rows[:, chosen], tuple(names[place] for place in chosen)
-
-
 def check_rows(rows: Tensor, names: tuple[str, ...], source: str) -> None:
     """Refuse what a density can't be fitted to.
 
     Raises:
         DataError: names row and column.
     """
-    bad = (~torch.isfinite(rows)).nonzero()
-    if len(bad):
-        row, column = bad[0].tolist()
-        value = float(rows[row, column])
-        what = "is missing" if math.isnan(value) else f"holds {value:g}"
-        more = f" ({len(bad)} such values)" if len(bad) > 1 else ""
-        raise DataError(
-            f"{source}: row {row + 1}, column {names[column]!r} {what}{more}",
-            hint="Drop such rows or fill them in first; nothing is imputed here.",
-        )
+    check_finite(rows, names, source)
     if len(rows) < 3:
         what = "one row" if len(rows) == 1 else f"{len(rows)} rows"
         raise DataError(f"{source} has {what}; train, valid and test need one each")
@@ -265,26 +219,3 @@ def _parts(rows: Tensor, valid: float, test: float, seed: int, source: str) -> d
             f"{source}: nothing is left to train on after a test part of {test:g} and a valid part of {valid:g}"
         )
     return cast(dict[SplitName, Tensor], found)
-
-
-def _parquet(file: Path) -> tuple[Tensor, tuple[str, ...]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DataError(f"{file}: reading .parquet needs pyarrow", hint="pip install 'gebm-kit[parquet]'") from error
-    try:
-        table = parquet.read_table(file)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{file} can't be read as .parquet: {error}") from error
-    columns = []
-    for name in table.column_names:
-        values = table.column(name).to_numpy()
-        if values.dtype.kind not in "fiub":
-            raise DataError(
-                f"{file}: column {name!r} holds {table.schema.field(name).type}; numbers are needed",
-                hint="Choose the columns of numbers: columns=[...].",
-            )
-        columns.append(torch.from_numpy(np.array(values, dtype=np.float64)))
-    if not columns or not len(columns[0]):
-        raise DataError(f"{file} holds no row of data")
-    return torch.stack(columns, dim=1), tuple(table.column_names)

@@ -37,8 +37,8 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
         trainer.initialise()
-        # past the longer cycles of the start
-        usual = recipe.train.pretrain.steps + min(recipe.train.start_steps, recipe.train.steps - 1)
+        # past the longer cycles of the start, and past the one that enters the main phase
+        usual = recipe.train.pretrain_steps + min(max(recipe.train.start_steps, 1), recipe.train.steps - 1)
         start = time.monotonic()
         for cycle in range(cycles + 1):
             trainer.step = usual

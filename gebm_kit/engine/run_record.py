@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from gebm_kit.config.schema import PRETRAINED
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.engine.files import read_json
 from gebm_kit.engine.lock import LOCK
@@ -59,7 +60,7 @@ class RunRecord:
         state: as ``status.json`` has it (running, interrupted, trained, finished, failed), or ``killed``: said to be
             running, but no process holds the directory; or ``damaged``.
         step: cycles: of the last log line while the run is running, otherwise of the newest checkpoint.
-        total_steps: cycles of both phases.
+        total_steps: cycles of all phases.
         seconds: wall time of all attempts.
         updated: when the status last changed, in seconds since the epoch.
         resolved: the recipe in force, as plain data.
@@ -296,9 +297,9 @@ def _total_steps(resolved: Mapping[str, Any]) -> int | None:
     train = resolved.get("train")
     if not isinstance(train, dict) or not isinstance(train.get("steps"), int):
         return None
-    final = train.get("final")
-    extra = final.get("steps") if isinstance(final, dict) else 0
-    return int(train["steps"]) + (extra if isinstance(extra, int) else 0)
+    phases = ["final", "pretrain"] if str(train.get("part")).startswith(PRETRAINED) else ["final"]
+    extra = [train[name].get("steps") for name in phases if isinstance(train.get(name), dict)]
+    return int(train["steps"]) + sum(steps for steps in extra if isinstance(steps, int))
 
 
 def _estimate(values: Any, name: str) -> dict[str, Any] | None:

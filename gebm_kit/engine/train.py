@@ -160,7 +160,7 @@ class _Job:
         self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
         self.skipping, self.skipped = False, 0
-        self.watch = Watch(self.settings.pretrain.steps + self.settings.start_steps)
+        self.watch = Watch(self.settings.pretrain_steps + self.settings.start_steps)
         if not self.writes:
             self.logger, self.seconds = Loggers(), 0.0
             return
@@ -370,7 +370,7 @@ class _Job:
 
 def _warn_of_unseen_base(recipe: Recipe) -> None:
     """An energy that never met the base that sampling uses refines it by accident."""
-    if recipe.train.part == "both" and recipe.ema.decay > 0 and not recipe.train.final.steps:
+    if recipe.train.main_part == "both" and recipe.ema.decay > 0 and not recipe.train.final.steps:
         warn(
             "the energy is trained against the running base, but sampling uses the averaged one: set train.final.steps for "
             "a last phase against the averaged base, or ema.decay=0 to sample from the running one."

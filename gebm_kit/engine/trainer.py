@@ -80,7 +80,7 @@ class Trainer:
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.energy_optimizer = make_optimizer(recipe.optim.energy, self._energy_parameters())
-        section = self.settings.pretrain.optimizer if self.settings.pretrain.steps else recipe.optim.base
+        section = self.settings.pretrain.optimizer if self.settings.pretrain_steps else recipe.optim.base
         self.base_optimizer = make_optimizer(section, list(self.model.base.parameters()))
         self.guard = Guard([self.model.base, self.model.energy, self.loss], device)
         self.step = 0
@@ -93,14 +93,13 @@ class Trainer:
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
         self._data_for_base = "x" in self.loss.base_needs
         self._own_loss = isinstance(self.model.base, HasPretraining)
-        if self.settings.pretrain.steps and not self._own_loss:
+        if self.settings.pretrain_steps and not self._own_loss:
             raise UsageError(
-                f"train.pretrain.steps={self.settings.pretrain.steps} needs a base with a loss of its own, and "
-                f"{recipe.base.name!r} has none",
-                hint="Use a normalizing flow or a variational autoencoder as the base, or leave train.pretrain out.",
+                f"train.part={self.settings.part} needs a base with a loss of its own, and {recipe.base.name!r} has none",
+                hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
             )
         self.model.train()
-        if self.settings.part == "energy" and not self.settings.pretrain.steps:
+        if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
         # what the steps evaluate: the same modules, compiled where the recipe asks for it
         self._stepped = compiled(self.model, device, rows) if self.settings.compile else self.model
@@ -115,11 +114,11 @@ class Trainer:
     @property
     def pretraining(self) -> bool:
         """Whether the coming cycle belongs to the first phase, of the base alone."""
-        return self.step < self.settings.pretrain.steps
+        return self.step < self.settings.pretrain_steps
 
     def cycle(self) -> dict[str, Tensor]:
         """One training step: energy updates, then a base update, each where the recipe's ``part`` has it."""
-        if self.step == self.settings.pretrain.steps > 0:
+        if self.step == self.settings.pretrain_steps > 0:
             self._enter_main_phase()
         if self.step == self.settings.main_end and self.settings.final.steps:
             self._enter_final_phase()
@@ -129,7 +128,7 @@ class Trainer:
         if self.settings.part != "base" and not self.pretraining:
             for _ in range(self._num_energy_updates()):
                 metrics |= self.energy_step().metrics
-        if self.pretraining or (self.settings.part != "energy" and not self.final_phase):
+        if self.pretraining or (self.settings.main_part != "energy" and not self.final_phase):
             metrics |= self.base_step().metrics
         parallel.average_statistics(self.model.energy)
         self.step += 1
@@ -254,7 +253,7 @@ class Trainer:
             CheckpointError: it does not fit the recipe.
         """
         parts = checkpoint.tensors
-        if checkpoint.step > self.settings.pretrain.steps > 0:
+        if checkpoint.step > self.settings.pretrain_steps > 0:
             self._start_main_phase()
         if checkpoint.step > self.settings.main_end:
             self._start_final_phase()
@@ -305,8 +304,8 @@ class Trainer:
     def _num_energy_updates(self) -> int:
         if self.final_phase:
             return self.settings.final.energy_steps
-        since = self.step - self.settings.pretrain.steps
-        starting = since < self.settings.start_steps and self.settings.part == "both"
+        since = self.step - self.settings.pretrain_steps
+        starting = since < self.settings.start_steps and self.settings.main_part == "both"
         return self.settings.start_energy_steps if starting else self.settings.energy_steps
 
     def _latents(self) -> Tensor:
@@ -350,16 +349,16 @@ class Trainer:
     def _schedule(self) -> None:
         """Learning rates of the coming cycle, by its place in its phase."""
         settings = self.settings
-        first = settings.pretrain
+        first = settings.pretrain_steps
         if self.pretraining:
-            set_rate(self.base_optimizer, rate(first.optimizer, self.step, first.steps))
+            set_rate(self.base_optimizer, rate(settings.pretrain.optimizer, self.step, first))
             return
         if self.final_phase:
             final = settings.final
             set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.main_end, final.steps))
             return
-        set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step - first.steps, settings.steps))
-        set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step - first.steps, settings.steps))
+        set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step - first, settings.steps))
+        set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step - first, settings.steps))
 
     def _enter_main_phase(self) -> None:
         """From here on the base is the pretrained one, with the weights that sampling would use."""
@@ -372,7 +371,7 @@ class Trainer:
         self.base_optimizer = make_optimizer(self.recipe.optim.base, list(self.model.base.parameters()))
         if self.ema is not None:
             self.ema = EMA(self.model.base, self.recipe.ema.decay)
-        if self.settings.part == "energy":
+        if self.settings.main_part == "energy":
             self.model.base.eval()
 
     def _enter_final_phase(self) -> None:

@@ -152,4 +152,8 @@ def test_recipes_check(cli: Any, recipe: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_passes_the_check(cli: Any, name: str) -> None:
-    assert cli("recipes", "check", name).code == 0
+    result = cli("recipes", "check", name)
+    if "gebm-kit-flows" in shipped_recipes()[name].read_text():  # switched off here
+        assert (result.code, "gebm-kit-flows" in result.err) == (3, True)
+    else:
+        assert result.code == 0

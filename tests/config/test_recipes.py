@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from gebm_kit.config.build import resolved_yaml
 from gebm_kit.config.check import check, conform
@@ -214,7 +216,12 @@ def test_missing_files_and_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_checks(name: str) -> None:
-    assert load_recipe(name).name == name
+    try:
+        assert load_recipe(name).name == name
+    except PluginError as error:  # this project's own plugins are switched off here; their tests check such recipes
+        wanted = yaml.safe_load(shipped_recipes()[name].read_text())["requires"]
+        assert [Requirement(text).name for text in wanted] == ["gebm-kit-flows"]
+        assert "gebm-kit-flows" in str(error)  # noqa: PT017
 
 
 def test_conform_covers_the_types_that_signatures_use() -> None:

@@ -244,6 +244,26 @@ def test_a_name_of_a_plugin_that_is_not_there_is_an_error_about_the_plugin() -> 
         registry.get("sampler", "present:other")
 
 
+def test_a_name_of_a_known_plugin_says_which_package_to_install() -> None:
+    registry = Registry()
+    registry.add(component("mala", kind="base"), BUILTIN)
+    registry.packages = {("base", "nsf"): "gebm-kit-flows"}
+    with pytest.raises(
+        PluginError, match="base 'nsf' needs the plugin 'gebm-kit-flows', which is not installed"
+    ) as caught:
+        registry.get("base", "nsf")
+    assert caught.value.hint == "Install it with `pip install gebm-kit-flows`."
+    with pytest.raises(RecipeError, match="did you mean nsf"):
+        registry.get("base", "nsff")
+    with pytest.raises(RecipeError, match="unknown"):
+        registry.get("energy", "nsf")
+    registry.missing_notes["gebm-kit-flows"] = "plugin 'gebm-kit-flows' is blocked (named in GEBM_KIT_BLOCK_PLUGINS)"
+    with pytest.raises(PluginError, match="base 'nsf' is not available: .* is blocked"):
+        registry.get("base", "nsf")
+    registry.add(component("nsf", kind="base"), "another")
+    assert registry.get("base", "nsf").distribution == "another"
+
+
 def test_a_name_that_a_failed_plugin_may_provide_names_the_plugin() -> None:
     registry = Registry()
     registry.missing_notes["broken-one"] = "plugin 'Broken_One' failed to load (ImportError: no)"

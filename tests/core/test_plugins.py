@@ -288,6 +288,18 @@ def test_a_plugins_base_and_sampler_train_and_sample_from_a_recipe(kit: Kit, tmp
     assert "is blocked" in json.loads(done.stdout)["error"]["message"]
 
 
+def test_a_base_of_an_uninstalled_plugin_of_ours_says_what_to_install(kit: Kit, tmp_path: Path) -> None:
+    text = "schema: 1\ndata: {name: ring}\nbase: {name: realnvp}\nenergy: {name: mlp}\nloss: {name: kale}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    done = kit("train", "mine.yaml", plugins=[])
+    assert done.returncode == 3
+    assert "base 'realnvp' needs the plugin 'gebm-kit-flows', which is not installed" in done.stderr
+    assert "pip install gebm-kit-flows" in done.stderr
+    done = kit("train", "redwine", plugins=[])
+    assert done.returncode == 3
+    assert "pip install" in done.stderr
+
+
 def test_a_recipe_may_require_a_version(kit: Kit, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(RECIPE.replace("Gebm.Good>=1", "gebm-good>=2"))
     done = kit("recipes", "check", "mine.yaml", plugins=["Gebm_Good"])

@@ -134,8 +134,60 @@ class TestColumns:
         with pytest.raises(DataError, match=message):
             Tabular(write(tmp_path, numbers(), header=["a", "b", "c"]), columns=columns)
 
+    @pytest.mark.parametrize("mark", [",", ";", "\t"])
+    def test_of_a_csv_with_words_in_other_columns(self, tmp_path, mark):
+        rows = [mark.join([f"{k}", f"name {k}", f"{k * k}"]) for k in range(30)]
+        (tmp_path / "x.csv").write_text("\n".join([mark.join(['"a 1"', "b", "c"]), *rows]))
+        data = Tabular(str(tmp_path / "x.csv"), columns=["c", "a 1"], dequantise=False, standardise=False)
+        table = whole(data)
+        assert torch.equal(table[:, 0], table[:, 1] ** 2)
+        assert sorted(table[:, 1].tolist()) == list(range(30))
+
+    @pytest.mark.parametrize("suffix", [".csv", ".npy"])
+    def test_rows_by_a_condition(self, tmp_path, suffix):
+        rows = np.stack([np.arange(60.0) % 2, np.arange(60.0), np.arange(60.0) % 3], axis=1)
+        path = write(tmp_path, rows) if suffix == ".csv" else str(tmp_path / "x.npy")
+        np.save(tmp_path / "x.npy", rows)
+        data = Tabular(path, columns=["2"], where=["1=1", "3 = 0"], dequantise=False, standardise=False)
+        assert sorted(whole(data).flatten().tolist()) == [3.0 + 6 * k for k in range(10)]
+        with pytest.raises(DataError, match="no row of 60 fulfils"):
+            Tabular(path, where=["1=2"])
+        with pytest.raises(DataError, match="must read column=number"):
+            Tabular(path, where=["1=one"])
+        with pytest.raises(DataError, match="no column 'label'"):
+            Tabular(path, where=["label=1"])
+
 
 class TestRefused:
+    def test_an_absent_file_says_where_it_comes_from(self, tmp_path):
+        with pytest.raises(DataError, match="does not exist") as caught:
+            Tabular(str(tmp_path / "x.csv"), origin="https://example.org, table.csv")
+        assert caught.value.hint == "Where it comes from: https://example.org, table.csv"
+        with pytest.raises(DataError, match="does not exist"):
+            Tabular(str(tmp_path / "x.csv"))
+
+    def test_lines_of_another_length(self, tmp_path):
+        (tmp_path / "x.csv").write_text("a,b\n1,2\n3,4,5\n6,7\n")
+        with pytest.raises(DataError, match="line 3: 3 fields where the first line has 2"):
+            Tabular(str(tmp_path / "x.csv"))
+
+    @pytest.mark.parametrize("text", ["", "a,b\n"])
+    def test_a_csv_without_rows(self, tmp_path, text):
+        (tmp_path / "x.csv").write_text(text)
+        with pytest.raises(DataError, match="holds no row of data"):
+            Tabular(str(tmp_path / "x.csv"))
+
+    def test_what_is_no_text(self, tmp_path):
+        (tmp_path / "x.csv").write_bytes(b"a,b\n1,2\n\xff\xfe,3\n")
+        with pytest.raises(DataError, match="can't be read as .csv"):
+            Tabular(str(tmp_path / "x.csv"))
+
+    def test_what_other_columns_lack_does_not_matter(self, tmp_path):
+        rows = [[k, "", k + 1] for k in range(40)]
+        assert Tabular(write(tmp_path, rows), columns=["1", "3"]).data_shape == (2,)
+        with pytest.raises(DataError, match="line 1: column '2' is empty"):
+            Tabular(write(tmp_path, rows))
+
     def test_missing_values_in_an_array(self, tmp_path):
         rows = numbers()
         rows[7, 1] = np.nan

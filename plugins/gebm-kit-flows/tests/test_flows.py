@@ -6,14 +6,16 @@ import copy
 
 import pytest
 import torch
-from gebm_kit_flows.bases import MAF, NSF, Gaussianization, RealNVP
-from gebm_kit_flows.energy import FlowEnergy
+
+pytest.importorskip("gebm_kit_flows", reason="the plugin package gebm-kit-flows is not installed")
 
 from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import HasDensity, HasEncoder, HasPretraining
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.testing import check_base, check_energy
 from gebm_kit.testing.host_sync import forbid_host_sync
+from gebm_kit_flows.bases import MAF, NSF, Gaussianization, RealNVP
+from gebm_kit_flows.energy import FlowEnergy
 
 BASES = {
     "realnvp": lambda shape: RealNVP(4, [16], data_shape=shape),
