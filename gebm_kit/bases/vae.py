@@ -120,7 +120,7 @@ class Vae(Base):
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
         """Mean of -ELBO(x) in nats, its KL term weighted; (B, *D) -> (). In train mode it counts as an update."""
-        weight = 1.0
+        weight = torch.ones((), dtype=x.dtype, device=x.device)
         if self.kl_warmup:
             if self.training:
                 self.kl_updates += 1

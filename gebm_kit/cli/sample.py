@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import enum
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,12 +34,21 @@ from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.draws import Draws, SampleSettings
     from gebm_kit.engine.run import Run
     from gebm_kit.engine.shards import ShardedDraws
 
 SECTIONS = ("sampler", "sample")
+
+
+class Start(enum.StrEnum):
+    """Where chains start."""
+
+    PRIOR = "prior"
+    DATA = "data"
 
 
 def sample(
@@ -71,6 +81,10 @@ def sample(
         bool,
         typer.Option("--require-converged", help="Exit with code 1 when the diagnostics say that the draws are bad."),
     ] = False,
+    start: Annotated[
+        Start,
+        typer.Option("--start", help="Where chains start: at draws of the prior, or at encodings of training rows."),
+    ] = Start.PRIOR,
     trace: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +111,7 @@ def sample(
             raise UsageError(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
-        of_draws = {"--images": images, "--require-converged": require_converged}
+        of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
         run_trace(
             trace,
             given,
@@ -120,7 +134,7 @@ def sample(
     if sampler is not None and sampler != run.recipe.sampler.name:
         overrides = (f"sampler={sampler}", *overrides)  # first, so that sampler.step_size=0.1 is a value of this one
     recipe = overridden_recipe(run, overrides)
-    place, draws = _drawn(run, recipe, overrides, changes, out, images, say, resume=resume, device=device)
+    place, draws = _drawn(run, recipe, overrides, changes, out, images, say, resume=resume, device=device, start=start)
     if not first_rank():
         return
     figures = _figures(run, draws, say)
@@ -143,6 +157,7 @@ def _drawn(
     *,
     resume: bool,
     device: str | None,
+    start: Start,
 ) -> tuple[Path, Draws | ShardedDraws]:
     """The draws, and where they have been written."""
     from gebm_kit.engine.distributed import joined, local_device
@@ -155,6 +170,7 @@ def _drawn(
     if images is not None:
         check_images(images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
+    rows = _training_rows(run, settings) if start == Start.DATA else None
     with joined() as ranks, ranks.together(), say.progress() as on_progress:
         place = Path(ranks.from_first(str(out or _new_place(run, recipe.sampler.name, settings, resume=resume))))
         draws = draw_to(
@@ -167,11 +183,23 @@ def _drawn(
             device=local_device(device or run.recipe.device),
             on_progress=on_progress,
             ranks=ranks,
-            hint=f"Go on with `{_resuming(run, overrides, settings, place, device)}`.",
+            start=rows,
+            hint=f"Go on with `{_resuming(run, overrides, settings, place, device, start)}`.",
         )
         if images is not None and run.value_range is not None and ranks.rank == 0:
             save_images(draws.pictures(), settings.num_samples, images, run.value_range)
     return place, draws
+
+
+def _training_rows(run: Run, settings: SampleSettings) -> Tensor:
+    """One for each chain, chosen at random by the seed."""
+    import torch
+
+    from gebm_kit.core.seeds import stream
+
+    train = run.dataset.split("train")
+    order = torch.randperm(len(train), generator=stream(settings.seed, "sample", "start"))
+    return train.batch(order[: settings.num_chains])
 
 
 def _show(
@@ -230,7 +258,9 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
     return path
 
 
-def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, device: str | None) -> str:
+def _resuming(
+    run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, device: str | None, start: Start
+) -> str:
     """The command that goes on with an interrupted sampling."""
     from gebm_kit.engine.distributed import launcher
 
@@ -245,4 +275,5 @@ def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, plac
     ]
     options += ["--checkpoint", run.which] if run.which != "last" else []
     options += ["--device", device] if device else []
+    options += ["--start", start] if start == Start.DATA else []
     return shlex.join([*launcher(), "sample", str(run.path), *overrides, *options])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.frozen import Frozen
-from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
+from gebm_kit.core.interfaces import Base, Energy, HasEncoder, ValueAndGrad
 from gebm_kit.core.threads import PieceThreads
 
 
@@ -53,6 +53,17 @@ class GEBM(nn.Module):
         """Latent energy ``E(G(z))``; (B, Z) -> (B,)."""
         energy: Tensor = self.energy(self.base(z))
         return energy
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """``G(encode(x))``, for bases with an encoder; (B, *D) -> (B, *D).
+
+        Raises:
+            UsageError: the base has none.
+        """
+        if not isinstance(self.base, HasEncoder):
+            raise UsageError(f"the base {type(self.base).__name__} has no encoder, so nothing can be reconstructed")
+        rebuilt: Tensor = self.base(self.base.encode(x))
+        return rebuilt
 
 
 class _BlockPotential:

@@ -155,7 +155,8 @@ def _load_csv(path: Path, labels: str | None) -> Loaded:
     """Numbers between commas (or semicolons, or tabs); a first line with anything that is no number is the header."""
     columns: tuple[str, ...] = ()
     rows: list[list[float]] = []
-    width, label_column, classes = 0, None, _Classes()
+    width, classes = 0, _Classes()
+    label_column: int | None = None
 
     def place(line: int, index: int) -> Callable[[], str]:
         column = index if label_column is None or index < label_column else index + 1

@@ -134,11 +134,16 @@ def start(
 
 
 def start_counted(
-    potential: LatentPotential, sampler: Sampler, num_chains: int, generator: torch.Generator, dtype: torch.dtype
+    potential: LatentPotential,
+    sampler: Sampler,
+    num_chains: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    codes: Tensor | None = None,
 ) -> tuple[Any, int]:
-    """`start`, and how many points had to be drawn again."""
+    """`start`, and how many points had to be drawn again; ``codes``, (C, Z), take the place of the first prior draws."""
     shape, redrawn = (num_chains, potential.model.latent_dim), 0
-    z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+    z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype) if codes is None else codes
     for attempt in range(START_ATTEMPTS):
         state = sampler.init(z, potential, generator)
         usable = _finite(state)

@@ -53,6 +53,13 @@ class Counts:
         return Counts(self.grad_evals - other.grad_evals, self.forward_evals - other.forward_evals)
 
 
+class Starts(NamedTuple):
+    """Latent codes that chains start from in turn, (N, Z), and what identifies the data that they encode."""
+
+    codes: Tensor
+    digest: str
+
+
 @dataclass(frozen=True)
 class Job:
     """One sampling.
@@ -63,6 +70,7 @@ class Job:
         layout: of the chains in blocks.
         ranks: who shares the work.
         probed: evaluations that laying them out took.
+        starts: where chains start; None: at draws of the prior.
     """
 
     potential: LatentPotential
@@ -74,6 +82,7 @@ class Job:
     ranks: Ranks
     on_progress: OnProgress
     probed: Counts
+    starts: Starts | None = None
 
 
 class Outcome(NamedTuple):

@@ -21,6 +21,7 @@ from gebm_kit.engine.diagnostics import (
     summarise,
     total_divergences,
 )
+from gebm_kit.engine.encodings import starts_of
 from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Saved
 from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.request import component_name
@@ -77,7 +78,7 @@ def run_kernel(job: Job, keeper: Keeper, seconds: Callable[[], float]) -> Outcom
 
 
 def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
-    """All blocks started from the prior and warmed up together; this rank's.
+    """All blocks started, from the prior or from encodings, and warmed up together; this rank's.
 
     A rank without blocks goes through warm-up with the first one, of which it tells nobody.
     """
@@ -87,7 +88,8 @@ def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     states, generators, redrawn = [], [], []
     for block in mine or [0]:
         generator = block_generator(settings.seed, block, job.device)
-        state, bad = start_counted(potential, job.sampler, layout.rows, generator, job.dtype)
+        codes = None if job.starts is None else starts_of(job.starts.codes, layout.first(block), layout.rows)
+        state, bad = start_counted(potential, job.sampler, layout.rows, generator, job.dtype, codes)
         states.append(state)
         generators.append(generator)
         redrawn.append(torch.tensor([bad], dtype=torch.float64))
@@ -98,7 +100,8 @@ def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
 
     warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
     watch = _Watch(job, keeper)
-    share = round(SHARE * settings.warmup)
+    # under a weak tilt chains would wander off from where they were put
+    share = round(SHARE * settings.warmup) if job.starts is None else 0
     early = tempered_start(
         job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
     )

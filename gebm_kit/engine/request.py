@@ -97,4 +97,5 @@ def requested(job: Job) -> dict[str, Any]:
         "device": job.device.type,
         "dtype": str(job.dtype).removeprefix("torch."),
         "shard_rows": most_rows(row_bytes(model.data_shape, model.latent_dim, job.dtype)),
+        **({} if job.starts is None else {"start": job.starts.digest}),
     }

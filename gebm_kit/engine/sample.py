@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
@@ -21,7 +22,8 @@ from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.directory import Directory, check_directory, finished
 from gebm_kit.engine.distributed import ALONE, Ranks, joined, local_device
 from gebm_kit.engine.draws import Draws, SampleSettings, check_output, is_directory
-from gebm_kit.engine.job import Counts, Job, Keeper, Outcome
+from gebm_kit.engine.encodings import check_starts, digest_of, encodings
+from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Starts
 from gebm_kit.engine.kernels import run_kernel
 from gebm_kit.engine.memory import InMemory
 from gebm_kit.engine.populations import run_populations
@@ -62,6 +64,7 @@ def sample(
     inverse_temperature: float | None = None,
     seed: int | None = None,
     block_size: int | None = None,
+    start: Tensor | None = None,
     device: torch.device | str | None = None,
     out: None = None,
     resume: bool = False,
@@ -82,6 +85,7 @@ def sample(
     inverse_temperature: float | None = None,
     seed: int | None = None,
     block_size: int | None = None,
+    start: Tensor | None = None,
     device: torch.device | str | None = None,
     out: str | Path,
     resume: bool = False,
@@ -101,6 +105,7 @@ def sample(
     inverse_temperature: float | None = None,
     seed: int | None = None,
     block_size: int | None = None,
+    start: Tensor | None = None,
     device: torch.device | str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -115,6 +120,8 @@ def sample(
         run_or_model: a run, the path of its directory, or a model.
         sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The recipe's own name keeps
             the recipe's parameters, any other name means that sampler's defaults.
+        start: rows of data, (N, *D), at whose encodings chains start, in turn, for bases with an encoder (`HasEncoder`);
+            None: draws of the prior.
         device: a torch device or ``auto``; None: the recipe's device, for a hand-built model the one that it is on.
         out: a .safetensors or .npz file to write the draws to as well; or, by a name without suffix, a directory to stream
             them into, whatever their number, and `ShardedDraws` are returned.
@@ -146,6 +153,7 @@ def sample(
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
     with joined() as ranks:
         place: dict[str, Any] = {"device": local_device(device), "on_progress": on_progress, "ranks": ranks}
+        place["start"] = start
         if out is None:
             return draw(model, kernel, settings, **place)
         value_range = None if run is None else run.value_range
@@ -183,6 +191,7 @@ def draw(
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
+    start: Tensor | None = None,
 ) -> Draws:
     """Run chains on the latent posterior ``nu(z) ∝ eta(z) exp(-beta E(G(z)))`` and keep their last states.
 
@@ -194,6 +203,7 @@ def draw(
     Args:
         device: None: the one that the model is on.
         ranks: who shares the work; all of them call this, and all get all draws.
+        start: as in `sample`.
 
     Raises:
         UsageError: the energy is finite at no starting point or has the wrong shape, the sampler does not serve the base's
@@ -208,7 +218,7 @@ def draw(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
         stack.enter_context(ranks.together())
-        job = stack.enter_context(prepared(model, sampler, settings, device, on_progress, ranks))
+        job = stack.enter_context(prepared(model, sampler, settings, device, on_progress, ranks, start))
         keeper = InMemory(settings.num_samples, ranks, stop)
         outcome = _run(job, keeper, _islands(job, 1), lambda: time.perf_counter() - began)
     outcome.diagnostics.warn()
@@ -261,6 +271,7 @@ def draw_into(
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
     hint: str = "Go on with resume=True.",
+    start: Tensor | None = None,
 ) -> ShardedDraws:
     """`draw` into a directory of shards, in memory that does not grow with the number of draws.
 
@@ -273,6 +284,7 @@ def draw_into(
         value_range: (low, high) of the data, for whoever turns x into pictures.
         ranks: who shares the work; all of them call this, and ``directory`` is the same for all.
         hint: how to go on, for the error that tells of a signal.
+        start: as in `sample`.
 
     Raises:
         UsageError: as for `draw`; the place can't be written, or holds something else or what was asked for otherwise.
@@ -284,7 +296,7 @@ def draw_into(
     with (
         StopSignals() as stop,
         ranks.together(),
-        prepared(model, sampler, settings, device, on_progress, ranks) as job,
+        prepared(model, sampler, settings, device, on_progress, ranks, start) as job,
     ):
         stop.hint = hint
         if ranks.rank == 0:
@@ -328,8 +340,11 @@ def prepared(
     device: torch.device | str | None,
     on_progress: OnProgress,
     ranks: Ranks,
+    start: Tensor | None = None,
 ) -> Iterator[Job]:
     """The model on its device and its chains laid out, for the block; running out of memory in it becomes a `RunFailed`."""
+    if start is not None:
+        check_starts(model, sampler, start)
     with (
         placed(model, device) as (where, dtype),
         LatentPotential(model, settings.inverse_temperature) as potential,
@@ -347,4 +362,5 @@ def prepared(
         potential.block_size = layout.piece
         probed = Counts.of(potential)
         with enough_memory(where, layout.piece or layout.rows):
-            yield Job(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed)
+            starts = None if start is None else Starts(encodings(model, start, where, dtype), digest_of(start))
+            yield Job(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed, starts)

@@ -120,8 +120,8 @@ def test_training_finds_a_line_in_the_plane(noise):
     torch.manual_seed(0)
     vae = Vae(1, hidden=[16], noise=noise, data_shape=(2,))
     data = torch.randn(512, 1) * torch.tensor([[2.0, 1.0]]) + 0.2 * torch.randn(512, 2)
-    optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
-    for _ in range(400):
+    optimizer = torch.optim.Adam(vae.parameters(), 3e-2)
+    for _ in range(600):  # the noise and the width of q can only shrink together, so both take their time
         optimizer.zero_grad()
         vae.pretraining_loss(data).backward()
         optimizer.step()

@@ -44,6 +44,12 @@ def test_every_component_and_parameter_is_documented() -> None:
             assert f"{parameter}:" in doc or f"{parameter}," in doc, f"{name}.{parameter}"
 
 
+@pytest.fixture(autouse=True)
+def _few_initial_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gebm_kit.engine.trainer.INITIAL_DRAWS", 100)
+    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])  # the pictures
+
+
 def table(name: str, folder: Path) -> Path:
     """A file of the layout that the recipe reads, with numbers of a generator."""
     rng = np.random.default_rng(0)
@@ -82,11 +88,20 @@ def test_a_table_of_that_layout_is_read(name: str, dim: int, tmp_path: Path) -> 
     total = sum(len(dataset.split(part)) for part in ("train", "valid", "test"))
     assert total == {"miniboone": 400, "hepmass": total}.get(name, 800)
     assert name != "hepmass" or 300 < total < 500
-    train_a_little(load_recipe(name, SHORT, directory=tmp_path))
+    train_a_little(load_recipe(name, [*SHORT, "base.transforms=1", "base.hidden=[8]"], directory=tmp_path))
 
 
 @pytest.mark.parametrize("part", ["base-then-energy", "both", "base-then-both"])
-@pytest.mark.parametrize("base", ["realnvp", "maf", "nsf", "gaussianization", "{name: maf, fast: sampling}"])
+@pytest.mark.parametrize(
+    "base",
+    [
+        "{name: realnvp, transforms: 2, hidden: [16]}",
+        "{name: maf, transforms: 2, hidden: [16]}",
+        "{name: maf, transforms: 2, hidden: [16], fast: sampling}",
+        "{name: nsf, transforms: 2, hidden: [16]}",
+        "{name: gaussianization, transforms: 2, components: 3}",
+    ],
+)
 def test_every_flow_trains_in_all_three_ways(base: str, part: str) -> None:
     train_a_little(load_recipe("redwine", [f"base={base}", f"train.part={part}", *SHORT]))
 
@@ -113,6 +128,8 @@ def train_a_little(recipe: gk.Recipe) -> None:
 def test_a_run_from_training_to_draws(tmp_path: Path) -> None:
     words = [
         *SHORT,
+        "base.transforms=2",
+        "base.hidden=[16]",
         "sample.num_samples=40",
         "sample.num_chains=20",
         "sample.warmup=3",
