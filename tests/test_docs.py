@@ -236,7 +236,12 @@ def test_printed_commands_are_understood(page: str, line: str, tmp_path: Path, m
         overrides = [word for word in overrides if not word.startswith("data.path")]
     if recipe is not None and page != "CONTRIBUTING.md":
         assert recipe in shipped_recipes()
-        load_recipe(recipe, overrides)
+        try:
+            load_recipe(recipe, overrides)
+        except (
+            errors.PluginError
+        ):  # of this project's own plugins, which are switched off here; their tests check such recipes
+            assert "gebm-kit-flows" in shipped_recipes()[recipe].read_text()
 
 
 def test_the_yaml_of_the_recipe_page_is_a_recipe(tmp_path: Path) -> None:

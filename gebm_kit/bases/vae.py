@@ -17,11 +17,11 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gebm_kit.bases.dcgan import DcganBase, doublings
+from gebm_kit.bases.dcgan import DcganBase
 from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import Activation, activation_layer, check_image, check_sizes
+from gebm_kit.core.layers import Activation, activation_layer, check_doublings, check_sizes
 
 INITIAL_NOISE = 0.3
 """Standard deviation of the observation noise that a learned one starts from, in data units."""
@@ -174,8 +174,7 @@ def _mlp_encoder(size: int, hidden: list[int], activation: str, outputs: int) ->
 
 def _conv_encoder(data_shape: tuple[int, ...], width: int, activation: str, outputs: int) -> nn.Sequential:
     """As many halvings as the decoder has doublings, to the same small feature map."""
-    channels, height, across = check_image("the vae base", data_shape)
-    count = doublings(height, across)
+    channels, height, across, count = check_doublings("the vae base", data_shape)
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), activation_layer(activation)]
     size = width
     for _ in range(count - 1):

@@ -13,7 +13,7 @@ from gebm_kit.bases.resnet import ResnetBase
 from gebm_kit.bases.sngan import SnganBase
 from gebm_kit.core.components import Registered, parameters
 from gebm_kit.core.errors import DataError, RecipeError, UsageError
-from gebm_kit.core.interfaces import Base
+from gebm_kit.core.interfaces import Base, HasPretraining
 from gebm_kit.core.layers import doublings
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
@@ -75,7 +75,10 @@ class TestEveryBase:
 
     def test_every_parameter_takes_part(self, record, shape):
         base = build(record, shape, (-1.0, 1.0))
-        base(base.sample_prior(8, torch.Generator().manual_seed(0))).square().sum().backward()
+        x = base(base.sample_prior(8, torch.Generator().manual_seed(0)))
+        x.square().sum().backward()
+        if isinstance(base, HasPretraining):  # which trains an encoder and the like
+            base.pretraining_loss(x.detach()).backward()
         for name, parameter in base.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name

@@ -289,7 +289,7 @@ def test_a_plugins_base_and_sampler_train_and_sample_from_a_recipe(kit: Kit, tmp
 
 
 def test_a_base_of_an_uninstalled_plugin_of_ours_says_what_to_install(kit: Kit, tmp_path: Path) -> None:
-    text = "schema: 1\ndata: {name: ring}\nbase: {name: realnvp}\nenergy: {name: mlp}\nloss: {name: kale}\n"
+    text = "schema: 1\ndata: {name: rings}\nbase: {name: realnvp}\nenergy: {name: mlp}\nloss: {name: kale}\n"
     (tmp_path / "mine.yaml").write_text(text)
     done = kit("train", "mine.yaml", plugins=[])
     assert done.returncode == 3
