@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gebm_kit.core.hookspecs import hookimpl
     from gebm_kit.core.model import GEBM
     from gebm_kit.engine.along import trace_quality
+    from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.run import load_run
     from gebm_kit.engine.sample import sample
@@ -27,6 +28,7 @@ _HOME = {
     "train": "gebm_kit.engine.train",
     "sample": "gebm_kit.engine.sample",
     "evaluate": "gebm_kit.engine.evaluate",
+    "log_density": "gebm_kit.engine.density",
     "trace_quality": "gebm_kit.engine.along",
     "load_run": "gebm_kit.engine.run",
     "load_draws": "gebm_kit.engine.shards",
@@ -42,6 +44,7 @@ __all__ = [
     "hookimpl",
     "load_draws",
     "load_run",
+    "log_density",
     "sample",
     "trace_quality",
     "train",

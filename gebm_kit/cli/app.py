@@ -22,6 +22,7 @@ import typer
 import gebm_kit
 from gebm_kit.cli import ui
 from gebm_kit.cli.compare import compare
+from gebm_kit.cli.density import density
 from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
+app.command("density")(density)
 app.command("runs")(runs)
 app.command("compare")(compare)
 app.add_typer(recipes, name="recipes")

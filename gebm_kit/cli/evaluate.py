@@ -19,7 +19,7 @@ from gebm_kit.cli.options import (
     split_words,
 )
 
-SECTIONS = ("eval", "sampler", "sample")
+SECTIONS = ("eval", "sampler", "sample", "nll")
 
 
 def evaluate(

@@ -30,8 +30,34 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     ui.text(f"KALE: {train} on training data, {test} on held-out data")
     partition = evaluation.get("log_partition") or {}
     if partition.get("value") is not None:
-        error = f" +- {ui.number(partition.get('se'))}"
-        ui.text(f"log partition: {ui.number(partition['value'])}{error} ({partition.get('method', '')})")
+        show_log_partition(partition)
+    if nll := evaluation.get("nll"):
+        show_nll(nll)
+
+
+def show_log_partition(partition: Mapping[str, Any]) -> None:
+    """A with its interval, why by that method, and the cross-check."""
+    why = f"; {partition['reason']}" if partition.get("reason") else ""
+    ui.text(f"log partition: {_with_error(partition)} ({partition.get('method', '')}{why})")
+    if partition.get("gap") is not None:
+        bridge = partition.get("bridge")
+        found = (
+            "too far apart to bridge"
+            if bridge is None
+            else _with_error({"value": bridge, "se": partition["bridge_se"]})
+        )
+        ends = f"{ui.number(partition['forward'])} from base draws, {ui.number(partition['reverse'])} from model draws"
+        ui.text(f"  bridge sampling: {found}; {ends} (gap {ui.number(partition['gap'])})")
+
+
+def show_nll(nll: Mapping[str, Any]) -> None:
+    """Negative log-likelihoods of held-out data, of GEBM and base."""
+    ui.text(f"NLL of {nll['num_rows']} held-out rows, nats ({nll['space']}): {_with_error(nll['gebm'])}")
+    ui.text(f"  of the base: {_with_error(nll['base'])}; GEBM - base: {_with_error(nll['difference'])}")
+
+
+def _with_error(cell: Mapping[str, Any]) -> str:
+    return f"{interval(cell)} +- {ui.number(cell.get('se'))}"
 
 
 def show_diagnostics(diagnostics: Diagnostics) -> None:

@@ -69,7 +69,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     for name in COMPONENT_SECTIONS:
         if name != "sampler":
             tree[name] = _plain(getattr(recipe, name))
-    for name in ("train", "optim", "ema", "sampler", "sample", "eval"):
+    for name in ("train", "optim", "ema", "sampler", "sample", "eval", "nll"):
         tree[name] = _plain(getattr(recipe, name))
     tree |= {"loggers": _plain(recipe.loggers), "device": recipe.device, "precision": recipe.precision}
     return tree

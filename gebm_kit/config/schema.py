@@ -244,12 +244,27 @@ class EvalSection:
         num_samples: draws in each set.
         num_sets: independent draw sets, from which the intervals come.
         seed: of the draws.
+        log_partition: how A is estimated; auto: by importance sampling while Pareto k of the weights is below 0.5, by
+            annealed populations (smc) otherwise.
     """
 
     metrics: tuple[ComponentNode, ...] = ()
     num_samples: Annotated[int, Range(2, None)] = 2000
     num_sets: Annotated[int, Range(2, None)] = 10
     seed: Seed = 0
+    log_partition: Literal["auto", "importance-sampling", "smc"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class NllSection:
+    """Negative log-likelihoods, of models whose base has a density.
+
+    Attributes:
+        space: standardised: of the data as the model sees them; raw: of the measurements in the file, with the Jacobian of
+            every preprocessing step (datasets that state it, such as tabular).
+    """
+
+    space: Literal["standardised", "raw"] = "standardised"
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +295,7 @@ class Recipe:
     sampler: ComponentNode
     sample: SampleSection
     eval: EvalSection
+    nll: NllSection
     loggers: tuple[ComponentNode, ...]
     device: str
     precision: str
@@ -306,6 +322,7 @@ SECTIONS: dict[str, type] = {
     "ema": EmaSection,
     "sample": SampleSection,
     "eval": EvalSection,
+    "nll": NllSection,
 }
 
 TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "device", "precision")

@@ -20,6 +20,7 @@ from gebm_kit.core.priors import Prior, StandardNormal, prior_sample
 from gebm_kit.core.sampling import (
     DIVERGENCE_THRESHOLD as DIVERGENCE_THRESHOLD,
     Adaptation as Adaptation,
+    AnnealedSampler as AnnealedSampler,
     Info as Info,
     Potential as Potential,
     Sampler as Sampler,
@@ -90,6 +91,19 @@ class HasPretraining(Protocol):
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
         """Mean loss of a batch; (B, *D) -> ()."""
+        ...
+
+
+@runtime_checkable
+class HasStandardisation(Protocol):
+    """A dataset that says how it made ``y``, the data as the model sees them, of measurements ``x`` in a file's columns."""
+
+    columns: tuple[str, ...]
+    log_det: float
+    """log |det dy/dx|, in nats: ``log p(x) = log p(y) + log_det``."""
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """y of x; (N, D) -> (N, D)."""
         ...
 
 

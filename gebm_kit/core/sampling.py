@@ -207,3 +207,23 @@ class Sampler(ABC):
                 raise AttributeError(f"{type(self).__name__} has no parameter {name!r}")
             setattr(twin, name, value)
         return twin
+
+
+class AnnealedSampler(Sampler):
+    """A population method that goes from the prior to the target by levels, and whose way there can be kept for others.
+
+    One population finds a plan, a row of numbers for each level. Populations that follow it learn nothing from their own
+    particles, which makes their estimates of the partition function Z unbiased.
+    """
+
+    @abstractmethod
+    def learnt(self, state: Any) -> Tensor:
+        """The plan's row of the last step, (K,) float64."""
+
+    @abstractmethod
+    def frozen(self, plan: Tensor, groups: int = 1) -> AnnealedSampler:
+        """A copy that follows ``plan``, one row a step, with chains in ``groups`` equal blocks: a population each."""
+
+    @abstractmethod
+    def log_partitions(self, state: Any) -> Tensor:
+        """Each population's estimate of A, (groups,)."""

@@ -30,10 +30,13 @@ from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.features import FeatureMaps
 from gebm_kit.engine.held_out import HeldOut, every_row, floor_sets
-from gebm_kit.engine.intervals import Estimate, mean_interval, paired_ratio
-from gebm_kit.engine.model_fit import ModelFit, model_fit
-from gebm_kit.engine.progress import OnProgress, Progress, ignore
+from gebm_kit.engine.intervals import Estimate
+from gebm_kit.engine.likelihood import Space, check_space, log_det_of
+from gebm_kit.engine.model_fit import ModelDraws, ModelFit, model_fit
+from gebm_kit.engine.partition import Method
+from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.sample import resolve_sampler, settings_of
+from gebm_kit.engine.score_table import score_table
 from gebm_kit.engine.scores import Scores
 
 if TYPE_CHECKING:
@@ -108,6 +111,8 @@ def evaluate(
     seed: int | None = None,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
+    log_partition: Method | None = None,
+    nll_space: Space | None = None,
     on_progress: OnProgress = ignore,
 ) -> Evaluation:
     """Score a trained run, or any GEBM built by hand.
@@ -125,6 +130,7 @@ def evaluate(
         num_samples, num_sets: draws in each set, and sets.
         seed: of the draws.
         reference: part of the dataset to score against.
+        log_partition, nll_space: recipe keys ``eval.log_partition`` and ``nll.space``.
 
     Raises:
         UsageError: values that make no sense together, or no data for a hand-built model.
@@ -150,6 +156,8 @@ def evaluate(
             section.num_sets if num_sets is None else num_sets,
             device=local_device(where),
             reference=reference,
+            log_partition=log_partition or section.log_partition,
+            nll_space=nll_space or ("standardised" if recipe is None else recipe.nll.space),
             on_progress=on_progress,
             ranks=ranks,
         )
@@ -165,7 +173,8 @@ def score_recipe(
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """`score` with everything as a recipe says; ``brief``: with three sets at most, for a look during training."""
+    """`score` with everything as a recipe says; ``brief``: with three sets at most and A by importance sampling, for a look
+    during training."""
     section = recipe.eval
     return score(
         model,
@@ -176,6 +185,8 @@ def score_recipe(
         section.num_samples,
         min(section.num_sets, BRIEF_SETS) if brief else section.num_sets,
         device=device,
+        log_partition="importance-sampling" if brief else section.log_partition,
+        nll_space=recipe.nll.space,
         on_progress=on_progress,
         ranks=ranks,
     )
@@ -192,6 +203,8 @@ def score(
     *,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
+    log_partition: Method = "auto",
+    nll_space: Space = "standardised",
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
@@ -206,6 +219,7 @@ def score(
         RunFailed: draws that are not finite.
     """
     check_request(model, dataset, num_samples, num_sets)
+    check_space(dataset, nll_space)
     for metric in metrics.values():
         metric.check(dataset)
     data = every_row(dataset.split(reference), f"{reference} data")
@@ -225,8 +239,20 @@ def score(
             scores = None
             if ranks.rank == 0:
                 train = None if isinstance(dataset, HeldOut) else dataset.split("train")
-                fit = model_fit(model, train, data, settings, where)
-                scores = Scores(*_table(metrics, columns, scorer, on_progress), fit)
+                draws = None if sampler.family == "refiner" else ModelDraws(gebm.sets, _worth(sampler, gebm))
+                fit = model_fit(
+                    model,
+                    train,
+                    data,
+                    settings,
+                    where,
+                    draws=draws,
+                    method=log_partition,
+                    space=nll_space,
+                    log_det=log_det_of(dataset),
+                    on_progress=on_progress,
+                )
+                scores = Scores(*score_table(metrics, columns, scorer, on_progress), fit)
             scores = Scores.from_first(scores, ranks)
     for entry in scores.protocol.values():
         entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
@@ -264,47 +290,13 @@ class Scorer:
         )
 
 
-def _table(
-    metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: Scorer, on_progress: OnProgress
-) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Any]]]:
-    """Estimates by column and value name, and protocols by metric."""
-    table: dict[str, dict[str, Estimate]] = {column: {} for column in (*columns, "ratio")}
-    protocol: dict[str, dict[str, Any]] = {}
-    total = sum(1 if metric.of_model else sum(map(len, columns.values())) for metric in metrics.values())
-    done = 0
-    for name, metric in metrics.items():
-        protocol[name] = dict(metric.protocol(scorer.context(name, columns["gebm"][0], 0)))
-        protocol[name]["lower_is_better"] = metric.lower_is_better
-        if metric.of_model:
-            for key, value in metric(scorer.context(name, columns["base"][0], 0)).items():
-                table["gebm"][key] = Estimate(value, None, None, 1)
-            done += 1
-            on_progress(Progress("evaluate", done, total))
-            continue
-        rows: dict[str, list[dict[str, float]]] = {column: [] for column in columns}
-        for column, sets in columns.items():
-            for index, samples in enumerate(sets):
-                rows[column].append(metric(scorer.context(name, samples, index)))
-                done += 1
-                on_progress(Progress("evaluate", done, total))
-            for key in rows[column][0]:
-                table[column][key] = mean_interval([row[key] for row in rows[column]])
-        protocol[name] |= {"sets": len(columns["gebm"]), "interval": "95 %, Student's t over sets"}
-        protocol[name] |= {"held_out": len(columns["data"][0]), "held_out_sets": len(columns["data"])}
-        if metric.ratio:
-            for key in rows["gebm"][0]:
-                ratio = paired_ratio([row[key] for row in rows["gebm"]], [row[key] for row in rows["base"]])
-                table["ratio"][key] = ratio.estimate
-                protocol[name]["ratio_interval"] = ratio.method
-    return table, protocol
-
-
 def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse, before anything is trained, a recipe whose metrics can't serve its data.
 
     Raises:
-        UsageError: a metric needs what the dataset does not have.
+        UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
     """
+    check_space(dataset, recipe.nll.space)
     for metric in build_metrics(metrics_of(recipe, dataset)).values():
         metric.check(dataset)
 
@@ -389,6 +381,12 @@ def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int
             f"the data has shape {tuple(dataset.data_shape)}, the model makes {tuple(model.data_shape)}",
             hint="Evaluate the model on data like that it was trained on.",
         )
+
+
+def _worth(sampler: Sampler, gebm: DrawSets) -> float:
+    """Independent draws that all sets together are worth; `gebm_sets` says whose the diagnostics are."""
+    runs = len(gebm.sets) if sampler.coupled or sampler.family != "kernel" else 1
+    return runs * _diagnostics(gebm).ess_min
 
 
 def _diagnostics(gebm: DrawSets) -> Diagnostics:

@@ -1,4 +1,4 @@
-"""The log-partition A of a model, estimated by importance sampling from its base.
+"""The log-partition A of a model: what an estimate says of itself, and importance sampling from the base.
 
 References:
     Pareto Smoothed Importance Sampling. A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, JMLR 25(72), 2024.
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.engine.files import plain
+from gebm_kit.engine.intervals import t_quantile
 from gebm_kit.engine.progress import warn
 
 BLOCK = 1024
@@ -37,13 +40,22 @@ class LogPartition:
 
     Attributes:
         value: the estimate, in nats.
-        se: its standard error (delta method).
+        se: its standard error.
         ess: effective sample size of the importance weights.
         pareto_k: shape of the generalised Pareto law fitted to the largest weights (the paper's k-hat); the weights have
             finite moments of order below 1/k. -inf when the largest are equal, inf when next to all weight is on a few, nan
             when there are too few to tell.
-        num_draws: base draws behind the estimate.
-        method: how it was found.
+        num_draws: base draws behind the importance weights.
+        method: how it was found: ``importance-sampling`` or ``smc``.
+        degrees: of freedom of the standard error, for Student's t.
+        reason: why by this method, in words.
+        replicates, particles, rungs, spread: of smc: populations, particles of each, levels of the ladder, and the standard
+            deviation of the populations' log Z.
+        forward, reverse: ``log mean_B exp(-beta E)`` over base draws and ``-log mean_Q exp(beta E)`` over draws of the
+            model; the first tends to be too low, the second too high. nan without draws of the model.
+        bridge, bridge_se: two-state bridge sampling between these draws, as a cross-check; nan without, and where base and
+            model are too far apart for it.
+        bridge_draws: where the draws of the model come from: ``smc`` or ``sampler``.
     """
 
     value: float
@@ -52,6 +64,50 @@ class LogPartition:
     pareto_k: float
     num_draws: int
     method: str = "importance-sampling"
+    degrees: int = 10**6
+    reason: str = ""
+    replicates: int | None = None
+    particles: int | None = None
+    rungs: int | None = None
+    spread: float | None = None
+    forward: float = math.nan
+    reverse: float = math.nan
+    bridge: float = math.nan
+    bridge_se: float = math.nan
+    bridge_draws: str | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, Student's t."""
+        half = t_quantile(self.degrees) * self.se
+        return self.value - half, self.value + half
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON; what is not finite is null."""
+        low, high = self.interval
+        return plain(
+            {
+                "value": self.value,
+                "se": self.se,
+                "low": low,
+                "high": high,
+                "method": self.method,
+                "reason": self.reason,
+                "ess": self.ess,
+                "pareto_k": self.pareto_k,
+                "num_draws": self.num_draws,
+                "replicates": self.replicates,
+                "particles": self.particles,
+                "rungs": self.rungs,
+                "spread": self.spread,
+                "forward": self.forward,
+                "reverse": self.reverse,
+                "gap": self.reverse - self.forward,
+                "bridge": self.bridge,
+                "bridge_se": self.bridge_se,
+                "bridge_draws": self.bridge_draws,
+            }
+        )
 
 
 def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
@@ -73,6 +129,7 @@ def from_tilt(tilt: Tensor) -> LogPartition:
         ess=float(estimators.effective_sample_size(-tilt)),
         pareto_k=pareto_k(-tilt),
         num_draws=len(tilt),
+        degrees=max(len(tilt) - 1, 1),
     )
 
 

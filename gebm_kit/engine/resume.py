@@ -29,7 +29,7 @@ CHANGEABLE = (
 )
 """Keys that a resumed run may change, besides the device and everything under `AFTERWARDS`."""
 
-AFTERWARDS = ("sampler.", "sample.", "eval.")
+AFTERWARDS = ("sampler.", "sample.", "eval.", "nll.")
 """Sections that say what happens to the trained model."""
 
 

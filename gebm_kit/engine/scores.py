@@ -8,6 +8,7 @@ from typing import Any
 
 from gebm_kit.engine.distributed import Ranks
 from gebm_kit.engine.intervals import Estimate
+from gebm_kit.engine.likelihood import Likelihood
 from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.model_fit import ModelFit
 
@@ -31,5 +32,7 @@ class Scores:
             column: {name: Estimate(**estimate) for name, estimate in values.items()}
             for column, values in found["metrics"].items()
         }
-        fit = {**found["fit"], "log_partition": LogPartition(**found["fit"]["log_partition"])}
+        fit = found["fit"]
+        fit["log_partition"] = LogPartition(**fit["log_partition"])
+        fit["nll"] = None if fit["nll"] is None else Likelihood.restored(fit["nll"])
         return cls(metrics, found["protocol"], ModelFit(**fit))

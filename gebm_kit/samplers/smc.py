@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.estimators import effective_sample_size, log_mean_exp
-from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, ValueAndGrad
+from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, AnnealedSampler, Info, Potential, ValueAndGrad
 from gebm_kit.core.resampling import systematic
 from gebm_kit.core.tilt import tilt_and_grad
 
@@ -44,8 +44,9 @@ class SmcState(NamedTuple):
     """A population at ``position`` (C, Z) with the cached tilt ``value`` (C,) and its gradient ``grad`` (C, Z).
 
     ``level`` () is l, ``rungs`` () int64 how often it was raised and ``rounds`` () int64 the rounds of moves since it is 1;
-    ``log_mass`` () the estimate of ``log E_eta[exp(-l tilt)]``; ``step_size`` () the h of the moves; ``ess`` () the share of
-    the population effective at the last rung; ``ancestor`` (C,) int64 which start each particle descends from.
+    ``log_mass`` (G,) the estimates of ``log E_eta[exp(-l tilt)]``, one of each of G populations (one unless `Smc.frozen`);
+    ``step_size`` () the h of the moves; ``ess`` () the share of a population effective at the last rung; ``ancestor`` (C,)
+    int64 which start each particle descends from.
     """
 
     position: Tensor
@@ -72,7 +73,7 @@ class _Moved(NamedTuple):
     diverged: Tensor
 
 
-class Smc(Sampler):
+class Smc(AnnealedSampler):
     """Sequential Monte Carlo along ``pi_l(z) ∝ N(z; 0, I) exp(-l tilt(z))``, the level l raised from 0, the prior, to 1.
 
     At every rung, from l to l', with N particles:
@@ -89,7 +90,8 @@ class Smc(Sampler):
 
     On a fixed ladder of K = ``num_rungs`` levels, *equal* (l_k = k / K) or *geometric* (l_k = 10^{-3 (K - k) / (K - 1)}),
     nothing is learnt from the particles: each trajectory draws its own h, log-uniform over two decades up to the largest.
-    Then **Z is unbiased**, E[exp(log_partition)] = E_eta[exp(-tilt)], for every N and however badly the moves mix.
+    Then **Z is unbiased**, E[exp(log_partition)] = E_eta[exp(-tilt)], for every N and however badly the moves mix. So it is
+    with the ladder and the moves of an earlier, adaptive population (`frozen`).
 
     Particles start as prior draws; one without a finite tilt has weight zero. A proposal without a finite energy, or an
     energy error above 1000, is a divergence, rejected and counted.
@@ -142,6 +144,8 @@ class Smc(Sampler):
         self.final_rounds = final_rounds
         self.ladder = ladder
         self.num_rungs = num_rungs
+        self.plan: Tensor | None = None
+        self.groups = 1
 
     @property
     def _longest_step(self) -> float:
@@ -157,7 +161,7 @@ class Smc(Sampler):
             level=zero,
             rungs=none,
             rounds=none,
-            log_mass=zero,
+            log_mass=zero.repeat(self.groups),
             step_size=zero + self._longest_step,
             ess=zero + 1,
             ancestor=torch.arange(len(z), device=z.device),
@@ -171,9 +175,10 @@ class Smc(Sampler):
         rise = torch.where(arrived, 0.0, level - state.level)
         log_weights = torch.where(usable, -rise * state.value.double(), -math.inf)
         order = torch.arange(len(usable), device=usable.device)
-        picks = torch.where(arrived, order, systematic(log_weights, generator))
+        picks = torch.where(arrived, order, systematic(log_weights, generator, self.groups))
         moved = self._moves(state, picks, level, potential, generator)
-        ess = effective_sample_size(log_weights) / len(usable)
+        columns = log_weights.unflatten(0, (self.groups, -1)).T
+        ess = effective_sample_size(columns).mean() / len(columns)
         new_state = SmcState(
             moved.position,
             moved.value,
@@ -181,7 +186,7 @@ class Smc(Sampler):
             level=level,
             rungs=state.rungs + (~arrived).long(),
             rounds=state.rounds + arrived.long(),
-            log_mass=state.log_mass + torch.where(arrived, 0.0, log_mean_exp(log_weights)),
+            log_mass=state.log_mass + torch.where(arrived, 0.0, log_mean_exp(columns)),
             step_size=moved.step_size,
             ess=torch.where(arrived, state.ess, ess),
             ancestor=state.ancestor.index_select(0, picks),
@@ -195,8 +200,25 @@ class Smc(Sampler):
         return (state.level >= 1) & (state.rounds >= self.final_rounds)
 
     def log_partition(self, state: SmcState) -> Tensor:
-        """Sum over the rungs of ``log mean w``, ()."""
+        """Sum over the rungs of ``log mean w``, (); over several populations the logarithm of their mean Z."""
+        return log_mean_exp(state.log_mass)
+
+    def log_partitions(self, state: SmcState) -> Tensor:
+        """The same of each population, (G,)."""
         return state.log_mass
+
+    def learnt(self, state: SmcState) -> Tensor:
+        """What an adaptive population used at its last rung: level, step, preconditioner; (2 + Z,) float64."""
+        return torch.cat([torch.stack([state.level, state.step_size.double()]), self._scale(state.position).double()])
+
+    def frozen(self, plan: Tensor, groups: int = 1) -> Smc:
+        """A copy that learns nothing: rung k has level, step and preconditioner of row k of ``plan``, (K, 2 + Z), what
+        another population has `learnt`; the last level must be 1. Its particles are ``groups`` equal blocks, which are
+        populations of their own with a Z each; those are independent, and unbiased.
+        """
+        twin = self.tuned(plan=plan, groups=groups)
+        assert isinstance(twin, Smc)
+        return twin
 
     def summary(self, state: SmcState) -> Mapping[str, Tensor]:
         """``rungs`` of the ladder; ``last_ess``, effective share at the last of them; ``ancestors`` that the population has
@@ -216,6 +238,8 @@ class Smc(Sampler):
     def _next_level(self, state: SmcState, usable: Tensor) -> Tensor:
         """The level of the next rung, (), exactly 1 at the last."""
         rung = state.rungs + 1
+        if self.plan is not None:
+            return self._planned(self.plan, state)[0]
         if self.ladder == "equal":
             return torch.where(rung >= self.num_rungs, 1.0, rung.double() / self.num_rungs)
         if self.ladder == "geometric":
@@ -237,13 +261,19 @@ class Smc(Sampler):
             low, high = torch.where(is_enough, middle, low), torch.where(is_enough, high, middle)
         return torch.where(to_the_end, 1.0, state.level + low.exp())
 
+    def _planned(self, plan: Tensor, state: SmcState) -> Tensor:
+        """The row of the rung to come, the last one once there is none; (2 + Z,)."""
+        return plan.index_select(0, state.rungs.clamp(max=len(plan) - 1).reshape(1)).squeeze(0)
+
     def _moves(
         self, state: SmcState, picks: Tensor, level: Tensor, potential: Potential, generator: torch.Generator
     ) -> _Moved:
         """``num_moves`` trajectories of the particles ``picks`` (C,) at ``level``."""
         z, value, grad = (t.index_select(0, picks) for t in (state.position, state.value, state.grad))
-        force, h = level.to(z.dtype), state.step_size
-        scale = self._scale(z)
+        force, h, scale = level.to(z.dtype), state.step_size, self._scale(z)
+        if self.plan is not None:
+            planned = self._planned(self.plan, state)
+            h, scale = planned[1], planned[2:].to(z.dtype)
         mean, moved = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.bool)
         diverged = torch.zeros_like(moved)
         for _ in range(self.num_moves):
@@ -261,7 +291,7 @@ class Smc(Sampler):
             value = torch.where(accepted, new_value, value)
             moved |= accepted
             mean = mean + acceptance / self.num_moves
-            if self.ladder == "adaptive":
+            if self.ladder == "adaptive" and self.plan is None:
                 change = ADAPTATION_RATE * (acceptance.double().mean() - TARGET_ACCEPTANCE)
                 h = (h * change.exp()).clamp(max=self._longest_step)
         return _Moved(z, value, grad, h, mean.clamp(max=1), moved, diverged)
@@ -288,7 +318,7 @@ class Smc(Sampler):
 
     def _scale(self, z: Tensor) -> Tensor:
         """s, (Z,): the population's standard deviation, shrunk toward 1 on a logarithmic scale, at most 1."""
-        if self.ladder != "adaptive":
+        if self.ladder != "adaptive" or self.plan is not None:
             return torch.ones_like(z[0])
         variance = z.double().var(0).clamp(1e-12, 1)
         return variance.pow(0.5 * len(z) / (len(z) + SHRINKAGE_ROWS)).to(z.dtype)

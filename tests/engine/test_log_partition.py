@@ -54,6 +54,8 @@ def test_json_has_k_and_the_number_of_draws() -> None:
     for tilt, expected in ((-pareto_log_weights(0.5), 0.5), (torch.zeros(NUM), None)):
         estimate = from_tilt(tilt)
         tree = json.loads(json.dumps(ModelFit(None, 0.0, estimate).as_dict(), allow_nan=False))["log_partition"]
-        assert set(tree) == {"value", "se", "method", "ess", "pareto_k", "num_draws"}
+        assert {"value", "se", "low", "high", "method", "reason", "ess", "pareto_k", "num_draws"} <= set(tree)
+        assert tree["bridge"] is tree["gap"] is tree["replicates"] is None
+        assert tree["low"] <= tree["value"] <= tree["high"]
         assert tree["num_draws"] == NUM
         assert tree["pareto_k"] == (None if expected is None else pytest.approx(expected, abs=0.2))

@@ -71,9 +71,7 @@ def test_weights_taken_after_the_moves_are_caught() -> None:
 
 def test_forgotten_resampling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Particles that keep no account of their weights: neither draws nor Z are right."""
-    monkeypatch.setattr(
-        "gebm_kit.samplers.smc.systematic", lambda log_weights, generator: torch.arange(len(log_weights))
-    )
+    monkeypatch.setattr("gebm_kit.samplers.smc.systematic", lambda log_weights, *rest: torch.arange(len(log_weights)))
     sampler = Smc(ladder="equal", num_rungs=10, num_moves=1, num_leapfrog=1, final_rounds=0)
     failures = confirmed(functools.partial(estimates, sampler, linear_gaussian()))
     assert "partition" in failures

@@ -1,0 +1,172 @@
+"""The log-partition by tempered sequential Monte Carlo: a pilot finds a ladder, replicates climb it.
+
+The pilot, one population on an adaptive ladder, chooses levels, step sizes and preconditioners. They are then frozen, so
+that the estimate ``Z_r`` of every replicate, a population of its own, is unbiased: E[Z_r] = Z. All replicates move in one
+batch, and nothing waits for the device between the first rung and the last.
+
+References:
+    Sequential Monte Carlo samplers. P. Del Moral, A. Doucet, A. Jasra, JRSS B 2006. https://arxiv.org/abs/cond-mat/0212648
+    An invitation to sequential Monte Carlo samplers. C. Dai, J. Heng, P. E. Jacob, N. Whiteley, JASA 2022.
+    https://arxiv.org/abs/2007.11936
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gebm_kit.config.build import build
+from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core.errors import RunFailed
+from gebm_kit.core.interfaces import AnnealedSampler
+from gebm_kit.core.model import LatentPotential
+from gebm_kit.engine.intervals import t_quantile
+from gebm_kit.engine.populations import EFFECTIVE_SIZE, has_finished, start_population
+from gebm_kit.engine.progress import OnProgress, Progress, ignore
+
+REPLICATES = 10
+
+PARTICLES = 256
+"""Of a replicate, at first."""
+
+PILOT_PARTICLES = 512
+
+LADDER = {"ess_target": 0.9, "num_moves": 2, "num_leapfrog": 4, "final_rounds": 0}
+"""Of the sampler smc. Rungs are short: at the last ones of a model wider than its base, weights with 70 % effective have a
+Pareto k of 0.42, which few particles do not show, so that the pilot jumps too far; with 90 % it is 0.3."""
+
+GROWTH = 4
+"""Factor of the particles from one attempt to the next."""
+
+SPREAD_WANTED = 0.3
+"""Standard deviation of log Z_r above which more particles are tried. Up to it the t interval on the mean of ten
+log-normal Z_r covers the truth in 95 % of cases; at 1 it would be 92 %, at 2 80 %."""
+
+MAX_EVALS = 2**23
+"""Gradients that an attempt beyond the first may cost."""
+
+MAX_RUNGS = 2000
+"""Of the pilot's ladder."""
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """What the replicates found.
+
+    Attributes:
+        log_z: each replicate's log Z_r, (R,) float64 on the CPU.
+        tilt: ``beta E`` of the particles at the end, (R, N) float64 on the CPU.
+        effective: independent draws that these are worth (particles with a common ancestor count as one).
+        rungs: of the ladder.
+        acceptance: of the moves.
+    """
+
+    log_z: Tensor
+    tilt: Tensor
+    effective: float
+    rungs: int
+    acceptance: float
+
+    @property
+    def value(self) -> float:
+        """``log mean_r Z_r``."""
+        return float(torch.logsumexp(self.log_z, 0)) - math.log(len(self.log_z))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of log Z_r."""
+        return float(self.log_z.std())
+
+    @property
+    def se(self) -> float:
+        """Standard error of `value`: the jackknife's, and no less than ``spread / sqrt(R)``.
+
+        The delta method's knows no value above 1, which is too little where one Z_r outweighs the others.
+        """
+        num = len(self.log_z)
+        rest = self.log_z.expand(num, num).masked_fill(torch.eye(num, dtype=torch.bool), -math.inf)
+        left_out = torch.logsumexp(rest, 1)
+        jackknife = math.sqrt((num - 1) * float(left_out.var(correction=0)))
+        return max(jackknife, self.spread / math.sqrt(num))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, Student's t with R - 1 degrees of freedom."""
+        half = t_quantile(len(self.log_z) - 1) * self.se
+        return self.value - half, self.value + half
+
+
+def anneal(
+    potential: LatentPotential,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    replicates: int = REPLICATES,
+    particles: int = PARTICLES,
+    on_progress: OnProgress = ignore,
+) -> Annealed:
+    """Pilot and replicates, and again with `GROWTH` times the particles while the log Z_r are spread too far.
+
+    Each attempt is a new one: nothing of the earlier goes into its estimate.
+
+    Args:
+        generator: on the device that the potential computes on.
+
+    Raises:
+        UsageError: the potential is finite nowhere.
+        RunFailed: the pilot needs more than `MAX_RUNGS` rungs.
+    """
+    while True:
+        found, evals = _attempt(potential, generator, dtype, replicates, particles, on_progress)
+        if found.spread <= SPREAD_WANTED or GROWTH * evals > MAX_EVALS:
+            return found
+        particles *= GROWTH
+
+
+def _attempt(
+    potential: LatentPotential,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    replicates: int,
+    particles: int,
+    on_progress: OnProgress,
+) -> tuple[Annealed, int]:
+    """One pilot and its replicates, and how many gradients these took."""
+    pilot: AnnealedSampler = build("sampler", ComponentNode("smc", LADDER))
+    plan = _ladder(pilot, potential, max(PILOT_PARTICLES, particles), generator, dtype)
+    climber = pilot.frozen(plan, replicates)
+    before = potential.grad_evals
+    state = start_population(potential, climber, replicates * particles, generator, dtype)
+    accepted = torch.zeros((), dtype=torch.float64, device=generator.device)
+    for rung in range(len(plan)):
+        state, info = climber.step(state, potential, generator)
+        accepted += info.acceptance.double().mean()
+        on_progress(Progress("anneal", rung + 1, len(plan)))
+    found = Annealed(
+        log_z=climber.log_partitions(state).double().cpu(),
+        tilt=state.value.double().cpu().unflatten(0, (replicates, particles)),
+        effective=float(climber.summary(state)[EFFECTIVE_SIZE]),
+        rungs=len(plan),
+        acceptance=float(accepted) / len(plan),
+    )
+    return found, potential.grad_evals - before
+
+
+def _ladder(
+    pilot: AnnealedSampler, potential: LatentPotential, particles: int, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """The plan that a population finds on its way, (K, ...)."""
+    state = start_population(potential, pilot, particles, generator, dtype)
+    rows: list[Tensor] = []
+    while not has_finished(pilot, state):
+        if len(rows) == MAX_RUNGS:
+            raise RunFailed(
+                f"the ladder from the base to the model has more than {MAX_RUNGS:,} rungs",
+                hint="The energy is too far from the base; lower inverse_temperature.",
+            )
+        state, _ = pilot.step(state, potential, generator)
+        rows.append(pilot.learnt(state))
+    return torch.stack(rows)

@@ -1,0 +1,184 @@
+"""Log-densities of rows under a trained model whose base has a density."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, HasDensity
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.seeds import stream
+from gebm_kit.engine.chains import placed
+from gebm_kit.engine.files import write_atomic
+from gebm_kit.engine.likelihood import Space, check_space, log_base_density, log_det_of
+from gebm_kit.engine.log_partition import LogPartition
+from gebm_kit.engine.model_fit import BLOCK, base_tilts, energies
+from gebm_kit.engine.partition import Method, estimate_log_partition
+from gebm_kit.engine.progress import OnProgress, ignore
+from gebm_kit.engine.rows import as_data
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.run import Run
+
+
+@dataclass(frozen=True)
+class LogDensities:
+    """Log-densities of N rows, in nats.
+
+    Attributes:
+        gebm: ``log q(x) = log b(x) - beta E(x) - A``, (N,) float64. An error in A is the same in all of them.
+        base: ``log b(x)``, (N,).
+        tilt: ``beta E(x)``, (N,).
+        log_partition: A with its error.
+        space: ``raw``: of the rows as they were given; ``standardised``: of the data that the model sees.
+        inverse_temperature: beta.
+    """
+
+    gebm: Tensor
+    base: Tensor
+    tilt: Tensor
+    log_partition: LogPartition
+    space: Space
+    inverse_temperature: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What holds for all rows, as plain JSON."""
+        return {
+            "num_rows": len(self.gebm),
+            "space": self.space,
+            "inverse_temperature": self.inverse_temperature,
+            "log_partition": self.log_partition.as_dict(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a .csv: row number from 1, ``log_density``, ``log_base``, ``energy`` (beta E), one line a row; whole or not
+        at all.
+
+        Raises:
+            UsageError: the place can't be written; RunFailed: the disk is full.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["row", "log_density", "log_base", "energy"])
+        columns = (self.gebm.tolist(), self.base.tolist(), self.tilt.tolist())
+        writer.writerows([number, *map(repr, row)] for number, row in enumerate(zip(*columns, strict=True), start=1))
+        write_atomic(path, text.getvalue().encode())
+
+
+def log_density(
+    run_or_model: Run | GEBM | str | Path,
+    rows: Tensor,
+    *,
+    inverse_temperature: float | None = None,
+    space: Space | None = None,
+    log_partition: Method | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    on_progress: OnProgress = ignore,
+) -> LogDensities:
+    """Log-densities of ``rows`` (N, *D), in nats.
+
+    Of a run whose dataset standardises, rows are measurements as they are in its file; of every other run and model they are
+    data as the model sees them. What is not given comes from the run's recipe, for a hand-built model from the defaults.
+
+    Args:
+        space: see `LogDensities`; ``raw`` needs a dataset that states the Jacobian of its preprocessing.
+        log_partition: how A is estimated, as the recipe key ``eval.log_partition``.
+        seed: of the base draws and populations behind A.
+
+    Raises:
+        UsageError: the base has no density; ``raw`` without a Jacobian.
+        DataError: rows that do not fit the model, or are not finite.
+    """
+    from gebm_kit.engine.run import Run, load_run
+
+    if isinstance(run_or_model, str | Path):
+        run_or_model = load_run(run_or_model)
+    recipe, model, dataset = None, run_or_model, None
+    if isinstance(run_or_model, Run):
+        recipe, model, dataset = run_or_model.recipe, run_or_model.model, run_or_model.dataset
+    if not isinstance(model, GEBM):
+        raise UsageError(f"a run, its path or a GEBM is needed, got {type(model).__name__}")
+    if recipe is not None:
+        space = space or recipe.nll.space
+        log_partition = log_partition or recipe.eval.log_partition
+        inverse_temperature = recipe.sample.inverse_temperature if inverse_temperature is None else inverse_temperature
+        seed = recipe.eval.seed if seed is None else seed
+        device = recipe.device if device is None else device
+    return densities(
+        model,
+        dataset,
+        rows,
+        inverse_temperature=1.0 if inverse_temperature is None else inverse_temperature,
+        space=space or "standardised",
+        method=log_partition or "auto",
+        seed=seed or 0,
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+def densities(
+    model: GEBM,
+    dataset: Dataset | None,
+    rows: Tensor,
+    *,
+    inverse_temperature: float,
+    space: Space,
+    method: Method,
+    seed: int,
+    device: torch.device | str | None,
+    names: tuple[str, ...] = (),
+    source: str = "the data",
+    block_size: int | None = None,
+    on_progress: OnProgress = ignore,
+) -> LogDensities:
+    """`log_density` with everything said.
+
+    Args:
+        names: of the rows' columns, as far as they have any.
+        source: where the rows come from, for messages.
+    """
+    check_density(model, dataset, space)
+    x = as_data(rows, names, source, model, dataset)
+    log_det = None if dataset is None else log_det_of(dataset)
+    with placed(model, device) as (where, dtype):
+        generator = torch.Generator(where).manual_seed(stream(seed, "model fit").initial_seed())
+        with LatentPotential(model, inverse_temperature, block_size=block_size or BLOCK) as potential:
+            log_base = log_base_density(model, x, where, dtype)
+            assert log_base is not None
+            tilt = inverse_temperature * energies(model, x, where, dtype)
+            first, second = base_tilts(potential, generator, dtype)
+            partition = estimate_log_partition(
+                potential, first, second, generator, dtype, method=method, on_progress=on_progress
+            )
+    log_base = log_base + (log_det or 0.0) if space == "raw" else log_base
+    return LogDensities(log_base - tilt - partition.value, log_base, tilt, partition, space, inverse_temperature)
+
+
+def check_density(model: GEBM, dataset: Dataset | None, space: Space) -> None:
+    """Refuse what has no density, before anything is computed.
+
+    Raises:
+        UsageError: the base has none; or ``raw`` is asked of data whose preprocessing is not known.
+    """
+    base: object = model.base
+    if not isinstance(base, HasDensity):
+        raise UsageError(
+            f"the base {type(base).__name__} has no density, so the model has none either: its energy is known, and its "
+            "density relative to the base is exp(-E - A)",
+            hint="Train with a base that has one: `gebm-kit list base`; the flows come with the package gebm-kit-flows.",
+        )
+    if dataset is not None:
+        check_space(dataset, space)
+    elif space == "raw":
+        raise UsageError(
+            "space='raw' needs a run; a model built by hand sees its data as they are: space='standardised'"
+        )

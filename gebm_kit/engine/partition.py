@@ -1,0 +1,160 @@
+"""The log-partition by whichever method can be relied on: importance sampling while its weights allow it, else annealing.
+
+References:
+    Pareto Smoothed Importance Sampling. A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, JMLR 25(72), 2024.
+    https://arxiv.org/abs/1507.02646
+    Simulating ratios of normalizing constants via a simple identity: a theoretical exploration. X.-L. Meng, W. H. Wong,
+    Statistica Sinica 1996. https://www3.stat.sinica.edu.tw/statistica/j6n4/j6n43/j6n43.htm
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.model import LatentPotential
+from gebm_kit.engine.annealing import Annealed, anneal
+from gebm_kit.engine.bridge import bridge
+from gebm_kit.engine.intervals import t_quantile
+from gebm_kit.engine.log_partition import LogPartition, from_tilt, pareto_k, warn_of_tail
+from gebm_kit.engine.progress import OnProgress, ignore, warn
+
+Method = Literal["auto", "importance-sampling", "smc"]
+
+IMPORTANCE_LIMIT = 0.5
+"""Pareto k from which on importance weights have no variance, and a standard error therefore no meaning."""
+
+SPREAD_LIMIT = 1.0
+"""Standard deviation of the replicates' log Z above which their mean is not to be trusted."""
+
+LEAST_OVERLAP = 50.0
+"""Effective number of draws in the overlap of base and model below which two states are too far apart for a bridge."""
+
+LEAST_GROUPS = 5
+"""Independent groups of draws from which the bridge's error is known well enough to accuse anybody."""
+
+DISAGREEMENT = 3.0
+"""Half-widths of a 95 % interval between bridge and estimate beyond which they disagree."""
+
+
+def estimate_log_partition(
+    potential: LatentPotential,
+    tilt: Tensor,
+    other: Tensor,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    method: Method = "auto",
+    model_tilt: Tensor | None = None,
+    effective: float = math.nan,
+    on_progress: OnProgress = ignore,
+) -> LogPartition:
+    """A(beta) with its standard error, by importance sampling while Pareto k is below 0.5, else by annealed replicates.
+
+    Pareto k, which chooses, comes from other base draws than the estimate. From the same ones it would be small just when
+    the large weights happen to be missing, and the estimates that are kept would be those that are too low.
+
+    Args:
+        potential: at beta.
+        tilt: ``beta E`` at base draws, (N,) float64 on the CPU, for the estimate.
+        other: at as many other base draws, for the choice.
+        generator: for annealing, on the potential's device.
+        dtype: of latent codes.
+        method: ``auto``, or what to use whatever k says.
+        model_tilt: ``beta E`` at draws of the model, (R, M) in R groups, for the bridge where nothing is annealed.
+        effective: independent draws that these are worth.
+
+    Raises:
+        UsageError: the energy is finite nowhere; RunFailed: the ladder has no end. With ``auto`` both are a reason to stay
+            with importance sampling.
+    """
+    k = pareto_k(-other)
+    weighed = dataclasses.replace(from_tilt(tilt), pareto_k=k)
+    if method == "importance-sampling" or (method == "auto" and not k >= IMPORTANCE_LIMIT):
+        reason = "asked for" if method != "auto" else _words(k)
+        found = _bridged(dataclasses.replace(weighed, reason=reason), tilt, model_tilt, effective, "sampler")
+        warn_of_tail(found)
+        return found
+    try:
+        annealed = anneal(potential, generator, dtype, on_progress=on_progress)
+    except (UsageError, RunFailed) as error:
+        if method == "smc":
+            raise
+        warn_of_tail(weighed)
+        return dataclasses.replace(weighed, reason=f"smc failed: {error.message}")
+    reason = "asked for" if method != "auto" else _words(k)
+    found = _from_replicates(annealed, dataclasses.replace(weighed, reason=reason))
+    found = _bridged(found, tilt, annealed.tilt, annealed.effective, "smc")
+    _warn_of_replicates(found)
+    return found
+
+
+def _words(k: float) -> str:
+    if math.isnan(k):
+        return "Pareto k of the base draws' weights is not known"
+    return f"Pareto k {k:.2f} of the base draws' weights is {'not ' * (k >= IMPORTANCE_LIMIT)}below {IMPORTANCE_LIMIT}"
+
+
+def _from_replicates(annealed: Annealed, weighed: LogPartition) -> LogPartition:
+    replicates, particles = annealed.tilt.shape
+    return dataclasses.replace(
+        weighed,
+        value=annealed.value,
+        se=annealed.se,
+        degrees=replicates - 1,
+        method="smc",
+        replicates=replicates,
+        particles=particles,
+        rungs=annealed.rungs,
+        spread=annealed.spread,
+    )
+
+
+def _bridged(
+    estimate: LogPartition, tilt: Tensor, model_tilt: Tensor | None, effective: float, draws: str
+) -> LogPartition:
+    """The estimate with a bridge beside it, where there are draws of the model and finite energies on both sides."""
+    if model_tilt is None or not bool(torch.isfinite(model_tilt).all()) or not math.isfinite(float((-tilt).max())):
+        return estimate
+    groups = len(model_tilt)
+    base = tilt[: len(tilt) // groups * groups].unflatten(0, (groups, -1))
+    worth = None if math.isnan(effective) else effective
+    found = bridge(base, model_tilt, worth)
+    estimate = dataclasses.replace(
+        estimate,
+        forward=found.forward,
+        reverse=found.reverse,
+        bridge_draws=draws,
+    )
+    if not found.overlap >= LEAST_OVERLAP:
+        return estimate
+    estimate = dataclasses.replace(estimate, bridge=found.value, bridge_se=found.se)
+    _warn_of_bridge(estimate, groups)
+    return estimate
+
+
+def _warn_of_bridge(estimate: LogPartition, groups: int) -> None:
+    if groups < LEAST_GROUPS:
+        return
+    apart = abs(estimate.bridge - estimate.value)
+    if apart > 0.1 and apart > DISAGREEMENT * t_quantile(groups - 1) * math.hypot(estimate.se, estimate.bridge_se):
+        source = "the sampler's draws" if estimate.bridge_draws == "sampler" else "the same particles"
+        warn(
+            f"the log-partition is {estimate.value:.2f} by {estimate.method} and {estimate.bridge:.2f} by bridge sampling "
+            f"between base draws and {source}, which is further apart than their errors allow: the draws may not have "
+            "reached the whole model, or weights are missing that matter."
+        )
+
+
+def _warn_of_replicates(estimate: LogPartition) -> None:
+    if not (estimate.spread is not None and estimate.spread <= SPREAD_LIMIT):
+        warn(
+            f"the log-partition A is not to be trusted: {estimate.replicates} annealed populations of "
+            f"{estimate.particles:,} particles differ by {estimate.spread:.1f} nats (standard deviation), so A is likely "
+            "too low and its interval too narrow. The model is too far from its base."
+        )

@@ -1,0 +1,93 @@
+"""Rows that a user brings to a trained model: checked against it, brought into the model's space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.interfaces import Dataset, HasStandardisation
+from gebm_kit.core.model import GEBM
+
+
+def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, dataset: Dataset | None) -> Tensor:
+    """Rows as the model sees them, (N, *D), one row or more.
+
+    Of a dataset that standardises, rows are measurements: its columns are found by name where both have names, otherwise
+    they are taken in their order. Rows of points that are flat are folded to the data's shape.
+
+    Args:
+        rows: (N, ...).
+        names: of the columns, () where there are none.
+        source: where the rows come from, for messages.
+
+    Raises:
+        DataError: there is no row, a column is missing or one too many, a value is missing or not finite; the message names
+            row (from 1) and column.
+    """
+    known: object = dataset
+    if rows.ndim == 1 and math.prod(model.data_shape) == 1:
+        rows = rows.unsqueeze(1)
+    if rows.ndim < 2 or rows.numel() == 0:
+        raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; rows of data points are needed")
+    if isinstance(known, HasStandardisation):
+        rows, names = _columns(rows, names, known.columns, source)
+    shape = tuple(model.data_shape)
+    if rows.shape[1:] != shape:
+        if math.prod(rows.shape[1:]) != math.prod(shape):
+            raise DataError(
+                f"{source} has {_described(tuple(rows.shape[1:]))}, the model was trained on {_described(shape)}",
+                hint="Bring rows like those that the run was trained on.",
+            )
+        rows = rows.reshape(len(rows), *shape)
+    _check_finite(rows, names, source)
+    return known.standardised(rows) if isinstance(known, HasStandardisation) else rows
+
+
+def _columns(
+    rows: Tensor, names: tuple[str, ...], wanted: tuple[str, ...], source: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The dataset's columns of (N, D) rows, in its order. Numbers as names, 1 to D, stand for the order."""
+    if rows.ndim != 2:
+        raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; a table (rows, columns) is needed")
+    by_name = bool(names) and names != _numbers(len(names)) and wanted != _numbers(len(wanted))
+    if by_name:
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise DataError(
+                f"{source} has no column {', '.join(map(repr, missing))}; the run was trained on {', '.join(wanted)}"
+            )
+        return rows[:, [names.index(name) for name in wanted]], wanted
+    if rows.shape[1] != len(wanted):
+        raise DataError(
+            f"{source} has {_described((rows.shape[1],))}, the run was trained on {len(wanted)}: {', '.join(wanted)}",
+            hint="Leave out the others, or give the file a header with the columns' names.",
+        )
+    return rows, wanted
+
+
+def _numbers(num: int) -> tuple[str, ...]:
+    return tuple(str(number + 1) for number in range(num))
+
+
+def _check_finite(rows: Tensor, names: tuple[str, ...], source: str) -> None:
+    bad = (~torch.isfinite(rows.flatten(1))).nonzero()
+    if not len(bad):
+        return
+    row, column = bad[0].tolist()
+    value = float(rows.flatten(1)[row, column])
+    what = "is missing (NaN)" if math.isnan(value) else f"holds {value:g}"
+    name = repr(names[column]) if column < len(names) else str(column + 1)
+    more = f" ({len(bad)} such values)" if len(bad) > 1 else ""
+    raise DataError(
+        f"{source}: row {row + 1}, column {name} {what}{more}",
+        hint="Drop such rows or fill them in first; nothing is imputed here.",
+    )
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return f"{shape[0]} column{'' if shape[0] == 1 else 's'}"
+    return f"data points of shape {shape}"
