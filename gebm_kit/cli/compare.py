@@ -23,6 +23,7 @@ OUTCOMES = {
     "kale_train": "KALE, training data",
     "kale_test": "KALE, held-out data",
     "log_partition": "log partition",
+    "nll": "NLL, held-out data",
     "inverse_temperature": "inverse temperature",
     "acceptance": "acceptance",
     "divergences": "divergences",

@@ -156,6 +156,7 @@ def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
         "kale_train": evaluation.get("kale_train"),
         "kale_test": evaluation.get("kale_test"),
         "log_partition": partition.get("value"),
+        "nll": _mapping(_mapping(evaluation.get("nll")).get("gebm")).get("value"),
         "inverse_temperature": evaluation.get("inverse_temperature"),
         "acceptance": diagnostics.get("acceptance"),
         "divergences": diagnostics.get("divergences"),
