@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,11 @@ from gebm_kit.cli.options import (
     set_up_cpu,
 )
 from gebm_kit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gebm_kit.engine.run import Run
 
 SECTIONS = ("eval", "sample", "nll")
 
@@ -62,7 +67,6 @@ def density(
         raise UsageError(f"--out is a table in CSV format, got {out}", hint="For example --out densities.csv.")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
-    from gebm_kit.data.tables import load
     from gebm_kit.engine.density import check_density, densities
     from gebm_kit.engine.files import make_directory
 
@@ -70,18 +74,18 @@ def density(
     recipe = overridden_recipe(run, overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
     file = Path(places[-1])
-    loaded = load(file, key, None)
+    rows, names = _read(file, key, run)
     with say.progress() as on_progress:
         found = densities(
             run.model,
             run.dataset,
-            loaded.rows,
+            rows,
             inverse_temperature=recipe.sample.inverse_temperature,
             space=recipe.nll.space,
             method=recipe.eval.log_partition,
             seed=recipe.eval.seed,
             device=device or recipe.device,
-            names=loaded.columns,
+            names=names,
             source=str(file),
             block_size=recipe.sample.block_size,
             on_progress=on_progress,
@@ -105,3 +109,21 @@ def density(
         ui.text(f"log-densities: {place}")
 
     say.result(payload, show)
+
+
+def _read(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
+    """Rows of a file and the names of their columns, () for data that are no table. Columns that the run was not trained on
+    may hold anything, where they are told apart by name."""
+    from gebm_kit.core.interfaces import HasStandardisation
+    from gebm_kit.data.columns import column_names, read_table
+    from gebm_kit.data.tables import load
+    from gebm_kit.engine.rows import columns_of
+
+    if len(run.model.data_shape) != 1:
+        return load(file, key, None).rows, ()
+    names = column_names(file, key)
+    known: object = run.dataset
+    wanted = known.columns if isinstance(known, HasStandardisation) else None
+    places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
+    table = read_table(file, key, [names[place] for place in places])
+    return table.rows, table.columns

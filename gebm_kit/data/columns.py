@@ -65,6 +65,18 @@ def read_table(
     return Table(rows[chosen][:, : len(keep)], tuple(names[place] for place in keep))
 
 
+def column_names(file: Path, key: str | None = None) -> tuple[str, ...]:
+    """Of all columns of a file; their numbers from 1 where it has none. What they hold is not looked at if possible.
+
+    Raises:
+        DataError: the file is absent or no table.
+    """
+    try:
+        return _opened(file, key)[0]
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from error
+
+
 def check_finite(rows: Tensor, columns: Sequence[str], source: str) -> None:
     """Refuse missing and infinite values.
 

@@ -33,7 +33,10 @@ def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, data
     if rows.ndim < 2 or rows.numel() == 0:
         raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; rows of data points are needed")
     if isinstance(known, HasStandardisation):
-        rows, names = _columns(rows, names, known.columns, source)
+        if rows.ndim != 2:
+            raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; a table (rows, columns) is needed")
+        rows = rows[:, columns_of(names or _numbers(rows.shape[1]), known.columns, source)]
+        names = known.columns
     shape = tuple(model.data_shape)
     if rows.shape[1:] != shape:
         if math.prod(rows.shape[1:]) != math.prod(shape):
@@ -46,26 +49,25 @@ def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, data
     return known.standardised(rows) if isinstance(known, HasStandardisation) else rows
 
 
-def _columns(
-    rows: Tensor, names: tuple[str, ...], wanted: tuple[str, ...], source: str
-) -> tuple[Tensor, tuple[str, ...]]:
-    """The dataset's columns of (N, D) rows, in its order. Numbers as names, 1 to D, stand for the order."""
-    if rows.ndim != 2:
-        raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; a table (rows, columns) is needed")
-    by_name = bool(names) and names != _numbers(len(names)) and wanted != _numbers(len(wanted))
-    if by_name:
+def columns_of(names: tuple[str, ...], wanted: tuple[str, ...], source: str) -> list[int]:
+    """Places of the ``wanted`` columns among ``names``: by name, others left out; where one side has numbers for names, 1 to
+    D, in their order, and then there must be as many.
+
+    Raises:
+        DataError: there is no such column, or there are not as many.
+    """
+    if names != _numbers(len(names)) and wanted != _numbers(len(wanted)):
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise DataError(
-                f"{source} has no column {', '.join(map(repr, missing))}; the run was trained on {', '.join(wanted)}"
-            )
-        return rows[:, [names.index(name) for name in wanted]], wanted
-    if rows.shape[1] != len(wanted):
+            listed = ", ".join(map(repr, missing))
+            raise DataError(f"{source} has no column {listed}; the run was trained on {', '.join(wanted)}")
+        return [names.index(name) for name in wanted]
+    if len(names) != len(wanted):
         raise DataError(
-            f"{source} has {_described((rows.shape[1],))}, the run was trained on {len(wanted)}: {', '.join(wanted)}",
+            f"{source} has {_described((len(names),))}, the run was trained on {len(wanted)}: {', '.join(wanted)}",
             hint="Leave out the others, or give the file a header with the columns' names.",
         )
-    return rows, wanted
+    return list(range(len(names)))
 
 
 def _numbers(num: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gebm_kit as gk
 from gebm_kit.cli.app import main
 from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.interfaces import Base
@@ -159,6 +160,40 @@ def test_bad_rows(cli: Any, here: Path, content: str, message: str) -> None:
     assert result.code == 2
     assert message in result.json["error"]["message"]
     assert not Path("bad-out.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def wine(flow: Path) -> Path:
+    """A finished run on the red wines, whose columns have names, units and scales."""
+    text = RECIPE.replace("{name: arrays, path: rows.csv}", "{name: redwine}")
+    (flow / "wine.yaml").write_text(text)
+    assert main(["train", "wine.yaml", "--out", "wine", "--quiet"]) == 0
+    return flow / "wine"
+
+
+def test_measurements_in_their_own_units(cli: Any, wine: Path, here: Path) -> None:
+    """Columns are found by name among others, standardised, and the Jacobian is carried where it is asked for."""
+    dataset = gk.load_run("wine").dataset
+    rows = dataset.split("test").first(5).double() * dataset.std + dataset.mean
+    order = list(reversed(range(11)))
+    lines = [",".join(["id", *(f'"{dataset.columns[place]}"' for place in order)])]
+    lines += [",".join(["bottle", *(repr(float(row[place])) for place in order)]) for row in rows]
+    Path("bottles.csv").write_text("\n".join(lines) + "\n")
+    np.save("bottles.npy", rows.numpy())
+    found = cli("density", "wine", "bottles.csv", "--json", "--quiet").json
+    in_order = cli("density", "wine", "bottles.npy", "--json", "--quiet", "--out", "order.csv").json
+    assert in_order["mean_log_density"] == pytest.approx(found["mean_log_density"], abs=1e-4)
+    raw = cli("density", "wine", "bottles.csv", "nll.space=raw", "--json", "--quiet").json
+    assert raw["space"] == "raw"
+    assert raw["mean_log_density"] == pytest.approx(found["mean_log_density"] + dataset.log_det)
+    test = cli("eval", "wine", "nll.space=raw", "--json", "--quiet").json["nll"]
+    assert (test["space"], test["log_det"]) == ("raw", pytest.approx(dataset.log_det))
+    standard = cli("eval", "wine", "--json", "--quiet").json["nll"]
+    assert test["base"]["value"] == pytest.approx(standard["base"]["value"] - dataset.log_det)
+    Path("few.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    result = cli("density", "wine", "few.csv")
+    assert result.code == 2
+    assert f"few.csv has no column '{dataset.columns[0]}'; the run was trained on" in result.err
 
 
 def test_bad_words(cli: Any, here: Path) -> None:
