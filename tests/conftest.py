@@ -15,13 +15,15 @@ from PIL import Image
 
 torch.set_num_threads(1)
 
+# now, not in a fixture: what is registered is asked for while tests are collected
+for _name in [name for name in os.environ if name.startswith("GEBM_KIT_")]:
+    del os.environ[_name]
+os.environ["GEBM_KIT_LOAD_PLUGINS"] = ""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests, and the programs that they start, see neither this machine's plugins nor its cache."""
-    for name in [name for name in os.environ if name.startswith("GEBM_KIT_")]:
-        del os.environ[name]
-    os.environ["GEBM_KIT_LOAD_PLUGINS"] = ""
+    """Tests, and the programs that they start, have a cache of their own."""
     base = tmp_path_factory.getbasetemp()
     shared: Path = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     os.environ["GEBM_KIT_CACHE"] = str(shared / "gebm-kit-cache")

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,17 @@ def test_describe_shows_type_default_and_range(cli: Any) -> None:
     assert "(filled in by the kit)" in line
 
 
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of this machine none is found, not even blocked ones."""
+    monkeypatch.setattr("gebm_kit.core.plugins._entry_points", lambda: ([], []))
+    installed.cache_clear()
+    yield
+    monkeypatch.undo()
+    installed.cache_clear()
+
+
+@pytest.mark.usefixtures("no_plugins")
 def test_plugins_without_plugins(cli: Any) -> None:
     assert cli("plugins", "list").out == "no plugins are installed\n"
     assert cli("plugins", "list", "--json").json == {"schema": 1, "plugins": []}
