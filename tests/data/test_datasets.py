@@ -23,6 +23,7 @@ from gebm_kit.data.arrays import Arrays
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.idx import Idx
 from gebm_kit.data.image_folder import ImageFolder
+from gebm_kit.data.tabular import Tabular
 
 PARTS = ("train", "valid", "test")
 NAMES = [record.component.name for record in installed().registry.of_kind("dataset") if record.distribution == BUILTIN]
@@ -58,7 +59,17 @@ def _image_folder(folder: Path) -> ImageFolder:
     return ImageFolder(".", size=8, directory=folder)
 
 
-NEED_FILES: dict[str, Callable[[Path], Dataset]] = {"arrays": _arrays, "idx": _idx, "image-folder": _image_folder}
+def _tabular(folder: Path) -> Tabular:
+    np.save(folder / "table.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    return Tabular("table.npy", directory=folder)
+
+
+NEED_FILES: dict[str, Callable[[Path], Dataset]] = {
+    "arrays": _arrays,
+    "idx": _idx,
+    "image-folder": _image_folder,
+    "tabular": _tabular,
+}
 
 
 def make(name: str, folder: Path, formats: Any) -> Dataset:
