@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.along import trace_quality
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
+    from gebm_kit.engine.row_scores import score
     from gebm_kit.engine.run import load_run
     from gebm_kit.engine.sample import sample
     from gebm_kit.engine.shards import load_draws
@@ -29,6 +30,7 @@ _HOME = {
     "sample": "gebm_kit.engine.sample",
     "evaluate": "gebm_kit.engine.evaluate",
     "log_density": "gebm_kit.engine.density",
+    "score": "gebm_kit.engine.row_scores",
     "trace_quality": "gebm_kit.engine.along",
     "load_run": "gebm_kit.engine.run",
     "load_draws": "gebm_kit.engine.shards",
@@ -46,6 +48,7 @@ __all__ = [
     "load_run",
     "log_density",
     "sample",
+    "score",
     "trace_quality",
     "train",
 ]

@@ -31,6 +31,7 @@ from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
+from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.core.errors import GebmKitError, Interrupted
 
@@ -45,6 +46,7 @@ app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
 app.command("density")(density)
+app.command("score")(score)
 app.command("runs")(runs)
 app.command("compare")(compare)
 app.add_typer(recipes, name="recipes")

@@ -131,6 +131,9 @@ COMPONENTS = (
     Component(
         "metric", "modes", "gebm_kit.metrics.modes:Modes", "Modes covered and share of high-quality points (toys)"
     ),
+    Component(
+        "metric", "ood-auroc", "gebm_kit.metrics.ood:OodAuroc", "How well the model tells another dataset from its own"
+    ),
     Component("metric", "kale", "gebm_kit.metrics.kale:KaleMetric", "KALE of the energy on held-out data"),
     Component("logger", "jsonl", "gebm_kit.loggers.jsonl:Jsonl", "metrics.jsonl in the run directory"),
     Component(

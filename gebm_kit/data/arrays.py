@@ -76,6 +76,16 @@ class Arrays(TensorDataset):
         self._fill(parts, value_range=interval, labels=split_labels)
 
 
+def image_rows(rows: Tensor, file: Path) -> Tensor:
+    """Rows of a file as `Arrays` would hand them out without a value range: images of bytes scaled to [-1, 1].
+
+    Raises:
+        DataError: they are no rows of points or images.
+    """
+    shaped = _shaped(rows, file)
+    return scale_bytes(shaped) if shaped.dtype == torch.uint8 and shaped.ndim == 4 else shaped
+
+
 def _interval(value_range: list[float] | None, standardise: bool) -> tuple[float, float] | None:
     if value_range is None:
         return None

@@ -1,0 +1,92 @@
+"""``gebm-kit score``: how unlike the data the rows of a file are under a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import (
+    CheckpointWord,
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    Threads,
+    find_run,
+    only_sections,
+    overridden_recipe,
+    set_up_cpu,
+)
+from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
+
+SECTIONS = ("eval", "sample", "nll")
+
+
+def score(
+    words: RunFileWords,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="A .csv or .npz, replaced if it is there; default: RUN/scores/<FILE>.csv."
+        ),
+    ] = None,
+    key: Key = None,
+    checkpoint: CheckpointWord = "last",
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the energy of every row of FILE under a RUN and, where its base has a density, the log-density."""
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    given = given_rows(words, "score")
+    only_sections(given.overrides, SECTIONS, "gebm-kit score")
+    set_up_cpu(threads)
+    from gebm_kit.cli.results import show_log_partition
+    from gebm_kit.engine.files import make_directory
+    from gebm_kit.engine.row_scores import check_output, row_scores
+
+    if out is not None:
+        check_output(out)
+    run = find_run(given.run, say, checkpoint)
+    recipe = overridden_recipe(run, given.overrides)
+    rows, names = read_rows(given.file, key, run)
+    with say.progress() as on_progress:
+        found = row_scores(
+            run.model,
+            run.dataset,
+            rows,
+            inverse_temperature=recipe.sample.inverse_temperature,
+            space=recipe.nll.space,
+            method=recipe.eval.log_partition,
+            seed=recipe.eval.seed,
+            device=device or recipe.device,
+            names=names,
+            source=str(given.file),
+            block_size=recipe.sample.block_size,
+            on_progress=on_progress,
+        )
+    place = out or run.path / "scores" / f"{given.file.stem}.csv"
+    make_directory(place.parent)
+    found.save(place)
+    payload = {
+        **found.as_dict(),
+        "run": str(run.path),
+        "checkpoint": str(run.checkpoint.path),
+        "file": str(given.file),
+        "out": str(place),
+    }
+
+    def show() -> None:
+        text = f"{len(found.energy)} rows, mean energy {ui.number(payload['mean_energy'])}"
+        if found.log_partition is not None:
+            show_log_partition(found.log_partition.as_dict())
+            text += f", mean log-density {ui.number(payload['mean_log_density'])} nats ({found.space})"
+        ui.text(text)
+        ui.text(f"scores: {place}")
+
+    say.result(payload, show)

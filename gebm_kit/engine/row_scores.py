@@ -1,0 +1,196 @@
+"""How unlike the data rows are under a trained model: their energy and, where the base has a density, their log-density."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, HasDensity
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.engine.chains import placed
+from gebm_kit.engine.density import densities
+from gebm_kit.engine.files import write_atomic
+from gebm_kit.engine.likelihood import Space
+from gebm_kit.engine.log_partition import LogPartition
+from gebm_kit.engine.model_fit import BLOCK, energies
+from gebm_kit.engine.partition import Method
+from gebm_kit.engine.progress import OnProgress, ignore
+from gebm_kit.engine.rows import as_data
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.run import Run
+
+SUFFIXES = (".csv", ".npz")
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Scores of N rows.
+
+    Attributes:
+        energy: ``beta E(x)``, (N,) float64; high where the model does not expect data, up to a constant.
+        log_density: ``log q(x) = log b(x) - beta E(x) - A`` in nats, (N,); None where the base has no density.
+        log_base: ``log b(x)``, (N,), or None.
+        log_partition: A with its error, or None.
+        space: of the densities, ``raw`` or ``standardised``; None without.
+        inverse_temperature: beta.
+    """
+
+    energy: Tensor
+    log_density: Tensor | None
+    log_base: Tensor | None
+    log_partition: LogPartition | None
+    space: Space | None
+    inverse_temperature: float
+
+    def columns(self) -> dict[str, Tensor]:
+        """What there is of ``energy``, ``log_density`` and ``log_base``, by name."""
+        named = {"energy": self.energy, "log_density": self.log_density, "log_base": self.log_base}
+        return {name: values for name, values in named.items() if values is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """What holds for all rows, as plain JSON."""
+        return {
+            "num_rows": len(self.energy),
+            "columns": list(self.columns()),
+            "mean_energy": self.energy.mean().item(),
+            "mean_log_density": None if self.log_density is None else self.log_density.mean().item(),
+            "inverse_temperature": self.inverse_temperature,
+            "space": self.space,
+            "log_partition": None if self.log_partition is None else self.log_partition.as_dict(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a .csv (row number from 1, then `columns`) or a .npz (an array for each); whole or not at all.
+
+        Raises:
+            UsageError: another suffix, or the place can't be written.
+            RunFailed: the disk is full.
+        """
+        place = check_output(path)
+        columns = {name: values.tolist() for name, values in self.columns().items()}
+        if place.suffix.lower() == ".npz":
+            archive, arrays = io.BytesIO(), {name: np.array(values) for name, values in columns.items()}
+            np.savez(archive, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a name for allow_pickle
+            write_atomic(place, archive.getvalue())
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["row", *columns])
+        rows = zip(*columns.values(), strict=True)
+        writer.writerows([number, *map(repr, row)] for number, row in enumerate(rows, start=1))
+        write_atomic(place, text.getvalue().encode())
+
+
+def check_output(path: str | Path) -> Path:
+    """The place for scores.
+
+    Raises:
+        UsageError: its suffix is none that can be written.
+    """
+    place = Path(path)
+    if place.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"scores are written to {' or '.join(SUFFIXES)}, got {place}")
+    return place
+
+
+def score(
+    run_or_model: Run | GEBM | str | Path,
+    rows: Tensor,
+    *,
+    inverse_temperature: float | None = None,
+    space: Space | None = None,
+    log_partition: Method | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> RowScores:
+    """Energies of ``rows`` (N, *D) and, where the base has a density, their log-densities in nats.
+
+    Of a run whose dataset standardises, rows are measurements as they are in its file; of every other run and model they are
+    data as the model sees them. What is not given comes from the run's recipe, for a hand-built model from the defaults.
+
+    Args:
+        space: of the log-densities: ``raw`` needs a dataset that states the Jacobian of its preprocessing.
+        log_partition: how A is estimated, as the recipe key ``eval.log_partition``.
+        seed: of the base draws and populations behind A.
+
+    Raises:
+        UsageError: no run and no model; ``raw`` without a Jacobian, or without a density.
+        DataError: rows that do not fit the model, or are not finite.
+    """
+    from gebm_kit.engine.run import Run, load_run
+
+    if isinstance(run_or_model, str | Path):
+        run_or_model = load_run(run_or_model)
+    recipe, model, dataset = None, run_or_model, None
+    if isinstance(run_or_model, Run):
+        recipe, model, dataset = run_or_model.recipe, run_or_model.model, run_or_model.dataset
+    if not isinstance(model, GEBM):
+        raise UsageError(f"a run, its path or a GEBM is needed, got {type(model).__name__}")
+    if recipe is not None:
+        space = space or recipe.nll.space
+        log_partition = log_partition or recipe.eval.log_partition
+        inverse_temperature = recipe.sample.inverse_temperature if inverse_temperature is None else inverse_temperature
+        seed = recipe.eval.seed if seed is None else seed
+        device = recipe.device if device is None else device
+    return row_scores(
+        model,
+        dataset,
+        rows,
+        inverse_temperature=1.0 if inverse_temperature is None else inverse_temperature,
+        space=space or "standardised",
+        method=log_partition or "auto",
+        seed=seed or 0,
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+def row_scores(
+    model: GEBM,
+    dataset: Dataset | None,
+    rows: Tensor,
+    *,
+    inverse_temperature: float,
+    space: Space,
+    method: Method,
+    seed: int,
+    device: str | None,
+    names: tuple[str, ...] = (),
+    source: str = "the data",
+    block_size: int | None = None,
+    on_progress: OnProgress = ignore,
+) -> RowScores:
+    """`score` with everything said; ``names`` of the rows' columns, ``source`` of the rows, for messages."""
+    base: object = model.base
+    if isinstance(base, HasDensity):
+        found = densities(
+            model,
+            dataset,
+            rows,
+            inverse_temperature=inverse_temperature,
+            space=space,
+            method=method,
+            seed=seed,
+            device=device,
+            names=names,
+            source=source,
+            block_size=block_size,
+            on_progress=on_progress,
+        )
+        return RowScores(found.tilt, found.gebm, found.base, found.log_partition, space, inverse_temperature)
+    x = as_data(rows, names, source, model, dataset)
+    with (
+        placed(model, device) as (where, dtype),
+        LatentPotential(model, inverse_temperature, block_size=block_size or BLOCK),
+    ):
+        tilt = inverse_temperature * energies(model, x, where, dtype)
+    return RowScores(tilt, None, None, None, None, inverse_temperature)

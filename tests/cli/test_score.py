@@ -1,0 +1,212 @@
+"""score, with a density and without: files, JSON keys, bad input; and the metric ood-auroc from the command line."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gebm_kit as gk
+from gebm_kit.cli.app import main
+from gebm_kit.core.components import Component, Injected, Registered
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.plugins import installed
+from gebm_kit.engine.files import read_json
+
+RECIPE = """\
+schema: 1
+data: {name: tabular, path: rows.csv}
+base: {name: test-scored}
+energy: {name: mlp, hidden: [8]}
+loss: {name: kale}
+train: {steps: 4, energy_steps: 1, start_steps: 0, batch_size: 32, log_every: 2, checkpoint_every: 2}
+sample: {num_samples: 60, num_chains: 30, warmup: 8, steps: 10, thin: 2}
+eval: {metrics: [{name: mmd}], num_samples: 60, num_sets: 2}
+device: cpu
+"""
+
+
+class Scored(Base):
+    """``x = exp(s) z`` with its density."""
+
+    def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
+        super().__init__()
+        self.latent_dim, self.data_shape = data_shape[0], data_shape
+        self.log_scale = nn.Parameter(torch.zeros(data_shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * self.log_scale.exp()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z = x * (-self.log_scale).exp()
+        return (-0.5 * z.square() - self.log_scale - 0.5 * math.log(2 * math.pi)).sum(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Finished runs: ``flow``, whose base has a density, ``plain`` without, ``digits`` of images; and rows.csv."""
+    folder = tmp_path_factory.mktemp("score")
+    rows = np.random.default_rng(0).normal(size=(200, 2)) * [1, 30] + [5, 0]
+    (folder / "rows.csv").write_text("\n".join(["a,b", *(f"{x:.6f},{y:.6f}" for x, y in rows)]) + "\n")
+    texts = {
+        "flow": RECIPE,
+        "plain": RECIPE.replace("test-scored", "mlp, latent_dim: 2, hidden: [8]"),
+        "digits": RECIPE.replace("test-scored", "mlp, latent_dim: 2, hidden: [8]").replace(
+            "tabular, path: rows.csv", "digits"
+        ),
+    }
+    module = ModuleType("gebm_kit_test_scored")
+    module.Scored = Scored  # type: ignore[attr-defined]
+    record = Registered(Component("base", "test-scored", f"{module.__name__}:Scored", "From a test"), "a-test", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        patch.setitem(installed().registry._records, ("base", "test-scored"), [record])
+        patch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+        patch.chdir(folder)
+        for name, text in texts.items():
+            (folder / f"{name}.yaml").write_text(text)
+            assert main(["train", f"{name}.yaml", "--out", name, "--quiet"]) == 0
+        yield folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def read(path: str) -> list[dict[str, float]]:
+    with open(path) as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+KEYS = {
+    "schema", "num_rows", "columns", "mean_energy", "mean_log_density", "inverse_temperature", "space",
+    "log_partition", "run", "checkpoint", "file", "out",
+}  # fmt: skip
+
+
+def test_with_a_density(cli: Any, here: Path) -> None:
+    found = cli("score", "flow", "rows.csv", "--json", "--quiet").json
+    assert set(found) == KEYS
+    assert (found["num_rows"], found["out"]) == (200, "flow/scores/rows.csv")
+    assert found["columns"] == ["energy", "log_density", "log_base"]
+    rows = read(found["out"])
+    assert [row["row"] for row in rows] == list(range(1, 201))
+    assert all(set(row) == {"row", "energy", "log_density", "log_base"} for row in rows)
+    for row in rows[:5]:
+        expected = row["log_base"] - row["energy"] - found["log_partition"]["value"]
+        assert row["log_density"] == pytest.approx(expected)
+    cli("density", "flow", "rows.csv", "--out", "density.csv", "--quiet")
+    for one, other in zip(rows, read("density.csv"), strict=True):
+        assert one == other
+    assert found["mean_energy"] == pytest.approx(sum(row["energy"] for row in rows) / 200)
+    assert found["mean_log_density"] == pytest.approx(sum(row["log_density"] for row in rows) / 200)
+    raw = cli("score", "flow", "rows.csv", "nll.space=raw", "--json", "--quiet", "--out", "raw.csv").json
+    log_det = gk.load_run("flow").dataset.log_det
+    assert raw["mean_log_density"] - found["mean_log_density"] == pytest.approx(log_det)
+    assert raw["mean_energy"] == pytest.approx(found["mean_energy"])
+
+
+def test_without_a_density_there_is_the_energy(cli: Any, here: Path) -> None:
+    found = cli("score", "plain", "rows.csv", "--out", "plain.npz", "--json", "--quiet").json
+    assert set(found) == KEYS
+    assert found["columns"] == ["energy"]
+    assert (found["mean_log_density"], found["space"], found["log_partition"]) == (None, None, None)
+    run = gk.load_run("plain")
+    rows = run.dataset.standardised(torch.from_numpy(np.loadtxt("rows.csv", delimiter=",", skiprows=1)))
+    with torch.no_grad():
+        expected = run.model.eval().energy(rows).double()
+    with np.load("plain.npz") as archive:
+        assert archive.files == ["energy"]
+        torch.testing.assert_close(torch.from_numpy(archive["energy"]), expected, rtol=1e-5, atol=1e-6)
+    doubled = cli("score", "plain", "rows.csv", "sample.inverse_temperature=2", "--json", "--quiet").json
+    assert doubled["mean_energy"] == pytest.approx(2 * found["mean_energy"])
+    text = cli("score", "plain", "rows.csv", "--quiet").out
+    assert re.fullmatch(r"200 rows, mean energy -?[\d.e-]+\nscores: plain/scores/rows.csv\n", text)
+
+
+def test_images_of_bytes_are_scaled(cli: Any, here: Path) -> None:
+    run = gk.load_run("digits")
+    rows = run.dataset.split("test").first(6)
+    np.save("bytes.npy", ((rows + 1) * 127.5).round().to(torch.uint8).squeeze(1).numpy())
+    np.save("floats.npy", rows.numpy())
+    one, other = (cli("score", "digits", name, "--json", "--quiet").json for name in ("bytes.npy", "floats.npy"))
+    assert one["mean_energy"] == pytest.approx(other["mean_energy"], abs=1e-3)
+
+
+def test_from_python(here: Path) -> None:
+    run = gk.load_run("flow")
+    rows = torch.from_numpy(np.loadtxt("rows.csv", delimiter=",", skiprows=1))
+    scores = gk.score(run, rows)
+    assert scores.log_density is not None
+    assert scores.log_density.tolist() == gk.log_density(run, rows).gebm.tolist()
+    assert gk.score("plain", rows[:3]).log_density is None
+    model = gk.score(run.model, run.dataset.standardised(rows))
+    torch.testing.assert_close(model.energy, scores.energy)
+    with pytest.raises(UsageError, match=r"\.csv or \.npz, got scores\.txt"):
+        scores.save("scores.txt")
+    with pytest.raises(UsageError, match="a run, its path or a GEBM"):
+        gk.score(3, rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("run", ["flow", "plain"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n3,\n", "line 3: column 'b' is empty"),
+        ("a,b\n1,x\n", "line 2: column 'b' holds 'x', which is not a number"),
+        ("a,c\n1,2\n", "has no column 'b'; the run was trained on a, b"),
+        ("1,2,3\n4,5,6\n", "has 3 columns, the run was trained on 2: a, b"),
+        ("a,b\n", "holds no row of data"),
+    ],
+)
+def test_bad_rows(cli: Any, here: Path, run: str, content: str, message: str) -> None:
+    Path("bad.csv").write_text(content)
+    result = cli("score", run, "bad.csv", "--out", "bad-out.csv", "--json")
+    assert result.code == 2
+    assert message in result.json["error"]["message"]
+    assert not Path("bad-out.csv").exists()
+
+
+def test_bad_words(cli: Any, here: Path) -> None:
+    for words, message in [
+        (["flow", "rows.csv", "--out", "x.txt"], "scores are written to .csv or .npz"),
+        (["flow", "rows.csv", "more.csv"], "got 3 words"),
+        (["flow", "none.csv"], "none.csv does not exist"),
+        (["flow", "rows.csv", "train.steps=3"], "gebm-kit score"),
+    ]:
+        result = cli("score", *words, "--json")
+        assert result.code == 2
+        assert message in result.json["error"]["message"]
+
+
+def test_another_dataset_in_an_evaluation(cli: Any, here: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(100, 2)) + np.array([500.0, 0.0])
+    np.savetxt("other.csv", rows, delimiter=",", header="a,b", comments="")
+    chosen = 'eval.metrics=[{name: ood-auroc, dataset: tabular, options: ["path=other.csv"]}]'
+    found = cli("eval", "flow", chosen, "--json", "--quiet").json
+    assert found["metrics"]["gebm"]["ood-auroc.base"]["value"] > 0.99
+    assert set(found["metrics"]["gebm"]) == {"ood-auroc.energy", "ood-auroc.density", "ood-auroc.base"}
+    assert found["protocol"]["ood-auroc"]["dataset"] == "tabular"
+    assert "ood-auroc" in cli("eval", "plain", chosen, "--json", "--quiet").json["metrics"]["gebm"]
+    missing = cli("eval", "flow", chosen.replace("other.csv", "none.csv"), "--json")
+    assert (missing.code, "none.csv does not exist" in missing.json["error"]["message"]) == (2, True)
+
+
+def test_every_key_is_documented(here: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = page.partition("\n## score\n")[2].partition("\n## ")[0]
+    assert all(f"`{key}`" in section for key in KEYS - {"schema"})
+    assert read_json(here / "flow" / "status.json")["state"] == "finished"
