@@ -23,8 +23,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.model import GEBM, DataPotential
+from gebm_kit.core.interfaces import Energy, HasEncoder
+from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.engine.files import make_directory, write_atomic
 
 Array = NDArray[np.floating[Any]]
@@ -58,8 +58,8 @@ def draw_all(
 ) -> list[Path]:
     """Every picture that fits the data, into ``directory``, which is made if need be.
 
-    Images give ``samples.png``, points in the plane ``clouds.png``; ``energies.png`` is always drawn, and ``curves.png``
-    when there are ``rows`` of metrics.jsonl.
+    Images give ``samples.png`` and, where the base has an encoder, ``reconstructions.png``; points in the plane
+    ``clouds.png``; ``energies.png`` is always drawn, and ``curves.png`` when there are ``rows`` of metrics.jsonl.
 
     Args:
         directory: of the run's figures.
@@ -73,6 +73,10 @@ def draw_all(
     paths = []
     if len(model.data_shape) == 3:
         paths.append(image_grid(directory / "samples.png", sets, value_range))
+        if isinstance(model.base, HasEncoder):
+            some = data[: GRID_SIDE**2]
+            rebuilt = {"data": some, "reconstructions": _rebuilt(model, some)}
+            paths.append(image_grid(directory / "reconstructions.png", rebuilt, value_range))
     elif model.data_shape == (2,):
         paths.append(point_clouds(directory / "clouds.png", data, base, gebm, model.energy))
     energies = [_energies(model.energy, x, model.data_shape) for x in sets.values()]
@@ -247,6 +251,13 @@ def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
     rows = x.detach().flatten(1).to(parameter.device, parameter.dtype)
     with DataPotential(energy, data_shape, block_size=min(BLOCK, max(len(rows), 1))) as potential:
         return potential.value(rows).float().cpu()
+
+
+def _rebuilt(model: GEBM, x: Tensor) -> Tensor:
+    """`GEBM.reconstruct` in eval mode on the model's own device; (N, *D) -> (N, *D) on the CPU."""
+    parameter = next(model.parameters(), x)
+    with LatentPotential(model), torch.no_grad():
+        return model.reconstruct(x.to(parameter.device, parameter.dtype)).float().cpu()
 
 
 def _mosaic(images: Array, value_range: tuple[float, float]) -> Array:

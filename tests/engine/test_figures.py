@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from gebm_kit.bases.mlp import MlpBase
+from gebm_kit.bases.vae import Vae
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.model import GEBM
@@ -178,6 +179,15 @@ class TestDrawAll:
         assert all(module.training for module in model.modules())
         assert all(p.requires_grad for p in model.parameters())
         assert all(torch.equal(before[name], tensor) for name, tensor in model.energy.state_dict().items())
+
+    def test_an_encoder_gives_reconstructions(self, tmp_path):
+        vae = Vae(3, hidden=[8], data_shape=(1, 8, 8), value_range=(-1.0, 1.0)).train()
+        x = draws(20, 1, 8, 8)
+        model = GEBM(vae, MlpEnergy([8], data_shape=(1, 8, 8)))
+        paths = figures.draw_all(tmp_path, model=model, data=x, base=x, gebm=x, value_range=(-1.0, 1.0))
+        assert [path.name for path in paths] == ["samples.png", "reconstructions.png", "energies.png"]
+        pixels(paths[1])
+        assert vae.training
 
     def test_without_rows_there_are_no_curves(self, tmp_path):
         model = GEBM(MlpBase(4, [8], data_shape=(2,)), MlpEnergy([8], data_shape=(2,)).double())  # another precision
