@@ -181,7 +181,9 @@ class Trainer:
         return {} if self._seen is None else vital_signs(self.model, self.loss, self._seen, self.settings.noise)
 
     def initialise(self) -> None:
-        """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws."""
+        """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws. The base alone needs none."""
+        if self.pretraining:
+            return
         with torch.no_grad(), self._forward_context():
             # whole batches: batch norm needs more than one row
             batch = self.settings.batch_size
@@ -253,14 +255,15 @@ class Trainer:
             CheckpointError: it does not fit the recipe.
         """
         parts = checkpoint.tensors
-        if checkpoint.step > self.settings.pretrain_steps > 0:
+        entered_main = checkpoint.step > self.settings.pretrain_steps or not self.settings.pretrain_steps
+        if entered_main and self.settings.pretrain_steps:
             self._start_main_phase()
         if checkpoint.step > self.settings.main_end:
             self._start_final_phase()
         try:
             self.model.load_state_dict(parts["model"])
             self.loss.load_state_dict(parts["loss"])
-            if self.negatives is not None:
+            if self.negatives is not None and entered_main:  # which is what fills them
                 self.negatives.restore(parts.get("negatives", {}))
             restore_optimizer(self.energy_optimizer, "energy", parts["optim"])
             restore_optimizer(self.base_optimizer, "base", parts["optim"])

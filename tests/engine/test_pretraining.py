@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -131,23 +134,26 @@ def test_without_it_nothing_changes(recipe: Path, tmp_path: Path) -> None:
     assert all("energy_loss" in row for row in run.metrics() if "base_loss" in row)
 
 
-@pytest.mark.parametrize("at", [35, 60, 61, 75, 85])
-@pytest.mark.parametrize("part", ["base-then-energy", "base-then-both"])
+@pytest.mark.parametrize(
+    ("part", "loss", "at"),
+    [
+        *itertools.product(["base-then-energy", "base-then-both"], ["kale"], [35, 60, 61, 75, 85]),
+        *itertools.product(["base-then-energy"], ["pcd"], [35, 61]),  # which keeps chains besides
+    ],
+)
 def test_resumed_in_every_phase_it_ends_at_the_same_weights(
-    recipe: Path, tmp_path: Path, at: int, part: str, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, at: int, part: str, loss: str
 ) -> None:
-    import os
-    import signal
-
-    straight = gk.train(recipe, [f"train.part={part}"], out=tmp_path / "straight")
+    words = [f"train.part={part}", f"loss={loss}"]
+    straight = gk.train(recipe, words, out=tmp_path / "straight")
 
     def stop(progress: Progress) -> None:
         if progress.stage == "train" and progress.step == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        gk.train(recipe, [f"train.part={part}"], out=tmp_path / "run", on_progress=stop)
-    run = gk.train(recipe, [f"train.part={part}"], out=tmp_path / "run", resume=True)
+        gk.train(recipe, words, out=tmp_path / "run", on_progress=stop)
+    run = gk.train(recipe, words, out=tmp_path / "run", resume=True)
     for name in ("model", "ema", "optim"):
         one, other = (read_checkpoint(r.checkpoints / "step-0000090").tensors[name] for r in (straight, run))
         assert same(one, other), name
