@@ -177,6 +177,20 @@ def test_at_another_temperature_it_is_another_density() -> None:
     assert found.difference.value == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("method", ["importance-sampling", "smc"])
+def test_kale_goes_with_either_estimate_of_log_z(method: Any) -> None:
+    """At the optimal energy KALE is KL(P || B); with annealing the mean over the base is 1 by definition."""
+    x = data(4000)
+    fit = gk.evaluate(model(), data=x, log_partition=method, **QUICK).fit
+    kl = 0.5 * (float(MEAN.square().sum()) + 2 * STD**2 - 2 - 2 * math.log(STD**2))
+    assert fit.kale_test == pytest.approx(kl, abs=0.08)
+    assert fit.log_partition.method == method
+    if method == "smc":
+        with torch.no_grad():
+            mean = float(Quadratic()(x[::2]).double().mean())
+        assert fit.kale_test == pytest.approx(-mean - fit.log_partition.value, abs=1e-5)
+
+
 def test_raw_needs_data_that_state_their_jacobian() -> None:
     with pytest.raises(UsageError, match=r"nll.space=raw .* HeldOut states none"):
         gk.evaluate(model(), data=data(200), nll_space="raw", **QUICK)
