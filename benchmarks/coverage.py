@@ -39,6 +39,9 @@ VERSION = 1
 
 SAVE_EVERY = 50
 
+FEW = 20
+"""Repeats below which a share of them is not shown."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -187,9 +190,9 @@ def load(name: str, cache: Path) -> dict[str, Any]:
 
 
 def table(names: list[str], cache: Path) -> str:
-    """Coverage of each target, with the range that its own chance leaves (two standard errors)."""
+    """Coverage of each target, over all repeats and over those by either method."""
     lines = [
-        "| target | log Z | by smc | median half-width | mean error | covers | of those by importance sampling | by smc | "
+        "| target | log Z | by smc | median half-width | mean error | covers | of those weighed | of those by smc | "
         "bridge covers | CPU s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -202,7 +205,7 @@ def table(names: list[str], cache: Path) -> str:
         for row in rows:
             by[row[3]].append(row)
         covered = share([low <= truth <= high for _, low, high, *_ in rows])
-        parts = [share([r[1] <= truth <= r[2] for r in part]) for part in by.values()]
+        parts = [share([r[1] <= truth <= r[2] for r in part]) if len(part) >= FEW else "" for part in by.values()]
         bridges = [abs(r[5] - truth) <= 2.262157 * r[6] for r in by["smc"] if math.isfinite(r[5])]
         half = sorted((r[2] - r[1]) / 2 for r in rows)[len(rows) // 2]
         error = sum(r[0] for r in rows) / len(rows) - truth
