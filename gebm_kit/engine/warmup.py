@@ -39,8 +39,8 @@ SHRINKAGE_ROWS = 10.0
 ROWS_PER_INDEPENDENT = 5.0
 """States of one chain that count as one independent row in the pooled variance."""
 
-HARMONIC_FLOOR = 1e-3
-"""Least acceptance of a chain in a harmonic mean, an energy error of 6.9: without it one stuck chain in a thousand would
+HARMONIC_FLOOR = 1e-2
+"""Least acceptance of a chain in a harmonic mean, an energy error of 4.6: without it one stuck chain in a thousand would
 decide the step size of all. At the target few chains reach it."""
 
 REPORT_EVERY = 10
