@@ -8,7 +8,7 @@ makes it.
     python benchmarks/coverage.py [--repeats 1000] [--targets NAME ...] [--cache DIR] [--table]
 
 Records are kept in ``--cache``, one JSON a target, after every fifty repeats: a study that was cut off goes on where it
-stopped. The whole takes about fifteen minutes of one core.
+stopped. The whole takes about twenty minutes of one core.
 """
 
 from __future__ import annotations
