@@ -21,6 +21,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from gebm_kit.config.load import NODE_LISTS, Key, Tree, dotted
 from gebm_kit.config.schema import (
     COMPONENT_SECTIONS,
+    DEFAULT_COMPONENTS,
     REQUIRED_SECTIONS,
     SCHEMA_VERSION,
     SECTIONS,
@@ -153,9 +154,9 @@ class _Checker:
             self.report(("schema",), f"{values['schema']!r} is not known to this version; allowed: {SCHEMA_VERSION}")
         requires = self._requires(values.get("requires"))
         nodes: dict[str, Any] = {
-            name: self.node((name,), values.get(name, {"name": "hmc"} if name == "sampler" else None), kind)
+            name: self.node((name,), values.get(name, {"name": DEFAULT_COMPONENTS.get(name)}), kind)
             for name, kind in COMPONENT_SECTIONS.items()
-            if name in values or name == "sampler"
+            if name in values or name in DEFAULT_COMPONENTS
         }
         sections: dict[str, Any] = {
             name: self.section((name,), values.get(name), kind) for name, kind in SECTIONS.items()

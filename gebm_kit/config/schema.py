@@ -314,7 +314,10 @@ class Recipe:
 COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}
 """Recipe keys that hold one component node, with the component's kind."""
 
-REQUIRED_SECTIONS = ("schema", "data", "base", "energy", "loss")
+DEFAULT_COMPONENTS = {"loss": "kale", "sampler": "hmc"}
+"""What sections that are left out name, with default parameters."""
+
+REQUIRED_SECTIONS = ("schema", "data", "base", "energy")
 
 SECTIONS: dict[str, type] = {
     "train": TrainSection,

@@ -16,8 +16,6 @@ from gebm_kit.engine.saved_state import model_digest, parameters
 from gebm_kit.engine.shards import most_rows, row_bytes
 from gebm_kit.engine.warmup import require_positive
 
-DEFAULT_SAMPLER = "hmc"
-
 
 def settings_of(section: Any) -> SampleSettings:
     """The recipe's ``sample`` section as settings."""
@@ -36,10 +34,10 @@ def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sa
     if sampler is not None and not isinstance(sampler, str):
         raise UsageError(f"sampler must be a name or a Sampler, got {type(sampler).__name__}")
     from gebm_kit.config.build import build
-    from gebm_kit.config.schema import ComponentNode
+    from gebm_kit.config.schema import DEFAULT_COMPONENTS, ComponentNode
 
     if node is None or sampler not in (None, node.name):
-        node = ComponentNode(sampler or DEFAULT_SAMPLER)
+        node = ComponentNode(sampler or DEFAULT_COMPONENTS["sampler"])
     _check_model(model)
     facts = {"latent_dim": model.latent_dim, "data_shape": tuple(model.data_shape)}
     built: Sampler = build("sampler", node, facts)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from gebm_kit.config.build import resolved_yaml
 from gebm_kit.config.check import check, conform
 from gebm_kit.config.load import load_recipe, parse, shipped_recipes
-from gebm_kit.config.schema import Recipe
+from gebm_kit.config.schema import DEFAULT_COMPONENTS, Recipe
 from gebm_kit.core.components import Range
 from gebm_kit.core.errors import PluginError, RecipeError, UsageError
 
@@ -159,6 +159,12 @@ def test_numbers_follow_omegaconf() -> None:
 )
 def test_malformed_recipes(text: str, expected: str) -> None:
     assert expected in "\n".join(problems(text))
+
+
+def test_a_recipe_without_loss_and_sampler_names_the_default_ones() -> None:
+    recipe = checked(GOOD.replace("loss: kale\n", ""))
+    assert (recipe.loss.name, recipe.sampler.name) == (DEFAULT_COMPONENTS["loss"], DEFAULT_COMPONENTS["sampler"])
+    assert f"name: {DEFAULT_COMPONENTS['loss']}\n" in resolved_yaml(recipe)
 
 
 @pytest.mark.parametrize("word", ["steps", "=3", "train.steps=[", "train..=", "eval.metrics[9].name=mmd"])
