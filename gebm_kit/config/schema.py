@@ -147,11 +147,13 @@ class TrainSection:
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
             that the base's first gradients come from an energy that has learned something.
+        start_every: so many energy updates again at every ``start_every``-th cycle, as GEBM was published with; 0: never.
         final: the energy-only phase at the end.
         batch_size: data points and base draws in an update, of all processes together.
         noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units; it
             gives the two overlapping supports. Sampling and evaluation add none, so the energy is then the log-ratio of the
             two laws smoothed by that noise.
+        flip: mirror each training image left to right with probability 1/2, on the device.
         seed: of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
         compile: compile base and energy with `torch.compile`, which takes a while at the start; without a compiler training
@@ -171,9 +173,11 @@ class TrainSection:
     energy_steps: Positive = 5
     start_steps: Count = 10
     start_energy_steps: Positive = 25
+    start_every: Count = 0
     final: FinalSection = FinalSection()
     batch_size: Annotated[int, Range(2, None)] = 128
     noise: Rate = 0.0
+    flip: bool = False
     seed: Seed = 0
     penalty: Any = None
     compile: bool = False

@@ -32,7 +32,9 @@ class SnganEnergy(Energy):
     published. There are as many halvings as the ``sngan`` base has doublings, down to a map of 4 x 4, 6 x 6 or 7 x 7. No
     norm couples the rows of a batch.
 
-    At 32 x 32 x 3 there are 2,935,872 parameters: those of the published table less the bias of its last layer.
+    At 32 x 32 x 3 there are 2,935,872 parameters: those of the published table less the bias of its last layer. (The
+    authors' implementations of SNGAN and of GEBM double the channels in the halving convolutions already, 64, 128, 128, 256,
+    256, 512, 512; the table is followed here.)
 
     Args:
         width: channels of the first convolution.

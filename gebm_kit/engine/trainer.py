@@ -25,6 +25,7 @@ from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_op
 from gebm_kit.engine.compiled import compiled
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.feed import Feed
+from gebm_kit.engine.flips import check_flips, flipped
 from gebm_kit.engine.guard import Guard, gradient_norm
 from gebm_kit.engine.layout import channels_last, lay_out_states
 from gebm_kit.engine.negatives import NegativeChains
@@ -60,6 +61,8 @@ class Trainer:
         self.settings = recipe.train
         dtype = DTYPES[recipe.precision]
         facts = data_facts(recipe, dataset)
+        if self.settings.flip:
+            check_flips(dataset.data_shape)
         self.model = build_model(recipe, facts).to(device)
         rows = self.settings.batch_size // reduce.world_size()
         parallel.synchronise_batch_norm(self.model, device, rows)
@@ -162,9 +165,9 @@ class Trainer:
         with _fixed(self.model.energy, self.loss), self._forward_context():
             if self.pretraining or (self.settings.part == "base" and self._own_loss and not self._data_for_base):
                 assert isinstance(self.model.base, HasPretraining)
-                terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self.feed.next()).reshape(1)))
+                terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self._data()).reshape(1)))
             elif self._data_for_base:
-                x = self._noisy(self.feed.next())
+                x = self._noisy(self._data())
                 terms = self.loss.base_loss(self._stepped, Batch(x, x.new_empty(0), x.new_empty(0)))
             else:
                 z = self._latents()
@@ -308,15 +311,21 @@ class Trainer:
         if self.final_phase:
             return self.settings.final.energy_steps
         since = self.step - self.settings.pretrain_steps
-        starting = since < self.settings.start_steps and self.settings.main_part == "both"
+        again = since and self.settings.start_every and since % self.settings.start_every == 0
+        starting = (since < self.settings.start_steps or again) and self.settings.main_part == "both"
         return self.settings.start_energy_steps if starting else self.settings.energy_steps
+
+    def _data(self) -> Tensor:
+        """This rank's part of the next batch of data."""
+        x = self.feed.next()
+        return flipped(x, self.generator) if self.settings.flip else x
 
     def _latents(self) -> Tensor:
         """Codes of this rank's part of a batch."""
         return reduce.share(self.model.base.sample_prior(self.feed.batch_size, self.generator, self.feed.dtype))
 
     def _batch(self) -> Batch:
-        x, z = self.feed.next(), self._latents()
+        x, z = self._data(), self._latents()
         with torch.no_grad(), self._forward_context():
             x, x_base = self._noisy(x), self._noisy(self._stepped.base(z).to(x.dtype))
         if self.negatives is None:

@@ -1,0 +1,140 @@
+"""Recipes of the large image datasets, on small files in their true formats: train, resume, sample, evaluate."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gebm_kit as gk
+from gebm_kit.config.load import load_recipe, shipped_recipes
+from gebm_kit.core.errors import Interrupted
+from gebm_kit.engine.plan import plan
+from gebm_kit.engine.progress import Progress
+from gebm_kit.engine.train import train
+from gebm_kit.engine.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+
+FAMILIES = {
+    "cifar10_sngan": "cifar10",
+    "cifar10_resnet": "cifar10",
+    "imagenet32_resnet": "imagenet32",
+    "lsun_bedroom": "lsun",
+    "celeba": "celeba",
+    "celeba32": "celeba",
+}
+RECIPES = [name + ending for name in FAMILIES for ending in ("", "_small")]
+
+TINY = [
+    "base.latent_dim=4", "base.width=4", "energy.width=4", "train.steps=15", "train.energy_steps=1",
+    "train.start_energy_steps=2", "train.batch_size=8", "train.log_every=5", "train.eval_every=0",
+    "train.checkpoint_every=20", "train.final.steps=5", "sample.num_samples=12", "sample.num_chains=6", "sample.warmup=1",
+    "sample.steps=2", "sample.thin=1", "sampler.num_leapfrog=1", "eval.num_samples=8", "eval.num_sets=2",
+    "eval.metrics=[{name: frechet, features: pixels}]",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures, and the thousands of base draws behind each estimate of A, would take most of the time."""
+    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
+        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
+
+
+@pytest.fixture(scope="module")
+def folders(formats: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``data.path`` by dataset."""
+    root = tmp_path_factory.mktemp("data")
+    return {name: getattr(formats, name)(root / name) for name in set(FAMILIES.values())}
+
+
+def words_of(recipe: str, folders: dict[str, Path]) -> list[str]:
+    """Overrides that name the small files, and split more than a row off them."""
+    dataset = FAMILIES[recipe.removesuffix("_small")]
+    fractions = {
+        "lsun": ["data.valid_fraction=0.2", "data.test_fraction=0.2"],
+        "imagenet32": ["data.valid_fraction=0.2"],
+    }
+    return [f"data.path={folders[dataset]}", *fractions.get(dataset, [])]
+
+
+def test_every_one_is_shipped() -> None:
+    assert set(RECIPES) <= set(shipped_recipes())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_trains_resumes_samples_and_evaluates(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "train" and progress.step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = [*TINY, *words_of(name, folders)]
+    with pytest.raises(Interrupted):
+        train(name, words, out=tmp_path / "run", on_progress=stop)
+    run = train(name, words, out=tmp_path / "run", resume=True)
+    assert run.step == 20
+    assert run.evaluation is not None
+    for which in ("data", "base", "gebm"):
+        assert run.evaluation["metrics"][which]["frechet"]["value"] >= 0
+    draws = gk.sample(run, num_samples=6, num_chains=6, warmup=1, steps=1)
+    side = 64 if name == "celeba" else 32
+    assert draws.x.shape == (6, 3, side, side)
+    assert draws.x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_its_small_variant_trains_and_evaluates(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    name = f"{name}_small"
+    words = [*TINY, *words_of(name, folders), "train.steps=2", "train.final.steps=1"]
+    run = train(name, words, out=tmp_path / "run")
+    assert run.step == 3
+    assert run.evaluation is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "energy"),
+    [
+        ("cifar10_sngan", 3_575_363, 2_935_872),
+        ("cifar10_resnet", 4_161_283, 1_053_824),
+        ("imagenet32_resnet", 4_161_283, 1_053_824),
+        ("lsun_bedroom", 3_575_363, 2_935_872),
+        ("celeba32", 3_575_363, 2_935_872),
+    ],
+)
+def test_a_dry_run_shows_the_published_size(name: str, base: int, energy: int, folders: dict[str, Path]) -> None:
+    recipe = load_recipe(name, [*words_of(name, folders), "train.batch_size=2", "train.energy_steps=1"])
+    costs = plan(recipe, cycles=1)
+    assert costs["parameters"] == {"base": base, "energy": energy}
+    assert costs["steps"] == 170_000
+    # parameters, gradients and Adam's two moments in single precision, and the images as bytes
+    assert costs["memory_bytes"] >= 16 * (base + energy)
+    assert costs["steps_per_second"] > 0
+
+
+def test_a_slow_cycle_is_measured_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cycles = []
+    real = Trainer.cycle
+    monkeypatch.setattr("gebm_kit.engine.trainer.Trainer.cycle", lambda self: cycles.append(1) or real(self))
+    words = [*TINY, *words_of("celeba32", folders)]
+    plan(load_recipe("celeba32", words), cycles=3)
+    assert len(cycles) == 4
+    monkeypatch.setattr("gebm_kit.engine.plan.SLOW", 0.0)
+    plan(load_recipe("celeba32", words), cycles=3)
+    assert len(cycles) == 5
+
+
+def test_published_energy_updates() -> None:
+    """A hundred at the first two cycles and at every 500th, five otherwise."""
+    settings = load_recipe("cifar10_sngan").train
+    trainer = object.__new__(Trainer)
+    trainer.settings = settings
+    counts = {}
+    for step in (0, 1, 2, 3, 499, 500, 501, 1000):
+        trainer.step = step
+        counts[step] = trainer._num_energy_updates()
+    assert counts == {0: 100, 1: 100, 2: 5, 3: 5, 499: 5, 500: 100, 501: 5, 1000: 100}
