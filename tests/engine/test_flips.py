@@ -23,7 +23,7 @@ loss: {name: kale}
 train: {steps: 8, energy_steps: 1, start_steps: 0, batch_size: 16, log_every: 4, checkpoint_every: 4, flip: true}
 ema: {decay: 0}
 sample: {num_samples: 10, num_chains: 10, warmup: 1, steps: 1, thin: 1}
-eval: {metrics: [sliced-wasserstein], num_samples: 10, num_sets: 2}
+eval: {metrics: [sliced-wasserstein], num_samples: 10, num_sets: 2, log_partition: importance-sampling}
 """
 
 pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
