@@ -43,7 +43,8 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
             trainer.negatives.fill(trainer.model)
         # past the longer cycles of the start, and past the one that enters the main phase
         usual = recipe.train.pretrain_steps + min(max(recipe.train.start_steps, 1), recipe.train.steps - 1)
-        rate = _rate(trainer, usual, 1)  # the first cycle allocates; where it is slow, that does not matter
+        _rate(trainer, usual, 1)  # the first cycle allocates and starts threads
+        rate = _rate(trainer, usual, 1)
         if rate * SLOW > 1:
             rate = _rate(trainer, usual, cycles)
     counts = {

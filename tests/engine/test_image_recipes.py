@@ -122,10 +122,10 @@ def test_a_slow_cycle_is_measured_once(folders: dict[str, Path], monkeypatch: py
     monkeypatch.setattr("gebm_kit.engine.trainer.Trainer.cycle", lambda self: cycles.append(1) or real(self))
     words = [*TINY, *words_of("celeba32", folders)]
     plan(load_recipe("celeba32", words), cycles=3)
-    assert len(cycles) == 4
+    assert len(cycles) == 5
     monkeypatch.setattr("gebm_kit.engine.plan.SLOW", 0.0)
     plan(load_recipe("celeba32", words), cycles=3)
-    assert len(cycles) == 5
+    assert len(cycles) == 7
 
 
 def test_published_energy_updates() -> None:
