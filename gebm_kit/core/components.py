@@ -304,8 +304,9 @@ class Registry:
         names = [self.short_name(r) for r in self.of_kind(kind)]
         names += sorted(other for of_kind, other in self.packages if of_kind == kind and other not in names)
         message = f"{kind} {name!r} is unknown; {nearest(name, names)}"
-        if self.missing_notes:
-            notes = "; ".join(self.missing_notes.values())
+        listed = {canonical(package) for package in self.packages.values()}
+        notes = "; ".join(note for plugin, note in self.missing_notes.items() if plugin not in listed)
+        if notes:
             return PluginError(f"{message} (not loaded, so what they provide is unknown: {notes})")
         return RecipeError(
             message, hint=f"`gebm-kit list {kind}` shows what is installed; a plugin package may provide more."
