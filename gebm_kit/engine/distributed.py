@@ -157,9 +157,10 @@ class _Torchrun(Ranks):
         except BaseException as error:
             if not self._told:
                 first = self._failure()  # whatever this rank ends of may follow from it
-                if first is not None:
+                if first is not None and first.message != getattr(error, "message", None):
                     raise first from error
-                self._tell(error)
+                if first is None:
+                    self._tell(error)
             raise
 
     def leave(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -159,14 +161,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def free_ports(count: int) -> list[str]:
+    """Below those that systems hand out to connections, or another process could be given one before it is used."""
+    found = []
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 1_000):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(str(port))
+        if len(found) == count:
+            break
+    return found
+
+
 @pytest.fixture(scope="module")
 def ranks(place: Path) -> list[Rank]:
     """Two processes that went through all scenarios together."""
-    ports = []
-    for _ in range(20):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(str(free.getsockname()[1]))
+    ports = free_ports(20)
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -308,7 +318,10 @@ def test_torchrun_restarts_after_one_was_killed_and_ends_with_the_same_weights(p
         process.terminate()  # which ends its processes first
         process.wait()
     assert process.returncode == 0, err
-    assert err.count("gebm-kit: another rank of this training is gone") == 1
+    said = [line for line in err.splitlines() if line.startswith("gebm-kit: ") and "warning" not in line]
+    # of the other's end: its connection broke, or, on a busy machine, torchrun stopped it before it noticed
+    assert len(said) == 1, err
+    assert "another rank of this training is gone" in said[0] or "stopped" in said[0], err
     assert_same(load_run(place / "straight"), load_run(place / "elastic"))
 
 
