@@ -22,7 +22,7 @@ from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.model_fit import BLOCK, energies
 from gebm_kit.engine.partition import Method
 from gebm_kit.engine.progress import OnProgress, ignore
-from gebm_kit.engine.rows import as_data
+from gebm_kit.engine.rows import as_data, model_of
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run import Run
@@ -126,32 +126,15 @@ def score(
         UsageError: no run and no model; ``raw`` without a Jacobian, or without a density.
         DataError: rows that do not fit the model, or are not finite.
     """
-    from gebm_kit.engine.run import Run, load_run
-
-    if isinstance(run_or_model, str | Path):
-        run_or_model = load_run(run_or_model)
-    recipe, model, dataset = None, run_or_model, None
-    if isinstance(run_or_model, Run):
-        recipe, model, dataset = run_or_model.recipe, run_or_model.model, run_or_model.dataset
-    if not isinstance(model, GEBM):
-        raise UsageError(f"a run, its path or a GEBM is needed, got {type(model).__name__}")
-    if recipe is not None:
-        space = space or recipe.nll.space
-        log_partition = log_partition or recipe.eval.log_partition
-        inverse_temperature = recipe.sample.inverse_temperature if inverse_temperature is None else inverse_temperature
-        seed = recipe.eval.seed if seed is None else seed
-        device = recipe.device if device is None else device
-    return row_scores(
-        model,
-        dataset,
-        rows,
-        inverse_temperature=1.0 if inverse_temperature is None else inverse_temperature,
-        space=space or "standardised",
-        method=log_partition or "auto",
-        seed=seed or 0,
+    model, dataset, settings = model_of(
+        run_or_model,
+        inverse_temperature=inverse_temperature,
+        space=space,
+        method=log_partition,
+        seed=seed,
         device=device,
-        on_progress=on_progress,
     )
+    return row_scores(model, dataset, rows, on_progress=on_progress, **settings)
 
 
 def row_scores(

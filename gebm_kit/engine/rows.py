@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import DataError
+from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.run import Run
+
+
+def model_of(
+    run_or_model: Run | GEBM | str | Path,
+    *,
+    inverse_temperature: float | None,
+    space: str | None,
+    method: str | None,
+    seed: int | None,
+    device: torch.device | str | None,
+) -> tuple[GEBM, Dataset | None, dict[str, Any]]:
+    """Model, dataset and settings, of which those that are None come from the run's recipe, for a model from the defaults.
+
+    Raises:
+        UsageError: neither a run nor a model.
+    """
+    from gebm_kit.engine.run import Run, load_run
+
+    if isinstance(run_or_model, str | Path):
+        run_or_model = load_run(run_or_model)
+    recipe, model, dataset = None, run_or_model, None
+    if isinstance(run_or_model, Run):
+        recipe, model, dataset = run_or_model.recipe, run_or_model.model, run_or_model.dataset
+    if not isinstance(model, GEBM):
+        raise UsageError(f"a run, its path or a GEBM is needed, got {type(model).__name__}")
+    if recipe is not None:
+        space = space or recipe.nll.space
+        method = method or recipe.eval.log_partition
+        inverse_temperature = recipe.sample.inverse_temperature if inverse_temperature is None else inverse_temperature
+        seed = recipe.eval.seed if seed is None else seed
+        device = recipe.device if device is None else device
+    settings = {
+        "inverse_temperature": 1.0 if inverse_temperature is None else inverse_temperature,
+        "space": space or "standardised",
+        "method": method or "auto",
+        "seed": seed or 0,
+        "device": device,
+    }
+    return model, dataset, settings
 
 
 def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, dataset: Dataset | None) -> Tensor:
