@@ -119,11 +119,10 @@ class Vae(Base):
         return Posterior(mean, LOG_STD_LIMIT * torch.tanh(log_std / LOG_STD_LIMIT))
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
-        """Mean of -ELBO(x) in nats, its KL term weighted; (B, *D) -> (). In train mode it counts as an update."""
+        """Mean of -ELBO(x) in nats; (B, *D) -> (). In train mode it counts as an update, and the KL term is weighted."""
         weight = torch.ones((), dtype=x.dtype, device=x.device)
-        if self.kl_warmup:
-            if self.training:
-                self.kl_updates += 1
+        if self.kl_warmup and self.training:
+            self.kl_updates += 1
             weight = (self.kl_updates / self.kl_warmup).clamp(max=1.0).to(x.dtype)
         fit, divergence = self._terms(x, None)
         return (weight * divergence - fit).mean()

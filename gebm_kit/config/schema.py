@@ -100,10 +100,13 @@ class PretrainSection:
 
     Attributes:
         steps: cycles of this phase, a base update each, before those of the main phase.
+        eval_every: cycles between looks at the base's loss on the validation part (early stopping): the averaged weights
+            with the lowest one go on to the main phase; 0: those of the end do.
         optimizer: of the base.
     """
 
     steps: Positive = 3000
+    eval_every: Count = 0
     optimizer: OptimizerSection = OptimizerSection(lr=1e-3, beta1=0.9, schedule="cosine")
 
 

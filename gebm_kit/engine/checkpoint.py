@@ -37,7 +37,7 @@ _REMOVING = ".removing-"
 _NAME = re.compile(r"step-(\d+)")
 
 PARTS = ("model", "loss", "optim", "ema", "rng")
-"""Parts that every checkpoint has; ``negatives`` comes with a loss that keeps chains."""
+"""Parts that every checkpoint has; ``negatives`` comes with a loss that keeps chains, ``best-base`` with early stopping."""
 
 
 @dataclass(frozen=True, slots=True)

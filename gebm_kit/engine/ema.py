@@ -6,7 +6,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,3 +96,27 @@ def _foreach(operation: str, targets: list[Tensor], *arguments: object) -> None:
     """One of torch's operations on lists of tensors, in place; a list may be empty."""
     if targets:
         getattr(torch, operation)(targets, *arguments)
+
+
+def averages_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The state of one part's moving average (``base`` or ``energy``) in a checkpoint; empty when it has none."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def carrying(model: nn.Module, averages: Sequence[tuple[nn.Module, EMA | None]]) -> Iterator[None]:
+    """Inside the block parts of ``model`` carry their averages, where they have one, and all of it is in eval mode."""
+    modes = {module: module.training for module in model.modules()}
+    found = [(part, ema) for part, ema in averages if ema is not None]
+    kept = [{name: value.clone() for name, value in part.state_dict().items()} for part, _ in found]
+    for part, ema in found:
+        ema.copy_to(part)
+    model.eval()
+    try:
+        yield
+    finally:
+        for (part, _), tensors in zip(found, kept, strict=True):
+            part.load_state_dict(tensors)
+        for module, training in modes.items():
+            module.training = training

@@ -214,7 +214,7 @@ class _Job:
         while trainer.step < settings.total_steps:
             metrics = trainer.cycle()
             last = trainer.step == settings.total_steps
-            log = trainer.step % settings.log_every == 0 or last or trainer.step == 1
+            log = trainer.step % settings.log_every == 0 or last or trainer.step == 1 or trainer.looks
             if (log or trainer.step % settings.checkpoint_every == 0) and self._went_back():
                 trainer = self.trainer
                 continue

@@ -8,7 +8,7 @@ a resumed run is bit for bit the run that was never stopped (on the CPU).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
 from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from gebm_kit.engine.compiled import compiled
-from gebm_kit.engine.ema import EMA
+from gebm_kit.engine.early_stopping import BestBase
+from gebm_kit.engine.ema import EMA, averages_of, carrying
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.flips import check_flips, flipped
 from gebm_kit.engine.guard import Guard, gradient_norm
@@ -101,6 +102,10 @@ class Trainer:
                 f"train.part={self.settings.part} needs a base with a loss of its own, and {recipe.base.name!r} has none",
                 hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
             )
+        self.best_base: BestBase | None = None
+        if self.settings.pretrain_steps and self.settings.pretrain.eval_every:
+            first = self.settings.pretrain
+            self.best_base = BestBase(dataset, first.eval_every, first.steps, self.settings.seed, device, dtype)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
@@ -119,6 +124,11 @@ class Trainer:
         """Whether the coming cycle belongs to the first phase, of the base alone."""
         return self.step < self.settings.pretrain_steps
 
+    @property
+    def looks(self) -> bool:
+        """Whether the last cycle was one of the first phase after which the base was held against the validation part."""
+        return self.best_base is not None and self.best_base.due(self.step)
+
     def cycle(self) -> dict[str, Tensor]:
         """One training step: energy updates, then a base update, each where the recipe's ``part`` has it."""
         if self.step == self.settings.pretrain_steps > 0:
@@ -136,6 +146,10 @@ class Trainer:
         parallel.average_statistics(self.model.energy)
         self.step += 1
         self.went_back = False
+        if self.looks:
+            assert self.best_base is not None
+            with self.averaged():
+                metrics |= self.best_base.look(self.model.base, self.step)
         return metrics
 
     def energy_step(self) -> LossTerms:
@@ -200,19 +214,8 @@ class Trainer:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside the block the model carries the weights that sampling uses (the averages), in eval mode."""
-        modes = {module: module.training for module in self.model.modules()}
-        averages = [(part, ema) for part, ema in self._averages() if ema is not None]
-        kept = [{name: value.clone() for name, value in part.state_dict().items()} for part, _ in averages]
-        for part, ema in averages:
-            ema.copy_to(part)
-        self.model.eval()
-        try:
+        with carrying(self.model, self._averages()):
             yield
-        finally:
-            for (part, _), tensors in zip(averages, kept, strict=True):
-                part.load_state_dict(tensors)
-            for module, training in modes.items():
-                module.training = training
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -232,6 +235,8 @@ class Trainer:
         }
         if self.negatives is not None and (states := self.negatives.tensors()):
             parts["negatives"] = states
+        if self.best_base is not None and self.step <= self.settings.pretrain_steps:
+            parts["best-base"] = self.best_base.tensors
         names = ("base", "energy")
         parts["ema"] = {
             f"{name}.{key}": value
@@ -249,6 +254,7 @@ class Trainer:
             "non_finite": self.guard.state(),
             "restores": self.restores,
             "went_back": self.went_back,
+            "best_base": self.best_base.state() if self.best_base is not None else {},
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -284,6 +290,8 @@ class Trainer:
             self.guard.restore(checkpoint.state.get("non_finite", {}))
             self.restores = int(checkpoint.state.get("restores", 0))
             self.feed.seed = self._data_seed()
+            if self.best_base is not None and not entered_main:
+                self.best_base.restore(checkpoint.state["best_base"], parts["best-base"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
         self.step = checkpoint.step
@@ -373,8 +381,10 @@ class Trainer:
         set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step - first, settings.steps))
 
     def _enter_main_phase(self) -> None:
-        """From here on the base is the pretrained one, with the weights that sampling would use."""
-        if self.ema is not None:
+        """From here on the base is the pretrained one, with its best weights or those that sampling would use."""
+        if self.best_base is not None and self.best_base.tensors:
+            self.model.base.load_state_dict(self.best_base.tensors)
+        elif self.ema is not None:
             self.ema.copy_to(self.model.base)
         self._start_main_phase()
         self.initialise()
@@ -400,12 +410,6 @@ class Trainer:
         self.energy_optimizer = make_optimizer(final.optimizer, self._energy_parameters())
         if final.ema > 0:
             self.energy_ema = EMA(self.model.energy, final.ema)
-
-
-def averages_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The state of one part's moving average (``base`` or ``energy``) in a checkpoint; empty when it has none."""
-    prefix = f"{part}."
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _penalties(nodes: Sequence[Any], facts: dict[str, Any], device: torch.device) -> list[Penalty]:

@@ -143,6 +143,16 @@ def test_the_kl_term_warms_up_over_updates_and_is_saved():
     assert float(vae.kl_updates) == 6
 
 
+def test_in_eval_mode_the_loss_is_minus_the_elbo_whatever_the_warm_up():
+    torch.manual_seed(0)
+    vae = Vae(2, hidden=[4], noise=0.5, kl_warmup=1000, data_shape=(3,)).double().eval()
+    x = torch.randn(20, 3, dtype=torch.float64)
+    torch.manual_seed(3)
+    loss = vae.pretraining_loss(x)
+    torch.manual_seed(3)
+    assert loss.item() == pytest.approx(-vae.elbo(x).mean().item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("noise", [None, 0.2])
 def test_training_finds_a_line_in_the_plane(noise):
     torch.manual_seed(0)

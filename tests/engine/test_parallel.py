@@ -86,6 +86,8 @@ def work(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     seen = {name: trained(toy(f"loss={loss}")) for name, loss in LOSSES.items()}
     seen["batch norm"] = trained(toy("base.norm=batch"))
+    stopping = ["base={name: vae, latent_dim: 3, hidden: [16]}", "train.part=base-then-energy"]
+    seen["early stopping"] = trained(toy(*stopping, "train.pretrain={steps: 60, eval_every: 3}"))
     right = reduce.logsumexp
     reduce.logsumexp = averaged_logsumexp
     for name, loss in LOSSES.items():
@@ -166,7 +168,8 @@ def test_gradients_are_averaged_in_buckets(size: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(parameter.grad, 0.75 * grad)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "batch norm"])
+@pytest.mark.parametrize("name", [*LOSSES, "batch norm", "early stopping"])
 def test_the_ranks_hold_the_same_state_to_the_last_bit(name: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
     first, second = (seen[name] for seen in by_rank)
     assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (name == "early stopping") == any(key.startswith("best-base/") for key in first)

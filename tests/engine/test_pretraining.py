@@ -135,16 +135,17 @@ def test_without_it_nothing_changes(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "loss", "at"),
+    ("part", "word", "at"),
     [
-        *itertools.product(["base-then-energy", "base-then-both"], ["kale"], [35, 60, 61, 75, 85]),
-        *itertools.product(["base-then-energy"], ["pcd"], [35, 61]),  # which keeps chains besides
+        *itertools.product(["base-then-energy", "base-then-both"], ["loss=kale"], [35, 60, 61, 75, 85]),
+        *itertools.product(["base-then-energy"], ["loss=pcd"], [35, 61]),  # which keeps chains besides
+        *itertools.product(["base-then-energy"], ["train.pretrain.eval_every=7"], [35, 60, 61]),
     ],
 )
 def test_resumed_in_every_phase_it_ends_at_the_same_weights(
-    recipe: Path, tmp_path: Path, at: int, part: str, loss: str
+    recipe: Path, tmp_path: Path, at: int, part: str, word: str
 ) -> None:
-    words = [f"train.part={part}", f"loss={loss}"]
+    words = [f"train.part={part}", word]
     straight = gk.train(recipe, words, out=tmp_path / "straight")
 
     def stop(progress: Progress) -> None:
@@ -157,6 +158,43 @@ def test_resumed_in_every_phase_it_ends_at_the_same_weights(
     for name in ("model", "ema", "optim"):
         one, other = (read_checkpoint(r.checkpoints / "step-0000090").tensors[name] for r in (straight, run))
         assert same(one, other), name
+
+
+def test_early_stopping_goes_on_with_the_weights_that_fit_the_validation_part_best(
+    recipe: Path, tmp_path: Path
+) -> None:
+    # steps so long that the loss on the validation part goes up and down from look to look
+    words = ["train.pretrain.eval_every=7", "train.pretrain.optimizer={lr: 1.0, schedule: constant}", "ema.decay=0"]
+    run = gk.train(recipe, words, out=tmp_path / "run")
+    looks = {row["step"]: row["base_valid_loss"] for row in run.metrics() if "base_valid_loss" in row}
+    assert list(looks) == [*range(7, 60, 7), 60]
+    best = min(looks, key=lambda step: looks[step])
+    assert best not in (7, 60)  # or this test shows nothing
+    assert next(row["base_best_step"] for row in run.metrics() if row["step"] == 60) == best
+    rows = run.dataset.split("valid").first(50)
+    run.model.base.double()
+    assert run.model.base.pretraining_loss(rows.double()).item() == pytest.approx(looks[best], abs=1e-5)
+    assert "best-base" not in read_checkpoint(run.checkpoints / "step-0000070").tensors
+    assert "best-base" in read_checkpoint(run.checkpoints / "step-0000060").tensors
+
+
+def test_looking_changes_nothing_but_the_weights_that_go_on(recipe: Path, tmp_path: Path) -> None:
+    plain = gk.train(recipe, out=tmp_path / "plain")
+    looked = gk.train(recipe, ["train.pretrain.eval_every=7"], out=tmp_path / "looked")
+    for name in ("model", "ema", "optim", "rng"):
+        one, other = (read_checkpoint(run.checkpoints / "step-0000060").tensors[name] for run in (plain, looked))
+        assert same(one, other), name
+
+
+def test_early_stopping_needs_validation_rows() -> None:
+    from gebm_kit.engine import early_stopping
+
+    class Empty:
+        def split(self, name: str) -> list[int]:
+            return []
+
+    with pytest.raises(UsageError, match="needs validation rows"):
+        early_stopping.BestBase(Empty(), 1, 2, 0, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
 
 
 def test_learning_rates_are_those_of_the_phase(recipe: Path, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Early stopping of the first phase: the base goes on with the weights that fit the validation part best.
+
+References:
+    Early Stopping - But When? L. Prechelt, in: Neural Networks: Tricks of the Trade, 1998.
+    https://doi.org/10.1007/978-3-642-35289-8_5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core import reduce
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Base, Dataset, HasPretraining
+from gebm_kit.core.seeds import stream
+from gebm_kit.engine.held_out import every_row
+
+ROWS_AT_ONCE = 1024
+"""Validation rows in one evaluation of the base's loss."""
+
+
+class BestBase:
+    """The base's weights with the lowest loss of its own on the validation part, of those looked at.
+
+    Args:
+        dataset: of whose validation part at most `held_out.MAX_ROWS` rows are read, evenly spaced.
+        every: cycles between two looks; there is one more after the last cycle of the phase.
+        last: that cycle.
+        seed: of the loss's noise, if it has any, which is the same at every look.
+        device, dtype: of the rows.
+
+    Attributes:
+        loss: the lowest loss, in the units of the base's loss (nats for flows and VAEs); infinite before the first look.
+        step: cycles done by then.
+        tensors: the weights; empty before the first look.
+
+    Raises:
+        UsageError: the dataset has no validation rows.
+    """
+
+    def __init__(
+        self, dataset: Dataset, every: int, last: int, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        split = dataset.split("valid")
+        if not len(split):
+            raise UsageError(
+                "train.pretrain.eval_every needs validation rows, and the data have none",
+                hint="Give the dataset a validation part, or set train.pretrain.eval_every=0.",
+            )
+        self.rows = every_row(split, "validation part").to(device, dtype)
+        self.loss, self.step = float("inf"), 0
+        self.tensors: dict[str, Tensor] = {}
+        self._every, self._last = every, last
+        self._seed = stream(seed, "validation").initial_seed()
+
+    def due(self, step: int) -> bool:
+        """Whether the base is looked at after cycle ``step``."""
+        return step == self._last or (step < self._last and step % self._every == 0)
+
+    def look(self, base: Base, step: int) -> dict[str, Tensor]:
+        """Take in the base after cycle ``step``, in eval mode with the weights that would go on; scalars for the log.
+
+        The first of equals stays, and a loss that is not a number never is the best. No random stream of training moves.
+        """
+        loss = self._loss(base)
+        if float(loss) < self.loss:
+            self.loss, self.step = float(loss), step
+            self.tensors = {name: value.detach().clone() for name, value in base.state_dict().items()}
+        best = torch.tensor(float(self.step))
+        return {"base_valid_loss": loss, "base_best_step": best}
+
+    @torch.no_grad()
+    def _loss(self, base: Base) -> Tensor:
+        assert isinstance(base, HasPretraining)
+        device = self.rows.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self._seed)
+            sums = [base.pretraining_loss(rows).double() * len(rows) for rows in self.rows.split(ROWS_AT_ONCE)]
+        # of all ranks, which have the same rows and weights: none may go on with other weights than the rest
+        return reduce.mean((torch.stack(sums).sum() / len(self.rows)).reshape(1))
+
+    def state(self) -> dict[str, Any]:
+        """For the plain state of a checkpoint, whose tensors are `tensors`."""
+        return {"loss": self.loss, "step": self.step} if self.tensors else {}
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from `state` and `tensors`."""
+        if state:
+            self.loss, self.step = float(state["loss"]), int(state["step"])
+            self.tensors = {name: value.to(self.rows.device) for name, value in tensors.items()}
