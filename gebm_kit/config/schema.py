@@ -129,8 +129,9 @@ class KeepBestSection:
     """Which checkpoint stays besides the last ones.
 
     Attributes:
-        metric: one of ``eval.metrics``, or one of its values (``modes.covered``): the checkpoint of the evaluation, every
-            ``eval_every`` cycles and at the end, that is best by it for the GEBM's draws stays; null: none does.
+        metric: one of ``eval.metrics``, or one of its values (``modes.covered``), or ``nll`` where the base has a density:
+            the checkpoint of the evaluation, every ``eval_every`` cycles and at the end, that is best by it for the GEBM
+            and the validation part stays; null: none does.
     """
 
     metric: str | None = None

@@ -8,14 +8,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.engine.evaluate import build_metrics, metrics_of
 from gebm_kit.engine.progress import warn
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.core.interfaces import Dataset
+    from gebm_kit.core.model import GEBM
     from gebm_kit.engine.checkpoint import Checkpoint
     from gebm_kit.engine.evaluate import Evaluation
+
+NLL = "nll"
+"""The negative log-likelihood of the GEBM, which is no component: with a base that has a density it may name the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,18 @@ class Tracker:
         self._every, self._last = recipe.train.eval_every, recipe.train.total_steps
         self._lower = self.name is None or _lower_is_better(self.name, recipe, dataset)
 
+    def check(self, model: GEBM) -> None:
+        """Refuse, before training, a likelihood that there is none of.
+
+        Raises:
+            UsageError: the metric is ``nll``, and the base has no density.
+        """
+        if self.name == NLL and not isinstance(model.base, HasDensity):
+            raise UsageError(
+                f"train.keep_best.metric: nll needs a base with a density, which {type(model.base).__name__} has not",
+                hint="Use a normalizing flow as the base, or name one of eval.metrics.",
+            )
+
     @property
     def best_step(self) -> int | None:
         return None if self.best is None else self.best.step
@@ -77,11 +94,13 @@ class Tracker:
         self.looked = step
         if self.name is None:
             return
-        found = evaluation.metrics["gebm"]
+        found = {name: estimate.value for name, estimate in evaluation.metrics["gebm"].items()}
+        if self.name == NLL and evaluation.fit.nll is not None:
+            found[NLL] = evaluation.fit.nll.gebm.value
         if self.name not in found:
             warn(f"train.keep_best.metric: there is no value {self.name!r}; there are {', '.join(found)}")
             return
-        value = found[self.name].value
+        value = found[self.name]
         better = self.best is None or (value < self.best.value if self._lower else value > self.best.value)
         if better and math.isfinite(value):
             self.best = Best(self.name, value, step)
@@ -110,12 +129,14 @@ class Tracker:
 
 
 def _lower_is_better(name: str, recipe: Recipe, dataset: Dataset) -> bool:
+    if name == NLL:
+        return True
     metrics = build_metrics(metrics_of(recipe, dataset))
     owners = [metric for metric in metrics if name == metric or name.startswith(f"{metric}.")]
     if not owners:
         raise UsageError(
             f"train.keep_best.metric: {name!r} is none of the recipe's metrics: {', '.join(metrics)}",
-            hint="Name one of eval.metrics, or one of its values as METRIC.VALUE.",
+            hint="Name one of eval.metrics, or one of its values as METRIC.VALUE; or nll, where the base has a density.",
         )
     lower = metrics[max(owners, key=len)].lower_is_better
     if lower is None:

@@ -174,7 +174,7 @@ def score_recipe(
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """`score` with everything as a recipe says; ``brief``: with three sets at most and A by importance sampling, for a look
-    during training."""
+    during training, against the validation part: what is chosen by looks must not have seen the test part."""
     section = recipe.eval
     return score(
         model,
@@ -185,6 +185,7 @@ def score_recipe(
         section.num_samples,
         min(section.num_sets, BRIEF_SETS) if brief else section.num_sets,
         device=device,
+        reference="valid" if brief else "test",
         log_partition="importance-sampling" if brief else section.log_partition,
         nll_space=recipe.nll.space,
         on_progress=on_progress,

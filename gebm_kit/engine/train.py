@@ -122,6 +122,7 @@ def _train(
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
+        tracker.check(trainer.model)
         checkpoint = None
         if run is not None:
             checkpoint, complaints = newest_whole(run.checkpoints)

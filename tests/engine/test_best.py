@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Annotated, Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import gebm_kit as gk
 from gebm_kit.cli.app import main
+from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, UsageError
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.plugins import installed
 from gebm_kit.engine import train as module
 from gebm_kit.engine.checkpoint import list_checkpoints, read_state
 from gebm_kit.engine.progress import GebmKitWarning, Progress
@@ -198,3 +203,69 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     run = train(recipe, out=tmp_path / "run", resume=True)
     assert looks == [3, 3, 6, 9, 12]
     assert run.status["best"]["step"] == 6
+
+
+class Gaussian(Base):
+    """``G(z) = m + s z`` with its density."""
+
+    def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
+        super().__init__()
+        self.latent_dim, self.data_shape = data_shape[0], data_shape
+        self.mean, self.scale = nn.Parameter(torch.ones(data_shape)), nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.mean + self.scale * z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.mean, self.scale.abs()).log_prob(x).sum(1)
+
+
+@pytest.fixture
+def gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("gebm_kit_test_best")
+    module.Gaussian = Gaussian  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    record = Registered(Component("base", "test-gaussian", f"{module.__name__}:Gaussian", "From a test"), "a-test", "1")
+    monkeypatch.setitem(installed().registry._records, ("base", "test-gaussian"), [record])
+
+
+@pytest.mark.usefixtures("gaussian")
+def test_the_best_by_likelihood_is_that_of_the_validation_part(recipe: Path, tmp_path: Path) -> None:
+    words = ["base={name: test-gaussian}", "train.keep_best.metric=nll", "train.keep_checkpoints=9"]
+    run = train(recipe, words, out=tmp_path / "run")
+    logged = {row["step"]: row["eval.nll"] for row in run.metrics() if "eval.nll" in row}
+    best = run.status["best"]
+    found = load_run(run.path, "best")
+    assert found.step == best["step"]
+    model = found.model
+    rows = {part: run.dataset.split(part).first(50) for part in ("valid", "test")}
+    with torch.no_grad():
+        nll = {part: float((model.energy(x) - model.base.log_prob(x)).mean()) for part, x in rows.items()}
+    shift = best["value"] - nll["valid"]  # A, by the evaluation's own draws
+    assert shift == pytest.approx(float(model.log_partition), abs=0.02)
+    assert abs(nll["valid"] - nll["test"]) > 0.1  # or this test shows nothing
+    assert best["step"] == 12 or logged[best["step"]] == pytest.approx(best["value"])
+    assert all(value >= best["value"] for step, value in logged.items() if step < 12)
+
+
+def test_a_likelihood_that_there_is_none_of_can_not_be_the_best(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nll needs a base with a density"):
+        train(recipe, ["train.keep_best.metric=nll"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("gaussian")
+def test_looks_during_training_do_not_see_the_test_part(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = module.score_recipe
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        evaluation = real(*args, **kwargs)
+        seen.append({entry["reference_part"] for entry in evaluation.protocol.values()})
+        return evaluation
+
+    monkeypatch.setattr(module, "score_recipe", noted)
+    train(recipe, out=tmp_path / "run")
+    assert seen == [{"valid"}] * 4 + [{"test"}]
