@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gebm_kit.core.components import Component
     from gebm_kit.core.hookspecs import hookimpl
     from gebm_kit.core.model import GEBM
+    from gebm_kit.core.trust import trust_programs
     from gebm_kit.engine.along import trace_quality
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
@@ -34,6 +35,7 @@ _HOME = {
     "trace_quality": "gebm_kit.engine.along",
     "load_run": "gebm_kit.engine.run",
     "load_draws": "gebm_kit.engine.shards",
+    "trust_programs": "gebm_kit.core.trust",
     "Component": "gebm_kit.core.components",
     "hookimpl": "gebm_kit.core.hookspecs",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "score",
     "trace_quality",
     "train",
+    "trust_programs",
 ]
 
 

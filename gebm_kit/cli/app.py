@@ -34,6 +34,7 @@ from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.core.errors import GebmKitError, Interrupted
+from gebm_kit.core.trust import trust_programs
 
 app = typer.Typer(
     name="gebm-kit",
@@ -76,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
-    with _first_rank_speaks(debug), _signals_raise(), warnings.catch_warnings():  # commands say how warnings are shown
+    with (
+        _first_rank_speaks(debug),
+        _signals_raise(),
+        trust_programs(False),
+        warnings.catch_warnings(),
+    ):  # commands say how warnings are shown
         try:
             code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
             sys.stdout.flush()

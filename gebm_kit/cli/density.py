@@ -15,9 +15,11 @@ from gebm_kit.cli.options import (
     Json,
     Quiet,
     Threads,
+    TrustProgram,
     find_run,
     only_sections,
     overridden_recipe,
+    set_trust,
     set_up_cpu,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
@@ -36,6 +38,7 @@ def density(
     ] = None,
     key: Key = None,
     checkpoint: CheckpointWord = "last",
+    trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -44,6 +47,7 @@ def density(
 ) -> None:
     """Write the log-density of every row of FILE under a RUN whose base has a density, with the error of log Z."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    set_trust(trust_program)
     given = given_rows(words, "density")
     only_sections(given.overrides, SECTIONS, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":

@@ -12,9 +12,11 @@ from gebm_kit.cli.options import (
     Quiet,
     RunWord,
     Threads,
+    TrustProgram,
     find_run,
     only_sections,
     overridden_recipe,
+    set_trust,
     set_up_cpu,
     split_words,
 )
@@ -26,6 +28,7 @@ def evaluate(
     run_word: RunWord = None,
     override_words: OverrideWords = None,
     checkpoint: CheckpointWord = "last",
+    trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -34,6 +37,7 @@ def evaluate(
 ) -> None:
     """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and draw the pictures again."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    set_trust(trust_program)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     only_sections(given.overrides, SECTIONS, "gebm-kit eval")
     set_up_cpu(threads)

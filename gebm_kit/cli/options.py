@@ -55,6 +55,14 @@ Threads = Annotated[
 ]
 
 
+TrustProgram = Annotated[
+    bool,
+    typer.Option(
+        "--trust-program",
+        help="Load a generator that is a program (TorchScript, torch.export): code that its author wrote.",
+    ),
+]
+
 RecipeWord = Annotated[
     str,
     typer.Argument(
@@ -112,6 +120,13 @@ def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str
                 f"`{command}` can't override {section!r}; it can override {', '.join(allowed)}",
                 hint="What a run was trained with is fixed; `gebm-kit train RECIPE KEY=VALUE` trains another.",
             )
+
+
+def set_trust(trusted: bool) -> None:
+    """Whether programs may be loaded, until this command is done."""
+    from gebm_kit.core.trust import set_trusted
+
+    set_trusted(trusted)
 
 
 def set_up_cpu(threads: int | None) -> None:

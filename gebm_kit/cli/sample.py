@@ -22,10 +22,12 @@ from gebm_kit.cli.options import (
     Quiet,
     RunWord,
     Threads,
+    TrustProgram,
     complete_sampler,
     find_run,
     only_sections,
     overridden_recipe,
+    set_trust,
     set_up_cpu,
     split_words,
 )
@@ -95,6 +97,7 @@ def sample(
         ),
     ] = None,
     checkpoint: CheckpointWord = "last",
+    trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -103,6 +106,7 @@ def sample(
 ) -> None:
     """Draw from a trained RUN by MCMC in its latent space, and say how good the draws are."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    set_trust(trust_program)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     given = with_long_beta(given, sweep=trace is not None)
     changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
@@ -263,6 +267,7 @@ def _resuming(
 ) -> str:
     """The command that goes on with an interrupted sampling."""
     from gebm_kit.engine.distributed import launcher
+    from gebm_kit.engine.source import trust_words
 
     options = [
         "--num-samples",
@@ -276,4 +281,5 @@ def _resuming(
     options += ["--checkpoint", run.which] if run.which != "last" else []
     options += ["--device", device] if device else []
     options += ["--start", start] if start == Start.DATA else []
+    options += trust_words()
     return shlex.join([*launcher(), "sample", str(run.path), *overrides, *options])

@@ -15,9 +15,11 @@ from gebm_kit.cli.options import (
     Json,
     Quiet,
     Threads,
+    TrustProgram,
     find_run,
     only_sections,
     overridden_recipe,
+    set_trust,
     set_up_cpu,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
@@ -35,6 +37,7 @@ def score(
     ] = None,
     key: Key = None,
     checkpoint: CheckpointWord = "last",
+    trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -43,6 +46,7 @@ def score(
 ) -> None:
     """Write the energy of every row of FILE under a RUN and, where its base has a density, the log-density."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    set_trust(trust_program)
     given = given_rows(words, "score")
     only_sections(given.overrides, SECTIONS, "gebm-kit score")
     set_up_cpu(threads)

@@ -16,6 +16,8 @@ from gebm_kit.cli.options import (
     Quiet,
     RecipeWord,
     Threads,
+    TrustProgram,
+    set_trust,
     set_up_cpu,
     split_words,
 )
@@ -34,6 +36,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")
     ] = False,
+    trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -45,6 +48,7 @@ def train(
     Ctrl-C and SIGTERM save the state and print the command that goes on.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    set_trust(trust_program)
     given = split_words([recipe_word, *(override_words or ())], "RECIPE")
     if given.target is None:
         raise UsageError(

@@ -27,6 +27,9 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
     injected = injected or {}
     arguments = dict(node.parameters)
     for parameter in parameters(target).values():
+        if isinstance(arguments.get(parameter.name), ComponentNode):
+            assert parameter.kind is not None
+            arguments[parameter.name] = build(parameter.kind, arguments[parameter.name], injected)
         if not parameter.injected:
             continue
         if parameter.name in injected:

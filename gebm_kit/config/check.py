@@ -29,7 +29,7 @@ from gebm_kit.config.schema import (
     ComponentNode,
     Recipe,
 )
-from gebm_kit.core.components import Range, Registry, canonical, describe_type, parameters
+from gebm_kit.core.components import Parameter, Range, Registry, canonical, describe_type, parameters
 from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest
 from gebm_kit.core.plugins import installed
 
@@ -248,7 +248,7 @@ class _Checker:
                 self.report((*key, name), f"{kind} {value['name']!r} has no such parameter; {nearest(name, allowed)}")
                 continue
             try:
-                chosen[name] = conform(item, schema[name].annotation, schema[name].range)
+                chosen[name] = self._parameter((*key, name), item, schema[name])
             except ValueError as error:
                 self.report((*key, name), str(error))
         for parameter in schema.values():
@@ -257,6 +257,13 @@ class _Checker:
             elif parameter.name not in value and not parameter.injected:
                 chosen[parameter.name] = parameter.default
         return None if len(self.problems) > before else ComponentNode(value["name"], chosen)
+
+    def _parameter(self, key: Key, value: Any, parameter: Parameter) -> Any:
+        if parameter.kind is None:
+            return conform(value, parameter.annotation, parameter.range)
+        if value is None and parameter.default is None:
+            return None
+        return self.node(key, {"name": value} if isinstance(value, str) else value, parameter.kind)
 
     def nodes(self, key: Key, value: Any) -> tuple[ComponentNode | None, ...]:
         """Check a list of component nodes, or one alone; None in the place of what is wrong."""

@@ -23,6 +23,7 @@ COMPONENTS = (
         "base", "resnet", "gebm_kit.bases.resnet:ResnetBase", "Residual generator of SNGAN, as published for GEBM"
     ),
     Component("base", "vae", "gebm_kit.bases.vae:Vae", "Variational autoencoder, with an encoder and the ELBO"),
+    Component("base", "pretrained", "gebm_kit.bases.pretrained:Pretrained", "Your own generator, from a file"),
     Component("energy", "mlp", "gebm_kit.energies.mlp:MlpEnergy", "Fully connected energy"),
     Component("energy", "conv", "gebm_kit.energies.conv:ConvEnergy", "Convolutional energy for images of any size"),
     Component(

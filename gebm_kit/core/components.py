@@ -29,7 +29,7 @@ INJECTED = {
     "num_classes": "number of classes of a labelled dataset, else None",
     "device": "torch.device that the run computes on",
     "directory": "directory that relative paths are read against, where the command was started: pathlib.Path",
-    "run_directory": "directory of the run, for loggers: pathlib.Path",
+    "run_directory": "directory of the run, for loggers, and for bases that were read from a file: pathlib.Path or None",
     "start_step": "step that training starts from, or goes on from when a run is resumed, for loggers: int",
 }
 """Every value that the kit injects into a constructor that asks for it (see `Injected`), with its meaning."""
@@ -64,6 +64,16 @@ class Range:
         if self.low is None:
             return f"{'<' if self.high_open else '<='} {self.high:g}"
         return f"in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+
+@dataclass(frozen=True, slots=True)
+class OfKind:
+    """Marks a constructor parameter as another component: ``Annotated[Base | None, OfKind("base")]``.
+
+    A recipe gives it as a node, a name with parameters; the constructor gets what was built of it.
+    """
+
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,8 @@ class Parameter:
     default: Any
     range: Range | None
     injected: bool
+    kind: str | None = None
+    """Of the component that the value is, where it is one."""
 
     @property
     def required(self) -> bool:
@@ -143,7 +155,9 @@ class Parameter:
 
     @property
     def type_name(self) -> str:
-        return describe_type(self.annotation)
+        if self.kind is None:
+            return describe_type(self.annotation)
+        return f"{self.kind} with its parameters{'' if self.default is inspect.Parameter.empty else ' or null'}"
 
 
 def canonical(distribution: str) -> str:
@@ -197,7 +211,8 @@ def parameters(target: type) -> dict[str, Parameter]:
         if injected and name not in INJECTED:
             raise PluginError(f"{target.__name__}: nothing is injected as {name!r}; {nearest(name, INJECTED)}")
         interval = next((m for m in marks if isinstance(m, Range)), None)
-        schema[name] = Parameter(name, annotation, parameter.default, interval, injected)
+        kind = next((m.kind for m in marks if isinstance(m, OfKind)), None)
+        schema[name] = Parameter(name, annotation, parameter.default, interval, injected, kind)
     return schema
 
 

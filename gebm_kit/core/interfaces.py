@@ -95,6 +95,14 @@ class HasPretraining(Protocol):
 
 
 @runtime_checkable
+class HasSource(Protocol):
+    """A base that was read from a file, of which a run keeps a copy."""
+
+    source_file: Path
+    source_sha256: str
+
+
+@runtime_checkable
 class HasStandardisation(Protocol):
     """A dataset that says how it made ``y``, the data as the model sees them, of measurements ``x`` in a file's columns."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,17 +12,18 @@ from gebm_kit.config.schema import OptimizerSection
 
 
 def make_optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The section's optimiser of ``parameters``."""
+    """The section's optimiser of ``parameters``, which may be none: a base that is a program has none."""
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if section.name == "sgd":
         momentum, weight_decay = section.beta1, section.weight_decay
-        made = torch.optim.SGD(parameters, section.lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        made = torch.optim.SGD(groups, section.lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         if momentum > 0:  # or a skipped first step would leave them uninitialised
             for parameter in parameters:
                 made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return made
     kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
     betas = (section.beta1, section.beta2)
-    return kind(parameters, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)
+    return kind(groups, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

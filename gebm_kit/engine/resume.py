@@ -17,6 +17,7 @@ from gebm_kit.engine.distributed import launcher
 from gebm_kit.engine.files import write_atomic
 from gebm_kit.engine.progress import warn
 from gebm_kit.engine.run import Run, is_unmade, load_run, unfinished_runs
+from gebm_kit.engine.source import trust_words
 
 CHANGEABLE = (
     "train.steps",
@@ -113,7 +114,7 @@ def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
     source = str(recipe.path) if recipe.path else recipe.name
     words = [*launcher(), "train", source, *recipe.overrides, "--out", str(run.path), "--resume"]
     words += ["--device", device] if device else []
-    return shlex.join([*words, "--threads", str(torch.get_num_threads())])
+    return shlex.join([*words, *trust_words(), "--threads", str(torch.get_num_threads())])
 
 
 def _is_whole(run: Run) -> bool:

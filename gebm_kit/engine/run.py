@@ -129,7 +129,8 @@ class Run:
             CheckpointError: the checkpoint is damaged or does not fit the recipe.
         """
         facts = self.checkpoint.state["facts"]
-        model = build_model(self.recipe, {**facts, **_tuples(facts), "directory": self.recipe.directory})
+        places = {"directory": self.recipe.directory, "run_directory": self.path}
+        model = build_model(self.recipe, {**facts, **_tuples(facts), **places})
         tensors = dict(self.checkpoint.tensors["model"])
         averages = self.checkpoint.tensors["ema"]
         tensors |= {name: averages[name] for name in tensors if name in averages}

@@ -36,6 +36,7 @@ from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, tidy, write_resolved
+from gebm_kit.engine.source import keep_source
 from gebm_kit.engine.start import start_from
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
@@ -121,7 +122,7 @@ def _train(
     tracker = Tracker(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
-        trainer = Trainer(recipe, dataset, where)
+        trainer = Trainer(recipe, dataset, where, None if run is None else run.path)
         tracker.check(trainer.model)
         checkpoint = None
         if run is not None:
@@ -134,6 +135,8 @@ def _train(
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
             run = create_run(recipe, out, lock)
+        if run is not None:
+            keep_source(run.path, trainer.model.base)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
         job = _Job(run, trainer, dataset, stop, on_progress, ranks, tracker)
         stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
@@ -340,7 +343,7 @@ class _Job:
         self.trainer = go_back(
             trainer,
             self.run.checkpoints,
-            lambda: Trainer(self.recipe, self.dataset, trainer.device),
+            lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
             lambda made, checkpoint: _begin(made, checkpoint, self.ranks),
         )
         warn(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from gebm_kit.engine.negatives import NegativeChains
 from gebm_kit.engine.optimisers import make_optimizer, set_rate
 from gebm_kit.engine.run import DTYPES, build_model
 from gebm_kit.engine.schedules import rate
+from gebm_kit.engine.source import check_trainable
 from gebm_kit.engine.watch import vital_signs
 
 INITIAL_DRAWS = 4096
@@ -46,6 +48,7 @@ class Trainer:
         recipe: what to train.
         dataset: its data.
         device: where.
+        run_directory: of a run that is resumed, which has a copy of the file that its base was read from.
 
     Attributes:
         model, loss: the parts.
@@ -56,15 +59,18 @@ class Trainer:
         restores: how often training went back because of them; ``went_back``: that no cycle was trained since.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, device: torch.device, run_directory: Path | None = None
+    ) -> None:
         self.recipe = recipe
         self.device = device
         self.settings = recipe.train
         dtype = DTYPES[recipe.precision]
-        facts = data_facts(recipe, dataset)
+        facts = {**data_facts(recipe, dataset), "run_directory": run_directory}
         if self.settings.flip:
             check_flips(dataset.data_shape)
         self.model = build_model(recipe, facts).to(device)
+        check_trainable(self.model.base, recipe)
         rows = self.settings.batch_size // reduce.world_size()
         parallel.synchronise_batch_norm(self.model, device, rows)
         channels_last(self.model)

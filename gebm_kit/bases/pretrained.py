@@ -1,0 +1,274 @@
+"""Your own generator: trained elsewhere, read from a file, refined by an energy.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    Your GAN is Secretly an Energy-based Model. T. Che et al., NeurIPS 2020. https://arxiv.org/abs/2003.06060
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gebm_kit.bases.program_checks import Shapes, check_program
+from gebm_kit.bases.programs import Program, kind_of
+from gebm_kit.core.components import Injected, OfKind, check_arguments
+from gebm_kit.core.errors import CheckpointError, DataError, UsageError
+from gebm_kit.core.interfaces import Base
+from gebm_kit.core.layers import check_sizes
+from gebm_kit.core.priors import PRIORS, Prior, PriorName
+
+KEPT = "base"
+"""Folder of a run directory that holds the copy of the file."""
+
+CAPABILITIES = ("log_prob", "encode", "pretraining_loss")
+"""What an architecture can do beyond G(z) (`gebm_kit.core.interfaces`), and this base then can too."""
+
+
+class Pretrained(Base):
+    """``x = G(z)`` of a generator in a file: weights of a registered base, or a program.
+
+    ``path`` is one of
+
+    - a ``.safetensors`` state dict; ``architecture`` then names the base, with its parameters, whose weights these are. They
+      may be trained further (``train.part``);
+    - a TorchScript program (``torch.jit.save``) or a torch.export program (``torch.export.save``). It is never changed, so
+      ``train.part`` must be ``energy``. Such a file is code and is loaded with ``--trust-program`` alone. It must map codes
+      (B, ``*latent_shape``) to (B, ``*output_shape``) for any B, each row on its own and always the same, differentiably.
+      That is tried out when it is loaded.
+
+    A run keeps a copy of the file, and every checkpoint its sha256, which is compared when the run is read.
+
+    Args:
+        path: the file, relative to the directory that the command is started in.
+        architecture: base of the state dict, such as {name: dcgan, latent_dim: 100, width: 64}.
+        prefix: of those names in the state dict that belong to the generator (``base.`` in a checkpoint of this kit); others
+            are left aside.
+        latent_shape: of one code of a program, [100] or [100, 1, 1]; Z is its product. Null: as the file states it, which
+            torch.export programs do.
+        output_shape: of what a program returns for one code, as many numbers as a data point has, say [784]; null: as data.
+        output_range: [low, high] of a program's values, mapped linearly to the data's range: [0, 1] of one that ends in a
+            sigmoid. Null: they are in the data's range already, which is checked.
+        prior: of a program's z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        data_shape: ``*D``.
+        value_range: of the data.
+
+    Attributes:
+        source_file, source_sha256: what was read.
+
+    Raises:
+        DataError: the file is missing, damaged or of another kind.
+        UsageError: a program that is not trusted, or does not do what is asked of it above; parameters that do not go
+            together; weights that do not fit the architecture.
+        CheckpointError: the copy in a run is not what the run was trained with.
+    """
+
+    sha256: Tensor
+    _place: Tensor
+
+    def __init__(
+        self,
+        path: str,
+        architecture: Annotated[Base | None, OfKind("base")] = None,
+        prefix: str = "",
+        latent_shape: list[int] | None = None,
+        output_shape: list[int] | None = None,
+        output_range: list[float] | None = None,
+        prior: PriorName = "normal",
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+        value_range: Annotated[tuple[float, float] | None, Injected] = None,
+        directory: Annotated[Path, Injected] = Path(),
+        run_directory: Annotated[Path | None, Injected] = None,
+    ) -> None:
+        super().__init__()
+        check_arguments(self, prior=prior)
+        for name, sizes in (("latent_shape", latent_shape), ("output_shape", output_shape)):
+            if sizes is not None:
+                check_sizes(name, sizes or [0])
+        self.data_shape = tuple(data_shape)
+        self.source_file, content = _read(path, directory, run_directory)
+        self.source_sha256 = hashlib.sha256(content).hexdigest()
+        kind = kind_of(self.source_file, content)
+        self.network: Base | None = None
+        self._program: Program | None = None
+        self._scale: tuple[float, float] | None = None
+        if kind == "weights":
+            given = [("latent_shape", latent_shape is not None), ("output_shape", output_shape is not None)]
+            given += [("output_range", output_range is not None), ("prior", prior != "normal")]
+            self._take_weights(content, architecture, prefix, [name for name, is_given in given if is_given])
+        else:
+            if architecture is not None or prefix:
+                key = "prefix" if architecture is None else "architecture"
+                raise UsageError(
+                    f"base.{key} belongs to a .safetensors file of weights; {self.source_file} is a program, with "
+                    "a network of its own"
+                )
+            self._program = Program(kind, self.source_file, content, self.source_sha256)
+            self._latent_shape = self._codes(latent_shape)
+            self._output_shape = tuple(output_shape or self.data_shape)
+            self.latent_dim = math.prod(self._latent_shape)
+            self._prior = PRIORS[prior](self.latent_dim)
+            self._scale = _scale(output_range, value_range)
+        digest = torch.frombuffer(bytearray.fromhex(self.source_sha256), dtype=torch.uint8)
+        self.register_buffer("sha256", digest.clone())
+        self.register_buffer("_place", torch.zeros(()), persistent=False)  # where the program is to be
+        if self._program is not None:
+            self._try(value_range if output_range is None else None)
+
+    @property
+    def prior(self) -> Prior:
+        return self._prior if self.network is None else self.network.prior
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self._program is None:
+            assert self.network is not None
+            x: Tensor = self.network(z)
+            return x
+        with torch.autocast(z.device.type, enabled=False):  # it computes in its own precision
+            x = self._program(z.to(self._program.dtype).reshape(-1, *self._latent_shape))
+        x = x.reshape(-1, *self.data_shape).to(z.dtype)
+        return x if self._scale is None else self._scale[0] + self._scale[1] * x
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        before = self._place.device
+        super()._apply(fn, recurse)
+        if self._program is not None and self._place.device != before:
+            self._program.to(self._place.device)
+            self._try(None)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any
+    ) -> None:
+        """A checkpoint fits the very file that it was trained with, and no other."""
+        found = state_dict.get(f"{prefix}sha256")
+        if isinstance(found, Tensor) and found.cpu().tolist() != self.sha256.cpu().tolist():
+            errors: list[str] = rest[-1]
+            then = bytes(found.cpu().tolist()).hex()
+            errors.append(
+                f"{self.source_file} is not the generator that it was trained with: "
+                f"its sha256 is {self.source_sha256}, it was {then}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def _take_weights(self, content: bytes, network: Base | None, prefix: str, given: list[str]) -> None:
+        where = self.source_file
+        if network is None:
+            raise UsageError(
+                f"{where} holds weights alone: base.architecture must say which network they belong to",
+                hint="For example base.architecture='{name: dcgan, latent_dim: 100}'; `gebm-kit list base` names them.",
+            )
+        if isinstance(network, Pretrained):
+            raise UsageError("base.architecture is the network of the weights, and can't be pretrained itself")
+        if given:
+            raise UsageError(
+                f"base.{given[0]} is for programs; what concerns a network of this kit is a parameter of base.architecture"
+            )
+        try:
+            tensors = safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:
+            raise DataError(f"{where} is not a safetensors file: {error}") from error
+        chosen = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        _check_names(where, network, chosen, tensors, prefix)
+        network.load_state_dict(chosen)
+        if not all(bool(t.isfinite().all()) for t in chosen.values() if t.is_floating_point()):
+            raise DataError(f"{where} holds weights that are not finite (NaN or infinity)")
+        self.network, self.latent_dim = network, network.latent_dim
+        for name in CAPABILITIES:
+            if hasattr(network, name):
+                self.__dict__[name] = getattr(network, name)
+
+    # --- programs ----------------------------------------------------------------------------------------------------
+
+    def _codes(self, declared: list[int] | None) -> tuple[int, ...]:
+        """The shape of one code."""
+        assert self._program is not None
+        stated = self._program.input_shape
+        if declared is None:
+            if stated is None:
+                raise UsageError(
+                    f"{self.source_file} does not say what it takes: set base.latent_shape to the shape of one latent code",
+                    hint="[100] for codes (B, 100), [100, 1, 1] for codes (B, 100, 1, 1), as DCGANs take them.",
+                )
+            return stated
+        if stated is not None and tuple(declared) != stated:
+            raise UsageError(
+                f"{self.source_file} takes codes of shape {list(stated)}, and base.latent_shape is {declared}",
+                hint="Leave base.latent_shape out: this file states it.",
+            )
+        return tuple(declared)
+
+    def _try(self, value_range: tuple[float, float] | None) -> None:
+        assert self._program is not None
+        shapes = Shapes(self._latent_shape, self._output_shape, self.data_shape)
+        check_program(self._program, shapes, self.prior, value_range, self._place.device)
+
+
+def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path, bytes]:
+    """The file, or the copy that a run has of it, and its bytes."""
+    place = directory / Path(path).expanduser()
+    kept = None if run_directory is None else run_directory / KEPT / place.name
+    if kept is not None and kept.is_file():
+        place = kept
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+        raise DataError(f"the generator's file {place} {what}", hint="Set base.path.") from error
+    if place is kept:
+        noted = kept.with_name(f"{kept.name}.sha256")
+        words = noted.read_text(encoding="utf-8").split() if noted.is_file() else []
+        if not words or words[0] != hashlib.sha256(content).hexdigest():
+            raise CheckpointError(
+                f"{kept} is damaged: its sha256 is not the one in {noted.name}",
+                hint=f"Put the generator's file ({path} when the run began) in its place.",
+            )
+    return place, content
+
+
+def _check_names(
+    where: Path, network: Base, chosen: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Refuse weights that are not the network's, in one message."""
+    wanted = network.state_dict()
+    what = f"{where} does not fit base.architecture"
+    missing, extra = [n for n in wanted if n not in chosen], [n for n in chosen if n not in wanted]
+    if missing or extra:
+        parts = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                 for names, word in ((missing, "missing"), (extra, "not known to it")) if names]  # fmt: skip
+        some = next(iter(wanted))
+        before = next((n.removesuffix(some) for n in given if n.endswith(f".{some}") and n != some), None)
+        other = before is not None and before != prefix
+        raise UsageError(
+            f"{what}: of its tensors {' and '.join(parts)}",
+            hint=f"The file's names begin with {before!r}: set base.prefix={before}" if other else "",
+        )
+    for name, tensor in wanted.items():
+        if chosen[name].shape != tensor.shape:
+            raise UsageError(
+                f"{what}: {name} has shape {tuple(chosen[name].shape)} in the file and {tuple(tensor.shape)} in the network",
+                hint="Its parameters (latent_dim, width, ...) must be those that the weights were trained with.",
+            )
+
+
+def _scale(output_range: list[float] | None, value_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Offset and factor that map ``output_range`` to ``value_range``; None: nothing to map."""
+    if output_range is None:
+        return None
+    if len(output_range) != 2 or not output_range[0] < output_range[1]:
+        raise UsageError(f"base.output_range must be [low, high] with low < high, got {output_range}")
+    if value_range is None:
+        raise UsageError("base.output_range needs data with a range of their own, and these have none: leave it out")
+    factor = (value_range[1] - value_range[0]) / (output_range[1] - output_range[0])
+    return value_range[0] - factor * output_range[0], factor

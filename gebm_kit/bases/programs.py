@@ -1,0 +1,182 @@
+"""Generators that come as code: TorchScript archives and torch.export programs, told apart, loaded when trusted, held fixed.
+
+What loading such a file runs. A TorchScript archive is a program in a language of its own, its constants pickled for a
+restricted reader; what it computes, and that it ends, is up to its author. A torch.export archive is a graph of operators,
+but torch reads parts of it with Python's pickle, and evaluates the expressions in its shapes. Both are therefore loaded by
+permission alone (`gebm_kit.core.trust`); which of the two a file is, is told by the names in the archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.trust import programs_trusted
+
+Kind = Literal["weights", "torchscript", "export"]
+
+WORDS = {"torchscript": "a TorchScript program", "export": "a torch.export program"}
+
+CONVERT = (
+    "Write the weights with `safetensors.torch.save_file(module.state_dict(), 'generator.safetensors')` and name "
+    "the network in base.architecture, or export the network: `torch.jit.script(module.eval()).save('generator.pt')`."
+)
+
+EXPORT = (
+    "Export it with a batch dimension that is free: torch.export.export(module.eval(), (z,), "
+    "dynamic_shapes=({0: torch.export.Dim('batch')},))."
+)
+
+
+def kind_of(path: Path, content: bytes) -> Kind:
+    """What the file holds, from its name and the names in the archive; nothing is loaded.
+
+    Raises:
+        DataError: it is neither safetensors nor a program.
+    """
+    if path.suffix == ".safetensors":
+        return "weights"
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(
+            f"{path} is no generator: it must be a .safetensors file, a TorchScript or a torch.export program, and it is no "
+            f"archive of torch's ({error})",
+            hint=CONVERT,
+        ) from error
+    inside = {name.partition("/")[2] for name in names} | set(names)
+    if "serialized_exported_program.json" in inside or any(name.startswith("models/") for name in inside):
+        return "export"
+    if any(name.startswith("code/") for name in inside):
+        return "torchscript"
+    if "data.pkl" in inside:
+        raise DataError(f"{path} is a pickle of torch.save, which is never loaded", hint=CONVERT)
+    raise DataError(f"{path} is an archive, but neither a TorchScript nor a torch.export program", hint=CONVERT)
+
+
+class Program:
+    """A program with one tensor in and one out, its weights fixed, in the floating-point type that it was exported in.
+
+    Args:
+        kind: what ``content`` is.
+        path: for messages.
+        content: the file's bytes.
+        digest: their sha256.
+
+    Attributes:
+        input_shape: sizes of its input without the batch, where the file states them; else None.
+        dtype: of its weights.
+
+    Raises:
+        UsageError: programs are not trusted; it takes more than one input, or batches of one size alone.
+        DataError: it can't be loaded.
+    """
+
+    def __init__(self, kind: Kind, path: Path, content: bytes, digest: str) -> None:
+        self.path, self.what = path, WORDS[kind]
+        if not programs_trusted():
+            raise UsageError(
+                f"{path} is {self.what}: loading it runs code that its author wrote, with your rights on this machine, so "
+                f"it is loaded only when you say that you trust it (its sha256 is {digest})",
+                hint="If you know where it comes from, add --trust-program (in Python: `with gebm_kit.trust_programs():`). "
+                "Weights in a .safetensors file with base.architecture need no trust.",
+            )
+        self.input_shape: tuple[int, ...] | None = None
+        self._exported: Any = None
+        try:
+            with _quiet():
+                if kind == "torchscript":
+                    self._module: Any = torch.jit.load(io.BytesIO(content), map_location="cpu")
+                else:
+                    self._exported = torch.export.load(io.BytesIO(content))
+                    self._module = self._exported.module()
+        except Exception as error:  # of many types, by the torch that reads and the torch that wrote
+            raise DataError(
+                f"{path} can't be loaded as {self.what}: {reason(error)}",
+                hint=f"It may be damaged, or written by another version of torch than {torch.__version__}.",
+            ) from error
+        self._check_inputs()
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+        self.dtype: torch.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+        if kind == "torchscript":
+            self._module.eval()
+
+    def __call__(self, z: Tensor) -> Any:
+        return self._module(z)
+
+    def to(self, device: torch.device) -> None:
+        """Move it. What is written into the program itself moves only where torch can rewrite it (torch.export)."""
+        if self._exported is None:
+            self._module.to(device)
+            return
+        from torch.export.passes import move_to_device_pass
+
+        self._exported = move_to_device_pass(self._exported, str(device))
+        self._module = self._exported.module()
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+
+    def _check_inputs(self) -> None:
+        if self._exported is not None:
+            signature = self._exported.graph_signature
+            shapes = [
+                tuple(node.meta["val"].shape)
+                for node in self._exported.graph.nodes
+                if node.op == "placeholder" and node.name in signature.user_inputs
+            ]
+            count = len(signature.user_inputs)
+        else:
+            schema = getattr(getattr(self._module, "forward", None), "schema", None)
+            if schema is None:
+                raise UsageError(f"{self.path} is {self.what} without a forward method")
+            inputs = schema.arguments[1:]
+            count = max(sum(not argument.has_default_value() for argument in inputs), min(len(inputs), 1))
+            shapes = []
+        if count != 1:
+            raise UsageError(
+                f"{self.path} is {self.what} of {count} inputs; a base takes one, the latent codes",
+                hint="Export a module that fills in the others (the class, the noise) and takes z alone.",
+            )
+        if not shapes:
+            return
+        batch, *rest = shapes[0]
+        if isinstance(batch, int):
+            raise UsageError(
+                f"{self.path} takes batches of exactly {batch}, and a base is given any number", hint=EXPORT
+            )
+        if all(isinstance(size, int) for size in rest):
+            self.input_shape = tuple(rest)
+
+
+def reason(error: Exception) -> str:
+    """An error of torch's in a line: of one inside a program the last, which says what happened, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if lines[0].startswith("The following operation failed") else lines[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes that torch writes while it loads: what matters of them comes as an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

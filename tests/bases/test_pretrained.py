@@ -1,0 +1,355 @@
+"""Generators in files: weights of a registered base, programs, and every way in which one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.bases.dcgan import DcganBase
+from gebm_kit.bases.mlp import MlpBase
+from gebm_kit.bases.pretrained import Pretrained
+from gebm_kit.bases.vae import Vae
+from gebm_kit.core.errors import CheckpointError, DataError, UsageError
+from gebm_kit.core.interfaces import HasEncoder, HasPretraining, HasSource
+from gebm_kit.core.trust import programs_trusted, trust_programs
+from gebm_kit.testing import check_base
+
+SHAPE = (1, 8, 8)
+
+
+class Deconvolution(nn.Module):
+    """As DCGANs are written: codes (B, Z, 1, 1), batch norm, tanh."""
+
+    def __init__(self, latent: int = 6) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.ConvTranspose2d(latent, 4, 4, 1, 0, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 1, 4, 2, 1),
+            nn.Tanh(),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z)
+
+
+class Flat(nn.Module):
+    """(B, 3) -> whatever ``end`` makes of (B, 64)."""
+
+    def __init__(self, end: Callable[[Tensor], Any] = torch.tanh, size: int = 64) -> None:
+        super().__init__()
+        self.layer, self.end = nn.Linear(3, size), end
+
+    def forward(self, z: Tensor) -> Any:
+        return self.end(self.layer(z))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def script(module: nn.Module, path: Path, example: Tensor) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(module.eval(), example, check_trace=False), str(path))
+    return path
+
+
+def export(module: nn.Module, path: Path, example: Tensor, *, dynamic: bool = True) -> Path:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=shapes), path)
+    return path
+
+
+def load(path: Path, shape: tuple[int, ...] = SHAPE, value_range: Any = (-1.0, 1.0), **options: Any) -> Pretrained:
+    with trust_programs():
+        return Pretrained(str(path), data_shape=shape, value_range=value_range, **options)
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, nn.Module]]:
+    """The same kind of generator as TorchScript and as torch.export program, with the module it was made of."""
+    folder = tmp_path_factory.mktemp("programs")
+    torch.manual_seed(0)
+    module, z = Deconvolution(), torch.randn(4, 6, 1, 1)
+    module(torch.randn(64, 6, 1, 1))  # gives batch norm statistics that are not the initial ones
+    module.eval()
+    return {
+        "torchscript": (script(module, folder / "generator.pt", z), module),
+        "export": (export(module, folder / "generator.pt2", z), module),
+    }
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "export"])
+@pytest.mark.parametrize("prior", ["normal", "uniform", "sphere"])
+def test_a_program_is_the_map_that_it_was_exported_from(programs, kind, prior):
+    path, module = programs[kind]
+    base = load(path, latent_shape=[6, 1, 1], prior=prior)
+    assert (base.latent_dim, base.data_shape, base.prior.name) == (6, SHAPE, prior)
+    z = base.sample_prior(5, torch.Generator().manual_seed(1)).requires_grad_()
+    x = base(z)
+    torch.testing.assert_close(x, module(z.reshape(5, 6, 1, 1)))
+    (grad,) = torch.autograd.grad(x.square().sum(), z)
+    assert (grad.abs().sum(1) > 0).all()
+    assert not list(base.parameters())
+    torch.testing.assert_close(base.train()(z), x)  # no mode changes it
+    assert base.double()(z.double()).dtype == torch.float64
+    assert torch.equal(base(z.double()).float(), x)  # computed as it was exported, in its own precision
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert isinstance(base, HasSource)
+    assert base.source_sha256 == digest
+    assert bytes(base.state_dict()["sha256"].tolist()).hex() == digest
+    assert set(base.state_dict()) == {"sha256"}
+
+
+def test_a_torch_export_program_states_its_latent_shape(programs):
+    assert load(programs["export"][0]).latent_dim == 6
+    with pytest.raises(UsageError, match=r"takes codes of shape \[6, 1, 1\], and base.latent_shape is \[7, 1, 1\]"):
+        load(programs["export"][0], latent_shape=[7, 1, 1])
+    with pytest.raises(UsageError, match="set base.latent_shape") as caught:
+        load(programs["torchscript"][0])
+    assert "[100, 1, 1]" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "export"])
+def test_a_program_is_loaded_only_when_it_is_trusted(programs, kind):
+    path, _ = programs[kind]
+    assert not programs_trusted()
+    with pytest.raises(UsageError, match=r"is a .* program: loading it runs code that its author wrote") as caught:
+        Pretrained(str(path), latent_shape=[6, 1, 1], data_shape=SHAPE)
+    assert "--trust-program" in caught.value.hint
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in caught.value.message
+    with trust_programs():
+        with trust_programs(False):
+            assert not programs_trusted()
+        assert programs_trusted()
+    assert not programs_trusted()
+
+
+def test_values_are_mapped_to_the_range_of_the_data(tmp_path):
+    module = Flat(lambda x: torch.sigmoid(4 * x))
+    path = script(module, tmp_path / "g.pt", torch.randn(2, 3))
+    with pytest.raises(UsageError, match=r"returns values from .* and the data lie in \[-1, 1\]") as caught:
+        load(path, latent_shape=[3], output_shape=[64])
+    assert "base.output_range" in caught.value.hint
+    assert "[0,1]" in caught.value.hint
+    base = load(path, latent_shape=[3], output_shape=[64], output_range=[0, 1])
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(base(z), 2 * module(z).reshape(5, *SHAPE) - 1)
+    as_it_is = load(path, latent_shape=[3], output_shape=[64], output_range=[-1, 1])
+    torch.testing.assert_close(as_it_is(z), module(z).reshape(5, *SHAPE))
+    assert load(path, value_range=None, latent_shape=[3], output_shape=[64])(z).min() >= 0
+    for wrong in ([0], [1, 0], [0, 1, 2]):
+        with pytest.raises(UsageError, match="output_range must be"):
+            load(path, latent_shape=[3], output_shape=[64], output_range=wrong)
+    with pytest.raises(UsageError, match="needs data with a range"):
+        load(path, value_range=None, latent_shape=[3], output_shape=[64], output_range=[0, 1])
+    bytes_ = script(Flat(lambda x: 255 * torch.sigmoid(x)), tmp_path / "bytes.pt", torch.randn(2, 3))
+    with pytest.raises(UsageError) as caught:
+        load(bytes_, latent_shape=[3], output_shape=[64])
+    assert "[0,255]" in caught.value.hint
+
+
+class TwoInputs(nn.Module):
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return z + label
+
+
+class Noisy(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z + torch.randn_like(z)
+
+
+class OneSize(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z.reshape(4, 64)[:, :64].reshape(4, 1, 8, 8)
+
+
+class NoGradient(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(z.detach())
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {
+    "shape": (lambda: Flat(size=100), [3], r"returns \[100\] for each code, the data have \[1, 8, 8\]$"),
+    "flat": (lambda: Flat(), [3], r"returns \[64\] for each code, the data have \[1, 8, 8\]$"),
+    "codes": (lambda: Flat(), [5], r"fails on 16 codes of shape \[5\]"),
+    "nan": (lambda: Flat(lambda x: (x - 100).log().reshape(-1, 1, 8, 8)), [3], "not finite"),
+    "tuple": (lambda: Flat(lambda x: (x, x)), [3], "returns a tuple, and must return one tensor"),
+    "bytes": (lambda: Flat(lambda x: (100 * x).byte().reshape(-1, 1, 8, 8)), [3], "returns torch.uint8"),
+    "noise": (lambda: Noisy(), [1, 8, 8], "no function of its codes"),
+    "one size": (lambda: OneSize(), [1, 8, 8], r"fails on 16 codes|for 16 codes"),
+    "no gradient": (lambda: NoGradient(), [1, 8, 8], "breaks the gradient"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_program_that_is_no_base_is_refused_in_one_message(tmp_path, name):
+    make, latent, message = REFUSED[name]
+    example = torch.randn(4, *(latent if name != "codes" else [3]))
+    path = script(make(), tmp_path / "g.pt", example)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(path, latent_shape=latent)
+    assert "\n" not in caught.value.message
+    assert str(path) in caught.value.message
+    if name == "flat":
+        assert "base.output_shape=[64]" in caught.value.hint
+
+
+def test_what_is_particular_to_a_kind_of_program(tmp_path):
+    z = torch.randn(4, 6, 1, 1)
+    fixed = export(Deconvolution().eval(), tmp_path / "fixed.pt2", z, dynamic=False)
+    with pytest.raises(UsageError, match="takes batches of exactly 4, and a base is given any number") as caught:
+        load(fixed)
+    assert "dynamic_shapes" in caught.value.hint
+    training = export(Deconvolution().train(), tmp_path / "training.pt2", z)
+    with pytest.raises(UsageError, match="training mode") as caught:
+        load(training)
+    assert ".eval()" in caught.value.hint
+    two = tmp_path / "two.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(TwoInputs()), str(two))
+    with pytest.raises(UsageError, match="of 2 inputs"):
+        load(two, latent_shape=[3])
+    both = torch.export.export(TwoInputs(), (torch.randn(4, 3), torch.randn(4, 3)))
+    torch.export.save(both, tmp_path / "two.pt2")
+    with pytest.raises(UsageError, match="of 2 inputs"):
+        load(tmp_path / "two.pt2")
+
+
+def test_files_that_are_no_generator(tmp_path, programs):
+    with pytest.raises(DataError, match="does not exist"):
+        load(tmp_path / "g.pt")
+    state = tmp_path / "state.pt"
+    torch.save(Deconvolution().state_dict(), state)
+    with pytest.raises(DataError, match="pickle of torch.save, which is never loaded") as caught:
+        load(state)
+    assert "save_file" in caught.value.hint
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match="is no generator: it must be"):
+        load(tmp_path / "notes.txt")
+    for path, _ in programs.values():
+        damaged = tmp_path / path.name
+        with zipfile.ZipFile(path) as whole, zipfile.ZipFile(damaged, "w") as half:
+            for name in whole.namelist():
+                spoilt = "/code/" in name or "/models/" in name
+                half.writestr(name, b"not what was written" if spoilt else whole.read(name))
+        with pytest.raises(DataError, match="can't be loaded as") as caught:
+            load(damaged, latent_shape=[6, 1, 1])
+        assert "\n" not in caught.value.message
+        damaged.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(DataError, match="is no generator"):
+            load(damaged, latent_shape=[6, 1, 1])
+
+
+def test_parameters_that_do_not_go_together(tmp_path, programs):
+    weights = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(MlpBase(3, [4], data_shape=(2,)).state_dict(), weights)
+    with pytest.raises(UsageError, match="base.architecture must say which network"):
+        load(weights, (2,))
+    with pytest.raises(UsageError, match="base.latent_shape is for programs"):
+        load(weights, (2,), architecture=MlpBase(3, [4], data_shape=(2,)), latent_shape=[3])
+    with pytest.raises(UsageError, match="base.architecture belongs to a .safetensors file"):
+        load(programs["export"][0], architecture=DcganBase(6, 4, data_shape=SHAPE))
+    with pytest.raises(UsageError, match="base.prefix belongs to a .safetensors file"):
+        load(programs["export"][0], prefix="generator.")
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_a_registered_base(tmp_path):
+    trained = DcganBase(6, 4, data_shape=SHAPE, value_range=(-1.0, 1.0))
+    path = tmp_path / "generator.safetensors"
+    safetensors.torch.save_file(trained.state_dict(), path)
+    fresh = DcganBase(6, 4, prior="uniform", data_shape=SHAPE, value_range=(-1.0, 1.0))
+    base = Pretrained(str(path), fresh, data_shape=SHAPE, value_range=(-1.0, 1.0))  # no trust is needed
+    z = torch.randn(5, 6)
+    assert torch.equal(base.eval()(z), trained.eval()(z))
+    assert base.prior.name == "uniform"
+    assert len(list(base.parameters())) == len(list(trained.parameters()))
+    assert not isinstance(base, HasPretraining)
+    check_base(base)
+
+
+def test_an_architecture_keeps_what_else_it_can_do(tmp_path):
+    trained = Vae(3, hidden=[4], data_shape=(2,))
+    path = tmp_path / "vae.safetensors"
+    safetensors.torch.save_file(trained.state_dict(), path)
+    base = Pretrained(str(path), Vae(3, hidden=[4], data_shape=(2,)), data_shape=(2,))
+    assert isinstance(base, HasEncoder)
+    assert isinstance(base, HasPretraining)
+    x = torch.randn(5, 2)
+    assert torch.equal(base.encode(x), trained.encode(x))
+
+
+def test_a_prefix_chooses_the_generator_in_a_larger_file(tmp_path):
+    trained = MlpBase(3, [4], data_shape=(2,))
+    tensors = {f"model.generator.{name}": tensor for name, tensor in trained.state_dict().items()}
+    path = tmp_path / "all.safetensors"
+    safetensors.torch.save_file({**tensors, "critic.weight": torch.zeros(3)}, path)
+    fresh = MlpBase(3, [4], data_shape=(2,))
+    with pytest.raises(UsageError, match=r"does not fit base.architecture: .*missing.*not known to it") as caught:
+        load(path, (2,), architecture=fresh)
+    assert "base.prefix=model.generator." in caught.value.hint
+    base = load(path, (2,), architecture=fresh, prefix="model.generator.")
+    z = torch.randn(5, 3)
+    assert torch.equal(base(z), trained(z))
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(MlpBase(3, [4], data_shape=(2,)).state_dict(), path)
+    with pytest.raises(UsageError, match=r"has shape \(4, 3\) in the file and \(5, 3\) in the network"):
+        load(path, (2,), architecture=MlpBase(3, [5], data_shape=(2,)))
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match="is not a safetensors file"):
+        load(path, (2,), architecture=MlpBase(3, [4], data_shape=(2,)))
+    broken = MlpBase(3, [4], data_shape=(2,))
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    safetensors.torch.save_file(broken.state_dict(), path)
+    with pytest.raises(DataError, match="weights that are not finite"):
+        load(path, (2,), architecture=MlpBase(3, [4], data_shape=(2,)))
+
+
+# --- in a run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_fits_the_very_file_that_it_came_from(programs, tmp_path):
+    one = load(programs["torchscript"][0], latent_shape=[6, 1, 1])
+    one.load_state_dict(one.state_dict())
+    other = load(programs["export"][0])
+    with pytest.raises(RuntimeError, match="is not the generator that it was trained with"):
+        other.load_state_dict(one.state_dict())
+
+
+def test_the_copy_in_a_run_comes_first_and_is_verified(programs, tmp_path):
+    path, _ = programs["torchscript"]
+    kept = tmp_path / "run" / "base" / path.name
+    kept.parent.mkdir(parents=True)
+    shutil.copy(path, kept)
+    gone = tmp_path / "gone" / path.name
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    kept.with_name(f"{kept.name}.sha256").write_text(f"{digest}  {kept.name}\n")
+    base = load(gone, latent_shape=[6, 1, 1], run_directory=tmp_path / "run")
+    assert base.source_file == kept
+    kept.write_bytes(kept.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match="is damaged: its sha256 is not the one"):
+        load(gone, latent_shape=[6, 1, 1], run_directory=tmp_path / "run")
