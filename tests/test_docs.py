@@ -168,7 +168,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_json_key_is_documented(tiny_run: Path, formats: Any, capfd: pytest.CaptureFixture[str]) -> None:
     other = shutil.copytree(tiny_run, tiny_run.parent / "other")
     calls = [
         ["train", "quickstart", *TINY, "eval.metrics=[mmd]", "--out", str(tiny_run), "--resume"],
@@ -180,6 +180,7 @@ def test_every_json_key_is_documented(tiny_run: Path, capfd: pytest.CaptureFixtu
         ["describe", "sampler", "hmc"],
         ["runs", str(tiny_run.parent)],
         ["compare", str(tiny_run), str(other), "--out", str(tiny_run.parent / "compare.png")],
+        ["data", "prepare", "celeba", f"data.path={formats.celeba(tiny_run.parent / 'celeba', (2, 1, 1))}"],
         ["recipes", "ls"],
         ["recipes", "show", "quickstart"],
         ["recipes", "check", "quickstart"],

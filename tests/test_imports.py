@@ -35,6 +35,7 @@ sys.exit(code)
         ["list", "sampler", "--json"],
         ["plugins", "list"],
         ["recipes", "ls"],
+        ["data", "--help"],
         ["recipes", "show", "quickstart"],
         ["runs"],
         ["runs", "--json"],

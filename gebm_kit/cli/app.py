@@ -22,6 +22,7 @@ import typer
 import gebm_kit
 from gebm_kit.cli import ui
 from gebm_kit.cli.compare import compare
+from gebm_kit.cli.data import app as data
 from gebm_kit.cli.density import density
 from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
@@ -50,6 +51,7 @@ app.command("density")(density)
 app.command("score")(score)
 app.command("runs")(runs)
 app.command("compare")(compare)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)

@@ -113,11 +113,11 @@ def find_recipe(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
+    shipped = shipped_recipes()
+    if str(source) in shipped:  # also where a folder is called so: data often lie in one named like their recipe
+        return shipped[str(source)]
     if path.is_dir():
         raise UsageError(f"{path} is a directory, not a recipe file")
-    shipped = shipped_recipes()
-    if str(source) in shipped:
-        return shipped[str(source)]
     raise UsageError(
         f"there is no recipe {str(source)!r}: no file of that path, and no shipped recipe of that name; "
         f"{nearest(path.stem, shipped)}",

@@ -11,3 +11,10 @@ def cache_directory() -> Path:
     if os.environ.get("GEBM_KIT_CACHE"):
         return Path(os.environ["GEBM_KIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gebm-kit"
+
+
+def data_cache_directory() -> Path:
+    """Where prepared data are kept: ``$GEBM_KIT_DATA_CACHE``, else the folder ``data`` in `cache_directory`."""
+    if os.environ.get("GEBM_KIT_DATA_CACHE"):
+        return Path(os.environ["GEBM_KIT_DATA_CACHE"]).expanduser()
+    return cache_directory() / "data"

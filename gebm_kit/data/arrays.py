@@ -11,8 +11,9 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.data.tables import load
-from gebm_kit.data.tensors import TensorDataset, check_fractions, scale_bytes, split_indices
+from gebm_kit.data.tensors import TensorDataset, check_fractions, split_indices
 
 
 class Arrays(TensorDataset):

@@ -12,6 +12,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts
 
 PARTITION = "list_eval_partition.txt"
@@ -83,17 +84,25 @@ class Celeba(Dataset):
         _check_present(folder, parts, partition)
         self.data_shape = (3, size, size)
         self.value_range = (-1.0, 1.0)
+        self._sources = [Source(folder), Source(partition)]
         groups = None
         if attribute is not None:
             table = _find(root, ATTRIBUTES, (ATTRIBUTES, f"Anno/{ATTRIBUTES}"))
             of_image = _attribute(table, attribute)
             groups = self._labels = {part: _labels(names, of_image, table) for part, names in parts.items()}
             self.num_classes = 2
-        corrupt = CorruptFiles(max_corrupt)
-        self._splits = image_parts(folder, parts, self.data_shape, Fit(size, crop), cache_mb, corrupt, groups)
+            self._sources.append(Source(table))
+        self._corrupt = CorruptFiles(max_corrupt)
+        self._splits = image_parts(folder, parts, self.data_shape, Fit(size, crop), cache_mb, self._corrupt, groups)
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
+
+    def sources(self) -> list[Source]:
+        return self._sources
+
+    def skipped(self) -> dict[str, str]:
+        return self._corrupt.by_name()
 
     def labels(self, name: SplitName) -> Tensor:
         """Whether each image has the attribute, 1 or 0, (N,) int64.

@@ -15,6 +15,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
+from gebm_kit.core.sources import Source
 from gebm_kit.data.tensors import TensorDataset
 
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -66,6 +67,9 @@ class Cifar10(TensorDataset):
         place = directory / Path(path).expanduser()
         archive = place if place.is_file() else place / ARCHIVE
         files = _from_archive(archive) if archive.is_file() else _from_folder(place)
+        self._sources = [Source(archive)]
+        if not archive.is_file():
+            self._sources += [Source(_inside(place) / name) for name in (*TRAIN_FILES, TEST_FILE)]
         batches = [_records(files[name], f"{place}: {name}") for name in TRAIN_FILES]
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         test_images, test_labels = _records(files[TEST_FILE], f"{place}: {TEST_FILE}")
@@ -76,12 +80,20 @@ class Cifar10(TensorDataset):
         of: dict[SplitName, Tensor] = {"train": labels[train], "valid": labels[valid], "test": test_labels}
         self._fill(parts, value_range=(-1.0, 1.0), labels=of, num_classes=CLASSES)
 
+    def sources(self) -> list[Source]:
+        return self._sources
+
+
+def _inside(folder: Path) -> Path:
+    """Where the six files are: in the folder, or in the one that the archive unpacks to."""
+    return folder if (folder / TEST_FILE).is_file() else folder / FOLDER
+
 
 def _from_folder(folder: Path) -> dict[str, bytes]:
     """Contents of the six files by name."""
     if not folder.exists():
         raise DataError(f"{folder} does not exist", hint=HOW_TO_GET)
-    place = folder if (folder / TEST_FILE).is_file() else folder / FOLDER
+    place = _inside(folder)
     found = {}
     for name in (*TRAIN_FILES, TEST_FILE):
         try:

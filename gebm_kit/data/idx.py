@@ -16,6 +16,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
+from gebm_kit.core.sources import Source
 from gebm_kit.data.tensors import TensorDataset
 
 HOW_TO_GET = (
@@ -60,6 +61,12 @@ class Idx(TensorDataset):
         check_arguments(self, valid_fraction=valid_fraction)
         folder = directory / Path(path).expanduser()
         images = {part: _images(folder, part) for part in ("train", "t10k")}
+        self._sources = [
+            Source(folder / f"{part}-{kind}-ubyte{ending}")
+            for part in ("train", "t10k")
+            for kind in ("images-idx3", "labels-idx1")
+            for ending in ("", ".gz")
+        ]
         if images["train"].shape[1:] != images["t10k"].shape[1:]:
             sizes = " and ".join(f"{part} {tuple(rows.shape[1:])}" for part, rows in images.items())
             raise DataError(f"{folder}: the images of the two parts differ in size: {sizes}")
@@ -80,6 +87,9 @@ class Idx(TensorDataset):
         if train_labels is not None and test_labels is not None:
             split_labels = {"train": train_labels[train], "valid": train_labels[valid], "test": test_labels}
         self._fill(parts, value_range=(-1.0, 1.0), labels=split_labels)
+
+    def sources(self) -> list[Source]:
+        return self._sources
 
 
 def _images(folder: Path, part: str) -> Tensor:

@@ -6,18 +6,21 @@ import hashlib
 import os
 import threading
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Split, SplitName
-from gebm_kit.data.tensors import SPLITS, scale_bytes
+from gebm_kit.core.pixels import scale_bytes
+from gebm_kit.data.tensors import SPLITS
 
 DEEP_MODES = ("I", "F")
 """First letter of Pillow's modes with more than 8 bits a channel, which its conversions cut off instead of scaling."""
@@ -47,31 +50,34 @@ class Fit:
     crop: int | None = None
     channels: int = 3
 
-    def decode(self, file: Path) -> Tensor:
-        """The image, (C, H, W) uint8.
+    def decode(self, file: Path | BinaryIO, name: object = None) -> Tensor:
+        """The image, (C, H, W) uint8; messages call it ``name``, by default its path.
 
         Raises:
             CorruptImageError: it can't be decoded.
             DataError: it has more than 8 bits a channel, or is smaller than ``crop``.
         """
+        name = file if name is None else name
         try:
             with Image.open(file) as opened:
                 if opened.mode.startswith(DEEP_MODES):
                     raise DataError(
-                        f"image {file} has more than 8 bits a channel (mode {opened.mode}); convert it first"
+                        f"image {name} has more than 8 bits a channel (mode {opened.mode}); convert it first"
                     )
                 image = ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
         except DataError:
             raise
+        except UnidentifiedImageError as error:
+            raise CorruptImageError("it is no image in a known format") from error
         except Exception as error:  # Pillow raises many types on damaged files, some of them undocumented
             raise CorruptImageError(str(error)) from error
-        pixels = np.asarray(self._fitted(image, file))
+        pixels = np.asarray(self._fitted(image, name))
         return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)
 
-    def _fitted(self, image: Image.Image, file: Path) -> Image.Image:
+    def _fitted(self, image: Image.Image, name: object) -> Image.Image:
         if self.crop is not None:
             if min(image.size) < self.crop:
-                raise DataError(f"image {file} is {image.width}x{image.height}, smaller than crop {self.crop}")
+                raise DataError(f"image {name} is {image.width}x{image.height}, smaller than crop {self.crop}")
             image = _central_square(image, self.crop)
         if self.size is None:
             return image
@@ -87,15 +93,15 @@ class CorruptFiles:
 
     Attributes:
         limit: so many are skipped.
-        reasons: what is wrong with each, by its path.
+        reasons: what is wrong with each, by its path or another name.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.reasons: dict[Path, str] = {}
+        self.reasons: dict[Path | str, str] = {}
         self._lock = threading.Lock()  # training reads ahead in a thread of its own
 
-    def note(self, file: Path, reason: object) -> None:
+    def note(self, file: Path | str, reason: object) -> None:
         """Count ``file``, once.
 
         Raises:
@@ -117,40 +123,47 @@ class CorruptFiles:
             f"image {file} can't be decoded ({reason}) and is skipped, {count} of at most {self.limit}", stacklevel=2
         )
 
+    def by_name(self) -> dict[str, str]:
+        """The reasons by name, in the order of the names."""
+        with self._lock:
+            return {str(file): reason for file, reason in sorted(self.reasons.items(), key=lambda item: str(item[0]))}
 
-class ImageFiles(Split):
+
+class Images(Split):
     """Images of one part; the first ``num_cached`` stay in memory as bytes once decoded.
 
-    A file that can't be decoded is skipped: the next whole one of the part (of its group, when there are groups) takes its
+    One that can't be decoded is skipped: the next whole one of the part (of its group, when there are groups) takes its
     place, so that rows do not depend on the order in which they are read.
 
     Args:
-        folder: where the files are.
-        names: their paths in it.
+        num: how many there are.
         shape: (C, H, W) of each.
-        fit: how they come to that shape.
         num_cached: see above.
-        corrupt: where files that can't be decoded are counted.
-        groups: a number for each file, such as its class, (N,).
+        corrupt: where images that can't be decoded are counted.
+        groups: a number for each image, such as its class, (N,).
     """
 
     def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        shape: tuple[int, ...],
-        fit: Fit,
-        num_cached: int,
-        corrupt: CorruptFiles,
-        groups: Tensor | None = None,
+        self, num: int, shape: tuple[int, ...], num_cached: int, corrupt: CorruptFiles, groups: Tensor | None = None
     ) -> None:
-        self._folder, self._names, self._shape, self._fit = folder, names, shape, fit
-        self._corrupt, self._groups = corrupt, groups
+        self._num, self._shape, self._corrupt, self._groups = num, shape, corrupt, groups
         self._cache = torch.empty(num_cached, *shape, dtype=torch.uint8)  # pages are taken as they are first written
         self._decoded = torch.zeros(num_cached, dtype=torch.bool)
 
+    @abstractmethod
+    def name(self, place: int) -> Path | str:
+        """What messages call the image."""
+
+    @abstractmethod
+    def decoded(self, place: int) -> Tensor:
+        """The image itself, (C, H, W) uint8.
+
+        Raises:
+            CorruptImageError: it can't be decoded.
+        """
+
     def __len__(self) -> int:
-        return len(self._names)
+        return self._num
 
     def batch(self, indices: Tensor) -> Tensor:
         return self.decode(self.stored(indices))
@@ -167,37 +180,68 @@ class ImageFiles(Split):
                 self.stored(part)  # fills the cache, which then is what is asked for
             return self._cache
         rows = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
-        for row, index in enumerate(torch.arange(len(self))[indices].tolist()):  # negative and out of range as in torch
-            if index < len(self._cache):
-                if not self._decoded[index]:
-                    self._cache[index] = self._read(index)
-                    self._decoded[index] = True
-                rows[row] = self._cache[index]
-            else:
-                rows[row] = self._read(index)
+        for row, index in enumerate(indices.tolist()):
+            if not -self._num <= index < self._num:
+                raise IndexError(f"index {index} is out of range for {self._num} images")
+            rows[row] = self._row(index % self._num)
         return rows
+
+    def _row(self, index: int) -> Tensor:
+        if index >= len(self._cache):
+            return self._read(index)
+        if not self._decoded[index]:
+            self._cache[index] = self._read(index)
+            self._decoded[index] = True
+        return self._cache[index]
 
     def _read(self, index: int) -> Tensor:
         """The image at ``index``, or the next one that is whole, (C, H, W) uint8."""
         for step in range(len(self)):
             place = (index + step) % len(self)
-            file = self._folder / self._names[place]
-            if file in self._corrupt.reasons or (
+            name = self.name(place)
+            if name in self._corrupt.reasons or (
                 self._groups is not None and self._groups[place] != self._groups[index]
             ):
                 continue
             try:
-                image = self._fit.decode(file)
+                image = self.decoded(place)
             except CorruptImageError as error:
-                self._corrupt.note(file, error)
+                self._corrupt.note(name, error)
                 continue
             if tuple(image.shape) != self._shape:
                 sides = f"{image.shape[2]}x{image.shape[1]}"
-                raise DataError(f"image {file} is now {sides}: it changed since the run began")
+                raise DataError(f"image {name} is now {sides}: it changed since the run began")
             return image
-        raise DataError(
-            f"none of the images that could stand in for {self._folder / self._names[index]} can be decoded"
-        )
+        raise DataError(f"none of the images that could stand in for {self.name(index)} can be decoded")
+
+
+class ImageFiles(Images):
+    """`Images` of a folder.
+
+    Args:
+        folder: where the files are.
+        names: their paths in it.
+        fit: how they come to their shape.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        shape: tuple[int, ...],
+        fit: Fit,
+        num_cached: int,
+        corrupt: CorruptFiles,
+        groups: Tensor | None = None,
+    ) -> None:
+        super().__init__(len(names), shape, num_cached, corrupt, groups)
+        self._folder, self._names, self._fit = folder, names, fit
+
+    def name(self, place: int) -> Path:
+        return self._folder / self._names[place]
+
+    def decoded(self, place: int) -> Tensor:
+        return self._fit.decode(self.name(place))
 
 
 def image_parts(

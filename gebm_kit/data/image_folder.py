@@ -11,6 +11,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, common_sides, image_parts, list_images, shuffled
 from gebm_kit.data.tensors import check_fractions, part_sizes
 
@@ -78,7 +79,8 @@ class ImageFolder(Dataset):
         names = list_images(folder, SUFFIXES, HOW_TO_GET)
         if len(names) < 3:
             raise DataError(f"image folder {folder} holds {len(names)} image(s); train, valid and test need one each")
-        corrupt = CorruptFiles(max_corrupt)
+        self._corrupt = corrupt = CorruptFiles(max_corrupt)
+        self._sources = [Source(folder, SUFFIXES)]
         side = size if size is not None else crop
         height, width = (side, side) if side is not None else common_sides(folder, names, corrupt)
         self.data_shape = (channels, height, width)
@@ -98,6 +100,12 @@ class ImageFolder(Dataset):
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
+
+    def sources(self) -> list[Source]:
+        return self._sources
+
+    def skipped(self) -> dict[str, str]:
+        return self._corrupt.by_name()
 
     def labels(self, name: SplitName) -> Tensor:
         """Index of each image's first-level folder, (N,) int64.

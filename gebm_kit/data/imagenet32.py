@@ -16,6 +16,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
+from gebm_kit.core.sources import Source
 from gebm_kit.data.tensors import TensorDataset
 
 TRAIN, TEST = "train_data_batch_*.npz", "val_data.npz"
@@ -62,6 +63,7 @@ class Imagenet32(TensorDataset):
         check_arguments(self, valid_fraction=valid_fraction)
         folder = directory / Path(path).expanduser()
         batches = _batches(folder)
+        self._sources = [Source(folder, (".npz",))]
         shapes = [_stated_shape(batch) for batch in batches]
         total, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         side = math.isqrt(columns // 3)
@@ -92,6 +94,9 @@ class Imagenet32(TensorDataset):
         parts["test"], labels["test"] = _load(folder / TEST, columns)
         shaped = {part: rows.unflatten(1, (3, side, side)) for part, rows in parts.items()}
         self._fill(shaped, value_range=(-1.0, 1.0), labels=labels, num_classes=CLASSES)
+
+    def sources(self) -> list[Source]:
+        return self._sources
 
 
 def _batches(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts, list_images, shuffled
 from gebm_kit.data.tensors import check_fractions, part_sizes
 
@@ -76,10 +77,18 @@ class Lsun(Dataset):
         }
         self.data_shape = (3, size, size)
         self.value_range = (-1.0, 1.0)
-        self._splits = image_parts(folder, parts, self.data_shape, Fit(size), cache_mb, CorruptFiles(max_corrupt))
+        self._corrupt = CorruptFiles(max_corrupt)
+        self._sources = [Source(folder, SUFFIXES)]
+        self._splits = image_parts(folder, parts, self.data_shape, Fit(size), cache_mb, self._corrupt)
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
+
+    def sources(self) -> list[Source]:
+        return self._sources
+
+    def skipped(self) -> dict[str, str]:
+        return self._corrupt.by_name()
 
 
 def _folder(root: Path, category: str) -> Path:

@@ -10,14 +10,10 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.seeds import stream
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
-
-
-def scale_bytes(rows: Tensor) -> Tensor:
-    """Grey levels 0..255 to [-1, 1]: ``x / 127.5 - 1``; uint8 -> float32."""
-    return rows.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 class TensorSplit(Split):
@@ -81,6 +77,10 @@ class TensorDataset(Dataset):
         if not hasattr(self, "num_classes"):
             raise UsageError("this dataset has no labels")
         return self._labels[name]
+
+    def skipped(self) -> dict[str, str]:
+        """Nothing: a damaged file of many rows is an error. (With ``sources`` of its own, a subclass is `HasSources`.)"""
+        return {}
 
 
 def split_indices(num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:

@@ -33,10 +33,17 @@ class RunLock:
 
     Args:
         active: False: do nothing (of several ranks, the first one alone holds it).
+        work, hint: what another process that holds it is doing there, and what can be done about that.
     """
 
-    def __init__(self, *, active: bool = True) -> None:
-        self.active = active
+    def __init__(
+        self,
+        *,
+        active: bool = True,
+        work: str = "training in",
+        hint: str = "Wait for it or stop it (Ctrl-C or SIGTERM save its state), or choose another --out.",
+    ) -> None:
+        self.active, self.work, self.hint = active, work, hint
         self._handle: int | None = None
 
     def hold(self, path: Path) -> None:
@@ -56,8 +63,7 @@ class RunLock:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
             self.release()
             raise UsageError(
-                f"another process is training in {path}" + (f": {holder}" if holder else ""),
-                hint="Wait for it or stop it (Ctrl-C or SIGTERM save its state), or choose another --out.",
+                f"another process is {self.work} {path}" + (f": {holder}" if holder else ""), hint=self.hint
             ) from None
         except OSError:
             return  # a file system without locks

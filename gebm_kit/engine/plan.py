@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.config.build import build_dataset
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.interfaces import named_scalars
 from gebm_kit.engine import parallel
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.distributed import joined, local_device
 from gebm_kit.engine.loggers import check_loggers
+from gebm_kit.engine.prepared import PreparedDataset, open_dataset
 from gebm_kit.engine.trainer import Trainer
 
 SLOW = 5.0
@@ -35,7 +35,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
 
 def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
     check_loggers(recipe)
-    dataset = build_dataset(recipe)
+    dataset = open_dataset(recipe)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
@@ -59,7 +59,11 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
         "steps": recipe.train.total_steps,
         "steps_per_second": rate,
         "seconds": recipe.train.total_steps / rate,
-        "data": {"shape": list(dataset.data_shape), "train": len(dataset.split("train"))},
+        "data": {
+            "shape": list(dataset.data_shape),
+            "train": len(dataset.split("train")),
+            "prepared": str(dataset.folder) if isinstance(dataset, PreparedDataset) else None,
+        },
     }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import gebm_kit
-from gebm_kit.config.build import build, build_dataset, data_facts, resolved_yaml
+from gebm_kit.config.build import build, data_facts, resolved_yaml
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, GebmKitError, RunFailed, UsageError
@@ -31,6 +31,7 @@ from gebm_kit.engine.checkpoint import Checkpoint, remove_unfinished
 from gebm_kit.engine.chosen import LAST, check_word, chosen_checkpoint
 from gebm_kit.engine.files import make_directory, read_json, remove_leftovers, write_atomic, write_json
 from gebm_kit.engine.lock import LOCK, RunLock
+from gebm_kit.engine.prepared import open_dataset
 from gebm_kit.engine.progress import warn
 from gebm_kit.engine.run_record import read_rows
 
@@ -112,8 +113,7 @@ class Run:
     @functools.cached_property
     def dataset(self) -> Dataset:
         """The run's data."""
-        dataset: Dataset = build_dataset(self.recipe)
-        return dataset
+        return open_dataset(self.recipe)
 
     @property
     def value_range(self) -> tuple[float, float] | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import estimators
@@ -31,6 +30,7 @@ from gebm_kit.engine.files import write_json
 from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.log_partition import prior_energies
 from gebm_kit.engine.loggers import Loggers, check_loggers, open_loggers
+from gebm_kit.engine.prepared import open_dataset
 from gebm_kit.engine.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
@@ -117,7 +117,7 @@ def _train(
         return Run(Path(found))
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
-    dataset = build_dataset(recipe)
+    dataset = open_dataset(recipe)
     check_metrics(recipe, dataset)
     tracker = Tracker(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:

@@ -1,0 +1,78 @@
+"""``gebm-kit data``: images decoded once, so that training never waits for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gebm_kit.cli import ui
+from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, split_words
+from gebm_kit.core.errors import UsageError
+
+app = typer.Typer(help="Prepare a recipe's images.")
+
+
+@app.callback()
+def data() -> None:
+    """Prepare a recipe's images."""
+
+
+@app.command("prepare")
+def prepare(
+    recipe_word: RecipeWord,
+    override_words: OverrideWords = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold images that are prepared already against their checksums.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prepare them anew, though they are up to date.")] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, metavar="N", help="Threads that decode; default: one a CPU.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Decode the images of a RECIPE once, all parts, into a cache of bytes that training maps into memory.
+
+    Training with the same data finds it by itself. Nothing is done when it is there and the files have not changed.
+    """
+    say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    given = split_words([recipe_word, *(override_words or ())], "RECIPE")
+    if given.target is None:
+        raise UsageError("no RECIPE is named, only overrides")
+    from gebm_kit.config.load import load_recipe
+
+    recipe = load_recipe(given.target, given.overrides)
+    from gebm_kit.engine.prepare import prepare as engine_prepare
+
+    with say.progress() as on_progress:
+        prepared = engine_prepare(recipe, threads=threads, force=force, check=verify, on_progress=on_progress)
+    index = prepared.index
+    payload = {
+        "recipe": recipe.name,
+        "path": str(prepared.path),
+        "made": prepared.made,
+        "verified": verify and not prepared.made,
+        "shape": index["shape"],
+        "counts": index["counts"],
+        "num_classes": index["num_classes"],
+        "bytes": sum(facts["bytes"] for facts in index["files"].values()),
+        "checksum": index["checksum"],
+        "skipped": index["skipped"],
+    }
+    say.result(payload, lambda: _show(payload, float(index["seconds"])))
+
+
+def _show(payload: dict[str, Any], seconds: float) -> None:
+    counts = ", ".join(f"{count:,} {part}" for part, count in payload["counts"].items())
+    state = f"prepared in {ui.duration(seconds)}" if payload["made"] else "up to date"
+    state += ", checksums hold" if payload["verified"] else ""
+    labels = f", {payload['num_classes']} classes" if payload["num_classes"] else ""
+    ui.text(f"recipe    {payload['recipe']}: {state}")
+    ui.text(f"images    {counts}; {'x'.join(map(str, payload['shape']))}{labels}")
+    ui.text(f"size      {payload['bytes'] / 2**20:,.1f} MiB")
+    ui.text(f"checksum  sha256 {payload['checksum']}")
+    for entry in payload["skipped"]:
+        ui.text(f"skipped   {entry['image']}: {entry['reason']}")
+    ui.text(f"path      {payload['path']}")
