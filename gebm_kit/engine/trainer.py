@@ -18,23 +18,24 @@ from torch import Tensor, nn
 from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
-from gebm_kit.core.errors import CheckpointError, RecipeError, UsageError
+from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
-from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+from gebm_kit.engine.checkpoint import Checkpoint
 from gebm_kit.engine.compiled import compiled
 from gebm_kit.engine.early_stopping import BestBase
-from gebm_kit.engine.ema import EMA, averages_of, carrying
+from gebm_kit.engine.ema import EMA, carrying
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.flips import check_flips, flipped
 from gebm_kit.engine.guard import Guard, gradient_norm
-from gebm_kit.engine.layout import channels_last, lay_out_states
+from gebm_kit.engine.layout import channels_last
 from gebm_kit.engine.negatives import NegativeChains
 from gebm_kit.engine.optimisers import make_optimizer, set_rate
 from gebm_kit.engine.run import DTYPES, build_model
 from gebm_kit.engine.schedules import rate
 from gebm_kit.engine.source import check_trainable
+from gebm_kit.engine.trainer_state import counters_of, restore, tensors_of
 from gebm_kit.engine.watch import vital_signs
 
 INITIAL_DRAWS = 4096
@@ -142,7 +143,7 @@ class Trainer:
         if self.step == self.settings.main_end and self.settings.final.steps:
             self._enter_final_phase()
         self._schedule()
-        parallel.seed_rank(self._data_seed(), self.step)
+        parallel.seed_rank(self.data_seed(), self.step)
         metrics: dict[str, Tensor] = {}
         if self.settings.part != "base" and not self.pretraining:
             for _ in range(self._num_energy_updates()):
@@ -220,48 +221,18 @@ class Trainer:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside the block the model carries the weights that sampling uses (the averages), in eval mode."""
-        with carrying(self.model, self._averages()):
+        with carrying(self.model, self.averages()):
             yield
 
     # --- state -------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the state by checkpoint part."""
-        rng = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        parts: dict[str, dict[str, Tensor]] = {
-            "model": dict(self.model.state_dict()),
-            "loss": dict(self.loss.state_dict()),
-            "optim": {
-                **flatten_optimizer(self.energy_optimizer, "energy"),
-                **flatten_optimizer(self.base_optimizer, "base"),
-            },
-            "rng": rng,
-        }
-        if self.negatives is not None and (states := self.negatives.tensors()):
-            parts["negatives"] = states
-        if self.best_base is not None and self.step <= self.settings.pretrain_steps:
-            parts["best-base"] = self.best_base.tensors
-        names = ("base", "energy")
-        parts["ema"] = {
-            f"{name}.{key}": value
-            for name, (_, ema) in zip(names, self._averages(), strict=True)
-            if ema is not None
-            for key, value in ema.state_dict().items()
-        }
-        return parts
+        return tensors_of(self)
 
     def counters(self) -> dict[str, Any]:
         """The plain part of the state."""
-        return {
-            "energy_updates": self.energy_updates,
-            "feed_position": self.feed.position,
-            "non_finite": self.guard.state(),
-            "restores": self.restores,
-            "went_back": self.went_back,
-            "best_base": self.best_base.state() if self.best_base is not None else {},
-        }
+        return counters_of(self)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint.
@@ -269,55 +240,26 @@ class Trainer:
         Raises:
             CheckpointError: it does not fit the recipe.
         """
-        parts = checkpoint.tensors
-        entered_main = checkpoint.step > self.settings.pretrain_steps or not self.settings.pretrain_steps
-        if entered_main and self.settings.pretrain_steps:
-            self._start_main_phase()
-        if checkpoint.step > self.settings.main_end:
-            self._start_final_phase()
-        try:
-            self.model.load_state_dict(parts["model"])
-            self.loss.load_state_dict(parts["loss"])
-            if self.negatives is not None and entered_main:  # which is what fills them
-                self.negatives.restore(parts.get("negatives", {}))
-            restore_optimizer(self.energy_optimizer, "energy", parts["optim"])
-            restore_optimizer(self.base_optimizer, "base", parts["optim"])
-            lay_out_states(self.energy_optimizer)
-            lay_out_states(self.base_optimizer)
-            for name, (_, ema) in zip(("base", "energy"), self._averages(), strict=True):
-                if ema is not None:
-                    ema.load_state_dict(averages_of(parts["ema"], name))
-            self.generator.set_state(parts["rng"]["generator"])
-            torch.set_rng_state(parts["rng"]["torch"])
-            if self.device.type == "cuda" and "cuda" in parts["rng"]:
-                torch.cuda.set_rng_state(parts["rng"]["cuda"], self.device)
-            self.energy_updates = int(checkpoint.state["energy_updates"])
-            self.feed.position = int(checkpoint.state["feed_position"])
-            self.guard.restore(checkpoint.state.get("non_finite", {}))
-            self.restores = int(checkpoint.state.get("restores", 0))
-            self.feed.seed = self._data_seed()
-            if self.best_base is not None and not entered_main:
-                self.best_base.restore(checkpoint.state["best_base"], parts["best-base"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
-        self.step = checkpoint.step
+        restore(self, checkpoint)
 
     def refresh_randomness(self) -> None:
         """Other latent codes, noise and data order from here on: what went wrong is not to happen in the same way again."""
         seed = stream(self.settings.seed, "restore", self.restores).initial_seed()
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)
-        self.feed.seed = self._data_seed()
+        self.feed.seed = self.data_seed()
 
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
     def _energy_parameters(self) -> list[nn.Parameter]:
         return [*self.model.energy.parameters(), *self.loss.parameters()]
 
-    def _averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
+    def averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
+        """The two parts, each with its moving average at present, if it has one."""
         return (self.model.base, self.ema), (self.model.energy, self.energy_ema)
 
-    def _data_seed(self) -> int:
+    def data_seed(self) -> int:
+        """Of the data's order, which is another one after going back."""
         seed = self.settings.seed
         return stream(seed, "data order", self.restores).initial_seed() if self.restores else seed
 
@@ -392,10 +334,11 @@ class Trainer:
             self.model.base.load_state_dict(self.best_base.tensors)
         elif self.ema is not None:
             self.ema.copy_to(self.model.base)
-        self._start_main_phase()
+        self.start_main_phase()
         self.initialise()
 
-    def _start_main_phase(self) -> None:
+    def start_main_phase(self) -> None:
+        """Optimisers and averages as the main phase begins with them."""
         self.base_optimizer = make_optimizer(self.recipe.optim.base, list(self.model.base.parameters()))
         if self.ema is not None:
             self.ema = EMA(self.model.base, self.recipe.ema.decay)
@@ -406,10 +349,11 @@ class Trainer:
         """From here on the base is the one that sampling uses, and only the energy learns."""
         if self.ema is not None:
             self.ema.copy_to(self.model.base)
-        self._start_final_phase()
+        self.start_final_phase()
         self.initialise()
 
-    def _start_final_phase(self) -> None:
+    def start_final_phase(self) -> None:
+        """Optimisers, averages and batches as the final phase begins with them."""
         final = self.settings.final
         self.model.base.eval()
         self.feed.batch_size = final.batch_size or self.settings.batch_size

@@ -1,0 +1,1 @@
+"""Flows by maximum likelihood, by joint KALE, and with an energy on top, on real tables."""

@@ -1,0 +1,159 @@
+"""One run of the study: train, choose the weights by the validation part, score the test part once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.density.sets import node
+from benchmarks.density.settings import LOOK_EVERY, overrides
+from gebm_kit.config.build import build_dataset
+from gebm_kit.config.load import load_recipe
+from gebm_kit.core.interfaces import Dataset, HasDensity
+from gebm_kit.core.model import GEBM
+from gebm_kit.engine.held_out import every_row
+from gebm_kit.engine.model_fit import model_fit
+from gebm_kit.engine.sample import settings_of
+from gebm_kit.engine.trainer import Trainer
+
+VERSION = 1
+"""Raised when the meaning of a record changes."""
+
+CPU = torch.device("cpu")
+
+LOOK_DRAWS = 10_000
+"""Base draws behind A at a look; the same ones at every look."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One record of the study."""
+
+    data: str
+    flow: str
+    method: str
+    seed: int
+    limit: float
+    """Seconds of processor time after which training stops."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a cached record must agree with to be used again."""
+        words = overrides(self.flow, self.method, self.seed)
+        return {"version": VERSION, "overrides": words, "looks": LOOK_EVERY, "limit": self.limit}
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"{self.data}--{self.flow}--{self.method}--{self.seed}.json"
+
+    def record(self, folder: Path) -> dict[str, Any] | None:
+        """The record, if it was made with the same settings."""
+        path = self.path(folder)
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found if found["settings"] == self.settings else None
+
+    def save(self, folder: Path, record: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(folder)
+        path.with_suffix(".partial").write_text(json.dumps(record, indent=1))
+        path.with_suffix(".partial").replace(path)
+
+
+def jobs(data: list[str], flows: list[str], methods: list[str], seeds: list[int], limit: float) -> Iterator[Job]:
+    """Everything there is to do, a whole table of each seed before the next one."""
+    for seed in seeds:
+        for name in data:
+            for flow in flows:
+                for method in methods:
+                    yield Job(name, flow, method, seed, limit)
+
+
+def run(job: Job, folder: Path) -> dict[str, Any]:
+    """Train by the engine's own steps; ``folder`` has the data.
+
+    The weights of the main phase are chosen by the lowest NLL of the validation part, and so, inside the engine, are those
+    of the flow that goes on to it. The test part is scored once, at the end.
+    """
+    recipe = load_recipe("redwine", [node(job.data, folder), *overrides(job.flow, job.method, job.seed)])
+    dataset = build_dataset(recipe)
+    torch.manual_seed(recipe.train.seed)
+    trainer = Trainer(recipe, dataset, CPU)
+    trainer.initialise()
+    rows = every_row(dataset.split("valid"), "validation part")
+    looks: list[tuple[int, float]] = []
+    best: dict[str, Tensor] = {}
+    first, every = recipe.train.pretrain_steps, LOOK_EVERY[job.method]
+    began, looking = time.process_time(), 0.0
+    while trainer.step < recipe.train.total_steps and time.process_time() - began - looking < job.limit:
+        trainer.cycle()
+        since = trainer.step - first
+        if since < 0 or since % every:
+            continue
+        start = time.process_time()
+        with trainer.averaged():
+            if since == 0:  # the weights that go on, which the coming cycle will load
+                trainer.model.base.load_state_dict(_best_of_first(trainer))
+            value = _nll(trainer.model, rows, with_energy=since > 0)
+            if value < min((seen for _, seen in looks), default=math.inf):
+                best = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        looks.append((since, value))
+        looking += time.process_time() - start
+    seconds = time.process_time() - began - looking
+    trainer.model.load_state_dict(best)
+    trainer.model.eval()
+    return {
+        **{field.name: getattr(job, field.name) for field in dataclasses.fields(job)},
+        "settings": job.settings,
+        "dimensions": trainer.model.latent_dim,
+        "parameters": sum(p.numel() for p in trainer.model.base.parameters()),
+        "steps": trainer.step,
+        "cpu_seconds": seconds,
+        "first": None if trainer.best_base is None else [trainer.best_base.step, trainer.best_base.loss],
+        "looks": looks,
+        **_test(trainer.model, dataset, recipe, chosen=min(looks, key=lambda look: look[1])[0], first=first),
+    }
+
+
+def _best_of_first(trainer: Trainer) -> dict[str, Tensor]:
+    assert trainer.best_base is not None
+    return trainer.best_base.tensors
+
+
+@torch.no_grad()
+def _nll(model: GEBM, rows: Tensor, *, with_energy: bool) -> float:
+    """Mean ``-log b(x) + E(x) + A`` in nats; without the energy, which has not learned anything, ``-log b(x)``."""
+    base = model.base
+    assert isinstance(base, HasDensity)
+    found = -base.log_prob(rows).double()
+    if with_energy:
+        z = base.sample_prior(LOOK_DRAWS, torch.Generator().manual_seed(0))
+        of_draws = torch.cat([model.energy(base(part)).double() for part in z.split(2000)])
+        found += model.energy(rows).double() + torch.logsumexp(-of_draws, 0) - math.log(LOOK_DRAWS)
+    return float(found.mean())
+
+
+def _test(model: GEBM, dataset: Dataset, recipe: Any, *, chosen: int, first: int) -> dict[str, Any]:
+    """The test part by the kit's own estimate; where the flow alone was the best, its energy is left out."""
+    rows = every_row(dataset.split("test"), "test part")
+    fit = model_fit(model, None, rows, settings_of(recipe.sample), CPU)
+    assert fit.nll is not None
+    base, gebm = fit.nll.base.value, fit.nll.gebm.value
+    alone = chosen == 0 and first > 0
+    return {
+        "chosen": chosen,
+        "base": base,
+        "gebm": base if alone else gebm,
+        "se": fit.nll.base.se if alone else fit.nll.gebm.se,
+        "difference_se": 0.0 if alone else fit.nll.difference.se,
+        "log_partition": fit.log_partition.as_dict(),
+        "num_test": fit.nll.num_rows,
+    }
