@@ -9,7 +9,7 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, Quiet
-from gebm_kit.cli.results import interval
+from gebm_kit.cli.results import interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def _show(comparison: Comparison, out: Path) -> None:
                     rows.append([f"{metric.name}{mark}", LABELS[column], *(interval(value) for value in values)])
         ui.table("", ["metric", "of", *comparison.labels], rows)
         ui.text("[95 % intervals over independent draw sets]")
+        comparable = [metric for metric in comparison.metrics if not metric.reasons]
+        show_protocols({metric.name: next(filter(None, metric.protocols), {}) for metric in comparable})
         reasons: dict[str, list[str]] = {}
         for metric in comparison.metrics:
             if metric.reasons:

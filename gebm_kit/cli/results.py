@@ -26,6 +26,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         beta = evaluation.get("inverse_temperature", 1.0)
         at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
         ui.text(f"[95 % intervals over independent draw sets]{at}")
+        show_protocols(evaluation.get("protocol") or {})
     train, test = (ui.number(evaluation.get(key)) for key in ("kale_train", "kale_test"))
     ui.text(f"KALE: {train} on training data, {test} on held-out data")
     partition = evaluation.get("log_partition") or {}
@@ -33,6 +34,32 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         show_log_partition(partition)
     if nll := evaluation.get("nll"):
         show_nll(nll)
+
+
+def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the values of metrics depend on, a line for all that depend on the same."""
+    found: dict[str, list[str]] = {}
+    for name, protocol in protocols.items():
+        if text := protocol_words(protocol):
+            found.setdefault(text, []).append(name)
+    for text, names in found.items():
+        ui.text(f"{', '.join(names)}: {text}")
+
+
+def protocol_words(protocol: Mapping[str, Any]) -> str:
+    """The numbers of draws and of reference rows, the features with their checksum, what is done to images, and how many
+    held-out rows are scored where they are fewer than the draws: many values depend on that."""
+    words = []
+    if protocol.get("samples") is not None:
+        against = [protocol, protocol["train"]] if "train" in protocol else [protocol]
+        counts = [f"{p['reference']} {p.get('reference_part', 'reference')} rows" for p in against if "reference" in p]
+        words.append(f"{protocol['samples']} draws" + (f" against {' and '.join(counts)}" if counts else ""))
+    if protocol.get("features") is not None:
+        checksum = str(protocol.get("features_checksum", ""))
+        words.append(f"features {protocol['features']} ({checksum[:8]}), resize {protocol.get('resize', 'none')}")
+    if protocol.get("held_out", protocol.get("samples")) != protocol.get("samples"):
+        words.append(f"held-out data by {protocol['held_out']} rows in place of draws")
+    return ", ".join(words)
 
 
 def show_log_partition(partition: Mapping[str, Any]) -> None:

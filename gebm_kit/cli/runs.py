@@ -37,6 +37,7 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List the runs under DIR, the latest first, with their state, their progress and their scores."""
+    from gebm_kit.engine.compare import protocol_groups
     from gebm_kit.engine.run_record import find_records
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
@@ -47,8 +48,15 @@ def runs(
         if found and metric not in known:
             raise UsageError(f"no run under {root} was scored by {metric!r}; {nearest(metric, known)}")
     scored = [(record, record.score(metric)) for record in found]
-    payload = {"directory": str(root), "runs": [_as_dict(record, score) for record, score in scored]}
-    say.result(payload, lambda: _show(root, scored))
+    groups = protocol_groups(found, [None if score is None else score.name for _, score in scored])
+    payload = {
+        "directory": str(root),
+        "runs": [
+            _as_dict(record, score) | {"protocol_group": group}
+            for (record, score), group in zip(scored, groups, strict=True)
+        ],
+    }
+    say.result(payload, lambda: _show(root, scored, groups))
     for record in found:
         if record.problem:
             say.note(record.problem)
@@ -69,17 +77,38 @@ def _as_dict(record: RunRecord, score: Score | None) -> dict[str, object]:
     }
 
 
-def _show(root: Path, scored: list[tuple[RunRecord, Score | None]]) -> None:
+def _show(root: Path, scored: list[tuple[RunRecord, Score | None]], groups: list[int | None]) -> None:
     if not scored:
         ui.text(f"there are no runs under {root}; `gebm-kit train quickstart` makes one")
         return
     rows = [_row(record, score) for record, score in scored]
+    marks = _marks([None if score is None else score.name for _, score in scored], groups)
+    for row, mark in zip(rows, marks, strict=True):
+        row[HEADINGS.index("metric")] += mark
     # a run that was evaluated once has no best one to tell
     several = any(len(record.evaluated_rows) > 1 for record, _ in scored)
     shown = [index for index, heading in enumerate(HEADINGS) if heading != "best" or several]
     if ui.is_terminal(sys.stdout):
         shown = _fitting(shown, rows, shutil.get_terminal_size().columns)
     ui.table("", [HEADINGS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    if any(marks):
+        ui.text(
+            "values of one name are comparable where they have the same number; a ? was never evaluated after training. "
+            "`gebm-kit compare` says how protocols and data differ"
+        )
+
+
+def _marks(names: list[str | None], groups: list[int | None]) -> list[str]:
+    """`` #1``, `` #2``, ... after the names of values that were taken by different protocols, `` ?`` where that is not
+    known; nothing where all of a name are comparable."""
+    by_name: dict[str, set[int | None]] = {}
+    for name, group in zip(names, groups, strict=True):
+        if name is not None:
+            by_name.setdefault(name, set()).add(group)
+    return [
+        "" if name is None or len(by_name[name]) == 1 else " ?" if group is None else f" #{group}"
+        for name, group in zip(names, groups, strict=True)
+    ]
 
 
 def _fitting(shown: list[int], rows: list[list[str]], width: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Words, find_run, only_sections, overridden_recipe, set_up_cpu
-from gebm_kit.cli.results import interval
+from gebm_kit.cli.results import interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run import Run
 
 SECTIONS = ("sampler", "sample", "eval")
-EVAL_KEYS = ("eval.metrics", "eval.num_sets")
+EVAL_KEYS = ("eval.metrics", "eval.num_sets", "eval.num_reference", "eval.features")
 """What of an evaluation a trace has too; the draws are those of the section ``sample``."""
 
 BETA = "sample.inverse_temperature"
@@ -83,6 +83,7 @@ def run_trace(
     from gebm_kit.engine.along import chosen_metric, record
     from gebm_kit.engine.along_result import check_output
     from gebm_kit.engine.distributed import under_torchrun
+    from gebm_kit.engine.features import FeatureSettings
     from gebm_kit.engine.sample import resolve_sampler, settings_of
 
     if under_torchrun():
@@ -108,6 +109,8 @@ def run_trace(
             settings,
             betas,
             recipe.eval.num_sets,
+            num_reference=recipe.eval.num_reference,
+            features=FeatureSettings.of(recipe),
             device=device or run.recipe.device,
             on_progress=on_progress,
         )
@@ -130,7 +133,8 @@ def _check_words(overrides: Sequence[str]) -> None:
         key = _key(word)
         if key.split(".")[0] == "eval" and not key.startswith(EVAL_KEYS):
             raise UsageError(
-                f"{word!r} changes nothing here: of eval, `gebm-kit sample --trace` reads {' and '.join(EVAL_KEYS)}",
+                f"{word!r} changes nothing here: of eval, `gebm-kit sample --trace` reads "
+                f"{', '.join(EVAL_KEYS[:-1])} and {EVAL_KEYS[-1]}",
                 hint="The draws are those of the section sample: sample.num_samples, sample.seed.",
             )
         if key == "sample.thin":
@@ -184,6 +188,7 @@ def show_trace(trace: Mapping[str, Any]) -> None:
     sets = trace["protocol"]["sets"]
     ui.text(f"[95 % intervals over {sets} groups of {trace['protocol']['samples']} chains; step 0 is the base]")
     ui.text("held-out data: " + ", ".join(f"{name} {interval(trace['data'][name])}" for name in names))
+    show_protocols({trace["metric"]: trace["protocol"]})
     for curve in trace["curves"]:
         for name in names:
             _show_curve(trace, curve, name, cost)

@@ -29,6 +29,7 @@ Key = tuple[str | int, ...]
 
 NODE_LISTS: dict[tuple[str, ...], str] = {
     ("eval", "metrics"): "metric",
+    ("eval", "features"): "features",
     ("train", "penalty"): "penalty",
     ("train", "final", "penalty"): "penalty",
     ("loggers",): "logger",

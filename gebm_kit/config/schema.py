@@ -251,6 +251,8 @@ class EvalSection:
         metrics: component nodes.
         num_samples: draws in each set.
         num_sets: independent draw sets, from which the intervals come.
+        features: feature maps with parameters, for metrics that name them.
+        num_reference: rows of held-out data, and of training data, to score against; a larger part is thinned out evenly.
         seed: of the draws.
         log_partition: how A is estimated; auto: by importance sampling while Pareto k of the weights is below 0.5, by
             annealed populations (smc) otherwise.
@@ -259,6 +261,8 @@ class EvalSection:
     metrics: tuple[ComponentNode, ...] = ()
     num_samples: Annotated[int, Range(2, None)] = 2000
     num_sets: Annotated[int, Range(2, None)] = 10
+    features: tuple[ComponentNode, ...] = ()
+    num_reference: Annotated[int, Range(2, None)] = 10_000
     seed: Seed = 0
     log_partition: Literal["auto", "importance-sampling", "smc"] = "auto"
 

@@ -122,6 +122,15 @@ COMPONENTS = (
     Component(
         "metric", "frechet", "gebm_kit.metrics.frechet:Frechet", "Fréchet distance between Gaussian fits of features"
     ),
+    Component("metric", "fid", "gebm_kit.metrics.frechet:Fid", "FID: the plain Fréchet distance, as it is published"),
+    Component("metric", "kid", "gebm_kit.metrics.kid:Kid", "KID: unbiased squared MMD with a cubic kernel"),
+    Component(
+        "metric",
+        "inception-score",
+        "gebm_kit.metrics.inception_score:InceptionScore",
+        "Inception Score: how sure and how varied a classifier finds the draws",
+    ),
+    Component("metric", "prdc", "gebm_kit.metrics.prdc:Prdc", "Precision, recall, density and coverage"),
     Component("metric", "mmd", "gebm_kit.metrics.mmd:Mmd", "Unbiased squared maximum mean discrepancy"),
     Component(
         "metric",

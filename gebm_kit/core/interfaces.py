@@ -301,9 +301,18 @@ class FeatureMap(ABC):
 
     Attributes:
         checksum: identifies the features exactly (weights included), part of every metric's protocol.
+        resize: what is done to an image before its features are taken, in words; part of every metric's protocol too.
+        cached: whether features of reference data are worth keeping on disk; False where they cost nothing.
     """
 
     checksum: str
+    resize: str = "none"
+    cached: ClassVar[bool] = True
+
+    def check(self, dataset: Dataset) -> None:
+        """Called before anything is trained or drawn; raises UsageError when the map can't serve ``dataset`` (or a file that
+        it needs is missing), PluginError when a package that it needs is."""
+        return
 
     @abstractmethod
     def fit(self, dataset: Dataset, device: torch.device) -> None:
@@ -312,6 +321,15 @@ class FeatureMap(ABC):
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """(N, *D) -> (N, F), evaluated in blocks, without gradient."""
+
+
+@runtime_checkable
+class HasLogits(Protocol):
+    """A feature map of a classifier: its features determine the probabilities of classes."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logarithms of class probabilities, up to a constant of each row, of rows of features; (N, F) -> (N, K)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +360,14 @@ class Metric(ABC):
         ratio: whether GEBM over base is meaningful (a distance that is zero at the truth).
         of_model: True when the metric is a property of the model and not of draws (kale): called once.
         lower_is_better: direction, for tables and for choosing the best checkpoint; None when there is none.
+        against_train: True when draws are to be scored against training data too: what a model that memorises gains there
+            it does not gain on held-out data.
     """
 
     ratio: ClassVar[bool] = True
     of_model: ClassVar[bool] = False
     lower_is_better: ClassVar[bool | None] = True
+    against_train: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, context: EvalContext) -> dict[str, float]:

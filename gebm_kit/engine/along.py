@@ -34,12 +34,13 @@ from gebm_kit.engine.along_chains import Schedule, Tracer, Watch
 from gebm_kit.engine.along_result import Trace
 from gebm_kit.engine.chains import placed
 from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.evaluate import FLOOR_PART, Scorer, build_metrics, check_request, eval_section, opened
-from gebm_kit.engine.features import FeatureMaps
-from gebm_kit.engine.held_out import every_row, floor_sets
+from gebm_kit.engine.evaluate import FLOOR_PART, build_metrics, check_request, eval_section, opened
+from gebm_kit.engine.features import FeatureMaps, FeatureSettings
+from gebm_kit.engine.held_out import MAX_ROWS, every_row, floor_sets
 from gebm_kit.engine.intervals import mean_interval
 from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.request import check_sampling, component_name, resolve_sampler, settings_of
+from gebm_kit.engine.score_table import Scorer
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -112,6 +113,8 @@ def trace_quality(
         at_steps=at_steps,
         device=device if device is not None or recipe is None else recipe.device,
         reference=reference,
+        num_reference=eval_section(recipe).num_reference,
+        features=FeatureSettings.of(recipe),
         on_progress=on_progress,
     )
 
@@ -145,6 +148,8 @@ def record(
     at_steps: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
+    num_reference: int = MAX_ROWS,
+    features: FeatureSettings | None = None,
     on_progress: OnProgress = ignore,
 ) -> Trace:
     """`trace_quality` with everything chosen: a named metric, a sampler, settings and the betas.
@@ -156,14 +161,17 @@ def record(
     check_request(model, dataset, settings.num_samples, num_sets)
     check_sampling(model, sampler, settings)
     name, scored = metric
+    features = features or FeatureSettings()
     scored.check(dataset)
+    features.check([scored], dataset)
     schedule = Schedule.of(sampler, settings, at_steps)
-    data = every_row(dataset.split(reference), f"{reference} data")
+    data = every_row(dataset.split(reference), f"{reference} data", num_reference)
     held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     with placed(model, device) as (where, dtype):
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
-        scorer = Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
+        data = data.to(place)
+        scorer = Scorer(model, dataset, data, FeatureMaps(dataset, where, features, [data]), settings.seed)
         tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
         watch = Watch(on_progress, len(betas) * num_sets, schedule.last)
         try:

@@ -21,11 +21,11 @@ from gebm_kit.engine.along_result import Curve, Point, Tuning, improvement
 from gebm_kit.engine.chains import start
 from gebm_kit.engine.draw_sets import BLOCK
 from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.evaluate import Scorer
 from gebm_kit.engine.intervals import mean_interval
 from gebm_kit.engine.populations import MAX_STEPS, has_finished, start_population
 from gebm_kit.engine.progress import OnProgress, Progress, warn
 from gebm_kit.engine.sample import component_name
+from gebm_kit.engine.score_table import Scorer
 from gebm_kit.engine.warmup import REPORT_EVERY, warm_up
 
 _M = TypeVar("_M", "Mark", "Scored")

@@ -11,6 +11,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.engine.evaluate import build_metrics, metrics_of
 from gebm_kit.engine.progress import warn
+from gebm_kit.engine.score_table import AGAINST_TRAIN
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -137,6 +138,11 @@ def _lower_is_better(name: str, recipe: Recipe, dataset: Dataset) -> bool:
         raise UsageError(
             f"train.keep_best.metric: {name!r} is none of the recipe's metrics: {', '.join(metrics)}",
             hint="Name one of eval.metrics, or one of its values as METRIC.VALUE; or nll, where the base has a density.",
+        )
+    if name.endswith(f".{AGAINST_TRAIN}"):
+        raise UsageError(
+            f"train.keep_best.metric: {name!r} is against training data, which looks during training leave out",
+            hint=f"Name {name.removesuffix(f'.{AGAINST_TRAIN}')!r}, the value against held-out data.",
         )
     lower = metrics[max(owners, key=len)].lower_is_better
     if lower is None:

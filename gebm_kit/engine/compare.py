@@ -18,6 +18,9 @@ from gebm_kit.engine.run_record import COLUMNS, RunRecord, read_record
 IRRELEVANT = ("sets", "interval", "ratio_interval", "held_out", "held_out_sets", "held_out_part", "lower_is_better")
 """Entries of a protocol on which the values of base and GEBM do not depend."""
 
+IMPLIED = {"resize": "none"}
+"""What an entry says in protocols that were written before there was such an entry."""
+
 
 class Absent:
     """In place of a recipe's value under a key that it does not have."""
@@ -37,15 +40,18 @@ class ComparedMetric:
         name: of the value.
         columns: ``data``, ``base``, ``gebm``, ``ratio`` to one estimate (``value``, ``low``, ``high``, ``n``) or None a run.
         reasons: why the runs can't be compared by it, one a line; empty when they can.
+        protocols: what each run's values depend on; empty where nothing says so.
     """
 
     name: str
     columns: Mapping[str, tuple[Mapping[str, Any] | None, ...]]
     reasons: tuple[str, ...]
+    protocols: tuple[Mapping[str, Any], ...]
 
     def as_dict(self) -> dict[str, Any]:
         columns = {column: list(values) for column, values in self.columns.items()}
-        return {"comparable": not self.reasons, "reasons": list(self.reasons), **columns}
+        protocols = [dict(protocol) or None for protocol in self.protocols]
+        return {"comparable": not self.reasons, "reasons": list(self.reasons), **columns, "protocols": protocols}
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,24 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         differences=differences([record.resolved for record in records]),
         metrics=tuple(_compared(name, records) for name in names),
     )
+
+
+def protocol_groups(records: Sequence[RunRecord], names: Sequence[str | None]) -> list[int | None]:
+    """For the value ``names[i]`` of ``records[i]`` the number, from 1, of the protocol and data that it was taken by among
+    all values of that name; None where there is no value, or nothing says by which it was taken."""
+    found: dict[str, list[RunRecord]] = {}
+    groups: list[int | None] = []
+    for record, name in zip(records, names, strict=True):
+        if name is None or not record.protocol(name):
+            groups.append(None)
+            continue
+        firsts = found.setdefault(name, [])
+        alike = (index for index, first in enumerate(firsts) if not _reasons(name, [first, record]))
+        index = next(alike, len(firsts))
+        if index == len(firsts):
+            firsts.append(record)
+        groups.append(index + 1)
+    return groups
 
 
 def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
@@ -175,7 +199,8 @@ def _compared(name: str, records: Sequence[RunRecord]) -> ComparedMetric:
     scores = [record.score(name) for record in records]
     columns = {column: tuple(None if s is None else s.columns[column] for s in scores) for column in COLUMNS}
     scored = [record for record, score in zip(records, scores, strict=True) if score is not None]
-    return ComparedMetric(name, columns, _reasons(name, scored))
+    protocols = tuple(record.protocol(name) if score else {} for record, score in zip(records, scores, strict=True))
+    return ComparedMetric(name, columns, _reasons(name, scored), protocols)
 
 
 def _reasons(name: str, records: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -189,7 +214,7 @@ def _reasons(name: str, records: Sequence[RunRecord]) -> tuple[str, ...]:
     for key, values in differences(recipes).items():
         reasons.append(f"{key}: {_listed(values)}")
     for key in dict.fromkeys(key for protocol in protocols for key in protocol):
-        values = tuple(protocol.get(key, ABSENT) for protocol in protocols)
+        values = tuple(protocol.get(key, IMPLIED.get(key, ABSENT)) for protocol in protocols)
         if key not in IRRELEVANT and not all(_alike(value, values[0]) for value in values):
             reasons.append(f"{key}: {_listed(values)}")
     return tuple(reasons)

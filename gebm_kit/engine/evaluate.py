@@ -11,7 +11,7 @@ reference and the same shuffles; the draws of the two are independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,23 +20,22 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
-from gebm_kit.core.interfaces import Dataset, EvalContext, HasModes, Metric, Sampler, SplitName
+from gebm_kit.core.interfaces import Dataset, HasModes, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import placed
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.distributed import ALONE, Ranks, joined, local_device
 from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.features import FeatureMaps
-from gebm_kit.engine.held_out import HeldOut, every_row, floor_sets
+from gebm_kit.engine.features import FeatureMaps, FeatureSettings
+from gebm_kit.engine.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
 from gebm_kit.engine.intervals import Estimate
 from gebm_kit.engine.likelihood import Space, check_space, log_det_of
 from gebm_kit.engine.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.partition import Method
 from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.sample import resolve_sampler, settings_of
-from gebm_kit.engine.score_table import score_table
+from gebm_kit.engine.score_table import Scorer, score_table
 from gebm_kit.engine.scores import Scores
 
 if TYPE_CHECKING:
@@ -158,6 +157,8 @@ def evaluate(
             reference=reference,
             log_partition=log_partition or section.log_partition,
             nll_space=nll_space or ("standardised" if recipe is None else recipe.nll.space),
+            num_reference=section.num_reference,
+            features=FeatureSettings.of(recipe),
             on_progress=on_progress,
             ranks=ranks,
         )
@@ -174,7 +175,7 @@ def score_recipe(
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """`score` with everything as a recipe says; ``brief``: with three sets at most and A by importance sampling, for a look
-    during training, against the validation part: what is chosen by looks must not have seen the test part."""
+    during training, against the validation part alone: what is chosen by looks must not have seen the test part."""
     section = recipe.eval
     return score(
         model,
@@ -188,6 +189,9 @@ def score_recipe(
         reference="valid" if brief else "test",
         log_partition="importance-sampling" if brief else section.log_partition,
         nll_space=recipe.nll.space,
+        num_reference=section.num_reference,
+        features=FeatureSettings.of(recipe),
+        against_train=not brief,
         on_progress=on_progress,
         ranks=ranks,
     )
@@ -206,13 +210,17 @@ def score(
     reference: SplitName = "test",
     log_partition: Method = "auto",
     nll_space: Space = "standardised",
+    num_reference: int = MAX_ROWS,
+    features: FeatureSettings | None = None,
+    against_train: bool = True,
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Draw ``num_sets`` sets of ``num_samples`` from base and GEBM and score them; see the protocol above.
 
     Chains, warm-up, thinning, beta and seed come from ``settings``; its ``num_samples`` is not used. Several ranks share the
-    drawing from the GEBM; the first computes the metrics while the others wait, and all get the result.
+    drawing from the GEBM; the first computes the metrics while the others wait, and all get the result. Metrics that ask for
+    it score against training data too, unless ``against_train`` is False; of both at most ``num_reference`` rows are taken.
 
     Raises:
         UsageError: fewer than one set or two draws; a metric that needs what the dataset does not have.
@@ -221,9 +229,12 @@ def score(
     """
     check_request(model, dataset, num_samples, num_sets)
     check_space(dataset, nll_space)
-    for metric in metrics.values():
-        metric.check(dataset)
-    data = every_row(dataset.split(reference), f"{reference} data")
+    features = features or FeatureSettings()
+    _check_metrics(metrics, dataset, features)
+    data = every_row(dataset.split(reference), f"{reference} data", num_reference)
+    train_data = None
+    if against_train and not isinstance(dataset, HeldOut) and any(m.against_train for m in metrics.values()):
+        train_data = every_row(dataset.split("train"), "train data", num_reference)
     held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     with placed(model, device) as (where, _):
         base = base_sets(model, settings, num_samples, num_sets, where)
@@ -235,7 +246,10 @@ def score(
             column: [samples.to(place) for samples in sets]
             for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))
         }
-        scorer = Scorer(model, dataset, data.to(place), FeatureMaps(dataset, where), settings.seed)
+        references = data.to(place), None if train_data is None else train_data.to(place)
+        constant = [*columns["data"], *(rows for rows in references if rows is not None)]
+        maps = FeatureMaps(dataset, where, features, constant)
+        scorer = Scorer(model, dataset, references[0], maps, settings.seed, references[1])
         with ranks.together():
             scores = None
             if ranks.rank == 0:
@@ -269,28 +283,6 @@ def score(
     )
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Everything of an `EvalContext` that does not change from set to set."""
-
-    model: GEBM
-    dataset: Dataset
-    reference: Tensor
-    features: Callable[[str], Any]
-    seed: int
-
-    def context(self, name: str, samples: Tensor, index: int) -> EvalContext:
-        """The context of a metric for one set. Sets of the same index share reference and shuffles: they are paired."""
-        return EvalContext(
-            samples=samples,
-            reference=self.reference,
-            dataset=self.dataset,
-            features=self.features,
-            generator=stream(self.seed, "metric", name, index),
-            model=self.model,
-        )
-
-
 def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse, before anything is trained, a recipe whose metrics can't serve its data.
 
@@ -298,8 +290,13 @@ def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
         UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
     """
     check_space(dataset, recipe.nll.space)
-    for metric in build_metrics(metrics_of(recipe, dataset)).values():
+    _check_metrics(build_metrics(metrics_of(recipe, dataset)), dataset, FeatureSettings.of(recipe))
+
+
+def _check_metrics(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:
+    for metric in metrics.values():
         metric.check(dataset)
+    features.check(metrics.values(), dataset)
 
 
 def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
-from gebm_kit.core.interfaces import Dataset, FeatureMap
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLogits, Metric
+from gebm_kit.core.plugins import installed
+from gebm_kit.engine.feature_cache import features_of
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
 
 REMEMBERED = 4
-"""Tensors whose features are kept: the reference, and the set at hand for metrics that share a feature map."""
+"""Tensors whose features are kept: two references, and the set at hand for metrics that share a feature map."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSettings:
+    """Parameters of feature maps.
+
+    Attributes:
+        nodes: maps with parameters, recipe key ``eval.features``; all others have their defaults.
+        directory: where relative paths among the parameters start; None: the current directory.
+    """
+
+    nodes: tuple[ComponentNode, ...] = ()
+    directory: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe | None) -> FeatureSettings:
+        """Those of a recipe."""
+        return cls() if recipe is None else cls(recipe.eval.features, recipe.directory)
+
+    def build(self, name: str, device: torch.device) -> FeatureMap:
+        """The map that metrics call ``name``, not fitted.
+
+        Raises:
+            RecipeError, PluginError: no installed feature map is called so.
+            UsageError: ``eval.features`` lists it twice.
+        """
+        registry = installed().registry
+        record = registry.get("features", name)
+        chosen = [node for node in self.nodes if registry.get("features", node.name) == record]
+        if len(chosen) > 1:
+            raise UsageError(f"eval.features lists {name!r} twice; list each feature map once")
+        node = chosen[0] if chosen else ComponentNode(name)
+        built: FeatureMap = build("features", node, {"device": device, "directory": self.directory or Path.cwd()})
+        return built
+
+    def check(self, metrics: Iterable[Metric], dataset: Dataset) -> None:
+        """Let the maps that metrics name look at the dataset, before anything is trained or drawn.
+
+        Raises:
+            UsageError, PluginError: a map can't serve the dataset, or a file or package that it needs is missing.
+        """
+        names = dict.fromkeys(getattr(metric, "features", "auto") for metric in metrics)
+        for name in names:
+            if isinstance(name, str) and name != "auto":
+                self.build(name, torch.device("cpu")).check(dataset)
 
 
 class FeatureMaps:
@@ -19,10 +75,19 @@ class FeatureMaps:
     Args:
         dataset: what maps are fitted to.
         device: where they compute.
+        settings: their parameters.
+        constant: data that is the same at every evaluation, whose features are kept on disk.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        settings: FeatureSettings | None = None,
+        constant: Sequence[Tensor] = (),
+    ) -> None:
         self._dataset, self._device = dataset, device
+        self._settings, self._constant = settings or FeatureSettings(), constant
         self._fitted: dict[str, FeatureMap] = {}
 
     def __call__(self, name: str) -> FeatureMap:
@@ -33,18 +98,19 @@ class FeatureMaps:
             UsageError: it can't be fitted to this dataset.
         """
         if name not in self._fitted:
-            built: FeatureMap = build("features", ComponentNode(name), {"device": self._device})
+            built = self._settings.build(name, self._device)
             built.fit(self._dataset, self._device)
-            self._fitted[name] = _Remembering(built)
+            kind = _RememberingClasses if isinstance(built, HasLogits) else _Remembering
+            self._fitted[name] = kind(name, built, self._constant)
         return self._fitted[name]
 
 
 class _Remembering(FeatureMap):
-    """A map that keeps the features of the last few tensors, by identity."""
+    """A map that keeps the features of the last few tensors, by identity, and those of constant ones on disk."""
 
-    def __init__(self, inner: FeatureMap) -> None:
-        self._inner = inner
-        self.checksum = inner.checksum
+    def __init__(self, name: str, inner: FeatureMap, constant: Sequence[Tensor]) -> None:
+        self._name, self._inner, self._constant = name, inner, constant
+        self.checksum, self.resize = inner.checksum, inner.resize
         self._known: list[tuple[Tensor, Tensor]] = []
 
     def fit(self, dataset: Dataset, device: torch.device) -> None:
@@ -56,5 +122,15 @@ class _Remembering(FeatureMap):
             if seen is x:
                 self._known.append(self._known.pop(place))  # the least recently used one is forgotten first
                 return features
-        self._known = [*self._known[1 - REMEMBERED :], (x, self._inner(x))]
-        return self._known[-1][1]
+        on_disk = self._inner.cached and any(x is tensor for tensor in self._constant)
+        features = features_of(self._name, self._inner, x) if on_disk else self._inner(x)
+        self._known = [*self._known[1 - REMEMBERED :], (x, features)]
+        return features
+
+
+class _RememberingClasses(_Remembering):
+    """The same for a map that has class logits."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        assert isinstance(self._inner, HasLogits)
+        return self._inner.logits(features)

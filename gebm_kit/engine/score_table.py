@@ -2,42 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Metric
+from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.seeds import stream
 from gebm_kit.engine.intervals import Estimate, mean_interval, paired_ratio
 from gebm_kit.engine.progress import OnProgress, Progress
 
-if TYPE_CHECKING:
-    from gebm_kit.engine.evaluate import Scorer
+AGAINST_TRAIN = "train"
+"""A value against training data goes by its name with ``.train`` after it, and what differs there by this key of the
+metric's protocol."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Everything of an `EvalContext` that does not change from set to set.
+
+    Attributes:
+        train: training data that metrics which ask for it (`Metric.against_train`) score against too, or None.
+    """
+
+    model: GEBM
+    dataset: Dataset
+    reference: Tensor
+    features: Callable[[str], Any]
+    seed: int
+    train: Tensor | None = None
+
+    def context(self, name: str, samples: Tensor, index: int, reference: Tensor | None = None) -> EvalContext:
+        """The context of a metric for one set. Sets of the same index share reference and shuffles: they are paired."""
+        return EvalContext(
+            samples=samples,
+            reference=self.reference if reference is None else reference,
+            dataset=self.dataset,
+            features=self.features,
+            generator=stream(self.seed, "metric", name, index),
+            model=self.model,
+        )
+
+    def values(self, name: str, metric: Metric, samples: Tensor, index: int) -> dict[str, float]:
+        """Values of one set against the reference and, by names of their own, against training data."""
+        values = metric(self.context(name, samples, index))
+        if self.train is not None and metric.against_train:
+            beside = metric(self.context(name, samples, index, self.train))
+            values = values | {f"{key}.{AGAINST_TRAIN}": value for key, value in beside.items()}
+        return values
+
+    def protocol(self, name: str, metric: Metric, samples: Tensor) -> dict[str, Any]:
+        """What the values depend on; of those against training data what is different."""
+        found = dict(metric.protocol(self.context(name, samples, 0)))
+        if self.train is not None and metric.against_train:
+            beside = metric.protocol(self.context(name, samples, 0, self.train))
+            other = {key: value for key, value in beside.items() if value != found.get(key)}
+            found[AGAINST_TRAIN] = {"reference_part": "train", "reference": len(self.train)} | other
+        found["lower_is_better"] = metric.lower_is_better
+        return found
 
 
 def score_table(
     metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: Scorer, on_progress: OnProgress
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Any]]]:
     """Estimates by column and value name, and protocols by metric."""
+    of_draws = {name: metric for name, metric in metrics.items() if not metric.of_model}
+    done, total = 0, len(metrics) - len(of_draws) + len(of_draws) * sum(map(len, columns.values()))
+    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {key: [] for key in columns} for name in of_draws}
+    # all metrics of one set before the next: they share its features
+    for column, sets in columns.items():
+        for index, samples in enumerate(sets):
+            for name, metric in of_draws.items():
+                found[name][column].append(scorer.values(name, metric, samples, index))
+                done += 1
+                on_progress(Progress("evaluate", done, total))
     table: dict[str, dict[str, Estimate]] = {column: {} for column in (*columns, "ratio")}
     protocol: dict[str, dict[str, Any]] = {}
-    total = sum(1 if metric.of_model else sum(map(len, columns.values())) for metric in metrics.values())
-    done = 0
     for name, metric in metrics.items():
-        protocol[name] = dict(metric.protocol(scorer.context(name, columns["gebm"][0], 0)))
-        protocol[name]["lower_is_better"] = metric.lower_is_better
+        protocol[name] = scorer.protocol(name, metric, columns["gebm"][0])
         if metric.of_model:
             for key, value in metric(scorer.context(name, columns["base"][0], 0)).items():
                 table["gebm"][key] = Estimate(value, None, None, 1)
             done += 1
             on_progress(Progress("evaluate", done, total))
             continue
-        rows: dict[str, list[dict[str, float]]] = {column: [] for column in columns}
-        for column, sets in columns.items():
-            for index, samples in enumerate(sets):
-                rows[column].append(metric(scorer.context(name, samples, index)))
-                done += 1
-                on_progress(Progress("evaluate", done, total))
+        rows = found[name]
+        for column in columns:
             for key in rows[column][0]:
                 table[column][key] = mean_interval([row[key] for row in rows[column]])
         protocol[name] |= {"sets": len(columns["gebm"]), "interval": "95 %, Student's t over sets"}

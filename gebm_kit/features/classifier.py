@@ -111,6 +111,11 @@ class Classifier(FeatureMap):
         parts = [self._features(part) for part in x.detach().split(BLOCK)]
         return torch.cat(parts)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of rows of features, (N, dim) -> (N, classes), in float64."""
+        with torch.no_grad():
+            return self.network.classes(features.to(self._device, torch.float32)).to(features.device).double()
+
     def accuracy(self, dataset: Dataset, part: SplitName = "test") -> float:
         """Share of a part's rows that the classifier gets right."""
         assert isinstance(dataset, HasLabels)
@@ -165,7 +170,11 @@ class _Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits; (N, *D) -> (N, classes)."""
-        logits: Tensor = self.head(self.features(x) * self.std + self.mean)
+        return self.classes(self.features(x))
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Logits of standardised features; (N, dim) -> (N, classes)."""
+        logits: Tensor = self.head(features * self.std + self.mean)
         return logits
 
 

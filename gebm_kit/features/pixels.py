@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ class Pixels(FeatureMap):
     """``f(x) = x``, flattened: the coordinates of points, the pixels of images; (N, *D) -> (N, prod D)."""
 
     checksum = "identity"
+    cached: ClassVar[bool] = False
 
     def fit(self, dataset: Dataset, device: torch.device) -> None:
         """Nothing to prepare."""

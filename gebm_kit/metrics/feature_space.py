@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.components import BUILTIN
 from gebm_kit.core.errors import RunFailed, UsageError
-from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, HasLabels
+from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, HasLabels, HasLogits
 from gebm_kit.core.plugins import installed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,37 @@ class FeatureSpace:
             raise RunFailed(f"{what} contain values that are not finite (NaN or infinity), so they can't be scored")
         return features
 
+    def logits(self, features: Tensor, metric: str) -> Tensor:
+        """Class logits of rows of features in float64, (N, F) -> (N, K).
+
+        Raises:
+            UsageError: the map has none.
+        """
+        if not isinstance(self.map, HasLogits):
+            raise _no_classes(self.name, metric)
+        return self.map.logits(features).double()
+
     def protocol(self) -> dict[str, Any]:
-        """Name and checksum, for the metric's protocol."""
-        return {"features": self.name, "features_checksum": self.map.checksum}
+        """Name, checksum and what is done to images, for the metric's protocol."""
+        return {"features": self.name, "features_checksum": self.map.checksum, "resize": self.map.resize}
+
+
+class OfReference(Generic[T]):
+    """What a metric derives from the reference alone, kept for the last two: every set is scored against the same ones, of
+    held-out and of training data."""
+
+    def __init__(self, derive: Callable[[Tensor], T]) -> None:
+        self._derive = derive
+        self._known: list[tuple[Tensor, str, T]] = []
+
+    def __call__(self, space: FeatureSpace, context: EvalContext) -> T:
+        """``derive`` of the reference's features."""
+        for seen, checksum, value in self._known:
+            if seen is context.reference and checksum == space.map.checksum:
+                return value
+        value = self._derive(space.of(context.reference, "the reference rows"))
+        self._known = [*self._known[-1:], (context.reference, space.map.checksum, value)]
+        return value
 
 
 def feature_space(name: str, context: EvalContext) -> FeatureSpace:
@@ -60,6 +91,27 @@ def check_features(name: str, dataset: Dataset, metric: str) -> None:
             f"metric {metric}: features {name!r} need a dataset with labels, and this one has none",
             hint="Use features: pixels.",
         )
+
+
+def check_classes(name: str, dataset: Dataset, metric: str) -> None:
+    """`check_features`, and refuse a map without class probabilities.
+
+    Raises:
+        RecipeError, PluginError, UsageError: as `check_features`.
+    """
+    check_features(name, dataset, metric)
+    if name == "auto":
+        if not isinstance(dataset, HasLabels):
+            raise _no_classes("pixels", metric)
+    elif not issubclass(installed().registry.get("features", name).load(), HasLogits):
+        raise _no_classes(name, metric)
+
+
+def _no_classes(name: str, metric: str) -> UsageError:
+    return UsageError(
+        f"metric {metric} needs class probabilities, which features {name!r} don't have",
+        hint="Use features: classifier (data with labels), or inception of the plugin gebm-kit-inception.",
+    )
 
 
 def check_rows(context: EvalContext, least: int, metric: str) -> None:

@@ -13,7 +13,7 @@ from gebm_kit.cli.runs import FIRST_TO_GO, HEADINGS, _fitting
 
 KEYS = {
     "run", "recipe", "state", "step", "total_steps", "seconds", "updated", "metric", "data", "base", "gebm", "ratio",
-    "best", "problem",
+    "best", "problem", "protocol_group",
 }  # fmt: skip
 
 
@@ -56,6 +56,34 @@ def test_the_list(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "did you mean mmd?" in wrong.err
 
 
+def test_values_of_different_protocols_are_marked(
+    cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "three", "looked"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    assert "#" not in cli("runs").out
+    assert {run["protocol_group"] for run in cli("runs", "--json").json["runs"]} == {1}
+    path = tmp_path / "runs" / "two" / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["protocol"]["mmd"]["features_checksum"] = "another"
+    path.write_text(json.dumps(evaluation))
+    path = tmp_path / "runs" / "looked" / "evaluation.json"  # as of a run that was scored in training alone
+    row = {"step": 6, "eval.gebm.mmd": 0.5}
+    path.unlink()
+    with open(path.parent / "metrics.jsonl", "a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    out = cli("runs").out
+    marks = {line.split()[0]: line.split()[5] for line in out.splitlines() if line.startswith("runs/")}
+    assert marks["runs/one"] == marks["runs/three"]
+    assert {marks["runs/one"], marks["runs/two"]} == {"#1", "#2"}
+    assert marks["runs/looked"] == "?"
+    assert "comparable where they have the same number" in out
+    groups = {Path(run["run"]).name: run["protocol_group"] for run in cli("runs", "--json").json["runs"]}
+    assert groups["one"] == groups["three"] != groups["two"]
+    assert groups["looked"] is None
+
+
 def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
     rows = [["runs/quickstart/20261123T030107Z-f1b08a", *["12345678"] * (len(HEADINGS) - 1)]]
     everything = list(range(len(HEADINGS)))
@@ -88,6 +116,7 @@ def test_compare(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for word in ("state", "step", "time", "divergences", "GEBM / base"):
         assert any(word in line for line in lines), word
     assert lines[-1] == "figure: pictures/both.png"
+    assert any(line.startswith("mmd: 60 draws against ") and "features pixels (identity)" in line for line in lines)
 
     evaluation = json.loads((other / "evaluation.json").read_text())
     evaluation["protocol"]["mmd"]["samples"] = 61

@@ -116,7 +116,7 @@ def test_a_metric_has_the_recipes_parameters(cli: Any, run: Path) -> None:
         (["--trace", "mmd", "--images", "png"], "nothing for --images"),
         (["--trace", "mmd", "--require-converged"], "nothing for --require-converged"),
         (["--trace", "mmd", "--out", "draws.npz"], ".json or .csv"),
-        (["--trace", "mmd", "eval.num_samples=9"], "eval.metrics and eval.num_sets"),
+        (["--trace", "mmd", "eval.num_samples=9"], "eval.metrics, eval.num_sets, eval.num_reference and eval.features"),
         (["--trace", "mmd", "sample.thin=2"], "one draw of each chain"),
         (["--trace", "mmd", "train.steps=9"], "can't override 'train'"),
         (["--trace", "mmd", "eval.num_sets=1"], ">= 2"),

@@ -20,10 +20,13 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwentyFiveGaussians, TwoMoons
 from gebm_kit.features.pixels import Pixels
-from gebm_kit.metrics.frechet import Frechet, Moments, distance_of_rows, extrapolated, frechet_distance, moments
+from gebm_kit.metrics.frechet import Fid, Frechet, Moments, distance_of_rows, extrapolated, frechet_distance, moments
+from gebm_kit.metrics.inception_score import InceptionScore
 from gebm_kit.metrics.kale import KaleMetric
+from gebm_kit.metrics.kid import Kid
 from gebm_kit.metrics.mmd import Mmd, kernel_sum, median_distance
 from gebm_kit.metrics.modes import Modes
+from gebm_kit.metrics.prdc import Prdc
 from gebm_kit.metrics.sliced_wasserstein import SlicedWasserstein, wasserstein_squared
 
 F64 = torch.float64
@@ -52,10 +55,17 @@ class Quadratic(Energy):
         return 0.5 * self.a * x.square().sum(1) - x @ self.b
 
 
+class Classes(Pixels):
+    """A classifier whose logits are its features."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features
+
+
 def context(
     samples: Tensor, reference: Tensor, dataset: Dataset | None = None, model: GEBM | None = None, seed: int = 0
 ) -> EvalContext:
-    maps = {"pixels": Pixels(), "classifier": Pixels()}
+    maps = {"pixels": Pixels(), "classifier": Classes()}
     return EvalContext(samples, reference, dataset, maps.__getitem__, stream(seed, "test"), model)
 
 
@@ -63,7 +73,7 @@ def normal(num: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -
     return mean + std * torch.randn(num, dim, generator=stream(seed, "normal", num, dim), dtype=F64)
 
 
-@pytest.mark.parametrize("kind", [Frechet, Mmd, SlicedWasserstein])
+@pytest.mark.parametrize("kind", [Frechet, Fid, Kid, Prdc, InceptionScore, Mmd, SlicedWasserstein])
 class TestFeaturesAreCheckedBeforehand:
     def test_the_name_must_be_installed(self, kind: Callable[..., Metric]) -> None:
         with pytest.raises(RecipeError, match=r"features 'pixel' is unknown; did you mean pixels\?"):
@@ -77,14 +87,18 @@ class TestFeaturesAreCheckedBeforehand:
 
     def test_others_serve_all_data(self, kind: Callable[..., Metric]) -> None:
         for name in ("auto", "pixels"):
-            kind(features=name).check(TwoMoons())
+            if kind is InceptionScore:  # which needs a classifier
+                with pytest.raises(UsageError, match="needs class probabilities"):
+                    kind(features=name).check(TwoMoons())
+            else:
+                kind(features=name).check(TwoMoons())
 
 
 def test_every_metric_names_its_values_and_is_repeatable() -> None:
     toy = TwentyFiveGaussians(num_test=400)
     model = GEBM(Identity(2), Quadratic(0.1, torch.zeros(2)))
     for name in NAMES:
-        arguments = {"ood-auroc": {"dataset": "two-moons"}}.get(name, {})
+        arguments = {"ood-auroc": {"dataset": "two-moons"}, "inception-score": {"features": "classifier"}}.get(name, {})
         metric: Metric = installed().registry.get("metric", name).load()(**arguments)
         case = lambda: context(normal(300, 2, 1).float(), toy.split("test").first(400), toy, model)  # noqa: E731
         values = metric(case())
@@ -98,7 +112,7 @@ def test_every_metric_names_its_values_and_is_repeatable() -> None:
         assert "checksum" in str(protocol) or name in ("modes", "kale", "ood-auroc")
 
 
-@pytest.mark.parametrize("name", ["frechet", "mmd", "sliced-wasserstein", "modes"])
+@pytest.mark.parametrize("name", ["frechet", "fid", "kid", "prdc", "mmd", "sliced-wasserstein", "modes"])
 def test_draws_that_are_not_finite_are_refused(name: str) -> None:
     toy = TwentyFiveGaussians(num_test=50)
     bad = normal(60, 2, 0).float()
@@ -108,7 +122,7 @@ def test_draws_that_are_not_finite_are_refused(name: str) -> None:
         metric(context(bad, toy.split("test").first(50), toy))
 
 
-@pytest.mark.parametrize("name", ["frechet", "mmd"])
+@pytest.mark.parametrize("name", ["frechet", "fid", "kid", "mmd"])
 def test_one_draw_is_not_enough(name: str) -> None:
     metric: Metric = installed().registry.get("metric", name).load()()
     with pytest.raises(UsageError, match="at least 2 draws"):
@@ -119,6 +133,11 @@ def test_one_draw_is_not_enough(name: str) -> None:
     "make",
     [
         lambda: Mmd(bandwidth_scale=0.0),
+        lambda: Kid(subsets=0),
+        lambda: Kid(subset_size=1),
+        lambda: Kid(seed=-1),
+        lambda: InceptionScore(splits=0),
+        lambda: Prdc(nearest_k=0),
         lambda: SlicedWasserstein(num_directions=0),
         lambda: Modes(radius=-1.0),
         lambda: Modes(min_points=0),

@@ -1,0 +1,133 @@
+"""Values against held-out and against training data, their names and their protocols."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from gebm_kit.bases.mlp import MlpBase
+from gebm_kit.cli.results import protocol_words, show_evaluation
+from gebm_kit.config.load import load_recipe
+from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.model import GEBM
+from gebm_kit.data.tensors import TensorDataset
+from gebm_kit.energies.mlp import MlpEnergy
+from gebm_kit.engine.best import Tracker
+from gebm_kit.engine.draws import SampleSettings
+from gebm_kit.engine.evaluate import Evaluation, build_metrics, score, score_recipe
+from gebm_kit.engine.features import FeatureSettings
+from gebm_kit.engine.held_out import HeldOut
+from gebm_kit.metrics.frechet import Fid
+from gebm_kit.samplers.hmc import Hmc
+
+NAMES = ["fid", "kid", "prdc", "inception-score", "mmd"]
+
+
+class Shifted(TensorDataset):
+    """Normal points; those of the training part are shifted, so that values against it are different."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        sizes: dict[SplitName, int] = {"train": 150, "valid": 60, "test": 90}
+        parts = {part: torch.randn(num, 3, generator=generator) for part, num in sizes.items()}
+        parts["train"] += 2.0
+        labels = {part: torch.arange(num) % 2 for part, num in sizes.items()}
+        self._fill(parts, value_range=None, labels=labels)
+
+
+def model() -> GEBM:
+    torch.manual_seed(0)
+    return GEBM(MlpBase(latent_dim=2, data_shape=(3,), value_range=None), MlpEnergy(data_shape=(3,)))
+
+
+def scored(dataset: Any = None, names: list[Any] | None = None, **arguments: Any) -> Evaluation:
+    settings = SampleSettings(num_chains=60, warmup=5, steps=8, thin=1)
+    metrics = build_metrics(["fid"] if names is None else names)
+    arguments = {"features": FeatureSettings((ComponentNode("classifier", {"steps": 30}),)), **arguments}
+    return score(
+        model(), dataset or Shifted(), metrics, Hmc(), settings, 60, 2, log_partition="importance-sampling", **arguments
+    )
+
+
+@pytest.fixture(scope="module")
+def result() -> Evaluation:
+    return scored(names=NAMES)
+
+
+def test_metrics_that_ask_for_it_are_scored_against_training_data_too(result: Evaluation) -> None:
+    both = ["fid", "kid", "prdc.precision", "prdc.recall", "prdc.density", "prdc.coverage"]
+    expected = {*both, *(f"{name}.train" for name in both), "inception-score", "mmd"}
+    for column in ("data", "base", "gebm"):
+        assert set(result.metrics[column]) == expected
+    assert set(result.metrics["ratio"]) == {"fid", "fid.train", "kid", "kid.train", "mmd"}
+
+
+def test_values_against_training_data_are_what_they_say(result: Evaluation) -> None:
+    plain = scored(reference="train")
+    for column in ("base", "gebm"):
+        assert result.metrics[column]["fid.train"] == plain.metrics[column]["fid"]
+    assert result.metrics["base"]["fid"] == scored().metrics["base"]["fid"]
+    gap = result.metrics["data"]["fid.train"].value - result.metrics["data"]["fid"].value
+    assert gap > 1.0  # on standardised features a shift by two is a large one
+
+
+def test_the_protocol_tells_both_references(result: Evaluation) -> None:
+    for name in ("fid", "kid", "prdc"):
+        protocol = result.protocol[name]
+        assert (protocol["samples"], protocol["reference"], protocol["reference_part"]) == (60, 90, "test")
+        assert protocol["train"] == {"reference_part": "train", "reference": 150}
+        assert (protocol["features"], protocol["resize"]) == ("classifier", "none")
+        assert len(protocol["features_checksum"]) == 64
+    assert "train" not in result.protocol["mmd"]
+    assert "train" not in result.protocol["inception-score"]
+    differing = scored(names=["kid"], num_reference=40).protocol["kid"]
+    assert (differing["reference"], differing["train"]["reference"], differing["subset_size"]) == (40, 40, 40)
+    json.dumps(result.as_dict(), allow_nan=False)
+
+
+def test_it_can_be_left_out(result: Evaluation) -> None:
+    assert set(scored(against_train=False).metrics["gebm"]) == {"fid"}
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(1))
+    found = scored(HeldOut(rows), [Fid("pixels")])
+    assert set(found.metrics["gebm"]) == {"fid"}  # of rows that are given, none were trained on
+    assert "train" not in found.protocol["fid"]
+
+
+def test_looks_during_training_leave_it_out() -> None:
+    recipe = load_recipe(
+        "quickstart",
+        [
+            "eval.metrics=[{name: fid, features: pixels}]", "eval.num_samples=40", "eval.num_sets=2",
+            "sample.num_chains=40", "sample.warmup=2", "sample.steps=8", "sample.thin=1",
+        ],
+    )  # fmt: skip
+    assert set(score_recipe(model(), Shifted(), recipe, brief=True).metrics["gebm"]) == {"fid"}
+    assert set(score_recipe(model(), Shifted(), recipe).metrics["gebm"]) == {"fid", "fid.train"}
+
+
+def test_the_best_checkpoint_is_chosen_on_held_out_data() -> None:
+    words = ["eval.metrics=[{name: fid, features: pixels}]", "train.eval_every=5"]
+    Tracker(load_recipe("quickstart", [*words, "train.keep_best.metric=fid"]), Shifted())
+    with pytest.raises(UsageError, match=r"'fid.train' is against training data"):
+        Tracker(load_recipe("quickstart", [*words, "train.keep_best.metric=fid.train"]), Shifted())
+
+
+def test_printed_values_come_with_their_protocol(result: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    show_evaluation(result.as_dict())
+    out = capsys.readouterr().out
+    checksum = result.protocol["fid"]["features_checksum"][:8]
+    line = f"fid, kid, prdc: 60 draws against 90 test rows and 150 train rows, features classifier ({checksum})"
+    assert f"{line}, resize none" in out
+    assert f"inception-score: 60 draws, features classifier ({checksum}), resize none" in out
+    assert "in place of draws" not in out  # there are as many
+    protocol = {"samples": 60, "held_out": 30}
+    assert protocol_words(protocol) == "60 draws, held-out data by 30 rows in place of draws"
+    assert protocol_words({"reference": 5, "base_draws": 8}) == ""
+    assert protocol_words({"samples": 5, "reference": 8, "features": "pixels"}) == (
+        "5 draws against 8 reference rows, features pixels (), resize none"
+    )
