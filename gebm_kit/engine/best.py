@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.engine.evaluate import build_metrics, metrics_of
+from gebm_kit.engine.log_partition import PARETO_K_LIMIT
 from gebm_kit.engine.progress import warn
 from gebm_kit.engine.score_table import AGAINST_TRAIN
 
@@ -98,6 +99,12 @@ class Tracker:
         found = {name: estimate.value for name, estimate in evaluation.metrics["gebm"].items()}
         if self.name == NLL and evaluation.fit.nll is not None:
             found[NLL] = evaluation.fit.nll.gebm.value
+            if evaluation.fit.log_partition.pareto_k >= PARETO_K_LIMIT:
+                # A is too low then, by more the worse the model is: the worst would be the best
+                warn(
+                    f"train.keep_best.metric: step {step} is passed over, since its log-partition is not to be trusted"
+                )
+                found[NLL] = math.nan
         if self.name not in found:
             warn(f"train.keep_best.metric: there is no value {self.name!r}; there are {', '.join(found)}")
             return

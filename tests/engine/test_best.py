@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 import gebm_kit as gk
 from gebm_kit.cli.app import main
+from gebm_kit.config.build import build_dataset
+from gebm_kit.config.load import load_recipe
 from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine import train as module
+from gebm_kit.engine.best import Tracker
 from gebm_kit.engine.checkpoint import list_checkpoints, read_state
 from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.run import Run, load_run
@@ -246,6 +249,23 @@ def test_the_best_by_likelihood_is_that_of_the_validation_part(recipe: Path, tmp
     assert abs(nll["valid"] - nll["test"]) > 0.1  # or this test shows nothing
     assert best["step"] == 12 or logged[best["step"]] == pytest.approx(best["value"])
     assert all(value >= best["value"] for step, value in logged.items() if step < 12)
+
+
+def test_a_likelihood_with_a_log_partition_not_to_be_trusted_is_never_the_best(recipe: Path) -> None:
+    checked = load_recipe(recipe, ["train.keep_best.metric=nll"])
+    tracker = Tracker(checked, build_dataset(checked))
+
+    def seen(value: float, pareto_k: float) -> Any:
+        fit = SimpleNamespace(
+            nll=SimpleNamespace(gebm=SimpleNamespace(value=value)), log_partition=SimpleNamespace(pareto_k=pareto_k)
+        )
+        return SimpleNamespace(metrics={"gebm": {}}, fit=fit)
+
+    tracker.look(3, seen(2.0, 0.3))
+    with pytest.warns(GebmKitWarning, match="step 6 is passed over"):
+        tracker.look(6, seen(-5.0, 0.8))
+    tracker.look(9, seen(1.5, 0.69))
+    assert tracker.best_step == 9
 
 
 def test_a_likelihood_that_there_is_none_of_can_not_be_the_best(recipe: Path, tmp_path: Path) -> None:
