@@ -30,6 +30,7 @@ from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
+from gebm_kit.cli.refine import refine
 from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
+app.command("refine")(refine)
 app.command("density")(density)
 app.command("score")(score)
 app.command("runs")(runs)

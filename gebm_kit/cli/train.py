@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from gebm_kit.cli.options import (
     split_words,
 )
 from gebm_kit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from gebm_kit.engine.run import Run
 
 
 def train(
@@ -59,7 +62,7 @@ def train(
 
     recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
     set_up_cpu(threads)
-    from gebm_kit.cli.results import figure_paths, show_evaluation, show_figures
+    from gebm_kit.cli.results import show_evaluation, show_figures
     from gebm_kit.engine.distributed import first_rank
     from gebm_kit.engine.plan import plan
     from gebm_kit.engine.train import train as engine_train
@@ -68,23 +71,14 @@ def train(
         planned = plan(recipe, device=device)
         if not first_rank():
             return
-        say.result(planned, lambda: _show_plan(planned))
+        say.result(planned, lambda: show_plan(planned))
         return
     with say.progress() as on_progress:
         run = engine_train(recipe, out=out, resume=resume, device=device, on_progress=on_progress)
     if not first_rank():
         return
-    evaluation = run.evaluation or {}
-    figures = figure_paths(run.figures)
-    payload = {
-        "run": str(run.path),
-        "step": run.step,
-        "seconds": run.status.get("seconds"),
-        "seed": run.recipe.train.seed,
-        "metrics": evaluation.get("metrics", {}),
-        "figures": figures,
-        "checkpoint": str(run.checkpoint.path),
-    }
+    evaluation, payload = run.evaluation or {}, train_payload(run)
+    figures = payload["figures"]
 
     def show() -> None:
         ui.text(f"{recipe.name}: {run.step} steps in {ui.duration(float(run.status.get('seconds') or 0))}")
@@ -96,7 +90,23 @@ def train(
     say.result(payload, show)
 
 
-def _show_plan(planned: dict[str, Any]) -> None:
+def train_payload(run: Run) -> dict[str, Any]:
+    """The JSON of a finished run."""
+    from gebm_kit.cli.results import figure_paths
+
+    return {
+        "run": str(run.path),
+        "step": run.step,
+        "seconds": run.status.get("seconds"),
+        "seed": run.recipe.train.seed,
+        "metrics": (run.evaluation or {}).get("metrics", {}),
+        "figures": figure_paths(run.figures),
+        "checkpoint": str(run.checkpoint.path),
+    }
+
+
+def show_plan(planned: dict[str, Any]) -> None:
+    """What a dry run found, as lines."""
     parameters, data = planned["parameters"], planned["data"]
     ui.text(f"recipe      {planned['recipe']}")
     ui.text(f"device      {planned['device']}")

@@ -1,0 +1,239 @@
+"""Refining a generator: what the words of ``gebm-kit refine`` stand for, and draws before and after at a chosen beta.
+
+Protocol. The run is evaluated at inverse temperature 1 as every run is, against the test part. Then beta is chosen on the
+validation part, by the first value of the recipe's first metric: 1, 1.5, 2, 3, 5, 8 are tried in turn, `CHOICE_SETS` sets of
+draws each, until a value is worse than the one before; the best is chosen. Where that is not 1, the GEBM is evaluated at it
+against the test part, with fresh draws, and the result says which beta it is for. Test data take no part in the choice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import UsageError, nearest
+from gebm_kit.core.interfaces import Dataset, HasSource
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.plugins import installed
+from gebm_kit.core.seeds import stream
+from gebm_kit.engine.chains import placed
+from gebm_kit.engine.draw_sets import base_sets, gebm_sets
+from gebm_kit.engine.evaluate import Evaluation, Scorer, build_metrics, metrics_of, score_recipe
+from gebm_kit.engine.features import FeatureMaps
+from gebm_kit.engine.figures import GRID_SIDE, image_grid
+from gebm_kit.engine.files import make_directory, read_json, write_json
+from gebm_kit.engine.held_out import every_row
+from gebm_kit.engine.progress import OnProgress, ignore
+from gebm_kit.engine.request import resolve_sampler, settings_of
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+    from gebm_kit.engine.run import Run
+
+RECIPE = "refine"
+"""Short name of the shipped recipe."""
+
+BETAS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+
+CHOICE_SETS = 2
+"""Draw sets at each of them."""
+
+FILE = "refined.json"
+"""Of a run directory: what was chosen and found."""
+
+TABLES = (".npz", ".npy", ".safetensors", ".csv")
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def recipe_words(generator: str, data: str | None, latent: str | None = None) -> list[str]:
+    """Overrides of the recipe `RECIPE` that name the generator's file, the data and the shape of a latent code.
+
+    Args:
+        data: name of a registered dataset, else a folder in MNIST's format, any other folder (of images), or a file of
+            arrays; None: other overrides say.
+        latent: ``100`` or ``100x1x1``.
+
+    Raises:
+        UsageError: data that can't be guessed, or a shape that is none.
+    """
+    words = [f"base.path={json.dumps(generator)}"]
+    if latent is not None:
+        sizes = latent.replace(",", "x").split("x")
+        if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise UsageError(f"--latent is a shape such as 100 or 100x1x1, got {latent!r}")
+        words.append(f"base.latent_shape=[{', '.join(sizes)}]")
+    if data is not None:
+        words.append(_data_word(data))
+    return words
+
+
+def _data_word(data: str) -> str:
+    registry = installed().registry
+    names = {registry.short_name(record) for record in registry.of_kind("dataset")}
+    if data in names or ":" in data:
+        return f"data={{name: {json.dumps(data)}}}"
+    path = Path(data).expanduser()
+    if path.is_dir():
+        idx = any((path / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
+        name = "idx" if idx else "image-folder"
+    elif path.suffix.lower() in TABLES and path.is_file():
+        name = "arrays"
+    else:
+        what = "is no file of a known kind" if path.exists() else "is neither a dataset, a folder nor a file"
+        raise UsageError(
+            f"DATA {data!r} {what}; {nearest(data, names)}",
+            hint=f"DATA is a dataset's name, a folder of images, a folder in MNIST's format, or a file {', '.join(TABLES)}; "
+            "anything else is written out in place of it: data='{name: celeba, path: celeba, size: 64}'.",
+        )
+    return f"data={{name: {name}, path: {json.dumps(data)}}}"
+
+
+# --- before and after ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One beta: the mean of the metric over the draw sets, on the validation part; and some draws, for a picture."""
+
+    inverse_temperature: float
+    value: float
+    draws: Tensor = field(repr=False)
+
+    def as_dict(self) -> dict[str, float]:
+        return {"inverse_temperature": self.inverse_temperature, "value": self.value}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which beta was chosen, by which value, among which.
+
+    Attributes:
+        name: the value that it was chosen by.
+        base: that value of the base's own draws.
+        base_draws: some of them.
+    """
+
+    name: str
+    trials: tuple[Trial, ...]
+    best: Trial
+    base: float
+    base_draws: Tensor = field(repr=False)
+
+
+def refine(run: Run, *, device: torch.device | str | None = None, on_progress: OnProgress = ignore) -> dict[str, Any]:
+    """Choose beta for a trained run, evaluate at it, write ``refined.json`` and ``figures/refine.png``.
+
+    Where the recipe sets ``sample.inverse_temperature`` to other than 1, nothing is chosen: the run's own evaluation is at
+    that beta.
+
+    Returns:
+        What is in ``refined.json``: ``step``, ``generator`` (``path``, ``sha256``), ``chosen_by`` (a value; None: given),
+        ``reference_part``, ``tried`` (each ``inverse_temperature``, ``value``), ``base_value`` (of the base's draws),
+        ``inverse_temperature``, and ``evaluation`` at it, as the JSON of ``gebm-kit eval``.
+    """
+    recipe, model, dataset = run.recipe, run.model, run.dataset
+    base = model.base
+    source = {"path": recipe.base.parameters.get("path"), "sha256": getattr(base, "source_sha256", None)}
+    found: dict[str, Any] = {"step": run.step, "generator": source if isinstance(base, HasSource) else None}
+    given = recipe.sample.inverse_temperature
+    if given != 1.0:
+        found |= {"chosen_by": None, "reference_part": None, "tried": [], "base_value": None}
+        found |= {"inverse_temperature": given, "evaluation": run.evaluation}
+        return _written(run, found)
+    choice = choose_beta(model, dataset, recipe, device=device, on_progress=on_progress)
+    beta = choice.best.inverse_temperature
+    evaluation: Evaluation | None = None
+    if beta != 1.0:
+        hotter = replace(recipe, sample=replace(recipe.sample, inverse_temperature=beta))
+        evaluation = score_recipe(model, dataset, hotter, device=device, on_progress=on_progress)
+    draw_before_after(run, choice)
+    found |= {
+        "chosen_by": choice.name,
+        "reference_part": "valid",
+        "tried": [trial.as_dict() for trial in choice.trials],
+    }
+    found |= {"base_value": choice.base, "inverse_temperature": beta}
+    found["evaluation"] = run.evaluation if evaluation is None else evaluation.as_dict()
+    return _written(run, found)
+
+
+def refined(run: Run) -> dict[str, Any] | None:
+    """What `refine` found for the run as it is now, or None."""
+    path = run.path / FILE
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_json(path)
+    return found if found.get("step") == run.step else None
+
+
+def choose_beta(
+    model: GEBM,
+    dataset: Dataset,
+    recipe: Recipe,
+    betas: Sequence[float] | None = None,
+    *,
+    device: torch.device | str | None = None,
+    on_progress: OnProgress = ignore,
+) -> Choice:
+    """The best of ``betas`` (None: `BETAS`) by the first metric, on the validation part, tried in turn until one is worse.
+
+    Raises:
+        UsageError: that metric has no better and worse, or is none of draws.
+    """
+    name, metric = next(iter(build_metrics(metrics_of(recipe, dataset)).items()))
+    if metric.of_model or metric.lower_is_better is None:
+        raise UsageError(
+            f"beta is chosen by the first metric, and {name!r} can't tell better draws from worse",
+            hint="Put another one first in eval.metrics, or set sample.inverse_temperature yourself.",
+        )
+    sign = 1.0 if metric.lower_is_better else -1.0
+    sampler = resolve_sampler(None, recipe.sampler, model)
+    seed = stream(recipe.eval.seed, "choice of beta").initial_seed()
+    settings, num = replace(settings_of(recipe.sample), seed=seed), recipe.eval.num_samples
+    valid = every_row(dataset.split("valid"), "valid data")
+    with placed(model, device) as (where, _):
+        place = where if where.type == "cuda" else torch.device("cpu")
+        scorer = Scorer(model, dataset, valid.to(place), FeatureMaps(dataset, where), seed)
+
+        def mean(sets: Sequence[Tensor]) -> tuple[str, float]:
+            rows = [metric(scorer.context(name, samples.to(place), index)) for index, samples in enumerate(sets)]
+            key = next(iter(rows[0]))
+            return key, fmean(row[key] for row in rows)
+
+        before = base_sets(model, settings, num, CHOICE_SETS, where).sets
+        key, base = mean(before)
+        trials: list[Trial] = []
+        for beta in betas or BETAS:
+            at = replace(settings, inverse_temperature=beta)
+            sets = gebm_sets(model, sampler, at, num, CHOICE_SETS, where, on_progress).sets
+            trials.append(Trial(beta, mean(sets)[1], sets[0][: GRID_SIDE**2]))
+            if len(trials) > 1 and sign * trials[-1].value > sign * trials[-2].value:
+                break
+    best = min(trials, key=lambda trial: sign * trial.value)
+    return Choice(key, tuple(trials), best, base, before[0][: GRID_SIDE**2])
+
+
+def draw_before_after(run: Run, choice: Choice) -> Path | None:
+    """``figures/refine.png``: data, the generator, the GEBM at 1 and at the chosen beta; None: no images."""
+    if len(run.model.data_shape) != 3:
+        return None
+    rows = run.dataset.split("test").first(GRID_SIDE**2)
+    panels = {"data": rows, "before: the generator": choice.base_draws}
+    shown = {trial.inverse_temperature: trial.draws for trial in (choice.trials[0], choice.best)}
+    panels |= {f"after: GEBM, beta = {beta:g}": draws for beta, draws in shown.items()}
+    make_directory(run.figures)
+    return image_grid(run.figures / "refine.png", panels, run.value_range)
+
+
+def _written(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    write_json(run.path / FILE, {"schema": 1, **found})
+    return found
