@@ -124,7 +124,7 @@ def _resuming(generator: str, words: Sequence[str], latent: str | None, out: Pat
 
 
 def _show(run: Run, found: Mapping[str, Any], figures: Sequence[str]) -> None:
-    from gebm_kit.cli.results import interval, show_figures
+    from gebm_kit.cli.results import interval, show_figures, show_protocols
 
     first, last = run.evaluation or {}, found["evaluation"] or {}
     ui.text(f"{run.recipe.name}: {run.step} steps in {ui.duration(float(run.status.get('seconds') or 0))}")
@@ -144,6 +144,7 @@ def _show(run: Run, found: Mapping[str, Any], figures: Sequence[str]) -> None:
         rows.append(row)
     ui.table("", headings, rows)
     ui.text("[95 % intervals over independent draw sets, against the test part]")
+    show_protocols(last.get("protocol") or {})
     if found["chosen_by"]:
         tried = ", ".join(f"{ui.number(t['value'])} at {t['inverse_temperature']:g}" for t in found["tried"])
         ui.text(f"beta {beta:g} was chosen by {found['chosen_by']} on the validation part: {tried}")

@@ -25,13 +25,14 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import placed
 from gebm_kit.engine.draw_sets import base_sets, gebm_sets
-from gebm_kit.engine.evaluate import Evaluation, Scorer, build_metrics, metrics_of, score_recipe
-from gebm_kit.engine.features import FeatureMaps
+from gebm_kit.engine.evaluate import Evaluation, build_metrics, metrics_of, score_recipe
+from gebm_kit.engine.features import FeatureMaps, FeatureSettings
 from gebm_kit.engine.figures import GRID_SIDE, image_grid
 from gebm_kit.engine.files import make_directory, read_json, write_json
 from gebm_kit.engine.held_out import every_row
 from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.request import resolve_sampler, settings_of
+from gebm_kit.engine.score_table import Scorer
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -199,15 +200,16 @@ def choose_beta(
     sampler = resolve_sampler(None, recipe.sampler, model)
     seed = stream(recipe.eval.seed, "choice of beta").initial_seed()
     settings, num = replace(settings_of(recipe.sample), seed=seed), recipe.eval.num_samples
-    valid = every_row(dataset.split("valid"), "valid data")
+    valid = every_row(dataset.split("valid"), "valid data", recipe.eval.num_reference)
     with placed(model, device) as (where, _):
         place = where if where.type == "cuda" else torch.device("cpu")
-        scorer = Scorer(model, dataset, valid.to(place), FeatureMaps(dataset, where), seed)
+        rows = valid.to(place)
+        scorer = Scorer(model, dataset, rows, FeatureMaps(dataset, where, FeatureSettings.of(recipe), [rows]), seed)
 
         def mean(sets: Sequence[Tensor]) -> tuple[str, float]:
-            rows = [metric(scorer.context(name, samples.to(place), index)) for index, samples in enumerate(sets)]
-            key = next(iter(rows[0]))
-            return key, fmean(row[key] for row in rows)
+            values = [metric(scorer.context(name, samples.to(place), index)) for index, samples in enumerate(sets)]
+            key = next(iter(values[0]))
+            return key, fmean(value[key] for value in values)
 
         before = base_sets(model, settings, num, CHOICE_SETS, where).sets
         key, base = mean(before)
