@@ -7,7 +7,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PLUGINS := plugins/gebm-kit-flows
+PLUGINS := plugins/gebm-kit-flows plugins/gebm-kit-hf
 WORKERS ?= 2
 PYTHON ?=
 

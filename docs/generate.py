@@ -29,6 +29,10 @@ WHERE = {
 }
 
 
+PAGES = {"gebm-kit-flows": "flows", "gebm-kit-hf": "data"}
+"""Where a plugin package of this project is described."""
+
+
 def page() -> str:
     """The whole page."""
     registry = discover({}, []).registry
@@ -39,7 +43,8 @@ def page() -> str:
         for package, brought in FIRST_PARTY.items():
             names = [f"`{name}`" for of_kind, name in brought if of_kind == kind]
             if names:
-                parts.append(f"The plugin package `{package}` adds {', '.join(names)}; see [flows](flows.md).\n")
+                where = PAGES[package]
+                parts.append(f"The plugin package `{package}` adds {', '.join(names)}; see [{where}]({where}.md).\n")
     return "\n".join(parts)
 
 

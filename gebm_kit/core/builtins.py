@@ -159,7 +159,8 @@ FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
         ("base", "nsf"),
         ("base", "gaussianization"),
         ("energy", "flow"),
-    )
+    ),
+    "gebm-kit-hf": (("dataset", "hf"),),
 }
 """Plugin packages of this project and what they bring, (kind, name), so that a recipe can say what to install."""
 

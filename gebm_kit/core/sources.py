@@ -69,12 +69,14 @@ class Piece(NamedTuple):
 
 @runtime_checkable
 class HasPieces(Protocol):
-    """A dataset that comes as a stream, in one order alone: it is prepared first, and its splits are not there before.
+    """A dataset that can come as a stream, in one order alone: it is prepared then, and has no splits.
 
     Attributes:
-        num_rows: how many rows there are, where that is known, for a bar of progress.
+        streaming: whether it does.
+        num_rows: how many rows there will be, where that is known, for a bar of progress.
     """
 
+    streaming: bool
     num_rows: int | None
 
     def pieces(self) -> Iterator[Callable[[], Sequence[Piece]]]:

@@ -141,13 +141,11 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
     """Rows, labels and index of the dataset; the index."""
     sources = [source_entry(source, fingerprint(source)) for source in dataset.sources()]
     shape = tuple(dataset.data_shape)
-    if isinstance(dataset, HasPieces):
+    labelled = isinstance(dataset, HasLabels)
+    if isinstance(dataset, HasPieces) and dataset.streaming:
         pieces, total = dataset.pieces(), dataset.num_rows
-        labelled = isinstance(dataset, HasLabels)
     else:
-        total = sum(len(_stored(dataset, part)) for part in PARTS)
-        labelled = isinstance(dataset, HasLabels)
-        pieces = _pieces(dataset, labelled)
+        pieces, total = _pieces(dataset, labelled), sum(len(_stored(dataset, part)) for part in PARTS)
     if total is not None:
         _check_space(folder, total * int(np.prod(shape)))
     done, started = 0, time.monotonic()

@@ -1,0 +1,19 @@
+"""Hugging Face for gebm-kit. This module names the components as text and imports neither torch nor datasets."""
+
+from __future__ import annotations
+
+import gebm_kit
+
+api_version = 1
+
+_MODULE = "gebm_kit_hf"
+
+
+@gebm_kit.hookimpl
+def gebm_components() -> list[gebm_kit.Component]:
+    """A dataset."""
+    return [
+        gebm_kit.Component(
+            "dataset", "hf", f"{_MODULE}.dataset:HuggingFace", "Images of the Hugging Face datasets library"
+        ),
+    ]

@@ -1,0 +1,308 @@
+"""Image datasets of the Hugging Face library."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest
+from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.sources import Piece, Source
+from gebm_kit.data.image_files import CorruptFiles, CorruptImageError, Fit, Images
+from gebm_kit.data.tensors import SPLITS, check_fractions
+from gebm_kit_hf.loading import Where, chosen_column, class_count, decoded, open_splits, undecoded
+
+BLOCK = 64
+"""Rows of a stream that are decoded together."""
+
+
+class HuggingFace(Dataset):
+    """Images (channels, size, size) in [-1, 1] of any dataset with a column of images.
+
+    An image is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with an
+    antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square. One
+    that can't be decoded is named in a warning and skipped: the next one of its part and class stands in for it; from a
+    stream it is left out.
+
+    Parts that no split of the library's is named for are split off the training split: row k goes to valid, test or train
+    by a hash of k and the seed, so that a stream is split as the whole dataset is.
+
+    With ``streaming`` nothing is downloaded first and no copy is kept: `gebm-kit data prepare` reads the stream once,
+    decodes it and keeps the rows at their final size; training needs that, and shuffles and resumes as with any other data.
+    (A shuffle of a stream in a buffer would be coarser, and could not be resumed exactly without reading it all again.)
+
+    Args:
+        path: a folder (images in class folders, parquet files, or what ``save_to_disk`` wrote), or a parquet, arrow or zip
+            file, relative to the directory that the command is started in.
+        hub: name of a repository on the hub, such as ``uoft-cs/cifar10``, in the place of ``path``.
+        config: of a repository with several.
+        revision: branch, tag or commit there; a commit is always the same data.
+        image: the column; null: the only one with images.
+        label: a column of class labels, which the feature map ``classifier`` needs; null: no labels.
+        train, valid, test: the library's splits; null: split off ``train``.
+        valid_fraction, test_fraction: shares of the rows that are split off.
+        seed: seed of that split.
+        size: side of the result.
+        crop: side of a central square that is cut out first.
+        channels: 3 for colour, 1 for grey.
+        streaming: see above.
+        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        max_corrupt: how many images that can't be decoded are skipped; one more is an error.
+
+    References:
+        Datasets: A Community Library for Natural Language Processing. Q. Lhoest et al., EMNLP 2021 (system demonstrations).
+        https://arxiv.org/abs/2109.02846
+
+    Raises:
+        DataError: nothing is there, the hub can't be reached, a split or column is missing; later, too many images can't be
+            decoded.
+        UsageError: parameters that contradict each other.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        path: str | None = None,
+        hub: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        image: str | None = None,
+        label: str | None = None,
+        train: str = "train",
+        valid: str | None = None,
+        test: str | None = None,
+        valid_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
+        test_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
+        seed: int = 0,
+        size: Annotated[int, Range(1, None)] = 64,
+        crop: Annotated[int | None, Range(1, None)] = None,
+        channels: Literal[1, 3] = 3,
+        streaming: bool = False,
+        cache_mb: Annotated[int, Range(0, None)] = 4096,
+        max_corrupt: Annotated[int, Range(0, None)] = 10,
+        *,
+        directory: Annotated[Path, Injected] = Path(),
+    ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, size=size)
+        check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
+        check_fractions(valid_fraction, test_fraction)
+        if crop is not None:
+            check_arguments(self, crop=crop)
+        if channels not in (1, 3):
+            raise UsageError(f"channels must be 1 or 3, got {channels!r}")
+        if (path is None) == (hub is None):
+            raise UsageError(
+                "dataset hf reads data.path, from this machine, or data.hub, from the hub; give one of the two"
+            )
+        if path is not None and (config is not None or revision is not None):
+            raise UsageError(
+                "data.config and data.revision choose among what the hub has; they do not go with data.path"
+            )
+        place = None if path is None else directory / Path(path).expanduser()
+        self._where, self._seed = Where(place, hub, config, revision), seed
+        self._fit, self._corrupt = Fit(size, crop, channels), CorruptFiles(max_corrupt)
+        self.data_shape = (channels, size, size)
+        self.value_range = (-1.0, 1.0)
+
+        found = open_splits(self._where, streaming)
+        named: dict[SplitName, str | None] = {"train": train, "valid": valid, "test": test}
+        self._names: dict[SplitName, str] = {part: name for part, name in named.items() if name is not None}
+        self._fractions: dict[SplitName, float] = {"valid": valid_fraction, "test": test_fraction}
+        for part, name in self._names.items():
+            if name not in found:
+                raise DataError(f"{self._where} has no split {name!r} (data.{part}); {nearest(name, found)}")
+        if len(set(self._names.values())) < len(self._names):
+            raise UsageError(f"data.train, data.valid and data.test must be different splits, got {named}")
+        features = found[train].features
+        self._image = chosen_column(features, image, "Image", f"{self._where}, split {train!r},")
+        self._label = label
+        if label is not None:
+            self.num_classes = class_count(features, label, f"{self._where}, split {train!r},")
+        self._rows = {name: undecoded(found[name], self._image, str(self._where)) for name in self._names.values()}
+        self.num_rows: int | None = None
+        self.streaming = streaming
+        if streaming:
+            self.num_rows = self._announced(found)
+        else:
+            self._fill(cache_mb)
+
+    def split(self, name: SplitName) -> Split:
+        """One of the three parts.
+
+        Raises:
+            DataError: they are streamed.
+        """
+        if self.streaming:
+            raise DataError(
+                f"{self._where} is streamed, and streams are prepared before training",
+                hint="Run `gebm-kit data prepare` with this recipe first.",
+            )
+        return self._splits[name]
+
+    def labels(self, name: SplitName) -> Tensor:
+        """Class indices, (N,) int64.
+
+        Raises:
+            UsageError: no column of labels was chosen.
+        """
+        if not hasattr(self, "num_classes"):
+            raise UsageError("this dataset has labels when data.label names a column of class labels")
+        return self._labels[name]
+
+    def sources(self) -> list[Source]:
+        """The local files; a revision on the hub is not looked at again."""
+        return [] if self._where.path is None else [Source(self._where.path)]
+
+    def skipped(self) -> dict[str, str]:
+        return self._corrupt.by_name()
+
+    def _fill(self, cache_mb: int) -> None:
+        """Splits that are read row by row, which share ``cache_mb``, training first."""
+        budget = cache_mb * 2**20 // (self.data_shape[0] * self.data_shape[1] * self.data_shape[2])
+        self._splits: dict[SplitName, Split] = {}
+        self._labels: dict[SplitName, Tensor] = {}
+        split_off = self._split_off(len(self._rows[self._names["train"]]))
+        for part in SPLITS:
+            name = self._names.get(part, self._names["train"])
+            index = split_off[part] if name == self._names["train"] else torch.arange(len(self._rows[name]))
+            if len(index) == 0:
+                raise DataError(f"{self._where}: the {part} part has no rows")
+            if self._label is not None:
+                every = torch.tensor(self._rows[name].select_columns([self._label])[:][self._label])
+                self._labels[part] = self._checked(every[index], name)
+            kept = min(budget, len(index))
+            self._splits[part] = _Rows(
+                self._rows[name], self._image, name, index, self._fit, kept, self._corrupt, self._labels.get(part)
+            )
+            budget -= kept
+
+    def _checked(self, labels: Tensor, name: str) -> Tensor:
+        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+            bad = labels[(labels < 0) | (labels >= self.num_classes)][0]
+            raise DataError(
+                f"{self._where}, split {name!r}: a label is {int(bad)}, not one of 0 to {self.num_classes - 1}"
+            )
+        return labels.to(torch.int64)
+
+    def _split_off(self, num: int) -> dict[SplitName, Tensor]:
+        """Rows of the training split in each part."""
+        parts: dict[SplitName, list[int]] = {"train": [], "valid": [], "test": []}
+        for row in range(num):
+            parts[self._part(row)].append(row)
+        return {part: torch.tensor(rows, dtype=torch.int64) for part, rows in parts.items()}
+
+    def _part(self, row: int) -> SplitName:
+        """The part of a row of the training split: a uniform number from a hash, held against the shares."""
+        digest = hashlib.blake2b(f"{self._seed}/{row}".encode(), digest_size=8).digest()
+        uniform = int.from_bytes(digest, "little") / 2**64
+        parts: tuple[SplitName, ...] = ("valid", "test")
+        for part in parts:
+            if part in self._names:
+                continue
+            uniform -= self._fractions[part]
+            if uniform < 0:
+                return part
+        return "train"
+
+    def _announced(self, found: dict[str, Any]) -> int | None:
+        """How many rows the stream will have, where the library knows."""
+        total = 0
+        for name in self._names.values():
+            known = getattr(found[name].info, "splits", None) or {}
+            count = getattr(known.get(name), "num_examples", None)
+            if not count:
+                return None
+            total += int(count)
+        return total
+
+    def pieces(self) -> Iterator[Callable[[], Sequence[Piece]]]:
+        """Blocks of the stream, to be decoded.
+
+        Raises:
+            DataError: the stream breaks off.
+            UsageError: the dataset is not streamed.
+        """
+        for name in self._names.values():
+            stream, start = self._rows[name], 0
+            blocks = iter(stream.iter(batch_size=BLOCK))
+            while True:
+                try:
+                    block = next(blocks, None)
+                except GebmKitError:
+                    raise
+                except Exception as error:  # of the network, or of a damaged file
+                    raise DataError(
+                        f"{self._where}: the stream breaks off after row {start} of split {name!r}: "
+                        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                        hint="Repeat the command; it begins anew.",
+                    ) from error
+                if block is None:
+                    break
+                labels = block[self._label] if self._label is not None else None
+                yield functools.partial(self._piece, name, start, block[self._image], labels)
+                start += len(block[self._image])
+
+    def _piece(self, name: str, start: int, images: list[Any], labels: list[int] | None) -> list[Piece]:
+        """The block decoded, by part."""
+        rows: dict[SplitName, list[Tensor]] = {part: [] for part in SPLITS}
+        classes: dict[SplitName, list[int]] = {part: [] for part in SPLITS}
+        (named,) = (part for part, of in self._names.items() if of == name)
+        for place, value in enumerate(images):
+            part = self._part(start + place) if named == "train" else named
+            called = row_name(name, start + place)
+            try:
+                rows[part].append(decoded(value, self._fit, called))
+            except CorruptImageError as error:
+                self._corrupt.note(called, error)
+                continue
+            if labels is not None:
+                classes[part].append(labels[place])
+        return [
+            Piece(
+                part,
+                torch.stack(rows[part]),
+                self._checked(torch.tensor(classes[part]), name) if labels is not None else None,
+            )
+            for part in SPLITS
+            if rows[part]
+        ]
+
+
+class _Rows(Images):
+    """Some rows of a split that the library maps into memory."""
+
+    def __init__(
+        self,
+        rows: Any,
+        column: str,
+        split: str,
+        index: Tensor,
+        fit: Fit,
+        num_cached: int,
+        corrupt: CorruptFiles,
+        groups: Tensor | None,
+    ) -> None:
+        shape = (fit.channels, fit.size or 0, fit.size or 0)
+        super().__init__(len(index), shape, num_cached, corrupt, groups)
+        self._rows, self._column, self._split, self._index = rows.select_columns([column]), column, split, index
+        self._fit = fit
+
+    def name(self, place: int) -> str:
+        return row_name(self._split, int(self._index[place]))
+
+    def decoded(self, place: int) -> Tensor:
+        value = self._rows[int(self._index[place])][self._column]
+        return decoded(value, self._fit, self.name(place))
+
+
+def row_name(split: str, row: int) -> str:
+    """What messages call the image of a row."""
+    return f"in row {row} of split {split!r}"

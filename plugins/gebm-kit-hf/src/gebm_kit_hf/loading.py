@@ -1,0 +1,173 @@
+"""Opening a dataset with the library, and the images in its rows as bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gebm_kit.core.errors import DataError, UsageError, nearest
+from gebm_kit.data.image_files import CorruptImageError, Fit
+
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".zip": "imagefolder"}
+"""The library's reader of a single file, by its suffix."""
+
+SAVED = ("dataset_dict.json", "state.json")
+"""In a folder that ``save_to_disk`` made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What to open: a ``path`` on this machine, or ``hub``, the name of a repository, with ``config`` and ``revision``."""
+
+    path: Path | None
+    hub: str | None
+    config: str | None
+    revision: str | None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path is not None else f"{self.hub!r} on the Hugging Face hub"
+
+
+def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
+    """The library's datasets by the name of their split, rows as they are stored.
+
+    Raises:
+        DataError: there is nothing of that kind; the hub can't be reached.
+        UsageError: what can't be streamed is to be.
+    """
+    if where.path is not None and not where.path.exists():
+        raise DataError(
+            f"{where.path} does not exist", hint="Set data.path, or data.hub for a dataset on the Hugging Face hub."
+        )
+    import datasets
+
+    saved = where.path is not None and any((where.path / name).is_file() for name in SAVED)
+    if saved and streaming:
+        raise UsageError(f"{where} was written by save_to_disk and is mapped into memory; leave data.streaming out")
+    try:
+        with _quiet(datasets):
+            if saved:
+                found = datasets.load_from_disk(str(where.path))
+                found = found if isinstance(found, dict) else {"train": found}
+            else:
+                found = datasets.load_dataset(**_arguments(where), streaming=streaming)
+    except (UsageError, DataError):
+        raise
+    except ConnectionError as error:
+        raise DataError(
+            f"the Hugging Face hub can't be reached for {where.hub!r}: {error}",
+            hint="Check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or give a copy on this machine as data.path.",
+        ) from error
+    except Exception as error:  # the library's readers raise many types
+        text = " ".join(str(error).split())
+        raise DataError(f"{where} can't be opened: {type(error).__name__}: {text[:400]}") from error
+    return dict(found)
+
+
+def _arguments(where: Where) -> dict[str, Any]:
+    """Of ``load_dataset``."""
+    if where.path is None:
+        return {"path": where.hub, "name": where.config, "revision": where.revision}
+    if where.path.is_dir():
+        return {"path": str(where.path.resolve())}
+    builder = BUILDERS.get(where.path.suffix.lower())
+    if builder is None:
+        raise DataError(f"{where} is no folder and none of {', '.join(BUILDERS)}")
+    return {"path": builder, "data_files": {"train": str(where.path.resolve())}}
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Inside the block the library says nothing of its retries, and draws its bars on a terminal alone."""
+    logger = logging.getLogger("huggingface_hub")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def undecoded(rows: Any, column: str, what: str) -> Any:
+    """``rows`` whose images come as bytes or paths, so that no image is decoded by anybody else.
+
+    Raises:
+        DataError: the column holds no images.
+    """
+    import datasets
+
+    try:
+        return rows.cast_column(column, datasets.Image(decode=False))
+    except Exception as error:
+        raise DataError(f"{what}: column {column!r} holds no images") from error
+
+
+def chosen_column(features: Any, wanted: str | None, kind: str, what: str) -> str:
+    """The column of that name, or the only one of that kind (``Image``, ``ClassLabel``).
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    names = list(features or ())
+    if wanted is not None:
+        if features is None or wanted in names:
+            return wanted
+        raise DataError(f"{what} has no column {wanted!r}; {nearest(wanted, names)}")
+    of_kind = [name for name in names if type(features[name]).__name__ == kind]
+    if len(of_kind) != 1:
+        problem = f"has {len(of_kind)} columns of type {kind}" if names else "does not say what its columns hold"
+        raise DataError(f"{what} {problem}; columns: {', '.join(names) or 'unknown'}", hint="Name one as data.image.")
+    return of_kind[0]
+
+
+def class_count(features: Any, label: str, what: str) -> int:
+    """Classes of a label column.
+
+    Raises:
+        DataError: it is not there, or its classes are not declared.
+    """
+    classes = [name for name, feature in (features or {}).items() if type(feature).__name__ == "ClassLabel"]
+    if label not in classes:
+        raise DataError(
+            f"{what} has no column {label!r} of class labels; "
+            + (nearest(label, classes) if classes else "no column declares classes")
+        )
+    return int(features[label].num_classes)
+
+
+def decoded(value: Any, fit: Fit, name: str) -> Tensor:
+    """The image of a row, ``{"bytes": ..., "path": ...}``, (C, H, W) uint8.
+
+    Raises:
+        CorruptImageError: it can't be decoded.
+        DataError: its file can't be fetched.
+    """
+    content, path = (value or {}).get("bytes"), (value or {}).get("path") or ""
+    if content is None and not path:
+        raise CorruptImageError("the row holds none")
+    if content is None and ("::" in path or "://" in path):  # inside an archive, or on the hub
+        import fsspec
+
+        try:
+            with fsspec.open(path, "rb") as file:
+                content = file.read()
+        except Exception as error:
+            raise DataError(
+                f"the image {name}, {path}, can't be fetched: {error}", hint="Repeat the command."
+            ) from error
+    try:
+        return fit.decode(Path(path) if content is None else io.BytesIO(content), name)
+    except CorruptImageError as error:
+        raise CorruptImageError(f"{path}: {error}" if path else str(error)) from error
