@@ -1,5 +1,6 @@
 # make demo    train the quickstart recipe: a table of base against GEBM, and a picture
 # make test    the test suite
+# make test-inception   the tests of plugins/gebm-kit-inception, in .venv-inception: torch-fidelity needs torchvision
 # make lint    formatting, lint, types, import layers
 # make docs    write docs/components.md anew from the code
 # Each sets up .venv first, with the kit and its plugins, when it is missing or pyproject.toml or constraints.txt changed.
@@ -8,10 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := plugins/gebm-kit-flows plugins/gebm-kit-hf
+INCEPTION := plugins/gebm-kit-inception
+INCEPTION_VENV := .venv-inception
+INCEPTION_STAMP := $(INCEPTION_VENV)/.installed
 WORKERS ?= 2
 PYTHON ?=
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test test-inception lint format docs clean
 
 # one thread, here and in each test worker: on tensors this small two threads wait for one another most of the time, and
 # on a busy machine nearly all of it
@@ -20,6 +24,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-inception: $(INCEPTION_STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(INCEPTION_VENV)/bin/python -m pytest $(INCEPTION)/tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,7 +42,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(INCEPTION_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@set -e; \
@@ -53,4 +60,11 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	  "$$found" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e ./%)
+	@touch $@
+
+# the interpreter of .venv makes it; torch comes from where it came from there, torchvision beside it
+$(INCEPTION_STAMP): $(STAMP) pyproject.toml constraints.txt $(INCEPTION)/pyproject.toml $(INCEPTION)/constraints.txt
+	$(BIN)/python -m venv $(INCEPTION_VENV)
+	$(INCEPTION_VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+	  -c $(INCEPTION)/constraints.txt -e . -e ./$(INCEPTION) pytest
 	@touch $@

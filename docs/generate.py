@@ -29,7 +29,7 @@ WHERE = {
 }
 
 
-PAGES = {"gebm-kit-flows": "flows", "gebm-kit-hf": "data"}
+PAGES = {"gebm-kit-flows": "flows", "gebm-kit-hf": "data", "gebm-kit-inception": "metrics"}
 """Where a plugin package of this project is described."""
 
 

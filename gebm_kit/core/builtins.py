@@ -161,6 +161,7 @@ FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
         ("energy", "flow"),
     ),
     "gebm-kit-hf": (("dataset", "hf"),),
+    "gebm-kit-inception": (("features", "inception"),),
 }
 """Plugin packages of this project and what they bring, (kind, name), so that a recipe can say what to install."""
 

@@ -13,6 +13,7 @@ from gebm_kit.core.interfaces import named_scalars
 from gebm_kit.engine import parallel
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.distributed import joined, local_device
+from gebm_kit.engine.evaluate import check_metrics
 from gebm_kit.engine.loggers import check_loggers
 from gebm_kit.engine.prepared import PreparedDataset, open_dataset
 from gebm_kit.engine.trainer import Trainer
@@ -25,7 +26,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
     """What a run would cost, without making one: parameters, memory, measured cycles per second, time in all.
 
     Raises:
-        DataError: as `train`.
+        DataError, UsageError, PluginError: as `train`.
     """
     where = resolve_device(local_device(device or recipe.device))
     with joined(where, "training") as ranks, ranks.together():
@@ -36,6 +37,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
 def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
     check_loggers(recipe)
     dataset = open_dataset(recipe)
+    check_metrics(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
