@@ -67,7 +67,7 @@ class Feed:
             stored = self._ahead.take(place).to(self.device, non_blocking=True)
         else:
             assert self._resident is not None
-            stored = self._resident[self._indices(place)]
+            stored = self._resident.index_select(0, self._indices(place))
         self.position += self.batch_size
         return self._decoded(stored)
 

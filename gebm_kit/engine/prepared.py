@@ -19,7 +19,6 @@ import dataclasses
 import hashlib
 import json
 import shlex
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +61,16 @@ class PreparedSplit(Split):
     """One part, mapped into memory: what is not being read takes none of it.
 
     Args:
-        rows: (N, C, H, W) uint8.
+        path: its file.
+        num: rows in it, N.
+        shape: (C, H, W) of each.
+
+    Raises:
+        OSError, ValueError: the file is missing, or too short.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self._rows = rows
+    def __init__(self, path: Path, num: int, shape: tuple[int, ...]) -> None:
+        self._rows = np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=(num, *shape)))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -75,7 +79,10 @@ class PreparedSplit(Split):
         return self.decode(self.stored(indices))
 
     def stored(self, indices: Tensor | None) -> Tensor:
-        return self._rows if indices is None else self._rows[indices]
+        if indices is None:
+            return torch.from_numpy(self._rows.copy())
+        # by numpy and not by torch, whose threads would compete with those that train
+        return torch.from_numpy(np.take(self._rows, indices.numpy(), axis=0))
 
     def decode(self, stored: Tensor) -> Tensor:
         return scale_bytes(stored)
@@ -99,9 +106,7 @@ class PreparedDataset(Dataset):
         self.data_shape = tuple(index["shape"])
         self.value_range = VALUE_RANGE
         counts = index["counts"]
-        self._splits = {
-            part: PreparedSplit(_mapped(folder / f"{part}.u8", counts[part], self.data_shape)) for part in PARTS
-        }
+        self._splits = {part: PreparedSplit(folder / f"{part}.u8", counts[part], self.data_shape) for part in PARTS}
         if index["num_classes"] is not None:
             self._labels = {part: torch.from_numpy(np.load(folder / f"{part}.labels.npy")) for part in PARTS}
             self.num_classes = int(index["num_classes"])
@@ -268,13 +273,6 @@ def _change(source: Source, before: Fingerprint, after: Fingerprint) -> str:
         name = source.path / after.newest_file if source.path.is_dir() else source.path
         return f"{name} was changed since they were made"
     return f"{source.path} is no longer what it was when they were made (names, sizes or times of files differ)"
-
-
-def _mapped(path: Path, num: int, shape: tuple[int, ...]) -> Tensor:
-    rows = np.memmap(path, dtype=np.uint8, mode="r", shape=(num, *shape))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and nothing writes to it
-        return torch.from_numpy(rows)
 
 
 def _is_large(dataset: Dataset) -> bool:
