@@ -1,7 +1,7 @@
 """Refining a generator: what the words of ``gebm-kit refine`` stand for, and draws before and after at a chosen beta.
 
 Protocol. The run is evaluated at inverse temperature 1 as every run is, against the test part. Then beta is chosen on the
-validation part, by the first value of the recipe's first metric: 1, 1.5, 2, 3, 5, 8 are tried in turn, `CHOICE_SETS` sets of
+validation part, by the first value of the recipe's first metric: 1, 2, 3, 5, 8 are tried in turn, `CHOICE_SETS` sets of
 draws each, until a value is worse than the one before; the best is chosen. Where that is not 1, the GEBM is evaluated at it
 against the test part, with fresh draws, and the result says which beta it is for. Test data take no part in the choice.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 RECIPE = "refine"
 """Short name of the shipped recipe."""
 
-BETAS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 
 CHOICE_SETS = 2
 """Draw sets at each of them."""
