@@ -59,7 +59,8 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	  rm -rf $(VENV); \
 	  "$$found" -m venv $(VENV); \
 	fi
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e ./%)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]" \
+	  $(subst /gebm-kit-hf,/gebm-kit-hf[diffusers],$(PLUGINS:%=-e ./%))
 	@touch $@
 
 # the interpreter of .venv makes it; torch comes from where it came from there, torchvision beside it

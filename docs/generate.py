@@ -29,8 +29,9 @@ WHERE = {
 }
 
 
-PAGES = {"gebm-kit-flows": "flows", "gebm-kit-hf": "data", "gebm-kit-inception": "metrics"}
-"""Where a plugin package of this project is described."""
+PAGES = {("gebm-kit-flows", "base"): "flows", ("gebm-kit-flows", "energy"): "flows"}
+PAGES |= {("gebm-kit-inception", "features"): "metrics", ("gebm-kit-hf", "dataset"): "data", ("gebm-kit-hf", "base"): "generator"}
+"""Where what a plugin package of this project brings, of each kind, is described."""
 
 
 def page() -> str:
@@ -43,7 +44,7 @@ def page() -> str:
         for package, brought in FIRST_PARTY.items():
             names = [f"`{name}`" for of_kind, name in brought if of_kind == kind]
             if names:
-                where = PAGES[package]
+                where = PAGES[package, kind]
                 parts.append(f"The plugin package `{package}` adds {', '.join(names)}; see [{where}]({where}.md).\n")
     return "\n".join(parts)
 

@@ -160,7 +160,7 @@ FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
         ("base", "gaussianization"),
         ("energy", "flow"),
     ),
-    "gebm-kit-hf": (("dataset", "hf"),),
+    "gebm-kit-hf": (("dataset", "hf"), ("base", "diffusers-vae")),
     "gebm-kit-inception": (("features", "inception"),),
 }
 """Plugin packages of this project and what they bring, (kind, name), so that a recipe can say what to install."""

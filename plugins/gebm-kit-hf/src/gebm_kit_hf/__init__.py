@@ -11,9 +11,12 @@ _MODULE = "gebm_kit_hf"
 
 @gebm_kit.hookimpl
 def gebm_components() -> list[gebm_kit.Component]:
-    """A dataset."""
+    """A dataset and a base."""
     return [
         gebm_kit.Component(
             "dataset", "hf", f"{_MODULE}.dataset:HuggingFace", "Images of the Hugging Face datasets library"
+        ),
+        gebm_kit.Component(
+            "base", "diffusers-vae", f"{_MODULE}.vae:DiffusersVae", "Decoder of a variational autoencoder of diffusers"
         ),
     ]

@@ -1,0 +1,220 @@
+"""The decoder of a variational autoencoder of diffusers as a base: what latent diffusion models decode with.
+
+References:
+    Auto-Encoding Variational Bayes. D. P. Kingma, M. Welling, ICLR 2014. https://arxiv.org/abs/1312.6114
+    High-Resolution Image Synthesis with Latent Diffusion Models. R. Rombach et al., CVPR 2022.
+    https://arxiv.org/abs/2112.10752 (the autoencoder, and the scale of its latents)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from torch import Tensor
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import CheckpointError, DataError, PluginError, UsageError
+from gebm_kit.core.interfaces import Base
+
+CONFIG = "config.json"
+KEPT = "base"
+"""Folder of a run directory that holds the copy of the configuration."""
+
+CLASS = "AutoencoderKL"
+
+
+class DiffusersVae(Base):
+    """``x = decode(z / scale + shift)``, z standard normal, of an AutoencoderKL in diffusers' format.
+
+    The format is a folder with ``config.json`` and weights in safetensors, here or in a repository of the Hugging Face hub;
+    ``subfolder`` is ``vae`` in that of a whole pipeline. Pickled weights are not read, and no code of a model's own is run.
+    Images (C, H, W) have sides that are multiples of the autoencoder's factor f (8 in Stable Diffusion's); codes are the
+    latents (channels, H/f, W/f) laid out in a row. ``encode`` is the mean of the encoder's posterior.
+
+    Latents of data are no standard normal, so such a decoder's own draws are poor: the energy has their joint law to learn.
+    Weights are in the run's checkpoints, the configuration in its folder ``base``: a run needs neither hub nor folder.
+
+    Args:
+        path: a folder, relative to the directory that the command is started in.
+        hub: name of a repository instead, such as stabilityai/sd-vae-ft-mse; the library keeps what it downloads.
+        subfolder: of either.
+        revision: of the repository: a branch, a tag or a commit.
+        scale: latents are divided by it; null: the configuration's ``scaling_factor``, which gives those of data variance 1.
+        data_shape: (channels, height, width).
+        value_range: of the data; the decoder's [-1, 1] is mapped to it.
+
+    Raises:
+        DataError: no such folder or repository, no weights in safetensors, or data of another shape.
+        UsageError: neither or both of path and hub; another kind of model.
+        PluginError: diffusers is not installed.
+        CheckpointError: asked for draws of a run whose weights have not been loaded.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        hub: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        scale: Annotated[float | None, Range(0, None, low_open=True)] = None,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+        value_range: Annotated[tuple[float, float] | None, Injected] = None,
+        directory: Annotated[Path, Injected] = Path(),
+        run_directory: Annotated[Path | None, Injected] = None,
+    ) -> None:
+        super().__init__()
+        if scale is not None:
+            check_arguments(self, scale=scale)
+        if (path is None) == (hub is None):
+            raise UsageError("the base diffusers-vae needs a path or the name of a repository (hub), one of the two")
+        if revision is not None and hub is None:
+            raise UsageError("base.revision belongs to base.hub")
+        library = _diffusers()
+        folder = None if path is None else directory / Path(path).expanduser() / (subfolder or "")
+        kept = None if run_directory is None else run_directory / KEPT / CONFIG
+        if kept is not None and kept.is_file():
+            # of a run, whose checkpoint has the weights; those of the folder serve where there is no checkpoint yet
+            self.source_file = kept
+            autoencoder = _from_config(library, kept)
+            self._given = folder is not None and folder.is_dir()
+            if self._given:
+                assert folder is not None
+                autoencoder = _from_folder(library, folder)
+        elif folder is not None:
+            self.source_file, self._given = folder / CONFIG, True
+            autoencoder = _from_folder(library, folder)
+        else:
+            assert hub is not None
+            self.source_file, self._given = _from_hub(library, hub, subfolder, revision), True
+            autoencoder = _from_folder(library, self.source_file.parent)
+        self.source_sha256 = hashlib.sha256(self.source_file.read_bytes()).hexdigest()
+        self.autoencoder: Any = autoencoder
+        config = autoencoder.config
+        self.data_shape = tuple(data_shape)
+        self._latent_shape = _latent_shape(config, self.data_shape)
+        self.latent_dim = math.prod(self._latent_shape)
+        self._scale, self._shift = scale or float(config.scaling_factor), float(config.shift_factor or 0.0)
+        low, high = value_range or (-1.0, 1.0)
+        self._centre, self._half = (high + low) / 2, (high - low) / 2
+
+    def forward(self, z: Tensor) -> Tensor:
+        """G(z): (B, Z) -> (B, C, H, W)."""
+        if not self._given:
+            raise CheckpointError(
+                "the base diffusers-vae has no weights: its folder is gone, and no checkpoint was read"
+            )
+        latents = z.reshape(-1, *self._latent_shape) / self._scale + self._shift
+        x: Tensor = self.autoencoder.decode(latents).sample
+        return self._centre + self._half * x
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean of q(z|x): (B, C, H, W) -> (B, Z)."""
+        mean: Tensor = self.autoencoder.encode((x - self._centre) / self._half).latent_dist.mean
+        return ((mean - self._shift) * self._scale).flatten(1)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        self._given = self._given or any(name.startswith(f"{prefix}autoencoder.") for name in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _diffusers() -> Any:
+    try:
+        with _quiet():
+            import diffusers
+    except ImportError as error:
+        raise PluginError(
+            f"the base diffusers-vae needs the package diffusers: {error}",
+            hint="Install it with `pip install 'gebm-kit-hf[diffusers]'`.",
+        ) from error
+    return diffusers
+
+
+def _from_folder(library: Any, folder: Path) -> Any:
+    if not (folder / CONFIG).is_file():
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        problem = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
+        hint = f"Set base.subfolder to one of {', '.join(inside)}." if inside else "Set base.path, or base.hub."
+        raise DataError(f"the folder {folder} {problem}", hint=hint)
+    _check_class(folder / CONFIG)
+    try:
+        with _quiet():
+            found = getattr(library, CLASS).from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
+    except Exception as error:  # of many types
+        pickled = list(folder.glob("*.bin"))
+        text = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{folder} can't be read: {text}",
+            hint=f"{pickled[0].name} is a pickle, which is never read: save the model as safetensors."
+            if pickled
+            else "",
+        ) from error
+    return found.eval()
+
+
+def _from_config(library: Any, file: Path) -> Any:
+    """The same network, its weights to come from a checkpoint."""
+    _check_class(file)
+    kind = getattr(library, CLASS)
+    with _quiet():
+        return kind.from_config(json.loads(file.read_text(encoding="utf-8"))).eval()
+
+
+def _from_hub(library: Any, hub: str, subfolder: str | None, revision: str | None) -> Path:
+    """The configuration's place in the library's cache, with the weights beside it."""
+    import huggingface_hub
+
+    inside = f"{subfolder}/" if subfolder else ""
+    try:
+        with _quiet():
+            place = huggingface_hub.snapshot_download(
+                hub, revision=revision, allow_patterns=[f"{inside}{CONFIG}", f"{inside}*.safetensors"]
+            )
+    except Exception as error:  # of many types
+        text = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{hub!r} can't be had from the Hugging Face hub: {text}",
+            hint="Check the name and the network (HF_ENDPOINT, HF_HUB_OFFLINE), or set base.path to a copy of it.",
+        ) from error
+    return Path(place) / (subfolder or "") / CONFIG
+
+
+def _check_class(file: Path) -> None:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        name = config.get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{file} is no configuration: {error}") from error
+    if name != CLASS:
+        raise UsageError(f"{file} is of a {name}, and the base diffusers-vae reads {CLASS}s")
+
+
+def _latent_shape(config: Any, data_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, height, width) of a code."""
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    channels = int(config.out_channels)
+    if len(data_shape) != 3 or data_shape[0] != channels or any(side % factor for side in data_shape[1:]):
+        raise DataError(
+            f"this autoencoder makes images of {channels} channels with sides that are multiples of {factor}, "
+            f"the data have shape {list(data_shape)}",
+            hint="Set data.size (image folders), or take another autoencoder.",
+        )
+    return int(config.latent_channels), data_shape[1] // factor, data_shape[2] // factor
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes that the library logs while it loads."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
