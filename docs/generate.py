@@ -30,7 +30,11 @@ WHERE = {
 
 
 PAGES = {("gebm-kit-flows", "base"): "flows", ("gebm-kit-flows", "energy"): "flows"}
-PAGES |= {("gebm-kit-inception", "features"): "metrics", ("gebm-kit-hf", "dataset"): "data", ("gebm-kit-hf", "base"): "generator"}
+PAGES |= {
+    ("gebm-kit-inception", "features"): "metrics",
+    ("gebm-kit-hf", "dataset"): "data",
+    ("gebm-kit-hf", "base"): "generator",
+}
 """Where what a plugin package of this project brings, of each kind, is described."""
 
 
