@@ -360,6 +360,7 @@ class Metric(ABC):
         ratio: whether GEBM over base is meaningful (a distance that is zero at the truth).
         of_model: True when the metric is a property of the model and not of draws (kale): called once.
         lower_is_better: direction, for tables and for choosing the best checkpoint; None when there is none.
+        least_rows: fewest draws, and rows of data to score them against, that a value can be computed from.
         against_train: True when draws are to be scored against training data too: what a model that memorises gains there
             it does not gain on held-out data.
     """
@@ -368,6 +369,7 @@ class Metric(ABC):
     of_model: ClassVar[bool] = False
     lower_is_better: ClassVar[bool | None] = True
     against_train: ClassVar[bool] = False
+    least_rows: int = 1
 
     @abstractmethod
     def __call__(self, context: EvalContext) -> dict[str, float]:

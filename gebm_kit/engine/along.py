@@ -40,7 +40,7 @@ from gebm_kit.engine.held_out import MAX_ROWS, every_row, floor_sets
 from gebm_kit.engine.intervals import mean_interval
 from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.request import check_sampling, component_name, resolve_sampler, settings_of
-from gebm_kit.engine.score_table import Scorer
+from gebm_kit.engine.score_table import Scorer, check_rows
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -167,6 +167,8 @@ def record(
     schedule = Schedule.of(sampler, settings, at_steps)
     data = every_row(dataset.split(reference), f"{reference} data", num_reference)
     held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+    floor = floor_sets(held_out, settings.num_samples, num_sets)
+    check_rows({name: scored}, {"draws": settings.num_samples, "held-out rows": len(floor[0])})
     with placed(model, device) as (where, dtype):
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
@@ -179,7 +181,6 @@ def record(
         except torch.cuda.OutOfMemoryError as error:
             text = f"{where} is out of memory with {settings.num_samples} chains"
             raise RunFailed(text, hint="Set block_size, or trace fewer chains: num_samples.") from error
-        floor = floor_sets(held_out, settings.num_samples, num_sets)
         floor_values = [tracer.score(x, index) for index, x in enumerate(floor)]
     protocol = {
         **tracer.protocol,

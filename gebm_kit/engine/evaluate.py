@@ -35,7 +35,7 @@ from gebm_kit.engine.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.partition import Method
 from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.sample import resolve_sampler, settings_of
-from gebm_kit.engine.score_table import Scorer, score_table
+from gebm_kit.engine.score_table import Scorer, check_rows, score_table
 from gebm_kit.engine.scores import Scores
 
 if TYPE_CHECKING:
@@ -236,12 +236,13 @@ def score(
     if against_train and not isinstance(dataset, HeldOut) and any(m.against_train for m in metrics.values()):
         train_data = every_row(dataset.split("train"), "train data", num_reference)
     held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+    floor = floor_sets(held_out, num_samples, num_sets)
+    check_rows(metrics, {"draws": num_samples, "reference rows": len(data), "held-out rows": len(floor[0])})
     with placed(model, device) as (where, _):
         base = base_sets(model, settings, num_samples, num_sets, where)
         gebm = gebm_sets(model, sampler, settings, num_samples, num_sets, where, on_progress, ranks)
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
-        floor = floor_sets(held_out, num_samples, num_sets)
         columns = {
             column: [samples.to(place) for samples in sets]
             for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))

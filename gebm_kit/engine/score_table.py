@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.seeds import stream
@@ -62,6 +63,21 @@ class Scorer:
             found[AGAINST_TRAIN] = {"reference_part": "train", "reference": len(self.train)} | other
         found["lower_is_better"] = metric.lower_is_better
         return found
+
+
+def check_rows(metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> None:
+    """Refuse metrics that can't be computed from so few rows; ``counts``: how many there are, by what they are.
+
+    Raises:
+        UsageError: they are fewer than a metric needs.
+    """
+    for name, metric in metrics.items():
+        for what, count in counts.items():
+            if count < metric.least_rows and not metric.of_model:
+                raise UsageError(
+                    f"metric {name} needs at least {metric.least_rows} {what}, and there are {count}",
+                    hint="Draw more, hold more data out, or give the metric other parameters: fewer splits or neighbours.",
+                )
 
 
 def score_table(

@@ -45,7 +45,7 @@ class InceptionScore(Metric):
         seed: Annotated[int, Range(0, 2**32 - 1)] = 2020,
     ) -> None:
         check_arguments(self, splits=splits, seed=seed)
-        self.features, self.splits, self.seed = features, splits, seed
+        self.features, self.splits, self.seed, self.least_rows = features, splits, seed, splits
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         if len(context.samples) < self.splits:

@@ -49,11 +49,11 @@ class Prdc(Metric):
 
     def __init__(self, features: str = "auto", nearest_k: Annotated[int, Range(1, None)] = 5) -> None:
         check_arguments(self, nearest_k=nearest_k)
-        self.features, self.nearest_k = features, nearest_k
+        self.features, self.nearest_k, self.least_rows = features, nearest_k, nearest_k + 1
         self._reference = OfReference(self._balls)
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
-        check_rows(context, self.nearest_k + 1, "prdc")
+        check_rows(context, self.least_rows, "prdc")
         space = feature_space(self.features, context)
         reference = self._reference(space, context)
         found = prdc(reference, space.of(context.samples, "the draws"), self.nearest_k)

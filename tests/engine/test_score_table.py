@@ -13,7 +13,7 @@ from gebm_kit.cli.results import protocol_words, show_evaluation
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.interfaces import Metric, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.energies.mlp import MlpEnergy
@@ -23,6 +23,8 @@ from gebm_kit.engine.evaluate import Evaluation, build_metrics, score, score_rec
 from gebm_kit.engine.features import FeatureSettings
 from gebm_kit.engine.held_out import HeldOut
 from gebm_kit.metrics.frechet import Fid
+from gebm_kit.metrics.inception_score import InceptionScore
+from gebm_kit.metrics.prdc import Prdc
 from gebm_kit.samplers.hmc import Hmc
 
 NAMES = ["fid", "kid", "prdc", "inception-score", "mmd"]
@@ -96,6 +98,17 @@ def test_it_can_be_left_out(result: Evaluation) -> None:
     found = scored(HeldOut(rows), [Fid("pixels")])
     assert set(found.metrics["gebm"]) == {"fid"}  # of rows that are given, none were trained on
     assert "train" not in found.protocol["fid"]
+
+
+@pytest.mark.parametrize("metric", [Prdc("pixels", nearest_k=60), InceptionScore(splits=61)])
+def test_too_few_rows_are_refused_before_anything_is_drawn(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gebm_kit.engine.evaluate.base_sets", lambda *arguments: pytest.fail("drawn"))
+    with pytest.raises(UsageError, match="needs at least 61 draws, and there are 60"):
+        scored(names=[metric])
+    few = HeldOut(torch.randn(120, 3, generator=torch.Generator().manual_seed(1)))
+    few._valid = few._valid.__class__(torch.zeros(50, 3))
+    with pytest.raises(UsageError, match="metric prdc needs at least 56 held-out rows, and there are 50"):
+        scored(few, [Prdc("pixels", nearest_k=55)])
 
 
 def test_looks_during_training_leave_it_out() -> None:
