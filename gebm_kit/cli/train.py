@@ -110,8 +110,8 @@ def show_plan(planned: dict[str, Any]) -> None:
     parameters, data = planned["parameters"], planned["data"]
     ui.text(f"recipe      {planned['recipe']}")
     ui.text(f"device      {planned['device']}")
-    prepared = ", prepared" if data["prepared"] else ""
-    ui.text(f"data        {data['train']:,} training points of shape {tuple(data['shape'])}{prepared}")
+    state = ", prepared" if data["prepared"] else ", random ones in their place" if data["stand_in"] else ""
+    ui.text(f"data        {data['train']:,} training points of shape {tuple(data['shape'])}{state}")
     ui.text(f"parameters  {parameters['base']:,} base, {parameters['energy']:,} energy")
     ui.text(f"memory      {planned['memory_bytes'] / 2**20:,.1f} MiB before activations")
     ui.text(f"speed       {planned['steps_per_second']:.3g} steps/s")

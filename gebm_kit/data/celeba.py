@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts
@@ -20,6 +22,9 @@ ATTRIBUTES = "list_attr_celeba.txt"
 IMAGES = "img_align_celeba"
 NUMBERED: tuple[SplitName, ...] = ("train", "valid", "test")
 """Parts by their number in the partition file."""
+
+PUBLISHED = 162_770
+"""Images in the training part."""
 
 WIDTH = 178
 """Of an aligned image, whose height is 218."""
@@ -94,6 +99,11 @@ class Celeba(Dataset):
             self._sources.append(Source(table))
         self._corrupt = CorruptFiles(max_corrupt)
         self._splits = image_parts(folder, parts, self.data_shape, Fit(size, crop), cache_mb, self._corrupt, groups)
+
+    @classmethod
+    def expected(cls, parameters: Mapping[str, Any]) -> Expected:
+        """See `gebm_kit.core.expected`."""
+        return Expected((3, parameters["size"], parameters["size"]), PUBLISHED, 2 if parameters["attribute"] else None)
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tarfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
@@ -26,6 +28,9 @@ RECORD = 1 + 3 * 32 * 32
 """Bytes of a record: the class, then the red, green and blue planes row by row."""
 
 CLASSES = 10
+PUBLISHED = 50_000
+"""Images in the five training files."""
+
 HOW_TO_GET = (
     "Download cifar-10-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html and give it, or "
     "the folder it unpacks to, as data.path."
@@ -79,6 +84,11 @@ class Cifar10(TensorDataset):
         parts: dict[SplitName, Tensor] = {"train": images[train], "valid": images[valid], "test": test_images}
         of: dict[SplitName, Tensor] = {"train": labels[train], "valid": labels[valid], "test": test_labels}
         self._fill(parts, value_range=(-1.0, 1.0), labels=of, num_classes=CLASSES)
+
+    @classmethod
+    def expected(cls, parameters: Mapping[str, Any]) -> Expected:
+        """See `gebm_kit.core.expected`."""
+        return Expected(SHAPE, PUBLISHED - round(PUBLISHED * parameters["valid_fraction"]), CLASSES)
 
     def sources(self) -> list[Source]:
         return self._sources

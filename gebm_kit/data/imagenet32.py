@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
@@ -21,6 +23,9 @@ from gebm_kit.data.tensors import TensorDataset
 
 TRAIN, TEST = "train_data_batch_*.npz", "val_data.npz"
 CLASSES = 1000
+PUBLISHED = 1_281_167
+"""Images in the ten training batches."""
+
 HOW_TO_GET = (
     "From https://image-net.org/download-images.php download the training and validation data of the downsampled ImageNet "
     f"(32x32, npz format), unpack both, and give the folder that holds {TRAIN} and {TEST} as data.path."
@@ -94,6 +99,11 @@ class Imagenet32(TensorDataset):
         parts["test"], labels["test"] = _load(folder / TEST, columns)
         shaped = {part: rows.unflatten(1, (3, side, side)) for part, rows in parts.items()}
         self._fill(shaped, value_range=(-1.0, 1.0), labels=labels, num_classes=CLASSES)
+
+    @classmethod
+    def expected(cls, parameters: Mapping[str, Any]) -> Expected:
+        """See `gebm_kit.core.expected`."""
+        return Expected((3, 32, 32), PUBLISHED - round(PUBLISHED * parameters["valid_fraction"]), CLASSES)
 
     def sources(self) -> list[Source]:
         return self._sources

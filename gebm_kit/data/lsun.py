@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts, list_images, shuffled
@@ -14,6 +16,9 @@ from gebm_kit.data.tensors import check_fractions, part_sizes
 
 SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 ENDINGS = ("", "_lmdb")
+PUBLISHED = {"bedroom": 3_033_042, "church_outdoor": 126_227}
+"""Images in training parts, as the authors count them."""
+
 HOW_TO_GET = (
     "With https://github.com/fyu/lsun download a category, then export its database: "
     "`python3 data.py export CATEGORY_train_lmdb --out_dir PATH/CATEGORY_train`, and give PATH as data.path."
@@ -80,6 +85,15 @@ class Lsun(Dataset):
         self._corrupt = CorruptFiles(max_corrupt)
         self._sources = [Source(folder, SUFFIXES)]
         self._splits = image_parts(folder, parts, self.data_shape, Fit(size), cache_mb, self._corrupt)
+
+    @classmethod
+    def expected(cls, parameters: Mapping[str, Any]) -> Expected | None:
+        """See `gebm_kit.core.expected`."""
+        num = PUBLISHED.get(parameters["category"])
+        if num is None:
+            return None
+        num_valid, num_test = part_sizes(num, parameters["valid_fraction"], parameters["test_fraction"])
+        return Expected((3, parameters["size"], parameters["size"]), num - num_valid - num_test)
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.interfaces import named_scalars
+from gebm_kit.core.errors import DataError
+from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.engine import parallel
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.distributed import joined, local_device
 from gebm_kit.engine.evaluate import check_metrics
 from gebm_kit.engine.loggers import check_loggers
 from gebm_kit.engine.prepared import PreparedDataset, open_dataset
+from gebm_kit.engine.progress import warn
+from gebm_kit.engine.stand_in import StandIn, stand_in
 from gebm_kit.engine.trainer import Trainer
 
 SLOW = 5.0
@@ -36,7 +39,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
 
 def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
     check_loggers(recipe)
-    dataset = open_dataset(recipe)
+    dataset = _dataset(recipe)
     check_metrics(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.train.seed)
@@ -65,8 +68,20 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
             "shape": list(dataset.data_shape),
             "train": len(dataset.split("train")),
             "prepared": str(dataset.folder) if isinstance(dataset, PreparedDataset) else None,
+            "stand_in": isinstance(dataset, StandIn),
         },
     }
+
+
+def _dataset(recipe: Recipe) -> Dataset:
+    try:
+        return open_dataset(recipe)
+    except DataError as error:
+        found = stand_in(recipe)
+        if found is None:
+            raise
+        warn(f"{error.message}; for the dry run random images of the published shape and number stand in")
+        return found
 
 
 def _rate(trainer: Trainer, step: int, cycles: int) -> float:

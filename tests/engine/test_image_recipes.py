@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 import gebm_kit as gk
+from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe, shipped_recipes
-from gebm_kit.core.errors import Interrupted
+from gebm_kit.core.errors import DataError, Interrupted
+from gebm_kit.core.expected import IsPublished
+from gebm_kit.core.plugins import installed
+from gebm_kit.data.lsun import Lsun
+from gebm_kit.engine.feed import RESIDENT_BYTES
 from gebm_kit.engine.plan import plan
-from gebm_kit.engine.progress import Progress
+from gebm_kit.engine.prepare import prepare
+from gebm_kit.engine.prepared import PreparedDataset
+from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 
@@ -68,7 +75,12 @@ def test_every_one_is_shipped() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_trains_resumes_samples_and_evaluates(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_it_trains_resumes_samples_and_evaluates(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it from the files, half from what is prepared of them."""
+    monkeypatch.setenv("GEBM_KIT_DATA_CACHE", str(tmp_path / "cache"))
+
     def stop(progress: Progress) -> None:
         if progress.stage == "train" and progress.step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -76,8 +88,10 @@ def test_it_trains_resumes_samples_and_evaluates(name: str, folders: dict[str, P
     words = [*TINY, *words_of(name, folders)]
     with pytest.raises(Interrupted):
         train(name, words, out=tmp_path / "run", on_progress=stop)
+    prepare(load_recipe(name, words))
     run = train(name, words, out=tmp_path / "run", resume=True)
     assert run.step == 20
+    assert isinstance(run.dataset, PreparedDataset)
     assert run.evaluation is not None
     for which in ("data", "base", "gebm"):
         assert run.evaluation["metrics"][which]["frechet"]["value"] >= 0
@@ -114,6 +128,48 @@ def test_a_dry_run_shows_the_published_size(name: str, base: int, energy: int, f
     # parameters, gradients and Adam's two moments in single precision, and the images as bytes
     assert costs["memory_bytes"] >= 16 * (base + energy)
     assert costs["steps_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "num"),
+    [
+        ("cifar10_resnet", [3, 32, 32], 45_000),
+        ("imagenet32_resnet", [3, 32, 32], 1_268_355),
+        ("lsun_bedroom", [3, 32, 32], 2_972_382),
+        ("celeba", [3, 64, 64], 162_770),
+        ("celeba32", [3, 32, 32], 162_770),
+    ],
+)
+def test_a_dry_run_needs_no_data(name: str, shape: list[int], num: int, tmp_path: Path) -> None:
+    words = [f"data.path={tmp_path / 'nowhere'}", "base.width=4", "energy.width=4", "train.batch_size=2"]
+    with pytest.warns(GebmKitWarning, match="does not exist; for the dry run random images"):
+        costs = plan(load_recipe(name, [*words, "train.energy_steps=1"]), cycles=1)
+    assert costs["data"] == {"shape": shape, "train": num, "prepared": None, "stand_in": True}
+    assert costs["steps_per_second"] > 0
+    size = num * shape[0] * shape[1] * shape[2]
+    held = costs["memory_bytes"] - 16 * sum(costs["parameters"].values())
+    assert (held > size) == (size <= RESIDENT_BYTES)  # what training would hold on the device
+
+
+def test_what_is_there_and_damaged_is_an_error_of_a_dry_run_too(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no"):
+        plan(load_recipe("celeba", [f"data.path={tmp_path / 'empty'}"]))
+    with pytest.raises(DataError, match="holds no folder tower_train|does not exist"):
+        plan(load_recipe("lsun_bedroom", [f"data.path={tmp_path / 'nowhere'}", "data.category=tower"]))
+
+
+def test_expected_numbers_follow_from_the_parameters(folders: dict[str, Path]) -> None:
+    """Of the small files the same shares as of the published ones."""
+    assert Lsun.expected({"category": "tower", "size": 8, "valid_fraction": 0.1, "test_fraction": 0.1}) is None
+    for name in ("cifar10_sngan", "imagenet32_resnet", "lsun_bedroom", "celeba"):
+        recipe = load_recipe(name, words_of(name, folders))
+        target = installed().registry.get("dataset", recipe.data.name).load()
+        assert isinstance(target, IsPublished)
+        found = target.expected(recipe.data.parameters)
+        assert found is not None
+        dataset = build_dataset(recipe)
+        assert (found.shape, found.num_classes) == (dataset.data_shape, getattr(dataset, "num_classes", None))
 
 
 def test_a_slow_cycle_is_measured_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
