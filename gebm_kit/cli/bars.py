@@ -52,5 +52,6 @@ class Bars:
         pace.update(report)
         detail = "  ".join(part for part in [*pace.scalars(SHOWN), pace.speed(), pace.left()] if part)
         within = report.stage != next(iter(self._tasks))  # sampling for an evaluation in the middle of training
-        visible = not (within and report.step >= report.total)
-        self._progress.update(task, completed=report.step, total=report.total, detail=detail, visible=visible)
+        visible = not (within and 0 <= report.total <= report.step)
+        total = report.total if report.total >= 0 else report.step + 1  # where it is not known
+        self._progress.update(task, completed=report.step, total=total, detail=detail, visible=visible)

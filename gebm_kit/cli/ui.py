@@ -24,6 +24,9 @@ SCHEMA = 1
 LINES_PER_STAGE = 20
 """Where stderr is no terminal, a stage of progress prints about that many lines."""
 
+SECONDS_PER_LINE = 10
+"""The same where it is not known how long the stage is."""
+
 SHOWN_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
 """Scalars of a progress report that are shown, in this order; a run's metrics.jsonl has them all."""
 
@@ -104,22 +107,25 @@ class PlainProgress:
         pace = self._stages.get(report.stage)
         if pace is None or report.step < pace.step:
             pace = self._stages[report.stage] = Pace(report)
-            self._printed[report.stage] = report.step // self._every(report.total)
+            self._printed[report.stage] = self._mark(report, pace)
         pace.update(report)
-        mark = report.step // self._every(report.total)
-        if mark > self._printed[report.stage] or (report.step >= report.total and pace.last_line < report.step):
+        mark, done = self._mark(report, pace), 0 <= report.total <= report.step
+        if mark > self._printed[report.stage] or (done and pace.last_line < report.step):
             self._printed[report.stage] = mark
             pace.last_line = report.step
             parts = [
-                f"{report.stage} {report.step}/{report.total}",
+                f"{report.stage} {report.step}" + (f"/{report.total}" if report.total >= 0 else ""),
                 *pace.scalars(SHOWN_SCALARS),
                 pace.speed(),
                 pace.left(),
             ]
             self._say("  ".join(part for part in parts if part))
 
-    def _every(self, total: int) -> int:
-        return max(1, math.ceil(total / LINES_PER_STAGE))
+    def _mark(self, report: Progress, pace: Pace) -> int:
+        """A number that grows by one where a line is due."""
+        if report.total < 0:
+            return int(pace.seconds // SECONDS_PER_LINE)
+        return report.step // max(1, math.ceil(report.total / LINES_PER_STAGE))
 
 
 class Pace:
@@ -144,18 +150,25 @@ class Pace:
         return [f"{'loss' if name == 'energy_loss' else name} {self._scalars[name]:.4g}" for name in known]
 
     @property
+    def seconds(self) -> float:
+        """Since the first report."""
+        return time.monotonic() - self.started
+
+    @property
     def rate(self) -> float:
         """Steps a second since the first report; 0 before the second one."""
-        seconds = time.monotonic() - self.started
+        seconds = self.seconds
         return (self.step - self.first_step) / seconds if seconds > 0 else 0.0
 
     def speed(self) -> str:
         return f"{self.rate:.3g} steps/s" if self.rate > 0 else ""
 
     def left(self) -> str:
-        """Time left, or when there is none, the time it took."""
+        """Time left, or when there is none, the time it took; "" where that is not known."""
+        if self.total < 0:
+            return ""
         if self.step >= self.total:
-            return f"in {duration(time.monotonic() - self.started)}"
+            return f"in {duration(self.seconds)}"
         return f"{duration((self.total - self.step) / self.rate)} left" if self.rate > 0 else ""
 
 

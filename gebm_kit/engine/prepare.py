@@ -155,7 +155,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
             for piece in made:
                 parts[piece.part].add(piece)
                 done += len(piece.rows)
-            on_progress(Progress("prepare", done, total if total is not None else done + 1))
+            on_progress(Progress("prepare", done, -1 if total is None else total))
         files = {name: facts for part in PARTS for name, facts in parts[part].close().items()}
     on_progress(Progress("prepare", done, done))
     index: dict[str, Any] = {

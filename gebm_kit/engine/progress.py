@@ -31,7 +31,7 @@ class Progress:
 
     Attributes:
         stage: what is going on: ``train``, ``warmup``, ``sample``, ``evaluate``.
-        step, total: how far, in steps of that stage.
+        step, total: how far, in steps of that stage; a total of -1 is not known.
         scalars: current values worth showing, by name (loss, kale, acceptance).
     """
 

@@ -33,6 +33,7 @@ COMMANDS = [
     ["recipes", "check"],
     ["plugins", "list"],
     ["plugins", "info"],
+    ["data", "prepare"],
 ]
 
 
@@ -249,3 +250,18 @@ def test_progress_shows_no_scalar_of_an_earlier_phase() -> None:
         watch(Progress("train", step, 3, scalars))
     assert ["base_loss" in line for line in lines] == [True, False, False][-len(lines) :]
     assert "loss 3" in lines[-1]
+
+
+def test_progress_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line every ten seconds without an end, and the last one when the end is known."""
+    now = [0.0]
+    monkeypatch.setattr("gebm_kit.cli.ui.time.monotonic", lambda: now[0])
+    lines: list[str] = []
+    watch = PlainProgress(lines.append)
+    for step in range(30):
+        watch(Progress("prepare", 64 * step, -1))
+        now[0] += 1
+    watch(Progress("prepare", 2000, 2000))
+    assert [line.split("  ")[0] for line in lines] == ["prepare 640", "prepare 1280", "prepare 2000/2000"]
+    assert lines[0].split("  ")[1:] == ["64 steps/s"]
+    assert lines[-1].endswith("in 30 s")
