@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from gebm_kit.config.load import load_recipe
+from gebm_kit.core.errors import Interrupted
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.refine import RECIPE, recipe_words, refine, refined
@@ -31,7 +32,7 @@ from gebm_kit.engine.train import train
 SETTINGS = [
     "energy={name: conv, width: 16, activation: leaky-relu}",
     "train.final.batch_size=64",
-    "sample={num_samples: 600, num_chains: 300, warmup: 20, steps: 6, thin: 3}",
+    "sample={num_samples: 600, num_chains: 100, warmup: 20, steps: 12, thin: 2}",
     "eval={metrics: [frechet], num_samples: 600, num_sets: 4, log_partition: importance-sampling}",
 ]
 
@@ -60,8 +61,12 @@ def study(data: str, generator: Path, out: Path, steps: int, latent: str, seed: 
     words = [*recipe_words(str(generator), data, latent), *SETTINGS, f"train.seed={seed}"]
     words += [f"train.steps={FIRST}", f"train.final.steps={steps - FIRST}"]
     clock, record = Clock(), out / f"{generator.stem}.json"
-    run = train(load_recipe(RECIPE, words), out=out / generator.stem, resume=True, on_progress=clock)
     known = json.loads(record.read_text()) if record.exists() else {"seconds": 0.0}
+    try:
+        run = train(load_recipe(RECIPE, words), out=out / generator.stem, resume=True, on_progress=clock)
+    except Interrupted:
+        record.write_text(json.dumps({"seconds": known["seconds"] + clock.seconds}))
+        raise
     found = refined(run) or refine(run, on_progress=clock)
     after = hashlib.sha256(generator.read_bytes()).hexdigest()
     inside = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (run.path / "base").glob("*.pt")}
