@@ -64,7 +64,13 @@ JOINT = {"redwine": SMOOTH, "phoneme": SHARP, "magic": SHARP, "penbased": SMOOTH
 """Joint training from fresh weights; on seed 7 SHARP was better for two sets, and collapsed or fell apart on the others."""
 
 
+FEW_ROWS = {"redwine": "train.penalty={name: r1, weight: 1.0, every: 4}"}
+"""Sets that keep the penalty of the recipe ``redwine``. With 0.03, which seed 7 favours on the larger ones, the energy
+learns 1,295 rows by heart, and has holes that the importance weights of a look do not show."""
+
+
 def overrides(data: str, flow: str, method: str, seed: int) -> list[str]:
     """The words on top of the recipe ``redwine``, but for the data's."""
-    more = JOINT[data] if method == "joint" else ()
+    few = [FEW_ROWS[data]] if data in FEW_ROWS else []
+    more = JOINT[data] if method == "joint" else few
     return [FLOWS[flow], *COMMON, *OF_THE_METHOD[method], *more, f"train.seed={seed}"]

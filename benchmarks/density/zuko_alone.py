@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 import zuko
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 BATCH, RATE, DECAY, AVERAGE, EVERY = 256, 1e-3, 1e-2, 0.99, 50
 
@@ -52,13 +52,20 @@ def make_flow(name: str, dim: int) -> Any:
     return zuko.flows.MAF(dim, transforms=5, hidden_features=[64, 64], activation=nn.Tanh)
 
 
+@torch.no_grad()
+def moving_average(averages: Any, now: Any, num: Tensor) -> None:
+    """With the kit's warm-up of the decay, which decides how early a brief training is best."""
+    n = float(num)
+    torch._foreach_lerp_(averages, now, 1.0 - min(AVERAGE, (1.0 + n) / (10.0 + n)))
+
+
 def train_alone(name: str, parts: Parts, steps: int, seed: int) -> Result:
     """Maximum likelihood without the kit."""
     torch.manual_seed(seed)
     flow = make_flow(name, parts.train.shape[1])
     optimizer = torch.optim.AdamW(flow.parameters(), RATE, betas=(0.9, 0.999), weight_decay=DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    average = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+    average = AveragedModel(flow, multi_avg_fn=moving_average)
     order, best, seconds = torch.empty(0, dtype=torch.int64), (float("inf"), 0), 0.0
     weights = copy.deepcopy(flow.state_dict())
     for step in range(1, steps + 1):

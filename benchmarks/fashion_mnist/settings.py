@@ -1,0 +1,54 @@
+"""The three models. They have the generator and, where there is one, the critic in common. Chosen on seed 7 alone."""
+
+from __future__ import annotations
+
+LATENT, WIDTH = 64, 16
+
+BASE = f"base={{name: dcgan, latent_dim: {LATENT}, width: {WIDTH}}}"
+ENERGY = f"energy={{name: conv, width: {WIDTH}, activation: leaky-relu}}"
+
+COMMON = (
+    "train.batch_size=64",
+    "train.start_steps=0",
+    "train.checkpoint_every=100000",
+    "train.final.steps=0",
+    "eval={metrics: [frechet], num_samples: 500, num_sets: 2}",
+    "sample={num_samples: 100, num_chains: 100, warmup: 2, steps: 2, thin: 1}",
+)
+
+MODELS = {
+    "gebm": (
+        BASE,
+        ENERGY,
+        "loss=kale",
+        "train.energy_steps=1",
+        "train.penalty={name: r1, weight: 1.0, every: 4}",
+        "train.final={batch_size: 128, penalty: {name: r1, weight: 0.1, every: 4}}",
+        "train.final.optimizer={lr: 2.0e-4, beta1: 0.9, beta2: 0.99, schedule: linear}",
+    ),
+    "gan": (
+        BASE,
+        ENERGY,
+        "loss=logistic",
+        "train.energy_steps=1",
+        "train.penalty={name: r1, weight: 1.0, every: 4}",
+    ),
+    "vae": (
+        f"base={{name: vae, latent_dim: {LATENT}, network: conv, width: {WIDTH}, kl_warmup: 500}}",
+        ENERGY,
+        "loss=elbo",
+        "train.part=base",
+        "train.penalty=[]",
+        "train.noise=0",
+        "optim.base={lr: 1.0e-3, beta1: 0.9, beta2: 0.999, schedule: linear, decay_start: 0.5, end_scale: 0.02}",
+    ),
+}
+
+FINAL_SHARE = 0.4
+"""Of the GEBM's time, for the energy alone on top of the finished base."""
+
+BETAS = (1.0, 3.0, 10.0)
+"""Inverse temperatures among which the validation part chooses."""
+
+CHAINS = {"num_chains": 1000, "warmup": 40, "thin": 5}
+"""Of the sampler that GEBM draws are made with; ten draws a chain."""
