@@ -65,8 +65,8 @@ JOINT = {"redwine": SMOOTH, "phoneme": SHARP, "magic": SHARP, "penbased": SMOOTH
 
 
 FEW_ROWS = {"redwine": "train.penalty={name: r1, weight: 1.0, every: 4}"}
-"""Sets that keep the penalty of the recipe ``redwine``. With 0.03, which seed 7 favours on the larger ones, the energy
-learns 1,295 rows by heart, and has holes that the importance weights of a look do not show."""
+"""Sets that keep the penalty of the recipe ``redwine``. With 0.03, which seed 7 favours on the larger ones, one of three
+energies on nsf was two nats worse on the test part than its looks had promised."""
 
 
 def overrides(data: str, flow: str, method: str, seed: int) -> list[str]:
