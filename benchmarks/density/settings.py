@@ -15,6 +15,9 @@ METHODS = ("energy", "joint", "both")
 LOOK_EVERY = {"pretrain": 50, "energy": 200, "joint": 50, "both": 50}
 """Cycles between two looks at the validation part, by which the weights are chosen."""
 
+ML_STEPS = 3000
+"""Of maximum likelihood, before what its weights are chosen from ends."""
+
 COMMON = (
     "train.batch_size=256",
     "train.start_steps=0",
@@ -22,7 +25,7 @@ COMMON = (
     "energy={name: mlp, hidden: [128, 128, 128], activation: silu}",
     "train.penalty={name: r1, weight: 0.03, every: 4}",
     "train.pretrain.optimizer={name: adamw, lr: 1.0e-3, beta1: 0.9, weight_decay: 1.0e-2, schedule: cosine}",
-    "train.pretrain.steps=3000",
+    f"train.pretrain.steps={ML_STEPS}",
     f"train.pretrain.eval_every={LOOK_EVERY['pretrain']}",
 )
 
@@ -69,8 +72,11 @@ FEW_ROWS = {"redwine": "train.penalty={name: r1, weight: 1.0, every: 4}"}
 energies on nsf was two nats worse on the test part than its looks had promised."""
 
 
-def overrides(data: str, flow: str, method: str, seed: int) -> list[str]:
+def overrides(data: str, flow: str, method: str, seed: int, ml_steps: int = ML_STEPS) -> list[str]:
     """The words on top of the recipe ``redwine``, but for the data's."""
+    common = [
+        word.replace(f"steps={ML_STEPS}", f"steps={ml_steps}") if ".pretrain." in word else word for word in COMMON
+    ]
     few = [FEW_ROWS[data]] if data in FEW_ROWS else []
     more = JOINT[data] if method == "joint" else few
-    return [FLOWS[flow], *COMMON, *OF_THE_METHOD[method], *more, f"train.seed={seed}"]
+    return [FLOWS[flow], *common, *OF_THE_METHOD[method], *more, f"train.seed={seed}"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.density.sets import node
-from benchmarks.density.settings import LOOK_EVERY, overrides
+from benchmarks.density.settings import LOOK_EVERY, ML_STEPS, overrides
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import Dataset, HasDensity
@@ -49,11 +49,12 @@ class Job:
     seed: int
     limit: float
     """Seconds of processor time after which training stops."""
+    ml_steps: int = ML_STEPS
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a cached record must agree with to be used again."""
-        words = overrides(self.data, self.flow, self.method, self.seed)
+        words = overrides(self.data, self.flow, self.method, self.seed, self.ml_steps)
         return {"version": VERSION, "overrides": words, "looks": LOOK_EVERY, "limit": self.limit}
 
     def path(self, folder: Path) -> Path:
@@ -74,13 +75,15 @@ class Job:
         path.with_suffix(".partial").replace(path)
 
 
-def jobs(data: list[str], flows: list[str], methods: list[str], seeds: list[int], limit: float) -> Iterator[Job]:
+def jobs(
+    data: list[str], flows: list[str], methods: list[str], seeds: list[int], limit: float, ml_steps: int
+) -> Iterator[Job]:
     """Everything there is to do, a whole table of each seed before the next one."""
     for seed in seeds:
         for name in data:
             for flow in flows:
                 for method in methods:
-                    yield Job(name, flow, method, seed, limit)
+                    yield Job(name, flow, method, seed, limit, ml_steps)
 
 
 def run(job: Job, folder: Path) -> dict[str, Any]:
@@ -89,7 +92,9 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     The weights of the main phase are chosen by the lowest NLL of the validation part, and so, inside the engine, are those
     of the flow that goes on to it. The test part is scored once, at the end.
     """
-    recipe = load_recipe("redwine", [node(job.data, folder), *overrides(job.data, job.flow, job.method, job.seed)])
+    recipe = load_recipe(
+        "redwine", [node(job.data, folder), *overrides(job.data, job.flow, job.method, job.seed, job.ml_steps)]
+    )
     dataset = build_dataset(recipe)
     torch.manual_seed(recipe.train.seed)
     trainer = Trainer(recipe, dataset, CPU)
