@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.density.sets import node
 from benchmarks.density.settings import LOOK_EVERY, ML_STEPS, overrides
+from benchmarks.records import Recorded
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import Dataset, HasDensity
@@ -40,7 +40,7 @@ LOOK_DRAWS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(Recorded):
     """One record of the study."""
 
     data: str
@@ -53,26 +53,11 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a cached record must agree with to be used again."""
         words = overrides(self.data, self.flow, self.method, self.seed, self.ml_steps)
         return {"version": VERSION, "overrides": words, "looks": LOOK_EVERY, "limit": self.limit}
 
     def path(self, folder: Path) -> Path:
         return folder / f"{self.data}--{self.flow}--{self.method}--{self.seed}.json"
-
-    def record(self, folder: Path) -> dict[str, Any] | None:
-        """The record, if it was made with the same settings."""
-        path = self.path(folder)
-        if not path.exists():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found if found["settings"] == self.settings else None
-
-    def save(self, folder: Path, record: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(folder)
-        path.with_suffix(".partial").write_text(json.dumps(record, indent=1))
-        path.with_suffix(".partial").replace(path)
 
 
 def jobs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from benchmarks.losses.problems import (
     WITHOUT_RATIO,
     Problem,
 )
+from benchmarks.records import Recorded
 from gebm_kit.config.build import build, build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode, Recipe
@@ -41,7 +41,7 @@ LOOKS, FINAL_LOOKS = 8, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(Recorded):
     """One record of the study."""
 
     problem: str
@@ -50,21 +50,12 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a cached record must agree with to be used again."""
         if self.problem == "gaussians":
             return {"version": VERSION, "loss": _gaussian_node(self.loss), "steps": known.STEPS}
         return {"version": VERSION, "overrides": PROBLEMS[self.problem].overrides(self.loss, self.seed)}
 
     def path(self, folder: Path) -> Path:
         return folder / f"{self.problem}--{self.loss.replace(', ', '-').replace(' ', '-')}--{self.seed}.json"
-
-    def record(self, folder: Path) -> dict[str, Any] | None:
-        """The record, if it was made with the same settings."""
-        path = self.path(folder)
-        if not path.exists():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found if found["settings"] == self.settings else None
 
     def run(self) -> dict[str, Any]:
         """Do the work; what goes wrong is part of the record."""
@@ -80,12 +71,6 @@ class Job:
             "cpu_seconds": time.process_time() - began,
             **found,
         }
-
-    def save(self, folder: Path, record: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(folder)
-        path.with_suffix(".partial").write_text(json.dumps(record, indent=1))
-        path.with_suffix(".partial").replace(path)
 
 
 def jobs(losses: list[str], problems: list[str]) -> Iterator[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,7 +55,11 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads of torch; default: torch's choice.")
 ]
 
-
+RunDirectory = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default: a new one under runs/.")
+]
+ResumeRun = Annotated[bool, typer.Option("--resume", help="Go on with the run there; start one when there is none.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")]
 TrustProgram = Annotated[
     bool,
     typer.Option(

@@ -13,8 +13,11 @@ from gebm_kit.cli import ui
 from gebm_kit.cli.options import (
     Debug,
     Device,
+    DryRun,
     Json,
     Quiet,
+    ResumeRun,
+    RunDirectory,
     Threads,
     TrustProgram,
     set_trust,
@@ -51,15 +54,9 @@ def refine(
             help="Of one code of a program: 100, or 100x1x1. torch.export programs state it.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default: a new one under runs/.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run there; start one when there is none.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")
-    ] = False,
+    out: RunDirectory = None,
+    resume: ResumeRun = False,
+    dry_run: DryRun = False,
     trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import (
     Debug,
     Device,
+    DryRun,
     Json,
     OverrideWords,
     Quiet,
     RecipeWord,
+    ResumeRun,
+    RunDirectory,
     Threads,
     TrustProgram,
     set_trust,
@@ -30,15 +30,9 @@ if TYPE_CHECKING:
 def train(
     recipe_word: RecipeWord,
     override_words: OverrideWords = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default: a new one under runs/.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run there; start one when there is none.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")
-    ] = False,
+    out: RunDirectory = None,
+    resume: ResumeRun = False,
+    dry_run: DryRun = False,
     trust_program: TrustProgram = False,
     device: Device = None,
     threads: Threads = None,
