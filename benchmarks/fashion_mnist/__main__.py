@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.fashion_mnist.settings import MODELS
+from benchmarks.fashion_mnist.settings import MODELS, ON_BASE
 from benchmarks.fashion_mnist.study import Setting, scores, trained
 from gebm_kit.engine.intervals import paired_ratio
 
@@ -48,7 +48,7 @@ def main() -> int:
             if not path.exists() and not options.table:
                 run = trained(kind, seed, setting, options.cache)
                 found = {
-                    "seconds": run.status["seconds"],
+                    "seconds": json.loads((options.cache / f"{kind}-{seed}.lengths.json").read_text())["seconds"],
                     "steps": run.step,
                     **scores(kind, run, options.samplers, setting, seed),
                 }
@@ -60,35 +60,49 @@ def main() -> int:
     return 0
 
 
+NAMES = {"gebm": "features from labels", "gebm-unlabelled": "features without labels"}
+
+
 def markdown(records: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> str:
-    """A row a model and seed, then ratios paired over seeds."""
+    """For each energy a row a seed; then ratios paired over seeds, and the same on pixels."""
     lines = [
-        "| seed | data | base | GEBM, beta = 1 | GEBM, beta by held-out data | GAN | VAE | gradients a draw |",
-        "|" + "---|" * 8,
+        "| energy | seed | data | base | GEBM, beta = 1 | GEBM, beta by held-out data | GAN | VAE "
+        "| gradients a draw | R-hat |",
+        "|" + "---|" * 10,
     ]
-    columns: dict[str, list[float]] = {}
-    for seed in seeds:
-        if ("gebm", seed) not in records:
-            continue
-        record = records["gebm", seed]
-        one, best = (record["gebm"][record[key]] for key in ("chosen_at_one", "chosen"))
-        values = {"base": record["base"], "one": one["fid"], "best": best["fid"]}
-        values |= {kind: records[kind, seed]["base"] for kind in ("gan", "vae") if (kind, seed) in records}
-        for name, found in values.items():
-            columns.setdefault(name, []).append(fmean(found))
-        cells = [f"{record['data']:.2f}"]
-        for name in ("base", "one", "best", "gan", "vae"):
-            what = (
-                f" ({record['chosen']})" if name == "best" else f" ({record['chosen_at_one']})" if name == "one" else ""
-            )
-            cells.append(f"{fmean(values[name]):.2f}{what}" if name in values else "")
-        cost = f"{one['grad_evals_per_draw']:.0f} / {best['grad_evals_per_draw']:.0f}"
-        lines.append(f"| {seed} | {' | '.join(cells)} | {cost} |")
-    lines += ["", "| ratio, paired over seeds | beta = 1 | beta by held-out data |", "|---|---|---|"]
-    for other, name in (("base", "its own base"), ("gan", "the GAN"), ("vae", "the VAE")):
-        cells = [_ratio(columns.get(which, []), columns.get(other, [])) for which in ("one", "best")]
-        lines.append(f"| GEBM over {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    ratios: list[str] = []
+    for kind in ON_BASE:
+        columns: dict[str, list[float]] = {}
+        for seed in seeds:
+            if (kind, seed) in records:
+                others = {other: records[other, seed] for other in ("gan", "vae") if (other, seed) in records}
+                lines.append(_row(kind, seed, records[kind, seed], others, columns))
+        for other, name in (("base", "its own base"), ("gan", "the GAN"), ("vae", "the VAE")):
+            cells = [_ratio(columns.get(which, []), columns.get(other, [])) for which in ("one", "best")]
+            pixels = _ratio(columns.get("one pixels", []), columns.get(f"{other} pixels", []))
+            ratios.append(f"| {NAMES[kind]} | {name} | {' | '.join(cells)} | {pixels} |")
+    headings = "| energy | GEBM over | beta = 1 | beta by held-out data | on pixels, beta = 1 |"
+    return "\n".join([*lines, "", headings, "|" + "---|" * 5, *ratios])
+
+
+def _row(
+    kind: str, seed: int, record: dict[str, Any], others: dict[str, dict[str, Any]], columns: dict[str, list[float]]
+) -> str:
+    """One line of the table, whose figures are added to ``columns``."""
+    one, best = (record["gebm"][record[key]] for key in ("chosen_at_one", "chosen"))
+    values = {"base": record["base"], "one": one["fid"], "best": best["fid"]}
+    values |= {other: found["base"] for other, found in others.items()}
+    pixels = {"base": record["base_pixels"], "one": one["pixels"]}
+    pixels |= {other: found["base_pixels"] for other, found in others.items()}
+    for name, found in {**values, **{f"{name} pixels": found for name, found in pixels.items()}}.items():
+        columns.setdefault(name, []).append(fmean(found))
+    cells = [f"{record['data']:.2f}"]
+    for name in ("base", "one", "best", "gan", "vae"):
+        chosen = f" ({record['chosen']})" if name == "best" else ""
+        cells.append(f"{fmean(values[name]):.2f}{chosen}" if name in values else "")
+    cost = f"{one['grad_evals_per_draw']:.0f} / {best['grad_evals_per_draw']:.0f}"
+    rhat = f"{one['rhat']:.2f} / {best['rhat']:.2f}"
+    return f"| {NAMES[kind]} | {seed} | {' | '.join(cells)} | {cost} | {rhat} |"
 
 
 def _ratio(first: list[float], second: list[float]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ import torch
 from torch import Tensor
 
 import gebm_kit as gk
-from benchmarks.fashion_mnist.settings import BETAS, CHAINS, COMMON, FINAL_SHARE, MODELS
+from benchmarks.fashion_mnist.settings import BASE_SHARE, BETAS, CHAINS, COMMON, MODELS, ON_BASE
 from gebm_kit.config.load import load_recipe
-from gebm_kit.engine.evaluate import build_metrics
+from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.engine.features import FeatureMaps
 from gebm_kit.engine.held_out import every_row
 from gebm_kit.engine.prepared import open_dataset
+from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.score_table import Scorer
 from gebm_kit.engine.trainer import Trainer
+from gebm_kit.metrics import frechet as fid
 
 CPU = torch.device("cpu")
 
@@ -37,52 +41,81 @@ class Setting:
     num_sets: int
 
 
-def words(kind: str, seed: int, setting: Setting) -> list[str]:
-    """The model's overrides of the recipe fashion_mnist, without its lengths."""
-    return [f"data.path={setting.path}", *COMMON, *MODELS[kind], f"train.seed={seed}"]
+def words(kind: str, seed: int, setting: Setting, folder: Path) -> list[str]:
+    """The model's overrides of the recipe fashion_mnist, without its length."""
+    found = [f"data.path={setting.path}", *COMMON, *MODELS[kind], f"train.seed={seed}"]
+    return [*found, f"train.init_from={(folder / f'base-{seed}').resolve()}"] if kind in ON_BASE else found
 
 
-def lengths(kind: str, seed: int, setting: Setting) -> dict[str, int]:
-    """Cycles of the phases that fill the time, by the speed of this machine at this moment."""
-    shares = (
-        {"train.steps": 1.0 - FINAL_SHARE, "train.final.steps": FINAL_SHARE} if kind == "gebm" else {"train.steps": 1.0}
-    )
-    found = {}
-    for key, share in shares.items():
-        timed = ["train.steps=1000000", "train.final.steps=0"] if key == "train.steps" else ["train.steps=1"]
-        timed += ["train.final.steps=1000000"] if key != "train.steps" else []
-        recipe = load_recipe("fashion_mnist", [*words(kind, seed, setting), *timed])
-        torch.manual_seed(seed)
-        trainer = Trainer(recipe, open_dataset(recipe), CPU)
-        trainer.initialise()
-        for _ in range(TIMED):
-            trainer.cycle()
-        start = time.monotonic()
-        for _ in range(TIMED):
-            trainer.cycle()
-        seconds = (time.monotonic() - start) / TIMED
-        found[key] = max(int(60.0 * setting.minutes * share / seconds), 1)
-    return found
+def length(kind: str, seed: int, setting: Setting, folder: Path) -> int:
+    """Cycles that fill the model's share of the time, by the speed of this machine at this moment."""
+    share = 1.0 - BASE_SHARE if kind in ON_BASE else BASE_SHARE if kind == "base" else 1.0
+    recipe = load_recipe("fashion_mnist", [*words(kind, seed, setting, folder), "train.steps=1000000"])
+    dataset = open_dataset(recipe)
+    torch.manual_seed(seed)
+    trainer = Trainer(recipe, dataset, CPU)
+    left = 60.0 * share * setting.minutes
+    energy = trainer.model.energy
+    if isinstance(energy, HasFitting):
+        brief = copy.deepcopy(energy)
+        brief.steps = 2 * TIMED
+        left -= energy.steps / TIMED * _seconds_of_the_second_half(brief.fit, dataset)
+    trainer.initialise()
+    for _ in range(TIMED):
+        trainer.cycle()
+    start = time.monotonic()
+    for _ in range(TIMED):
+        trainer.cycle()
+    return max(int(left / (time.monotonic() - start) * TIMED), 1)
+
+
+def _seconds_of_the_second_half(fit: Callable[..., None], dataset: Dataset) -> float:
+    """Of a fit of 2 `TIMED` steps."""
+    at: dict[int, float] = {}
+    fit(dataset, CPU, 0, lambda step, total: at.update({step: time.monotonic()}))
+    return at[2 * TIMED] - at[TIMED]
+
+
+class Clock:
+    """Wall-clock seconds from its making to the last cycle, fitting included."""
+
+    def __init__(self) -> None:
+        self.start, self.seconds = time.monotonic(), 0.0
+
+    def __call__(self, report: Progress) -> None:
+        if report.stage == "train":
+            self.seconds = time.monotonic() - self.start
 
 
 def trained(kind: str, seed: int, setting: Setting, folder: Path) -> gk.Run:
-    """The run of that model, trained, gone on with, or found."""
-    place = folder / f"{kind}-{seed}"
+    """The run of that model, trained, gone on with, or found; ``lengths.json`` beside it has its cycles and seconds."""
+    if kind in ON_BASE:
+        trained("base", seed, setting, folder)
     noted = folder / f"{kind}-{seed}.lengths.json"
     if not noted.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        noted.write_text(json.dumps(lengths(kind, seed, setting)))
-    more = [f"{key}={value}" for key, value in json.loads(noted.read_text()).items()]
-    return gk.train("fashion_mnist", [*words(kind, seed, setting), *more], out=place, resume=True)
+        noted.write_text(json.dumps({"steps": length(kind, seed, setting, folder), "seconds": 0.0}))
+    known, clock = json.loads(noted.read_text()), Clock()
+    steps = f"train.steps={known['steps']}"
+    try:
+        return gk.train(
+            "fashion_mnist",
+            [*words(kind, seed, setting, folder), steps],
+            out=folder / f"{kind}-{seed}",
+            resume=True,
+            on_progress=clock,
+        )
+    finally:
+        noted.write_text(json.dumps({**known, "seconds": known["seconds"] + clock.seconds}))
 
 
 class Fid:
-    """FID on classifier features of draws against a part of the data."""
+    """FID of draws against a part of the data, on features of the kit's classifier or on ``pixels``."""
 
-    def __init__(self, run: gk.Run, part: str, seed: int) -> None:
+    def __init__(self, run: gk.Run, part: str, seed: int, features: str = "auto") -> None:
         dataset = run.dataset
         rows = every_row(dataset.split(part), part)  # type: ignore[arg-type]
-        self.rows, self._metric = rows, build_metrics(["fid"])["fid"]
+        self.rows, self._metric = rows, fid.Fid(features)
         self._scorer = Scorer(run.model, dataset, rows, FeatureMaps(dataset, CPU), seed)
 
     def __call__(self, draws: Tensor) -> float:
@@ -114,12 +147,15 @@ def gebm_draws(run: gk.Run, sampler: str, beta: float, num: int, seed: int) -> t
 
 def scores(kind: str, run: gk.Run, samplers: list[str], setting: Setting, seed: int) -> dict[str, Any]:
     """FID of base and GEBM, one value a set of draws; beta is chosen on the validation part by draws of their own."""
-    test = Fid(run, "test", seed)
+    test, pixels = Fid(run, "test", seed), Fid(run, "test", seed, "pixels")
+    seeds = [1000 * seed + number for number in range(setting.num_sets)]
+    sets = [base_draws(run, setting.num_draws, own) for own in seeds]
     found: dict[str, Any] = {
-        "base": [test(base_draws(run, setting.num_draws, 1000 * seed + number)) for number in range(setting.num_sets)],
+        "base": [test(draws) for draws in sets],
+        "base_pixels": [pixels(draws) for draws in sets],
         "data": test(every_row(run.dataset.split("valid"), "valid")[: setting.num_draws]),
     }
-    if kind != "gebm":
+    if kind not in ON_BASE:
         return found
     valid = Fid(run, "valid", seed)
     few = max(setting.num_draws // 4, 100)
@@ -135,9 +171,10 @@ def scores(kind: str, run: gk.Run, samplers: list[str], setting: Setting, seed: 
     found["gebm"] = {}
     for key in dict.fromkeys([at_one, best]):
         sampler, beta = key.rsplit(" ", 1)
-        sets = [
-            gebm_draws(run, sampler, float(beta), setting.num_draws, 1000 * seed + number)
-            for number in range(setting.num_sets)
-        ]
-        found["gebm"][key] = {"fid": [test(draws) for draws, _ in sets], **sets[0][1]}
+        drawn = [gebm_draws(run, sampler, float(beta), setting.num_draws, own) for own in seeds]
+        found["gebm"][key] = {
+            "fid": [test(draws) for draws, _ in drawn],
+            "pixels": [pixels(draws) for draws, _ in drawn],
+            **drawn[0][1],
+        }
     return found

@@ -25,6 +25,12 @@ COMPONENTS = (
     Component("base", "vae", "gebm_kit.bases.vae:Vae", "Variational autoencoder, with an encoder and the ELBO"),
     Component("base", "pretrained", "gebm_kit.bases.pretrained:Pretrained", "Your own generator, from a file"),
     Component("energy", "mlp", "gebm_kit.energies.mlp:MlpEnergy", "Fully connected energy"),
+    Component(
+        "energy",
+        "projected",
+        "gebm_kit.energies.projected:ProjectedEnergy",
+        "Energy on features learned from the data beforehand, for finished generators",
+    ),
     Component("energy", "conv", "gebm_kit.energies.conv:ConvEnergy", "Convolutional energy for images of any size"),
     Component(
         "energy", "sngan", "gebm_kit.energies.sngan:SnganEnergy", "Convolutional energy of SNGAN, as published for GEBM"

@@ -8,7 +8,7 @@ never for a class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -100,6 +100,23 @@ class HasSource(Protocol):
 
     source_file: Path
     source_sha256: str
+
+
+@runtime_checkable
+class HasFitting(Protocol):
+    """An energy with a part that is learned from the data before training begins, and fixed from then on.
+
+    The part's tensors belong to ``state_dict()``; its parameters take no gradient.
+    """
+
+    fitted: Tensor
+    """Whether that is done, () bool; a buffer."""
+
+    def fit(
+        self, dataset: Dataset, device: torch.device, seed: int, on_step: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Learn it; ``on_step`` is told the number of steps done, and of all."""
+        ...
 
 
 @runtime_checkable

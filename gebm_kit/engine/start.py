@@ -1,4 +1,4 @@
-"""Training that begins with the weights of another run (``train.init_from``)."""
+"""What happens once, before the first step: weights of another run (``train.init_from``), parts fitted to the data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import warnings
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError
+from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.seeds import stream
 from gebm_kit.engine.ema import EMA
+from gebm_kit.engine.progress import OnProgress, Progress
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.trainer import Trainer
 
@@ -33,3 +36,15 @@ def start_from(trainer: Trainer, recipe: Recipe) -> None:
             warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
     if trainer.ema is not None:
         trainer.ema = EMA(trainer.model.base, recipe.ema.decay)
+
+
+def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> None:
+    """Let an energy that learns a part of itself from the data beforehand do so, unless its weights came with that part.
+
+    Raises:
+        UsageError: it can't learn from these data.
+    """
+    energy = trainer.model.energy
+    if isinstance(energy, HasFitting) and not energy.fitted:
+        seed = stream(trainer.settings.seed, "energy", "fit").initial_seed()
+        energy.fit(dataset, trainer.device, seed, lambda step, total: on_progress(Progress("fit", step, total)))

@@ -37,7 +37,7 @@ from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, tidy, write_resolved
 from gebm_kit.engine.source import keep_source
-from gebm_kit.engine.start import start_from
+from gebm_kit.engine.start import fit_energy, start_from
 from gebm_kit.engine.stop import StopSignals
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.engine.watch import Watch
@@ -130,7 +130,8 @@ def _train(
             for complaint in complaints:
                 warn(f"{complaint}; going on from {checkpoint.path.name if checkpoint else 'the start'}")
         tracker.restore(ranks.from_first(tracker.memory(checkpoint)))
-        _begin(trainer, checkpoint, ranks)
+        with stop.at_once():  # what was there before is as it was
+            _begin(trainer, checkpoint, ranks, dataset, on_progress)
         if run is not None:
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
@@ -344,7 +345,7 @@ class _Job:
             trainer,
             self.run.checkpoints,
             lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
-            lambda made, checkpoint: _begin(made, checkpoint, self.ranks),
+            lambda made, checkpoint: _begin(made, checkpoint, self.ranks, self.dataset, self.on_progress),
         )
         warn(
             f"{part_of_it.longest} {part_of_it.part} updates in a row were skipped: training goes back from step "
@@ -381,13 +382,16 @@ def _warn_of_unseen_base(recipe: Recipe) -> None:
         )
 
 
-def _begin(trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+def _begin(
+    trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks, dataset: Dataset, on_progress: OnProgress
+) -> None:
     """Bring every rank to the checkpoint that the first has, or where there is none to the start of training."""
     if checkpoint is not None:
         trainer.restore(checkpoint)
         parallel.note_ranks(checkpoint, ranks)
     elif ranks.rank == 0:
         start_from(trainer, trainer.recipe)
+        fit_energy(trainer, dataset, on_progress)
     fresh = ranks.from_first("fresh" if checkpoint is None else "resumed") == "fresh"
     parallel.share_state(trainer, ranks)
     if fresh:

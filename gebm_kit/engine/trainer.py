@@ -252,7 +252,8 @@ class Trainer:
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
     def _energy_parameters(self) -> list[nn.Parameter]:
-        return [*self.model.energy.parameters(), *self.loss.parameters()]
+        learned = [parameter for parameter in self.model.energy.parameters() if parameter.requires_grad]
+        return [*learned, *self.loss.parameters()]
 
     def averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
         """The two parts, each with its moving average at present, if it has one."""

@@ -1,0 +1,151 @@
+"""An energy on features that a small network has learned from the data beforehand, and that stay as they are.
+
+References:
+    Projected GANs Converge Faster. A. Sauer et al., NeurIPS 2021. https://arxiv.org/abs/2111.01007
+    A Simple Framework for Contrastive Learning of Visual Representations. T. Chen et al., ICML 2020.
+    https://arxiv.org/abs/2002.05709
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, Energy, HasLabels
+from gebm_kit.core.layers import Readout, activation_layer, check_image, check_sizes
+from gebm_kit.energies.pretext import Pretext, classify, contrast
+
+SMALLEST_SIDE = 4
+"""The trunk halves the image until neither side is longer than this."""
+
+WIDEST = 4
+"""Its feature maps have at most this many times ``width`` channels."""
+
+STANDARDISED_BY = 10_000
+"""Rows of the training part that mean and standard deviation of the features are taken from."""
+
+
+class ProjectedEnergy(Energy):
+    """``E(x) = h(f(x))``: features f, learned from the data before training and then fixed, and an MLP h that is trained.
+
+    (B, channels, height, width) -> (B,). A critic that is trained on the pixels of a finished generator finds what gives
+    every draw away (noise, the checkerboards of strided layers), and nothing that the base can draw is free of it. The
+    energy is then low where that shows least, not where the data are denser, and draws get worse. Features that answer
+    another question about the data (which class is this? are these two views of one image?) hardly see such traces, but do
+    see shapes, kinds and half-formed things, of which the base draws too many or too few: what an energy can put right.
+
+    f halves the image by strided convolutions and ends in a linear layer, standardised by the training part. It is trained
+    on the training part alone, never on draws, before the first step of a run (``gebm-kit train`` shows how far it is), and
+    is saved with the energy. A metric on features of a network that knows the same labels (``frechet`` with ``classifier``)
+    is not blind to what such an energy improves; ``features: contrastive`` uses no labels, and is the control.
+
+    Args:
+        features: what f learns: ``labels``, the classes of labelled data; ``contrastive``, to tell two random views of an
+            image from views of others; ``auto``, labels where the data have two classes or more.
+        width: channels of the first convolution of f.
+        dim: F, the number of features.
+        hidden: widths of the hidden layers of h; empty for an energy linear in the features.
+        steps: with which f is trained, of 128 images each; 0 leaves it as it was drawn at random.
+        data_shape: (channels, height, width).
+
+    Raises:
+        DataError: the data are no images.
+        RecipeError: a width below 1.
+        UsageError: another argument is out of its range; ``labels`` for data that have none, from `fit`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        features: Literal["auto", "labels", "contrastive"] = "auto",
+        width: Annotated[int, Range(1, None)] = 32,
+        dim: Annotated[int, Range(1, None)] = 64,
+        hidden: list[int] = [128, 128],  # noqa: B006  (read only)
+        steps: Annotated[int, Range(0, None)] = 1500,
+        *,
+        data_shape: Annotated[tuple[int, ...], Injected],
+    ) -> None:
+        super().__init__()
+        check_arguments(self, features=features, width=width, dim=dim, steps=steps)
+        check_sizes("hidden", hidden)
+        channels, *sides = check_image("the projected energy", data_shape)
+        self.features, self.steps, self.dim = features, steps, dim
+        self.trunk = _trunk(channels, sides, width, dim)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        layers: list[nn.Module] = []
+        size = dim
+        for wide in hidden:
+            layers += [nn.Linear(size, wide), activation_layer("silu")]
+            size = wide
+        self.head = nn.Sequential(*layers)
+        self.readout = Readout(size)
+        self.trunk.requires_grad_(False)
+
+    def fit(
+        self, dataset: Dataset, device: torch.device, seed: int, on_step: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Learn f from the training part.
+
+        Args:
+            dataset: of the data.
+            device: where to compute; f is there afterwards.
+            seed: of order, views and a network beside f that is thrown away.
+            on_step: told the number of steps done, and of all.
+
+        Raises:
+            UsageError: ``features: labels``, and the data have none.
+        """
+        pretext = self._pretext(dataset)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.trunk.to(device).requires_grad_(True).train()
+            try:
+                if self.steps:
+                    pretext(self.trunk, self.dim, dataset, self.steps, device, on_step)
+            finally:
+                self.trunk.requires_grad_(False).eval()
+        split = dataset.split("train")
+        rows = (
+            torch.arange(len(split)) if len(split) <= STANDARDISED_BY else torch.randperm(len(split))[:STANDARDISED_BY]
+        )
+        with torch.no_grad():
+            found = torch.cat([self.trunk(split.batch(part).to(device)) for part in rows.split(1000)])
+            self.mean.copy_(found.mean(0))
+            self.std.copy_(found.std(0).clamp_min(1e-6))
+        self.fitted.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = (self.trunk(x) - self.mean) / self.std
+        energy: Tensor = self.readout(self.head(features))
+        return energy
+
+    def _pretext(self, dataset: Dataset) -> Pretext:
+        labelled = isinstance(dataset, HasLabels) and dataset.num_classes >= 2
+        if self.features == "labels" and not labelled:
+            raise UsageError(
+                "energy 'projected' with features: labels needs data of two classes or more, and these have "
+                + ("one" if isinstance(dataset, HasLabels) else "no labels"),
+                hint="Use features: contrastive, which needs none.",
+            )
+        return contrast if self.features == "contrastive" or not labelled else classify
+
+
+def _trunk(channels: int, sides: list[int], width: int, dim: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    size, wider = channels, width
+    while max(sides) > SMALLEST_SIDE or size == channels:
+        down, across = (2 if side > SMALLEST_SIDE else 1 for side in sides)
+        layers += [nn.Conv2d(size, wider, 3, (down, across), 1), activation_layer("silu")]
+        sides = [-(-sides[0] // down), -(-sides[1] // across)]
+        size, wider = wider, min(2 * wider, WIDEST * width)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(size * sides[0] * sides[1], dim))
