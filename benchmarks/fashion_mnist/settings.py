@@ -43,7 +43,7 @@ MODELS = {
         ENERGY,
         "loss=logistic",
         "train.energy_steps=1",
-        "train.penalty={name: r1, weight: 1.0, every: 4}",
+        "train.penalty={name: r1, weight: 5.0, every: 4}",
     ),
     "vae": (
         f"base={{name: vae, latent_dim: {LATENT}, network: conv, width: {WIDTH}, kl_warmup: 500}}",
