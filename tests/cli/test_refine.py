@@ -26,7 +26,10 @@ from gebm_kit.engine import refine as engine
 from gebm_kit.engine.draw_sets import DrawSets
 from gebm_kit.engine.run import build_model, load_run
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.usefixtures("quick_evaluation"),
+]
 
 TINY = [
     "energy={name: conv, width: 4}", "train.steps=3", "train.final.steps=2", "train.batch_size=16",
@@ -44,13 +47,6 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(self.layer(z.flatten(1))).reshape(-1, 1, 8, 8)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
 
 
 @pytest.fixture

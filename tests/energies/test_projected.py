@@ -32,14 +32,10 @@ sample: {num_samples: 20, num_chains: 10, warmup: 2, steps: 4, thin: 1}
 eval: {metrics: [mmd], num_samples: 20, num_sets: 2, log_partition: importance-sampling}
 """
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.usefixtures("quick_evaluation"),
+]
 
 
 @pytest.fixture(scope="module")

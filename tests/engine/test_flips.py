@@ -26,15 +26,10 @@ sample: {num_samples: 10, num_chains: 10, warmup: 1, steps: 1, thin: 1}
 eval: {metrics: [sliced-wasserstein], num_samples: 10, num_sets: 2, log_partition: importance-sampling}
 """
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures, and the thousands of base draws behind each estimate of A, would take most of the time."""
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.usefixtures("quick_evaluation"),
+]
 
 
 def test_about_half_of_the_images_are_mirrored_and_none_is_changed_otherwise() -> None:

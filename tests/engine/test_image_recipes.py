@@ -24,7 +24,10 @@ from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.usefixtures("quick_evaluation"),
+]
 
 FAMILIES = {
     "cifar10_sngan": "cifar10",
@@ -43,14 +46,6 @@ TINY = [
     "sample.steps=2", "sample.thin=1", "sampler.num_leapfrog=1", "eval.num_samples=8", "eval.num_sets=2",
     "eval.metrics=[{name: frechet, features: pixels}]",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures, and the thousands of base draws behind each estimate of A, would take most of the time."""
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +176,7 @@ def test_a_slow_cycle_is_measured_once(folders: dict[str, Path], monkeypatch: py
     assert len(cycles) == 5
     monkeypatch.setattr("gebm_kit.engine.plan.SLOW", 0.0)
     plan(load_recipe("celeba32", words), cycles=3)
-    assert len(cycles) == 7
+    assert len(cycles) == 6
 
 
 def test_published_energy_updates() -> None:

@@ -23,7 +23,10 @@ from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.usefixtures("quick_evaluation"),
+]
 
 RECIPE = """\
 schema: 1
@@ -46,13 +49,6 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
 
 
 @pytest.fixture
