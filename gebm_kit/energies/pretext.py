@@ -52,7 +52,7 @@ def classify(
     """Cross-entropy of the classes, smoothed by 0.05, that a linear layer reads off the features; images are shifted."""
     assert isinstance(dataset, HasLabels)
     labels = dataset.labels("train").to(device)
-    head = nn.Linear(dim, dataset.num_classes).to(device)
+    head = nn.Linear(dim, dataset.num_classes).to(device, _dtype(trunk))
 
     def loss(x: Tensor, rows: Tensor) -> Tensor:
         logits = head(trunk(_moved(x, zoom=0.0, stretch=0.0)))
@@ -68,7 +68,7 @@ def contrast(
 
     ``-log softmax(cos(g(v), g(v')) / tau)``, g the features behind one more layer that is thrown away.
     """
-    head = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim)).to(device)
+    head = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim)).to(device, _dtype(trunk))
     low, high = dataset.value_range or (None, None)
 
     def loss(x: Tensor, rows: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def view(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     floor = x.amin() if low is None else x.new_tensor(low)
     span = (x.amax() if high is None else x.new_tensor(high)) - floor
     seen = _moved(x - floor, ZOOM, STRETCH, mirror=True)
-    seen = seen * (1.0 + LIGHT * (2.0 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1.0))
+    seen = seen * (1.0 + LIGHT * (2.0 * torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) - 1.0))
     seen = seen * _uncut(x)
     return seen + floor + NOISE * span * torch.randn_like(x)
 
@@ -101,10 +101,10 @@ def _moved(x: Tensor, zoom: float, stretch: float, mirror: bool = False) -> Tens
     """Each image shifted by up to `SHIFT` of its side, zoomed, stretched, mirrored; beyond its edge the edge goes on."""
 
     def uniform(scale: float) -> Tensor:
-        return scale * (2.0 * torch.rand(len(x), device=x.device) - 1.0)
+        return scale * (2.0 * torch.rand(len(x), device=x.device, dtype=x.dtype) - 1.0)
 
     size = 1.0 + uniform(zoom)
-    sign = torch.where(torch.rand(len(x), device=x.device) < 0.5, -1.0, 1.0) if mirror else 1.0
+    sign = torch.where(torch.rand(len(x), device=x.device, dtype=x.dtype) < 0.5, -1.0, 1.0) if mirror else 1.0
     zero = torch.zeros_like(size)
     across = torch.stack([size * sign, zero, uniform(2.0 * SHIFT)], 1)
     down = torch.stack([zero, size * (1.0 + uniform(stretch)), uniform(2.0 * SHIFT)], 1)
@@ -121,6 +121,10 @@ def _uncut(x: Tensor) -> Tensor:
     return (~(rows[:, :, None] & columns[:, None, :])).unsqueeze(1).to(x.dtype)
 
 
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
 def _train(
     loss: Callable[[Tensor, Tensor], Tensor],
     modules: list[nn.Module],
@@ -135,7 +139,7 @@ def _train(
     parameters = [parameter for module in modules for parameter in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps + 1)
-    batch = min(BATCH, len(split))
+    batch, dtype = min(BATCH, len(split)), _dtype(modules[0])
     order, position = torch.randperm(len(split)), 0
     for step in range(1, steps + 1):
         if position + batch > len(split):
@@ -143,7 +147,7 @@ def _train(
         rows = order[position : position + batch]
         position += batch
         optimiser.zero_grad(set_to_none=True)
-        loss(split.batch(rows).to(device), rows.to(device)).backward()
+        loss(split.batch(rows).to(device, dtype), rows.to(device)).backward()
         optimiser.step()
         schedule.step()
         if on_step is not None:

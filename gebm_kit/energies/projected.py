@@ -119,7 +119,7 @@ class ProjectedEnergy(Energy):
             torch.arange(len(split)) if len(split) <= STANDARDISED_BY else torch.randperm(len(split))[:STANDARDISED_BY]
         )
         with torch.no_grad():
-            found = torch.cat([self.trunk(split.batch(part).to(device)) for part in rows.split(1000)])
+            found = torch.cat([self.trunk(split.batch(part).to(device, self.mean.dtype)) for part in rows.split(1000)])
             self.mean.copy_(found.mean(0))
             self.std.copy_(found.std(0).clamp_min(1e-6))
         self.fitted.fill_(True)

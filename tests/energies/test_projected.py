@@ -211,6 +211,10 @@ class TestRun:
         assert all(torch.equal(value, now[name]) for name, value in trunk_of(early).items())
         assert not torch.equal(early.readout.linear.weight, run.model.energy.readout.linear.weight)
 
+    def test_float64(self, tmp_path):
+        run = train(self.recipe(tmp_path, "precision=float64"), out=tmp_path / "run")
+        assert run.model.energy.mean.dtype == torch.float64
+
     def test_resumed_to_the_bit_without_fitting_again(self, tmp_path):
         whole = train(self.recipe(tmp_path), out=tmp_path / "whole")
 

@@ -19,7 +19,9 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.engine import parallel
-from gebm_kit.engine.progress import GebmKitWarning
+from gebm_kit.engine.distributed import joined
+from gebm_kit.engine.progress import GebmKitWarning, ignore
+from gebm_kit.engine.train import _begin
 from gebm_kit.engine.trainer import Trainer
 
 RANKS, STEPS = 2, 20
@@ -72,6 +74,25 @@ def trained(recipe: Recipe, steps: int = STEPS) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in found.items() if name not in OF_THE_RANK}
 
 
+PROJECTED = (
+    "data={name: digits}",
+    "base={name: mlp, latent_dim: 3, hidden: [8]}",
+    "energy={name: projected, width: 2, dim: 4, hidden: [4], steps: 5}",
+)
+
+
+def begun(recipe: Recipe) -> dict[str, Tensor]:
+    """The model's tensors after `train`'s start, where the first rank alone fits the energy to the data, and 3 cycles."""
+    dataset = build_dataset(recipe)
+    torch.manual_seed(0)
+    trainer = Trainer(recipe, dataset, torch.device("cpu"))
+    with joined(torch.device("cpu"), "training") as ranks:
+        _begin(trainer, None, ranks, dataset, ignore)
+        for _ in range(3):
+            trainer.cycle()
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items() if name != "log_partition"}
+
+
 def averaged_logsumexp(values: Tensor) -> Tensor:
     """The mistake: each rank's own log-mean-exp, averaged over the ranks, with importance weights of each rank alone."""
     local = torch.logsumexp(values, dim=0)
@@ -88,6 +109,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
     seen["batch norm"] = trained(toy("base.norm=batch"))
     stopping = ["base={name: vae, latent_dim: 3, hidden: [16]}", "train.part=base-then-energy"]
     seen["early stopping"] = trained(toy(*stopping, "train.pretrain={steps: 60, eval_every: 3}"))
+    seen["projected"] = begun(toy(*PROJECTED))
     right = reduce.logsumexp
     reduce.logsumexp = averaged_logsumexp
     for name, loss in LOSSES.items():
@@ -168,8 +190,16 @@ def test_gradients_are_averaged_in_buckets(size: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(parameter.grad, 0.75 * grad)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "batch norm", "early stopping"])
+@pytest.mark.parametrize("name", [*LOSSES, "batch norm", "early stopping", "projected"])
 def test_the_ranks_hold_the_same_state_to_the_last_bit(name: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
     first, second = (seen[name] for seen in by_rank)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert (name == "early stopping") == any(key.startswith("best-base/") for key in first)
+
+
+def test_an_energy_is_fitted_by_the_first_rank_for_all(by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
+    alone = begun(toy(*PROJECTED))
+    assert bool(alone["energy.fitted"])
+    assert float(alone["energy.std"].min()) < 1.0
+    for seen in by_rank:
+        assert gap(alone, seen["projected"]) < 1e-9
