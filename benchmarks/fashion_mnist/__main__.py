@@ -5,7 +5,8 @@
 
 Scores are FID on features of the kit's classifier for these data, of ``--draws`` draws against the test part. Sampler and
 beta are chosen by FID against the validation part; beta = 1 is shown too. Runs and records are kept in ``--cache``: a study
-that was cut off goes on where it stopped. The time is that of training; the cycles that fill it are counted beforehand.
+that was cut off goes on where it stopped. The time is that of training; the cycles that fill it are counted beforehand, from
+the speed of the first ones, and the table has the seconds that they took in the end.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> int:
             if not path.exists() and not options.table:
                 run = trained(kind, seed, setting, options.cache)
                 found = {
-                    "seconds": json.loads((options.cache / f"{kind}-{seed}.lengths.json").read_text())["seconds"],
+                    "seconds": _seconds(options.cache, kind, seed),
                     "steps": run.step,
                     **scores(kind, run, options.samplers, setting, seed),
                 }
@@ -56,19 +57,19 @@ def main() -> int:
                 print(f"{kind}, seed {seed}: {json.dumps(found)}", file=sys.stderr, flush=True)
             if path.exists():
                 records[kind, seed] = json.loads(path.read_text())
-    print(markdown(records, options.seeds))
+    print(markdown(records, options.seeds, options.cache))
     return 0
 
 
 NAMES = {"gebm": "features from labels", "gebm-unlabelled": "features without labels"}
 
 
-def markdown(records: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> str:
+def markdown(records: dict[tuple[str, int], dict[str, Any]], seeds: list[int], folder: Path) -> str:
     """For each energy a row a seed; then ratios paired over seeds, and the same on pixels."""
     lines = [
         "| energy | seed | data | base | GEBM, beta = 1 | GEBM, beta by held-out data | GAN | VAE "
-        "| gradients a draw | R-hat |",
-        "|" + "---|" * 10,
+        "| gradients a draw | R-hat | seconds of GEBM, GAN, VAE |",
+        "|" + "---|" * 11,
     ]
     ratios: list[str] = []
     for kind in ON_BASE:
@@ -76,13 +77,22 @@ def markdown(records: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -
         for seed in seeds:
             if (kind, seed) in records:
                 others = {other: records[other, seed] for other in ("gan", "vae") if (other, seed) in records}
-                lines.append(_row(kind, seed, records[kind, seed], others, columns))
+                row = _row(kind, seed, records[kind, seed], others, columns)
+                seconds = [_seconds(folder, "base", seed) + _seconds(folder, kind, seed)]
+                seconds += [_seconds(folder, other, seed) for other in others]
+                lines.append(f"{row} {', '.join(f'{value:.0f}' for value in seconds)} |")
         for other, name in (("base", "its own base"), ("gan", "the GAN"), ("vae", "the VAE")):
             cells = [_ratio(columns.get(which, []), columns.get(other, [])) for which in ("one", "best")]
             pixels = _ratio(columns.get("one pixels", []), columns.get(f"{other} pixels", []))
             ratios.append(f"| {NAMES[kind]} | {name} | {' | '.join(cells)} | {pixels} |")
     headings = "| energy | GEBM over | beta = 1 | beta by held-out data | on pixels, beta = 1 |"
     return "\n".join([*lines, "", headings, "|" + "---|" * 5, *ratios])
+
+
+def _seconds(folder: Path, kind: str, seed: int) -> float:
+    """Of training, as the study's clock saw it."""
+    seconds: float = json.loads((folder / f"{kind}-{seed}.lengths.json").read_text())["seconds"]
+    return seconds
 
 
 def _row(
@@ -110,7 +120,7 @@ def _ratio(first: list[float], second: list[float]) -> str:
         return ""
     if len(first) == 1:
         return f"{first[0] / second[0]:.2f}"
-    found = paired_ratio(first, second)
+    found = paired_ratio(first, second).estimate
     return f"{found.value:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 
