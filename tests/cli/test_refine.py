@@ -33,7 +33,8 @@ pytestmark = [
 
 TINY = [
     "energy={name: projected, width: 4, dim: 4, hidden: [4], steps: 3}", "train.steps=3", "train.final.steps=2",
-    "train.batch_size=16", "train.final.batch_size=16", "sample={num_samples: 20, num_chains: 10, warmup: 2, steps: 4, thin: 1}",
+    "train.batch_size=16", "train.final.batch_size=16",
+    "sample={num_samples: 20, num_chains: 10, warmup: 2, steps: 4, thin: 1}",
     "eval={metrics: [mmd], num_samples: 70, num_sets: 2, log_partition: importance-sampling}",
 ]  # fmt: skip
 
