@@ -138,6 +138,7 @@ def measure_quality(run: Path, options: argparse.Namespace) -> list[dict[str, An
             trace = gk.trace_quality(
                 run,
                 sampler=name,
+                warmup=options.warmup,
                 at_steps=marks(options.kit_steps),
                 num_chains=WARMUP_CHAINS,
                 inverse_temperature=beta,
@@ -228,6 +229,9 @@ def main() -> int:
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
     parser.add_argument("--sets", type=int, default=2, help="groups of chains")
     parser.add_argument("--beta", type=float, nargs="+", default=[BETA], help="of the kit's samplers")
+    parser.add_argument(
+        "--warmup", type=int, help="steps of the kit's samplers; those of the run's recipe unless given"
+    )
     parser.add_argument("--loop-beta", type=float, default=BETA, help="of the loop in the second part")
     parser.add_argument("--gain", choices=["best", "last"], default="best", help="of the loop, that counts")
     parser.add_argument("--run", type=Path, nargs="+", help="trained runs in place of the benchmark's own")
