@@ -106,7 +106,9 @@ class TestFit:
         torch.testing.assert_close(found.std(0), torch.ones(16), atol=1e-3, rtol=0)
         assert model.fitted
 
-    def test_the_seed_decides_and_global_randomness_is_left_alone(self, digits):
+    @pytest.mark.parametrize("rows", [100, 10_000])
+    def test_the_seed_decides_and_global_randomness_is_left_alone(self, digits, monkeypatch, rows):
+        monkeypatch.setattr("gebm_kit.energies.projected.STANDARDISED_BY", rows)
         made = []
         for seed in (1, 1, 2):
             model = energy(steps=5)
