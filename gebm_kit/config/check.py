@@ -164,7 +164,7 @@ class _Checker:
         loggers = self._loggers(values.get("loggers"))
         device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N")
         precision = self._choice("precision", "float32", lambda v: v in PRECISIONS, ", ".join(PRECISIONS))
-        self._cross_check(sections.get("train"), nodes.get("loss"))
+        self._cross_check(sections.get("train"), nodes.get("loss"), sections.get("ema"))
         if any(n is None for n in (*nodes.values(), *sections.values())) or len(nodes) < len(COMPONENT_SECTIONS):
             return None
         tree = self.tree
@@ -309,7 +309,7 @@ class _Checker:
             self.report(key, str(error))
             return None
 
-    def _cross_check(self, train: Any, loss: ComponentNode | None) -> None:
+    def _cross_check(self, train: Any, loss: ComponentNode | None, ema: Any) -> None:
         if train is None:
             return
         if loss is not None and train.part != "base":
@@ -321,5 +321,12 @@ class _Checker:
                 ("train", "keep_best", "metric"),
                 "needs evaluations during training: set train.eval_every to a number > 0",
             )
+        if train.base_update == "weighted-likelihood":
+            if train.main_part != "both":
+                self.report(
+                    ("train", "base_update"), f"has no meaning with train.part={train.part}: both parts must learn"
+                )
+            if ema is not None and not ema.decay:
+                self.report(("train", "base_update"), "needs an average of the base: set ema.decay to a number above 0")
         if train.final.steps and train.part == "base":
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")

@@ -147,6 +147,11 @@ class TrainSection:
             has one, otherwise by the loss's base objective against the frozen energy); or first the base by its own loss
             and then the energy on top of it (``base-then-energy``) or both from there (``base-then-both``).
         pretrain: that first phase.
+        base_update: how the base learns from the energy: *pathwise*, by the loss's base objective, differentiated through
+            base draws; or by *weighted-likelihood*, maximum likelihood on draws of the averaged base weighted by exp(-E),
+            which are draws of the model, for bases with a density. The energy learns against the averaged base then.
+        base_update_ess: share of such a batch that stays effective: where the weights leave less, a power of them below 1
+            takes their place.
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
@@ -173,6 +178,8 @@ class TrainSection:
     steps: Positive = 3000
     part: Literal["both", "energy", "base", "base-then-energy", "base-then-both"] = "both"
     pretrain: PretrainSection = PretrainSection()
+    base_update: Literal["pathwise", "weighted-likelihood"] = "pathwise"
+    base_update_ess: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.5
     init_from: str | None = None
     energy_steps: Positive = 5
     start_steps: Count = 10

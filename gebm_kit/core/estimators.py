@@ -9,9 +9,13 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+SEARCH_STEPS = 24
+"""Halvings of the interval, on a logarithmic scale, in which `largest` looks: to a millionth of its width."""
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
@@ -43,3 +47,17 @@ def kale(energy_data: Tensor, energy_base: Tensor, log_partition: Tensor) -> Ten
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """Kish's effective sample size ``(sum w)^2 / sum w^2`` of importance weights; (N,) -> (), between 1 and N."""
     return torch.exp(2 * torch.logsumexp(log_weights, dim=0) - torch.logsumexp(2 * log_weights, dim=0))
+
+
+def largest(enough: Callable[[Tensor], Tensor], top: Tensor, share: float) -> Tensor:
+    """The largest t in ``[share * top, top]`` with ``enough(t)``, by bisection on log t, on the device; () -> ().
+
+    ``enough`` takes t, (), to a boolean (), true below some t and false above it.
+    """
+    high = top.log()
+    low = high + math.log(share)
+    for _ in range(SEARCH_STEPS):
+        middle = 0.5 * (low + high)
+        is_enough = enough(middle.exp())
+        low, high = torch.where(is_enough, middle, low), torch.where(is_enough, high, middle)
+    return low.exp()

@@ -375,7 +375,8 @@ class _Job:
 
 def _warn_of_unseen_base(recipe: Recipe) -> None:
     """An energy that never met the base that sampling uses refines it by accident."""
-    if recipe.train.main_part == "both" and recipe.ema.decay > 0 and not recipe.train.final.steps:
+    running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
+    if running and recipe.ema.decay > 0 and not recipe.train.final.steps:
         warn(
             "the energy is trained against the running base, but sampling uses the averaged one: set train.final.steps for "
             "a last phase against the averaged base, or ema.decay=0 to sample from the running one."
@@ -394,5 +395,6 @@ def _begin(
         fit_energy(trainer, dataset, on_progress)
     fresh = ranks.from_first("fresh" if checkpoint is None else "resumed") == "fresh"
     parallel.share_state(trainer, ranks)
+    trainer.follow_average()
     if fresh:
         trainer.initialise()

@@ -37,6 +37,7 @@ from gebm_kit.engine.schedules import rate
 from gebm_kit.engine.source import check_trainable
 from gebm_kit.engine.trainer_state import counters_of, restore, tensors_of
 from gebm_kit.engine.watch import vital_signs
+from gebm_kit.engine.weighted_likelihood import WeightedLikelihood
 
 INITIAL_DRAWS = 4096
 """Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
@@ -57,6 +58,7 @@ class Trainer:
         step: cycles done, of all phases.
         energy_updates: energy updates done, which decides when a lazy penalty is due.
         guard: skips and counts updates that are not finite.
+        weighted: the base's update by weighted likelihood, or None.
         restores: how often training went back because of them; ``went_back``: that no cycle was trained since.
     """
 
@@ -90,6 +92,10 @@ class Trainer:
             )
         self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
+        self.weighted: WeightedLikelihood | None = None
+        if self.settings.base_update == "weighted-likelihood":
+            assert self.ema is not None  # checked with the recipe
+            self.weighted = WeightedLikelihood(self.model, self.loss, self.ema, self.settings.base_update_ess)
         self.energy_optimizer = make_optimizer(recipe.optim.energy, self._energy_parameters())
         section = self.settings.pretrain.optimizer if self.settings.pretrain_steps else recipe.optim.base
         self.base_optimizer = make_optimizer(section, list(self.model.base.parameters()))
@@ -190,6 +196,8 @@ class Trainer:
             elif self._data_for_base:
                 x = self._noisy(self._data())
                 terms = self.loss.base_loss(self._stepped, Batch(x, x.new_empty(0), x.new_empty(0)))
+            elif self.weighted is not None:
+                terms = self.weighted.loss(self._stepped, self._latents())
             else:
                 z = self._latents()
                 terms = self.loss.base_loss(self._stepped, Batch(None, z, self._noisy(self._stepped.base(z))))
@@ -198,6 +206,7 @@ class Trainer:
         parallel.average_statistics(self.model.base)
         if self.ema is not None:
             self.ema.update(self.model.base, bad)
+            self.follow_average()
         return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
 
     def vital_signs(self) -> dict[str, Tensor]:
@@ -259,6 +268,11 @@ class Trainer:
         """The two parts, each with its moving average at present, if it has one."""
         return (self.model.base, self.ema), (self.model.energy, self.energy_ema)
 
+    def follow_average(self) -> None:
+        """After a change of the base's average."""
+        if self.weighted is not None and self.ema is not None:
+            self.weighted.follow(self.ema)
+
     def data_seed(self) -> int:
         """Of the data's order, which is another one after going back."""
         seed = self.settings.seed
@@ -284,7 +298,8 @@ class Trainer:
     def _batch(self) -> Batch:
         x, z = self._data(), self._latents()
         with torch.no_grad(), self._forward_context():
-            x, x_base = self._noisy(x), self._noisy(self._stepped.base(z).to(x.dtype))
+            drawn = self._stepped.base(z) if self.weighted is None else self.weighted.draws(z)
+            x, x_base = self._noisy(x), self._noisy(drawn.to(x.dtype))
         if self.negatives is None:
             return Batch(x, z, x_base)
         negatives = self.negatives.draw(self.model, x, x_base, self.generator, self.energy_updates)
@@ -343,6 +358,7 @@ class Trainer:
         self.base_optimizer = make_optimizer(self.recipe.optim.base, list(self.model.base.parameters()))
         if self.ema is not None:
             self.ema = EMA(self.model.base, self.recipe.ema.decay)
+            self.follow_average()
         if self.settings.main_part == "energy":
             self.model.base.eval()
 

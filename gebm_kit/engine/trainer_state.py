@@ -80,6 +80,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         for name, (_, ema) in zip(("base", "energy"), trainer.averages(), strict=True):
             if ema is not None:
                 ema.load_state_dict(averages_of(parts["ema"], name))
+        trainer.follow_average()
         trainer.generator.set_state(parts["rng"]["generator"])
         torch.set_rng_state(parts["rng"]["torch"])
         if trainer.device.type == "cuda" and "cuda" in parts["rng"]:

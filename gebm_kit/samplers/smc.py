@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.estimators import effective_sample_size, log_mean_exp
+from gebm_kit.core.estimators import effective_sample_size, largest, log_mean_exp
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, AnnealedSampler, Info, Potential, ValueAndGrad
 from gebm_kit.core.resampling import systematic
 from gebm_kit.core.tilt import tilt_and_grad
-
-SEARCH_STEPS = 24
-"""Halvings of the interval, on a logarithmic scale, in which the next level is looked for: to a millionth of its width."""
 
 SMALLEST_RUNG = 1e-12
 """Share of what is left of the ladder below which no rung is made."""
@@ -252,14 +249,7 @@ class Smc(AnnealedSampler):
             return effective_sample_size(torch.where(usable, -rise * values, -math.inf)) >= wanted
 
         left = 1 - state.level
-        high = left.log()
-        low = high + math.log(SMALLEST_RUNG)
-        to_the_end = enough(left)
-        for _ in range(SEARCH_STEPS):
-            middle = 0.5 * (low + high)
-            is_enough = enough(middle.exp())
-            low, high = torch.where(is_enough, middle, low), torch.where(is_enough, high, middle)
-        return torch.where(to_the_end, 1.0, state.level + low.exp())
+        return torch.where(enough(left), 1.0, state.level + largest(enough, left, SMALLEST_RUNG))
 
     def _planned(self, plan: Tensor, state: SmcState) -> Tensor:
         """The row of the rung to come, the last one once there is none; (2 + Z,)."""
