@@ -54,7 +54,8 @@ class Job(Recorded):
     @property
     def settings(self) -> dict[str, Any]:
         words = overrides(self.data, self.flow, self.method, self.seed, self.ml_steps)
-        return {"version": VERSION, "overrides": words, "looks": LOOK_EVERY, "limit": self.limit}
+        looks = [LOOK_EVERY["pretrain"], LOOK_EVERY[self.method]]
+        return {"version": VERSION, "overrides": words, "looks": looks, "limit": self.limit}
 
     def path(self, folder: Path) -> Path:
         return folder / f"{self.data}--{self.flow}--{self.method}--{self.seed}.json"
