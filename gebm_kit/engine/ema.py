@@ -19,21 +19,24 @@ COUNT = "num_updates"
 class EMA:
     """``average <- d average + (1 - d) parameter`` with ``d = min(decay, (1 + n) / (10 + n))`` at the n-th update, n >= 0.
 
-    The warm-up of d (TensorFlow's rule) forgets the random start. Batch norm's running statistics are averaged too, so that
-    they belong to the averaged weights; other buffers (spectral norm's vectors, counters) are copied as they are.
+    The warm-up of d (TensorFlow's rule) forgets the random start; without it d is the decay from the first update. Batch
+    norm's running statistics are averaged too, so that they belong to the averaged weights; other buffers (spectral norm's
+    vectors, counters) are copied as they are.
 
     Args:
         module: what is averaged; the average starts as a copy of it.
         decay: upper limit of d, 0 <= decay < 1.
+        warmup: whether d rises to it.
 
     Attributes:
         num_updates: n, () int64 on the module's device.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
+        self.warmup = warmup
         self._tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self._averaged = [
@@ -51,7 +54,8 @@ class EMA:
         now = module.state_dict()
         taken = torch.ones_like(self.num_updates) if skip is None else 1 - skip.to(torch.int64)
         n = self.num_updates.double()
-        weight = (1 - ((1 + n) / (10 + n)).clamp_max(self.decay)) * taken
+        decay = ((1 + n) / (10 + n)).clamp_max(self.decay) if self.warmup else torch.full_like(n, self.decay)
+        weight = (1 - decay) * taken
         self.num_updates += taken
         weights = {dtype: weight.to(dtype) for dtype in {self._tensors[name].dtype for name in self._averaged}}
         averages = self._of(self._tensors, self._averaged)

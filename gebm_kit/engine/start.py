@@ -9,7 +9,6 @@ from gebm_kit.core.errors import CheckpointError
 from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.progress import OnProgress, Progress
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.trainer import Trainer
@@ -35,7 +34,7 @@ def start_from(trainer: Trainer, recipe: Recipe) -> None:
                 ) from error
             warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
     if trainer.ema is not None:
-        trainer.ema = EMA(trainer.model.base, recipe.ema.decay)
+        trainer.ema = trainer.new_average()
 
 
 def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> None:

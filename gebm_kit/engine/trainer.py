@@ -90,11 +90,10 @@ class Trainer:
             self.negatives = NegativeChains(
                 self.loss.negatives, largest, dataset.value_range, self.settings.seed, device, dtype
             )
-        self.ema = EMA(self.model.base, recipe.ema.decay) if recipe.ema.decay > 0 else None
+        self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.weighted: WeightedLikelihood | None = None
-        if self.settings.base_update == "weighted-likelihood":
-            assert self.ema is not None  # checked with the recipe
+        if self.settings.base_update == "weighted-likelihood" and self.ema is not None:
             self.weighted = WeightedLikelihood(self.model, self.loss, self.ema, self.settings.base_update_ess)
         self.energy_optimizer = make_optimizer(recipe.optim.energy, self._energy_parameters())
         section = self.settings.pretrain.optimizer if self.settings.pretrain_steps else recipe.optim.base
@@ -268,6 +267,10 @@ class Trainer:
         """The two parts, each with its moving average at present, if it has one."""
         return (self.model.base, self.ema), (self.model.energy, self.energy_ema)
 
+    def new_average(self) -> EMA:
+        """Of the base as it is; one that the energy has to keep up with is not to be fast at first."""
+        return EMA(self.model.base, self.recipe.ema.decay, warmup=self.settings.base_update == "pathwise")
+
     def follow_average(self) -> None:
         """After a change of the base's average."""
         if self.weighted is not None and self.ema is not None:
@@ -357,7 +360,7 @@ class Trainer:
         """Optimisers and averages as the main phase begins with them."""
         self.base_optimizer = make_optimizer(self.recipe.optim.base, list(self.model.base.parameters()))
         if self.ema is not None:
-            self.ema = EMA(self.model.base, self.recipe.ema.decay)
+            self.ema = self.new_average()
             self.follow_average()
         if self.settings.main_part == "energy":
             self.model.base.eval()

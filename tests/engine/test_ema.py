@@ -1,4 +1,4 @@
-"""The moving average: its recursion, its warm-up, buffers, state."""
+"""The moving average: its recursion with and without warm-up, buffers, state."""
 
 import pytest
 import torch
@@ -27,15 +27,16 @@ def weight(ema: EMA) -> float:
     return tensor.flatten()[0].item()
 
 
+@pytest.mark.parametrize("warmup", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
-def test_recursion_with_warm_up(decay):
+def test_recursion(decay, warmup):
     now = module(1.0)
-    ema, expected = EMA(now, decay), 1.0
+    ema, expected = EMA(now, decay, warmup), 1.0
     for n in range(200):
         value = float((n * 7) % 11)
         set_to(now, value)
         ema.update(now)
-        d = min(decay, (1 + n) / (10 + n))
+        d = min(decay, (1 + n) / (10 + n)) if warmup else decay
         expected = d * expected + (1 - d) * value
         assert weight(ema) == pytest.approx(expected, rel=1e-12)
     assert ema.num_updates == 200
