@@ -6,7 +6,7 @@
 Scores are FID on features of the kit's classifier for these data, of ``--draws`` draws against the test part. Sampler and
 beta are chosen by FID against the validation part; beta = 1 is shown too. Runs and records are kept in ``--cache``: a study
 that was cut off goes on where it stopped. The time is that of training; the cycles that fill it are counted beforehand, from
-the speed of the first ones, and the table has the seconds that they took in the end.
+the speed of the first two hundred, and the table has the seconds that they took in the end.
 """
 
 from __future__ import annotations
