@@ -51,6 +51,7 @@ train:
   energy_steps: 2
   start_steps: 0
   batch_size: 64
+  final: {steps: 6}
   log_every: 1
   checkpoint_every: 10
   keep_checkpoints: 50
@@ -235,7 +236,7 @@ def test_it_waits_for_no_device() -> None:
 
 
 def test_the_base_comes_to_the_likelihood_of_its_best_without_seeing_data() -> None:
-    trainer = trainer_of("train.steps=400", "optim.energy.schedule=linear", "optim.base.schedule=linear")
+    trainer = trainer_of("train.steps=401", "optim.energy.schedule=linear", "optim.base.schedule=linear")
     assert trainer.weighted is not None
     assert trainer.ema is not None
     trainer.model.base.mean.data.fill_(0.7)
@@ -266,7 +267,7 @@ def test_the_average_draws_what_the_energy_and_the_base_learn_from() -> None:
     torch.testing.assert_close(batch.x_base, trainer.weighted.draws(batch.z))
 
 
-@pytest.mark.parametrize("at", [5, 10, 13])
+@pytest.mark.parametrize("at", [5, 10, 13, 22])
 def test_resumed_it_ends_at_the_same_weights(at: int, tmp_path: Path) -> None:
     path = tmp_path / "weighted.yaml"
     path.write_text(RECIPE)
@@ -280,7 +281,7 @@ def test_resumed_it_ends_at_the_same_weights(at: int, tmp_path: Path) -> None:
         gk.train(path, out=tmp_path / "run", on_progress=stop)
     run = gk.train(path, out=tmp_path / "run", resume=True)
     for part in ("model", "ema", "optim"):
-        one, other = (read_checkpoint(r.checkpoints / "step-0000020").tensors[part] for r in (straight, run))
+        one, other = (read_checkpoint(r.checkpoints / "step-0000026").tensors[part] for r in (straight, run))
         assert all(torch.equal(value, other[name]) for name, value in one.items()), part
 
 
@@ -300,10 +301,10 @@ def test_it_does_not_warn_of_a_base_that_the_energy_has_not_met(
 ) -> None:
     path = tmp_path / "weighted.yaml"
     path.write_text(RECIPE)
-    gk.train(path, ["train.steps=2"], out=tmp_path / "run")
+    gk.train(path, ["train.steps=2", "train.final.steps=0"], out=tmp_path / "run")
     assert not [w for w in recwarn if "running base" in str(w.message)]
     with pytest.warns(GebmKitWarning, match="running base"):
-        gk.train(path, ["train.steps=2", "train.base_update=pathwise"], out=tmp_path / "plain")
+        gk.train(path, ["train.steps=2", "train.final.steps=0", "train.base_update=pathwise"], out=tmp_path / "plain")
 
 
 # --- ranks -----------------------------------------------------------------------------------------------------------

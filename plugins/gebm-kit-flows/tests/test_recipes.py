@@ -91,19 +91,26 @@ def test_a_table_of_that_layout_is_read(name: str, dim: int, tmp_path: Path) -> 
     train_a_little(load_recipe(name, [*SHORT, "base.transforms=1", "base.hidden=[8]"], directory=tmp_path))
 
 
+BASES = [
+    "{name: realnvp, transforms: 2, hidden: [16]}",
+    "{name: maf, transforms: 2, hidden: [16]}",
+    "{name: maf, transforms: 2, hidden: [16], fast: sampling}",
+    "{name: nsf, transforms: 2, hidden: [16]}",
+    "{name: gaussianization, transforms: 2, components: 3}",
+]
+
+
 @pytest.mark.parametrize("part", ["base-then-energy", "both", "base-then-both"])
-@pytest.mark.parametrize(
-    "base",
-    [
-        "{name: realnvp, transforms: 2, hidden: [16]}",
-        "{name: maf, transforms: 2, hidden: [16]}",
-        "{name: maf, transforms: 2, hidden: [16], fast: sampling}",
-        "{name: nsf, transforms: 2, hidden: [16]}",
-        "{name: gaussianization, transforms: 2, components: 3}",
-    ],
-)
+@pytest.mark.parametrize("base", BASES)
 def test_every_flow_trains_in_all_three_ways(base: str, part: str) -> None:
     train_a_little(load_recipe("redwine", [f"base={base}", f"train.part={part}", *SHORT]))
+
+
+@pytest.mark.parametrize("part", ["both", "base-then-both"])
+@pytest.mark.parametrize("base", BASES)
+def test_every_flow_learns_by_weighted_likelihood(base: str, part: str) -> None:
+    words = [f"base={base}", f"train.part={part}", "train.base_update=weighted-likelihood", "loss=smile"]
+    train_a_little(load_recipe("redwine", [*words, *SHORT]))
 
 
 def train_a_little(recipe: gk.Recipe) -> None:
