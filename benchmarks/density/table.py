@@ -22,7 +22,7 @@ def markdown(records: Sequence[Record]) -> str:
         "|" + "---|" * 8,
     ]
     paired = [
-        "| data | flow | joint - ML, per dimension (goal <= 0.05) | joint, pathwise - ML, per dimension "
+        f"| data | flow | joint - ML, per dimension (goal <= {PER_DIMENSION}) | joint, pathwise - ML, per dimension "
         "| ML, then energy - ML (goal below -2 se) |",
         "|" + "---|" * 5,
     ]

@@ -73,7 +73,6 @@ class WeightedLikelihood:
             )
         self.least_ess = least_ess
         self.reference: nn.Module = copy.deepcopy(model.base).eval()
-        self._weights = list(self.reference.parameters())
         self.follow(average)
 
     def follow(self, average: EMA) -> None:
@@ -101,9 +100,8 @@ class WeightedLikelihood:
     def _control_variate(self, base: nn.Module, x: Tensor) -> Tensor:
         """Zero, with the gradient of the average's ``-mean log b_a(x)`` in its weights, carried over to the base's, ()."""
         assert isinstance(self.reference, HasDensity)
-        pairs = [
-            (own, averaged) for own, averaged in zip(base.parameters(), self._weights, strict=True) if own.requires_grad
-        ]
+        both = zip(base.parameters(), self.reference.parameters(), strict=True)
+        pairs = [(own, averaged) for own, averaged in both if own.requires_grad]
         with torch.enable_grad():
             slopes = torch.autograd.grad(-self.reference.log_prob(x).mean(), [averaged for _, averaged in pairs])
         terms = [torch.sum((own - own.detach()) * slope) for (own, _), slope in zip(pairs, slopes, strict=True)]

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated
 
 import pytest
 import torch
@@ -80,17 +80,13 @@ class Gaussian(Base):
         return -(0.5 * z.square().sum(1) + self.log_scale.sum() + 0.5 * self.latent_dim * math.log(2 * math.pi))
 
 
-def register(patch: Any = None) -> None:
-    """Make the base known to recipes, for good where there is nothing to undo it."""
+def register(patch: pytest.MonkeyPatch) -> None:
+    """Make the base known to recipes."""
     module = ModuleType("gebm_kit_test_weighted")
     module.Gaussian = Gaussian  # type: ignore[attr-defined]
+    patch.setitem(sys.modules, module.__name__, module)
     record = Registered(Component("base", "test-gaussian", f"{module.__name__}:Gaussian", "From a test"), "a-test", "1")
-    places = (
-        (sys.modules, module.__name__, module),
-        (installed().registry._records, ("base", "test-gaussian"), [record]),
-    )
-    for place, key, value in places:
-        patch.setitem(place, key, value) if patch else place.__setitem__(key, value)  # type: ignore[attr-defined]
+    patch.setitem(installed().registry._records, ("base", "test-gaussian"), [record])
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +318,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    register()
+    register(pytest.MonkeyPatch())
     torch.save(state_after(20), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
