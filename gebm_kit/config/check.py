@@ -321,7 +321,7 @@ class _Checker:
                 ("train", "keep_best", "metric"),
                 "needs evaluations during training: set train.eval_every to a number > 0",
             )
-        if train.base_update == "weighted-likelihood":
+        if train.base_update != "pathwise":
             if train.main_part != "both":
                 self.report(
                     ("train", "base_update"), f"has no meaning with train.part={train.part}: both parts must learn"

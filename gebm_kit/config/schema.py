@@ -148,8 +148,9 @@ class TrainSection:
             and then the energy on top of it (``base-then-energy``) or both from there (``base-then-both``).
         pretrain: that first phase.
         base_update: how the base learns from the energy: *pathwise*, by the loss's base objective, differentiated through
-            base draws; or by *weighted-likelihood*, maximum likelihood on draws of the averaged base weighted by exp(-E),
-            which are draws of the model, for bases with a density. The energy learns against the averaged base then.
+            base draws; or, for bases with a density, by maximum likelihood on draws of the model with the averaged base,
+            which the energy learns against then: *weighted-likelihood*, on draws of the averaged base weighted by exp(-E),
+            or *mcmc-teaching*, on the chains of the losses ``pcd`` and ``cd``.
         base_update_ess: share of such a batch that stays effective: where the weights leave less, a power of them below 1
             takes their place.
         init_from: a run whose weights training starts from; null: fresh weights.
@@ -178,7 +179,7 @@ class TrainSection:
     steps: Positive = 3000
     part: Literal["both", "energy", "base", "base-then-energy", "base-then-both"] = "both"
     pretrain: PretrainSection = PretrainSection()
-    base_update: Literal["pathwise", "weighted-likelihood"] = "pathwise"
+    base_update: Literal["pathwise", "weighted-likelihood", "mcmc-teaching"] = "pathwise"
     base_update_ess: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.5
     init_from: str | None = None
     energy_steps: Positive = 5

@@ -31,6 +31,9 @@ COMPONENTS = (
         "gebm_kit.energies.projected:ProjectedEnergy",
         "Energy on features learned from the data beforehand, for finished generators",
     ),
+    Component(
+        "energy", "codes", "gebm_kit.energies.codes:CodesEnergy", "Fully connected energy on an invertible base's codes"
+    ),
     Component("energy", "conv", "gebm_kit.energies.conv:ConvEnergy", "Convolutional energy for images of any size"),
     Component(
         "energy", "sngan", "gebm_kit.energies.sngan:SnganEnergy", "Convolutional energy of SNGAN, as published for GEBM"

@@ -8,8 +8,9 @@ channels last, which its convolutions are faster with.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -23,6 +24,19 @@ Function = Callable[[Tensor], Tensor]
 _LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@contextlib.contextmanager
+def fixed(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block the modules' parameters take no gradient; all else stays as it is."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class Frozen:

@@ -86,6 +86,30 @@ class HasEncoder(Protocol):
 
 
 @runtime_checkable
+class OnCodes(Protocol):
+    """An energy that sees a point through the code that its base has for it, ``E(x) = h(G^-1(x))``, ``E(G(z)) = h(z)``.
+
+    A `GEBM` binds such an energy to its base. Training and sampling evaluate it at codes, without the base.
+    """
+
+    def bind(self, base: Base) -> None:
+        """From here on G is this base's, of which the energy keeps no copy and learns nothing.
+
+        Raises:
+            UsageError: the base has no inverse.
+        """
+        ...
+
+    def encode(self, x: Tensor) -> Tensor:
+        """``G^-1(x)``; (B, *D) -> (B, Z)."""
+        ...
+
+    def of_codes(self, z: Tensor) -> Tensor:
+        """``h(z)``; (B, Z) -> (B,)."""
+        ...
+
+
+@runtime_checkable
 class HasPretraining(Protocol):
     """A base with a loss of its own (negative log-likelihood, negative ELBO)."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.frozen import Frozen
-from gebm_kit.core.interfaces import Base, Energy, HasEncoder, ValueAndGrad
+from gebm_kit.core.interfaces import Base, Energy, HasEncoder, OnCodes, ValueAndGrad
 from gebm_kit.core.threads import PieceThreads
 
 
@@ -37,6 +37,8 @@ class GEBM(nn.Module):
         self.base = base
         self.energy = energy
         self.log_ratio = log_ratio
+        if isinstance(energy, OnCodes):
+            energy.bind(base)
         self.register_buffer("log_partition", torch.tensor(math.nan))
 
     @property
@@ -51,7 +53,7 @@ class GEBM(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Latent energy ``E(G(z))``; (B, Z) -> (B,)."""
-        energy: Tensor = self.energy(self.base(z))
+        energy: Tensor = self.energy.of_codes(z) if isinstance(self.energy, OnCodes) else self.energy(self.base(z))
         return energy
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -219,7 +221,7 @@ class LatentPotential(_BlockPotential):
         return decoded
 
     def _energy(self, z: Tensor) -> Tensor:
-        energy: Tensor = self.model.energy(self._decode(z))
+        energy: Tensor = self.model(self.prior.from_normal(z))
         return energy
 
 

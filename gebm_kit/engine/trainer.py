@@ -19,10 +19,13 @@ from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import RecipeError, UsageError
+from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
+from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, base_likelihood
 from gebm_kit.engine.checkpoint import Checkpoint
+from gebm_kit.engine.code_space import energy_side, points
 from gebm_kit.engine.compiled import compiled
 from gebm_kit.engine.early_stopping import BestBase
 from gebm_kit.engine.ema import EMA, carrying
@@ -37,7 +40,6 @@ from gebm_kit.engine.schedules import rate
 from gebm_kit.engine.source import check_trainable
 from gebm_kit.engine.trainer_state import counters_of, restore, tensors_of
 from gebm_kit.engine.watch import vital_signs
-from gebm_kit.engine.weighted_likelihood import WeightedLikelihood
 
 INITIAL_DRAWS = 4096
 """Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
@@ -58,7 +60,8 @@ class Trainer:
         step: cycles done, of all phases.
         energy_updates: energy updates done, which decides when a lazy penalty is due.
         guard: skips and counts updates that are not finite.
-        weighted: the base's update by weighted likelihood, or None.
+        likelihood: the base's update by maximum likelihood on draws of the model, or None.
+        side: the model as the energy's updates see it.
         restores: how often training went back because of them; ``went_back``: that no cycle was trained since.
     """
 
@@ -92,9 +95,8 @@ class Trainer:
             )
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
-        self.weighted: WeightedLikelihood | None = None
-        if self.settings.base_update == "weighted-likelihood" and self.ema is not None:
-            self.weighted = WeightedLikelihood(self.model, self.loss, self.ema, self.settings.base_update_ess)
+        self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
+        self.side = self.likelihood.side if self.likelihood else energy_side(self.model, self.model.base)
         self.energy_optimizer = make_optimizer(recipe.optim.energy, self._energy_parameters())
         section = self.settings.pretrain.optimizer if self.settings.pretrain_steps else recipe.optim.base
         self.base_optimizer = make_optimizer(section, list(self.model.base.parameters()))
@@ -122,7 +124,7 @@ class Trainer:
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
         # what the steps evaluate: the same modules, compiled where the recipe asks for it
-        self._stepped = compiled(self.model, device, rows) if self.settings.compile else self.model
+        self._stepped = compiled(self.side, device, rows) if self.settings.compile else self.side
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class Trainer:
         total = terms.loss
         for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
             if self.energy_updates % penalty.every == 0:
-                total = total + penalty.every * penalty(self.model.energy, batch, self.generator)
+                total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
         self._seen = batch
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
@@ -188,15 +190,19 @@ class Trainer:
     def base_step(self) -> LossTerms:
         """One update of the base with the energy fixed, then of its moving average."""
         kept = self.guard.keep()
-        with _fixed(self.model.energy, self.loss), self._forward_context():
+        with fixed(self.model.energy, self.loss), self._forward_context():
             if self.pretraining or (self.settings.part == "base" and self._own_loss and not self._data_for_base):
                 assert isinstance(self.model.base, HasPretraining)
                 terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self._data()).reshape(1)))
             elif self._data_for_base:
                 x = self._noisy(self._data())
                 terms = self.loss.base_loss(self._stepped, Batch(x, x.new_empty(0), x.new_empty(0)))
-            elif self.weighted is not None:
-                terms = self.weighted.loss(self._stepped, self._latents())
+            elif isinstance(self.likelihood, WeightedLikelihood):
+                terms = self.likelihood.loss(self.model.base, self._latents())
+            elif isinstance(self.likelihood, McmcTeaching):
+                assert self._seen is not None
+                assert self._seen.negatives is not None
+                terms = self.likelihood.loss(self.model.base, self._seen.negatives)
             else:
                 z = self._latents()
                 terms = self.loss.base_loss(self._stepped, Batch(None, z, self._noisy(self._stepped.base(z))))
@@ -210,7 +216,7 @@ class Trainer:
 
     def vital_signs(self) -> dict[str, Tensor]:
         """Scalars of the last energy step for `watch`, computed when they are asked for."""
-        return {} if self._seen is None else vital_signs(self.model, self.loss, self._seen, self.settings.noise)
+        return {} if self._seen is None else vital_signs(self.side, self.loss, self._seen, self.settings.noise)
 
     def initialise(self) -> None:
         """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws. The base alone needs none."""
@@ -221,10 +227,10 @@ class Trainer:
             batch = self.settings.batch_size
             z = self.model.base.sample_prior(-(-INITIAL_DRAWS // batch) * batch, self.generator, self.feed.dtype)
             parts = z.split(batch)
-            energies = [self.model.energy(self._noisy(self.model.base(reduce.share(part)))).double() for part in parts]
+            energies = [self.side.energy(self._noisy(self.side.base(reduce.share(part)))).double() for part in parts]
             self.loss.initialise(torch.cat(energies))
         if self.negatives is not None:
-            self.negatives.fill(self.model)
+            self.negatives.fill(self.side)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -273,8 +279,8 @@ class Trainer:
 
     def follow_average(self) -> None:
         """After a change of the base's average."""
-        if self.weighted is not None and self.ema is not None:
-            self.weighted.follow(self.ema)
+        if self.likelihood is not None and self.ema is not None:
+            self.likelihood.follow(self.ema)
 
     def data_seed(self) -> int:
         """Of the data's order, which is another one after going back."""
@@ -301,11 +307,10 @@ class Trainer:
     def _batch(self) -> Batch:
         x, z = self._data(), self._latents()
         with torch.no_grad(), self._forward_context():
-            drawn = self._stepped.base(z) if self.weighted is None else self.weighted.draws(z)
-            x, x_base = self._noisy(x), self._noisy(drawn.to(x.dtype))
+            x, x_base = self._noisy(points(self.side, x)), self._noisy(self._stepped.base(z).to(x.dtype))
         if self.negatives is None:
             return Batch(x, z, x_base)
-        negatives = self.negatives.draw(self.model, x, x_base, self.generator, self.energy_updates)
+        negatives = self.negatives.draw(self.side, x, x_base, self.generator, self.energy_updates)
         # G(z) carries no noise, while chains in data space walk on an energy that has learned it
         latent = self.negatives.settings.space == "latent"
         return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
@@ -384,16 +389,3 @@ class Trainer:
 
 def _penalties(nodes: Sequence[Any], facts: dict[str, Any], device: torch.device) -> list[Penalty]:
     return [build("penalty", node, facts).to(device) for node in nodes]
-
-
-@contextlib.contextmanager
-def _fixed(*modules: nn.Module) -> Iterator[None]:
-    """Inside the block the modules' parameters take no gradient."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

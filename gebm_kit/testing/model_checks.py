@@ -46,7 +46,7 @@ def check_base(base: Base) -> None:
 def check_energy(energy: Energy, data_shape: tuple[int, ...]) -> None:
     """One number a row, row independence in eval mode, a live gradient with respect to x, float64, state round trip.
 
-    The energy is copied; it is left as it is.
+    The energy is copied; it is left as it is. One on a base's codes must be bound to a base.
 
     Args:
         data_shape: of one data point, ``*D``.

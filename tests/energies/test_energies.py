@@ -1,16 +1,17 @@
 """Properties of every registered energy, and what is particular to the built-in ones."""
 
 import contextlib
+import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gebm_kit.core.components import Registered, parameters
 from gebm_kit.core.errors import DataError, RecipeError, UsageError
 from gebm_kit.core.frozen import Frozen
-from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.interfaces import Base, Energy, OnCodes
 from gebm_kit.core.plugins import installed
 from gebm_kit.energies.conv import ConvEnergy
 from gebm_kit.energies.mlp import MlpEnergy
@@ -21,11 +22,31 @@ SHAPES = [(2,), (10,), (1, 1, 1), (1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 12, 2
 RECORDS = installed().registry.of_kind("energy")
 
 
+class Doubled(Base):
+    """``G(z) = 2 z``, in the data's shape, with its inverse."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.latent_dim, self.data_shape = math.prod(shape), shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 2 * z.unflatten(1, self.data_shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x.flatten(1) / 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -0.5 * self.encode(x).square().sum(1)
+
+
 def build(record: Registered, shape: tuple[int, ...]) -> Energy:
-    """With few channels, where they can be chosen: the largest are slow here."""
+    """With few channels, where they can be chosen: the largest are slow here. One on codes has a base."""
     target = record.load()
     few = {"width": 8} if "width" in parameters(target) else {}
-    return target(**few, data_shape=shape)
+    energy = target(**few, data_shape=shape)
+    if isinstance(energy, OnCodes):
+        energy.bind(Doubled(shape))
+    return energy
 
 
 def served() -> list:

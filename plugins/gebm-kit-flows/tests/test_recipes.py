@@ -106,11 +106,30 @@ def test_every_flow_trains_in_all_three_ways(base: str, part: str) -> None:
     train_a_little(load_recipe("redwine", [f"base={base}", f"train.part={part}", *SHORT]))
 
 
+LIKELIHOODS = {
+    "weighted-likelihood": ("loss=smile",),
+    "mcmc-teaching": ("loss={name: pcd, steps: 2}", "energy={name: codes, hidden: [16]}"),
+}
+
+
 @pytest.mark.parametrize("part", ["both", "base-then-both"])
 @pytest.mark.parametrize("base", BASES)
-def test_every_flow_learns_by_weighted_likelihood(base: str, part: str) -> None:
-    words = [f"base={base}", f"train.part={part}", "train.base_update=weighted-likelihood", "loss=smile"]
+@pytest.mark.parametrize("update", LIKELIHOODS)
+def test_every_flow_learns_by_likelihood_on_the_model(update: str, base: str, part: str) -> None:
+    words = [f"base={base}", f"train.part={part}", f"train.base_update={update}", *LIKELIHOODS[update]]
     train_a_little(load_recipe("redwine", [*words, *SHORT]))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_energy_on_codes_is_the_same_through_every_flow(base: str) -> None:
+    words = [f"base={base}", "train.part=base-then-energy", "energy={name: codes, hidden: [16]}"]
+    recipe = load_recipe("redwine", [*words, *SHORT])
+    train_a_little(recipe)
+    torch.manual_seed(0)
+    model = Trainer(recipe, build_dataset(recipe), torch.device("cpu")).model.double().eval()
+    z = torch.randn(50, model.latent_dim, dtype=torch.float64)
+    torch.testing.assert_close(model(z), model.energy(model.base(z)), rtol=1e-5, atol=1e-6)
+    assert model(z).std() > 1e-3
 
 
 def train_a_little(recipe: gk.Recipe) -> None:

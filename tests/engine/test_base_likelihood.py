@@ -1,4 +1,4 @@
-"""The base's update by weighted likelihood: the gradient of KALE, its minimum the model, and training with it."""
+"""The base's update by likelihood, weighted or on chains: the gradient of KALE, its minimum the model, training with it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from gebm_kit.core.estimators import effective_sample_size
 from gebm_kit.core.interfaces import Base, Batch
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
+from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, tempering
 from gebm_kit.engine.checkpoint import read_checkpoint
 from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.held_out import every_row
 from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.trainer import Trainer
-from gebm_kit.engine.weighted_likelihood import WeightedLikelihood, tempering
+from gebm_kit.losses.contrastive import PersistentContrastiveDivergence
 from gebm_kit.losses.critics import Hinge
 from gebm_kit.losses.kale_dv import KaleDV
 from gebm_kit.testing.host_sync import forbid_host_sync
@@ -64,8 +65,16 @@ eval: {metrics: [mmd], num_samples: 20, num_sets: 2}
 """
 
 
+TAUGHT = (
+    "train.base_update=mcmc-teaching",
+    "energy={name: codes, hidden: [16]}",
+    "loss={name: pcd, steps: 2, buffer_size: 64}",
+)
+"""Words that make a recipe one of MCMC teaching."""
+
+
 class Gaussian(Base):
-    """``G(z) = m + e^s z`` with its density."""
+    """``G(z) = m + e^s z`` with its inverse and its density."""
 
     def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
         super().__init__()
@@ -75,8 +84,11 @@ class Gaussian(Base):
     def forward(self, z: Tensor) -> Tensor:
         return self.mean + self.log_scale.exp() * z
 
+    def encode(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * torch.exp(-self.log_scale)
+
     def log_prob(self, x: Tensor) -> Tensor:
-        z = (x - self.mean) * torch.exp(-self.log_scale)
+        z = self.encode(x)
         return -(0.5 * z.square().sum(1) + self.log_scale.sum() + 0.5 * self.latent_dim * math.log(2 * math.pi))
 
 
@@ -139,19 +151,26 @@ def weighted(model: GEBM, least_ess: float = 1e-3) -> WeightedLikelihood:
     return WeightedLikelihood(model, KaleDV(), EMA(model.base, 0.9), least_ess)
 
 
+def taught(model: GEBM) -> McmcTeaching:
+    return McmcTeaching(model, PersistentContrastiveDivergence(), EMA(model.base, 0.9))
+
+
 def gradients(form: str, model: GEBM, seed: int, teacher: WeightedLikelihood | None = None) -> Tensor:
     """Of 60 independent batches, in m and log s; (60, 2)."""
     generator = torch.Generator().manual_seed(seed)
     teacher = teacher or weighted(model)
+    exact = of_the_model()
     found = []
     for _ in range(60):
         z = model.base.sample_prior(20_000, generator, torch.float64)
         if form == "pathwise":
             loss = KaleDV().base_loss(model, Batch(None, z, model.base(z))).loss
         elif form == "weighted":
-            loss = teacher.loss(model, z).loss
+            loss = teacher.loss(model.base, z).loss
+        elif form == "taught":  # by chains that have come to the model's law
+            loss = taught(model).loss(model.base, exact[0] + math.sqrt(exact[1]) * z).loss
         else:  # the mistake: draws of the base as they are
-            loss = -model.base.log_prob(teacher.draws(z)).mean()
+            loss = -model.base.log_prob(teacher.reference(z)).mean()
         found.append(torch.cat(torch.autograd.grad(loss, [model.base.mean, model.base.log_scale])))
     return torch.stack(found)
 
@@ -161,8 +180,8 @@ def wrong(found: Tensor, expected: tuple[float, float]) -> dict[str, float]:
     return holm({name: t_p_value(values, value) for name, values, value in names})
 
 
-@pytest.mark.parametrize("form", ["pathwise", "weighted"])
-def test_both_forms_have_the_gradient_of_kale(form: str) -> None:
+@pytest.mark.parametrize("form", ["pathwise", "weighted", "taught"])
+def test_all_forms_have_the_gradient_of_kale(form: str) -> None:
     model = one_dimensional()
     assert not confirmed(lambda seed: wrong(gradients(form, model, seed), kale_gradient()))
 
@@ -172,7 +191,7 @@ def test_without_weights_it_is_another_one() -> None:
     assert confirmed(lambda seed: wrong(gradients("unweighted", model, seed), kale_gradient()))
 
 
-@pytest.mark.parametrize(("form", "right"), [("weighted", True), ("unweighted", False)])
+@pytest.mark.parametrize(("form", "right"), [("weighted", True), ("taught", True), ("unweighted", False)])
 def test_the_minimum_is_the_model_of_the_averaged_base(form: str, right: bool) -> None:
     model = one_dimensional()
     teacher = weighted(model)
@@ -187,7 +206,7 @@ def test_the_minimum_is_the_model_of_the_averaged_base(form: str, right: bool) -
 def test_no_gradient_reaches_energy_and_average() -> None:
     model = one_dimensional()
     teacher = weighted(model)
-    teacher.loss(model, torch.randn(50, 1, dtype=torch.float64)).loss.backward()
+    teacher.loss(model.base, torch.randn(50, 1, dtype=torch.float64)).loss.backward()
     assert all(p.grad is None for p in [*teacher.reference.parameters(), *model.energy.parameters()])
     assert all(p.grad is not None for p in model.base.parameters())
 
@@ -197,9 +216,11 @@ def test_an_energy_that_says_nothing_moves_nothing() -> None:
     model.energy = QuadraticEnergy(torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     teacher = weighted(model)
     z = torch.randn(50, 1, dtype=torch.float64)
-    found = torch.autograd.grad(teacher.loss(model, z).loss, [model.base.mean, model.base.log_scale])
+    found = torch.autograd.grad(teacher.loss(model.base, z).loss, [model.base.mean, model.base.log_scale])
     torch.testing.assert_close(torch.cat(found), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
-    plain = torch.autograd.grad(-model.base.log_prob(teacher.draws(z)).mean(), [model.base.mean, model.base.log_scale])
+    plain = torch.autograd.grad(
+        -model.base.log_prob(teacher.reference(z)).mean(), [model.base.mean, model.base.log_scale]
+    )
     assert torch.cat(plain).abs().min() > 1e-3  # the noise that the control variate takes away
 
 
@@ -225,57 +246,90 @@ def test_it_waits_for_no_device() -> None:
     teacher = weighted(model, 0.5)
     z = torch.randn(50, 1, dtype=torch.float64)
     with forbid_host_sync():
-        teacher.loss(model, z).loss.backward()
+        teacher.loss(model.base, z).loss.backward()
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_the_base_comes_to_the_likelihood_of_its_best_without_seeing_data() -> None:
-    trainer = trainer_of("train.steps=401", "optim.energy.schedule=linear", "optim.base.schedule=linear")
-    assert trainer.weighted is not None
+@pytest.mark.parametrize("words", [(), TAUGHT], ids=["weighted", "taught"])
+def test_the_base_comes_to_the_likelihood_of_its_best_without_seeing_data(words: tuple[str, ...]) -> None:
+    trainer = trainer_of(*words, "train.steps=401", "optim.energy.schedule=linear", "optim.base.schedule=linear")
+    assert trainer.likelihood is not None
     assert trainer.ema is not None
     trainer.model.base.mean.data.fill_(0.7)
     trainer.ema = EMA(trainer.model.base, 0.9)
     trainer.follow_average()
     rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
     best = (rows.var(0, correction=0).log().sum() / 2 + math.log(2 * math.pi) + 1).item()
-    before = -trainer.weighted.reference.log_prob(rows).mean().item() - best  # type: ignore[operator, union-attr]
+    before = -trainer.likelihood.reference.log_prob(rows).mean().item() - best  # type: ignore[operator, union-attr]
     for _ in range(400):
         metrics = trainer.cycle()
-    assert 0 < metrics["weight_power"] <= 1
-    after = -trainer.weighted.reference.log_prob(rows).mean().item() - best  # type: ignore[operator, union-attr]
+    assert 0 < metrics.get("weight_power", 1.0) <= 1
+    after = -trainer.likelihood.reference.log_prob(rows).mean().item() - best  # type: ignore[operator, union-attr]
     assert before > 0.5  # or this test shows nothing
     assert after < 0.1 * before
 
 
 def test_the_average_draws_what_the_energy_and_the_base_learn_from() -> None:
     trainer = trainer_of()
-    assert trainer.weighted is not None
+    assert trainer.likelihood is not None
     assert trainer.ema is not None
     for _ in range(5):
         trainer.cycle()
     averages = trainer.ema.state_dict()
-    for name, value in trainer.weighted.reference.state_dict().items():
+    for name, value in trainer.likelihood.reference.state_dict().items():
         assert torch.equal(value, averages[name])
         assert not torch.equal(value, trainer.model.base.state_dict()[name])
     batch = trainer._batch()
-    torch.testing.assert_close(batch.x_base, trainer.weighted.draws(batch.z))
+    torch.testing.assert_close(batch.x_base, trainer.likelihood.reference(batch.z))
 
 
+def test_of_an_energy_on_codes_training_sees_codes_of_the_average() -> None:
+    trainer = trainer_of(*TAUGHT)
+    assert trainer.likelihood is not None
+    for _ in range(5):
+        trainer.cycle()
+    reference = trainer.likelihood.reference
+    batch = trainer._batch()
+    assert batch.x_base is batch.z or torch.equal(batch.x_base, batch.z)
+    rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
+    codes = reference.encode(rows)  # type: ignore[operator]
+    assert all((codes - row).abs().sum(1).min() < 1e-9 for row in batch.x)
+    torch.testing.assert_close(trainer.model.energy(rows), trainer.side.energy(codes))
+    own = trainer.model.base.encode(rows)  # type: ignore[operator]
+    assert (own - codes).abs().max() > 1e-3  # the average is behind
+    with trainer.averaged():
+        torch.testing.assert_close(trainer.model(codes), trainer.model.energy(trainer.model.base(codes)))
+
+
+def test_the_base_learns_from_the_chains_of_the_last_energy_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(*TAUGHT)
+    seen: list[Tensor] = []
+    log_prob = Gaussian.log_prob
+    monkeypatch.setattr(Gaussian, "log_prob", lambda self, x: (seen.append(x), log_prob(self, x))[1])
+    trainer.cycle()
+    assert trainer._seen is not None
+    assert trainer._seen.negatives is not None
+    (x,) = seen
+    start = Gaussian(data_shape=(2,)).double()  # the average, before this update moved it
+    torch.testing.assert_close(x, start(trainer._seen.negatives))
+
+
+@pytest.mark.parametrize("words", [(), TAUGHT], ids=["weighted", "taught"])
 @pytest.mark.parametrize("at", [5, 10, 13, 22])
-def test_resumed_it_ends_at_the_same_weights(at: int, tmp_path: Path) -> None:
+def test_resumed_it_ends_at_the_same_weights(at: int, words: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "weighted.yaml"
     path.write_text(RECIPE)
-    straight = gk.train(path, out=tmp_path / "straight")
+    straight = gk.train(path, list(words), out=tmp_path / "straight")
 
     def stop(progress: Progress) -> None:
         if progress.stage == "train" and progress.step == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        gk.train(path, out=tmp_path / "run", on_progress=stop)
-    run = gk.train(path, out=tmp_path / "run", resume=True)
+        gk.train(path, list(words), out=tmp_path / "run", on_progress=stop)
+    run = gk.train(path, list(words), out=tmp_path / "run", resume=True)
     for part in ("model", "ema", "optim"):
         one, other = (read_checkpoint(r.checkpoints / "step-0000026").tensors[part] for r in (straight, run))
         assert all(torch.equal(value, other[name]) for name, value in one.items()), part
@@ -306,20 +360,20 @@ def test_it_does_not_warn_of_a_base_that_the_energy_has_not_met(
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def state_after(cycles: int) -> dict[str, Tensor]:
-    trainer = trainer_of()
+def state_after(cycles: int, *words: str) -> dict[str, Tensor]:
+    trainer = trainer_of(*words)
     for _ in range(cycles):
         metrics = trainer.cycle()
     state = {name: value for name, value in trainer.model.state_dict().items() if name != "log_partition"}
-    return {**state, "base_loss": metrics["base_loss"], "weight_power": metrics["weight_power"]}
+    return {**state, **{name: metrics[name] for name in ("base_loss", "weight_power") if name in metrics}}
 
 
-def work(rank: int, ranks: int, folder: str) -> None:
+def work(rank: int, ranks: int, folder: str, words: tuple[str, ...] = ()) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     register(pytest.MonkeyPatch())
-    torch.save(state_after(20), f"{folder}/{rank}.pt")
+    torch.save(state_after(20, *words), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -331,6 +385,16 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
         assert seen.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(seen[name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_taught_all_ranks_have_the_same_weights(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work, args=(2, str(tmp_path), TAUGHT), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, value in first.items():
+        if name != "base_loss":  # of each rank's own chains
+            torch.testing.assert_close(second[name], value, rtol=1e-10, atol=1e-12)
+    before = trainer_of(*TAUGHT).model.state_dict()
+    assert not torch.equal(first["base.mean"], before["base.mean"])
 
 
 # --- what has no meaning ---------------------------------------------------------------------------------------------
@@ -352,7 +416,14 @@ def test_what_has_no_meaning_is_refused(words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["base={name: mlp}"], "a density"), (["loss=hinge"], "no log density ratio")]
+    ("words", "message"),
+    [
+        (["base={name: mlp}"], "a density"),
+        (["loss=hinge"], "no log density ratio"),
+        (["train.base_update=mcmc-teaching"], "chains of the loss, and KaleDV has none"),
+        (["train.base_update=mcmc-teaching", "loss={name: pcd, space: data}"], "no log density ratio"),
+        (["train.base_update=pathwise", "energy=codes"], "no slope for the base"),
+    ],
 )
 def test_what_it_can_not_train_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):

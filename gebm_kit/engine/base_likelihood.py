@@ -1,0 +1,187 @@
+"""The base update without a derivative of the draws: maximum likelihood of the base on draws of the model.
+
+KALE(P||B_theta) = -E_P[E] - log E_B[exp(-E)] has, with the energy fixed, the gradient
+
+    E_q[grad_x E(G(z)) dG/dtheta] = -E_q[grad_theta log b_theta(x)],     q(x) = b(x) exp(-E(x)) / Z,
+
+the first by differentiating the draws, the second by differentiating the density, which is that of the forward KL divergence
+KL(q || b_theta). Both hold at the base whose draws are weighed. The second can hold q fixed while theta moves, so that its
+minimum is the model itself, which is the data's law where E is the log-ratio of base and data; a base that follows the first
+under an energy that lags behind goes past it. q belongs to a slowly moving copy of the base, the moving average that
+sampling uses, and so do the base draws that the energy learns from.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
+    Cooperative Training of Descriptor and Generator Networks. J. Xie et al., TPAMI 2018. https://arxiv.org/abs/1609.09408
+    (a generator that learns from what chains on the energy make of its draws)
+    Reweighted Wake-Sleep. J. Bornschein, Y. Bengio, ICLR 2015. https://arxiv.org/abs/1406.2751
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.config.schema import TrainSection
+from gebm_kit.core import reduce
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.estimators import effective_sample_size, largest
+from gebm_kit.core.interfaces import Base, HasDensity, Loss, LossTerms, OnCodes
+from gebm_kit.core.model import GEBM
+from gebm_kit.engine.code_space import data, energy_side
+from gebm_kit.engine.ema import EMA
+
+SMALLEST_POWER = 1e-6
+"""Of the weights; where that leaves too few of them effective, they are as good as equal anyway."""
+
+
+class BaseLikelihood:
+    """What both ways have in common: the averaged base, and the model on it as the energy sees it.
+
+    Args:
+        model: whose base is trained; it must have a density.
+        loss: its energy must be a log density ratio.
+        average: of the base.
+
+    Attributes:
+        reference: the base with its averaged weights, in eval mode.
+        side: the model with draws of the averaged base, in codes where the energy is on them (`energy_side`).
+
+    Raises:
+        UsageError: the base has no density, or the loss's energy is no log density ratio.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: GEBM, loss: Loss, average: EMA) -> None:
+        if not isinstance(model.base, HasDensity):
+            raise UsageError(
+                f"train.base_update={self.name} needs a base with a density (log_prob), which "
+                f"{type(model.base).__name__} has not",
+                hint="Use a normalizing flow as the base, or train.base_update=pathwise.",
+            )
+        if not loss.log_ratio:
+            raise UsageError(
+                f"train.base_update={self.name} takes exp(-E) for a density ratio of model and base, and the energy of "
+                f"{type(loss).__name__} is no log density ratio",
+                hint="Use a loss such as kale, kale-dv or logistic, or train.base_update=pathwise.",
+            )
+        self.reference: Base = copy.deepcopy(model.base).eval()
+        self.side = energy_side(model, self.reference)
+        self.follow(average)
+
+    def follow(self, average: EMA) -> None:
+        """Take over the average's weights."""
+        average.copy_to(self.reference)
+
+
+class WeightedLikelihood(BaseLikelihood):
+    """Loss of the base ``-sum_i w_i log b_theta(x_i)`` with x_i from its moving average, ``w = softmax(-t E(x))``.
+
+    From its gradient that of the average b_a's own mean likelihood, ``-(1/N) sum_i grad_a log b_a(x_i)``, is taken away as a
+    control variate: its expectation is zero, and where the base is near its average and the weights near 1/N it is all of
+    the noise.
+
+    The power t is the largest up to 1 at which the effective sample size (sum w)² / sum w² of the global batch is at least
+    ``least_ess`` of it. Below 1 the base goes towards the model's law in part: b exp(-t E) is between the base and q.
+
+    Args:
+        model, loss, average: as in `BaseLikelihood`.
+        least_ess: share of a batch, in (0, 1).
+    """
+
+    name = "weighted-likelihood"
+
+    def __init__(self, model: GEBM, loss: Loss, average: EMA, least_ess: float) -> None:
+        super().__init__(model, loss, average)
+        self.least_ess = least_ess
+
+    def loss(self, base: Base, z: Tensor) -> LossTerms:
+        """The loss on draws of codes z, (B, Z), with ``weight_power``, which is t, among its metrics."""
+        with torch.no_grad():
+            seen = self.side.base(z)
+            x = data(self.side, seen)
+            log_weights = -self.side.energy(seen)
+            power = tempering(reduce.gather(log_weights), self.least_ess).to(log_weights.dtype)
+            weights = reduce.softmax_weights(power * log_weights)
+        assert isinstance(base, HasDensity)
+        number = len(x) * reduce.world_size()
+        value = -number * reduce.mean(weights * base.log_prob(x))
+        return LossTerms(value - self._control_variate(base, x), {"weight_power": power})
+
+    def _control_variate(self, base: nn.Module, x: Tensor) -> Tensor:
+        """Zero, with the gradient of the average's ``-mean log b_a(x)`` in its weights, carried over to the base's, ()."""
+        assert isinstance(self.reference, HasDensity)
+        both = zip(base.parameters(), self.reference.parameters(), strict=True)
+        pairs = [(own, averaged) for own, averaged in both if own.requires_grad]
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(-self.reference.log_prob(x).mean(), [averaged for _, averaged in pairs])
+        terms = [torch.sum((own - own.detach()) * slope) for (own, _), slope in zip(pairs, slopes, strict=True)]
+        return torch.stack(terms).sum()
+
+
+class McmcTeaching(BaseLikelihood):
+    """Loss of the base ``-mean log b_theta(x_i)``, ``x_i = G_a(z_i)``, z_i the ends of the loss's chains in latent space.
+
+    The chains need not start among good draws, as weights of base draws do: where KL(q || b) is several nats, next to none
+    of a batch is where the model has its mass.
+
+    Args:
+        model, loss, average: as in `BaseLikelihood`; the loss has chains in latent space (``pcd``, ``cd``), and the base
+            learns from those of its last energy update.
+
+    Raises:
+        UsageError: the loss has no such chains.
+    """
+
+    name = "mcmc-teaching"
+
+    def __init__(self, model: GEBM, loss: Loss, average: EMA) -> None:
+        super().__init__(model, loss, average)
+        if loss.negatives is None or loss.negatives.space != "latent":
+            raise UsageError(
+                f"train.base_update={self.name} learns from the chains of the loss, and {type(loss).__name__} has none in "
+                "latent space",
+                hint="Use loss=pcd, or train.base_update=weighted-likelihood.",
+            )
+
+    def loss(self, base: Base, negatives: Tensor) -> LossTerms:
+        """The loss on the chains' ends, as the energy sees them: (B, *D), or (B, Z) for an energy on codes."""
+        assert isinstance(base, HasDensity)
+        with torch.no_grad():
+            x = data(self.side, negatives)
+        return LossTerms(-reduce.mean(base.log_prob(x)))
+
+
+def base_likelihood(
+    settings: TrainSection, model: GEBM, loss: Loss, average: EMA | None
+) -> WeightedLikelihood | McmcTeaching | None:
+    """What ``train.base_update`` asks for; None: the gradient through base draws.
+
+    Raises:
+        UsageError: model and loss do not go with it.
+    """
+    if settings.base_update == "pathwise" or average is None:
+        if isinstance(model.energy, OnCodes) and settings.main_part == "both":
+            raise UsageError(
+                f"{type(model.energy).__name__} sees the base's codes alone: it has no slope for the base to learn by",
+                hint="Set train.base_update to mcmc-teaching or weighted-likelihood, or train.part to energy.",
+            )
+        return None
+    if settings.base_update == "mcmc-teaching":
+        return McmcTeaching(model, loss, average)
+    return WeightedLikelihood(model, loss, average, settings.base_update_ess)
+
+
+def tempering(log_weights: Tensor, least_ess: float) -> Tensor:
+    """The largest t <= 1 at which ``exp(t log_weights)`` has an effective share of at least ``least_ess``; (N,) -> ()."""
+    values, wanted = log_weights.double(), least_ess * len(log_weights)
+    whole = values.new_ones(())
+
+    def enough(power: Tensor) -> Tensor:
+        return effective_sample_size(power * values) >= wanted
+
+    return torch.where(enough(whole), whole, largest(enough, whole, SMALLEST_POWER))
