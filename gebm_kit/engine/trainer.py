@@ -106,6 +106,7 @@ class Trainer:
         self.restores = 0
         self.went_back = False
         self._seen: Batch | None = None
+        self._chain_ends: Tensor | None = None
         self._autocast = recipe.precision == "bfloat16"
         if self._autocast and device.type != "cuda":
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
@@ -200,9 +201,8 @@ class Trainer:
             elif isinstance(self.likelihood, WeightedLikelihood):
                 terms = self.likelihood.loss(self.model.base, self._latents())
             elif isinstance(self.likelihood, McmcTeaching):
-                assert self._seen is not None
-                assert self._seen.negatives is not None
-                terms = self.likelihood.loss(self.model.base, self._seen.negatives)
+                assert self._chain_ends is not None
+                terms = self.likelihood.loss(self.model.base, self._chain_ends)
             else:
                 z = self._latents()
                 terms = self.loss.base_loss(self._stepped, Batch(None, z, self._noisy(self._stepped.base(z))))
@@ -311,6 +311,7 @@ class Trainer:
         if self.negatives is None:
             return Batch(x, z, x_base)
         negatives = self.negatives.draw(self.side, x, x_base, self.generator, self.energy_updates)
+        self._chain_ends = negatives
         # G(z) carries no noise, while chains in data space walk on an energy that has learned it
         latent = self.negatives.settings.space == "latent"
         return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
