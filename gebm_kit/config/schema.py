@@ -263,7 +263,7 @@ class EvalSection:
         num_reference: rows of held-out data, and of training data, to score against; a larger part is thinned out evenly.
         seed: of the draws.
         log_partition: how A is estimated; auto: by importance sampling while Pareto k of the weights is below 0.5, by
-            annealed populations (smc) otherwise.
+            annealed populations (smc) otherwise, and for an energy on codes always.
     """
 
     metrics: tuple[ComponentNode, ...] = ()

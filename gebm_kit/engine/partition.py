@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.interfaces import OnCodes
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.engine.annealing import Annealed, anneal
 from gebm_kit.engine.bridge import bridge
@@ -38,6 +39,8 @@ LEAST_OVERLAP = 50.0
 LEAST_GROUPS = 5
 """Independent groups of draws from which the bridge's error is known well enough to accuse anybody."""
 
+ON_CODES = "annealing costs little for an energy on codes"
+
 DISAGREEMENT = 3.0
 """Half-widths of a 95 % interval between bridge and estimate beyond which they disagree."""
 
@@ -57,7 +60,8 @@ def estimate_log_partition(
     """A(beta) with its standard error, by importance sampling while Pareto k is below 0.5, else by annealed replicates.
 
     Pareto k, which chooses, comes from other base draws than the estimate. From the same ones it would be small just when
-    the large weights happen to be missing, and the estimates that are kept would be those that are too low.
+    the large weights happen to be missing, and the estimates that are kept would be those that are too low. For an energy on
+    codes it is annealed replicates always: they cost little there, and find dips of the energy that no base draw meets.
 
     Args:
         potential: at beta.
@@ -75,7 +79,8 @@ def estimate_log_partition(
     """
     k = pareto_k(-other)
     weighed = dataclasses.replace(from_tilt(tilt), pareto_k=k)
-    if method == "importance-sampling" or (method == "auto" and not k >= IMPORTANCE_LIMIT):
+    cheap = isinstance(potential.model.energy, OnCodes)
+    if method == "importance-sampling" or (method == "auto" and not k >= IMPORTANCE_LIMIT and not cheap):
         reason = "asked for" if method != "auto" else _words(k)
         found = _bridged(dataclasses.replace(weighed, reason=reason), tilt, model_tilt, effective, "sampler")
         warn_of_tail(found)
@@ -87,7 +92,7 @@ def estimate_log_partition(
             raise
         warn_of_tail(weighed)
         return dataclasses.replace(weighed, reason=f"smc failed: {error.message}")
-    reason = "asked for" if method != "auto" else _words(k)
+    reason = "asked for" if method != "auto" else ON_CODES if cheap else _words(k)
     found = _from_replicates(annealed, dataclasses.replace(weighed, reason=reason))
     found = _bridged(found, tilt, annealed.tilt, annealed.effective, "smc")
     _warn_of_replicates(found)

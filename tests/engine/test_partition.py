@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Energy
+from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.resampling import systematic
 from gebm_kit.core.seeds import stream
@@ -212,6 +212,35 @@ def test_the_bridges_error_is_that_of_repeats() -> None:
             errors.append(found.se)
     spread = float(torch.tensor(values).std())
     assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.35)  # a spread from 100 is known to 7 %
+
+
+class OnIdentity(Energy):
+    """``E(x) = a . x`` as an energy on codes of the identity."""
+
+    def bind(self, base: Base) -> None:
+        pass
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def of_codes(self, z: Tensor) -> Tensor:
+        return 0.3 * z.sum(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of_codes(x)
+
+
+@pytest.mark.parametrize(("method", "used"), [("auto", "smc"), ("importance-sampling", "importance-sampling")])
+def test_an_energy_on_codes_is_annealed_even_where_weights_would_do(method: Method, used: str) -> None:
+    generator = stream(0, "codes")
+    with LatentPotential(GEBM(IdentityBase(4), OnIdentity())) as potential:
+        first, second = base_tilts(potential, generator, torch.float64)
+        found = estimate_log_partition(potential, first, second, generator, torch.float64, method=method)
+    assert found.pareto_k is not None
+    assert found.pareto_k < 0.5
+    assert found.method == used
+    assert ("on codes" in found.reason) == (method == "auto")
+    assert abs(found.value - 4 * 0.3**2 / 2) < 5 * found.se
 
 
 def test_states_that_do_not_meet_have_no_bridge() -> None:
