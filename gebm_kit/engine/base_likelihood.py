@@ -164,6 +164,11 @@ def base_likelihood(
     Raises:
         UsageError: model and loss do not go with it.
     """
+    if isinstance(model.energy, OnCodes) and loss.negatives is not None and loss.negatives.space == "data":
+        raise UsageError(
+            f"{type(model.energy).__name__} is on the base's codes, and the loss's chains walk in data space",
+            hint="Set loss.space to latent.",
+        )
     if settings.base_update == "pathwise" or average is None:
         if isinstance(model.energy, OnCodes) and settings.main_part == "both":
             raise UsageError(

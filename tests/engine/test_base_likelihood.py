@@ -252,7 +252,9 @@ def test_it_waits_for_no_device() -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [(), TAUGHT], ids=["weighted", "taught"])
+@pytest.mark.parametrize(
+    "words", [(), ("energy={name: codes, hidden: [16]}",), TAUGHT], ids=["weighted", "weighted codes", "taught"]
+)
 def test_the_base_comes_to_the_likelihood_of_its_best_without_seeing_data(words: tuple[str, ...]) -> None:
     trainer = trainer_of(*words, "train.steps=401", "optim.energy.schedule=linear", "optim.base.schedule=linear")
     assert trainer.likelihood is not None
@@ -426,6 +428,7 @@ def test_what_has_no_meaning_is_refused(words: list[str], message: str) -> None:
         (["train.base_update=mcmc-teaching"], "chains of the loss, and KaleDV has none"),
         (["train.base_update=mcmc-teaching", "loss={name: pcd, space: data}"], "no log density ratio"),
         (["train.base_update=pathwise", "energy=codes"], "no slope for the base"),
+        (["train.base_update=pathwise", "energy=codes", "loss={name: pcd, space: data}"], "walk in data space"),
     ],
 )
 def test_what_it_can_not_train_is_refused(words: list[str], message: str) -> None:
