@@ -162,15 +162,17 @@ def _test(model: GEBM, dataset: Dataset, recipe: Any, *, chosen: int, first: int
     """
     rows = every_row(dataset.split("test"), "test part")
     start = time.process_time()
-    estimate = _importance(model)
-    if estimate.pareto_k < PARETO_K_LIMIT and not isinstance(model.energy, OnCodes):
+    on_codes = isinstance(model.energy, OnCodes)
+    weighed = None if on_codes else _importance(model)
+    if weighed is not None and weighed.pareto_k < PARETO_K_LIMIT:
+        estimate = weighed
         log_base = log_base_density(model, rows, CPU, torch.float32)
         assert log_base is not None
         with torch.no_grad():
             tilt = model.energy(rows).double()
         nll = likelihood(log_base, tilt, estimate, None, "standardised")
     else:
-        method: Method = "smc" if isinstance(model.energy, OnCodes) else "auto"
+        method: Method = "smc" if on_codes else "auto"
         fit = model_fit(model, None, rows, settings_of(recipe.sample), CPU, method=method)
         assert fit.nll is not None
         nll, estimate = fit.nll, fit.log_partition

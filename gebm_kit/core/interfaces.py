@@ -195,6 +195,7 @@ class NegativeSettings:
         steps: of each chain, at every energy step.
         buffer_size: chain states kept from one energy step to the next; 0: every chain starts afresh.
         restart: share of the chains taken from the buffer that start afresh.
+        restart_at: where: ``base``, at draws of the prior or the base; ``data``, at data, by their codes in latent space.
     """
 
     space: Literal["latent", "data"]
@@ -203,6 +204,7 @@ class NegativeSettings:
     steps: int
     buffer_size: int = 0
     restart: float = 0.0
+    restart_at: Literal["base", "data"] = "base"
 
 
 class Loss(nn.Module):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
-from gebm_kit.core.components import Injected
+from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy, HasDensity, HasEncoder
 from gebm_kit.core.layers import Activation
@@ -31,10 +32,15 @@ class CodesEnergy(Energy):
     take ``train.base_update`` *mcmc-teaching* or *weighted-likelihood*. Instance noise is added to the codes, and penalties
     are on slopes and values of h.
 
+    With a ``bound`` b the energy is ``b tanh(h / b)``, between -b and b: no row of the data, be it ever so far out, can pull
+    the energy down to where it outweighs the prior. It holds while both parts are trained, too, in which the base takes over
+    what the energy has said, b nats at a time.
+
     Args:
         hidden: widths of the hidden layers; empty for a linear h.
         activation: SiLU by default, smooth, so that samplers see a smooth gradient.
         spectral_norm: divide each weight by its largest singular value.
+        bound: of the energy's absolute value, in nats; null: none.
         data_shape: ``*D``.
 
     Raises:
@@ -49,11 +55,15 @@ class CodesEnergy(Energy):
         hidden: list[int] = [128, 128, 128],  # noqa: B006  (read only)
         activation: Activation = "silu",
         spectral_norm: bool = False,
+        bound: Annotated[float | None, Range(0, None, low_open=True)] = None,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
     ) -> None:
         super().__init__()
+        if bound is not None:
+            check_arguments(self, bound=bound)
         self.data_shape = tuple(data_shape)
+        self.bound = bound
         self.h = MlpEnergy(hidden, activation, spectral_norm, data_shape=(math.prod(data_shape),))
         self._keep(None)
 
@@ -83,9 +93,9 @@ class CodesEnergy(Energy):
         return self._base.encode(x)
 
     def of_codes(self, z: Tensor) -> Tensor:
-        """``h(z)``; (B, prod D) -> (B,)."""
+        """``h(z)``, within the bound; (B, prod D) -> (B,)."""
         energy: Tensor = self.h(z)
-        return energy
+        return energy if self.bound is None else self.bound * torch.tanh(energy / self.bound)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of_codes(self.encode(x))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Base, Energy, OnCodes
+from gebm_kit.core.interfaces import Base, Energy, HasEncoder, OnCodes
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.priors import Prior
 
@@ -54,6 +54,14 @@ def points(side: GEBM, x: Tensor) -> Tensor:
         return x
     z: Tensor = side.base.encode(x)
     return z
+
+
+def codes(side: GEBM, seen: Tensor) -> Tensor:
+    """The base's codes of data, from what the energy of ``side`` sees of them; (B, *D) or (B, Z) -> (B, Z)."""
+    if isinstance(side.base, Codes):
+        return seen
+    assert isinstance(side.base, HasEncoder)
+    return side.base.encode(seen)
 
 
 def data(side: GEBM, seen: Tensor) -> Tensor:

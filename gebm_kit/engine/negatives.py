@@ -21,11 +21,12 @@ from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import reduce
 from gebm_kit.core.components import parameters
-from gebm_kit.core.errors import RecipeError
-from gebm_kit.core.interfaces import NegativeSettings, Sampler
+from gebm_kit.core.errors import RecipeError, UsageError
+from gebm_kit.core.interfaces import HasDensity, HasEncoder, NegativeSettings, Sampler
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.code_space import codes
 
 FILLED_AT_ONCE = 1024
 """Buffer states that are drawn from the base together."""
@@ -78,6 +79,22 @@ class NegativeChains:
         self._generator = torch.Generator(device).manual_seed(seed)
         self._buffer: Tensor | None = None
 
+    def check(self, model: GEBM) -> None:
+        """Refuse a model whose data have no codes for chains to start at.
+
+        Raises:
+            UsageError: chains in latent space start at data, and the base has no inverse or another prior.
+        """
+        if self.settings.space == "data" or self.settings.restart_at == "base":
+            return
+        base = model.base
+        if not (isinstance(base, HasEncoder) and isinstance(base, HasDensity) and base.prior.name == "normal"):
+            raise UsageError(
+                f"latent chains start at data by their codes, for which {type(base).__name__} has no inverse to a standard "
+                "normal prior",
+                hint="Use a normalizing flow as the base, or loss.restart_at=base.",
+            )
+
     @torch.no_grad()
     def fill(self, model: GEBM) -> None:
         """(Re)fill the buffer with draws of the base; nothing to do for chains that start afresh."""
@@ -97,7 +114,8 @@ class NegativeChains:
         """Negatives, one for each row of ``x`` (B, *D) -> (B, *D), and `metrics`.
 
         Args:
-            x: data, at which data-space chains without a buffer start.
+            x: data as the energy sees them, at which data-space chains without a buffer start, and fresh ones where the
+                settings say so.
             x_base: base draws, at which fresh ones with a buffer start.
             generator: of the noise, in the same state on every rank.
             update: number of the energy step.
@@ -157,6 +175,8 @@ class NegativeChains:
 
     def _fresh(self, model: GEBM, x: Tensor, x_base: Tensor, generator: torch.Generator) -> Tensor:
         """Starting points that owe nothing to the buffer, (B, Z) or (B, prod D)."""
+        if self.settings.restart_at == "data":
+            return (codes(model, x) if self.settings.space == "latent" else x.flatten(1)).detach().to(self.dtype)
         if self.settings.space == "latent":
             shape = (x.shape[0] * reduce.world_size(), model.latent_dim)
             return reduce.share(torch.randn(shape, generator=generator, device=generator.device, dtype=self.dtype))

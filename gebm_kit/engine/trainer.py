@@ -93,6 +93,7 @@ class Trainer:
             self.negatives = NegativeChains(
                 self.loss.negatives, largest, dataset.value_range, self.settings.seed, device, dtype
             )
+            self.negatives.check(self.model)
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
@@ -307,13 +308,14 @@ class Trainer:
     def _batch(self) -> Batch:
         x, z = self._data(), self._latents()
         with torch.no_grad(), self._forward_context():
-            x, x_base = self._noisy(points(self.side, x)), self._noisy(self._stepped.base(z).to(x.dtype))
+            seen = points(self.side, x)
+            x, x_base = self._noisy(seen), self._noisy(self._stepped.base(z).to(x.dtype))
         if self.negatives is None:
             return Batch(x, z, x_base)
-        negatives = self.negatives.draw(self.side, x, x_base, self.generator, self.energy_updates)
-        self._chain_ends = negatives
         # G(z) carries no noise, while chains in data space walk on an energy that has learned it
         latent = self.negatives.settings.space == "latent"
+        negatives = self.negatives.draw(self.side, seen if latent else x, x_base, self.generator, self.energy_updates)
+        self._chain_ends = negatives
         return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
 
     def _noisy(self, x: Tensor) -> Tensor:

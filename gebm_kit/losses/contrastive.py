@@ -125,8 +125,16 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
     """`cd` whose chains go on where they were: their states wait in a replay buffer from one energy step to the next.
 
     Each energy step takes as many states from the buffer as the batch has rows, at random and without repetition, starts a
-    share ``restart`` of them afresh from the base (prior draws in latent space, base draws in data space), moves all of
-    them, and puts them back. With a slowly changing energy they follow its law without the bias of chains that are short.
+    share ``restart`` of them afresh, moves all of them, and puts them back. With a slowly changing energy they follow its
+    law without the bias of chains that are short.
+
+    Those that start afresh do so at the base (prior draws in latent space, base draws in data space), or with
+    ``restart_at: data`` at the batch's data, in latent space at their codes ``G^-1(x)``. Data are draws of the model where
+    it has arrived, and then leave the chains' law as it is, which prior draws do only where E = 0. Before that they
+    show the chains at once where the energy is low, if that is a place that no chain would find, and pull negatives
+    towards the data: the more, the larger ``restart`` is and the fewer the steps are, down to contrastive divergence as
+    it was published.
+
     The buffer is filled from the base before training and again before the final phase. States with a
     non-finite position or energy never return to it: fresh ones take their place. Under torchrun all ranks share
     one buffer.
@@ -140,6 +148,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         steps: of each chain, at every energy step.
         buffer_size: states in the buffer, at least as many as a batch has rows.
         restart: share of the chains that start afresh at each energy step.
+        restart_at: where they do; ``data`` in latent space needs a base with an inverse and a standard normal prior.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -153,7 +162,16 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         steps: Steps = 5,
         buffer_size: Annotated[int, Range(1, None)] = 5000,
         restart: Annotated[float, Range(0, 1)] = 0.05,
+        restart_at: Literal["base", "data"] = "base",
     ) -> None:
         Loss.__init__(self)
-        check_arguments(self, space=space, step_size=step_size, steps=steps, buffer_size=buffer_size, restart=restart)
-        self._set_up(NegativeSettings(space, sampler, float(step_size), steps, buffer_size, float(restart)))
+        check_arguments(
+            self,
+            space=space,
+            step_size=step_size,
+            steps=steps,
+            buffer_size=buffer_size,
+            restart=restart,
+            restart_at=restart_at,
+        )
+        self._set_up(NegativeSettings(space, sampler, float(step_size), steps, buffer_size, float(restart), restart_at))

@@ -123,6 +123,27 @@ def test_it_is_told_from_an_energy_on_data() -> None:
     assert not isinstance(MlpEnergy([4], data_shape=(2,)), OnCodes)
 
 
+def test_a_bound_holds_the_energy_and_leaves_small_values_as_they_are() -> None:
+    torch.manual_seed(0)
+    energy = CodesEnergy([16], bound=3.0, data_shape=(2,)).double()
+    for parameter in energy.parameters():
+        torch.nn.init.normal_(parameter)
+    z = 20.0 * rows()
+    h = energy.h(z)
+    assert h.abs().max() > 6.0  # else there would be nothing to hold
+    assert energy.of_codes(z).abs().max() <= 3.0
+    torch.testing.assert_close(energy.of_codes(z), 3.0 * torch.tanh(h / 3.0))
+    with torch.no_grad():
+        for parameter in energy.h.readout.parameters():
+            parameter *= 1e-3
+    torch.testing.assert_close(energy.of_codes(z), energy.h(z), rtol=1e-2, atol=0)
+
+
+def test_a_bound_is_positive() -> None:
+    with pytest.raises(UsageError, match="bound"):
+        CodesEnergy([16], bound=0.0, data_shape=(2,))
+
+
 def test_without_a_base_it_says_so() -> None:
     with pytest.raises(UsageError, match="has no base"):
         codes_energy()(rows())

@@ -70,6 +70,7 @@ TAUGHT = (
     "energy={name: codes, hidden: [16]}",
     "loss={name: pcd, steps: 2, buffer_size: 64}",
 )
+AT_DATA = (*TAUGHT, "loss={name: pcd, steps: 2, buffer_size: 64, restart: 0.3, restart_at: data}")
 """Words that make a recipe one of MCMC teaching."""
 
 
@@ -321,7 +322,23 @@ def test_the_base_learns_from_the_chains_of_the_last_energy_update(
     torch.testing.assert_close(x[x[:, 0].argsort()], ends[ends[:, 0].argsort()])
 
 
-@pytest.mark.parametrize("words", [(), TAUGHT], ids=["weighted", "taught"])
+def test_chains_that_start_at_data_do_so_at_the_averages_codes_without_noise() -> None:
+    still = "loss={name: pcd, steps: 1, step_size: 1.0e-12, buffer_size: 64, restart: 1.0, restart_at: data}"
+    trainer = trainer_of(*TAUGHT, still, "train.noise=0.5")
+    for _ in range(3):
+        trainer.cycle()
+    assert trainer.likelihood is not None
+    rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
+    codes = trainer.likelihood.reference.encode(rows)  # type: ignore[operator]
+    batch = trainer._batch()
+    ends, negatives = trainer._chain_ends, batch.negatives
+    assert ends is not None
+    assert negatives is not None
+    assert all((codes - end).abs().sum(1).min() < 1e-4 for end in ends)
+    assert (negatives - ends).std() > 0.3  # the energy's instance noise
+
+
+@pytest.mark.parametrize("words", [(), TAUGHT, AT_DATA], ids=["weighted", "taught", "at-data"])
 @pytest.mark.parametrize("at", [5, 10, 13, 22])
 def test_resumed_it_ends_at_the_same_weights(at: int, words: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "weighted.yaml"
@@ -392,13 +409,14 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
             torch.testing.assert_close(seen[name], value, rtol=1e-10, atol=1e-12)
 
 
-def test_taught_all_ranks_have_the_same_weights(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, args=(2, str(tmp_path), TAUGHT), nprocs=2)
+@pytest.mark.parametrize("words", [TAUGHT, AT_DATA], ids=["taught", "at-data"])
+def test_taught_all_ranks_have_the_same_weights(words: tuple[str, ...], tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work, args=(2, str(tmp_path), words), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, value in first.items():
         if name != "base_loss":  # of each rank's own chains
             torch.testing.assert_close(second[name], value, rtol=1e-10, atol=1e-12)
-    before = trainer_of(*TAUGHT).model.state_dict()
+    before = trainer_of(*words).model.state_dict()
     assert not torch.equal(first["base.mean"], before["base.mean"])
 
 
@@ -427,6 +445,7 @@ def test_what_has_no_meaning_is_refused(words: list[str], message: str) -> None:
         (["loss=hinge"], "no log density ratio"),
         (["train.base_update=mcmc-teaching"], "chains of the loss, and KaleDV has none"),
         (["train.base_update=mcmc-teaching", "loss={name: pcd, space: data}"], "no log density ratio"),
+        (["base={name: mlp}", "loss={name: pcd, restart_at: data}"], "no inverse"),
         (["train.base_update=pathwise", "energy=codes"], "no slope for the base"),
         (["train.base_update=pathwise", "energy=codes", "loss={name: pcd, space: data}"], "walk in data space"),
     ],

@@ -28,6 +28,16 @@ class Doubled(Base):
         return self.norm(2.0 * z) if self.training else 2.0 * z
 
 
+class Invertible(Doubled):
+    """The same with its inverse and density."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return 0.5 * x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -0.125 * x.square().sum(1) - x.shape[1] * math.log(2 * math.sqrt(2 * math.pi))
+
+
 class Bowl(Energy):
     """``stiffness |x|^2 / 2``, not a number beyond ``wall`` in the first coordinate."""
 
@@ -99,6 +109,8 @@ class TestLoss:
             ContrastiveDivergence("pixel")
         with pytest.raises(UsageError, match="restart must be a number in"):
             PersistentContrastiveDivergence(restart=1.5)
+        with pytest.raises(UsageError, match="restart_at 'nowhere' is unknown"):
+            PersistentContrastiveDivergence(restart_at="nowhere")
 
 
 class TestChains:
@@ -153,6 +165,38 @@ class TestChains:
         source.draw(model, x, x, generator())
         moved = (source.tensors()["buffer"] - before).abs().amax(1) > 1e-3
         assert 5 <= int(moved.sum()) <= 40
+
+    def test_fresh_chains_start_at_the_data_where_the_settings_say_so(self) -> None:
+        model = GEBM(Invertible(), Bowl())
+        x, x_base = torch.full((100, 2), 5.0), torch.full((100, 2), -5.0)
+        for space in ("latent", "data"):
+            source = chains(space, step_size=1e-8, steps=1, buffer_size=100, restart=1.0, restart_at="data")
+            source.check(model)
+            source.fill(model)
+            torch.testing.assert_close(source.draw(model, x, x_base, generator()), x, atol=1e-2, rtol=0)
+            expected = x / 2 if space == "latent" else x  # x = 2 z
+            torch.testing.assert_close(source.tensors()["buffer"], expected, atol=1e-2, rtol=0)
+
+    def test_starts_at_data_leave_the_law_of_a_model_that_has_arrived(self) -> None:
+        """Data from q itself, x ~ N(0, 4/5): half of the chains start afresh each time, and their variance stays."""
+        model, noise = GEBM(Invertible(), Bowl()), generator()
+        variances = {}
+        for place in ("data", "base"):
+            source = chains(step_size=0.05, steps=1, buffer_size=4000, restart=0.5, restart_at=place)
+            source.fill(model)
+            for _ in range(20):
+                x = math.sqrt(0.8) * torch.randn(4000, 2, generator=noise)
+                negatives = source.draw(model, x, x, noise)
+            variances[place] = negatives.var().item()
+        assert variances["data"] == pytest.approx(0.8, rel=0.1)
+        assert variances["base"] > 1.5
+
+    def test_latent_chains_cannot_start_at_data_that_have_no_code(self) -> None:
+        settings = {"buffer_size": 100, "restart_at": "data"}
+        with pytest.raises(UsageError, match="Doubled has no inverse"):
+            chains(**settings).check(GEBM(Doubled(), Bowl()))
+        chains("data", **settings).check(GEBM(Doubled(), Bowl()))
+        chains(buffer_size=100).check(GEBM(Doubled(), Bowl()))
 
     @pytest.mark.parametrize("sampler", ["mala", "ula"])
     @pytest.mark.parametrize("space", ["latent", "data"])

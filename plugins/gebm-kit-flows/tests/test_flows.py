@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import zuko
 
 pytest.importorskip("gebm_kit_flows", reason="the plugin package gebm-kit-flows is not installed")
 
@@ -16,6 +17,7 @@ from gebm_kit.testing import check_base, check_energy
 from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit_flows.bases import MAF, NSF, Gaussianization, RealNVP
 from gebm_kit_flows.energy import FlowEnergy
+from gebm_kit_flows.transforms import QuickSpline
 
 BASES = {
     "realnvp": lambda shape: RealNVP(4, [16], data_shape=shape),
@@ -106,6 +108,31 @@ def test_the_gradient_of_a_draw_by_weights_is_right(base):
             dict(other.named_parameters())[name].add_(direction, alpha=sign * step)
             values.append(other(z).sum())
     torch.testing.assert_close((grad * direction).sum(), (values[0] - values[1]) / (2 * step), rtol=1e-5, atol=1e-5)
+
+
+def test_the_quick_spline_is_zukos_spline():
+    generator = torch.Generator().manual_seed(0)
+    widths, heights, derivatives, x = (
+        (3.0 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+        for shape in ((200, 4, 8), (200, 4, 8), (200, 4, 7), (200, 4))
+    )
+    results = []
+    for spline in (QuickSpline, zuko.transforms.MonotonicRQSTransform):
+        transform = spline(widths, heights, derivatives)
+        y, log_det = transform.call_and_ladj(x)
+        slopes = torch.autograd.grad(y.sum() + log_det.sum(), (widths, heights, derivatives, x))
+        results.append((y, log_det, transform.inv(y.detach()), *slopes))
+    assert (x.abs() > 5).any()
+    assert (x.abs() < 5).any()
+    for quick, plain in zip(*results, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_every_spline_flow_has_quick_splines():
+    for scheme in ("coupling", "autoregressive"):
+        parts = NSF(2, [8], scheme=scheme, data_shape=(4,)).bijection.parts
+        assert len(parts) == 2
+        assert all(isinstance(part.meta(None, torch.zeros(3, 4)).base, QuickSpline) for part in parts)
 
 
 def test_a_copy_computes_with_its_own_weights():

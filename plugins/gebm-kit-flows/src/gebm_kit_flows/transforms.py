@@ -70,6 +70,42 @@ class Bijection(nn.Module):
         return {**self.__dict__, "_kept": {}}  # a copy must not compute with the original's networks
 
 
+class QuickSpline(zuko.transforms.MonotonicRQSTransform):  # type: ignore[misc]  # zuko is untyped
+    """zuko's rational-quadratic spline, with the bins of its softmax as the outer axis of memory.
+
+    On a CPU a softmax over an inner axis of eight entries takes 5 to 15 times what it takes over the outer one (no vector
+    of them is ever full), and was half of a spline flow's time.
+
+    Args:
+        widths, heights: of the bins, unconstrained, (*, K).
+        derivatives: at the inner knots, unconstrained, (*, K - 1).
+        bound: B of the interval [-B, B].
+        slope: the smallest of the spline.
+    """
+
+    def __init__(
+        self,
+        widths: Tensor,
+        heights: Tensor,
+        derivatives: Tensor,
+        bound: float = 5.0,
+        slope: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        zuko.transforms.Transform.__init__(self, **kwargs)
+        smallest = math.log(slope)
+        self.horizontal, self.vertical = _knots(widths, bound, smallest), _knots(heights, bound, smallest)
+        inner = derivatives / (1 + abs(derivatives / smallest))
+        self.derivatives = torch.exp(nn.functional.pad(inner, (1, 1)))
+
+
+def _knots(sizes: Tensor, bound: float, smallest: float) -> Tensor:
+    """The ends of bins on [-bound, bound], from their unconstrained sizes; (*, K) -> (*, K + 1)."""
+    sizes = sizes / (1 + abs(2 * sizes / smallest))
+    shares = torch.softmax(sizes.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1)
+    return bound * (2 * torch.cumsum(nn.functional.pad(shares, (1, 0)), dim=-1) - 1)
+
+
 INITIAL_SPREAD = 0.3
 """Standard deviation of a fresh mixture's shifts and log scales: close to the identity, no two components alike."""
 
@@ -162,16 +198,17 @@ def maf(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bi
 
 def nsf(dim: int, transforms: int, hidden: Sequence[int], activation: str, bins: int, *, coupling: bool) -> Bijection:
     """Rational-quadratic splines on [-5, 5], the identity beyond; coupling: in two halves instead of one by one."""
-    return Bijection(
-        zuko.flows.NSF(
-            dim,
-            transforms=transforms,
-            hidden_features=hidden,
-            activation=_activation(activation),
-            bins=bins,
-            passes=2 if coupling else None,
-        )
+    flow = zuko.flows.NSF(
+        dim,
+        transforms=transforms,
+        hidden_features=hidden,
+        activation=_activation(activation),
+        bins=bins,
+        passes=2 if coupling else None,
     )
+    for part in flow.transform.transforms:
+        part.univariate = QuickSpline
+    return Bijection(flow)
 
 
 def gaussianization(dim: int, transforms: int, components: int) -> Bijection:
