@@ -120,7 +120,7 @@ SPLINES_OF_THE_DATA = {
     "penbased": (*on_codes(0.03), "optim.energy={lr: 6.0e-3, beta1: 0.5, beta2: 0.99, schedule: cosine}"),
     "satimage": on_codes(1.0),
 }
-"""The same with ``nsf``, chosen on seed 7 of each set; satimage's penalty was raised from 0.3 there without another trial."""
+"""The same with ``nsf``, chosen on seed 7 of each set; satimage's penalty was raised from 0.3 there without a trial."""
 
 OF_THE_DATA = {
     "joint": {

@@ -73,8 +73,8 @@ class Bijection(nn.Module):
 class QuickSpline(zuko.transforms.MonotonicRQSTransform):  # type: ignore[misc]  # zuko is untyped
     """zuko's rational-quadratic spline, with the bins of its softmax as the outer axis of memory.
 
-    On a CPU a softmax over an inner axis of eight entries takes 7 to 15 times what it takes over the outer one, and was up to
-    half of the time of a draw.
+    On a CPU a softmax over an inner axis of eight entries takes 7 to 15 times what it takes over the outer one, and was
+    up to half of the time of a draw.
 
     Args:
         widths, heights: of the bins, unconstrained, (*, K).
