@@ -115,7 +115,13 @@ def on_codes(weight: float) -> tuple[str]:
 
 SPLINES_OF_THE_DATA = {
     "redwine": (*on_codes(1.0), "train.noise=0.3"),
-    "phoneme": on_codes(0.1),
+    "phoneme": (
+        *on_codes(0.03),
+        "loss={name: pcd, steps: 2, step_size: 0.05, buffer_size: 256, restart: 0.5, restart_at: data}",
+        "train.energy_steps=3",
+        "train.steps=3500",
+        "optim.energy={lr: 3.0e-3, beta1: 0.5, beta2: 0.99, schedule: cosine}",
+    ),
     "magic": on_codes(0.1),
     "penbased": (*on_codes(0.03), "optim.energy={lr: 6.0e-3, beta1: 0.5, beta2: 0.99, schedule: cosine}"),
     "satimage": on_codes(1.0),
