@@ -25,8 +25,8 @@ import torch
 
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import Interrupted
+from gebm_kit.core.progress import Progress
 from gebm_kit.core.trust import trust_programs
-from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.refine import RECIPE, recipe_words, refine, refined
 from gebm_kit.engine.train import train
 

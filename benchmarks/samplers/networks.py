@@ -16,9 +16,9 @@ import gebm_kit as gk
 from gebm_kit.bases.dcgan import DcganBase
 from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.energies.conv import ConvEnergy
 from gebm_kit.energies.mlp import MlpEnergy
-from gebm_kit.engine.progress import GebmKitWarning
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 DCGAN_STEPS = 300

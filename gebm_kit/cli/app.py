@@ -19,7 +19,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-import gebm_kit
 from gebm_kit.cli import ui
 from gebm_kit.cli.compare import compare
 from gebm_kit.cli.data import app as data
@@ -37,6 +36,7 @@ from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.core.errors import GebmKitError, Interrupted
 from gebm_kit.core.trust import trust_programs
+from gebm_kit.core.version import __version__
 
 app = typer.Typer(
     name="gebm-kit",
@@ -63,7 +63,7 @@ app.command("doctor")(doctor)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        ui.text(f"gebm-kit {gebm_kit.__version__}")
+        ui.text(f"gebm-kit {__version__}")
         raise typer.Exit
 
 

@@ -12,7 +12,7 @@ from rich.table import Column
 from gebm_kit.cli.ui import Pace
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.progress import Progress
+    from gebm_kit.core.progress import Progress
 
 
 SHOWN = ("energy_loss", "kale", "acceptance")

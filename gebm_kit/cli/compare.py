@@ -43,8 +43,8 @@ def compare(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out is a picture in PNG format, got {out}", hint="For example --out compare.png.")
+    from gebm_kit.core.files import make_directory
     from gebm_kit.engine.compare import compare as engine_compare
-    from gebm_kit.engine.files import make_directory
 
     comparison = engine_compare(runs)
     from gebm_kit.engine.compare_figure import draw_comparison

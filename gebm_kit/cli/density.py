@@ -54,8 +54,8 @@ def density(
         raise UsageError(f"--out is a table in CSV format, got {out}", hint="For example --out densities.csv.")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
+    from gebm_kit.core.files import make_directory
     from gebm_kit.engine.density import check_density, densities
-    from gebm_kit.engine.files import make_directory
 
     run = find_run(given.run, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)

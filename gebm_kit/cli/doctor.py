@@ -8,11 +8,11 @@ import platform
 import sys
 from typing import Any
 
-import gebm_kit
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, Quiet
 from gebm_kit.core.cache import cache_directory
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.version import __version__
 
 PACKAGES = (
     "torch", "numpy", "pluggy", "typer", "rich", "omegaconf", "safetensors", "packaging", "pillow", "matplotlib",
@@ -65,7 +65,7 @@ def _facts() -> dict[str, Any]:
             found = torch.cuda.get_device_properties(index)
             devices.append({"name": f"cuda:{index} {found.name}", "memory_bytes": found.total_memory})
     return {
-        "gebm_kit": gebm_kit.__version__,
+        "gebm_kit": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),

@@ -65,7 +65,7 @@ def cp(
     except FileExistsError as error:
         raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.") from error
     except OSError as error:
-        from gebm_kit.engine.files import write_error
+        from gebm_kit.core.files import write_error
 
         if opened:
             target.unlink(missing_ok=True)

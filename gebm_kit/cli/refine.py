@@ -112,8 +112,8 @@ def _resuming(generator: str, words: Sequence[str], latent: str | None, out: Pat
     """The command that goes on with what was interrupted."""
     import torch
 
+    from gebm_kit.core.trust import trust_words
     from gebm_kit.engine.distributed import launcher
-    from gebm_kit.engine.source import trust_words
 
     options = [*(["--latent", latent] if latent else []), *(["--out", str(out)] if out else []), "--resume"]
     options += [*(["--device", device] if device else []), *trust_words(), "--threads", str(torch.get_num_threads())]

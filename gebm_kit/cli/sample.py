@@ -266,8 +266,8 @@ def _resuming(
     run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, device: str | None, start: Start
 ) -> str:
     """The command that goes on with an interrupted sampling."""
+    from gebm_kit.core.trust import trust_words
     from gebm_kit.engine.distributed import launcher
-    from gebm_kit.engine.source import trust_words
 
     options = [
         "--num-samples",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gebm_kit.engine.progress import OnProgress, Progress
+    from gebm_kit.core.progress import OnProgress, Progress
 
 SCHEMA = 1
 LINES_PER_STAGE = 20

@@ -16,7 +16,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import gebm_kit
 from gebm_kit.config.schema import COMPONENT_SECTIONS, Recipe
 from gebm_kit.core.errors import RecipeError, UsageError, nearest
 
@@ -98,7 +97,7 @@ class Tree:
 
 def shipped_recipes() -> dict[str, Path]:
     """Short names of the recipes that come with the kit, and their files."""
-    package = Path(gebm_kit.__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "recipes", package.parent / "recipes"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}

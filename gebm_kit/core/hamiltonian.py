@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Potential, ValueAndGrad
+from gebm_kit.core.sampling import Potential, ValueAndGrad
 from gebm_kit.core.tilt import is_tilted
 
 

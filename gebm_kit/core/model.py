@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.frozen import Frozen
-from gebm_kit.core.interfaces import Base, Energy, HasEncoder, OnCodes, ValueAndGrad
+from gebm_kit.core.networks import Base, Energy, HasEncoder, OnCodes
+from gebm_kit.core.sampling import ValueAndGrad
 from gebm_kit.core.threads import PieceThreads
 
 

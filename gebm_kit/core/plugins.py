@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import pluggy
 
-import gebm_kit
 from gebm_kit.core import builtins, hookspecs
 from gebm_kit.core.components import BUILTIN, Component, Registry, canonical
 from gebm_kit.core.errors import PluginError
+from gebm_kit.core.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def discover(
     registry = Registry()
     manager.register(builtins, name=BUILTIN)
     for component in _components_of(manager, builtins):
-        registry.add(component, BUILTIN, gebm_kit.__version__)
+        registry.add(component, BUILTIN, __version__)
 
     registry.packages = {key: package for package, brought in builtins.FIRST_PARTY.items() for key in brought}
     allow, block = _names(environ.get("GEBM_KIT_LOAD_PLUGINS")), _names(environ.get("GEBM_KIT_BLOCK_PLUGINS"))
@@ -238,3 +238,11 @@ def _modules_rolled_back(module: str) -> Iterator[None]:
             if name == top or name.startswith(top + "."):
                 del sys.modules[name]
         raise
+
+
+def component_name(kind: str, component: object) -> str:
+    """The name under which the class of ``component`` is registered, or the name of the class."""
+    target = f"{type(component).__module__}:{type(component).__qualname__}"
+    registry = installed().registry
+    names = [registry.short_name(r) for r in registry.of_kind(kind) if r.component.target == target]
+    return names[0] if names else type(component).__name__

@@ -12,7 +12,7 @@ over several ranks is the batch of one process.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -157,3 +157,11 @@ def randn_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of the shape of ``like``, (B, *D), which are those of one process; see `rand_rows`."""
     shape = (like.shape[0] * world_size(), *like.shape[1:])
     return share(torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)).to(like.device)
+
+
+def in_block_order(rows: Sequence[Tensor]) -> Tensor:
+    """The sum of the blocks' vectors (K,), added one after another, on the CPU; reads the device once."""
+    total, *rest = torch.stack(list(rows)).cpu().unbind()
+    for row in rest:
+        total = total + row
+    return total

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.datasets import SplitName
 
 DIGEST_BYTES = 16
 

@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Potential, TiltedPotential, ValueAndGrad
+from gebm_kit.core.sampling import Potential, TiltedPotential, ValueAndGrad
 
 
 @functools.cache

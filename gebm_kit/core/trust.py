@@ -36,3 +36,8 @@ def set_trusted(trusted: bool) -> None:
     """For a command, until the surrounding `trust_programs` block ends."""
     global _trusted
     _trusted = trusted
+
+
+def trust_words() -> list[str]:
+    """What a command that goes on with this work must say of trust."""
+    return ["--trust-program"] if programs_trusted() else []

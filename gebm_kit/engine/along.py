@@ -29,7 +29,10 @@ from torch import Tensor
 
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
+from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.along_chains import Schedule, Tracer, Watch
 from gebm_kit.engine.along_result import Trace
 from gebm_kit.engine.chains import placed
@@ -37,9 +40,7 @@ from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.evaluate import FLOOR_PART, build_metrics, check_request, eval_section, opened
 from gebm_kit.engine.features import FeatureMaps, FeatureSettings
 from gebm_kit.engine.held_out import MAX_ROWS, every_row, floor_sets
-from gebm_kit.engine.intervals import mean_interval
-from gebm_kit.engine.progress import OnProgress, ignore
-from gebm_kit.engine.request import check_sampling, component_name, resolve_sampler, settings_of
+from gebm_kit.engine.request import check_sampling, resolve_sampler, settings_of
 from gebm_kit.engine.score_table import Scorer, check_rows
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def record(
     }
     return Trace(
         metric=name,
-        sampler=component_name(sampler),
+        sampler=component_name("sampler", sampler),
         axis="grad_evals" if any(curve.points[-1].grad_evals for curve in curves) else "forward_evals",
         lower_is_better=scored.lower_is_better,
         seed=settings.seed,

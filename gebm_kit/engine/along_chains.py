@@ -15,16 +15,16 @@ from torch import Tensor
 
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Metric, Sampler
+from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import OnProgress, Progress, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.along_result import Curve, Point, Tuning, improvement
 from gebm_kit.engine.chains import start
 from gebm_kit.engine.draw_sets import BLOCK
 from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.intervals import mean_interval
 from gebm_kit.engine.populations import MAX_STEPS, has_finished, start_population
-from gebm_kit.engine.progress import OnProgress, Progress, warn
-from gebm_kit.engine.sample import component_name
 from gebm_kit.engine.score_table import Scorer
 from gebm_kit.engine.warmup import REPORT_EVERY, warm_up
 
@@ -203,7 +203,9 @@ class Tracer:
             marks.append(Mark(offset, *meter.read(), state.position))
         while not (has_finished(sampler, state) if last is None else moves == last):
             if last is None and moves == MAX_STEPS:
-                raise RunFailed(f"sampler {component_name(sampler)!r} has not finished after {MAX_STEPS:,} steps")
+                raise RunFailed(
+                    f"sampler {component_name('sampler', sampler)!r} has not finished after {MAX_STEPS:,} steps"
+                )
             if not self.schedule.measures(marks[-1].step):
                 del marks[-1]  # it was kept in case that it were the last
             state, info = sampler.step(state, potential, generator)

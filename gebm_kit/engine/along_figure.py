@@ -14,8 +14,8 @@ from gebm_kit.engine.along_result import SHARE
 from gebm_kit.engine.figures import COLOURS, save_figure
 
 if TYPE_CHECKING:
+    from gebm_kit.core.intervals import Estimate
     from gebm_kit.engine.along_result import Curve, Trace
-    from gebm_kit.engine.intervals import Estimate
 
 CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442")
 """Okabe and Ito's colours without the base's; further curves begin again with another line style."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.engine.files import make_directory, plain, write_atomic, write_json
-from gebm_kit.engine.intervals import Estimate, mean_interval
+from gebm_kit.core.files import make_directory, plain, write_atomic, write_json
+from gebm_kit.core.intervals import Estimate, mean_interval
 
 SUFFIXES = (".json", ".csv")
 

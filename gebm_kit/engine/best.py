@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.estimators import PARETO_K_LIMIT
 from gebm_kit.core.interfaces import HasDensity
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.evaluate import build_metrics, metrics_of
-from gebm_kit.engine.log_partition import PARETO_K_LIMIT
-from gebm_kit.engine.progress import warn
 from gebm_kit.engine.score_table import AGAINST_TRAIN
 
 if TYPE_CHECKING:

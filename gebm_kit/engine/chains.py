@@ -14,12 +14,12 @@ from torch import Tensor
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.blocks import Layout
 from gebm_kit.engine.devices import resolve_device
 from gebm_kit.engine.diagnostics import Recorder, equipartition_sums
 from gebm_kit.engine.draws import Part, SampleSettings
 from gebm_kit.engine.job import Counts
-from gebm_kit.engine.progress import warn
 from gebm_kit.engine.saved_state import state_tensors
 
 START_ATTEMPTS = 10

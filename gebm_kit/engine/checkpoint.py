@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError
-from gebm_kit.engine.files import plain, sync_directory, write_atomic, writing
+from gebm_kit.core.files import plain, sync_directory, write_atomic, writing
 
 _WRITING = ".writing-"
 """What the name of a checkpoint begins with until it is whole."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, newest_whole, read_checkpoint, read_state, step_of
-from gebm_kit.engine.progress import warn
 
 LAST, BEST = "last", "best"
 _STEP = re.compile(r"step-(\d+)")

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.guard import Guard
-from gebm_kit.engine.progress import warn
 
 
 def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Info
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.convergence import MIN_STEPS, measure, nested_rhat, slowest_direction
-from gebm_kit.engine.progress import warn
 from gebm_kit.engine.verdict import Check, checks
 
 MAX_TRACE_STEPS = 200

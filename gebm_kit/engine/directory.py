@@ -20,11 +20,12 @@ from typing import Any
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.files import make_directory, read_json, write_atomic, write_json
+from gebm_kit.core.packing import packed, read_packed
 from gebm_kit.engine.distributed import Ranks
 from gebm_kit.engine.draws import Part
-from gebm_kit.engine.files import make_directory, read_json, write_atomic, write_json
 from gebm_kit.engine.job import Outcome, Saved, Unit
-from gebm_kit.engine.saved_state import differences, packed, read_packed
+from gebm_kit.engine.saved_state import differences
 from gebm_kit.engine.shards import INDEX, TENSORS, Filling, Planned, Shard, ShardedDraws, open_draws, write_index
 from gebm_kit.engine.stop import StopSignals
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
-from gebm_kit.engine.warmup import in_block_order
+from gebm_kit.core.reduce import in_block_order
 
 PATIENCE = datetime.timedelta(days=1)
 """How long ranks wait for one that works alone (metrics, pictures); of one that ended they hear at once."""

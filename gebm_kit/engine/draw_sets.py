@@ -9,11 +9,11 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.progress import OnProgress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.distributed import ALONE, Ranks
 from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.progress import OnProgress
 from gebm_kit.engine.sample import draw
 
 BLOCK = 1024

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.engine.diagnostics import Diagnostics
-from gebm_kit.engine.files import make_directory, write_atomic
 
 SUFFIXES = (".safetensors", ".npz")
 

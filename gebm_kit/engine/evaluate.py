@@ -21,7 +21,10 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, HasModes, Metric, Sampler, SplitName
+from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.chains import placed
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.distributed import ALONE, Ranks, joined, local_device
@@ -29,11 +32,9 @@ from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.features import FeatureMaps, FeatureSettings
 from gebm_kit.engine.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
-from gebm_kit.engine.intervals import Estimate
 from gebm_kit.engine.likelihood import Space, check_space, log_det_of
 from gebm_kit.engine.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.partition import Method
-from gebm_kit.engine.progress import OnProgress, ignore
 from gebm_kit.engine.sample import resolve_sampler, settings_of
 from gebm_kit.engine.score_table import Scorer, check_rows, score_table
 from gebm_kit.engine.scores import Scores
@@ -318,7 +319,7 @@ def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
     built: dict[str, Metric] = {}
     for item in chosen:
         if isinstance(item, Metric):
-            name, metric = _registered_name(item), item
+            name, metric = component_name("metric", item), item
         elif isinstance(item, str | ComponentNode):
             node = ComponentNode(item) if isinstance(item, str) else item
             name, metric = node.name, build("metric", node)
@@ -328,15 +329,6 @@ def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
             raise UsageError(f"metric {name!r} is listed twice; evaluate once for each of its settings")
         built[name] = metric
     return built
-
-
-def _registered_name(metric: Metric) -> str:
-    from gebm_kit.core.plugins import installed
-
-    target = f"{type(metric).__module__}:{type(metric).__qualname__}"
-    registry = installed().registry
-    names = [registry.short_name(r) for r in registry.of_kind("metric") if r.component.target == target]
-    return names[0] if names else type(metric).__name__
 
 
 def _default_metrics(dataset: Dataset) -> list[str]:

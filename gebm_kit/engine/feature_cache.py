@@ -20,8 +20,8 @@ from torch import Tensor
 
 from gebm_kit.core.cache import cache_directory
 from gebm_kit.core.errors import GebmKitError
+from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.interfaces import FeatureMap
-from gebm_kit.engine.files import make_directory, write_atomic
 
 VERSION = 1
 """Raised whenever what is stored changes."""

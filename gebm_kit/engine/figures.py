@@ -23,9 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.interfaces import Energy, HasEncoder
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
-from gebm_kit.engine.files import make_directory, write_atomic
 
 Array = NDArray[np.floating[Any]]
 

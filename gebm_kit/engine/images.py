@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.engine.files import make_directory, writing
+from gebm_kit.core.files import make_directory, writing
 
 
 def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tuple[float, float] | None) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.progress import OnProgress
 from gebm_kit.engine.blocks import Layout
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.distributed import Ranks
 from gebm_kit.engine.draws import Part, SampleSettings
-from gebm_kit.engine.progress import OnProgress
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and plain data."""

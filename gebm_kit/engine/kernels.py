@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import Progress
 from gebm_kit.engine.blocks import block_generator
 from gebm_kit.engine.chains import BlockRun, block_records, start_counted, warn_of_redrawn
 from gebm_kit.engine.diagnostics import (
@@ -23,8 +25,6 @@ from gebm_kit.engine.diagnostics import (
 )
 from gebm_kit.engine.encodings import starts_of
 from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Saved
-from gebm_kit.engine.progress import Progress
-from gebm_kit.engine.request import component_name
 from gebm_kit.engine.saved_state import changes, restored_state, with_changes
 from gebm_kit.engine.tempered_start import SHARE, tempered_start
 from gebm_kit.engine.warmup import REPORT_EVERY, warm_up_blocks
@@ -187,7 +187,7 @@ def _diagnosed(job: Job, warm: Warm, records: Sequence[Mapping[str, Tensor]], se
     spent = steps + checks + warm.counts + job.probed
     balance = equipartition(sums, found.ess_min)
     diagnostics = Diagnostics(
-        sampler=component_name(sampler),
+        sampler=component_name("sampler", sampler),
         num_samples=settings.num_samples,
         num_chains=job.layout.chains,
         warmup_steps=settings.warmup,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.engine.files import writing
+from gebm_kit.core.files import writing
 
 try:
     import fcntl

@@ -8,7 +8,6 @@ References:
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +15,13 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
+from gebm_kit.core.estimators import PARETO_K_LIMIT, pareto_k
+from gebm_kit.core.files import plain
+from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine.files import plain
-from gebm_kit.engine.intervals import t_quantile
-from gebm_kit.engine.progress import warn
+from gebm_kit.core.progress import warn
 
 BLOCK = 1024
-
-PARETO_K_LIMIT = 0.7
-"""Above it the mean of the weights and its standard error can't be relied on at any practical number of draws (Vehtari et
-al. 2024, Section 3.2)."""
-
-MIN_WEIGHTS = 25
-"""With fewer, the tail of a fifth of them has less than the five that a fit needs."""
-
-MAX_SPREAD = 600.0
-"""Nats between the largest weight and the rest of the tail beyond which the fit, in double precision, sees only zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +121,6 @@ def from_tilt(tilt: Tensor) -> LogPartition:
         num_draws=len(tilt),
         degrees=max(len(tilt) - 1, 1),
     )
-
-
-def pareto_k(log_weights: Tensor) -> float:
-    """Pareto k-hat of importance weights, (N,), from their ``min(N / 5, 3 sqrt(N))`` largest."""
-    if len(log_weights) < MIN_WEIGHTS or not math.isfinite(float(log_weights.max())):
-        return math.nan
-    num_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
-    tail = log_weights.topk(num_tail + 1).values
-    if tail[0] == tail[-2]:
-        return -math.inf
-    if tail[0] - tail[-1] > MAX_SPREAD:
-        return math.inf
-    from arviz_stats.base.array import array_stats  # slow to import
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own words on a large k or a short tail; ours follow from the number
-        _, k = array_stats.psislw(-log_weights.double().cpu().numpy())  # it takes log ratios with their sign turned
-    return float(k)
 
 
 def warn_of_tail(estimate: LogPartition) -> None:

@@ -16,7 +16,7 @@ from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import GebmKitError, Interrupted, PluginError
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.progress import warn
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.resume import drop_rows_after
 from gebm_kit.engine.run import Run
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from gebm_kit.core.packing import packed, unpacked
 from gebm_kit.engine.distributed import Ranks
 from gebm_kit.engine.draws import Assembly, Draws, Part
 from gebm_kit.engine.job import Outcome, Saved, Unit
-from gebm_kit.engine.saved_state import packed, unpacked
 from gebm_kit.engine.stop import StopSignals
 
 

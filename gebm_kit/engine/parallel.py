@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.files import plain
+from gebm_kit.core.packing import packed, unpacked
+from gebm_kit.core.progress import GebmKitWarning, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.checkpoint import Checkpoint
 from gebm_kit.engine.distributed import Ranks
-from gebm_kit.engine.files import plain
-from gebm_kit.engine.progress import GebmKitWarning, warn
-from gebm_kit.engine.saved_state import packed, unpacked
 
 if TYPE_CHECKING:
     from gebm_kit.engine.trainer import Trainer

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.interfaces import OnCodes
+from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.progress import OnProgress, ignore, warn
 from gebm_kit.engine.annealing import Annealed, anneal
 from gebm_kit.engine.bridge import bridge
-from gebm_kit.engine.intervals import t_quantile
-from gebm_kit.engine.log_partition import LogPartition, from_tilt, pareto_k, warn_of_tail
-from gebm_kit.engine.progress import OnProgress, ignore, warn
+from gebm_kit.engine.log_partition import LogPartition, from_tilt, warn_of_tail
 
 Method = Literal["auto", "importance-sampling", "smc"]
 

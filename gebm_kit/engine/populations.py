@@ -18,16 +18,16 @@ from torch import Tensor
 
 from gebm_kit.core import estimators
 from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.chains import decode, start
 from gebm_kit.engine.diagnostics import Diagnostics, equipartition
 from gebm_kit.engine.draws import Part
 from gebm_kit.engine.job import Counts, Job, Keeper, Outcome
-from gebm_kit.engine.log_partition import pareto_k
-from gebm_kit.engine.progress import Progress
-from gebm_kit.engine.request import component_name
 
 MAX_STEPS = 100_000
 """Steps after which an island that is not finished never will be."""
@@ -264,7 +264,7 @@ def _diagnosed(job: Job, units: Sequence[Mapping[str, Tensor]], seconds: float) 
     total = Counts.read(found["total"].sum(0)) + job.probed
     balance = equipartition(found["balance"].sum(0), effective)
     return Diagnostics(
-        sampler=component_name(job.sampler),
+        sampler=component_name("sampler", job.sampler),
         num_samples=settings.num_samples,
         num_chains=num_chains,
         warmup_steps=0,

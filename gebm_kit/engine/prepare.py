@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import gebm_kit
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
+from gebm_kit.core.files import make_directory, sync_directory, write_json, writing
 from gebm_kit.core.interfaces import Dataset, HasLabels, HasStoredRows, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.core.sources import HasPieces, HasSources, Piece, fingerprint
-from gebm_kit.engine.files import make_directory, sync_directory, write_json, writing
+from gebm_kit.core.version import __version__
 from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.prepared import (
     FORMAT,
@@ -44,7 +45,6 @@ from gebm_kit.engine.prepared import (
     source_entry,
     verify,
 )
-from gebm_kit.engine.progress import OnProgress, Progress, ignore, warn
 
 PIECE_ROWS = 64
 """Images that a thread decodes at a time."""
@@ -164,7 +164,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
         "data": described_node(recipe),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": time.monotonic() - started,
-        "versions": {"gebm-kit": gebm_kit.__version__, "pillow": version("pillow")},
+        "versions": {"gebm-kit": __version__, "pillow": version("pillow")},
         "shape": list(shape),
         "value_range": list(VALUE_RANGE),
         "counts": {part: parts[part].count for part in PARTS},

@@ -33,13 +33,13 @@ from gebm_kit.config.load import shipped_recipes
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.cache import data_cache_directory
 from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Dataset, HasStoredRows, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import warn
 from gebm_kit.core.sources import Fingerprint, HasSources, Source, fingerprint
 from gebm_kit.engine.feed import RESIDENT_BYTES
-from gebm_kit.engine.files import read_json
-from gebm_kit.engine.progress import warn
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
 ROWS, INDEX = "rows", "index.json"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.figures import draw_all
-from gebm_kit.engine.files import make_directory, write_json
 
 if TYPE_CHECKING:
     from gebm_kit.core.interfaces import Dataset

@@ -8,10 +8,10 @@ from typing import Any
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.plugins import installed
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.job import Job
-from gebm_kit.engine.progress import warn
 from gebm_kit.engine.saved_state import model_digest, parameters
 from gebm_kit.engine.shards import most_rows, row_bytes
 from gebm_kit.engine.warmup import require_positive
@@ -44,18 +44,10 @@ def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sa
     return built
 
 
-def component_name(sampler: Sampler) -> str:
-    """The name under which the sampler's class is registered, or the name of the class."""
-    target = f"{type(sampler).__module__}:{type(sampler).__qualname__}"
-    registry = installed().registry
-    names = [registry.short_name(r) for r in registry.of_kind("sampler") if r.component.target == target]
-    return names[0] if names else type(sampler).__name__
-
-
 def check_sampling(model: GEBM, sampler: Sampler, settings: SampleSettings) -> None:
     """Refuse what can't be sampled before anything is computed, and say what should not be."""
     _check_model(model)
-    name, prior = component_name(sampler), model.base.prior.name
+    name, prior = component_name("sampler", sampler), model.base.prior.name
     if prior not in sampler.priors:
         raise UsageError(f"sampler {name!r} serves {', '.join(sorted(sampler.priors))} priors, the base's is {prior!r}")
     if sampler.tunable is not None:
@@ -88,7 +80,7 @@ def requested(job: Job) -> dict[str, Any]:
     settings, model = job.settings, job.potential.model
     return {
         "model": model_digest(model),
-        "sampler": {"name": component_name(job.sampler), **parameters(job.sampler)},
+        "sampler": {"name": component_name("sampler", job.sampler), **parameters(job.sampler)},
         **asdict(settings),
         "block_size": job.layout.rows,
         "evaluated_at_once": job.layout.piece or job.layout.rows,

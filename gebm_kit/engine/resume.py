@@ -12,12 +12,12 @@ import torch
 from gebm_kit.config.build import resolved
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.files import write_atomic
+from gebm_kit.core.progress import warn
+from gebm_kit.core.trust import trust_words
 from gebm_kit.engine.checkpoint import newest_whole
 from gebm_kit.engine.distributed import launcher
-from gebm_kit.engine.files import write_atomic
-from gebm_kit.engine.progress import warn
 from gebm_kit.engine.run import Run, is_unmade, load_run, unfinished_runs
-from gebm_kit.engine.source import trust_words
 
 CHANGEABLE = (
     "train.steps",

@@ -19,20 +19,20 @@ from typing import Any
 
 import torch
 
-import gebm_kit
 from gebm_kit.config.build import build, data_facts, resolved_yaml
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, GebmKitError, RunFailed, UsageError
+from gebm_kit.core.files import make_directory, read_json, remove_leftovers, write_atomic, write_json
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import warn
+from gebm_kit.core.version import __version__
 from gebm_kit.engine.checkpoint import Checkpoint, remove_unfinished
 from gebm_kit.engine.chosen import LAST, check_word, chosen_checkpoint
-from gebm_kit.engine.files import make_directory, read_json, remove_leftovers, write_atomic, write_json
 from gebm_kit.engine.lock import LOCK, RunLock
 from gebm_kit.engine.prepared import open_dataset
-from gebm_kit.engine.progress import warn
 from gebm_kit.engine.run_record import read_rows
 
 RUNS = Path("runs")
@@ -295,7 +295,7 @@ def _environment(recipe: Recipe) -> dict[str, Any]:
     report = installed().report
     return {
         "schema": 1,
-        "gebm-kit": gebm_kit.__version__,
+        "gebm-kit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

@@ -16,6 +16,8 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.blocks import PROBES, activation_bytes, automatic_block_size, chains_of, lay_out, thread_piece
 from gebm_kit.engine.chains import enough_memory, placed
 from gebm_kit.engine.diagnostics import Diagnostics
@@ -27,8 +29,7 @@ from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Starts
 from gebm_kit.engine.kernels import run_kernel
 from gebm_kit.engine.memory import InMemory
 from gebm_kit.engine.populations import run_populations
-from gebm_kit.engine.progress import OnProgress, ignore
-from gebm_kit.engine.request import check_sampling, component_name, requested, resolve_sampler, settings_of
+from gebm_kit.engine.request import check_sampling, requested, resolve_sampler, settings_of
 from gebm_kit.engine.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan, row_bytes
 from gebm_kit.engine.stop import StopSignals
 

@@ -18,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gebm_kit.core.files import make_directory
 from gebm_kit.engine.convergence import ess_bulk, ranks
 from gebm_kit.engine.diagnostics import joined
 from gebm_kit.engine.figures import COLOURS, finite_values, robust_limits, save_figure
-from gebm_kit.engine.files import make_directory
 
 Array = NDArray[np.floating[Any]]
 

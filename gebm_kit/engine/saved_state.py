@@ -7,59 +7,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
-
-Record = dict[str, Any]
-
-
-def packed(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
-    """The content of one file: tensors by name, and plain data whose floats JSON can express."""
-    named = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.torch.save(named, {"schema": "1", "record": json.dumps(record, allow_nan=False)})
-
-
-def unpacked(content: bytes, origin: Path | str) -> tuple[dict[str, Tensor], Record]:
-    """The inverse of `packed`.
-
-    Raises:
-        CheckpointError: it is not what `packed` made; the message names ``origin``.
-    """
-    try:
-        length = int.from_bytes(content[:8], "little")
-        record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
-        return safetensors.torch.load(content), record
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{origin} is damaged: {type(error).__name__}: {error}") from error
-
-
-def read_packed(path: Path) -> tuple[dict[str, Tensor], Record]:
-    """`unpacked` of a file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    return unpacked(content, path)
+from gebm_kit.core.packing import Record
 
 
 # --- samplers --------------------------------------------------------------------------------------------------------
-
-
 def changes(sampler: Sampler, original: Sampler) -> tuple[dict[str, Tensor], Record]:
     """The attributes that ``sampler``, made from ``original`` by tuning, has anew: tensors by name, and plain data.
 
@@ -151,8 +111,6 @@ def _summary(value: Any) -> Any:
 
 
 # --- models and states -----------------------------------------------------------------------------------------------
-
-
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 of names, types, shapes and values."""
     found = hashlib.sha256()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
+from gebm_kit.core.intervals import Estimate, mean_interval, paired_ratio
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.intervals import Estimate, mean_interval, paired_ratio
-from gebm_kit.engine.progress import OnProgress, Progress
 
 AGAINST_TRAIN = "train"
 """A value against training data goes by its name with ``.train`` after it, and what differs there by this key of the

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gebm_kit.core.intervals import Estimate
 from gebm_kit.engine.distributed import Ranks
-from gebm_kit.engine.intervals import Estimate
 from gebm_kit.engine.likelihood import Likelihood
 from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.model_fit import ModelFit

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.files import read_json, write_atomic, write_json
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.blocks import Layout
 from gebm_kit.engine.diagnostics import Diagnostics
 from gebm_kit.engine.draws import Draws, Part, SampleSettings, diagnostics_from, load_file
-from gebm_kit.engine.files import read_json, write_atomic, write_json
 
 INDEX = "index.json"
 TENSORS = ("x", "z", "chain", "index")

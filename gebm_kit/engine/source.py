@@ -7,9 +7,8 @@ from pathlib import Path
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.interfaces import Base, HasSource
-from gebm_kit.core.trust import programs_trusted
-from gebm_kit.engine.files import make_directory, write_atomic
 
 FOLDER = "base"
 """Of a run directory."""
@@ -49,8 +48,3 @@ def keep_source(run: Path, base: Base) -> None:
     make_directory(folder)
     write_atomic(place, content)
     write_atomic(noted, f"{base.source_sha256}  {place.name}\n".encode())
-
-
-def trust_words() -> list[str]:
-    """What a command that goes on with this work must say of trust."""
-    return ["--trust-program"] if programs_trusted() else []

@@ -8,8 +8,8 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError
 from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.progress import OnProgress, Progress
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.trainer import Trainer
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gebm_kit.engine.log_partition import PARETO_K_LIMIT
+from gebm_kit.core.estimators import PARETO_K_LIMIT
 
 if TYPE_CHECKING:
     from gebm_kit.engine.diagnostics import Diagnostics

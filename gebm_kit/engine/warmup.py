@@ -22,39 +22,39 @@ from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Info, Potential, Sampler, TiltedPotential, Tunable
-from gebm_kit.engine.progress import OnProgress, Progress, ignore
+from gebm_kit.core.progress import OnProgress, Progress, ignore
+from gebm_kit.core.reduce import in_block_order
 
 SEARCH_STEPS = 12
 """Doublings or halvings of the first step size: a factor of 4,096 either way; dual averaging goes on from there."""
 
+
 MIN_STEPS_FOR_PRECONDITIONER = 40
 """A shorter warm-up tunes the step size alone."""
+
 
 WINDOWS = ((0.15, 0.3), (0.4, 0.6))
 """Parts of warm-up whose positions make a preconditioner. The first, rough one lets the second start nearer."""
 
+
 SHRINKAGE_ROWS = 10.0
 """Weight, in independent rows, of the prior's variance 1 in the pooled variance."""
 
+
 ROWS_PER_INDEPENDENT = 5.0
 """States of one chain that count as one independent row in the pooled variance."""
+
 
 HARMONIC_FLOOR = 1e-2
 """Least acceptance of a chain in a harmonic mean, an energy error of 4.6: without it one stuck chain in a thousand would
 decide the step size of all. At the target few chains reach it."""
 
+
 REPORT_EVERY = 10
+
 
 Reduce = Callable[[Sequence[Tensor]], Tensor]
 """One vector of sums for each block, (K,) float64 on the device, to their sum over all blocks, (K,) float64 on the CPU."""
-
-
-def in_block_order(rows: Sequence[Tensor]) -> Tensor:
-    """The sum of the blocks' vectors (K,), added one after another, on the CPU; reads the device once."""
-    total, *rest = torch.stack(list(rows)).cpu().unbind()
-    for row in rest:
-        total = total + row
-    return total
 
 
 class DualAveraging:

@@ -16,7 +16,7 @@ import gebm_kit
 from gebm_kit.cli import app as program
 from gebm_kit.cli.ui import PlainProgress
 from gebm_kit.core import errors
-from gebm_kit.engine.progress import Progress
+from gebm_kit.core.progress import Progress
 
 PROGRAM = [sys.executable, "-m", "gebm_kit"]
 

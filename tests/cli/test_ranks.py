@@ -21,7 +21,7 @@ from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir
 from gebm_kit.testing.targets import linear_gaussian
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
 
 ASKED = {"num_samples": 90, "num_chains": 10, "block_size": 4, "warmup": 45, "steps": 12, "thin": 2, "seed": 3}
 

@@ -27,7 +27,7 @@ from gebm_kit.engine.draw_sets import DrawSets
 from gebm_kit.engine.run import build_model, load_run
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
     pytest.mark.usefixtures("quick_evaluation"),
 ]
 

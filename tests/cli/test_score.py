@@ -20,9 +20,9 @@ import gebm_kit as gk
 from gebm_kit.cli.app import main
 from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.files import read_json
 
 RECIPE = """\
 schema: 1

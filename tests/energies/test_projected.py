@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import DataError, Interrupted, RecipeError, UsageError
 from gebm_kit.core.interfaces import HasFitting
+from gebm_kit.core.progress import Progress
 from gebm_kit.data.digits import Digits
 from gebm_kit.energies.pretext import _uncut, classify, contrast, view
 from gebm_kit.energies.projected import ProjectedEnergy
-from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.train import train
 
@@ -33,7 +33,7 @@ eval: {metrics: [mmd], num_samples: 20, num_sets: 2, log_partition: importance-s
 """
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
     pytest.mark.usefixtures("quick_evaluation"),
 ]
 

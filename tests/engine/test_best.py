@@ -23,10 +23,10 @@ from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.engine import train as module
 from gebm_kit.engine.best import Tracker
 from gebm_kit.engine.checkpoint import list_checkpoints, read_state
-from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.run import Run, load_run
 from gebm_kit.engine.train import train
 

@@ -19,7 +19,7 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.check import check
 from gebm_kit.config.load import parse
 from gebm_kit.core.interfaces import Batch
-from gebm_kit.engine.progress import GebmKitWarning
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.trainer import Trainer
 
 TOY = """\

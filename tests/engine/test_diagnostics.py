@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from gebm_kit.core.interfaces import Info
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine import diagnostics
 from gebm_kit.engine.diagnostics import (
     Diagnostics,
@@ -28,7 +29,6 @@ from gebm_kit.engine.diagnostics import (
     summarise,
     total_divergences,
 )
-from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.samplers.mala import MalaState
 from gebm_kit.testing.host_sync import forbid_host_sync
 

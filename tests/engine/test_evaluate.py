@@ -15,15 +15,15 @@ from torch import Tensor, nn
 import gebm_kit as gk
 from gebm_kit.core.errors import CheckpointError, DataError, RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, EvalContext, Info, Metric, Sampler
+from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwentyFiveGaussians
 from gebm_kit.engine.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluate import Evaluation, build_metrics, evaluate, score
 from gebm_kit.engine.held_out import HeldOut, every_row, floor_sets
-from gebm_kit.engine.intervals import mean_interval
-from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.sample import SampleSettings
 from gebm_kit.metrics.mmd import Mmd
 

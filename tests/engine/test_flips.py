@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gebm_kit.core.errors import Interrupted, RecipeError
+from gebm_kit.core.progress import Progress
 from gebm_kit.engine.flips import flipped
-from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.train import train
 
 RECIPE = """\
@@ -27,7 +27,7 @@ eval: {metrics: [sliced-wasserstein], num_samples: 10, num_sets: 2, log_partitio
 """
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
     pytest.mark.usefixtures("quick_evaluation"),
 ]
 

@@ -15,17 +15,17 @@ from gebm_kit.config.load import load_recipe, shipped_recipes
 from gebm_kit.core.errors import DataError, Interrupted
 from gebm_kit.core.expected import IsPublished
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.data.lsun import Lsun
 from gebm_kit.engine.feed import RESIDENT_BYTES
 from gebm_kit.engine.plan import plan
 from gebm_kit.engine.prepare import prepare
 from gebm_kit.engine.prepared import PreparedDataset
-from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
     pytest.mark.usefixtures("quick_evaluation"),
 ]
 

@@ -17,9 +17,9 @@ import torch
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.files import write_json
 from gebm_kit.engine import lock as lock_module, train as module
 from gebm_kit.engine.checkpoint import list_checkpoints, newest_whole, save_checkpoint
-from gebm_kit.engine.files import write_json
 from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.run import create_run, is_unmade, load_run, newest_run, unfinished_runs
 from gebm_kit.engine.train import train

@@ -19,9 +19,9 @@ from gebm_kit.core.components import Component, Registered
 from gebm_kit.core.errors import Interrupted, PluginError, RecipeError, RunFailed
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.loggers import PATIENCE, Loggers, open_loggers
 from gebm_kit.engine.plan import plan
-from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.run_record import read_rows as load_rows
 from gebm_kit.engine.train import train

@@ -18,9 +18,9 @@ from gebm_kit.config.load import parse
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine import parallel
 from gebm_kit.engine.distributed import joined
-from gebm_kit.engine.progress import GebmKitWarning, ignore
 from gebm_kit.engine.train import _begin
 from gebm_kit.engine.trainer import Trainer
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.resampling import systematic
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.annealing import Annealed, _ladder, anneal
@@ -22,7 +23,6 @@ from gebm_kit.engine.bridge import bridge
 from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.model_fit import base_tilts
 from gebm_kit.engine.partition import Method, estimate_log_partition
-from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.samplers.smc import Smc
 from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit.testing.statistics import ALPHA, confirmed, t_p_value

@@ -23,13 +23,13 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, HasLabels
+from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.engine import feed, prepare as making, prepared
 from gebm_kit.engine.feed import Feed
 from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.plan import plan
 from gebm_kit.engine.prepare import prepare
 from gebm_kit.engine.prepared import PARTS, PreparedDataset, find_prepared, open_dataset, place_of
-from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.train import train
 
 RECIPE = """\

@@ -20,11 +20,11 @@ import gebm_kit as gk
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Energy
+from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine.distributed import ALONE
 from gebm_kit.engine.draws import Assembly
 from gebm_kit.engine.kernels import _warmed
 from gebm_kit.engine.memory import InMemory
-from gebm_kit.engine.progress import GebmKitWarning, ignore
 from gebm_kit.engine.run import Run
 from gebm_kit.engine.sample import Draws, SampleSettings, draw, prepared, sample
 from gebm_kit.samplers.hmc import Hmc

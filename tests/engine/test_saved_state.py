@@ -10,17 +10,15 @@ import torch
 
 import gebm_kit as gk
 from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.packing import packed, read_packed, unpacked
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.saved_state import (
     changes,
     differences,
     model_digest,
-    packed,
     parameters,
-    read_packed,
     restored_state,
     state_tensors,
-    unpacked,
     with_changes,
 )
 from gebm_kit.engine.warmup import warm_up

@@ -18,13 +18,13 @@ import gebm_kit as gk
 from gebm_kit.bases.dcgan import DcganBase
 from gebm_kit.cli.app import main
 from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, UsageError
+from gebm_kit.core.progress import Progress
 from gebm_kit.core.trust import programs_trusted, trust_programs
-from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.run import load_run
 from gebm_kit.engine.train import train
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning"),
+    pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
     pytest.mark.usefixtures("quick_evaluation"),
 ]
 

@@ -26,7 +26,7 @@ from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir
 from gebm_kit.testing.targets import linear_gaussian
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
 
 ASKED = {"num_samples": 97, "num_chains": 10, "block_size": 4, "warmup": 12, "steps": 30, "thin": 3, "seed": 5}
 """Three blocks of four chains, two of which are not kept, and ten states of each chain, of the first not all."""
@@ -193,7 +193,7 @@ def test_a_crash_in_any_step_changes_nothing(tmp_path: Path, at: int, whole, mon
     monkeypatch.setattr(
         "gebm_kit.engine.request.parameters", lambda sampler: {}
     )  # the fragile one stands for the other
-    monkeypatch.setattr("gebm_kit.engine.request.component_name", lambda sampler: "hmc")
+    monkeypatch.setattr("gebm_kit.engine.request.component_name", lambda kind, sampler: "hmc")
     path = tmp_path / "draws"
     with pytest.raises(Crash):
         sample(path, sampler)

@@ -13,7 +13,7 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import Base, Batch, Energy, named_scalars
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.progress import GebmKitWarning
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.engine.watch import Watch, findings, vital_signs

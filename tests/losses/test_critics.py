@@ -9,7 +9,7 @@ from torch import Tensor
 import gebm_kit as gk
 from gebm_kit.core.interfaces import Base, Batch, Energy
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.progress import GebmKitWarning
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.losses.critics import Hinge, Wasserstein
 
 DATA, BASE = (torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (8, 11))

@@ -15,8 +15,8 @@ from torch import Tensor
 import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.tilt import prior_pool
-from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.samplers import dot as dot_module
 from gebm_kit.samplers.dgflow import Dgflow
 from gebm_kit.samplers.dot import Dot

@@ -16,8 +16,8 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.estimators import effective_sample_size
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.resampling import systematic
-from gebm_kit.engine.progress import GebmKitWarning
 from gebm_kit.samplers.smc import Smc, SmcState
 from gebm_kit.testing import Target, estimates
 from gebm_kit.testing.statistics import ALPHA, confirmed, disagreement, t_p_value

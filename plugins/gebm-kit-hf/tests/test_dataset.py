@@ -24,9 +24,9 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError, RecipeError, UsageError
 from gebm_kit.core.interfaces import HasLabels
+from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.engine.prepare import prepare
 from gebm_kit.engine.prepared import PARTS, PreparedDataset, open_dataset
-from gebm_kit.engine.progress import GebmKitWarning, Progress
 from gebm_kit.engine.train import train
 from gebm_kit_hf.dataset import HuggingFace
 

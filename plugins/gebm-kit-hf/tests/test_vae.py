@@ -26,7 +26,7 @@ from gebm_kit.engine.train import train
 from gebm_kit.testing import check_base
 from gebm_kit_hf.vae import DiffusersVae
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.engine.progress.GebmKitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
 
 SHAPE = (3, 8, 8)
 
