@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.engine.convergence import ess_bulk, measure, rhat
+from gebm_kit.engine.sampling.convergence import ess_bulk, measure, rhat
 
 
 def trace_of(steps: int, chains: int, quantities: int) -> Tensor:

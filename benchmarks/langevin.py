@@ -45,7 +45,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.energies.sngan import SnganEnergy
 from gebm_kit.engine.along_result import Curve, evals_to_reach
-from gebm_kit.engine.blocks import activation_bytes, lay_out, thread_piece
+from gebm_kit.engine.sampling.blocks import activation_bytes, lay_out, thread_piece
 from gebm_kit.samplers.ula import Ula
 
 STEP_SIZE, BETA = 1e-4, 100.0

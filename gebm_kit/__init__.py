@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from gebm_kit.engine.along import trace_quality
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
+    from gebm_kit.engine.process.devices import keep_freed_memory
     from gebm_kit.engine.row_scores import score
     from gebm_kit.engine.run import load_run
     from gebm_kit.engine.sample import sample
-    from gebm_kit.engine.shards import load_draws
+    from gebm_kit.engine.sampling.shards import load_draws
     from gebm_kit.engine.train import train
 
 _HOME = {
@@ -34,7 +35,8 @@ _HOME = {
     "score": "gebm_kit.engine.row_scores",
     "trace_quality": "gebm_kit.engine.along",
     "load_run": "gebm_kit.engine.run",
-    "load_draws": "gebm_kit.engine.shards",
+    "load_draws": "gebm_kit.engine.sampling.shards",
+    "keep_freed_memory": "gebm_kit.engine.process.devices",
     "trust_programs": "gebm_kit.core.trust",
     "Component": "gebm_kit.core.components",
     "hookimpl": "gebm_kit.core.hookspecs",
@@ -46,6 +48,7 @@ __all__ = [
     "Recipe",
     "evaluate",
     "hookimpl",
+    "keep_freed_memory",
     "load_draws",
     "load_run",
     "log_density",

@@ -26,7 +26,7 @@ from gebm_kit.engine.likelihood import likelihood, log_base_density
 from gebm_kit.engine.log_partition import LogPartition, from_tilt
 from gebm_kit.engine.model_fit import model_fit
 from gebm_kit.engine.partition import Method
-from gebm_kit.engine.sample import settings_of
+from gebm_kit.engine.sampling.settings import settings_of
 from gebm_kit.engine.trainer import Trainer
 
 VERSION = 2

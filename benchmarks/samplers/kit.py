@@ -22,9 +22,9 @@ from benchmarks.samplers.targets import TARGETS, Target
 from gebm_kit.core.interfaces import Potential, Sampler, ValueAndGrad
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.allocator import keep_freed_memory
-from gebm_kit.engine.blocks import activation_bytes, automatic_block_size, lay_out, thread_piece
-from gebm_kit.engine.warmup import warm_up_blocks
+from gebm_kit.engine.process.devices import keep_freed_memory
+from gebm_kit.engine.sampling.blocks import activation_bytes, automatic_block_size, lay_out, thread_piece
+from gebm_kit.engine.sampling.warmup import warm_up_blocks
 from gebm_kit.samplers.hmc import Hmc
 
 NUM_CHECKED = 64

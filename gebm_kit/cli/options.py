@@ -136,7 +136,7 @@ def set_trust(trusted: bool) -> None:
 
 def set_up_cpu(threads: int | None) -> None:
     """Let torch use that many CPU threads, and keep memory that was freed."""
-    from gebm_kit.engine.allocator import keep_freed_memory
+    from gebm_kit.engine.process.devices import keep_freed_memory
 
     keep_freed_memory()
     if threads is not None:

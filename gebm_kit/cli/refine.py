@@ -73,8 +73,8 @@ def refine(
     recipe = _recipe(generator, words, latent)
     set_up_cpu(threads)
     from gebm_kit.cli.train import show_plan, train_payload
-    from gebm_kit.engine.distributed import first_rank
     from gebm_kit.engine.plan import plan
+    from gebm_kit.engine.process.distributed import first_rank
     from gebm_kit.engine.refine import refine as engine_refine, refined
     from gebm_kit.engine.train import train as engine_train
 
@@ -113,7 +113,7 @@ def _resuming(generator: str, words: Sequence[str], latent: str | None, out: Pat
     import torch
 
     from gebm_kit.core.trust import trust_words
-    from gebm_kit.engine.distributed import launcher
+    from gebm_kit.engine.process.distributed import launcher
 
     options = [*(["--latent", latent] if latent else []), *(["--out", str(out)] if out else []), "--resume"]
     options += [*(["--device", device] if device else []), *trust_words(), "--threads", str(torch.get_num_threads())]

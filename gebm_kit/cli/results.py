@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.cli import ui
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.diagnostics import Diagnostics
+    from gebm_kit.engine.sampling.diagnostics import Diagnostics
 
 COLUMNS = ("data", "base", "gebm", "ratio")
 DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")

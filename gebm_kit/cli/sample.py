@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.engine.draws import Draws, SampleSettings
     from gebm_kit.engine.run import Run
-    from gebm_kit.engine.shards import ShardedDraws
+    from gebm_kit.engine.sampling.draws import Draws
+    from gebm_kit.engine.sampling.settings import SampleSettings
+    from gebm_kit.engine.sampling.shards import ShardedDraws
 
 SECTIONS = ("sampler", "sample")
 
@@ -131,7 +132,7 @@ def sample(
         return
     only_sections(given.overrides, SECTIONS, "gebm-kit sample")
     set_up_cpu(threads)
-    from gebm_kit.engine.distributed import first_rank
+    from gebm_kit.engine.process.distributed import first_rank
 
     run = find_run(given.target, say, checkpoint)
     overrides = given.overrides
@@ -164,9 +165,10 @@ def _drawn(
     start: Start,
 ) -> tuple[Path, Draws | ShardedDraws]:
     """The draws, and where they have been written."""
-    from gebm_kit.engine.distributed import joined, local_device
     from gebm_kit.engine.images import check_images, save_images
-    from gebm_kit.engine.sample import draw_to, resolve_sampler, settings_of
+    from gebm_kit.engine.process.distributed import joined, local_device
+    from gebm_kit.engine.sampling.draw import draw_to
+    from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
 
     settings = dataclasses.replace(
         settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
@@ -246,8 +248,8 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
 
     A file; a directory for more draws than one should hold in memory, and for those that may have to be resumed.
     """
-    from gebm_kit.engine.directory import newest_unfinished
-    from gebm_kit.engine.shards import too_many
+    from gebm_kit.engine.sampling.draws_on_disk import newest_unfinished
+    from gebm_kit.engine.sampling.shards import too_many
 
     folder = run.path / "samples"
     if resume and (found := newest_unfinished(folder)) is not None:
@@ -267,7 +269,7 @@ def _resuming(
 ) -> str:
     """The command that goes on with an interrupted sampling."""
     from gebm_kit.core.trust import trust_words
-    from gebm_kit.engine.distributed import launcher
+    from gebm_kit.engine.process.distributed import launcher
 
     options = [
         "--num-samples",

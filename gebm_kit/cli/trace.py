@@ -82,9 +82,9 @@ def run_trace(
     set_up_cpu(threads)
     from gebm_kit.engine.along import chosen_metric, record
     from gebm_kit.engine.along_result import check_output
-    from gebm_kit.engine.distributed import under_torchrun
     from gebm_kit.engine.features import FeatureSettings
-    from gebm_kit.engine.sample import resolve_sampler, settings_of
+    from gebm_kit.engine.process.distributed import under_torchrun
+    from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
 
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")

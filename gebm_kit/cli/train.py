@@ -57,8 +57,8 @@ def train(
     recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
-    from gebm_kit.engine.distributed import first_rank
     from gebm_kit.engine.plan import plan
+    from gebm_kit.engine.process.distributed import first_rank
     from gebm_kit.engine.train import train as engine_train
 
     if dry_run:

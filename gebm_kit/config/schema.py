@@ -239,7 +239,7 @@ class EmaSection:
 
 @dataclass(frozen=True, slots=True)
 class SampleSection:
-    """Defaults of ``gebm-kit sample``; see `gebm_kit.engine.sample.SampleSettings`."""
+    """Defaults of ``gebm-kit sample``; see `gebm_kit.engine.sampling.settings.SampleSettings`."""
 
     num_samples: Positive = 2000
     num_chains: Positive = 500

@@ -21,12 +21,12 @@ from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, Progress, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.along_result import Curve, Point, Tuning, improvement
-from gebm_kit.engine.chains import start
 from gebm_kit.engine.draw_sets import BLOCK
-from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.populations import MAX_STEPS, has_finished, start_population
+from gebm_kit.engine.sampling.run_populations import MAX_STEPS, has_finished, start_population
+from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.starting_points import start
+from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up
 from gebm_kit.engine.score_table import Scorer
-from gebm_kit.engine.warmup import REPORT_EVERY, warm_up
 
 _M = TypeVar("_M", "Mark", "Scored")
 

@@ -25,7 +25,7 @@ from gebm_kit.core.interfaces import AnnealedSampler
 from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress, Progress, ignore
-from gebm_kit.engine.populations import EFFECTIVE_SIZE, has_finished, start_population
+from gebm_kit.engine.sampling.run_populations import EFFECTIVE_SIZE, has_finished, start_population
 
 REPLICATES = 10
 

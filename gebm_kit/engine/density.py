@@ -17,11 +17,11 @@ from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.chains import placed
 from gebm_kit.engine.likelihood import Space, check_space, log_base_density, log_det_of
 from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.model_fit import BLOCK, base_tilts, energies
 from gebm_kit.engine.partition import Method, estimate_log_partition
+from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.rows import as_data, model_of
 
 if TYPE_CHECKING:

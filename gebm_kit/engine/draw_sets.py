@@ -11,10 +11,10 @@ from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.diagnostics import Diagnostics
-from gebm_kit.engine.distributed import ALONE, Ranks
-from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.sample import draw
+from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.draw import draw
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 BLOCK = 1024
 """Rows evaluated at once where the recipe sets no block size."""

@@ -25,17 +25,16 @@ from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.chains import placed
-from gebm_kit.engine.diagnostics import Diagnostics
-from gebm_kit.engine.distributed import ALONE, Ranks, joined, local_device
 from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
-from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.features import FeatureMaps, FeatureSettings
 from gebm_kit.engine.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
 from gebm_kit.engine.likelihood import Space, check_space, log_det_of
 from gebm_kit.engine.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.partition import Method
-from gebm_kit.engine.sample import resolve_sampler, settings_of
+from gebm_kit.engine.process.devices import placed
+from gebm_kit.engine.process.distributed import ALONE, Ranks, joined, local_device
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 from gebm_kit.engine.score_table import Scorer, check_rows, score_table
 from gebm_kit.engine.scores import Scores
 

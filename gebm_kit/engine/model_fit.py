@@ -14,11 +14,11 @@ from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.draws import SampleSettings
 from gebm_kit.engine.held_out import every_row
 from gebm_kit.engine.likelihood import Likelihood, Space, likelihood, log_base_density
 from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.partition import Method, estimate_log_partition
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 NUM_DRAWS = 20_000
 """Base draws behind A by importance sampling, and as many again behind Pareto k and the mean over the base in KALE."""

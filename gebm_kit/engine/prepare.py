@@ -32,7 +32,6 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.core.sources import HasPieces, HasSources, Piece, fingerprint
 from gebm_kit.core.version import __version__
-from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.prepared import (
     FORMAT,
     INDEX,
@@ -45,6 +44,7 @@ from gebm_kit.engine.prepared import (
     source_entry,
     verify,
 )
+from gebm_kit.engine.process.lock import RunLock
 
 PIECE_ROWS = 64
 """Images that a thread decodes at a time."""

@@ -16,12 +16,12 @@ from gebm_kit.core.files import write_atomic
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.chains import placed
 from gebm_kit.engine.density import densities
 from gebm_kit.engine.likelihood import Space
 from gebm_kit.engine.log_partition import LogPartition
 from gebm_kit.engine.model_fit import BLOCK, energies
 from gebm_kit.engine.partition import Method
+from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.rows import as_data, model_of
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from gebm_kit.core.progress import warn
 from gebm_kit.core.version import __version__
 from gebm_kit.engine.checkpoint import Checkpoint, remove_unfinished
 from gebm_kit.engine.chosen import LAST, check_word, chosen_checkpoint
-from gebm_kit.engine.lock import LOCK, RunLock
 from gebm_kit.engine.prepared import open_dataset
+from gebm_kit.engine.process.lock import LOCK, RunLock
 from gebm_kit.engine.run_record import read_rows
 
 RUNS = Path("runs")

@@ -20,7 +20,7 @@ import yaml
 from gebm_kit.config.schema import PRETRAINED
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import read_json
-from gebm_kit.engine.lock import LOCK
+from gebm_kit.engine.process.lock import LOCK
 
 try:
     import fcntl

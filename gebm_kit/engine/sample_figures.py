@@ -1,6 +1,6 @@
 """Pictures of latent chains: traces, ranks by where chains started, and their potential at their start and after.
 
-All are drawn from what recorders gathered; see `gebm_kit.engine.diagnostics.Recorder`.
+All are drawn from what recorders gathered; see `gebm_kit.engine.sampling.recorder.Recorder`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebm_kit.core.files import make_directory
-from gebm_kit.engine.convergence import ess_bulk, ranks
-from gebm_kit.engine.diagnostics import joined
 from gebm_kit.engine.figures import COLOURS, finite_values, robust_limits, save_figure
+from gebm_kit.engine.sampling.convergence import ess_bulk, ranks
+from gebm_kit.engine.sampling.recorder import joined
 
 Array = NDArray[np.floating[Any]]
 

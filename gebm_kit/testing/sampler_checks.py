@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit.testing.statistics import ALPHA, confirmed, disagreement, holm, t_p_value
 from gebm_kit.testing.targets import IdentityBase, PlainPotential, Target, WalledEnergy, linear_gaussian, two_modes

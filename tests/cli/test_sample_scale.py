@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from gebm_kit.energies.mlp import MlpEnergy
-from gebm_kit.engine import shards
-from gebm_kit.engine.directory import newest_unfinished
-from gebm_kit.engine.shards import load_draws
+from gebm_kit.engine.sampling import shards
+from gebm_kit.engine.sampling.draws_on_disk import newest_unfinished
+from gebm_kit.engine.sampling.shards import load_draws
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir
 

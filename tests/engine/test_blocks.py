@@ -11,8 +11,14 @@ from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.energies.mlp import MlpEnergy
-from gebm_kit.engine import blocks
-from gebm_kit.engine.blocks import activation_bytes, automatic_block_size, block_generator, lay_out, thread_piece
+from gebm_kit.engine.sampling import blocks
+from gebm_kit.engine.sampling.blocks import (
+    activation_bytes,
+    automatic_block_size,
+    block_generator,
+    lay_out,
+    thread_piece,
+)
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.pt import Pt

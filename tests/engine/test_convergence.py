@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebm_kit.engine import convergence
-from gebm_kit.engine.convergence import (
+from gebm_kit.engine.sampling import convergence
+from gebm_kit.engine.sampling.convergence import (
     ess_bulk,
     ess_mean,
     ess_tail,
@@ -24,7 +24,7 @@ from gebm_kit.engine.convergence import (
     slowest_direction,
     superchains,
 )
-from gebm_kit.engine.verdict import NESTED_RHAT_LIMIT
+from gebm_kit.engine.sampling.diagnostics import NESTED_RHAT_LIMIT
 from gebm_kit.testing.statistics import confirmed
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import load, save
 
 from gebm_kit.core.interfaces import Info
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine import diagnostics
-from gebm_kit.engine.diagnostics import (
-    Diagnostics,
+from gebm_kit.engine.sampling import diagnostics
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.recorder import (
     Recorder,
     convergence,
     equipartition,

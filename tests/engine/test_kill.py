@@ -18,9 +18,10 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_json
-from gebm_kit.engine import lock as lock_module, train as module
+from gebm_kit.engine import train as module
 from gebm_kit.engine.checkpoint import list_checkpoints, newest_whole, save_checkpoint
-from gebm_kit.engine.lock import RunLock
+from gebm_kit.engine.process import lock as lock_module
+from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.run import create_run, is_unmade, load_run, newest_run, unfinished_runs
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
@@ -239,7 +240,7 @@ def test_the_second_process_in_a_directory_gets_one_message(
     monkeypatch.setattr(lock_module, "PATIENCE", 0.1)
     out = tmp_path / "run"
     code = (
-        "import sys, time\nfrom gebm_kit.engine.lock import RunLock\nfrom pathlib import Path\n"
+        "import sys, time\nfrom gebm_kit.engine.process.lock import RunLock\nfrom pathlib import Path\n"
         "with RunLock() as lock:\n    lock.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)\n"
     )
     with RunLock() as lock:

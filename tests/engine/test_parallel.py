@@ -20,7 +20,7 @@ from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine import parallel
-from gebm_kit.engine.distributed import joined
+from gebm_kit.engine.process.distributed import joined
 from gebm_kit.engine.train import _begin
 from gebm_kit.engine.trainer import Trainer
 

@@ -26,10 +26,10 @@ from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.engine import feed, prepare as making, prepared
 from gebm_kit.engine.feed import Feed
-from gebm_kit.engine.lock import RunLock
 from gebm_kit.engine.plan import plan
 from gebm_kit.engine.prepare import prepare
 from gebm_kit.engine.prepared import PARTS, PreparedDataset, find_prepared, open_dataset, place_of
+from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.train import train
 
 RECIPE = """\
@@ -383,7 +383,7 @@ sys.exit(main(["data", "prepare", "tiny.yaml"]))
         assert self.left(wanted) == {"rows"}
 
     def test_one_process_at_a_time(self, formats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gebm_kit.engine.lock.PATIENCE", 0.0)
+        monkeypatch.setattr("gebm_kit.engine.process.lock.PATIENCE", 0.0)
         wanted = recipe(make_folder(formats))
         place_of(wanted).mkdir(parents=True)
         with RunLock() as lock:

@@ -21,12 +21,14 @@ from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.progress import GebmKitWarning, ignore
-from gebm_kit.engine.distributed import ALONE
-from gebm_kit.engine.draws import Assembly
-from gebm_kit.engine.kernels import _warmed
-from gebm_kit.engine.memory import InMemory
+from gebm_kit.engine.process.distributed import ALONE
 from gebm_kit.engine.run import Run
-from gebm_kit.engine.sample import Draws, SampleSettings, draw, prepared, sample
+from gebm_kit.engine.sample import sample
+from gebm_kit.engine.sampling.draw import draw, prepared
+from gebm_kit.engine.sampling.draws import Draws
+from gebm_kit.engine.sampling.draws_in_memory import Assembly, InMemory
+from gebm_kit.engine.sampling.run_kernel import _warmed
+from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.testing.statistics import confirmed, disagreement

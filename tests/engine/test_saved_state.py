@@ -12,7 +12,7 @@ import gebm_kit as gk
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.packing import packed, read_packed, unpacked
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.saved_state import (
+from gebm_kit.engine.sampling.saved_state import (
     changes,
     differences,
     model_digest,
@@ -21,7 +21,7 @@ from gebm_kit.engine.saved_state import (
     state_tensors,
     with_changes,
 )
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.testing.targets import IdentityBase, linear_gaussian
 

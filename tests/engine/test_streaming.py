@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 import gebm_kit as gk
 from gebm_kit.core.errors import DataError, Interrupted, RunFailed, UsageError
-from gebm_kit.engine import directory, shards
-from gebm_kit.engine.draws import Draws
-from gebm_kit.engine.shards import ShardedDraws, load_draws, open_draws
+from gebm_kit.engine.sampling import draws_on_disk as directory, shards
+from gebm_kit.engine.sampling.draws import Draws
+from gebm_kit.engine.sampling.shards import ShardedDraws, load_draws, open_draws
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir
@@ -191,9 +191,9 @@ class Fragile(Hmc):
 def test_a_crash_in_any_step_changes_nothing(tmp_path: Path, at: int, whole, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Fragile(at)
     monkeypatch.setattr(
-        "gebm_kit.engine.request.parameters", lambda sampler: {}
+        "gebm_kit.engine.sampling.draws_on_disk.parameters", lambda sampler: {}
     )  # the fragile one stands for the other
-    monkeypatch.setattr("gebm_kit.engine.request.component_name", lambda kind, sampler: "hmc")
+    monkeypatch.setattr("gebm_kit.engine.sampling.draws_on_disk.component_name", lambda kind, sampler: "hmc")
     path = tmp_path / "draws"
     with pytest.raises(Crash):
         sample(path, sampler)
@@ -339,7 +339,7 @@ def test_populations_go_on_after_their_last_island(tmp_path: Path, monkeypatch: 
 def test_what_is_finished_is_not_done_again(tmp_path: Path, whole, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sample(tmp_path / "draws", resume=True)  # nothing there: it begins
     monkeypatch.setattr(Hmc, "step", None)
-    monkeypatch.setattr("gebm_kit.engine.sample.automatic_block_size", None)
+    monkeypatch.setattr("gebm_kit.engine.sampling.draw.automatic_block_size", None)
     assert sample(tmp_path / "draws", resume=True) == first
 
 
@@ -371,7 +371,7 @@ def test_another_request_is_refused_in_words(tmp_path: Path, finished: bool) -> 
 
 
 def directory_parameters(sampler) -> dict:
-    from gebm_kit.engine.saved_state import parameters
+    from gebm_kit.engine.sampling.saved_state import parameters
 
     return parameters(sampler)
 

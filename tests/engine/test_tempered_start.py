@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from gebm_kit.core.interfaces import Energy, Sampler, TiltedPotential
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.reduce import in_block_order
-from gebm_kit.engine import tempered_start as module
-from gebm_kit.engine.tempered_start import LEVELS, TemperedPotential, TemperedStart, tempered_start
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling import tempered_start as module
+from gebm_kit.engine.sampling.tempered_start import LEVELS, TemperedPotential, TemperedStart, tempered_start
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.imh import Imh
 from gebm_kit.samplers.klmc import Klmc
 from gebm_kit.samplers.mala import Mala

@@ -13,9 +13,9 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Info, Sampler, Tunable
 from gebm_kit.core.reduce import in_block_order
 from gebm_kit.core.sampling import Adaptation
-from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.sample import draw
-from gebm_kit.engine.warmup import DualAveraging, WarmUp, _Moments, shrunk_variance, warm_up, warm_up_blocks
+from gebm_kit.engine.sampling.draw import draw
+from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.warmup import DualAveraging, WarmUp, _Moments, shrunk_variance, warm_up, warm_up_blocks
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.ula import Ula

@@ -11,7 +11,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.hamiltonian import Phase, evaluate, integrate
 from gebm_kit.core.interfaces import Sampler
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.chees import Chees
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.testing.targets import Target, linear_gaussian, prior_only, two_modes

@@ -10,7 +10,7 @@ import torch
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.microcanonical import random_direction
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.mams import Mams
 from gebm_kit.testing.targets import linear_gaussian, prior_only
 

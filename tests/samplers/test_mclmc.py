@@ -12,7 +12,7 @@ from torch import Tensor
 from gebm_kit.core import microcanonical
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.mclmc import Mclmc
 from gebm_kit.testing.statistics import confirmed
 from gebm_kit.testing.targets import IdentityBase, WalledEnergy, linear_gaussian, prior_only

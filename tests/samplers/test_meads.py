@@ -11,7 +11,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Info
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.meads import Folds, Meads, MeadsAdaptation, MeadsState, _products
 from gebm_kit.testing import invariance
 from gebm_kit.testing.statistics import ALPHA, chi_square_p_value, confirmed, ks_p_value

@@ -14,9 +14,9 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Potential, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.tilt import tilt_and_grad
-from gebm_kit.engine.convergence import nested_rhat, rhat
-from gebm_kit.engine.verdict import NESTED_RHAT_LIMIT, RHAT_LIMIT
-from gebm_kit.engine.warmup import warm_up
+from gebm_kit.engine.sampling.convergence import nested_rhat, rhat
+from gebm_kit.engine.sampling.diagnostics import NESTED_RHAT_LIMIT, RHAT_LIMIT
+from gebm_kit.engine.sampling.warmup import warm_up
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.pt import Pt, PtState
 from gebm_kit.samplers.pt_ladder import equalised

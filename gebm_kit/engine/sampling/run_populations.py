@@ -24,16 +24,19 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.chains import decode, start
-from gebm_kit.engine.diagnostics import Diagnostics, equipartition
-from gebm_kit.engine.draws import Part
-from gebm_kit.engine.job import Counts, Job, Keeper, Outcome
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.draws import Part, decode
+from gebm_kit.engine.sampling.interfaces import Counts, Job, Keeper, Outcome
+from gebm_kit.engine.sampling.recorder import equipartition
+from gebm_kit.engine.sampling.starting_points import start
 
 MAX_STEPS = 100_000
 """Steps after which an island that is not finished never will be."""
 
+
 MAX_WEIGHTS = 2**20
 """Importance weights kept for Pareto's k, over all islands."""
+
 
 EFFECTIVE_SIZE = "effective_size"
 """Name in a sampler's summary of the number of independent draws that its positions are worth."""

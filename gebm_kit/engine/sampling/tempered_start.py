@@ -23,19 +23,24 @@ from gebm_kit.core.interfaces import Info, Potential, Sampler, ValueAndGrad
 from gebm_kit.core.tilt import tilt, tilt_and_grad
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.warmup import Reduce
+    from gebm_kit.engine.sampling.warmup import Reduce
+
 
 SHARE = 0.3
 """Of the steps of warm-up, for callers: what remains must do for tuning."""
 
+
 LEVELS = 5
 """Strengths of the tilt below 1. Each costs an evaluation and makes kernels forget their momentum, so few."""
+
 
 ARRIVAL = 1 / 3
 """Share of the steps at full strength, with a step size that suits the chains in the steepest places as well."""
 
+
 STUCK = 0.01
 """Least acceptance of a chain in the harmonic mean by which the step size is tuned at full strength."""
+
 
 GAIN = 2.0
 """Change of the step size's logarithm, in a step, for a mean acceptance that is wrong by one."""

@@ -1,39 +1,144 @@
-"""The limits that diagnostics are held against, and what is said of those that fail.
+"""How good draws are: the diagnostics of a sampling call, their limits, and what is said of those that fail.
 
-Where there are enough chains, nested R-hat decides, else split R-hat: of many short chains each need not have seen
-everything, which is what split R-hat asks for, as long as all have forgotten where they started. But forgetting is no proof
-of having arrived: chains that a steep potential swept together and then holds fast remember little. So even of many chains
-each has to show that it moves, by a split R-hat below a wider limit.
+With enough chains, nested R-hat decides; with fewer, split R-hat does. Each of many short chains need not have seen
+everything, which is what split R-hat asks for, as long as all chains have forgotten where they started. But forgetting does
+not prove arrival: chains that a steep potential swept together and then holds fast remember little. So even with many
+chains, each has to show that it moves, by a split R-hat below a wider limit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 from gebm_kit.core.estimators import PARETO_K_LIMIT
+from gebm_kit.core.progress import warn
 
-if TYPE_CHECKING:
-    from gebm_kit.engine.diagnostics import Diagnostics
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """What a sampling call reports beside its draws.
+
+    R-hat and effective sample sizes are the worst over coordinates and the potential, of chains after warm-up; nan when
+    there are too few steps to tell.
+
+    Attributes:
+        sampler: its component name.
+        num_samples, num_chains: draws kept, chains they come from.
+        warmup_steps, steps: steps of each chain before and after the tuning was frozen.
+        acceptance: mean acceptance probability over chains and steps after warm-up.
+        divergences: divergent steps after warm-up, over all chains.
+        rhat_max: largest rank-normalised split R-hat; inf when chains never moved.
+        ess_min: smallest bulk effective sample size, of all steps after warm-up.
+        ess_per_grad: ``ess_min`` for each gradient evaluation spent after warm-up.
+        grad_evals, forward_evals: rows on which the model was evaluated with and without gradient, warm-up included.
+        seconds: wall-clock time, warm-up included.
+        inverse_temperature, seed: as asked for.
+        step_size: the frozen value of what warm-up tuned, or nan when there is nothing to tune.
+        warmup_divergences: divergent steps during warm-up.
+        equipartition: mean of ``z_i dU/dz_i`` over draws and coordinates, 1 under the target.
+        equipartition_se: its standard error, for as many independent draws as ``ess_min`` says.
+        nested_rhat_max: largest nested R-hat of superchains, also of the direction in which chains differ most; nan for
+            fewer than 64 chains.
+        ess_tail_min: smallest effective sample size of a 5 % or 95 % quantile.
+        mcse_max: largest Monte Carlo error of a coordinate's mean over all steps, in units of its standard deviation.
+        stuck_chains: chains that never moved after warm-up.
+        log_partition, log_partition_se: estimate of A that came with the draws (population methods), nan without.
+        pareto_k: of the importance weights behind the draws (population methods), nan without.
+        details: what the sampler says besides, by name.
+        family: the sampler's: only kernels claim R-hat.
+    """
+
+    sampler: str
+    num_samples: int
+    num_chains: int
+    warmup_steps: int
+    steps: int
+    acceptance: float
+    divergences: int
+    rhat_max: float
+    ess_min: float
+    ess_per_grad: float
+    grad_evals: int
+    forward_evals: int
+    seconds: float
+    inverse_temperature: float
+    seed: int
+    step_size: float = math.nan
+    warmup_divergences: int = 0
+    equipartition: float = math.nan
+    equipartition_se: float = math.nan
+    nested_rhat_max: float = math.nan
+    ess_tail_min: float = math.nan
+    mcse_max: float = math.nan
+    stuck_chains: int = 0
+    log_partition: float = math.nan
+    log_partition_se: float = math.nan
+    pareto_k: float = math.nan
+    details: dict[str, float] = field(default_factory=dict)
+    family: str = "kernel"
+
+    def checks(self) -> list[Check]:
+        """What is held against a limit, and how it fared."""
+        return checks(self)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the draws: one sentence each, with the number, the limit and what to do."""
+        return [check.problem for check in self.checks() if check.problem]
+
+    @property
+    def converged(self) -> bool:
+        """Whether nothing is known to be wrong with the draws."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the verdict: numbers that are not finite are None."""
+        verdict = {"converged": self.converged, "problems": self.problems}
+        return _finite_or_none(dataclasses.asdict(self)) | verdict
+
+    def warn(self) -> None:
+        """Emit each of `problems` as a `GebmKitWarning`."""
+        for problem in self.problems:
+            warn(problem)
+
+
+def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _finite_or_none(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in values.items()
+    }
+
 
 RHAT_LIMIT = 1.05
 """Above it, the chains disagree about some coordinate (Vehtari et al.'s 1.01 is for a few long chains)."""
 
+
 RHAT_LIMIT_OF_MANY = 1.5
 """The same where nested R-hat decides: stationary chains show it when each has two effective draws (AR(1), 100 steps)."""
+
 
 NESTED_RHAT_LIMIT = 1.05
 """Above it, the means of superchains lie more than 0.3 standard deviations apart, by what their chains remember."""
 
+
 ESS_LIMIT = 100.0
 """Below it, neither R-hat nor quantiles are to be relied on (Vehtari et al. ask for 100 a chain, of four chains)."""
+
 
 STUCK_SHARE = 0.01
 """Share of chains that may never have moved."""
 
+
 EQUIPARTITION_LIMIT = 0.1
 """Distance from 1 that no longer is a matter of a bias one may choose to live with."""
+
 
 EQUIPARTITION_ERRORS = 5.0
 """Standard errors that its noise may explain."""

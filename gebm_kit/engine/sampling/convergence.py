@@ -27,13 +27,16 @@ from torch import Tensor
 MIN_STEPS = 4
 """Fewer can't be split into halves that have a variance."""
 
+
 SLICE_NUMBERS = 2**19
 
 TAIL = (0.05, 0.95)
 """The tails whose effective sample size is measured."""
 
+
 MIN_CHAINS_FOR_NESTED = 64
 """Fewer chains have no nested R-hat: four superchains of 16 are the least."""
+
 
 SUPERCHAINS = (4, 16)
 """Fewest and most of them; in between, 32 chains each."""
@@ -153,8 +156,6 @@ def ranks(rows: Tensor) -> Tensor:
 
 
 # --- slices of quantities: x (q, C, N), start (q, C) -----------------------------------------------------------------
-
-
 class _Scores(NamedTuple):
     """Normal scores of half-chains (q, 2C, n): of the values and of their distances from the median (q,).
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import Progress
-from gebm_kit.engine.blocks import block_generator
-from gebm_kit.engine.chains import BlockRun, block_records, start_counted, warn_of_redrawn
-from gebm_kit.engine.diagnostics import (
-    Diagnostics,
+from gebm_kit.engine.sampling.blocks import Layout, block_generator
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.draws import Part, decode
+from gebm_kit.engine.sampling.interfaces import Counts, Job, Keeper, Outcome, Saved
+from gebm_kit.engine.sampling.recorder import (
     Recorder,
     equipartition,
     mean_acceptance,
@@ -23,11 +26,11 @@ from gebm_kit.engine.diagnostics import (
     summarise,
     total_divergences,
 )
-from gebm_kit.engine.encodings import starts_of
-from gebm_kit.engine.job import Counts, Job, Keeper, Outcome, Saved
-from gebm_kit.engine.saved_state import changes, restored_state, with_changes
-from gebm_kit.engine.tempered_start import SHARE, tempered_start
-from gebm_kit.engine.warmup import REPORT_EVERY, warm_up_blocks
+from gebm_kit.engine.sampling.saved_state import changes, restored_state, state_tensors, with_changes
+from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.starting_points import start_counted, starts_of, warn_of_redrawn
+from gebm_kit.engine.sampling.tempered_start import SHARE, tempered_start
+from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +226,96 @@ def _mean(records: Sequence[Mapping[str, Tensor]], name: str) -> float:
     """Over the blocks, which are of one size; nan when they do not say."""
     found = [record[name].double() for record in records if name in record]
     return float(torch.stack(found).mean()) if found else math.nan
+
+
+class BlockRun:
+    """One block's chains after warm-up, on the way to their last states.
+
+    Attributes:
+        number: of the block.
+        chains, generator: the kernel's state and the random numbers to come.
+        step: steps made so far.
+        total: steps to make.
+        recorder: of those steps.
+        balance: sums of `equipartition_sums` over the draws so far, (3,) float64 on the CPU.
+        steps, checks: evaluations of steps, and of looking at draws, so far.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        sampler: Sampler,
+        potential: LatentPotential,
+        settings: SampleSettings,
+        layout: Layout,
+        chains: Any,
+        generator: torch.Generator,
+        recorder: Recorder,
+    ) -> None:
+        self.number, self.chains, self.generator, self.recorder = number, chains, generator, recorder
+        self.step, self.total = 0, settings.total_steps
+        self.balance = torch.zeros(3, dtype=torch.float64)
+        self.steps, self.checks = Counts(), Counts()
+        self._sampler, self._potential, self._settings, self._layout = sampler, potential, settings, layout
+
+    def parts(self, watch: Callable[[BlockRun], None]) -> Iterator[Part]:
+        """Step to the end; every state that is kept, decoded, as soon as it is reached.
+
+        Args:
+            watch: called after every step; what it raises ends the iteration between two steps.
+        """
+        while self.step < self.total:
+            before = Counts.of(self._potential)
+            self.chains, info = self._sampler.step(self.chains, self._potential, self.generator)
+            self.steps += Counts.of(self._potential) - before
+            self.recorder.add(self.chains, info)
+            self.step += 1
+            age, rest = divmod(self.total - self.step, self._settings.thin)
+            if rest == 0 and age < self._settings.kept and (part := self._decode(age)) is not None:
+                yield part
+            watch(self)
+
+    def state(self) -> dict[str, Tensor]:
+        """Chains and generator."""
+        return {f"state.{k}": v for k, v in state_tensors(self.chains).items()} | {
+            "generator": self.generator.get_state()
+        }
+
+    def records(self) -> dict[str, Tensor]:
+        """Of the steps and draws so far; `block_records` reads them."""
+        recorded = {f"recorder.{name}": tensor for name, tensor in self.recorder.tensors().items()}
+        found = recorded | {"steps": self.steps.tensor(), "checks": self.checks.tensor(), "balance": self.balance}
+        estimate = self._sampler.log_partition(self.chains)
+        said = {f"summary.{name}": value for name, value in self._sampler.summary(self.chains).items()}
+        return found | said | ({} if estimate is None else {"log_partition": estimate})
+
+    def restore(self, step: int, records: Mapping[str, Tensor]) -> None:
+        """Go on at ``step``, up to which the `records` go."""
+        (recorded,), self.steps, self.checks, self.balance = block_records([records])
+        self.step = step
+        self.recorder.load(recorded)
+
+    def _decode(self, age: int) -> Part | None:
+        """The draws of the present state, which ``age`` later ones of each chain follow; None when none of it is kept."""
+        layout, first = self._layout, self._layout.first(self.number)
+        place = age * layout.chains + first
+        rows = min(layout.kept(self.number), self._settings.num_samples - place)
+        if rows <= 0:
+            return None
+        before = Counts.of(self._potential)
+        decoded = decode(self._potential, self.chains.position, layout.rows)
+        self.checks += Counts.of(self._potential) - before
+        self.balance += decoded.balance
+        return Part(place, decoded.x[:rows], decoded.z[:rows], torch.arange(first, first + rows))
+
+
+def block_records(records: Sequence[Mapping[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Counts, Counts, Tensor]:
+    """What blocks' `BlockRun.records` say: each one's `Recorder.tensors`; and over all of them evaluations of steps and of
+    looking at draws, and sums of `equipartition_sums`."""
+    recorded = [
+        {name.removeprefix("recorder."): tensor for name, tensor in record.items() if name.startswith("recorder.")}
+        for record in records
+    ]
+    steps = sum((Counts.read(record["steps"]) for record in records), Counts())
+    checks = sum((Counts.read(record["checks"]) for record in records), Counts())
+    return recorded, steps, checks, torch.stack([record["balance"] for record in records]).sum(0)

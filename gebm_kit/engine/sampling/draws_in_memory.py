@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from gebm_kit.core.packing import packed, unpacked
-from gebm_kit.engine.distributed import Ranks
-from gebm_kit.engine.draws import Assembly, Draws, Part
-from gebm_kit.engine.job import Outcome, Saved, Unit
-from gebm_kit.engine.stop import StopSignals
+from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.process.signals import StopSignals
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.draws import Draws, Part
+from gebm_kit.engine.sampling.interfaces import Outcome, Saved, Unit
 
 
 class InMemory:
@@ -73,3 +74,24 @@ class InMemory:
                     self._assembly.add(Part(place, **found))
                 else:
                     self._records[place] = found
+
+
+class Assembly:
+    """Puts parts in their places: x, z and chain of ``count`` draws, once all parts have come."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._tensors: dict[str, Tensor] = {}
+
+    def add(self, part: Part) -> None:
+        """Take in one part."""
+        for name in ("x", "z", "chain"):
+            rows: Tensor = getattr(part, name)
+            if name not in self._tensors:
+                self._tensors[name] = rows.new_empty(self._count, *rows.shape[1:])
+            self._tensors[name][part.start : part.start + len(rows)] = rows
+
+    def draws(self, diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]]) -> Draws:
+        """All of them."""
+        found = self._tensors
+        return Draws(found["x"], found["z"], found["chain"], diagnostics, tuple(records))

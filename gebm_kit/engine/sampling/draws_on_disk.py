@@ -22,15 +22,29 @@ from torch import Tensor
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import make_directory, read_json, write_atomic, write_json
 from gebm_kit.core.packing import packed, read_packed
-from gebm_kit.engine.distributed import Ranks
-from gebm_kit.engine.draws import Part
-from gebm_kit.engine.job import Outcome, Saved, Unit
-from gebm_kit.engine.saved_state import differences
-from gebm_kit.engine.shards import INDEX, TENSORS, Filling, Planned, Shard, ShardedDraws, open_draws, write_index
-from gebm_kit.engine.stop import StopSignals
+from gebm_kit.core.plugins import component_name
+from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.process.signals import StopSignals
+from gebm_kit.engine.sampling.draws import Part
+from gebm_kit.engine.sampling.interfaces import Job, Outcome, Saved, Unit
+from gebm_kit.engine.sampling.saved_state import differences, model_digest, parameters
+from gebm_kit.engine.sampling.shards import (
+    INDEX,
+    TENSORS,
+    Filling,
+    Planned,
+    Shard,
+    ShardedDraws,
+    most_rows,
+    open_draws,
+    row_bytes,
+    write_index,
+)
 
 STATE = "state"
+
 REQUEST = "request.json"
+
 BEGUN = "begun.safetensors"
 
 
@@ -209,3 +223,19 @@ def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
             f"{path} holds a sampling that was asked for otherwise: {'; '.join(found)}",
             hint="Ask for the same, or choose another place for the draws.",
         )
+
+
+def requested(job: Job) -> dict[str, Any]:
+    """What the draws of a job follow from, as plain data; two jobs with the same give the same draws."""
+    settings, model = job.settings, job.potential.model
+    return {
+        "model": model_digest(model),
+        "sampler": {"name": component_name("sampler", job.sampler), **parameters(job.sampler)},
+        **asdict(settings),
+        "block_size": job.layout.rows,
+        "evaluated_at_once": job.layout.piece or job.layout.rows,
+        "device": job.device.type,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "shard_rows": most_rows(row_bytes(model.data_shape, model.latent_dim, job.dtype)),
+        **({} if job.starts is None else {"start": job.starts.digest}),
+    }

@@ -30,11 +30,14 @@ from gebm_kit.core.reduce import in_block_order
 PATIENCE = datetime.timedelta(days=1)
 """How long ranks wait for one that works alone (metrics, pictures); of one that ended they hear at once."""
 
+
 FAREWELL = 10.0
 """Seconds that a failed rank stays for the others to read its error."""
 
+
 ARRIVAL = 900.0
 """Seconds that ranks wait for one another at the beginning."""
+
 
 _FAILED, _LEFT = "failed", "left"
 """Keys of the store: the error of the rank that failed first, and how many ranks have left after it."""

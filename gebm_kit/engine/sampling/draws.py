@@ -1,4 +1,4 @@
-"""What a sampling call is asked for and what it returns: settings, and draws with their diagnostics."""
+"""What a sampling call returns: draws with their diagnostics, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,68 +18,11 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
-from gebm_kit.engine.diagnostics import Diagnostics
+from gebm_kit.core.model import LatentPotential
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.recorder import equipartition_sums
 
 SUFFIXES = (".safetensors", ".npz")
-
-
-@dataclass(frozen=True, slots=True)
-class SampleSettings:
-    """How to sample.
-
-    Attributes:
-        num_samples: draws to keep.
-        num_chains: chains to run; never more than ``num_samples`` of them are, unless the sampler needs more.
-        warmup: steps that tune the sampler, after which it is frozen; their states are not kept.
-        steps: steps of each chain after warm-up, at least; more are run when the draws asked for need them.
-        thin: steps from one kept state of a chain to the next.
-        inverse_temperature: beta; 1 is the model itself, 0 the base.
-        seed: of starting points and sampler.
-        block_size: most chains in a block, which is what the model is evaluated on at a time; None: as many as suit the
-            model and the kind of device. Other blocks are other random numbers.
-
-    Raises:
-        UsageError: a value outside its range.
-    """
-
-    num_samples: int = 2000
-    num_chains: int = 500
-    warmup: int = 200
-    steps: int = 100
-    thin: int = 10
-    inverse_temperature: float = 1.0
-    seed: int = 0
-    block_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in {"num_samples": 1, "num_chains": 1, "warmup": 0, "steps": 1, "thin": 1, "seed": 0}.items():
-            _require_whole(name, getattr(self, name), least)
-        if self.block_size is not None:
-            _require_whole("block_size", self.block_size, 1)
-        beta = self.inverse_temperature
-        is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
-        if not (is_number and math.isfinite(beta) and beta >= 0):
-            raise UsageError(f"inverse_temperature (beta) must be a finite number >= 0, got {beta!r}")
-
-    @property
-    def chains(self) -> int:
-        """Chains that are run, unless the sampler needs more: no more than there are draws to keep."""
-        return min(self.num_chains, self.num_samples)
-
-    @property
-    def kept(self) -> int:
-        """States kept of each chain."""
-        return -(-self.num_samples // self.chains)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of each chain after warm-up."""
-        return max(self.steps, (self.kept - 1) * self.thin + 1)
-
-
-def _require_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +37,7 @@ class Draws:
         z: latent codes in the base's own coordinates, ``x = G(z)``, (N, Z).
         chain: index of the chain that each draw comes from, (N,) int64.
         diagnostics: how good they are.
-        records: what the recorders of all blocks gathered, for figures; see `gebm_kit.engine.diagnostics.Recorder`.
+        records: what the recorders of all blocks gathered, for figures; see `gebm_kit.engine.sampling.recorder.Recorder`.
     """
 
     x: Tensor
@@ -220,22 +163,20 @@ class Part:
     chain: Tensor
 
 
-class Assembly:
-    """Puts parts in their places: x, z and chain of ``count`` draws, once all parts have come."""
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """States as draws, on the CPU: x (N, *D), z in the base's coordinates (N, Z), sums of `equipartition_sums` (3,)."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._tensors: dict[str, Tensor] = {}
+    x: Tensor
+    z: Tensor
+    balance: Tensor
 
-    def add(self, part: Part) -> None:
-        """Take in one part."""
-        for name in ("x", "z", "chain"):
-            rows: Tensor = getattr(part, name)
-            if name not in self._tensors:
-                self._tensors[name] = rows.new_empty(self._count, *rows.shape[1:])
-            self._tensors[name][part.start : part.start + len(rows)] = rows
 
-    def draws(self, diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]]) -> Draws:
-        """All of them."""
-        found = self._tensors
-        return Draws(found["x"], found["z"], found["chain"], diagnostics, tuple(records))
+def decode(potential: LatentPotential, z: Tensor, rows: int) -> Decoded:
+    """Draws ``x = G(z)`` of states in normal coordinates (N, Z), evaluated ``rows`` at a time as the chains were."""
+    x, codes, balances = [], [], []
+    for part in z.split(rows):
+        x.append(potential.data(part).cpu())
+        codes.append(potential.prior.from_normal(part).cpu())
+        balances.append(equipartition_sums(part, potential.value_and_grad(part).grad).cpu())
+    return Decoded(torch.cat(x), torch.cat(codes), torch.stack(balances).sum(0))

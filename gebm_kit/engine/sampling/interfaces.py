@@ -16,10 +16,11 @@ from torch import Tensor
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress
-from gebm_kit.engine.blocks import Layout
-from gebm_kit.engine.diagnostics import Diagnostics
-from gebm_kit.engine.distributed import Ranks
-from gebm_kit.engine.draws import Part, SampleSettings
+from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.sampling.blocks import Layout
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.draws import Part
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and plain data."""

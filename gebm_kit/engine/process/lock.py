@@ -22,6 +22,7 @@ try:
 except ImportError:  # Windows, where nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
+
 LOCK = ".lock"
 
 PATIENCE = 1.0

@@ -1,8 +1,9 @@
-"""What is asked for: the sampler by name or object, settings, and whether they fit the model."""
+"""What a sampling call is asked for: settings, the sampler by name or object, and whether they fit the model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 from gebm_kit.core.errors import UsageError
@@ -10,11 +11,7 @@ from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.draws import SampleSettings
-from gebm_kit.engine.job import Job
-from gebm_kit.engine.saved_state import model_digest, parameters
-from gebm_kit.engine.shards import most_rows, row_bytes
-from gebm_kit.engine.warmup import require_positive
+from gebm_kit.engine.sampling.warmup import require_positive
 
 
 def settings_of(section: Any) -> SampleSettings:
@@ -75,17 +72,60 @@ def _check_model(model: GEBM) -> None:
         )
 
 
-def requested(job: Job) -> dict[str, Any]:
-    """What the draws of a job follow from, as plain data; two jobs with the same give the same draws."""
-    settings, model = job.settings, job.potential.model
-    return {
-        "model": model_digest(model),
-        "sampler": {"name": component_name("sampler", job.sampler), **parameters(job.sampler)},
-        **asdict(settings),
-        "block_size": job.layout.rows,
-        "evaluated_at_once": job.layout.piece or job.layout.rows,
-        "device": job.device.type,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "shard_rows": most_rows(row_bytes(model.data_shape, model.latent_dim, job.dtype)),
-        **({} if job.starts is None else {"start": job.starts.digest}),
-    }
+@dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """How to sample.
+
+    Attributes:
+        num_samples: draws to keep.
+        num_chains: chains to run; never more than ``num_samples`` of them are, unless the sampler needs more.
+        warmup: steps that tune the sampler, after which it is frozen; their states are not kept.
+        steps: steps of each chain after warm-up, at least; more are run when the draws asked for need them.
+        thin: steps from one kept state of a chain to the next.
+        inverse_temperature: beta; 1 is the model itself, 0 the base.
+        seed: of starting points and sampler.
+        block_size: most chains in a block, which is what the model is evaluated on at a time; None: as many as suit the
+            model and the kind of device. Other blocks are other random numbers.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    num_samples: int = 2000
+    num_chains: int = 500
+    warmup: int = 200
+    steps: int = 100
+    thin: int = 10
+    inverse_temperature: float = 1.0
+    seed: int = 0
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"num_samples": 1, "num_chains": 1, "warmup": 0, "steps": 1, "thin": 1, "seed": 0}.items():
+            _require_whole(name, getattr(self, name), least)
+        if self.block_size is not None:
+            _require_whole("block_size", self.block_size, 1)
+        beta = self.inverse_temperature
+        is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+        if not (is_number and math.isfinite(beta) and beta >= 0):
+            raise UsageError(f"inverse_temperature (beta) must be a finite number >= 0, got {beta!r}")
+
+    @property
+    def chains(self) -> int:
+        """Chains that are run, unless the sampler needs more: no more than there are draws to keep."""
+        return min(self.num_chains, self.num_samples)
+
+    @property
+    def kept(self) -> int:
+        """States kept of each chain."""
+        return -(-self.num_samples // self.chains)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of each chain after warm-up."""
+        return max(self.steps, (self.kept - 1) * self.thin + 1)
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")

@@ -13,30 +13,36 @@ import torch
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.draws import SampleSettings
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 LARGEST_BLOCK = {"cpu": 1024, "cuda": 4096}
 """Chains of an automatic block, at most."""
+
 
 COMFORTABLE = {"cpu": 2**25, "cuda": 2**30}
 """Bytes of activations that an automatic block keeps for its gradient, at most: 32 MiB on a CPU, beyond which a row takes
 longer as caches overflow (measured on mlp and dcgan models: the least time a row between 7 and 30 MiB); 1 GiB on a GPU."""
 
+
 SMALLEST_BLOCK = 32
 """Chains that an automatic block has all the same, unless they need more than `MOST`."""
+
 
 MOST = 2**30
 """Bytes of activations of an automatic block of no more than `SMALLEST_BLOCK` chains."""
 
+
 THREAD_PIECE = 2**21
 """Bytes of activations of a piece that is worth a thread's while, 2 MiB: with fewer, the time a row takes begins to grow
 (measured from 500 rows of an mlp down, and from 8 of a dcgan)."""
+
 
 MOST_PIECES = 16
 
 SMALLEST_PIECE = 16
 """Rows of a piece, at least: with fewer, an SNGAN's convolutions are slower (1.8, 1.5 and 1.0 times a plain loop's steps per
 second with pieces of 16, 8 and 2 of 64 rows)."""
+
 
 PROBES = (2, 4)
 """Rows of the two evaluations whose difference tells what a row needs."""

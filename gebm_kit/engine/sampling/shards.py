@@ -22,15 +22,18 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import read_json, write_atomic, write_json
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.blocks import Layout
-from gebm_kit.engine.diagnostics import Diagnostics
-from gebm_kit.engine.draws import Draws, Part, SampleSettings, diagnostics_from, load_file
+from gebm_kit.engine.sampling.blocks import Layout
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, load_file
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 INDEX = "index.json"
+
 TENSORS = ("x", "z", "chain", "index")
 
 SHARD_ROWS = 2**16
 """Draws of a shard, at most."""
+
 
 SHARD_BYTES = 2**25
 """Bytes of a shard, at most, unless one state of each chain of a block is more. Writing takes two to three times that."""

@@ -1,0 +1,84 @@
+"""Which device to compute on, moving a model there and back, and the C library's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.model import GEBM
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``auto`` (CUDA where there is one, else the CPU), or a device by torch's name for it.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine has none.
+    """
+    if isinstance(device, str) and device == "auto":
+        # Not Apple's MPS: it has no float64, in which energies and estimates are summed.
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device {str(device)!r} can't be used: {reason}", hint="Allowed: auto, cpu, cuda, cuda:N."
+        ) from error
+    return found
+
+
+@contextmanager
+def placed(model: GEBM, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """The model on ``device`` (None: where it is) for the block, then back; yields the device and its floating type."""
+    parts = itertools.chain(
+        model.base.parameters(), model.base.buffers(), model.energy.parameters(), model.energy.buffers()
+    )
+    example = next((t for t in parts if t.is_floating_point()), None)
+    home = torch.device("cpu") if example is None else example.device
+    dtype = torch.get_default_dtype() if example is None else example.dtype
+    there = home if device is None else resolve_device(device)
+    if there == home:
+        yield there, dtype
+        return
+    model.to(there)
+    try:
+        yield there, dtype
+    finally:
+        model.to(home)
+
+
+KEPT_BYTES = 2**28
+"""Freed memory at the top of the heap that stays with the process, 256 MiB."""
+
+
+LARGEST_KEPT = 2**25
+"""Allocations beyond this, 32 MiB, are mapped and given back one by one: glibc's own upper bound."""
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory for its next tensors; return whether it runs on glibc, which alone offers that.
+
+    glibc gives the top of the heap back to the system when a large tensor is freed, and gets it again, page by page, for the
+    next one. A gradient of a mid-sized model on a CPU then costs hundreds of page faults, in each of which all threads of
+    the process wait for one another.
+
+    It changes the process's allocator and no result, so it is called by the program and not by the library; a program that
+    samples on a CPU through Python may call it once, before its first tensors.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
