@@ -31,8 +31,8 @@ from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.model_fit import base_tilts
-from gebm_kit.engine.partition import estimate_log_partition
+from gebm_kit.engine.likelihood.estimate_log_partition import estimate_log_partition
+from gebm_kit.engine.likelihood.model_fit import base_tilts
 from gebm_kit.testing.targets import IdentityBase, QuadraticEnergy, banana, linear_gaussian, two_modes
 
 VERSION = 1

@@ -34,10 +34,11 @@ from PIL import Image
 
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import Dataset
-from gebm_kit.engine import feed as feeding
-from gebm_kit.engine.feed import RESIDENT_BYTES, Feed
-from gebm_kit.engine.prepare import prepare
-from gebm_kit.engine.prepared import PreparedDataset, open_dataset
+from gebm_kit.engine.datasets import batches as feeding
+from gebm_kit.engine.datasets.batches import RESIDENT_BYTES, Feed
+from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.datasets.prepare import prepare
+from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.trainer import Trainer
 
 BATCH = 128

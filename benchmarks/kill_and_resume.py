@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
-from gebm_kit.engine.checkpoint import newest_whole
-from gebm_kit.engine.run import is_unmade, load_run
+from gebm_kit.engine.run_directory.checkpoint import newest_whole
+from gebm_kit.engine.run_directory.create import is_unmade
+from gebm_kit.engine.run_directory.run import load_run
 
 RECIPE = """\
 schema: 1

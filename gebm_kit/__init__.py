@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.process.devices import keep_freed_memory
     from gebm_kit.engine.row_scores import score
-    from gebm_kit.engine.run import load_run
+    from gebm_kit.engine.run_directory.run import load_run
     from gebm_kit.engine.sample import sample
     from gebm_kit.engine.sampling.shards import load_draws
     from gebm_kit.engine.train import train
@@ -34,7 +34,7 @@ _HOME = {
     "log_density": "gebm_kit.engine.density",
     "score": "gebm_kit.engine.row_scores",
     "trace_quality": "gebm_kit.engine.along",
-    "load_run": "gebm_kit.engine.run",
+    "load_run": "gebm_kit.engine.run_directory.run",
     "load_draws": "gebm_kit.engine.sampling.shards",
     "keep_freed_memory": "gebm_kit.engine.process.devices",
     "trust_programs": "gebm_kit.core.trust",

@@ -20,12 +20,12 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.estimators import PARETO_K_LIMIT
 from gebm_kit.core.interfaces import Dataset, HasDensity, OnCodes
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine import annealing
-from gebm_kit.engine.held_out import every_row
-from gebm_kit.engine.likelihood import likelihood, log_base_density
-from gebm_kit.engine.log_partition import LogPartition, from_tilt
-from gebm_kit.engine.model_fit import model_fit
-from gebm_kit.engine.partition import Method
+from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.likelihood import annealing
+from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.likelihood.log_partition import LogPartition, from_tilt
+from gebm_kit.engine.likelihood.model_fit import model_fit
+from gebm_kit.engine.likelihood.nll import likelihood, log_base_density
 from gebm_kit.engine.sampling.settings import settings_of
 from gebm_kit.engine.trainer import Trainer
 

@@ -95,7 +95,7 @@ def train_with_the_kit(name: str, words: list[str], steps: int, seed: int) -> Re
     from benchmarks.density.settings import overrides
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
-    from gebm_kit.engine.held_out import every_row
+    from gebm_kit.engine.datasets.held_out import every_row
     from gebm_kit.engine.trainer import Trainer
 
     recipe = load_recipe(
@@ -130,7 +130,7 @@ def parts_of(words: list[str]) -> Parts:
     """The rows as the kit's dataset makes them, so that both sides see the same."""
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
-    from gebm_kit.engine.held_out import every_row
+    from gebm_kit.engine.datasets.held_out import every_row
 
     dataset = build_dataset(load_recipe("redwine", words))
     train = dataset.split("train")

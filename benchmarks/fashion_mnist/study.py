@@ -18,9 +18,9 @@ from benchmarks.fashion_mnist.settings import BASE_SHARE, BETAS, CHAINS, COMMON,
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.progress import Progress
+from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.features import FeatureMaps
-from gebm_kit.engine.held_out import every_row
-from gebm_kit.engine.prepared import open_dataset
 from gebm_kit.engine.score_table import Scorer
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.metrics import frechet as fid

@@ -28,9 +28,9 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.interfaces import Loss, named_scalars
+from gebm_kit.engine.datasets.held_out import every_row
 from gebm_kit.engine.evaluate import Evaluation, Scorer, build_metrics, score_recipe
 from gebm_kit.engine.features import FeatureMaps
-from gebm_kit.engine.held_out import every_row
 from gebm_kit.engine.trainer import Trainer
 
 VERSION = 1

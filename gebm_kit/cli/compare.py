@@ -13,7 +13,7 @@ from gebm_kit.cli.results import interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.compare import Comparison
+    from gebm_kit.engine.run_directory.comparison import Comparison
 
 LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 OUTCOMES = {
@@ -44,10 +44,10 @@ def compare(
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out is a picture in PNG format, got {out}", hint="For example --out compare.png.")
     from gebm_kit.core.files import make_directory
-    from gebm_kit.engine.compare import compare as engine_compare
+    from gebm_kit.engine.run_directory.comparison import compare as engine_compare
 
     comparison = engine_compare(runs)
-    from gebm_kit.engine.compare_figure import draw_comparison
+    from gebm_kit.engine.figures.comparison_figure import draw_comparison
 
     make_directory(out.parent)
     draw_comparison(out, comparison)

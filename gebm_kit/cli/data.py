@@ -44,7 +44,7 @@ def prepare(
     from gebm_kit.config.load import load_recipe
 
     recipe = load_recipe(given.target, given.overrides)
-    from gebm_kit.engine.prepare import prepare as engine_prepare
+    from gebm_kit.engine.datasets.prepare import prepare as engine_prepare
 
     with say.progress() as on_progress:
         prepared = engine_prepare(recipe, threads=threads, force=force, check=verify, on_progress=on_progress)

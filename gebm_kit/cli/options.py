@@ -14,7 +14,7 @@ from gebm_kit.core.errors import UsageError
 if TYPE_CHECKING:
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -147,7 +147,7 @@ def set_up_cpu(threads: int | None) -> None:
 
 def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
     """The run directory that was named, or the newest finished run, saying which; with the checkpoint that is asked for."""
-    from gebm_kit.engine.run import load_run, newest_run
+    from gebm_kit.engine.run_directory.run import load_run, newest_run
 
     if word is not None:
         return load_run(word, checkpoint)

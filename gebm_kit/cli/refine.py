@@ -28,7 +28,7 @@ from gebm_kit.core.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 def refine(

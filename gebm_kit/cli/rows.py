@@ -14,7 +14,7 @@ from gebm_kit.core.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 RunFileWords = Annotated[
     list[str],
@@ -60,7 +60,7 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
     from gebm_kit.data.arrays import image_rows
     from gebm_kit.data.columns import column_names, read_table
     from gebm_kit.data.tables import load
-    from gebm_kit.engine.rows import columns_of
+    from gebm_kit.engine.likelihood.user_rows import columns_of
 
     if len(run.model.data_shape) != 1:
         return image_rows(load(file, key, None).rows, file), ()

@@ -16,7 +16,7 @@ from gebm_kit.cli.options import Debug, Json, Quiet
 from gebm_kit.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run_record import RunRecord, Score
+    from gebm_kit.engine.run_directory.record import RunRecord, Score
 
 HEADINGS = ("run", "recipe", "state", "step", "metric", "base", "GEBM", "GEBM / base", "best", "time", "changed")
 
@@ -37,8 +37,8 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List the runs under DIR, the latest first, with their state, their progress and their scores."""
-    from gebm_kit.engine.compare import protocol_groups
-    from gebm_kit.engine.run_record import find_records
+    from gebm_kit.engine.run_directory.comparison import protocol_groups
+    from gebm_kit.engine.run_directory.record import find_records
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     root = Path("runs") if directory is None else directory

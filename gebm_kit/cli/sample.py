@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
     from gebm_kit.engine.sampling.draws import Draws
     from gebm_kit.engine.sampling.settings import SampleSettings
     from gebm_kit.engine.sampling.shards import ShardedDraws
@@ -165,7 +165,7 @@ def _drawn(
     start: Start,
 ) -> tuple[Path, Draws | ShardedDraws]:
     """The draws, and where they have been written."""
-    from gebm_kit.engine.images import check_images, save_images
+    from gebm_kit.engine.figures.png_files import check_images, save_images
     from gebm_kit.engine.process.distributed import joined, local_device
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
@@ -234,7 +234,7 @@ def _show(
 
 def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
     """Pictures of the chains in RUN/figures; that they can't be written takes nothing from the draws."""
-    from gebm_kit.engine.sample_figures import draw_chains
+    from gebm_kit.engine.figures.chain_figures import draw_chains
 
     try:
         return [str(path) for path in draw_chains(run.path / "figures", draws.records)]

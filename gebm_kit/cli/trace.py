@@ -16,7 +16,7 @@ from gebm_kit.core.errors import UsageError
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.along_result import Trace
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 SECTIONS = ("sampler", "sample", "eval")
 EVAL_KEYS = ("eval.metrics", "eval.num_sets", "eval.num_reference", "eval.features")

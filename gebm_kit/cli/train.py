@@ -24,7 +24,7 @@ from gebm_kit.cli.options import (
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 def train(

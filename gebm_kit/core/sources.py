@@ -48,7 +48,7 @@ class Fingerprint:
 
 @runtime_checkable
 class HasSources(Protocol):
-    """A dataset of images that is read from files, and can be prepared (`gebm_kit.engine.prepare`)."""
+    """A dataset of images that is read from files, and can be prepared (`gebm_kit.engine.datasets.prepare`)."""
 
     def sources(self) -> Sequence[Source]:
         """All that its rows depend on, including files that are not there but would be read if they were."""

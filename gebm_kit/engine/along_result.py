@@ -196,7 +196,7 @@ class Trace:
 
     def draw(self, path: str | Path) -> Path:
         """Draw the curves as a PNG; missing directories are made."""
-        from gebm_kit.engine.along_figure import draw_along
+        from gebm_kit.engine.figures.trace_figure import draw_along
 
         path = Path(path)
         make_directory(path.parent)

@@ -25,11 +25,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gebm_kit.config.schema import TrainSection
+from gebm_kit.config.schema import Recipe, TrainSection
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.estimators import effective_sample_size, largest
-from gebm_kit.core.interfaces import Base, HasDensity, Loss, LossTerms, OnCodes
+from gebm_kit.core.interfaces import Base, HasDensity, HasSource, Loss, LossTerms, OnCodes
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.code_space import data, energy_side
 from gebm_kit.engine.ema import EMA
@@ -190,3 +190,18 @@ def tempering(log_weights: Tensor, least_ess: float) -> Tensor:
         return effective_sample_size(power * values) >= wanted
 
     return torch.where(enough(whole), whole, largest(enough, whole, SMALLEST_POWER))
+
+
+def check_trainable(base: Base, recipe: Recipe) -> None:
+    """Refuse to train a base that has no parameters.
+
+    Raises:
+        UsageError: ``train.part`` asks for it.
+    """
+    part = recipe.train.part
+    if part != "energy" and next(base.parameters(), None) is None:
+        what = base.source_file if isinstance(base, HasSource) else f"the base {recipe.base.name!r}"
+        raise UsageError(
+            f"train.part={part} trains the base, and {what} has no weights to train: a program is never changed",
+            hint="Set train.part=energy, which trains an energy on top of it.",
+        )

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.core.interfaces import Dataset
     from gebm_kit.core.model import GEBM
-    from gebm_kit.engine.checkpoint import Checkpoint
     from gebm_kit.engine.evaluate import Evaluation
+    from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 
 NLL = "nll"
 """The negative log-likelihood of the GEBM, which is no component: with a base that has a density it may name the best."""

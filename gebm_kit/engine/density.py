@@ -17,15 +17,15 @@ from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.likelihood import Space, check_space, log_base_density, log_det_of
-from gebm_kit.engine.log_partition import LogPartition
-from gebm_kit.engine.model_fit import BLOCK, base_tilts, energies
-from gebm_kit.engine.partition import Method, estimate_log_partition
+from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.model_fit import BLOCK, base_tilts, energies
+from gebm_kit.engine.likelihood.nll import Space, check_space, log_base_density, log_det_of
+from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
-from gebm_kit.engine.rows import as_data, model_of
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 @dataclass(frozen=True)

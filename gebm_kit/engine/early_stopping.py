@@ -17,7 +17,7 @@ from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Dataset, HasPretraining
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.held_out import every_row
+from gebm_kit.engine.datasets.held_out import every_row
 
 ROWS_AT_ONCE = 1024
 """Validation rows in one evaluation of the base's loss."""

@@ -25,12 +25,12 @@ from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
 from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.features import FeatureMaps, FeatureSettings
-from gebm_kit.engine.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
-from gebm_kit.engine.likelihood import Space, check_space, log_det_of
-from gebm_kit.engine.model_fit import ModelDraws, ModelFit, model_fit
-from gebm_kit.engine.partition import Method
+from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.likelihood.model_fit import ModelDraws, ModelFit, model_fit
+from gebm_kit.engine.likelihood.nll import Space, check_space, log_det_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks, joined, local_device
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -40,7 +40,7 @@ from gebm_kit.engine.scores import Scores
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import EvalSection, Recipe
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 DEFAULT_METRICS = ("frechet", "mmd", "sliced-wasserstein")
 DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
@@ -344,7 +344,7 @@ def eval_section(recipe: Recipe | None) -> EvalSection:
 
 def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
     """The recipe (None for a hand-built model), the model, and the data to score against."""
-    from gebm_kit.engine.run import Run, load_run
+    from gebm_kit.engine.run_directory.run import Run, load_run
 
     if isinstance(run_or_model, str | Path):
         run_or_model = load_run(run_or_model)

@@ -18,7 +18,7 @@ from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
 from gebm_kit.engine.resume import drop_rows_after
-from gebm_kit.engine.run import Run
+from gebm_kit.engine.run_directory.run import Run
 
 JSONL = "jsonl"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gebm_kit.config.schema import OptimizerSection
 
@@ -30,3 +30,25 @@ def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """The learning rate from here on."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Tensors of an optimiser's state as ``prefix.INDEX.NAME``. Hyper-parameters come from the recipe instead."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{name}": value
+        for index, entries in state.items()
+        for name, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `flatten_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        head, _, rest = key.partition(".")
+        if head == prefix:
+            index, _, name = rest.partition(".")
+            state.setdefault(int(index), {})[name] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -36,8 +36,8 @@ from gebm_kit.core.files import plain
 from gebm_kit.core.packing import packed, unpacked
 from gebm_kit.core.progress import GebmKitWarning, warn
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.checkpoint import Checkpoint
 from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from gebm_kit.engine.trainer import Trainer

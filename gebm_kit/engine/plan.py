@@ -13,9 +13,10 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.progress import warn
 from gebm_kit.engine import parallel
+from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.evaluate import check_metrics
 from gebm_kit.engine.loggers import check_loggers
-from gebm_kit.engine.prepared import PreparedDataset, open_dataset
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined, local_device
 from gebm_kit.engine.stand_in import StandIn, stand_in

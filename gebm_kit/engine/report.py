@@ -10,13 +10,13 @@ import torch
 
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.figures import draw_all
+from gebm_kit.engine.figures.run_figures import draw_all
 
 if TYPE_CHECKING:
     from gebm_kit.core.interfaces import Dataset
     from gebm_kit.core.model import GEBM
     from gebm_kit.engine.evaluate import Evaluation
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 def write_report(run: Run, evaluation: Evaluation) -> list[Path]:

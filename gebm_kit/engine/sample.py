@@ -16,6 +16,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.distributed import joined, local_device
+from gebm_kit.engine.run_directory.run import open_run
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw, draw_into, draw_to
 from gebm_kit.engine.sampling.draws import Draws, check_output
@@ -23,7 +24,7 @@ from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, s
 from gebm_kit.engine.sampling.shards import ShardedDraws
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 __all__ = [
@@ -158,17 +159,7 @@ def _asked(
     if isinstance(run_or_model, GEBM):
         run, model, settings, sampler = None, run_or_model, SampleSettings(), None
     else:
-        run = _open(run_or_model)
+        run = open_run(run_or_model)
         model, settings, sampler = run.model, settings_of(run.recipe.sample), run.recipe.sampler
     chosen = {name: value for name, value in given.items() if value is not None}
     return run, model, replace(settings, **chosen), sampler
-
-
-def _open(run_or_model: Run | str | Path) -> Run:
-    from gebm_kit.engine.run import Run, load_run
-
-    if isinstance(run_or_model, str | Path):
-        return load_run(run_or_model)
-    if isinstance(run_or_model, Run):
-        return run_or_model
-    raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")

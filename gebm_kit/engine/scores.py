@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gebm_kit.core.intervals import Estimate
-from gebm_kit.engine.likelihood import Likelihood
-from gebm_kit.engine.log_partition import LogPartition
-from gebm_kit.engine.model_fit import ModelFit
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.model_fit import ModelFit
+from gebm_kit.engine.likelihood.nll import Likelihood
 from gebm_kit.engine.process.distributed import Ranks
 
 

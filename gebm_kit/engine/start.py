@@ -10,7 +10,7 @@ from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.run import load_run
+from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.trainer import Trainer
 
 

@@ -24,11 +24,10 @@ from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.engine import parallel
 from gebm_kit.engine.best import Tracker
-from gebm_kit.engine.checkpoint import Checkpoint, amend_checkpoint, newest_whole, save_checkpoint
+from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.evaluate import Evaluation, check_metrics, score_recipe
-from gebm_kit.engine.log_partition import prior_energies
+from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.loggers import Loggers, check_loggers, open_loggers
-from gebm_kit.engine.prepared import open_dataset
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import Ranks, joined, local_device, restarted
 from gebm_kit.engine.process.lock import RunLock
@@ -36,8 +35,9 @@ from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.recovery import exceeded, failure, go_back
 from gebm_kit.engine.report import write_pictures, write_report
 from gebm_kit.engine.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
-from gebm_kit.engine.run import Run, create_run, facts_for_checkpoint, load_run, tidy, write_resolved
-from gebm_kit.engine.source import keep_source
+from gebm_kit.engine.run_directory.checkpoint import Checkpoint, amend_checkpoint, newest_whole, save_checkpoint
+from gebm_kit.engine.run_directory.create import create_run, keep_source, tidy, write_resolved
+from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, load_run
 from gebm_kit.engine.start import fit_energy, start_from
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.engine.watch import Watch

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.build import build, data_facts
+from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import RecipeError, UsageError
@@ -23,21 +24,18 @@ from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine import parallel
-from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, base_likelihood
-from gebm_kit.engine.checkpoint import Checkpoint
+from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, base_likelihood, check_trainable
 from gebm_kit.engine.code_space import energy_side, points
 from gebm_kit.engine.compiled import compiled
+from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
 from gebm_kit.engine.early_stopping import BestBase
 from gebm_kit.engine.ema import EMA, carrying
-from gebm_kit.engine.feed import Feed
-from gebm_kit.engine.flips import check_flips, flipped
 from gebm_kit.engine.guard import Guard, gradient_norm
 from gebm_kit.engine.layout import channels_last
 from gebm_kit.engine.negatives import NegativeChains
 from gebm_kit.engine.optimisers import make_optimizer, set_rate
-from gebm_kit.engine.run import DTYPES, build_model
+from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 from gebm_kit.engine.schedules import rate
-from gebm_kit.engine.source import check_trainable
 from gebm_kit.engine.trainer_state import counters_of, restore, tensors_of
 from gebm_kit.engine.watch import vital_signs
 

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError
-from gebm_kit.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from gebm_kit.engine.ema import averages_of
 from gebm_kit.engine.layout import lay_out_states
+from gebm_kit.engine.optimisers import flatten_optimizer, restore_optimizer
+from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from gebm_kit.engine.trainer import Trainer
 
 
 def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Every tensor of the state by checkpoint part (`gebm_kit.engine.checkpoint.PARTS`)."""
+    """Every tensor of the state by checkpoint part (`gebm_kit.engine.run_directory.checkpoint.PARTS`)."""
     rng = {"generator": trainer.generator.get_state(), "torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(trainer.device)

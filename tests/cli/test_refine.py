@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from gebm_kit.cli.app import main
 from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
+from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import Interrupted, UsageError
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.digits import Digits
 from gebm_kit.engine import refine as engine
 from gebm_kit.engine.draw_sets import DrawSets
-from gebm_kit.engine.run import build_model, load_run
+from gebm_kit.engine.run_directory.run import load_run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),

@@ -17,7 +17,7 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.data.digits import Digits
 from gebm_kit.energies.pretext import _uncut, classify, contrast, view
 from gebm_kit.energies.projected import ProjectedEnergy
-from gebm_kit.engine.run import load_run
+from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
 
 CPU = torch.device("cpu")

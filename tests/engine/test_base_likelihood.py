@@ -29,9 +29,9 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, tempering
-from gebm_kit.engine.checkpoint import read_checkpoint
+from gebm_kit.engine.datasets.held_out import every_row
 from gebm_kit.engine.ema import EMA
-from gebm_kit.engine.held_out import every_row
+from gebm_kit.engine.run_directory.checkpoint import read_checkpoint
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.losses.contrastive import PersistentContrastiveDivergence
 from gebm_kit.losses.critics import Hinge

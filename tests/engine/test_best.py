@@ -26,8 +26,8 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.engine import train as module
 from gebm_kit.engine.best import Tracker
-from gebm_kit.engine.checkpoint import list_checkpoints, read_state
-from gebm_kit.engine.run import Run, load_run
+from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_state
+from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
 
 RECIPE = """\

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from gebm_kit.core.errors import CheckpointError, UsageError
-from gebm_kit.engine.compare import ABSENT, compare, differences, shortest_ends
-from gebm_kit.engine.compare_figure import draw_comparison
+from gebm_kit.engine.figures.comparison_figure import draw_comparison
+from gebm_kit.engine.run_directory.comparison import ABSENT, compare, differences, shortest_ends
 
 PROTOCOL = {
     "samples": 500,
@@ -147,7 +147,7 @@ def test_panels_say_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Curves hold the logged values, scores their intervals, and titles say what can't be compared."""
     caught: list[Any] = []
     monkeypatch.setattr(
-        "gebm_kit.engine.compare_figure.save_figure", lambda figure, path: caught.append(figure) or path
+        "gebm_kit.engine.figures.comparison_figure.save_figure", lambda figure, path: caught.append(figure) or path
     )
     paths = [
         made(tmp_path / "a", looks=True),

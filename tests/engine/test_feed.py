@@ -11,8 +11,8 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import HasStoredRows, Split
 from gebm_kit.data.tensors import TensorSplit
-from gebm_kit.engine import feed as module
-from gebm_kit.engine.feed import Feed
+from gebm_kit.engine.datasets import batches as module
+from gebm_kit.engine.datasets.batches import Feed
 
 
 class Rows(Split):

@@ -16,7 +16,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.model import GEBM
 from gebm_kit.energies.mlp import MlpEnergy
-from gebm_kit.engine import figures
+from gebm_kit.engine.figures import run_figures as figures
 
 
 class Bowl(Energy):
@@ -204,5 +204,5 @@ class TestDrawAll:
 
 
 def test_no_pyplot():
-    program = "import sys, gebm_kit.engine.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    program = "import sys, gebm_kit.engine.figures.run_figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,7 +11,7 @@ import torch
 
 from gebm_kit.core.errors import Interrupted, RecipeError
 from gebm_kit.core.progress import Progress
-from gebm_kit.engine.flips import flipped
+from gebm_kit.engine.datasets.batches import flipped
 from gebm_kit.engine.train import train
 
 RECIPE = """\

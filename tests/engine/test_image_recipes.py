@@ -17,10 +17,10 @@ from gebm_kit.core.expected import IsPublished
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.data.lsun import Lsun
-from gebm_kit.engine.feed import RESIDENT_BYTES
+from gebm_kit.engine.datasets.batches import RESIDENT_BYTES
+from gebm_kit.engine.datasets.prepare import prepare
+from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.plan import plan
-from gebm_kit.engine.prepare import prepare
-from gebm_kit.engine.prepared import PreparedDataset
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 

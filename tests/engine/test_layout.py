@@ -12,7 +12,7 @@ from gebm_kit.config.check import check
 from gebm_kit.config.load import parse
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.engine import trainer as module
-from gebm_kit.engine.checkpoint import read_checkpoint, save_checkpoint
+from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.trainer import Trainer
 
 RECIPE = """\

@@ -19,11 +19,11 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.tensors import TensorDataset
-from gebm_kit.engine import likelihood as module
 from gebm_kit.engine.density import densities
-from gebm_kit.engine.likelihood import Likelihood, likelihood
-from gebm_kit.engine.log_partition import LogPartition
-from gebm_kit.engine.rows import as_data
+from gebm_kit.engine.likelihood import nll as module
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.nll import Likelihood, likelihood
+from gebm_kit.engine.likelihood.user_rows import as_data
 
 A, B = 1.0, (1.0, -1.0)  # E(x) = A |x|^2 / 2 - B . x on N(0, I): the GEBM is N(B / (1 + A), I / (1 + A))
 MEAN, STD = torch.tensor(B) / (1 + A), 1 / math.sqrt(1 + A)

@@ -12,8 +12,8 @@ import torch
 from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.log_partition import from_tilt, warn_of_tail
-from gebm_kit.engine.model_fit import ModelFit
+from gebm_kit.engine.likelihood.log_partition import from_tilt, warn_of_tail
+from gebm_kit.engine.likelihood.model_fit import ModelFit
 
 NUM = 20_000
 

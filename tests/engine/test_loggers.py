@@ -22,8 +22,8 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.loggers import PATIENCE, Loggers, open_loggers
 from gebm_kit.engine.plan import plan
-from gebm_kit.engine.run import load_run
-from gebm_kit.engine.run_record import read_rows as load_rows
+from gebm_kit.engine.run_directory.record import read_rows as load_rows
+from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
 
 TOY = """\

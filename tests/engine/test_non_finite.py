@@ -20,10 +20,10 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import Interrupted, RunFailed
 from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from gebm_kit.engine.guard import Guard
 from gebm_kit.engine.recovery import go_back
-from gebm_kit.engine.run import Run, load_run
+from gebm_kit.engine.run_directory.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 from gebm_kit.testing.host_sync import forbid_host_sync

@@ -18,11 +18,11 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.resampling import systematic
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.annealing import Annealed, _ladder, anneal
-from gebm_kit.engine.bridge import bridge
-from gebm_kit.engine.log_partition import LogPartition
-from gebm_kit.engine.model_fit import base_tilts
-from gebm_kit.engine.partition import Method, estimate_log_partition
+from gebm_kit.engine.likelihood.annealing import Annealed, _ladder, anneal
+from gebm_kit.engine.likelihood.bridge import bridge
+from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.model_fit import base_tilts
 from gebm_kit.samplers.smc import Smc
 from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit.testing.statistics import ALPHA, confirmed, t_p_value
@@ -318,8 +318,8 @@ def test_an_energy_that_can_not_be_annealed() -> None:
 
 
 def test_replicates_that_differ_are_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.annealing.MAX_EVALS", 0)
-    monkeypatch.setattr("gebm_kit.engine.annealing.PARTICLES", 16)
-    monkeypatch.setattr("gebm_kit.engine.partition.SPREAD_LIMIT", 1e-6)
+    monkeypatch.setattr("gebm_kit.engine.likelihood.annealing.MAX_EVALS", 0)
+    monkeypatch.setattr("gebm_kit.engine.likelihood.annealing.PARTICLES", 16)
+    monkeypatch.setattr("gebm_kit.engine.likelihood.estimate_log_partition.SPREAD_LIMIT", 1e-6)
     with pytest.warns(GebmKitWarning, match="10 annealed populations .* differ by .* nats"):
         estimated(NARROW)

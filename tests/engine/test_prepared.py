@@ -24,11 +24,12 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine import feed, prepare as making, prepared
-from gebm_kit.engine.feed import Feed
+from gebm_kit.engine.datasets import batches as feed, prepare as making, prepared_cache as prepared
+from gebm_kit.engine.datasets.batches import Feed
+from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.datasets.prepare import prepare
+from gebm_kit.engine.datasets.prepared_cache import PARTS, PreparedDataset, find_prepared, place_of
 from gebm_kit.engine.plan import plan
-from gebm_kit.engine.prepare import prepare
-from gebm_kit.engine.prepared import PARTS, PreparedDataset, find_prepared, open_dataset, place_of
 from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.train import train
 

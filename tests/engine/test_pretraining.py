@@ -21,8 +21,8 @@ from gebm_kit.core.errors import Interrupted, UsageError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import Progress
-from gebm_kit.engine.checkpoint import read_checkpoint
-from gebm_kit.engine.run_record import read_record
+from gebm_kit.engine.run_directory.checkpoint import read_checkpoint
+from gebm_kit.engine.run_directory.record import read_record
 
 RECIPE = """\
 schema: 1

@@ -12,7 +12,7 @@ import yaml
 
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.engine.process.lock import LOCK, RunLock
-from gebm_kit.engine.run_record import find_records, read_record, read_rows
+from gebm_kit.engine.run_directory.record import find_records, read_record, read_rows
 
 
 def estimate(value: float) -> dict[str, Any]:

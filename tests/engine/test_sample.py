@@ -22,7 +22,7 @@ from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine.process.distributed import ALONE
-from gebm_kit.engine.run import Run
+from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.sample import sample
 from gebm_kit.engine.sampling.draw import draw, prepared
 from gebm_kit.engine.sampling.draws import Draws

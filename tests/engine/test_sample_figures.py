@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gebm_kit.engine import sample_figures
-from gebm_kit.engine.sample_figures import Traces, chosen, draw_chains, energy_plot, rank_plot, trace_plot
+from gebm_kit.engine.figures import chain_figures as sample_figures
+from gebm_kit.engine.figures.chain_figures import Traces, chosen, draw_chains, energy_plot, rank_plot, trace_plot
 
 NAMES = ["sample-trace.png", "sample-ranks.png", "sample-energy.png"]
 

@@ -18,9 +18,9 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.energies.mlp import MlpEnergy
 from gebm_kit.engine.best import Tracker
+from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluate import Evaluation, build_metrics, score, score_recipe
 from gebm_kit.engine.features import FeatureSettings
-from gebm_kit.engine.held_out import HeldOut
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.metrics.frechet import Fid
 from gebm_kit.metrics.inception_score import InceptionScore

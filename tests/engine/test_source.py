@@ -20,7 +20,7 @@ from gebm_kit.cli.app import main
 from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from gebm_kit.core.progress import Progress
 from gebm_kit.core.trust import programs_trusted, trust_programs
-from gebm_kit.engine.run import load_run
+from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
 
 pytestmark = [

@@ -29,9 +29,9 @@ from gebm_kit.core.errors import (
     UsageError,
 )
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.checkpoint import list_checkpoints, read_checkpoint
 from gebm_kit.engine.plan import plan
-from gebm_kit.engine.run import Run, load_run, newest_run
+from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_checkpoint
+from gebm_kit.engine.run_directory.run import Run, load_run, newest_run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.trainer import Trainer
 

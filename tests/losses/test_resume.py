@@ -9,7 +9,7 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import named_scalars
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.checkpoint import read_checkpoint, save_checkpoint
+from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.trainer import Trainer
 
 TOY = """\

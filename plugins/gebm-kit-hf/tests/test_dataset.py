@@ -25,8 +25,9 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError, RecipeError, UsageError
 from gebm_kit.core.interfaces import HasLabels
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.prepare import prepare
-from gebm_kit.engine.prepared import PARTS, PreparedDataset, open_dataset
+from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.datasets.prepare import prepare
+from gebm_kit.engine.datasets.prepared_cache import PARTS, PreparedDataset
 from gebm_kit.engine.train import train
 from gebm_kit_hf.dataset import HuggingFace
 

@@ -20,7 +20,7 @@ import diffusers
 
 from gebm_kit.core.errors import CheckpointError, DataError, PluginError, UsageError
 from gebm_kit.core.interfaces import HasEncoder, HasSource
-from gebm_kit.engine.run import load_run
+from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.sample import sample
 from gebm_kit.engine.train import train
 from gebm_kit.testing import check_base

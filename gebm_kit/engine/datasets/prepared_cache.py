@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,30 +27,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.config.build import build_dataset
-from gebm_kit.config.load import shipped_recipes
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.cache import data_cache_directory
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import read_json
-from gebm_kit.core.interfaces import Dataset, HasStoredRows, Split, SplitName
+from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
-from gebm_kit.core.progress import warn
-from gebm_kit.core.sources import Fingerprint, HasSources, Source, fingerprint
-from gebm_kit.engine.feed import RESIDENT_BYTES
+from gebm_kit.core.sources import Fingerprint, Source, fingerprint
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
+
+
 ROWS, INDEX = "rows", "index.json"
+
 
 FORMAT = 1
 """Of the folder; another number is made anew."""
 
+
 OF_READING = ("cache_mb",)
 """Parameters of datasets that say how they read, and nothing about what."""
 
+
 VALUE_RANGE = (-1.0, 1.0)
 """Of images in bytes, see `scale_bytes`."""
+
 
 HASHED_BYTES = 2**24
 """Bytes of a file that are hashed at a time."""
@@ -142,32 +143,6 @@ class Found:
     gone: bool = False
 
 
-def open_dataset(recipe: Recipe) -> Dataset:
-    """The recipe's dataset: prepared if it was, else read from its files.
-
-    Raises:
-        DataError: its files are missing or malformed, and nothing is prepared.
-    """
-    found = find_prepared(recipe)
-    command = prepare_command(recipe)
-    if found.index is not None:
-        if found.gone:
-            warn(f"the files that {found.folder} was prepared from are gone; what is prepared stands in for them")
-        if skipped := found.index["skipped"]:
-            names = ", ".join(entry["image"] for entry in skipped[:3])
-            warn(
-                f"{len(skipped)} image(s) that can't be decoded were skipped when the data were prepared: "
-                f"{names}{' ...' if len(skipped) > 3 else ''}"
-            )
-        return PreparedDataset(found.folder, found.index)
-    if found.problem:
-        warn(f"the prepared data in {found.folder} are not used: {found.problem}. `{command}` makes them anew")
-    dataset: Dataset = build_dataset(recipe)
-    if not found.problem and isinstance(dataset, HasSources) and _is_large(dataset):
-        warn(f"images are read from their files while training, which may wait for them; `{command}` decodes them once")
-    return dataset
-
-
 def find_prepared(recipe: Recipe) -> Found:
     """What is prepared for the recipe's ``data`` node, checked against the files that it was made from.
 
@@ -233,13 +208,6 @@ def described_node(recipe: Recipe) -> dict[str, Any]:
     return node
 
 
-def prepare_command(recipe: Recipe) -> str:
-    """The command that prepares the recipe's data, as a shell reads it."""
-    words = [word for word in recipe.overrides if word.partition("=")[0].partition(".")[0].strip() == "data"]
-    shipped = recipe.path is None or shipped_recipes().get(recipe.name) == recipe.path
-    return shlex.join(["gebm-kit", "data", "prepare", recipe.name if shipped else str(recipe.path), *words])
-
-
 def read_index(folder: Path) -> dict[str, Any]:
     """What ``index.json`` says.
 
@@ -273,8 +241,3 @@ def _change(source: Source, before: Fingerprint, after: Fingerprint) -> str:
         name = source.path / after.newest_file if source.path.is_dir() else source.path
         return f"{name} was changed since they were made"
     return f"{source.path} is no longer what it was when they were made (names, sizes or times of files differ)"
-
-
-def _is_large(dataset: Dataset) -> bool:
-    split = dataset.split("train")
-    return isinstance(split, HasStoredRows) and split.stored(torch.arange(1)).numel() * len(split) > RESIDENT_BYTES

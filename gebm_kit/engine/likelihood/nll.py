@@ -19,9 +19,10 @@ from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset, HasDensity, HasStandardisation
 from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.log_partition import LogPartition
+from gebm_kit.engine.likelihood.log_partition import LogPartition
 
 Space = Literal["standardised", "raw"]
+
 
 BLOCK = 1024
 

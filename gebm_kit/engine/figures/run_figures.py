@@ -6,7 +6,6 @@ Agg canvas: no pyplot, no global state, no display.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,33 +14,39 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gebm_kit.core.files import make_directory, write_atomic
+from gebm_kit.core.files import make_directory
 from gebm_kit.core.interfaces import Energy, HasEncoder
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
-
-Array = NDArray[np.floating[Any]]
-
-COLOURS = {"data": "#4d4d4d", "base": "#e69f00", "GEBM": "#0072b2"}
-"""Okabe and Ito's orange and blue, told apart by readers of every colour vision, and grey for the data."""
+from gebm_kit.engine.figures.plotting import (
+    COLOURS,
+    Array,
+    draw_curve,
+    finite_values,
+    robust_limits,
+    save_figure,
+    series,
+    stay_with_the_bulk,
+)
 
 GRID_SIDE = 8
 """Images along each side of a panel of the grid."""
 
+
 MOST_POINTS = 5000
 """Points drawn of each cloud: more only blacken the picture."""
+
 
 CONTOUR_CELLS = 200
 
 LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#4d9bd0", "#a6cfe8", "#dcebf5", "#fcfcfc"])
 """Energy from low to high: pale enough for points to stand out on it."""
+
 
 BLOCK = 1024
 
@@ -184,62 +189,7 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
     return save_figure(figure, path)
 
 
-# --- for other pictures too ------------------------------------------------------------------------------------------
-
-
-def save_figure(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
-    """Write it as a PNG, whole or not at all; returns ``path``."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch)
-    write_atomic(path, buffer.getvalue())
-    return path
-
-
-def finite_values(values: Array) -> Array:
-    """Those that are finite, (N,)."""
-    return values[np.isfinite(values)]
-
-
-def robust_limits(values: Array, tail: float) -> tuple[float, float]:
-    """Quantiles ``tail`` and ``1 - tail`` of the finite values, a little apart even when they are all the same."""
-    values = finite_values(values)
-    if values.size == 0:
-        return -1.0, 1.0
-    low, high = (float(q) for q in np.quantile(values, [tail, 1.0 - tail]))
-    margin = 0.02 * (high - low) or max(abs(low), 1.0) * 0.05
-    return low - margin, high + margin
-
-
-def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Steps and values of one name; null and non-finite values are nan, rows without the name are left out."""
-    present = [row for row in rows if name in row and isinstance(row.get("step"), int | float)]
-    steps = np.array([float(row["step"]) for row in present])
-    values = np.array([float(row[name]) if isinstance(row[name], int | float) else math.nan for row in present])
-    return steps, np.where(np.isfinite(values), values, np.nan)
-
-
-def draw_curve(axis: Axes, steps: Array, values: Array, *, smooth_from: int = 50, **style: Any) -> None:
-    """Values against steps; from ``smooth_from`` points on pale beneath medians of blocks."""
-    if len(values) < smooth_from:
-        marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(values) < 50 else {}
-        axis.plot(steps, values, linewidth=1.5, **marker, **style)
-    else:
-        axis.plot(steps, values, linewidth=0.8, alpha=0.3, **(style | {"label": None}))
-        axis.plot(*_block_medians(steps, values), linewidth=1.7, **style)
-
-
-def stay_with_the_bulk(axis: Axes, values: Sequence[Array]) -> None:
-    """Limit the axis to the central 98 % where there are many points: a spike would flatten everything else."""
-    if sum(len(part) for part in values) >= 50:
-        low, high = robust_limits(np.concatenate(values), 0.01)
-        margin = 0.08 * (high - low)
-        axis.set_ylim(low - margin, high + margin)
-
-
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def _layout(gap: float) -> ConstrainedLayoutEngine:
     """Matplotlib's constrained layout with ``gap`` inches around each panel."""
     return ConstrainedLayoutEngine(w_pad=gap, h_pad=0.04)
@@ -312,10 +262,3 @@ def _draw_series(axis: Axes, drawn: Mapping[str, tuple[Array, Array]]) -> None:
         draw_curve(axis, steps, values, color=palette[i % len(palette)], label=name)
     stay_with_the_bulk(axis, [values for _, values in known.values()])
     axis.legend(frameon=False, fontsize=9)
-
-
-def _block_medians(steps: Array, values: Array) -> tuple[Array, Array]:
-    """Mean step and median value of at most 60 blocks of neighbours, nan ones left out."""
-    finite = np.isfinite(values)
-    blocks = np.array_split(np.flatnonzero(finite), min(60, max(int(finite.sum()) // 8, 1)))
-    return np.array([steps[b].mean() for b in blocks]), np.array([np.median(values[b]) for b in blocks])

@@ -11,18 +11,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from gebm_kit.engine.along_result import SHARE
-from gebm_kit.engine.figures import COLOURS, save_figure
+from gebm_kit.engine.figures.plotting import COLOURS, save_figure
 
 if TYPE_CHECKING:
     from gebm_kit.core.intervals import Estimate
     from gebm_kit.engine.along_result import Curve, Trace
 
+
 CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442")
 """Okabe and Ito's colours without the base's; further curves begin again with another line style."""
 
+
 STYLES = ("-", "--", "-.", ":")
+
 RING: dict[str, Any] = {"markersize": 10, "markeredgewidth": 1.4, "fillstyle": "none"}
 """Around the first point that has made 95 % of the improvement."""
+
 
 PANELS_A_ROW = 3
 """Panels of a metric with several values."""

@@ -14,7 +14,7 @@ from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run import Run
+    from gebm_kit.engine.run_directory.run import Run
 
 
 def model_of(
@@ -31,7 +31,7 @@ def model_of(
     Raises:
         UsageError: neither a run nor a model.
     """
-    from gebm_kit.engine.run import Run, load_run
+    from gebm_kit.engine.run_directory.run import Run, load_run
 
     if isinstance(run_or_model, str | Path):
         run_or_model = load_run(run_or_model)

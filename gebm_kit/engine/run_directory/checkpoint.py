@@ -19,20 +19,23 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import CheckpointError
+from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import plain, sync_directory, write_atomic, writing
+from gebm_kit.core.progress import warn
 
 _WRITING = ".writing-"
 """What the name of a checkpoint begins with until it is whole."""
 
+
 _REPLACED = ".replaced-"
 """What it begins with while another of the same step takes its place; until that is there, this is the checkpoint."""
 
+
 _REMOVING = ".removing-"
 """What it begins with while it is taken apart."""
+
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -224,28 +227,6 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """Tensors of an optimiser's state as ``prefix.INDEX.NAME``. Hyper-parameters come from the recipe instead."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{index}.{name}": value
-        for index, entries in state.items()
-        for name, value in entries.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `flatten_optimizer`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        head, _, rest = key.partition(".")
-        if head == prefix:
-            index, _, name = rest.partition(".")
-            state.setdefault(int(index), {})[name] = value.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def _write_synced(path: Path, content: bytes) -> None:
     with open(path, "wb") as stream:
         stream.write(content)
@@ -276,3 +257,69 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+
+
+LAST, BEST = "last", "best"
+
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def check_word(word: str) -> str:
+    """``word`` itself.
+
+    Raises:
+        UsageError: it is none of last, best, step-N.
+    """
+    if word not in (LAST, BEST) and not _STEP.fullmatch(word):
+        raise UsageError(f"checkpoint {word!r} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
+    return word
+
+
+def chosen_checkpoint(folder: Path, word: str, hint: str) -> Checkpoint:
+    """The checkpoint in ``folder`` that ``word`` asks for, verified.
+
+    ``last`` is the newest one that is whole: a warning names what is damaged in newer ones. Nothing takes the place of the
+    others, which are asked for by name.
+
+    Args:
+        hint: how training goes on.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if word == LAST:
+        found, complaints = newest_whole(folder)
+        if found is None and not complaints:
+            raise CheckpointError(f"{folder.parent} has no checkpoint yet", hint=hint)
+        if found is None:
+            raise CheckpointError(f"no checkpoint of {folder.parent} is whole: {complaints[0]}", hint=hint)
+        for complaint in complaints:
+            warn(f"{complaint}; checkpoint {found.path.name} is used instead. {hint}")
+        return found
+    step = best_record(folder)["step"] if word == BEST else int(word.removeprefix("step-"))
+    paths = {step_of(path): path for path in list_checkpoints(folder)}
+    if step not in paths:
+        there = ", ".join(path.name for path in paths.values()) or "none"
+        raise CheckpointError(f"{folder.parent} has no checkpoint of step {step}; there are: {there}")
+    return read_checkpoint(paths[step])
+
+
+def best_record(folder: Path) -> dict[str, Any]:
+    """``metric``, ``value`` and ``step`` of the best checkpoint, as the newest readable one knows it.
+
+    Raises:
+        CheckpointError: none is marked as the best.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            record = read_state(path).get("best")
+        except CheckpointError:
+            continue
+        if record:
+            return dict(record)
+        break
+    raise CheckpointError(
+        f"{folder.parent} has no best checkpoint: none was evaluated by train.keep_best.metric",
+        hint="Take the last one, or train with train.keep_best.metric=NAME train.eval_every=N.",
+    )

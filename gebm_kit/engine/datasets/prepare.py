@@ -1,4 +1,7 @@
-"""Decoding a dataset of images once, into the folder that training maps into memory (see `gebm_kit.engine.prepared`)."""
+"""Decoding a dataset of images once, into a folder that training maps into memory.
+
+`gebm_kit.engine.datasets.prepared_cache` reads that folder.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.core.sources import HasPieces, HasSources, Piece, fingerprint
 from gebm_kit.core.version import __version__
-from gebm_kit.engine.prepared import (
+from gebm_kit.engine.datasets.prepared_cache import (
     FORMAT,
     INDEX,
     PARTS,
@@ -49,8 +52,10 @@ from gebm_kit.engine.process.lock import RunLock
 PIECE_ROWS = 64
 """Images that a thread decodes at a time."""
 
+
 PIECES_AHEAD = 4
 """Pieces a thread that are decoded before they are written."""
+
 
 NEW, OLD = ".new-", ".old-"
 

@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gebm_kit.engine.compare import ComparedMetric, Comparison
-from gebm_kit.engine.figures import COLOURS, draw_curve, save_figure, series, stay_with_the_bulk
+from gebm_kit.engine.figures.plotting import COLOURS, draw_curve, save_figure, series, stay_with_the_bulk
+from gebm_kit.engine.run_directory.comparison import ComparedMetric, Comparison
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's colours without the yellow; further runs begin again with another line style."""
+
 
 STYLES = ("-", "--", "-.", ":")
 
@@ -28,13 +29,18 @@ CURVES = {
 }
 """Names in metrics.jsonl that are drawn, where any of the runs has them."""
 
+
 SMOOTH_FROM = 250
 """Points of a curve from which medians are drawn over it."""
 
+
 PANELS_A_ROW = 4
+
 LEGEND_COLUMNS = 4
+
 MOST_METRICS = 4
 """Values of metrics that are drawn; the table has all."""
+
 
 COLUMN_LABELS = {
     "data": ("held-out data", COLOURS["data"]),

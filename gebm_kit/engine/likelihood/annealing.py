@@ -32,21 +32,26 @@ REPLICATES = 10
 PARTICLES = 256
 """Of a replicate, at first."""
 
+
 PILOT_PARTICLES = 512
 
 LADDER = {"ess_target": 0.9, "num_moves": 2, "num_leapfrog": 4, "final_rounds": 0}
 """Of the sampler smc. Rungs are short: at the last ones of a model wider than its base, weights with 70 % effective have a
 Pareto k of 0.42, which few particles do not show, so that the pilot jumps too far; with 90 % it is 0.3."""
 
+
 GROWTH = 4
 """Factor of the particles from one attempt to the next."""
+
 
 SPREAD_WANTED = 0.3
 """Standard deviation of log Z_r above which more particles are tried. Up to it the t interval on the mean of ten
 log-normal Z_r covers the truth in 95 % of cases; at 1 it would be 92 %, at 2 80 %."""
 
+
 MAX_EVALS = 2**23
 """Gradients that an attempt beyond the first may cost."""
+
 
 MAX_RUNGS = 2000
 """Of the pilot's ladder."""

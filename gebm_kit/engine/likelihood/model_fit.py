@@ -14,14 +14,15 @@ from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.held_out import every_row
-from gebm_kit.engine.likelihood import Likelihood, Space, likelihood, log_base_density
-from gebm_kit.engine.log_partition import LogPartition
-from gebm_kit.engine.partition import Method, estimate_log_partition
+from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.nll import Likelihood, Space, likelihood, log_base_density
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 NUM_DRAWS = 20_000
 """Base draws behind A by importance sampling, and as many again behind Pareto k and the mean over the base in KALE."""
+
 
 BLOCK = 1024
 
@@ -87,7 +88,7 @@ def model_fit(
     Args:
         draws: of the GEBM, to check A by bridge sampling where nothing is annealed.
         method: how A is estimated.
-        space, log_det: see `gebm_kit.engine.likelihood.Likelihood`.
+        space, log_det: see `gebm_kit.engine.likelihood.nll.Likelihood`.
     """
     beta = settings.inverse_temperature
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())

@@ -19,33 +19,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gebm_kit.core.files import make_directory
-from gebm_kit.engine.figures import COLOURS, finite_values, robust_limits, save_figure
+from gebm_kit.engine.figures.plotting import COLOURS, finite_values, robust_limits, save_figure
 from gebm_kit.engine.sampling.convergence import ess_bulk, ranks
 from gebm_kit.engine.sampling.recorder import joined
 
 Array = NDArray[np.floating[Any]]
 
+
 NUM_PANELS = 4
 """Quantities drawn: the potential and three coordinates."""
 
+
 NUM_LINES = 8
 """Chains whose own lines are drawn."""
+
 
 NUM_BINS = 20
 
 ROUND = (1, 2, 5, 10)
 """Mantissas of ticks."""
 
+
 LINE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")
 """Okabe and Ito's."""
+
 
 POTENTIAL_COLOURS = {"their start": COLOURS["base"], "chains": COLOURS["GEBM"]}
 
 GROUP_COLOURS = ("#440154", "#31688e", "#35b779", "#e6a100")
 """From the lowest to the highest start."""
 
+
 FURTHEST = 30.0
 """Widths of the chains' histogram that its axis reaches towards the base's."""
+
 
 START_NAMES = {
     1: ["all chains"],
@@ -192,8 +199,6 @@ def energy_plot(path: Path, traces: Traces) -> Path:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def _varying(traces: Traces) -> Traces:
     """Without quantities that are constant, such as the tilt of a flat potential, or nowhere finite, unless all are."""
     finite = torch.isfinite(traces.values)

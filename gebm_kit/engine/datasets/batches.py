@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.errors import DataError
+from gebm_kit.core.errors import DataError, RecipeError
 from gebm_kit.core.interfaces import HasStoredRows, Split
 
 RESIDENT_BYTES = 512 * 2**20
 """Data of at most that size, as stored, is held on the device."""
+
 
 READ_AHEAD = 2
 """Batches that are being read while one is worked on."""
@@ -153,3 +154,16 @@ class _ReadAhead:
             ahead = place._replace(position=place.position + len(self._queue) * place.size)
             self._queue.append((ahead, self._thread.submit(self._read, ahead)))
         return self._queue.popleft()[1].result()
+
+
+def check_flips(data_shape: tuple[int, ...]) -> None:
+    """Raise RecipeError unless data points are images."""
+    if len(data_shape) != 3:
+        raise RecipeError(
+            f"train.flip mirrors images, of shape (channels, height, width), but the data has shape {tuple(data_shape)}"
+        )
+
+
+def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image mirrored left to right with probability 1/2; (B, C, H, W) -> (B, C, H, W)."""
+    return torch.where(reduce.rand_rows(images, generator) < 0.5, images.flip(-1), images)

@@ -1,7 +1,7 @@
 """What a run directory says about its run, read without torch, without building anything, and whatever its state.
 
 For looking over many runs at once: one that is damaged, being written, or trained with plugins that are gone is still read.
-`gebm_kit.engine.run.Run` is the one to sample from.
+`gebm_kit.engine.run_directory.run.Run` is the one to sample from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ try:
 except ImportError:  # Windows, where a killed run can't be told from a running one
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
+
 COLUMNS = ("data", "base", "gebm", "ratio")
+
 _EVALUATED = "eval.gebm."
 
 
@@ -186,8 +188,6 @@ def read_rows(path: Path, containing: str = "") -> list[dict[str, Any]]:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def _directories(root: Path) -> Iterator[Path]:
     for folder, inner, _ in os.walk(root):
         path = Path(folder)

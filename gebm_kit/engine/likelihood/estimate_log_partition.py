@@ -22,23 +22,28 @@ from gebm_kit.core.interfaces import OnCodes
 from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore, warn
-from gebm_kit.engine.annealing import Annealed, anneal
-from gebm_kit.engine.bridge import bridge
-from gebm_kit.engine.log_partition import LogPartition, from_tilt, warn_of_tail
+from gebm_kit.engine.likelihood.annealing import Annealed, anneal
+from gebm_kit.engine.likelihood.bridge import bridge
+from gebm_kit.engine.likelihood.log_partition import LogPartition, from_tilt, warn_of_tail
 
 Method = Literal["auto", "importance-sampling", "smc"]
+
 
 IMPORTANCE_LIMIT = 0.5
 """Pareto k from which on importance weights have no variance, and a standard error therefore no meaning."""
 
+
 SPREAD_LIMIT = 1.0
 """Standard deviation of the replicates' log Z above which their mean is not to be trusted."""
+
 
 LEAST_OVERLAP = 50.0
 """Effective number of draws in the overlap of base and model below which two states are too far apart for a bridge."""
 
+
 LEAST_GROUPS = 5
 """Independent groups of draws from which the bridge's error is known well enough to accuse anybody."""
+
 
 ON_CODES = "annealing costs little for an energy on codes"
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.engine.run_record import COLUMNS, RunRecord, read_record
+from gebm_kit.engine.run_directory.record import COLUMNS, RunRecord, read_record
 
 IRRELEVANT = ("sets", "interval", "ratio_interval", "held_out", "held_out_sets", "held_out_part", "lower_is_better")
 """Entries of a protocol on which the values of base and GEBM do not depend."""
+
 
 IMPLIED = {"resize": "none"}
 """What an entry says in protocols that were written before there was such an entry."""
@@ -151,8 +152,6 @@ def shortest_ends(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def _leaves(value: Any, key: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and (value or not key):
         return {

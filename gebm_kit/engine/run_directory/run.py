@@ -1,4 +1,4 @@
-"""A run directory: what is in it, how it is made, found and read.
+"""A run directory, found and read.
 
 runs/<recipe>/<utc>-<short hash>/
   recipe.yaml  resolved.yaml  overrides.txt  env.json  status.json  evaluation.json  metrics.jsonl
@@ -7,43 +7,28 @@ runs/<recipe>/<utc>-<short hash>/
 
 from __future__ import annotations
 
-import datetime
 import functools
-import hashlib
-import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gebm_kit.config.build import build, data_facts, resolved_yaml
+from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
+from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.errors import CheckpointError, GebmKitError, RunFailed, UsageError
-from gebm_kit.core.files import make_directory, read_json, remove_leftovers, write_atomic, write_json
+from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
+from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.plugins import installed
-from gebm_kit.core.progress import warn
-from gebm_kit.core.version import __version__
-from gebm_kit.engine.checkpoint import Checkpoint, remove_unfinished
-from gebm_kit.engine.chosen import LAST, check_word, chosen_checkpoint
-from gebm_kit.engine.prepared import open_dataset
-from gebm_kit.engine.process.lock import LOCK, RunLock
-from gebm_kit.engine.run_record import read_rows
+from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
+from gebm_kit.engine.run_directory.record import read_rows
 
 RUNS = Path("runs")
 
 STATUS = "status.json"
-
-_FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)
-_FOLDERS = ("checkpoints", "samples", "figures")
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-"""Type of parameters and data under each precision (bfloat16 is autocast on float32 parameters)."""
 
 
 @dataclass(frozen=True)
@@ -141,16 +126,6 @@ class Run:
         return model.eval()
 
 
-def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
-    """The recipe's base and energy, with fresh weights from torch's default generator, in the recipe's precision."""
-    base = build("base", recipe.base, facts)
-    energy = build("energy", recipe.energy, {**facts, "latent_dim": base.latent_dim})
-    with torch.random.fork_rng(devices=[]):  # a loss may have weights of its own; the model's do not depend on them
-        loss = build("loss", recipe.loss, {**facts, "latent_dim": base.latent_dim})
-    model = GEBM(base, energy, log_ratio=bool(getattr(loss, "log_ratio", True)))
-    return model.to(DTYPES[recipe.precision])
-
-
 def facts_for_checkpoint(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """What the model needs to know of the data, so that it can be rebuilt without the data."""
     return {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
@@ -212,100 +187,6 @@ def _runs(root: Path) -> list[Run]:
     return found
 
 
-def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
-    """Make a new run directory, ``out`` itself, or one under ``runs/<recipe>/``, and hold ``lock`` on it.
-
-    ``status.json`` is written last: with it the run exists. What a kill before that leaves is made again.
-
-    Raises:
-        UsageError: ``out`` is not empty, is a file, can't be written, or another process trains there.
-    """
-    if out is None:
-        path = _new_directory(recipe)
-    else:
-        path = Path(out)
-        _check_free(path)
-        make_directory(path)
-    lock.hold(path)
-    _check_free(path)  # another process may have been faster
-    remove_leftovers(path, _FILES)
-    for folder in _FOLDERS:
-        make_directory(path / folder)
-    write_atomic(path / "recipe.yaml", recipe.text.encode())
-    write_atomic(path / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides).encode())
-    write_resolved(path, recipe)
-    write_json(path / "env.json", _environment(recipe))
-    write_json(path / STATUS, {"recipe": recipe.name, "state": "running", "step": 0, "seconds": 0.0})
-    return Run(path)
-
-
-def is_unmade(path: Path) -> bool:
-    """Whether ``path`` is free for a new run: missing, empty, or what a process left that was killed while it made one."""
-    if not path.is_dir():
-        return not path.exists()
-    names = {entry.name for entry in path.iterdir()}
-    if not names:
-        return True
-    known = [*_FOLDERS, *_FILES, LOCK]
-    beginnings = tuple(f".{name}-" for name in _FILES)
-    ours = all(name in known or name.startswith(beginnings) for name in names)
-    return LOCK in names and STATUS not in names and ours and not any((path / "checkpoints").glob("*"))
-
-
-def _check_free(path: Path) -> None:
-    if path.is_dir() and not is_unmade(path):
-        is_run = (path / STATUS).exists()
-        raise UsageError(
-            f"{path} is not empty" + (": it holds a run" if is_run else ""),
-            hint="Add --resume to go on with it, or choose another --out." if is_run else "Choose another --out.",
-        )
-
-
-def tidy(run: Run) -> None:
-    """Remove half-written files of a killed process, and write a damaged status file again; for who holds the lock."""
-    remove_leftovers(run.path, (*_FILES, "evaluation.json", "metrics.jsonl"))
-    remove_unfinished(run.checkpoints)
-    try:
-        _ = run.status
-    except CheckpointError as error:
-        warn(f"{error}; it is written again, without the seconds of earlier attempts")
-        write_json(run.path / STATUS, {"recipe": run.recipe.name, "state": "interrupted", "step": 0, "seconds": 0.0})
-
-
-def write_resolved(path: Path, recipe: Recipe) -> None:
-    """The recipe as it is in force; a resumed run may have changed what comes after training."""
-    write_atomic(path / "resolved.yaml", resolved_yaml(recipe).encode())
-
-
-def _new_directory(recipe: Recipe) -> Path:
-    digest = hashlib.sha256(resolved_yaml(recipe).encode()).hexdigest()[:6]
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    make_directory(RUNS / recipe.name)
-    for attempt in range(1000):
-        path = RUNS / recipe.name / (f"{stamp}-{digest}" + (f"-{attempt + 1}" if attempt else ""))
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise RunFailed(f"no free name under {RUNS / recipe.name}")
-
-
-def _environment(recipe: Recipe) -> dict[str, Any]:
-    report = installed().report
-    return {
-        "schema": 1,
-        "gebm-kit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "cuda": torch.version.cuda,
-        "threads": torch.get_num_threads(),
-        "plugins": {p.distribution: p.version for p in report if p.state == "ok"},
-        "directory": str(recipe.directory),
-    }
-
-
 def _object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
@@ -314,3 +195,12 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return value
+
+
+def open_run(run_or_model: Run | str | Path) -> Run:
+
+    if isinstance(run_or_model, str | Path):
+        return load_run(run_or_model)
+    if isinstance(run_or_model, Run):
+        return run_or_model
+    raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")

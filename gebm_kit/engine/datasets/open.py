@@ -1,0 +1,54 @@
+"""Opening a recipe's dataset, or the folder that it was prepared into."""
+
+from __future__ import annotations
+
+import shlex
+
+import torch
+
+from gebm_kit.config.build import build_dataset
+from gebm_kit.config.load import shipped_recipes
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core.interfaces import Dataset, HasStoredRows
+from gebm_kit.core.progress import warn
+from gebm_kit.core.sources import HasSources
+from gebm_kit.engine.datasets.batches import RESIDENT_BYTES
+from gebm_kit.engine.datasets.prepared_cache import PreparedDataset, find_prepared
+
+
+def open_dataset(recipe: Recipe) -> Dataset:
+    """The recipe's dataset: prepared if it was, else read from its files.
+
+    Raises:
+        DataError: its files are missing or malformed, and nothing is prepared.
+    """
+    found = find_prepared(recipe)
+    command = prepare_command(recipe)
+    if found.index is not None:
+        if found.gone:
+            warn(f"the files that {found.folder} was prepared from are gone; what is prepared stands in for them")
+        if skipped := found.index["skipped"]:
+            names = ", ".join(entry["image"] for entry in skipped[:3])
+            warn(
+                f"{len(skipped)} image(s) that can't be decoded were skipped when the data were prepared: "
+                f"{names}{' ...' if len(skipped) > 3 else ''}"
+            )
+        return PreparedDataset(found.folder, found.index)
+    if found.problem:
+        warn(f"the prepared data in {found.folder} are not used: {found.problem}. `{command}` makes them anew")
+    dataset: Dataset = build_dataset(recipe)
+    if not found.problem and isinstance(dataset, HasSources) and _is_large(dataset):
+        warn(f"images are read from their files while training, which may wait for them; `{command}` decodes them once")
+    return dataset
+
+
+def prepare_command(recipe: Recipe) -> str:
+    """The command that prepares the recipe's data, as a shell reads it."""
+    words = [word for word in recipe.overrides if word.partition("=")[0].partition(".")[0].strip() == "data"]
+    shipped = recipe.path is None or shipped_recipes().get(recipe.name) == recipe.path
+    return shlex.join(["gebm-kit", "data", "prepare", recipe.name if shipped else str(recipe.path), *words])
+
+
+def _is_large(dataset: Dataset) -> bool:
+    split = dataset.split("train")
+    return isinstance(split, HasStoredRows) and split.stored(torch.arange(1)).numel() * len(split) > RESIDENT_BYTES

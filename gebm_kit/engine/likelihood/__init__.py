@@ -1,0 +1,1 @@
+"""Log-partition and log-densities of a model."""

@@ -1,0 +1,146 @@
+"""Making a run directory, tidying up what a killed process left there, and the copy of the base's file that a run keeps."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gebm_kit.config.build import resolved_yaml
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
+from gebm_kit.core.files import make_directory, remove_leftovers, write_atomic, write_json
+from gebm_kit.core.interfaces import Base, HasSource
+from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import warn
+from gebm_kit.core.version import __version__
+from gebm_kit.engine.process.lock import LOCK, RunLock
+from gebm_kit.engine.run_directory.checkpoint import remove_unfinished
+from gebm_kit.engine.run_directory.run import RUNS, STATUS, Run
+
+FOLDER = "base"
+"""Of a run directory."""
+
+
+def keep_source(run: Path, base: Base) -> None:
+    """Copy the file that ``base`` was read from to ``run``/base, its sha256 beside it, so that the run needs nothing else.
+
+    Raises:
+        RunFailed: the file has changed since it was read, or the disk is full.
+    """
+    if not isinstance(base, HasSource):
+        return
+    folder = run / FOLDER
+    place = folder / base.source_file.name
+    noted = place.with_name(f"{place.name}.sha256")
+    if noted.is_file() and place.is_file():
+        return
+    content = base.source_file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != base.source_sha256:
+        raise RunFailed(f"{base.source_file} was changed while it was being read", hint="Start again.")
+    make_directory(folder)
+    write_atomic(place, content)
+    write_atomic(noted, f"{base.source_sha256}  {place.name}\n".encode())
+
+
+_FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)
+
+_FOLDERS = ("checkpoints", "samples", "figures")
+
+
+def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
+    """Make a new run directory, ``out`` itself, or one under ``runs/<recipe>/``, and hold ``lock`` on it.
+
+    ``status.json`` is written last: with it the run exists. What a kill before that leaves is made again.
+
+    Raises:
+        UsageError: ``out`` is not empty, is a file, can't be written, or another process trains there.
+    """
+    if out is None:
+        path = _new_directory(recipe)
+    else:
+        path = Path(out)
+        _check_free(path)
+        make_directory(path)
+    lock.hold(path)
+    _check_free(path)  # another process may have been faster
+    remove_leftovers(path, _FILES)
+    for folder in _FOLDERS:
+        make_directory(path / folder)
+    write_atomic(path / "recipe.yaml", recipe.text.encode())
+    write_atomic(path / "overrides.txt", "".join(f"{word}\n" for word in recipe.overrides).encode())
+    write_resolved(path, recipe)
+    write_json(path / "env.json", _environment(recipe))
+    write_json(path / STATUS, {"recipe": recipe.name, "state": "running", "step": 0, "seconds": 0.0})
+    return Run(path)
+
+
+def is_unmade(path: Path) -> bool:
+    """Whether ``path`` is free for a new run: missing, empty, or what a process left that was killed while it made one."""
+    if not path.is_dir():
+        return not path.exists()
+    names = {entry.name for entry in path.iterdir()}
+    if not names:
+        return True
+    known = [*_FOLDERS, *_FILES, LOCK]
+    beginnings = tuple(f".{name}-" for name in _FILES)
+    ours = all(name in known or name.startswith(beginnings) for name in names)
+    return LOCK in names and STATUS not in names and ours and not any((path / "checkpoints").glob("*"))
+
+
+def _check_free(path: Path) -> None:
+    if path.is_dir() and not is_unmade(path):
+        is_run = (path / STATUS).exists()
+        raise UsageError(
+            f"{path} is not empty" + (": it holds a run" if is_run else ""),
+            hint="Add --resume to go on with it, or choose another --out." if is_run else "Choose another --out.",
+        )
+
+
+def tidy(run: Run) -> None:
+    """Remove half-written files of a killed process, and write a damaged status file again; for who holds the lock."""
+    remove_leftovers(run.path, (*_FILES, "evaluation.json", "metrics.jsonl"))
+    remove_unfinished(run.checkpoints)
+    try:
+        _ = run.status
+    except CheckpointError as error:
+        warn(f"{error}; it is written again, without the seconds of earlier attempts")
+        write_json(run.path / STATUS, {"recipe": run.recipe.name, "state": "interrupted", "step": 0, "seconds": 0.0})
+
+
+def write_resolved(path: Path, recipe: Recipe) -> None:
+    """The recipe as it is in force; a resumed run may have changed what comes after training."""
+    write_atomic(path / "resolved.yaml", resolved_yaml(recipe).encode())
+
+
+def _new_directory(recipe: Recipe) -> Path:
+    digest = hashlib.sha256(resolved_yaml(recipe).encode()).hexdigest()[:6]
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    make_directory(RUNS / recipe.name)
+    for attempt in range(1000):
+        path = RUNS / recipe.name / (f"{stamp}-{digest}" + (f"-{attempt + 1}" if attempt else ""))
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise RunFailed(f"no free name under {RUNS / recipe.name}")
+
+
+def _environment(recipe: Recipe) -> dict[str, Any]:
+    report = installed().report
+    return {
+        "schema": 1,
+        "gebm-kit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "plugins": {p.distribution: p.version for p in report if p.state == "ok"},
+        "directory": str(recipe.directory),
+    }
