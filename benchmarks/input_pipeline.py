@@ -39,7 +39,7 @@ from gebm_kit.engine.datasets.batches import RESIDENT_BYTES, Feed
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepare import prepare
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.trainer import Trainer
 
 BATCH = 128
 ROUNDS = 3

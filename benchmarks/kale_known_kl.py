@@ -21,7 +21,7 @@ from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import estimators
 from gebm_kit.core.interfaces import Base, Batch, Energy, Loss
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.negatives import NegativeChains
+from gebm_kit.engine.training.negatives import NegativeChains
 
 STEPS, BATCH, RATE = 1500, 2048, 0.1
 HELD_OUT = 200_000

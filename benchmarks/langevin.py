@@ -44,7 +44,7 @@ from gebm_kit.bases.sngan import SnganBase
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.energies.sngan import SnganEnergy
-from gebm_kit.engine.along_result import Curve, evals_to_reach
+from gebm_kit.engine.evaluation.trace_result import Curve, evals_to_reach
 from gebm_kit.engine.sampling.blocks import activation_bytes, lay_out, thread_piece
 from gebm_kit.samplers.ula import Ula
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
+from gebm_kit.config.tree import parse
 from gebm_kit.core.interfaces import Dataset, Split
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.trainer import Trainer
 
 RECIPES = {
     "mlp on 8x8, batch 128": """

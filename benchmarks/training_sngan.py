@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from benchmarks.langevin import sngan
 from benchmarks.training_cycle import Images
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.config.tree import parse
+from gebm_kit.engine.training.trainer import Trainer
 
 SHAPE = (3, 32, 32)
 ENERGY_STEPS = 5

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from gebm_kit.core.hookspecs import hookimpl
     from gebm_kit.core.model import GEBM
     from gebm_kit.core.trust import trust_programs
-    from gebm_kit.engine.along import trace_quality
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.process.devices import keep_freed_memory
-    from gebm_kit.engine.row_scores import score
     from gebm_kit.engine.run_directory.run import load_run
     from gebm_kit.engine.sample import sample
     from gebm_kit.engine.sampling.shards import load_draws
+    from gebm_kit.engine.score import score
+    from gebm_kit.engine.trace import trace_quality
     from gebm_kit.engine.train import train
 
 _HOME = {
@@ -32,8 +32,8 @@ _HOME = {
     "sample": "gebm_kit.engine.sample",
     "evaluate": "gebm_kit.engine.evaluate",
     "log_density": "gebm_kit.engine.density",
-    "score": "gebm_kit.engine.row_scores",
-    "trace_quality": "gebm_kit.engine.along",
+    "score": "gebm_kit.engine.score",
+    "trace_quality": "gebm_kit.engine.trace",
     "load_run": "gebm_kit.engine.run_directory.run",
     "load_draws": "gebm_kit.engine.sampling.shards",
     "keep_freed_memory": "gebm_kit.engine.process.devices",

@@ -34,7 +34,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures, and the thousands of base draws behind each estimate of A, would take most of the time."""
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
     for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
         monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
 

@@ -27,7 +27,7 @@ from gebm_kit.engine.likelihood.log_partition import LogPartition, from_tilt
 from gebm_kit.engine.likelihood.model_fit import model_fit
 from gebm_kit.engine.likelihood.nll import likelihood, log_base_density
 from gebm_kit.engine.sampling.settings import settings_of
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.trainer import Trainer
 
 VERSION = 2
 """Raised when the meaning of a record changes."""

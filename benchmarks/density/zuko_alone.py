@@ -96,7 +96,7 @@ def train_with_the_kit(name: str, words: list[str], steps: int, seed: int) -> Re
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
     from gebm_kit.engine.datasets.held_out import every_row
-    from gebm_kit.engine.trainer import Trainer
+    from gebm_kit.engine.training.trainer import Trainer
 
     recipe = load_recipe(
         "redwine", [*words, *overrides("redwine", name, "energy", seed), f"train.pretrain.steps={steps}"]

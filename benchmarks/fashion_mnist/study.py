@@ -20,9 +20,9 @@ from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.progress import Progress
 from gebm_kit.engine.datasets.held_out import every_row
 from gebm_kit.engine.datasets.open import open_dataset
-from gebm_kit.engine.features import FeatureMaps
-from gebm_kit.engine.score_table import Scorer
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
+from gebm_kit.engine.evaluation.score_table import Scorer
+from gebm_kit.engine.training.trainer import Trainer
 from gebm_kit.metrics import frechet as fid
 
 CPU = torch.device("cpu")

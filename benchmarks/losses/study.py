@@ -29,9 +29,11 @@ from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.interfaces import Loss, named_scalars
 from gebm_kit.engine.datasets.held_out import every_row
-from gebm_kit.engine.evaluate import Evaluation, Scorer, build_metrics, score_recipe
-from gebm_kit.engine.features import FeatureMaps
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
+from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
+from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.score_table import Scorer
+from gebm_kit.engine.training.trainer import Trainer
 
 VERSION = 1
 """Raised when the meaning of a record changes, so that older ones in a cache are made again."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as RichProgress, TaskID, TextColumn
 from rich.table import Column
 
-from gebm_kit.cli.ui import Pace
+from gebm_kit.cli.progress import Pace
 
 if TYPE_CHECKING:
     from gebm_kit.core.progress import Progress

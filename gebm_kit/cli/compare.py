@@ -9,6 +9,7 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.cli.progress import duration
 from gebm_kit.cli.results import interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
@@ -88,7 +89,7 @@ def _show(comparison: Comparison, out: Path) -> None:
 def _outcome_rows(outcomes: list[dict[str, Any]]) -> list[list[str]]:
     rows = [[label, *(ui.number(outcome[key]) for outcome in outcomes)] for key, label in OUTCOMES.items()]
     steps = [ui.number(o["step"]) + ("" if o["total_steps"] is None else f"/{o['total_steps']}") for o in outcomes]
-    times = ["-" if o["seconds"] is None else ui.duration(o["seconds"]) for o in outcomes]
+    times = ["-" if o["seconds"] is None else duration(o["seconds"]) for o in outcomes]
     rows[1:1] = [["step", *steps], ["time", *times]]
     problems = [ui.number(None) if o["divergences"] is None else str(len(o["problems"])) for o in outcomes]
     return [*rows, ["problems of the chains", *problems]]

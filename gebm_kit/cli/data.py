@@ -8,6 +8,7 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, split_words
+from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError
 
 app = typer.Typer(help="Prepare a recipe's images.")
@@ -66,7 +67,7 @@ def prepare(
 
 def _show(payload: dict[str, Any], seconds: float) -> None:
     counts = ", ".join(f"{count:,} {part}" for part, count in payload["counts"].items())
-    state = f"prepared in {ui.duration(seconds)}" if payload["made"] else "up to date"
+    state = f"prepared in {duration(seconds)}" if payload["made"] else "up to date"
     state += ", checksums hold" if payload["verified"] else ""
     labels = f", {payload['num_classes']} classes" if payload["num_classes"] else ""
     ui.text(f"recipe    {payload['recipe']}: {state}")

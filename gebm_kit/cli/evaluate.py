@@ -42,10 +42,10 @@ def evaluate(
     only_sections(given.overrides, SECTIONS, "gebm-kit eval")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
-    from gebm_kit.engine.evaluate import score_recipe
+    from gebm_kit.engine.evaluation.evaluation import score_recipe
+    from gebm_kit.engine.evaluation.evaluation_files import write_report
     from gebm_kit.engine.process.devices import resolve_device
     from gebm_kit.engine.process.distributed import first_rank, joined, local_device
-    from gebm_kit.engine.report import write_report
 
     run = find_run(given.target, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)

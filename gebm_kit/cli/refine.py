@@ -24,6 +24,7 @@ from gebm_kit.cli.options import (
     set_up_cpu,
     split_words,
 )
+from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def refine(
     recipe = _recipe(generator, words, latent)
     set_up_cpu(threads)
     from gebm_kit.cli.train import show_plan, train_payload
-    from gebm_kit.engine.plan import plan
     from gebm_kit.engine.process.distributed import first_rank
     from gebm_kit.engine.refine import refine as engine_refine, refined
     from gebm_kit.engine.train import train as engine_train
+    from gebm_kit.engine.training.dry_run import plan
 
     if dry_run:
         planned = plan(recipe, device=device)
@@ -124,7 +125,7 @@ def _show(run: Run, found: Mapping[str, Any], figures: Sequence[str]) -> None:
     from gebm_kit.cli.results import interval, show_figures, show_protocols
 
     first, last = run.evaluation or {}, found["evaluation"] or {}
-    ui.text(f"{run.recipe.name}: {run.step} steps in {ui.duration(float(run.status.get('seconds') or 0))}")
+    ui.text(f"{run.recipe.name}: {run.step} steps in {duration(float(run.status.get('seconds') or 0))}")
     beta = found["inverse_temperature"]
     betas = {first.get("inverse_temperature", 1.0): first, beta: last}
     headings = ["metric", "held-out data", "before"]

@@ -13,6 +13,7 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _row(record: RunRecord, score: Score | None) -> list[str]:
         values["gebm"],
         values["ratio"],
         best,
-        "-" if record.seconds is None else ui.duration(record.seconds),
+        "-" if record.seconds is None else duration(record.seconds),
         f"{_age(time.time() - record.updated)} ago",
     ]
 

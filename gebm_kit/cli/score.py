@@ -52,7 +52,7 @@ def score(
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
     from gebm_kit.core.files import make_directory
-    from gebm_kit.engine.row_scores import check_output, row_scores
+    from gebm_kit.engine.score import check_output, row_scores
 
     if out is not None:
         check_output(out)

@@ -15,7 +15,7 @@ from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.engine.along_result import Trace
+    from gebm_kit.engine.evaluation.trace_result import Trace
     from gebm_kit.engine.run_directory.run import Run
 
 SECTIONS = ("sampler", "sample", "eval")
@@ -80,11 +80,11 @@ def run_trace(
                 f"--trace keeps no draws, so there is nothing for {option}", hint="Leave out one of the two."
             )
     set_up_cpu(threads)
-    from gebm_kit.engine.along import chosen_metric, record
-    from gebm_kit.engine.along_result import check_output
-    from gebm_kit.engine.features import FeatureSettings
+    from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+    from gebm_kit.engine.evaluation.trace_result import check_output
     from gebm_kit.engine.process.distributed import under_torchrun
     from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
+    from gebm_kit.engine.trace import chosen_metric, record
 
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")

@@ -21,6 +21,7 @@ from gebm_kit.cli.options import (
     set_up_cpu,
     split_words,
 )
+from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def train(
     recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
-    from gebm_kit.engine.plan import plan
     from gebm_kit.engine.process.distributed import first_rank
     from gebm_kit.engine.train import train as engine_train
+    from gebm_kit.engine.training.dry_run import plan
 
     if dry_run:
         planned = plan(recipe, device=device)
@@ -75,7 +76,7 @@ def train(
     figures = payload["figures"]
 
     def show() -> None:
-        ui.text(f"{recipe.name}: {run.step} steps in {ui.duration(float(run.status.get('seconds') or 0))}")
+        ui.text(f"{recipe.name}: {run.step} steps in {duration(float(run.status.get('seconds') or 0))}")
         if evaluation:
             show_evaluation(evaluation)
         show_figures(figures)
@@ -109,4 +110,4 @@ def show_plan(planned: dict[str, Any]) -> None:
     ui.text(f"parameters  {parameters['base']:,} base, {parameters['energy']:,} energy")
     ui.text(f"memory      {planned['memory_bytes'] / 2**20:,.1f} MiB before activations")
     ui.text(f"speed       {planned['steps_per_second']:.3g} steps/s")
-    ui.text(f"time        {ui.duration(planned['seconds'])} for {planned['steps']:,} steps, before the evaluation")
+    ui.text(f"time        {duration(planned['seconds'])} for {planned['steps']:,} steps, before the evaluation")

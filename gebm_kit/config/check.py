@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from gebm_kit.config.load import NODE_LISTS, Key, Tree, dotted
 from gebm_kit.config.schema import (
     COMPONENT_SECTIONS,
     DEFAULT_COMPONENTS,
@@ -29,6 +28,7 @@ from gebm_kit.config.schema import (
     ComponentNode,
     Recipe,
 )
+from gebm_kit.config.tree import NODE_LISTS, Key, Tree, dotted
 from gebm_kit.core.components import Parameter, Range, Registry, canonical, describe_type, parameters
 from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest
 from gebm_kit.core.plugins import installed

@@ -1,101 +1,34 @@
-"""How good the draws are: metrics of held-out data, base and GEBM, their paired ratio, KALE and the log-partition.
+"""Scoring a trained run, or any GEBM built by hand.
 
-Protocol. The *reference* is the dataset's test part (or the part that is asked for). Base and GEBM are each drawn in
-``num_sets`` independent sets of ``num_samples``; every set is scored against the same reference, the value is the mean
-over the sets and the interval is Student's over the sets. The intervals are given these reference rows: they cover the
-randomness of the draws and leave out the reference's own sampling, which all columns share. *data* is held-out data that is
-not in the reference, scored in the same way: the floor, what held-out data of that size scores. From few held-out rows it is
-noisy, and not exactly what a perfect model would get. *ratio* is GEBM over base, paired: set k against set k, with the same
-reference and the same shuffles; the draws of the two are independent.
+`gebm_kit.engine.evaluation.evaluation` states the protocol: what the columns, values and intervals mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import DataError, UsageError
-from gebm_kit.core.interfaces import Dataset, HasModes, Metric, Sampler, SplitName
-from gebm_kit.core.intervals import Estimate
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
-from gebm_kit.engine.draw_sets import DrawSets, base_sets, gebm_sets
-from gebm_kit.engine.features import FeatureMaps, FeatureSettings
+from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.engine.evaluation.evaluation import Evaluation, score
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+from gebm_kit.engine.evaluation.metrics import _default_metrics, build_metrics
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
-from gebm_kit.engine.likelihood.model_fit import ModelDraws, ModelFit, model_fit
-from gebm_kit.engine.likelihood.nll import Space, check_space, log_det_of
-from gebm_kit.engine.process.devices import placed
-from gebm_kit.engine.process.distributed import ALONE, Ranks, joined, local_device
-from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.likelihood.nll import Space
+from gebm_kit.engine.process.distributed import joined, local_device
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
-from gebm_kit.engine.score_table import Scorer, check_rows, score_table
-from gebm_kit.engine.scores import Scores
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import EvalSection, Recipe
     from gebm_kit.engine.run_directory.run import Run
-
-DEFAULT_METRICS = ("frechet", "mmd", "sliced-wasserstein")
-DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
-"""Metrics when none are named, without and with known modes."""
-
-BRIEF_SETS = 3
-"""Draw sets of an evaluation in the middle of training."""
-
-FLOOR_PART: Mapping[SplitName, SplitName] = {"test": "valid", "valid": "test", "train": "test"}
-"""Which held-out part the floor is measured on, for each reference part."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of an evaluation.
-
-    Attributes:
-        metrics: column (``data``, ``base``, ``gebm``, ``ratio``) -> value name -> estimate.
-        protocol: metric -> what its values depend on.
-        fit: KALE on training and held-out data, and the log-partition.
-        inverse_temperature: beta of the GEBM draws and of ``fit``.
-        diagnostics: of the GEBM's chains.
-        data, base_draws, gebm_draws: the reference and the first set of each, (N, *D), for pictures.
-    """
-
-    metrics: dict[str, dict[str, Estimate]]
-    protocol: dict[str, dict[str, Any]]
-    fit: ModelFit
-    inverse_temperature: float
-    diagnostics: Diagnostics
-    data: Tensor = field(repr=False)
-    base_draws: Tensor = field(repr=False)
-    gebm_draws: Tensor = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON of ``gebm-kit eval``."""
-        return {
-            "metrics": {
-                column: {name: estimate.as_dict() for name, estimate in values.items()}
-                for column, values in self.metrics.items()
-            },
-            "protocol": self.protocol,
-            **self.fit.as_dict(),
-            "inverse_temperature": self.inverse_temperature,
-            "diagnostics": self.diagnostics.as_dict(),
-        }
-
-    def scalars(self) -> dict[str, float]:
-        """Values alone, for loggers: ``eval.gebm.frechet`` and so on."""
-        flat = {
-            f"eval.{column}.{name}": estimate.value
-            for column, values in self.metrics.items()
-            for name, estimate in values.items()
-        }
-        return flat | {f"eval.{name}": value for name, value in self.fit.scalars().items()}
 
 
 def evaluate(
@@ -164,177 +97,6 @@ def evaluate(
         )
 
 
-def score_recipe(
-    model: GEBM,
-    dataset: Dataset,
-    recipe: Recipe,
-    *,
-    device: torch.device | str | None = None,
-    brief: bool = False,
-    on_progress: OnProgress = ignore,
-    ranks: Ranks = ALONE,
-) -> Evaluation:
-    """`score` with everything as a recipe says; ``brief``: with three sets at most and A by importance sampling, for a look
-    during training, against the validation part alone: what is chosen by looks must not have seen the test part."""
-    section = recipe.eval
-    return score(
-        model,
-        dataset,
-        build_metrics([*section.metrics] or _default_metrics(dataset)),
-        resolve_sampler(None, recipe.sampler, model),
-        replace(settings_of(recipe.sample), seed=section.seed),
-        section.num_samples,
-        min(section.num_sets, BRIEF_SETS) if brief else section.num_sets,
-        device=device,
-        reference="valid" if brief else "test",
-        log_partition="importance-sampling" if brief else section.log_partition,
-        nll_space=recipe.nll.space,
-        num_reference=section.num_reference,
-        features=FeatureSettings.of(recipe),
-        against_train=not brief,
-        on_progress=on_progress,
-        ranks=ranks,
-    )
-
-
-def score(
-    model: GEBM,
-    dataset: Dataset,
-    metrics: Mapping[str, Metric],
-    sampler: Sampler,
-    settings: SampleSettings,
-    num_samples: int,
-    num_sets: int,
-    *,
-    device: torch.device | str | None = None,
-    reference: SplitName = "test",
-    log_partition: Method = "auto",
-    nll_space: Space = "standardised",
-    num_reference: int = MAX_ROWS,
-    features: FeatureSettings | None = None,
-    against_train: bool = True,
-    on_progress: OnProgress = ignore,
-    ranks: Ranks = ALONE,
-) -> Evaluation:
-    """Draw ``num_sets`` sets of ``num_samples`` from base and GEBM and score them; see the protocol above.
-
-    Chains, warm-up, thinning, beta and seed come from ``settings``; its ``num_samples`` is not used. Several ranks share the
-    drawing from the GEBM; the first computes the metrics while the others wait, and all get the result. Metrics that ask for
-    it score against training data too, unless ``against_train`` is False; of both at most ``num_reference`` rows are taken.
-
-    Raises:
-        UsageError: fewer than one set or two draws; a metric that needs what the dataset does not have.
-        DataError: the data does not fit the model, or is not finite.
-        RunFailed: draws that are not finite.
-    """
-    check_request(model, dataset, num_samples, num_sets)
-    check_space(dataset, nll_space)
-    features = features or FeatureSettings()
-    _check_metrics(metrics, dataset, features)
-    data = every_row(dataset.split(reference), f"{reference} data", num_reference)
-    train_data = None
-    if against_train and not isinstance(dataset, HeldOut) and any(m.against_train for m in metrics.values()):
-        train_data = every_row(dataset.split("train"), "train data", num_reference)
-    held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
-    floor = floor_sets(held_out, num_samples, num_sets)
-    check_rows(metrics, {"draws": num_samples, "reference rows": len(data), "held-out rows": len(floor[0])})
-    with placed(model, device) as (where, _):
-        base = base_sets(model, settings, num_samples, num_sets, where)
-        gebm = gebm_sets(model, sampler, settings, num_samples, num_sets, where, on_progress, ranks)
-        # Metrics compute in float64, which only CUDA has besides the CPU.
-        place = where if where.type == "cuda" else torch.device("cpu")
-        columns = {
-            column: [samples.to(place) for samples in sets]
-            for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))
-        }
-        references = data.to(place), None if train_data is None else train_data.to(place)
-        constant = [*columns["data"], *(rows for rows in references if rows is not None)]
-        maps = FeatureMaps(dataset, where, features, constant)
-        scorer = Scorer(model, dataset, references[0], maps, settings.seed, references[1])
-        with ranks.together():
-            scores = None
-            if ranks.rank == 0:
-                train = None if isinstance(dataset, HeldOut) else dataset.split("train")
-                draws = None if sampler.family == "refiner" else ModelDraws(gebm.sets, _worth(sampler, gebm))
-                fit = model_fit(
-                    model,
-                    train,
-                    data,
-                    settings,
-                    where,
-                    draws=draws,
-                    method=log_partition,
-                    space=nll_space,
-                    log_det=log_det_of(dataset),
-                    on_progress=on_progress,
-                )
-                scores = Scores(*score_table(metrics, columns, scorer, on_progress), fit)
-            scores = Scores.from_first(scores, ranks)
-    for entry in scores.protocol.values():
-        entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
-    return Evaluation(
-        metrics=scores.metrics,
-        protocol=scores.protocol,
-        fit=scores.fit,
-        inverse_temperature=settings.inverse_temperature,
-        diagnostics=_diagnostics(gebm),
-        data=data,
-        base_draws=base.sets[0],
-        gebm_draws=gebm.sets[0],
-    )
-
-
-def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse, before anything is trained, a recipe whose metrics can't serve its data.
-
-    Raises:
-        UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
-    """
-    check_space(dataset, recipe.nll.space)
-    _check_metrics(build_metrics(metrics_of(recipe, dataset)), dataset, FeatureSettings.of(recipe))
-
-
-def _check_metrics(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:
-    for metric in metrics.values():
-        metric.check(dataset)
-    features.check(metrics.values(), dataset)
-
-
-def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:
-    """The metrics of a recipe: names, or nodes."""
-    return [*recipe.eval.metrics] or _default_metrics(dataset)
-
-
-def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
-    """Metrics by name, from names, recipe nodes or objects.
-
-    Raises:
-        UsageError: the same metric twice, or something that is no metric.
-        RecipeError, PluginError: no installed metric is called so.
-    """
-    from gebm_kit.config.build import build
-    from gebm_kit.config.schema import ComponentNode
-
-    built: dict[str, Metric] = {}
-    for item in chosen:
-        if isinstance(item, Metric):
-            name, metric = component_name("metric", item), item
-        elif isinstance(item, str | ComponentNode):
-            node = ComponentNode(item) if isinstance(item, str) else item
-            name, metric = node.name, build("metric", node)
-        else:
-            raise UsageError(f"metrics must be names or Metric objects, got {type(item).__name__}")
-        if name in built:
-            raise UsageError(f"metric {name!r} is listed twice; evaluate once for each of its settings")
-        built[name] = metric
-    return built
-
-
-def _default_metrics(dataset: Dataset) -> list[str]:
-    known: object = dataset
-    return [*(DEFAULT_MODE_METRICS if isinstance(known, HasModes) else DEFAULT_METRICS)]
-
-
 def eval_section(recipe: Recipe | None) -> EvalSection:
     """The recipe's ``eval`` section, or its defaults."""
     from gebm_kit.config.schema import EvalSection
@@ -359,26 +121,3 @@ def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None)
     if data is None:
         raise UsageError("a model built by hand comes without data: give evaluate(model, data=...) held-out rows")
     return None, run_or_model, data
-
-
-def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:
-    """Raises UsageError or DataError for numbers of draws, or data, that can't be scored."""
-    for name, value, least in (("num_samples", num_samples, 2), ("num_sets", num_sets, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
-    if tuple(dataset.data_shape) != tuple(model.data_shape):
-        raise DataError(
-            f"the data has shape {tuple(dataset.data_shape)}, the model makes {tuple(model.data_shape)}",
-            hint="Evaluate the model on data like that it was trained on.",
-        )
-
-
-def _worth(sampler: Sampler, gebm: DrawSets) -> float:
-    """Independent draws that all sets together are worth; `gebm_sets` says whose the diagnostics are."""
-    runs = len(gebm.sets) if sampler.coupled or sampler.family != "kernel" else 1
-    return runs * _diagnostics(gebm).ess_min
-
-
-def _diagnostics(gebm: DrawSets) -> Diagnostics:
-    assert gebm.diagnostics is not None
-    return gebm.diagnostics

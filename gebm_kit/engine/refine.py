@@ -26,13 +26,14 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.held_out import every_row
-from gebm_kit.engine.draw_sets import base_sets, gebm_sets
-from gebm_kit.engine.evaluate import Evaluation, build_metrics, metrics_of, score_recipe
-from gebm_kit.engine.features import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
+from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
+from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
+from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
-from gebm_kit.engine.score_table import Scorer
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe

@@ -1,4 +1,4 @@
-"""Draws from the refined model: chains in latent space, warm-up, then draws with their diagnostics."""
+"""Drawing from a trained run, or from any GEBM built by hand."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 
 import gebm_kit
 from gebm_kit.cli import app as program
-from gebm_kit.cli.ui import PlainProgress
+from gebm_kit.cli.progress import PlainProgress
 from gebm_kit.core import errors
 from gebm_kit.core.progress import Progress
 
@@ -255,7 +255,7 @@ def test_progress_shows_no_scalar_of_an_earlier_phase() -> None:
 def test_progress_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line every ten seconds without an end, and the last one when the end is known."""
     now = [0.0]
-    monkeypatch.setattr("gebm_kit.cli.ui.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gebm_kit.cli.progress.time.monotonic", lambda: now[0])
     lines: list[str] = []
     watch = PlainProgress(lines.append)
     for step in range(30):

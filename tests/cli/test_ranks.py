@@ -31,7 +31,7 @@ import torch
 import gebm_kit as gk
 from gebm_kit.cli.app import main
 from gebm_kit.core.errors import GebmKitError, RunFailed
-from gebm_kit.engine.chains import BlockRun
+from gebm_kit.engine.sampling.run_kernel import BlockRun
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir

@@ -24,7 +24,7 @@ from gebm_kit.core.errors import Interrupted, UsageError
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.digits import Digits
 from gebm_kit.engine import refine as engine
-from gebm_kit.engine.draw_sets import DrawSets
+from gebm_kit.engine.evaluation.draw_sets import DrawSets
 from gebm_kit.engine.run_directory.run import load_run
 
 pytestmark = [

@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
         patch.setitem(installed().registry._records, ("base", "test-scored"), [record])
-        patch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+        patch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
         patch.chdir(folder)
         for name, text in texts.items():
             (folder / f"{name}.yaml").write_text(text)

@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 
 from gebm_kit.config.build import resolved_yaml
 from gebm_kit.config.check import check, conform
-from gebm_kit.config.load import load_recipe, parse, shipped_recipes
+from gebm_kit.config.load import load_recipe, shipped_recipes
 from gebm_kit.config.schema import DEFAULT_COMPONENTS, Recipe
+from gebm_kit.config.tree import parse
 from gebm_kit.core.components import Range
 from gebm_kit.core.errors import PluginError, RecipeError, UsageError
 

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from gebm_kit.engine.allocator import keep_freed_memory
+from gebm_kit.engine.process.devices import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

@@ -22,9 +22,9 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import discover
 from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine import along_chains
-from gebm_kit.engine.along_chains import Scored, aligned
-from gebm_kit.engine.along_result import Trace, check_output, evals_to_reach, improvement
+from gebm_kit.engine.evaluation import trace_chains as along_chains
+from gebm_kit.engine.evaluation.trace_chains import Scored, aligned
+from gebm_kit.engine.evaluation.trace_result import Trace, check_output, evals_to_reach, improvement
 
 MEAN, STD = torch.tensor([0.5, -0.5]), math.sqrt(0.5)  # of the posterior of `model` at beta = 1
 RATE = 0.5

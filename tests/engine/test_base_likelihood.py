@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import gebm_kit as gk
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.tree import parse
 from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.errors import Interrupted, RecipeError, UsageError
 from gebm_kit.core.estimators import effective_sample_size
@@ -28,11 +28,11 @@ from gebm_kit.core.interfaces import Base, Batch
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, tempering
 from gebm_kit.engine.datasets.held_out import every_row
-from gebm_kit.engine.ema import EMA
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.base_update import McmcTeaching, WeightedLikelihood, tempering
+from gebm_kit.engine.training.ema import EMA
+from gebm_kit.engine.training.trainer import Trainer
 from gebm_kit.losses.contrastive import PersistentContrastiveDivergence
 from gebm_kit.losses.critics import Hinge
 from gebm_kit.losses.kale_dv import KaleDV
@@ -105,7 +105,7 @@ def register(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def bases(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 def recipe(*words: str) -> Recipe:

@@ -24,11 +24,11 @@ from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, Usag
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine import train as module
-from gebm_kit.engine.best import Tracker
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_state
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
+from gebm_kit.engine.training import loop as module
+from gebm_kit.engine.training.best_checkpoint import Tracker
 
 RECIPE = """\
 schema: 1

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
-from gebm_kit.engine.optimisers import flatten_optimizer, restore_optimizer
 from gebm_kit.engine.run_directory import checkpoint as module
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, newest_whole, read_checkpoint, save_checkpoint
+from gebm_kit.engine.training.optimisers import flatten_optimizer, restore_optimizer
 
 TENSORS = {
     "model": {"a": torch.arange(5.0), "n": torch.tensor(3)},

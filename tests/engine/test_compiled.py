@@ -17,10 +17,11 @@ from torch import Tensor
 
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
+from gebm_kit.config.tree import parse
 from gebm_kit.core.interfaces import Batch
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.checkpoint_state import tensors_of
+from gebm_kit.engine.training.trainer import Trainer
 
 TOY = """\
 schema: 1
@@ -56,7 +57,7 @@ def made(overrides: Sequence[str] = ()) -> Trainer:
 def after(trainer: Trainer, cycles: int) -> dict[str, Tensor]:
     for _ in range(cycles):
         trainer.cycle()
-    return {f"{part}/{k}": v for part, named in trainer.tensors().items() for k, v in named.items()}
+    return {f"{part}/{k}": v for part, named in tensors_of(trainer).items() for k, v in named.items()}
 
 
 def test_compiled_steps_do_what_the_plain_ones_do(no_code_generation: None) -> None:

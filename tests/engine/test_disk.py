@@ -17,10 +17,10 @@ import pytest
 from gebm_kit.cli.app import main
 from gebm_kit.core.errors import Interrupted, RunFailed, UsageError
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine import train as module
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_checkpoint
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
+from gebm_kit.engine.training import loop as module
 
 RECIPE = """\
 schema: 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gebm_kit.engine.ema import COUNT, EMA
+from gebm_kit.engine.training.ema import COUNT, EMA
 
 
 def module(value: float = 0.0) -> nn.Module:

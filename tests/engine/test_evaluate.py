@@ -22,8 +22,10 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwentyFiveGaussians
 from gebm_kit.engine.datasets.held_out import HeldOut, every_row, floor_sets
-from gebm_kit.engine.draw_sets import base_sets, gebm_sets
-from gebm_kit.engine.evaluate import Evaluation, build_metrics, evaluate, score
+from gebm_kit.engine.evaluate import evaluate
+from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
+from gebm_kit.engine.evaluation.evaluation import Evaluation, score
+from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.metrics.mmd import Mmd
 

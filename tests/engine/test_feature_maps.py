@@ -20,9 +20,8 @@ from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLogits
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwoMoons
-from gebm_kit.engine.evaluate import check_metrics
-from gebm_kit.engine.feature_cache import features_of
-from gebm_kit.engine.features import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings, features_of
+from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.features.classifier import Classifier
 from gebm_kit.metrics.frechet import Fid
 from gebm_kit.metrics.modes import Modes

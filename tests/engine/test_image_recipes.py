@@ -20,9 +20,9 @@ from gebm_kit.data.lsun import Lsun
 from gebm_kit.engine.datasets.batches import RESIDENT_BYTES
 from gebm_kit.engine.datasets.prepare import prepare
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
-from gebm_kit.engine.plan import plan
 from gebm_kit.engine.train import train
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.dry_run import plan
+from gebm_kit.engine.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
@@ -170,11 +170,11 @@ def test_expected_numbers_follow_from_the_parameters(folders: dict[str, Path]) -
 def test_a_slow_cycle_is_measured_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     cycles = []
     real = Trainer.cycle
-    monkeypatch.setattr("gebm_kit.engine.trainer.Trainer.cycle", lambda self: cycles.append(1) or real(self))
+    monkeypatch.setattr("gebm_kit.engine.training.trainer.Trainer.cycle", lambda self: cycles.append(1) or real(self))
     words = [*TINY, *words_of("celeba32", folders)]
     plan(load_recipe("celeba32", words), cycles=3)
     assert len(cycles) == 5
-    monkeypatch.setattr("gebm_kit.engine.plan.SLOW", 0.0)
+    monkeypatch.setattr("gebm_kit.engine.training.dry_run.SLOW", 0.0)
     plan(load_recipe("celeba32", words), cycles=3)
     assert len(cycles) == 6
 

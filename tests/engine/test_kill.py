@@ -18,14 +18,14 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_json
-from gebm_kit.engine import train as module
 from gebm_kit.engine.process import lock as lock_module
 from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, is_unmade
 from gebm_kit.engine.run_directory.run import load_run, newest_run, unfinished_runs
 from gebm_kit.engine.train import train
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training import loop as module
+from gebm_kit.engine.training.trainer import Trainer
 
 RECIPE = """\
 schema: 1

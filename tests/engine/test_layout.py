@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
+from gebm_kit.config.tree import parse
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
-from gebm_kit.engine import trainer as module
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training import trainer as module
+from gebm_kit.engine.training.trainer import Trainer
 
 RECIPE = """\
 schema: 1

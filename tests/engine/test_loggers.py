@@ -13,18 +13,18 @@ import pytest
 
 from gebm_kit.config.build import resolved
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.tree import parse
 from gebm_kit.core.components import Component, Registered
 from gebm_kit.core.errors import Interrupted, PluginError, RecipeError, RunFailed
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine.loggers import PATIENCE, Loggers, open_loggers
-from gebm_kit.engine.plan import plan
 from gebm_kit.engine.run_directory.record import read_rows as load_rows
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
+from gebm_kit.engine.training.dry_run import plan
+from gebm_kit.engine.training.loggers import PATIENCE, Loggers, open_loggers
 
 TOY = """\
 schema: 1
@@ -101,7 +101,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "curves.png").write_bytes(b"")
         return [folder / "curves.png"]
 
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", draw)
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", draw)
 
 
 def toy(*overrides: str) -> Recipe:

@@ -15,17 +15,18 @@ from torch import Tensor
 
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.tree import parse
 from gebm_kit.core.errors import Interrupted, RunFailed
 from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.guard import Guard
-from gebm_kit.engine.recovery import go_back
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
+from gebm_kit.engine.training.non_finite import Guard
+from gebm_kit.engine.training.rollback import go_back
+from gebm_kit.engine.training.trainer import Trainer
 from gebm_kit.testing.host_sync import forbid_host_sync
 
 TOY = """\
@@ -53,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed", "ign
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 def toy(overrides: Sequence[str] = ()) -> Recipe:
@@ -70,7 +71,7 @@ def toy_trainer(overrides: Sequence[str] = ()) -> Trainer:
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that an update may change, but for random numbers."""
-    parts = trainer.tensors()
+    parts = tensors_of(trainer)
     return {f"{part}/{k}": v.clone() for part, named in parts.items() if part != "rng" for k, v in named.items()}
 
 
@@ -266,7 +267,7 @@ def test_too_many_in_a_row_go_back_to_the_last_good_checkpoint(tmp_path: Path, m
 
 @pytest.mark.parametrize("step", [6, 11])  # before it goes back, and after
 def test_a_run_that_went_back_resumes_to_the_bit(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.train.PROGRESS_EVERY", 1)
+    monkeypatch.setattr("gebm_kit.engine.training.loop.PROGRESS_EVERY", 1)
     poison_data(monkeypatch, lambda trainer: trainer.restores == 0 and trainer.step >= 6)
     straight, _ = quietly(toy(), tmp_path / "straight")
 
@@ -303,13 +304,13 @@ def test_a_failure_that_comes_back_each_time_ends_the_run_in_words(
 
 
 def save(trainer: Trainer, folder: Path) -> None:
-    save_checkpoint(folder, trainer.step, trainer.tensors(), trainer.counters(), keep=9)
+    save_checkpoint(folder, trainer.step, tensors_of(trainer), counters_of(trainer), keep=9)
 
 
 def back(trainer: Trainer, folder: Path) -> Trainer:
     def begin(made: Trainer, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            made.restore(checkpoint)
+            restore(made, checkpoint)
 
     return go_back(trainer, folder, lambda: toy_trainer(["train.checkpoint_every=2"]), begin)
 

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.tree import parse
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import GebmKitWarning, ignore
-from gebm_kit.engine import parallel
 from gebm_kit.engine.process.distributed import joined
-from gebm_kit.engine.train import _begin
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training import data_parallel as parallel
+from gebm_kit.engine.training.checkpoint_state import tensors_of
+from gebm_kit.engine.training.starting_state import begin
+from gebm_kit.engine.training.trainer import Trainer
 
 RANKS, STEPS = 2, 20
 
@@ -70,7 +71,7 @@ def trained(recipe: Recipe, steps: int = STEPS) -> dict[str, Tensor]:
     trainer = trainer_of(recipe)
     for _ in range(steps):
         trainer.cycle()
-    found = {f"{part}/{name}": t for part, named in trainer.tensors().items() for name, t in named.items()}
+    found = {f"{part}/{name}": t for part, named in tensors_of(trainer).items() for name, t in named.items()}
     return {name: tensor.clone() for name, tensor in found.items() if name not in OF_THE_RANK}
 
 
@@ -87,7 +88,7 @@ def begun(recipe: Recipe) -> dict[str, Tensor]:
     torch.manual_seed(0)
     trainer = Trainer(recipe, dataset, torch.device("cpu"))
     with joined(torch.device("cpu"), "training") as ranks:
-        _begin(trainer, None, ranks, dataset, ignore)
+        begin(trainer, None, ranks, dataset, ignore)
         for _ in range(3):
             trainer.cycle()
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items() if name != "log_partition"}

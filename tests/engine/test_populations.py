@@ -15,7 +15,7 @@ import gebm_kit as gk
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Info, Sampler
 from gebm_kit.core.progress import GebmKitWarning, ignore
-from gebm_kit.engine.draw_sets import gebm_sets
+from gebm_kit.engine.evaluation.draw_sets import gebm_sets
 from gebm_kit.engine.sampling import run_populations as populations
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.samplers.sir import Sir

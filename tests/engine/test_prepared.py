@@ -29,9 +29,9 @@ from gebm_kit.engine.datasets.batches import Feed
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepare import prepare
 from gebm_kit.engine.datasets.prepared_cache import PARTS, PreparedDataset, find_prepared, place_of
-from gebm_kit.engine.plan import plan
 from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.train import train
+from gebm_kit.engine.training.dry_run import plan
 
 RECIPE = """\
 schema: 1
@@ -51,7 +51,7 @@ device: cpu
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, in a working directory of its own."""
     monkeypatch.setenv("GEBM_KIT_DATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
     for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
         monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
     monkeypatch.chdir(tmp_path)

@@ -84,7 +84,7 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, kind in {"test-affine": "Affine", "test-plain": "Plain"}.items():
         record = Registered(Component("base", name, f"{module.__name__}:{kind}", "From a test"), "a-test", "1")
         monkeypatch.setitem(installed().registry._records, ("base", name), [record])
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_looking_changes_nothing_but_the_weights_that_go_on(recipe: Path, tmp_pa
 
 
 def test_early_stopping_needs_validation_rows() -> None:
-    from gebm_kit.engine import early_stopping
+    from gebm_kit.engine.training import early_stopping
 
     class Empty:
         def split(self, name: str) -> list[int]:
@@ -200,7 +200,7 @@ def test_early_stopping_needs_validation_rows() -> None:
 def test_learning_rates_are_those_of_the_phase(recipe: Path, tmp_path: Path) -> None:
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
-    from gebm_kit.engine.trainer import Trainer
+    from gebm_kit.engine.training.trainer import Trainer
 
     checked = load_recipe(recipe, ["train.part=base-then-both", "optim.base.lr=1e-3", "optim.base.schedule=linear"])
     trainer = Trainer(checked, build_dataset(checked), torch.device("cpu"))

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from gebm_kit.config.load import parse
 from gebm_kit.config.schema import OptimizerSection
-from gebm_kit.engine.schedules import rate
+from gebm_kit.config.tree import parse
+from gebm_kit.engine.training.optimisers import rate
 
 
 def rates(length: int, **settings: object) -> list[float]:

@@ -17,11 +17,12 @@ from gebm_kit.core.interfaces import Metric, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.energies.mlp import MlpEnergy
-from gebm_kit.engine.best import Tracker
 from gebm_kit.engine.datasets.held_out import HeldOut
-from gebm_kit.engine.evaluate import Evaluation, build_metrics, score, score_recipe
-from gebm_kit.engine.features import FeatureSettings
+from gebm_kit.engine.evaluation.evaluation import Evaluation, score, score_recipe
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.training.best_checkpoint import Tracker
 from gebm_kit.metrics.frechet import Fid
 from gebm_kit.metrics.inception_score import InceptionScore
 from gebm_kit.metrics.prdc import Prdc
@@ -102,7 +103,7 @@ def test_it_can_be_left_out(result: Evaluation) -> None:
 
 @pytest.mark.parametrize("metric", [Prdc("pixels", nearest_k=60), InceptionScore(splits=61)])
 def test_too_few_rows_are_refused_before_anything_is_drawn(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.evaluate.base_sets", lambda *arguments: pytest.fail("drawn"))
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation.base_sets", lambda *arguments: pytest.fail("drawn"))
     with pytest.raises(UsageError, match="needs at least 61 draws, and there are 60"):
         scored(names=[metric])
     few = HeldOut(torch.randn(120, 3, generator=torch.Generator().manual_seed(1)))

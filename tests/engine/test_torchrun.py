@@ -57,13 +57,13 @@ device: cpu
 PREPARED = """
 import os, signal, sys
 import torch
-import gebm_kit.engine.report
+import gebm_kit.engine.evaluation.evaluation_files as files
 from gebm_kit.cli.app import main
 from gebm_kit.core.errors import GebmKitError, RunFailed
-from gebm_kit.engine.feed import Feed
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.datasets.batches import Feed
+from gebm_kit.engine.training.trainer import Trainer
 
-gebm_kit.engine.report.draw_all = lambda *_, **__: []  # pictures take most of the time of so small a run
+files.draw_all = lambda *_, **__: []  # pictures take most of the time of so small a run
 rank, cycle = int(os.environ["RANK"]), Trainer.cycle
 """
 

@@ -19,7 +19,8 @@ import torch
 
 import gebm_kit as gk
 from gebm_kit.config.check import check
-from gebm_kit.config.load import load_recipe, parse
+from gebm_kit.config.load import load_recipe
+from gebm_kit.config.tree import parse
 from gebm_kit.core.errors import (
     CheckpointError,
     GebmKitError,
@@ -29,11 +30,11 @@ from gebm_kit.core.errors import (
     UsageError,
 )
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.plan import plan
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_checkpoint
 from gebm_kit.engine.run_directory.run import Run, load_run, newest_run
 from gebm_kit.engine.train import train
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.dry_run import plan
+from gebm_kit.engine.training.trainer import Trainer
 
 TOY = """\
 schema: 1
@@ -72,7 +73,7 @@ def recipe(tmp_path: Path) -> Path:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of so small a run; only the tests marked with `pictures` need it."""
     if "pictures" not in request.keywords:
-        monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+        monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

@@ -15,8 +15,9 @@ from gebm_kit.core.interfaces import Base, Batch, Energy, named_scalars
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.train import train
-from gebm_kit.engine.trainer import Trainer
-from gebm_kit.engine.watch import Watch, findings, vital_signs
+from gebm_kit.engine.training.checkpoint_state import tensors_of
+from gebm_kit.engine.training.trainer import Trainer
+from gebm_kit.engine.training.vital_signs import Watch, findings, vital_signs
 from gebm_kit.losses.kale import Kale
 
 
@@ -114,7 +115,7 @@ def test_the_quickstart_starts_without_a_warning_and_looking_changes_nothing() -
             if looking and trainer.step % 40 == 0:
                 scalars = dict(named_scalars({**trainer.vital_signs(), **metrics}))
                 assert watch.say(trainer.step, scalars, 128) == []
-        runs.append(trainer.tensors())
+        runs.append(tensors_of(trainer))
     for part, tensors in runs[0].items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, runs[1][part][name], rtol=0, atol=0, equal_nan=True)
@@ -136,7 +137,7 @@ eval: {metrics: [mmd], num_samples: 40, num_sets: 2}
 
 @pytest.mark.filterwarnings("ignore:the chains have not mixed", "ignore:the effective sample size")
 def test_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
     initialise = Trainer.initialise
 
     def flattened(self: Trainer) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Batch, Energy, NegativeSettings
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.negatives import NegativeChains
+from gebm_kit.engine.training.negatives import NegativeChains
 from gebm_kit.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gebm_kit.losses.kale_dv import KaleDV
 

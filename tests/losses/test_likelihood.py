@@ -82,7 +82,7 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, kind in {"test-affine-flow": "AffineFlow", "test-plain": "Plain"}.items():
         record = Registered(Component("base", name, f"{module.__name__}:{kind}", "From a test"), "a-test", "1")
         monkeypatch.setitem(installed().registry._records, ("base", name), [record])
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 @pytest.fixture

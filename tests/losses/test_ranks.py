@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.check import check
-from gebm_kit.config.load import parse
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.config.tree import parse
+from gebm_kit.engine.training.checkpoint_state import tensors_of
+from gebm_kit.engine.training.trainer import Trainer
 
 RANKS = 2
 
@@ -41,7 +42,7 @@ def trained(loss: str) -> dict[str, Tensor]:
     trainer.initialise()
     for _ in range(7):
         trainer.cycle()
-    found = {f"{part}/{name}": t.clone() for part, named in trainer.tensors().items() for name, t in named.items()}
+    found = {f"{part}/{name}": t.clone() for part, named in tensors_of(trainer).items() for name, t in named.items()}
     return {name: tensor for name, tensor in found.items() if name not in ("rng/torch", "model/log_partition")}
 
 

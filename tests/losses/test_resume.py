@@ -10,7 +10,8 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import named_scalars
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.checkpoint_state import tensors_of
+from gebm_kit.engine.training.trainer import Trainer
 
 TOY = """\
 schema: 1
@@ -34,7 +35,9 @@ LOSSES = {
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
-    named = {f"{part}/{name}": t.clone() for part, tensors in trainer.tensors().items() for name, t in tensors.items()}
+    named = {
+        f"{part}/{name}": t.clone() for part, tensors in tensors_of(trainer).items() for name, t in tensors.items()
+    }
     return {name: tensor for name, tensor in named.items() if name != "model/log_partition"}  # nan: not estimated yet
 
 

@@ -20,7 +20,7 @@ from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
 ABSENT = ("whitewine", "parkinsons", "hepmass", "miniboone")
@@ -46,8 +46,8 @@ def test_every_component_and_parameter_is_documented() -> None:
 
 @pytest.fixture(autouse=True)
 def _few_initial_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.trainer.INITIAL_DRAWS", 100)
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])  # the pictures
+    monkeypatch.setattr("gebm_kit.engine.training.trainer.INITIAL_DRAWS", 100)
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])  # the pictures
 
 
 def table(name: str, folder: Path) -> Path:

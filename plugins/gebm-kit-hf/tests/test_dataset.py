@@ -162,7 +162,7 @@ class TestWholeDatasets:
     @pytest.mark.filterwarnings("ignore:whether the chains have mixed")
     def test_it_trains(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Prepared or not, and resumed in between, the same weights."""
-        monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])
+        monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
         for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
             monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
         parquet()

@@ -1,14 +1,20 @@
-"""`torch.compile` of the two networks in training steps, where a compiler is at hand."""
+"""What makes training steps faster and changes no result beyond rounding: compiled modules, and channels-last weights.
+
+Channels last is the order of weights in memory with which convolutions are fastest. A convolution with channels-last weights
+returns channels-last output, so the whole network follows. Numbers agree up to the rounding of sums. Weights in a
+checkpoint are in the usual order.
+"""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.guard import Guard
+from gebm_kit.engine.training.non_finite import Guard
 
 
 def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
@@ -36,3 +42,18 @@ def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
         guard.undo(kept, torch.ones((), device=device))
         model.zero_grad(set_to_none=True)
     return made
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lay out the weights of a model's two-dimensional convolutions with the channels last; other models are left alone."""
+    if any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in model.modules()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def lay_out_states(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser's tensors the layout of their parameters: its fused kernels walk through both in memory order."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,17 +11,19 @@ from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError
-from gebm_kit.core.interfaces import Dataset, named_scalars
+from gebm_kit.core.expected import Expected, IsPublished
+from gebm_kit.core.interfaces import Dataset, Split, SplitName, named_scalars
+from gebm_kit.core.pixels import scale_bytes
+from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
-from gebm_kit.engine import parallel
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
-from gebm_kit.engine.evaluate import check_metrics
-from gebm_kit.engine.loggers import check_loggers
+from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined, local_device
-from gebm_kit.engine.stand_in import StandIn, stand_in
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training import data_parallel
+from gebm_kit.engine.training.loggers import check_loggers
+from gebm_kit.engine.training.trainer import Trainer
 
 SLOW = 5.0
 """Seconds; the first cycle that takes longer is the measurement."""
@@ -34,7 +37,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
     """
     where = resolve_device(local_device(device or recipe.device))
     with joined(where, "training") as ranks, ranks.together():
-        parallel.check_ranks(recipe, device, ranks)
+        data_parallel.check_ranks(recipe, device, ranks)
         return _plan(recipe, where, cycles)
 
 
@@ -109,3 +112,56 @@ def memory_estimate(trainer: Trainer) -> int:
     if trainer.ema is not None:
         tensors += list(trainer.ema.state_dict().values())
     return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
+
+
+KEPT = 1024
+"""Images that are drawn; further rows repeat them."""
+
+
+class StandIn(Dataset):
+    """Random bytes in [-1, 1], of the expected shape and number; all three parts are the same."""
+
+    num_classes: int
+
+    def __init__(self, expected: Expected) -> None:
+        self.data_shape = expected.shape
+        self.value_range = (-1.0, 1.0)
+        self._split = _Repeated(expected)
+        if expected.num_classes is not None:
+            self.num_classes = expected.num_classes
+
+    def split(self, name: SplitName) -> Split:
+        return self._split
+
+    def labels(self, name: SplitName) -> Tensor:
+        """Class indices in turn, (N,) int64."""
+        return torch.arange(len(self._split)) % self.num_classes
+
+
+class _Repeated(Split):
+    def __init__(self, expected: Expected) -> None:
+        self._num = expected.train
+        generator = torch.Generator().manual_seed(0)
+        self._rows = torch.randint(0, 256, (KEPT, *expected.shape), generator=generator, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.decode(self.stored(indices))
+
+    def stored(self, indices: Tensor | None) -> Tensor:
+        return self._rows[(torch.arange(self._num) if indices is None else indices) % KEPT]
+
+    def decode(self, stored: Tensor) -> Tensor:
+        return scale_bytes(stored)
+
+
+def stand_in(recipe: Recipe) -> StandIn | None:
+    """Images like those of the recipe's published data, where ``data.path`` does not exist; None: nothing can stand in."""
+    path = recipe.data.parameters.get("path")
+    if path is None or (recipe.directory / Path(path).expanduser()).exists():
+        return None
+    target: object = installed().registry.get("dataset", recipe.data.name).load()
+    expected = target.expected(recipe.data.parameters) if isinstance(target, IsPublished) else None
+    return None if expected is None else StandIn(expected)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError
-from gebm_kit.engine.ema import averages_of
-from gebm_kit.engine.layout import lay_out_states
-from gebm_kit.engine.optimisers import flatten_optimizer, restore_optimizer
+from gebm_kit.core.files import plain
+from gebm_kit.core.packing import packed, unpacked
+from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.acceleration import lay_out_states
+from gebm_kit.engine.training.ema import averages_of
+from gebm_kit.engine.training.optimisers import flatten_optimizer, restore_optimizer
+from gebm_kit.engine.training.trainer import Trainer
 
 
 def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
@@ -96,3 +98,25 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
     trainer.step = checkpoint.step
+
+
+# --- the state of all ranks ------------------------------------------------------------------------------------------
+def share_state(trainer: Trainer, ranks: Ranks) -> None:
+    """Give every rank the state of the first: weights, averages, optimisers, random numbers, position in the data."""
+    if ranks.size == 1:
+        return
+    content = b""
+    if ranks.rank == 0:
+        parts = tensors_of(trainer)
+        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        record = {"step": trainer.step, "state": counters_of(trainer), "parts": list(parts)}
+        content = packed(tensors, plain(record))
+    content = ranks.broadcast(content)
+    if ranks.rank > 0:
+        where = Path("the state of the first process")
+        flat, found = unpacked(content, where)
+        named: dict[str, dict[str, Tensor]] = {part: {} for part in found["parts"]}
+        for key, tensor in flat.items():
+            part, _, name = key.partition("/")
+            named[part][name] = tensor
+        restore(trainer, Checkpoint(where, int(found["step"]), named, found["state"]))

@@ -10,8 +10,12 @@ from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 from gebm_kit.engine.run_directory.run import load_run
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training import data_parallel
+from gebm_kit.engine.training.checkpoint_state import restore, share_state
+from gebm_kit.engine.training.trainer import Trainer
 
 
 def start_from(trainer: Trainer, recipe: Recipe) -> None:
@@ -47,3 +51,20 @@ def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> N
     if isinstance(energy, HasFitting) and not energy.fitted:
         seed = stream(trainer.settings.seed, "energy", "fit").initial_seed()
         energy.fit(dataset, trainer.device, seed, lambda step, total: on_progress(Progress("fit", step, total)))
+
+
+def begin(
+    trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks, dataset: Dataset, on_progress: OnProgress
+) -> None:
+    """Bring every rank to the checkpoint that the first has, or where there is none to the start of training."""
+    if checkpoint is not None:
+        restore(trainer, checkpoint)
+        data_parallel.note_ranks(checkpoint, ranks)
+    elif ranks.rank == 0:
+        start_from(trainer, trainer.recipe)
+        fit_energy(trainer, dataset, on_progress)
+    fresh = ranks.from_first("fresh" if checkpoint is None else "resumed") == "fresh"
+    share_state(trainer, ranks)
+    trainer.follow_average()
+    if fresh:
+        trainer.initialise()

@@ -33,14 +33,16 @@ from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.along_chains import Schedule, Tracer, Watch
-from gebm_kit.engine.along_result import Trace
 from gebm_kit.engine.datasets.held_out import MAX_ROWS, every_row, floor_sets
-from gebm_kit.engine.evaluate import FLOOR_PART, build_metrics, check_request, eval_section, opened
-from gebm_kit.engine.features import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluate import eval_section, opened
+from gebm_kit.engine.evaluation.evaluation import FLOOR_PART, check_request
+from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
+from gebm_kit.engine.evaluation.trace_chains import Schedule, Tracer, Watch
+from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler, settings_of
-from gebm_kit.engine.score_table import Scorer, check_rows
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe

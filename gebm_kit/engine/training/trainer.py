@@ -23,21 +23,17 @@ from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine import parallel
-from gebm_kit.engine.base_likelihood import McmcTeaching, WeightedLikelihood, base_likelihood, check_trainable
-from gebm_kit.engine.code_space import energy_side, points
-from gebm_kit.engine.compiled import compiled
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
-from gebm_kit.engine.early_stopping import BestBase
-from gebm_kit.engine.ema import EMA, carrying
-from gebm_kit.engine.guard import Guard, gradient_norm
-from gebm_kit.engine.layout import channels_last
-from gebm_kit.engine.negatives import NegativeChains
-from gebm_kit.engine.optimisers import make_optimizer, set_rate
-from gebm_kit.engine.run_directory.checkpoint import Checkpoint
-from gebm_kit.engine.schedules import rate
-from gebm_kit.engine.trainer_state import counters_of, restore, tensors_of
-from gebm_kit.engine.watch import vital_signs
+from gebm_kit.engine.training import data_parallel
+from gebm_kit.engine.training.acceleration import channels_last, compiled
+from gebm_kit.engine.training.base_update import McmcTeaching, WeightedLikelihood, base_likelihood, check_trainable
+from gebm_kit.engine.training.early_stopping import BestBase
+from gebm_kit.engine.training.ema import EMA, carrying
+from gebm_kit.engine.training.latent_codes import energy_side, points
+from gebm_kit.engine.training.negatives import NegativeChains
+from gebm_kit.engine.training.non_finite import Guard, gradient_norm
+from gebm_kit.engine.training.optimisers import make_optimizer, rate, set_rate
+from gebm_kit.engine.training.vital_signs import vital_signs
 
 INITIAL_DRAWS = 4096
 """Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
@@ -76,7 +72,7 @@ class Trainer:
         self.model = build_model(recipe, facts).to(device)
         check_trainable(self.model.base, recipe)
         rows = self.settings.batch_size // reduce.world_size()
-        parallel.synchronise_batch_norm(self.model, device, rows)
+        data_parallel.synchronise_batch_norm(self.model, device, rows)
         channels_last(self.model)
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
@@ -150,14 +146,14 @@ class Trainer:
         if self.step == self.settings.main_end and self.settings.final.steps:
             self._enter_final_phase()
         self._schedule()
-        parallel.seed_rank(self.data_seed(), self.step)
+        data_parallel.seed_rank(self.data_seed(), self.step)
         metrics: dict[str, Tensor] = {}
         if self.settings.part != "base" and not self.pretraining:
             for _ in range(self._num_energy_updates()):
                 metrics |= self.energy_step().metrics
         if self.pretraining or (self.settings.main_part != "energy" and not self.final_phase):
             metrics |= self.base_step().metrics
-        parallel.average_statistics(self.model.energy)
+        data_parallel.average_statistics(self.model.energy)
         self.step += 1
         self.went_back = False
         if self.looks:
@@ -207,7 +203,7 @@ class Trainer:
                 terms = self.loss.base_loss(self._stepped, Batch(None, z, self._noisy(self._stepped.base(z))))
         bad = self._update("base", self.base_optimizer, terms.loss)
         self.guard.undo(kept, bad)
-        parallel.average_statistics(self.model.base)
+        data_parallel.average_statistics(self.model.base)
         if self.ema is not None:
             self.ema.update(self.model.base, bad)
             self.follow_average()
@@ -238,22 +234,6 @@ class Trainer:
             yield
 
     # --- state -------------------------------------------------------------------------------------------------------
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Every tensor of the state by checkpoint part."""
-        return tensors_of(self)
-
-    def counters(self) -> dict[str, Any]:
-        """The plain part of the state."""
-        return counters_of(self)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            CheckpointError: it does not fit the recipe.
-        """
-        restore(self, checkpoint)
 
     def refresh_randomness(self) -> None:
         """Other latent codes, noise and data order from here on: what went wrong is not to happen in the same way again."""
@@ -329,7 +309,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        parallel.average_gradients(parameters)
+        data_parallel.average_gradients(parameters)
         if self.settings.clip_grad_norm is None:
             norm = gradient_norm(parameters)
         else:

@@ -1,6 +1,6 @@
 """The chains behind a trace of quality: tuning, islands from prior draws to their end, and the scores of their positions.
 
-See the protocol in `gebm_kit.engine.along`.
+See the protocol in `gebm_kit.engine.trace`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, Progress, warn
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.along_result import Curve, Point, Tuning, improvement
-from gebm_kit.engine.draw_sets import BLOCK
+from gebm_kit.engine.evaluation.draw_sets import BLOCK
+from gebm_kit.engine.evaluation.score_table import Scorer
+from gebm_kit.engine.evaluation.trace_result import Curve, Point, Tuning, improvement
 from gebm_kit.engine.sampling.run_populations import MAX_STEPS, has_finished, start_population
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start
 from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up
-from gebm_kit.engine.score_table import Scorer
 
 _M = TypeVar("_M", "Mark", "Scored")
 

@@ -31,8 +31,8 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.estimators import effective_sample_size, largest
 from gebm_kit.core.interfaces import Base, HasDensity, HasSource, Loss, LossTerms, OnCodes
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.code_space import data, energy_side
-from gebm_kit.engine.ema import EMA
+from gebm_kit.engine.training.ema import EMA
+from gebm_kit.engine.training.latent_codes import data, energy_side
 
 SMALLEST_POWER = 1e-6
 """Of the weights; where that leaves too few of them effective, they are as good as equal anyway."""

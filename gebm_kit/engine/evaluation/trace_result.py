@@ -13,11 +13,13 @@ from typing import Any, Literal
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import make_directory, plain, write_atomic, write_json
 from gebm_kit.core.intervals import Estimate, mean_interval
+from gebm_kit.engine.figures.trace_series import Line, Panel
 
 SUFFIXES = (".json", ".csv")
 
 SHARE = 0.95
 """Of the whole improvement that `Trace.evals_to_95` waits for."""
+
 
 Axis = Literal["grad_evals", "forward_evals"]
 
@@ -196,11 +198,51 @@ class Trace:
 
     def draw(self, path: str | Path) -> Path:
         """Draw the curves as a PNG; missing directories are made."""
-        from gebm_kit.engine.figures.trace_figure import draw_along
+        from gebm_kit.engine.figures.trace_figure import draw_trace  # matplotlib is slow to import
 
         path = Path(path)
         make_directory(path.parent)
-        return draw_along(path, self)
+        sets = self.protocol["sets"]
+        bands = "" if sets < 2 else f" (bands: 95 % intervals over {sets} groups of chains)"
+        title = f"{self.metric} along the chain of {self.sampler}{bands}"
+        kind = "gradient evaluations" if self.axis == "grad_evals" else "evaluations (no gradients)"
+        cost = f"{kind} per chain{self._other_cost()}"
+        return draw_trace(path, title, cost, f"{100 * SHARE:.0f} % of the improvement", self._panels())
+
+    def _panels(self) -> list[Panel]:
+        """One panel for each of the metric's values."""
+        better = {True: " (lower is better)", False: " (higher is better)", None: ""}[self.lower_is_better]
+        return [
+            Panel(
+                label=f"{name}{better}",
+                lines=[self._line(curve, name) for curve in self.curves],
+                base=self.base[name].value,
+                floor=self.floor[name].value,
+            )
+            for name in self.names
+        ]
+
+    def _line(self, curve: Curve, name: str) -> Line:
+        """One value of the metric at one beta."""
+        estimates = [point.values[name] for point in curve.points]
+        spent = curve.tuning.grad_evals if self.axis == "grad_evals" else curve.tuning.forward_evals
+        kind = "gradients" if self.axis == "grad_evals" else "evaluations"
+        warmup = f", after a warm-up of {spent:,} {kind}" if spent else ""
+        return Line(
+            label=f"β = {curve.inverse_temperature:g}{warmup}",
+            x=[self.evals(point) for point in curve.points],
+            y=[estimate.value for estimate in estimates],
+            low=[math.nan if estimate.low is None else estimate.low for estimate in estimates],
+            high=[math.nan if estimate.high is None else estimate.high for estimate in estimates],
+            marked=self.evals_to_95(curve, name),
+        )
+
+    def _other_cost(self) -> str:
+        """The evaluations without gradient of a sampler whose axis counts gradients."""
+        last = self.curves[0].points[-1]
+        if self.axis == "forward_evals" or not last.forward_evals:
+            return ""
+        return f",\nand {last.forward_evals / last.grad_evals:.2g} without gradient for each"
 
 
 def check_output(path: str | Path) -> None:

@@ -23,7 +23,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,15 +31,14 @@ from torch import Tensor, nn
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.files import plain
-from gebm_kit.core.packing import packed, unpacked
 from gebm_kit.core.progress import GebmKitWarning, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.trainer import Trainer
+    pass
+
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients in one all-reduce, at least, where there are that many: DistributedDataParallel's default."""
@@ -133,8 +131,6 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 # --- batch norm ------------------------------------------------------------------------------------------------------
-
-
 def synchronise_batch_norm(model: nn.Module, device: torch.device, rows: int) -> nn.Module:
     """``model`` with batch norms that normalise over the batch of all ranks, where torch can: on CUDA devices.
 
@@ -184,33 +180,7 @@ def average_statistics(model: nn.Module) -> None:
 
 
 # --- random numbers ------------------------------------------------------------------------------------------
-
-
 def seed_rank(seed: int, step: int) -> None:
     """Give each of several ranks random numbers of its own for a cycle (dropout), which need not be saved to go on."""
     if reduce.world_size() > 1:
         torch.manual_seed(stream(seed, "rank", reduce.rank(), step).initial_seed())
-
-
-# --- the state of all ranks ------------------------------------------------------------------------------------------
-
-
-def share_state(trainer: Trainer, ranks: Ranks) -> None:
-    """Give every rank the state of the first: weights, averages, optimisers, random numbers, position in the data."""
-    if ranks.size == 1:
-        return
-    content = b""
-    if ranks.rank == 0:
-        parts = trainer.tensors()
-        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        record = {"step": trainer.step, "state": trainer.counters(), "parts": list(parts)}
-        content = packed(tensors, plain(record))
-    content = ranks.broadcast(content)
-    if ranks.rank > 0:
-        where = Path("the state of the first process")
-        flat, found = unpacked(content, where)
-        named: dict[str, dict[str, Tensor]] = {part: {} for part in found["parts"]}
-        for key, tensor in flat.items():
-            part, _, name = key.partition("/")
-            named[part][name] = tensor
-        trainer.restore(Checkpoint(where, int(found["step"]), named, found["state"]))

@@ -11,15 +11,16 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.estimators import PARETO_K_LIMIT
 from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.evaluate import build_metrics, metrics_of
-from gebm_kit.engine.score_table import AGAINST_TRAIN
+from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
+from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.core.interfaces import Dataset
     from gebm_kit.core.model import GEBM
-    from gebm_kit.engine.evaluate import Evaluation
+    from gebm_kit.engine.evaluation.evaluation import Evaluation
     from gebm_kit.engine.run_directory.checkpoint import Checkpoint
+
 
 NLL = "nll"
 """The negative log-likelihood of the GEBM, which is no component: with a base that has a density it may name the best."""

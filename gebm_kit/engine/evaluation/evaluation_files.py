@@ -15,7 +15,7 @@ from gebm_kit.engine.figures.run_figures import draw_all
 if TYPE_CHECKING:
     from gebm_kit.core.interfaces import Dataset
     from gebm_kit.core.model import GEBM
-    from gebm_kit.engine.evaluate import Evaluation
+    from gebm_kit.engine.evaluation.evaluation import Evaluation
     from gebm_kit.engine.run_directory.run import Run
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import CheckpointError, RunFailed
-from gebm_kit.engine.guard import Skipped
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, remove_checkpoint
-from gebm_kit.engine.trainer import Trainer
+from gebm_kit.engine.training.non_finite import Skipped
+from gebm_kit.engine.training.trainer import Trainer
 
 WHAT_TO_TRY = "Lower optim.energy.lr, set train.clip_grad_norm=1, raise the penalty's weight, or use loss=logistic."
 

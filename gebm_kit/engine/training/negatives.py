@@ -26,7 +26,7 @@ from gebm_kit.core.interfaces import HasDensity, HasEncoder, NegativeSettings, S
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.code_space import codes
+from gebm_kit.engine.training.latent_codes import codes
 
 FILLED_AT_ONCE = 1024
 """Buffer states that are drawn from the base together."""

@@ -17,8 +17,8 @@ from gebm_kit.core.errors import GebmKitError, Interrupted, PluginError
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.resume import drop_rows_after
 from gebm_kit.engine.run_directory.run import Run
+from gebm_kit.engine.training.resume import drop_rows_after
 
 JSONL = "jsonl"
 

@@ -13,17 +13,22 @@ from gebm_kit.core.model import GEBM
 FLAT = 1e-2
 """Standard deviation of the energy, in nats, below which it tells nothing apart."""
 
+
 ALONE = 2.0
 """Effective number of base draws at and below which the importance weights rest on one of them."""
+
 
 OFF = 3.0
 """Distance of A from its estimate on a batch, in nats, beyond sampling error: a factor of 20."""
 
+
 FAR = 1e3
 """Size of A, in nats, that no density ratio of a useful model asks for."""
 
+
 NARROW = 0.2
 """Spread of base draws over that of the data below which most of the data's variation is missing."""
+
 
 PATIENCE = 2
 """Log lines in a row that must show a thing before it is said."""

@@ -27,6 +27,7 @@ from gebm_kit.engine.process.devices import placed
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
 
+
 SUFFIXES = (".csv", ".npz")
 
 

@@ -31,6 +31,7 @@ CHANGEABLE = (
 )
 """Keys that a resumed run may change, besides the device and everything under `AFTERWARDS`."""
 
+
 AFTERWARDS = ("sampler.", "sample.", "eval.", "nll.")
 """Sections that say what happens to the trained model."""
 

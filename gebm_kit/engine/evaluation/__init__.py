@@ -1,0 +1,1 @@
+"""Scoring a model: metrics, tables, and traces of quality along the chains."""

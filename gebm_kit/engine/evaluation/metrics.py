@@ -1,0 +1,72 @@
+"""The metrics of a recipe: which there are, built by name, and whether they can serve the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.interfaces import Dataset, HasModes, Metric
+from gebm_kit.core.plugins import component_name
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+from gebm_kit.engine.likelihood.nll import check_space
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+
+
+DEFAULT_METRICS = ("frechet", "mmd", "sliced-wasserstein")
+
+DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
+"""Metrics when none are named, without and with known modes."""
+
+
+def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse, before anything is trained, a recipe whose metrics can't serve its data.
+
+    Raises:
+        UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
+    """
+    check_space(dataset, recipe.nll.space)
+    _check_metrics(build_metrics(metrics_of(recipe, dataset)), dataset, FeatureSettings.of(recipe))
+
+
+def _check_metrics(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:
+    for metric in metrics.values():
+        metric.check(dataset)
+    features.check(metrics.values(), dataset)
+
+
+def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:
+    """The metrics of a recipe: names, or nodes."""
+    return [*recipe.eval.metrics] or _default_metrics(dataset)
+
+
+def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
+    """Metrics by name, from names, recipe nodes or objects.
+
+    Raises:
+        UsageError: the same metric twice, or something that is no metric.
+        RecipeError, PluginError: no installed metric is called so.
+    """
+    from gebm_kit.config.build import build
+    from gebm_kit.config.schema import ComponentNode
+
+    built: dict[str, Metric] = {}
+    for item in chosen:
+        if isinstance(item, Metric):
+            name, metric = component_name("metric", item), item
+        elif isinstance(item, str | ComponentNode):
+            node = ComponentNode(item) if isinstance(item, str) else item
+            name, metric = node.name, build("metric", node)
+        else:
+            raise UsageError(f"metrics must be names or Metric objects, got {type(item).__name__}")
+        if name in built:
+            raise UsageError(f"metric {name!r} is listed twice; evaluate once for each of its settings")
+        built[name] = metric
+    return built
+
+
+def _default_metrics(dataset: Dataset) -> list[str]:
+    known: object = dataset
+    return [*(DEFAULT_MODE_METRICS if isinstance(known, HasModes) else DEFAULT_METRICS)]

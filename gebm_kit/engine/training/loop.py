@@ -1,0 +1,337 @@
+"""The training of one run: the cycles, their log, checkpoints, looks and the evaluation at the end.
+
+References:
+    Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021, Algorithm 1.
+    https://arxiv.org/abs/2003.05033
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gebm_kit.config.schema import Recipe
+from gebm_kit.core import estimators
+from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
+from gebm_kit.core.files import write_json
+from gebm_kit.core.interfaces import Dataset, named_scalars
+from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
+from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
+from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_report
+from gebm_kit.engine.evaluation.metrics import check_metrics
+from gebm_kit.engine.likelihood.log_partition import prior_energies
+from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.process.lock import RunLock
+from gebm_kit.engine.process.signals import StopSignals
+from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
+from gebm_kit.engine.run_directory.create import create_run, keep_source, tidy, write_resolved
+from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, load_run
+from gebm_kit.engine.training.best_checkpoint import Tracker
+from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
+from gebm_kit.engine.training.loggers import Loggers, check_loggers, open_loggers
+from gebm_kit.engine.training.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
+from gebm_kit.engine.training.rollback import exceeded, failure, go_back
+from gebm_kit.engine.training.starting_state import begin
+from gebm_kit.engine.training.trainer import Trainer
+from gebm_kit.engine.training.vital_signs import Watch
+
+LOG_PARTITION_DRAWS = 20_000
+"""Base draws behind the log-partition that a checkpoint stores."""
+
+
+PROGRESS_EVERY = 10
+"""Cycles between two reports of progress."""
+
+
+def run_training(
+    recipe: Recipe,
+    where: torch.device,
+    ranks: Ranks,
+    lock: RunLock,
+    out: str | Path | None,
+    resume: bool,
+    device: str | None,
+    on_progress: OnProgress,
+) -> Run:
+    """`train` on one of the ranks, of which the first has a lock that holds the run directory from here on."""
+    run = find_run(recipe, out) if resume and ranks.rank == 0 else None
+    done = False
+    if run is not None:
+        lock.hold(run.path)
+        tidy(run)
+        check_same(run.recipe, recipe)
+        done = is_done(run, recipe)
+    if found := ranks.from_first(str(run.path) if run is not None and done else ""):
+        return Run(Path(found))
+    check_loggers(recipe)
+    _warn_of_unseen_base(recipe)
+    dataset = open_dataset(recipe)
+    check_metrics(recipe, dataset)
+    tracker = Tracker(recipe, dataset)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
+        torch.manual_seed(recipe.train.seed)
+        trainer = Trainer(recipe, dataset, where, None if run is None else run.path)
+        tracker.check(trainer.model)
+        checkpoint = None
+        if run is not None:
+            checkpoint, complaints = newest_whole(run.checkpoints)
+            for complaint in complaints:
+                warn(f"{complaint}; going on from {checkpoint.path.name if checkpoint else 'the start'}")
+        tracker.restore(ranks.from_first(tracker.memory(checkpoint)))
+        with stop.at_once():  # what was there before is as it was
+            begin(trainer, checkpoint, ranks, dataset, on_progress)
+        if run is not None:
+            write_resolved(run.path, recipe)
+        elif ranks.rank == 0:
+            run = create_run(recipe, out, lock)
+        if run is not None:
+            keep_source(run.path, trainer.model.base)
+        run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
+        job = _Job(run, trainer, dataset, stop, on_progress, ranks, tracker)
+        stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
+        job.execute()
+    return run
+
+
+class _Job:
+    """One execution of a run: the loop, its log, its checkpoints, its evaluation."""
+
+    def __init__(
+        self,
+        run: Run,
+        trainer: Trainer,
+        dataset: Dataset,
+        stop: StopSignals,
+        on_progress: OnProgress,
+        ranks: Ranks,
+        tracker: Tracker,
+    ) -> None:
+        self.run, self.trainer, self.dataset, self.stop, self.tracker = run, trainer, dataset, stop, tracker
+        self.ranks, self.writes = ranks, ranks.rank == 0
+        self.recipe = trainer.recipe
+        self.settings = trainer.recipe.train
+        self.on_progress = on_progress if self.writes else ignore
+        self._clock = time.monotonic()
+        self.skipping, self.skipped = False, 0
+        self.watch = Watch(self.settings.pretrain_steps + self.settings.start_steps)
+        if not self.writes:
+            self.logger, self.seconds = Loggers(), 0.0
+            return
+        self.seconds = float(run.status.get("seconds", 0.0))
+        drop_rows_after(run, trainer.step)
+        try:
+            self.logger = open_loggers(self.recipe, run.path, trainer.step)
+        except GebmKitError:
+            self._try_status("failed")
+            raise
+
+    def execute(self) -> None:
+        """Train to the end, then evaluate; the status file says how it ended."""
+        try:
+            with self.ranks.together():
+                self._execute()
+        except Interrupted:
+            if self.writes and self.run.state == "running":
+                self._status("interrupted")
+            raise
+        except Exception:
+            self._try_status("failed")
+            raise
+        finally:
+            self.logger.close()
+
+    def _execute(self) -> None:
+        try:
+            self.loop()
+            if self.writes and self.run.state != "trained":
+                self._status("trained")
+            self.stop.immediate = True
+            if self.stop.received:
+                raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
+            self.evaluate()
+            self._status("finished")
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"{self.trainer.device} is out of memory at step {self.trainer.step}",
+                hint="Lower train.batch_size, or the width of base and energy; earlier checkpoints are whole.",
+            ) from error
+        except UsageError as error:  # of a place that could be written when the run began
+            raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
+
+    def loop(self) -> None:
+        """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
+        settings, trainer = self.settings, self.trainer
+        if self.tracker.missed(trainer.step):
+            with self.stop.at_once():
+                self.look()
+        while trainer.step < settings.total_steps:
+            metrics = trainer.cycle()
+            last = trainer.step == settings.total_steps
+            log = trainer.step % settings.log_every == 0 or last or trainer.step == 1 or trainer.looks
+            if (log or trainer.step % settings.checkpoint_every == 0) and self._went_back():
+                trainer = self.trainer
+                continue
+            if log:
+                self._log(metrics)
+            elif trainer.step % PROGRESS_EVERY == 0:
+                self.on_progress(Progress("train", trainer.step, settings.total_steps))
+            # none while updates are being skipped: it would take the place of a good one
+            regular = trainer.step % settings.checkpoint_every == 0
+            due = (regular or self.tracker.saves(trainer.step)) and not self.skipping
+            stopping = self._stopping()
+            if due or last or stopping:
+                self.save("interrupted" if stopping and not last else "running")
+            if stopping and not last:
+                raise self.stop.interrupted(
+                    f"stopped at step {trainer.step} of {settings.total_steps}; saved in {self.run.path}"
+                )
+            if self.tracker.due(trainer.step):
+                with self.stop.at_once(due):
+                    self.look()
+
+    def _stopping(self) -> bool:
+        """Whether a signal has come, to any rank; all of them learn of it after the same cycle."""
+        number = self.ranks.agreed(self.stop.received or 0)
+        self.stop.received = number or self.stop.received
+        return bool(number)
+
+    def save(self, state: str) -> None:
+        """A checkpoint of everything, with A estimated for the base that sampling uses."""
+        trainer = self.trainer
+        if trainer.settings.part != "base":
+            generator = torch.Generator(trainer.device).manual_seed(trainer.step)
+            with trainer.averaged():
+                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
+            trainer.model.log_partition.copy_(estimators.log_partition(energies))
+        if not self.writes:
+            return
+        facts = facts_for_checkpoint(self.recipe, self.dataset)
+        check_place(self.run)
+        save_checkpoint(
+            self.run.checkpoints,
+            trainer.step,
+            tensors_of(trainer),
+            {**counters_of(trainer), **self.tracker.record(), "facts": facts, "ranks": self.ranks.size},
+            keep=self.settings.keep_checkpoints,
+            best=self.tracker.best_step,
+        )
+        self._status(state)
+
+    def evaluate(self) -> None:
+        """Score base and GEBM as ``gebm-kit eval`` would, and draw the pictures."""
+        # Other ranks may be on machines without the run directory: what they hold are the weights of the last checkpoint.
+        several = self.ranks.size > 1
+        with self.trainer.averaged() if several else contextlib.nullcontext():
+            evaluation = score_recipe(
+                self.trainer.model if several else load_run(self.run.path).model,
+                self.dataset,
+                self.recipe,
+                device=self.trainer.device,
+                on_progress=self.on_progress,
+                ranks=self.ranks,
+            )
+        if self.writes:
+            self._log_evaluation(evaluation, write_report(load_run(self.run.path), evaluation))
+
+    def look(self) -> None:
+        """A brief evaluation in the middle of training; training's own random streams are not touched."""
+        trainer = self.trainer
+        with trainer.averaged():
+            evaluation = score_recipe(
+                trainer.model,
+                self.dataset,
+                self.recipe,
+                device=trainer.device,
+                brief=True,
+                on_progress=self.on_progress,
+                ranks=self.ranks,
+            )
+            self.tracker.look(trainer.step, evaluation)
+            if not self.writes:
+                return
+            pictures = write_pictures(
+                self.run.figures / f"step-{trainer.step:07d}",
+                trainer.model,
+                self.dataset,
+                evaluation,
+                self.run.metrics(),
+            )
+        self._log_evaluation(evaluation, pictures)
+        amend_checkpoint(self.run.checkpoints, trainer.step, self.tracker.record())
+        self._status(self.run.state)
+
+    def _log_evaluation(self, evaluation: Evaluation, pictures: Sequence[Path]) -> None:
+        self.logger.log(self.trainer.step, evaluation.scalars())
+        for picture in pictures:
+            self.logger.log_image(self.trainer.step, picture.stem, picture)
+
+    def _log(self, metrics: Mapping[str, Tensor]) -> None:
+        scalars = dict(named_scalars({**self.trainer.vital_signs(), **metrics}))
+        if self.skipped:
+            scalars["skipped_updates"] = self.skipped
+        for text in self.watch.say(self.trainer.step, scalars, self.trainer.feed.batch_size):
+            warn(text)
+        self.logger.log(self.trainer.step, scalars)
+        self.on_progress(Progress("train", self.trainer.step, self.settings.total_steps, scalars))
+
+    def _went_back(self) -> bool:
+        """Say how many updates were skipped; after too many in a row go back to the last good state, or fail."""
+        trainer, settings = self.trainer, self.settings.on_non_finite
+        seen = trainer.guard.read()
+        self.skipping = any(part.going_on for part in seen)
+        self.skipped = sum(part.total for part in seen)
+        for part in seen:
+            if part.recent:
+                warn(str(part))
+        part_of_it = exceeded(seen, settings.limit)
+        if part_of_it is None:
+            return False
+        if trainer.restores >= settings.restores:
+            raise failure(trainer, part_of_it)
+        torch.manual_seed(self.settings.seed)
+        self.trainer = go_back(
+            trainer,
+            self.run.checkpoints,
+            lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
+            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress),
+        )
+        warn(
+            f"{part_of_it.longest} {part_of_it.part} updates in a row were skipped: training goes back from step "
+            f"{trainer.step} to step {self.trainer.step}, with other random numbers ({self.trainer.restores} of at most "
+            f"{settings.restores} times)"
+        )
+        self.logger.go_back(self.trainer.step)
+        self.tracker.go_back(self.trainer.step)
+        self.save("running")
+        return True
+
+    def _status(self, state: str) -> None:
+        if not self.writes:
+            return
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        status = {"recipe": self.recipe.name, "state": state, "step": self.trainer.step, "seconds": self.seconds}
+        status |= {"best": self.tracker.best.as_dict()} if self.tracker.best else {}
+        write_json(self.run.path / "status.json", status)
+
+    def _try_status(self, state: str) -> None:
+        try:
+            self._status(state)
+        except GebmKitError:
+            return  # the disk is full: the first error is the one to report
+
+
+def _warn_of_unseen_base(recipe: Recipe) -> None:
+    """An energy that never met the base that sampling uses refines it by accident."""
+    running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
+    if running and recipe.ema.decay > 0 and not recipe.train.final.steps:
+        warn(
+            "the energy is trained against the running base, but sampling uses the averaged one: set train.final.steps for "
+            "a last phase against the averaged base, or ema.decay=0 to sample from the running one."
+        )
