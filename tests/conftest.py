@@ -31,14 +31,6 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("FORCE_COLOR", None)
 
 
-@pytest.fixture
-def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures, and the thousands of base draws behind each estimate of A, would take most of the time."""
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
-
-
 class Formats:
     """Small data sets in the true formats of large ones, with random pixels; each call returns ``data.path``."""
 

@@ -16,13 +16,11 @@ from gebm_kit.cli.options import (
     Quiet,
     Threads,
     TrustProgram,
-    find_run,
     only_sections,
-    overridden_recipe,
     set_trust,
-    set_up_cpu,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
+from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
 SECTIONS = ("eval", "sample", "nll")
@@ -55,7 +53,7 @@ def density(
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
     from gebm_kit.core.files import make_directory
-    from gebm_kit.engine.density import check_density, densities
+    from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)

@@ -13,13 +13,11 @@ from gebm_kit.cli.options import (
     RunWord,
     Threads,
     TrustProgram,
-    find_run,
     only_sections,
-    overridden_recipe,
     set_trust,
-    set_up_cpu,
     split_words,
 )
+from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 
 SECTIONS = ("eval", "sampler", "sample", "nll")
 

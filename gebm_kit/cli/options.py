@@ -12,9 +12,7 @@ import typer
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gebm_kit.cli.ui import Ui
-    from gebm_kit.config.schema import Recipe
-    from gebm_kit.engine.run_directory.run import Run
+    pass
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -42,24 +40,40 @@ def complete_kind(incomplete: str) -> list[str]:
 
 OUTPUT = "Output"
 
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+
+
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no notes, only the result.", rich_help_panel=OUTPUT)
 ]
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+
+
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...; default: the recipe's."),
 ]
+
+
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads of torch; default: torch's choice.")
 ]
 
+
 RunDirectory = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default: a new one under runs/.")
 ]
+
+
 ResumeRun = Annotated[bool, typer.Option("--resume", help="Go on with the run there; start one when there is none.")]
+
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")]
+
+
 TrustProgram = Annotated[
     bool,
     typer.Option(
@@ -68,21 +82,28 @@ TrustProgram = Annotated[
     ),
 ]
 
+
 RecipeWord = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE", help="A recipe file or the name of a shipped recipe.", autocompletion=complete_recipe
     ),
 ]
+
+
 RunWord = Annotated[
     str | None, typer.Argument(metavar="RUN", help="A run directory; default: the newest finished run under runs/.")
 ]
+
+
 CheckpointWord = Annotated[
     str,
     typer.Option(
         "--checkpoint", metavar="last|best|step-N", help="Which of the run's checkpoints: see train.keep_best."
     ),
 ]
+
+
 OverrideWords = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's, such as sample.seed=1."),
@@ -132,38 +153,3 @@ def set_trust(trusted: bool) -> None:
     from gebm_kit.core.trust import set_trusted
 
     set_trusted(trusted)
-
-
-def set_up_cpu(threads: int | None) -> None:
-    """Let torch use that many CPU threads, and keep memory that was freed."""
-    from gebm_kit.engine.process.devices import keep_freed_memory
-
-    keep_freed_memory()
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
-    """The run directory that was named, or the newest finished run, saying which; with the checkpoint that is asked for."""
-    from gebm_kit.engine.run_directory.run import load_run, newest_run
-
-    if word is not None:
-        return load_run(word, checkpoint)
-    run = newest_run()
-    ui.note(f"using the newest finished run, {run.path}")
-    return load_run(run.path, checkpoint)
-
-
-def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
-    """The run's recipe with ``overrides`` on top.
-
-    Raises:
-        RecipeError: they are no valid overrides; all problems at once.
-    """
-    from gebm_kit.config.load import load_recipe
-
-    if not overrides:
-        return run.recipe
-    return load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory)

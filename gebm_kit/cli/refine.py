@@ -21,10 +21,10 @@ from gebm_kit.cli.options import (
     Threads,
     TrustProgram,
     set_trust,
-    set_up_cpu,
     split_words,
 )
 from gebm_kit.cli.progress import duration
+from gebm_kit.cli.run_options import set_up_cpu
 from gebm_kit.core.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:

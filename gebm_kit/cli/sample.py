@@ -24,14 +24,12 @@ from gebm_kit.cli.options import (
     Threads,
     TrustProgram,
     complete_sampler,
-    find_run,
     only_sections,
-    overridden_recipe,
     set_trust,
-    set_up_cpu,
     split_words,
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
+from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 

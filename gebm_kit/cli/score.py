@@ -16,13 +16,11 @@ from gebm_kit.cli.options import (
     Quiet,
     Threads,
     TrustProgram,
-    find_run,
     only_sections,
-    overridden_recipe,
     set_trust,
-    set_up_cpu,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
+from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 
 SECTIONS = ("eval", "sample", "nll")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Words, find_run, only_sections, overridden_recipe, set_up_cpu
+from gebm_kit.cli.options import Words, only_sections
 from gebm_kit.cli.results import interval, show_protocols
+from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from gebm_kit.cli.options import (
     Threads,
     TrustProgram,
     set_trust,
-    set_up_cpu,
     split_words,
 )
 from gebm_kit.cli.progress import duration
+from gebm_kit.cli.run_options import set_up_cpu
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:

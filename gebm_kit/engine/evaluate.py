@@ -13,21 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import _default_metrics, build_metrics
+from gebm_kit.engine.evaluation.subject import eval_section, opened
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.process.distributed import joined, local_device
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 
 if TYPE_CHECKING:
-    from gebm_kit.config.schema import EvalSection, Recipe
     from gebm_kit.engine.run_directory.run import Run
 
 
@@ -95,29 +93,3 @@ def evaluate(
             on_progress=on_progress,
             ranks=ranks,
         )
-
-
-def eval_section(recipe: Recipe | None) -> EvalSection:
-    """The recipe's ``eval`` section, or its defaults."""
-    from gebm_kit.config.schema import EvalSection
-
-    return EvalSection() if recipe is None else recipe.eval
-
-
-def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
-    """The recipe (None for a hand-built model), the model, and the data to score against."""
-    from gebm_kit.engine.run_directory.run import Run, load_run
-
-    if isinstance(run_or_model, str | Path):
-        run_or_model = load_run(run_or_model)
-    if not isinstance(run_or_model, Run | GEBM):
-        raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
-    if isinstance(data, Tensor):
-        data = HeldOut(data)
-    if data is not None and not isinstance(data, Dataset):
-        raise UsageError(f"data must be a tensor of rows or a Dataset, got {type(data).__name__}")
-    if isinstance(run_or_model, Run):
-        return run_or_model.recipe, run_or_model.model, run_or_model.dataset if data is None else data
-    if data is None:
-        raise UsageError("a model built by hand comes without data: give evaluate(model, data=...) held-out rows")
-    return None, run_or_model, data

@@ -16,8 +16,8 @@ from gebm_kit.core.files import write_atomic
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.density import densities
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.likelihood.log_densities import densities
 from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.model_fit import BLOCK, energies
 from gebm_kit.engine.likelihood.nll import Space

@@ -70,10 +70,10 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of so small a run; only the tests marked with `pictures` need it."""
+def only_marked_tests_draw(request: pytest.FixtureRequest) -> None:
+    """Only the tests marked with `pictures` need figures."""
     if "pictures" not in request.keywords:
-        monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
+        request.getfixturevalue("no_pictures")
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

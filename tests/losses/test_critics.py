@@ -55,8 +55,9 @@ def test_metrics() -> None:
 
 @pytest.mark.filterwarnings("ignore:the chains have not mixed")
 @pytest.mark.parametrize("loss", ["loss=hinge", "loss={name: cd, space: data}"])
-def test_drawing_from_such_a_model_is_warned_of(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
+def test_drawing_from_such_a_model_is_warned_of(
+    loss: str, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = [
         loss, "data.num_train=100", "data.num_valid=50", "data.num_test=50", "train.steps=1", "train.start_steps=0",
         "train.final.steps=0", "ema.decay=0", "train.batch_size=16", "base.hidden=[4]", "energy.hidden=[4]",

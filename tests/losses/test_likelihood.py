@@ -75,14 +75,13 @@ class Plain(Base):
 
 
 @pytest.fixture(autouse=True)
-def bases(monkeypatch: pytest.MonkeyPatch) -> None:
+def bases(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("gebm_kit_test_bases")
     module.AffineFlow, module.Plain = AffineFlow, Plain  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for name, kind in {"test-affine-flow": "AffineFlow", "test-plain": "Plain"}.items():
         record = Registered(Component("base", name, f"{module.__name__}:{kind}", "From a test"), "a-test", "1")
         monkeypatch.setitem(installed().registry._records, ("base", name), [record])
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import named_scalars
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
-from gebm_kit.engine.training.checkpoint_state import tensors_of
+from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
 from gebm_kit.engine.training.trainer import Trainer
 
 TOY = """\
@@ -58,7 +58,7 @@ def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
         metrics = dict(named_scalars(straight.cycle()))
         assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values()), (step, metrics)
         if step in (5, 16):
-            save_checkpoint(tmp_path, step, straight.tensors(), straight.counters(), keep=2)
+            save_checkpoint(tmp_path, step, tensors_of(straight), counters_of(straight), keep=2)
     expected = everything(straight)
     for part in ("base", "energy"):
         weights = [key for key in expected if key.startswith(f"model/{part}.layers") and "weight" in key]
@@ -67,7 +67,7 @@ def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
     for step in (5, 16):  # in the main phase and in the final one
         resumed = begun()
         torch.manual_seed(1)
-        resumed.restore(read_checkpoint(tmp_path / f"step-{step:07d}"))
+        restore(resumed, read_checkpoint(tmp_path / f"step-{step:07d}"))
         for _ in range(step, 20):
             resumed.cycle()
         found = everything(resumed)

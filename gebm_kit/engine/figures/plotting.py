@@ -63,7 +63,7 @@ def draw_curve(axis: Axes, steps: Array, values: Array, *, smooth_from: int = 50
         axis.plot(steps, values, linewidth=1.5, **marker, **style)
     else:
         axis.plot(steps, values, linewidth=0.8, alpha=0.3, **(style | {"label": None}))
-        axis.plot(*_block_medians(steps, values), linewidth=1.7, **style)
+        axis.plot(*block_medians(steps, values), linewidth=1.7, **style)
 
 
 def stay_with_the_bulk(axis: Axes, values: Sequence[Array]) -> None:
@@ -74,7 +74,7 @@ def stay_with_the_bulk(axis: Axes, values: Sequence[Array]) -> None:
         axis.set_ylim(low - margin, high + margin)
 
 
-def _block_medians(steps: Array, values: Array) -> tuple[Array, Array]:
+def block_medians(steps: Array, values: Array) -> tuple[Array, Array]:
     """Mean step and median value of at most 60 blocks of neighbours, nan ones left out."""
     finite = np.isfinite(values)
     blocks = np.array_split(np.flatnonzero(finite), min(60, max(int(finite.sum()) // 8, 1)))

@@ -160,11 +160,8 @@ class TestWholeDatasets:
             [rows_of(HuggingFace("rows.parquet", size=8, max_corrupt=0), part) for part in PARTS]
 
     @pytest.mark.filterwarnings("ignore:whether the chains have mixed")
-    def test_it_trains(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_trains(self, quick_evaluation: None) -> None:
         """Prepared or not, and resumed in between, the same weights."""
-        monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
-        for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-            monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
         parquet()
         wanted = recipe("{name: hf, path: rows.parquet, label: label, size: 8}")
         run = train(wanted, out="a")

@@ -13,6 +13,7 @@ from gebm_kit.config.tree import parse
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.training import trainer as module
+from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
 from gebm_kit.engine.training.trainer import Trainer
 
 RECIPE = """\
@@ -66,23 +67,23 @@ def test_training_is_the_same_up_to_rounding(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(4):
         last.cycle()
         usual.cycle()
-    for part, tensors in usual.tensors().items():
+    for part, tensors in tensors_of(usual).items():
         for name, tensor in tensors.items():
-            torch.testing.assert_close(last.tensors()[part][name], tensor, rtol=1e-8, atol=1e-10, equal_nan=True)
+            torch.testing.assert_close(tensors_of(last)[part][name], tensor, rtol=1e-8, atol=1e-10, equal_nan=True)
 
 
 def test_a_checkpoint_goes_on_to_the_bit_and_with_states_laid_out_as_their_parameters(tmp_path: Path) -> None:
     straight = made()
     straight.cycle()
-    path = save_checkpoint(tmp_path / "checkpoints", 1, straight.tensors(), straight.counters(), keep=1)
+    path = save_checkpoint(tmp_path / "checkpoints", 1, tensors_of(straight), counters_of(straight), keep=1)
     resumed = made()
-    resumed.restore(read_checkpoint(path))
+    restore(resumed, read_checkpoint(path))
     for optimizer in (resumed.energy_optimizer, resumed.base_optimizer):
         for parameter, state in optimizer.state.items():
             assert all(v.stride() == parameter.stride() for v in state.values() if v.shape == parameter.shape)
     for _ in range(3):
         straight.cycle()
         resumed.cycle()
-    for part, tensors in straight.tensors().items():
+    for part, tensors in tensors_of(straight).items():
         for name, tensor in tensors.items():
-            torch.testing.assert_close(resumed.tensors()[part][name], tensor, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(tensors_of(resumed)[part][name], tensor, rtol=0, atol=0, equal_nan=True)

@@ -48,12 +48,9 @@ device: cpu
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, quick_evaluation: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, in a working directory of its own."""
     monkeypatch.setenv("GEBM_KIT_DATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
-    for place in ("train.LOG_PARTITION_DRAWS", "trainer.INITIAL_DRAWS", "model_fit.NUM_DRAWS"):
-        monkeypatch.setattr(f"gebm_kit.engine.{place}", 64)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
 

@@ -136,8 +136,7 @@ eval: {metrics: [mmd], num_samples: 40, num_sets: 2}
 
 
 @pytest.mark.filterwarnings("ignore:the chains have not mixed", "ignore:the effective sample size")
-def test_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
+def test_a_run_says_it(tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     initialise = Trainer.initialise
 
     def flattened(self: Trainer) -> None:

@@ -283,7 +283,7 @@ def test_a_signal_during_warm_up_keeps_nothing(tmp_path: Path, whole, monkeypatc
 KILLED = """
 import os, signal, sys
 import gebm_kit as gk
-from gebm_kit.engine import shards
+from gebm_kit.engine.sampling import shards
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.testing.targets import linear_gaussian
 

@@ -19,8 +19,8 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.tensors import TensorDataset
-from gebm_kit.engine.density import densities
 from gebm_kit.engine.likelihood import nll as module
+from gebm_kit.engine.likelihood.log_densities import densities
 from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.nll import Likelihood, likelihood
 from gebm_kit.engine.likelihood.user_rows import as_data

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from gebm_kit.core.interfaces import Info
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine.sampling import diagnostics
+from gebm_kit.engine.sampling import recorder
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import (
     Recorder,
@@ -169,9 +169,9 @@ def test_mean_acceptance_weighs_chains() -> None:
 
 
 def test_recorders_bound_their_traces_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "MAX_TRACE_STEPS", 20)
-    monkeypatch.setattr(diagnostics, "MAX_TRACE_COORDINATES", 4)
-    monkeypatch.setattr(diagnostics, "MAX_TRACE_NUMBERS", 20 * 5 * 25)
+    monkeypatch.setattr(recorder, "MAX_TRACE_STEPS", 20)
+    monkeypatch.setattr(recorder, "MAX_TRACE_COORDINATES", 4)
+    monkeypatch.setattr(recorder, "MAX_TRACE_NUMBERS", 20 * 5 * 25)
     noise = _noise(100, 60, 9)
     records = [
         _run(noise[:, a : a + 7], num_chains=60, first_chain=a, start=_noise(60, 5)[a : a + 7]).tensors()

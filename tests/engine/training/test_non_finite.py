@@ -52,9 +52,7 @@ eval: {metrics: [mmd], num_samples: 40, num_sets: 2}
 pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed", "ignore:the effective sample size")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def toy(overrides: Sequence[str] = ()) -> Recipe:

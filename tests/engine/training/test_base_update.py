@@ -103,9 +103,8 @@ def register(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def bases(monkeypatch: pytest.MonkeyPatch) -> None:
+def bases(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
-    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation_files.draw_all", lambda *_, **__: [])
 
 
 def recipe(*words: str) -> Recipe:

@@ -1,0 +1,23 @@
+"""Fixtures that the tests of the kit and of its plugins share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluation write no figures: drawing takes most of the time of a run as small as a test's."""
+    from gebm_kit.engine.evaluation import evaluation_files
+
+    monkeypatch.setattr(evaluation_files, "draw_all", lambda *_, **__: [])
+
+
+@pytest.fixture
+def quick_evaluation(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures, and 64 base draws behind each estimate of A in the place of thousands."""
+    from gebm_kit.engine.likelihood import model_fit
+    from gebm_kit.engine.training import loop, trainer
+
+    for module, name in ((loop, "LOG_PARTITION_DRAWS"), (trainer, "INITIAL_DRAWS"), (model_fit, "NUM_DRAWS")):
+        monkeypatch.setattr(module, name, 64)

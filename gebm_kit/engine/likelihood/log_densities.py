@@ -1,0 +1,131 @@
+"""Log-densities of rows under a model whose base has a density, and the file they are written to."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.files import write_atomic
+from gebm_kit.core.interfaces import Dataset, HasDensity
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.seeds import stream
+from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.model_fit import BLOCK, base_tilts, energies
+from gebm_kit.engine.likelihood.nll import Space, check_space, log_base_density, log_det_of
+from gebm_kit.engine.likelihood.user_rows import as_data
+from gebm_kit.engine.process.devices import placed
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class LogDensities:
+    """Log-densities of N rows, in nats.
+
+    Attributes:
+        gebm: ``log q(x) = log b(x) - beta E(x) - A``, (N,) float64. An error in A is the same in all of them.
+        base: ``log b(x)``, (N,).
+        tilt: ``beta E(x)``, (N,).
+        log_partition: A with its error.
+        space: ``raw``: of the rows as they were given; ``standardised``: of the data that the model sees.
+        inverse_temperature: beta.
+    """
+
+    gebm: Tensor
+    base: Tensor
+    tilt: Tensor
+    log_partition: LogPartition
+    space: Space
+    inverse_temperature: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What holds for all rows, as plain JSON."""
+        return {
+            "num_rows": len(self.gebm),
+            "space": self.space,
+            "inverse_temperature": self.inverse_temperature,
+            "log_partition": self.log_partition.as_dict(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a .csv: row number from 1, ``log_density``, ``log_base``, ``energy`` (beta E), one line a row; whole or not
+        at all.
+
+        Raises:
+            UsageError: the place can't be written; RunFailed: the disk is full.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["row", "log_density", "log_base", "energy"])
+        columns = (self.gebm.tolist(), self.base.tolist(), self.tilt.tolist())
+        writer.writerows([number, *map(repr, row)] for number, row in enumerate(zip(*columns, strict=True), start=1))
+        write_atomic(path, text.getvalue().encode())
+
+
+def densities(
+    model: GEBM,
+    dataset: Dataset | None,
+    rows: Tensor,
+    *,
+    inverse_temperature: float,
+    space: Space,
+    method: Method,
+    seed: int,
+    device: torch.device | str | None,
+    names: tuple[str, ...] = (),
+    source: str = "the data",
+    block_size: int | None = None,
+    on_progress: OnProgress = ignore,
+) -> LogDensities:
+    """`log_density` with everything said.
+
+    Args:
+        names: of the rows' columns, as far as they have any.
+        source: where the rows come from, for messages.
+    """
+    check_density(model, dataset, space)
+    x = as_data(rows, names, source, model, dataset)
+    log_det = None if dataset is None else log_det_of(dataset)
+    with placed(model, device) as (where, dtype):
+        generator = torch.Generator(where).manual_seed(stream(seed, "model fit").initial_seed())
+        with LatentPotential(model, inverse_temperature, block_size=block_size or BLOCK) as potential:
+            log_base = log_base_density(model, x, where, dtype)
+            assert log_base is not None
+            tilt = inverse_temperature * energies(model, x, where, dtype)
+            first, second = base_tilts(potential, generator, dtype)
+            partition = estimate_log_partition(
+                potential, first, second, generator, dtype, method=method, on_progress=on_progress
+            )
+    log_base = log_base + (log_det or 0.0) if space == "raw" else log_base
+    return LogDensities(log_base - tilt - partition.value, log_base, tilt, partition, space, inverse_temperature)
+
+
+def check_density(model: GEBM, dataset: Dataset | None, space: Space) -> None:
+    """Refuse what has no density, before anything is computed.
+
+    Raises:
+        UsageError: the base has none; or ``raw`` is asked of data whose preprocessing is not known.
+    """
+    base: object = model.base
+    if not isinstance(base, HasDensity):
+        raise UsageError(
+            f"the base {type(base).__name__} has no density, so the model has none either: its energy is known, and its "
+            "density relative to the base is exp(-E - A)",
+            hint="Train with a base that has one: `gebm-kit list base`; the flows come with the package gebm-kit-flows.",
+        )
+    if dataset is not None:
+        check_space(dataset, space)
+    elif space == "raw":
+        raise UsageError(
+            "space='raw' needs a run; a model built by hand sees its data as they are: space='standardised'"
+        )
