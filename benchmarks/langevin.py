@@ -191,7 +191,7 @@ def trained_run(folder: Path) -> Path:
 
 
 def markdown(speed: dict[str, Any] | None, quality: list[dict[str, Any]]) -> str:
-    """The tables of docs/benchmarks.md."""
+    """Return the tables of docs/benchmarks/langevin.md."""
     lines = []
     if speed is not None:
         low, high = speed["quartiles"]

@@ -145,7 +145,7 @@ def _row(case: Case, sampler: str, ratios: list[float], bare: float) -> Row:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table of docs/benchmarks.md."""
+    """Return the table of docs/benchmarks/sampler-overhead.md."""
     lines = [
         "| model | chains | sampler | step / bare | quartiles | bare (µs) | goal |",
         "|---|---|---|---|---|---|---|",

@@ -25,7 +25,9 @@ from gebm_kit.core.components import INJECTED, KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+BENCHMARKS = DOCS / "benchmarks"
+STUDIES = sorted(page for page in BENCHMARKS.glob("*.md") if page.name != "index.md")
 PROGRAM: Any = typer.main.get_command(app)
 
 
@@ -273,8 +275,76 @@ def test_printed_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.Mon
     exec(compile(block, "example", "exec"), {})
 
 
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ +(.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), f"{page.name}: {target}"
+            if anchor:
+                assert anchor in anchors(file.read_text(encoding="utf-8")), f"{page.name}: {target}"
+
+
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+CLAIM = ["claim", "figure", "goal", "met", "command"]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+
+
+def tables(page: Path) -> list[list[list[str]]]:
+    """Return the tables of a page, each as its rows of cells, headings first."""
+    blocks = re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    lines = [block.splitlines() for block in blocks]
+    return [[cells(line) for line in (block[0], *block[2:])] for block in lines]
+
+
+def test_the_index_of_the_benchmarks_has_every_claim_of_every_study() -> None:
+    """One table, whose rows are those at the head of the studies: a figure has one value in both places."""
+    (index,) = tables(BENCHMARKS / "index.md")
+    assert index[0] == [*CLAIM, "study"]
+    claims = {study: tables(study)[0] for study in STUDIES}
+    assert all(head == CLAIM and rows for head, *rows in claims.values())
+    expected = [[*row, f"[{study.stem}]({study.name})"] for study, (_, *rows) in claims.items() for row in rows]
+    assert sorted(index[1:]) == sorted(expected)
+
+
+def test_every_missed_goal_has_its_cause() -> None:
+    for claim, figure, goal, met, command, _ in tables(BENCHMARKS / "index.md")[0][1:]:
+        assert claim
+        assert figure
+        assert command
+        assert re.match(r"yes\b|(no|borderline): \w|–$", met), claim
+        assert (goal == "none set") == (met == "–"), claim
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda page: page.stem)
+def test_a_study_is_short(study: Path) -> None:
+    text = study.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len([line for line in section(text, "Reading the figures").splitlines() if line.strip()]) <= 5
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda page: page.stem)
+def test_the_commands_of_a_study_are_programs_with_such_options(study: Path) -> None:
+    text = study.read_text(encoding="utf-8")
+    for module, file, rest in re.findall(r"python (?:-m (benchmarks[\w.]*)|(benchmarks/\w+\.py))([^`\n]*)", text):
+        path = ROOT / (file or f"{module.replace('.', '/')}.py")
+        program = path if path.exists() else path.with_suffix("") / "__main__.py"
+        assert program.exists(), f"{module or file}"
+        for option in set(re.findall(r"(--[a-z-]+)", rest)) - {"--help"}:
+            assert f'"{option}"' in program.read_text(encoding="utf-8"), f"{program.name}: {option}"

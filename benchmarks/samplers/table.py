@@ -151,7 +151,7 @@ def as_json(rows: Sequence[Row], ratios: Sequence[Ratio]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
-    """The tables of docs/benchmarks.md."""
+    """Return the tables of docs/benchmarks/samplers.md."""
     heads = ["target", "kernel", "kit", "peer", *(f"{name}, kit / peer" for name in MEASURES.values())]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     by_pair: dict[tuple[str, str], dict[str, Ratio]] = {}
