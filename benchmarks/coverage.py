@@ -234,7 +234,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--targets", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmark-coverage"))
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)

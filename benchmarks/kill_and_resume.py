@@ -123,7 +123,7 @@ def main() -> None:
         print(json.dumps(found, indent=2))
     else:
         print(f"{found['kills']} kills: " + ", ".join(f"{count} {phase}" for phase, count in phases.items()))
-        print(f"went on from steps {steps}")
+        print(f"resumed from steps {steps}")
         print(f"{len(first)} tensors of the last checkpoint, {len(different)} of them different: {different[:5]}")
         print(f"rows of the logs {'are equal' if found['same_rows'] else 'differ'}")
     sys.exit(bool(different) or not found["same_rows"])

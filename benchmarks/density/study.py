@@ -132,7 +132,7 @@ def _nll(model: GEBM, rows: Tensor, *, with_energy: bool) -> float:
     """Compute the mean ``-log b(x) + E(x) + A`` in nats, or ``-log b(x)`` while the energy has not learned anything.
 
     For an energy on codes A comes from annealed populations, which take a second. For others it comes from importance
-    sampling. If the weights are too heavy-tailed, A would be too low and the worst model would win, so the result is infinite.
+    sampling. If the weights are too heavy-tailed, the result is infinite: A would be too low and the worst model would win.
     """
     base = model.base
     assert isinstance(base, HasDensity)

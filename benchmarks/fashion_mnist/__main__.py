@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--sets", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)

@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--problems", nargs="+", default=problems, choices=problems)
     parser.add_argument("--seeds", type=int, help="only the first so many")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)

@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--samplers", nargs="+", help="only these: kit-hmc, blackjax-nuts, ...")
-    parser.add_argument("--again", nargs="+", default=[], help="make the records of these samplers anew")
+    parser.add_argument("--again", nargs="+", default=[], help="make the records of these samplers again")
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmark-samplers"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="short runs of two seeds, to see that it works")
