@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
+from gebm_kit.core.langevin import SplitPoint, propose_split, split_energy_error
 from gebm_kit.core.tilt import tilt, tilt_and_grad
 
 
@@ -110,30 +111,33 @@ class Isir(Sampler):
 
     def _moves(self, state: IsirState, potential: Potential, generator: torch.Generator) -> _Local:
         """``num_local`` moves of MALA from ``state``."""
-        (z, _), h = state, self.step_size
-        s = 1.0 if self.inverse_mass is None else self.inverse_mass.sqrt()
-        value, tilt_grad = tilt_and_grad(potential, z)
-        grad = s * (tilt_grad + z)
-        mean = torch.zeros_like(value)
-        moved = torch.zeros_like(value, dtype=torch.bool)
+        h = self.step_size
+        scale = 1.0 if self.inverse_mass is None else self.inverse_mass.sqrt()
+        now = self._at(state.position, scale, potential)
+        mean = torch.zeros_like(now.tilt)
+        moved = torch.zeros_like(now.tilt, dtype=torch.bool)
         diverged = torch.zeros_like(moved)
         for _ in range(self.num_local):
+            z = now.position
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-            proposal = z + s * (math.sqrt(2 * h) * noise - h * grad)
-            new_value, new_tilt_grad = tilt_and_grad(potential, proposal)
-            new_grad = s * (new_tilt_grad + proposal)
-            both = grad + new_grad
-            drift = (h / 4) * both - math.sqrt(h / 2) * noise
-            prior = 0.5 * (proposal.square() - z.square()).sum(1)
-            error = torch.linalg.vecdot(both, drift) + prior + (new_value - value)  # -log alpha
-            error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+            end = self._at(propose_split(now, noise, h, scale), scale, potential)
+            error = split_energy_error(now, end, noise, h)
 
             diverged |= error > DIVERGENCE_THRESHOLD
             acceptance = error.neg_().exp_().clamp_(max=1)
-            accepted = torch.rand(value.shape, generator=generator, dtype=z.dtype, device=z.device) < acceptance
+            accepted = torch.rand(len(z), generator=generator, dtype=z.dtype, device=z.device) < acceptance
             walks = accepted.unsqueeze(1)
-            z, value = torch.where(walks, proposal, z), torch.where(accepted, new_value, value)
-            grad = torch.where(walks, new_grad, grad)
+            now = SplitPoint(
+                torch.where(walks, end.position, z),
+                torch.where(accepted, end.tilt, now.tilt),
+                torch.where(walks, end.slope, now.slope),
+            )
             moved |= accepted
             mean += acceptance / self.num_local
-        return _Local(IsirState(z, value), mean.clamp_(max=1), moved, diverged)
+        return _Local(IsirState(now.position, now.tilt), mean.clamp_(max=1), moved, diverged)
+
+    @staticmethod
+    def _at(z: Tensor, scale: Tensor | float, potential: Potential) -> SplitPoint:
+        """Evaluate the potential at ``z`` (C, Z)."""
+        value, grad = tilt_and_grad(potential, z)
+        return SplitPoint(z, value, scale * (grad + z))

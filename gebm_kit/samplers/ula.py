@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
+from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable, ValueAndGrad
+from gebm_kit.core.langevin import energy_error, propose
 
 
 class UlaState(NamedTuple):
@@ -67,25 +67,17 @@ class Ula(Sampler):
         z, value, grad = state
         h, s = self.step_size, None if self.inverse_mass is None else self.inverse_mass.sqrt()
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        if s is None:
-            proposal = torch.add(z, grad, alpha=-h).add_(noise, alpha=math.sqrt(2 * h))
-        else:
-            move = noise.mul(math.sqrt(2 * h)).addcmul_(grad, s, value=-h)
-            proposal = torch.addcmul(z, move, s)
-        new_value, new_grad = potential.value_and_grad(proposal)
+        proposal = propose(z, grad, noise, h, s)
+        end = potential.value_and_grad(proposal)
 
-        # -log of MALA's ratio, with |z - z' + h g'|^2 / (4h) multiplied out so that |xi|^2 / 2 cancels
-        both = grad + new_grad if s is None else (grad + new_grad).mul_(s)
-        drift = noise.mul_(-math.sqrt(h / 2)).add_(both, alpha=h / 4)
-        error = torch.linalg.vecdot(both, drift).add_(new_value).sub_(value)
-        error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+        error = energy_error(ValueAndGrad(value, grad), end, noise, h, s)
 
         diverged = error > DIVERGENCE_THRESHOLD
         stays = diverged.unsqueeze(1)
         new_state = UlaState(
             torch.where(stays, z, proposal),
-            torch.where(diverged, value, new_value),
-            torch.where(stays, grad, new_grad),
+            torch.where(diverged, value, end.value),
+            torch.where(stays, grad, end.grad),
         )
         moved = ~diverged
         info = Info(moved.to(value.dtype), moved, diverged, grad_evals=1, tuning=error.neg_().exp_().clamp_(max=1))
