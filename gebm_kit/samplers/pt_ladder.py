@@ -11,21 +11,37 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Adaptation, Info, Sampler
 
-if TYPE_CHECKING:
-    from gebm_kit.samplers.pt import Pt
-
 TARGET_ACCEPTANCE = 0.7
 """Of the local moves, as in hmc."""
 
 LADDER_UPDATES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of warm-up after which the ladder is spaced anew from the swaps since the last time."""
+
+
+class OnLadder(Protocol):
+    """A sampler as `PtAdaptation` sees it.
+
+    Attributes:
+        ladder: levels of the K rungs, from 0 to 1.
+        adapting: whether steps report what the adaptation needs.
+        inverse_mass: the preconditioner s², (Z,), or None.
+    """
+
+    ladder: tuple[float, ...]
+    adapting: bool
+    inverse_mass: Tensor | None
+
+    @property
+    def longest_step(self) -> float:
+        """Upper bound of every step size."""
+        ...
 
 
 class PtAdaptation(Adaptation):
@@ -49,14 +65,14 @@ class PtAdaptation(Adaptation):
         return info.statistics.double().sum(0)
 
     def update(self, sampler: Sampler, sums: Tensor, num_chains: int, progress: float) -> Sampler:
-        sampler = cast("Pt", sampler)
-        if not sampler.adapting:
+        pt = cast("OnLadder", sampler)
+        if not pt.adapting:
             return sampler.tuned(adapting=True)
-        if sampler.inverse_mass is not self._inverse_mass:
-            self._inverse_mass, self._since_change = sampler.inverse_mass, 0
+        if pt.inverse_mass is not self._inverse_mass:
+            self._inverse_mass, self._since_change = pt.inverse_mass, 0
         moves, swaps = sums[: self._num - 1], sums[self._num - 1 :]
-        self._tune_steps((moves / num_chains).tolist(), math.log(sampler.longest_step))
-        self._rates, self._rows, ladder = self._rates + swaps, self._rows + num_chains, sampler.ladder
+        self._tune_steps((moves / num_chains).tolist(), math.log(pt.longest_step))
+        self._rates, self._rows, ladder = self._rates + swaps, self._rows + num_chains, pt.ladder
         if self._updates and progress >= self._updates[0]:
             ladder = self._space(ladder)
             self._updates = [update for update in self._updates if update > progress]
