@@ -1,6 +1,7 @@
 """The Langevin proposal and its Metropolis test, which ``ula``, ``mala`` and the local moves of ``isir`` share.
 
-With g = grad U, xi ~ N(0, I), a step size h and a diagonal preconditioner s², the proposal z' and its acceptance ratio are
+With g = grad U, xi ~ N(0, I), a step size h and a diagonal preconditioner s², the proposal z' and its acceptance ratio
+are
 
     z' = z - h s² g + sqrt(2 h) s xi,
     log alpha = U(z) - U(z') + ½ |xi|² - |(z - z' + h s² g') / s|² / (4 h).
@@ -10,9 +11,9 @@ With d = s (g + g') the last term is ``|h d - sqrt(2 h) xi|² / (4 h)``. Its ½ 
     log alpha = U(z) - U(z') - d · (h/4 d - sqrt(h/2) xi).
 
 -log alpha is called the energy error here, as in `gebm_kit.core.hamiltonian`. There are two forms of both functions.
-`propose` and `energy_error` take the whole potential U. `propose_split` and `split_energy_error` take the tilt, for kernels
-that cache the tilt, and subtract the prior's parts before they sum. The two forms are equal up to rounding; they are kept
-apart so that a seed keeps giving the same draws.
+`propose` and `energy_error` take the whole potential U. `propose_split` and `split_energy_error` take the tilt, for
+kernels that cache the tilt, and subtract the prior's parts before they sum. The two forms are equal up to rounding;
+they are kept apart so that a seed keeps giving the same draws.
 
 Shapes: C chains, Z latent size.
 
