@@ -32,8 +32,12 @@ def main() -> int:
     parser.add_argument("--flows", nargs="+", default=["realnvp", "nsf"], choices=FLOWS)
     parser.add_argument("--methods", nargs="+", default=["energy", "joint"], choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--limit", type=float, default=180.0, help="processor seconds of training, evaluations not counted")
-    parser.add_argument("--ml-steps", type=int, default=ML_STEPS, help="of maximum likelihood; a --cache of its own")
+    parser.add_argument(
+        "--limit", type=float, default=180.0, help="processor seconds of training, evaluations not counted"
+    )
+    parser.add_argument(
+        "--ml-steps", type=int, default=ML_STEPS, help="steps of maximum likelihood; needs its own --cache"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
