@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=180.0, help="processor seconds of training, evaluations not counted"
     )
-    parser.add_argument("--ml-steps", type=int, default=ML_STEPS, help="of maximum likelihood; a --cache of its own")
+    parser.add_argument(
+        "--ml-steps", type=int, default=ML_STEPS, help="steps of maximum likelihood; needs its own --cache"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
