@@ -44,8 +44,8 @@ class CodesEnergy(Energy):
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range; the base has no inverse, from `bind`.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range; the base has no inverse, from `bind`.
     """
 
     _base: Base | None

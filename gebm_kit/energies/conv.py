@@ -37,8 +37,8 @@ class ConvEnergy(Energy):
         data_shape: (channels, height, width).
 
     Raises:
-        DataError: the data are no images.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ class MlpEnergy(Energy):
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range.
 
     References:
         Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains. M. Tancik et al., NeurIPS

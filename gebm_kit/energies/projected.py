@@ -54,9 +54,9 @@ class ProjectedEnergy(Energy):
         data_shape: (channels, height, width).
 
     Raises:
-        DataError: the data are no images.
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range; ``labels`` for data that have none, from `fit`.
+        DataError: the data are not images.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range; ``labels`` for data that have none, from `fit`.
     """
 
     mean: Tensor

@@ -43,8 +43,8 @@ class SnganEnergy(Energy):
         data_shape: (channels, height, width), sides multiples of 4.
 
     Raises:
-        DataError: the data are no images, or a side is no multiple of 4.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images, or a side is not a multiple of 4.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ class ContrastiveDivergence(Loss):
     ``negatives_acceptance``, ``negatives_diverged``, ``negatives_replaced`` (shares).
 
     Raises:
-        UsageError: an argument is out of its range.
+        UsageError: an argument is outside its range.
     """
 
     log_partition: Tensor
@@ -151,7 +151,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         restart_at: where they do; ``data`` in latent space needs a base with an inverse and a standard normal prior.
 
     Raises:
-        UsageError: an argument is out of its range.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class Flo(Loss):
     would give the same r), ``log_mean_weight`` = log r, ``energy_data``, ``energy_base``, ``weight_ess``.
 
     Raises:
-        RecipeError: a width below 1.
+        RecipeError: a width is below 1.
         UsageError: the data scale is not positive.
     """
 

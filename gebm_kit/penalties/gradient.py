@@ -39,7 +39,7 @@ class GradientPenalty(Penalty):
         centre: the slope that is asked for.
 
     Raises:
-        UsageError: an argument is out of its range; at evaluation, the batch has no data.
+        UsageError: an argument is outside its range; at evaluation, the batch has no data.
     """
 
     def __init__(

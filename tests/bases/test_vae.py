@@ -127,13 +127,13 @@ def test_the_kl_term_warms_up_over_updates_and_is_saved():
     torch.manual_seed(0)
     vae = Vae(2, hidden=[4], noise=0.5, kl_warmup=4, data_shape=(3,)).double()
     x = torch.randn(200, 3, dtype=torch.float64)
-    fit, divergence = vae._terms(x, torch.Generator().manual_seed(0))
+    fit, divergence = vae.terms(x, torch.Generator().manual_seed(0))
     weights = []
     for _ in range(6):
         torch.manual_seed(3)
         loss = vae.pretraining_loss(x)
         torch.manual_seed(3)
-        fit, divergence = vae._terms(x, None)
+        fit, divergence = vae.terms(x, None)
         weights.append(float(((loss + fit.mean()) / divergence.mean()).detach()))
     assert weights == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
     twin = Vae(2, hidden=[4], noise=0.5, kl_warmup=4, data_shape=(3,)).double()

@@ -87,8 +87,8 @@ class RealNVP(FlowBase):
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class MAF(FlowBase):
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class NSF(FlowBase):
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Gaussianization(FlowBase):
         data_shape: ``*D``.
 
     Raises:
-        UsageError: an argument is out of its range.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(

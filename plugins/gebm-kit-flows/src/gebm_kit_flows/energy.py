@@ -33,8 +33,8 @@ class FlowEnergy(Energy):
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
