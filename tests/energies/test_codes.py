@@ -150,7 +150,7 @@ def test_without_a_base_it_says_so() -> None:
 
 
 def test_a_base_without_an_inverse_is_refused() -> None:
-    with pytest.raises(UsageError, match="an inverse, and MlpBase has none"):
+    with pytest.raises(UsageError, match="an inverse, but MlpBase has none"):
         GEBM(MlpBase(2, data_shape=(2,)), codes_energy())
 
 

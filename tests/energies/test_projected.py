@@ -14,7 +14,7 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import DataError, Interrupted, RecipeError, UsageError
 from gebm_kit.core.interfaces import HasFitting
 from gebm_kit.data.digits import Digits
-from gebm_kit.energies.pretext import _uncut, classify, contrast, view
+from gebm_kit.energies.pretext import blanked_square, classify, contrast, view
 from gebm_kit.energies.projected import ProjectedEnergy
 from gebm_kit.engine.progress import Progress
 from gebm_kit.engine.run import load_run
@@ -138,9 +138,9 @@ class TestFit:
 
     def test_which_task(self, digits):
         bare = Unlabelled(digits)
-        assert energy()._pretext(digits) is classify
-        assert energy()._pretext(bare) is contrast
-        assert energy(features="contrastive")._pretext(digits) is contrast
+        assert energy().pretext(digits) is classify
+        assert energy().pretext(bare) is contrast
+        assert energy(features="contrastive").pretext(digits) is contrast
 
     def test_after_a_failure_the_features_are_fixed_all_the_same(self, digits):
         model = energy(steps=3)
@@ -177,7 +177,7 @@ class TestBadInput:
 class TestView:
     def test_blanked_square_is_dark_and_in_proportion(self):
         torch.manual_seed(0)
-        mask = _uncut(torch.zeros(2000, 1, 20, 20))
+        mask = blanked_square(torch.zeros(2000, 1, 20, 20))
         share = 1.0 - mask.mean().item()
         # a square of 0.3 of the side whose centre is anywhere: what hangs over the edge is lost, E = (0.3 - 0.3^2 / 4)^2
         assert share == pytest.approx((0.3 - 0.3**2 / 4) ** 2, rel=0.15)
