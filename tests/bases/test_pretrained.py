@@ -1,4 +1,4 @@
-"""Generators in files: weights of a registered base, programs, and every way in which one is refused."""
+"""Tests of generators in files: weights of a registered base, programs, and every reason to refuse one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPE = (1, 8, 8)
 
 
 class Deconvolution(nn.Module):
-    """As DCGANs are written: codes (B, Z, 1, 1), batch norm, tanh."""
+    """A generator in the style of DCGAN: codes (B, Z, 1, 1), batch norm, tanh."""
 
     def __init__(self, latent: int = 6) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Deconvolution(nn.Module):
 
 
 class Flat(nn.Module):
-    """(B, 3) -> whatever ``end`` makes of (B, 64)."""
+    """A linear layer (B, 3) -> (B, 64) followed by ``end``."""
 
     def __init__(self, end: Callable[[Tensor], Any] = torch.tanh, size: int = 64) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ def load(path: Path, shape: tuple[int, ...] = SHAPE, value_range: Any = (-1.0, 1
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, nn.Module]]:
-    """The same kind of generator as TorchScript and as torch.export program, with the module it was made of."""
+    """Write one generator as a TorchScript and as a torch.export program; return each path with the module."""
     folder = tmp_path_factory.mktemp("programs")
     torch.manual_seed(0)
     module, z = Deconvolution(), torch.randn(4, 6, 1, 1)
-    module(torch.randn(64, 6, 1, 1))  # gives batch norm statistics that are not the initial ones
+    module(torch.randn(64, 6, 1, 1))  # moves batch norm statistics away from their initial values
     module.eval()
     return {
         "torchscript": (script(module, folder / "generator.pt", z), module),
@@ -107,9 +107,9 @@ def test_a_program_is_the_map_that_it_was_exported_from(programs, kind, prior):
     (grad,) = torch.autograd.grad(x.square().sum(), z)
     assert (grad.abs().sum(1) > 0).all()
     assert not list(base.parameters())
-    torch.testing.assert_close(base.train()(z), x)  # no mode changes it
+    torch.testing.assert_close(base.train()(z), x)  # training mode changes nothing
     assert base.double()(z.double()).dtype == torch.float64
-    assert torch.equal(base(z.double()).float(), x)  # computed as it was exported, in its own precision
+    assert torch.equal(base(z.double()).float(), x)  # it computes in the precision in which it was exported
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert isinstance(base, HasSource)
     assert base.source_sha256 == digest
@@ -281,7 +281,7 @@ def test_weights_of_a_registered_base(tmp_path):
     path = tmp_path / "generator.safetensors"
     safetensors.torch.save_file(trained.state_dict(), path)
     fresh = DcganBase(6, 4, prior="uniform", data_shape=SHAPE, value_range=(-1.0, 1.0))
-    base = Pretrained(str(path), fresh, data_shape=SHAPE, value_range=(-1.0, 1.0))  # no trust is needed
+    base = Pretrained(str(path), fresh, data_shape=SHAPE, value_range=(-1.0, 1.0))  # weights need no trust
     z = torch.randn(5, 6)
     assert torch.equal(base.eval()(z), trained.eval()(z))
     assert base.prior.name == "uniform"

@@ -1,4 +1,4 @@
-"""The energy on features learned beforehand: how they are learned, that they stay, and that a run keeps them."""
+"""Tests of the energy on features learned beforehand: they are learned, stay fixed, and are kept by a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def digits() -> Digits:
 
 
 class Unlabelled:
-    """The digits without what `HasLabels` asks for."""
+    """The digits without labels."""
 
     def __init__(self, digits: Digits) -> None:
         self.data_shape, self.value_range, self.split = digits.data_shape, digits.value_range, digits.split
@@ -66,7 +66,7 @@ def features(model: ProjectedEnergy, x: Tensor) -> Tensor:
 
 class TestFit:
     def test_features_of_labels_tell_the_classes_apart(self, digits):
-        """A linear least-squares fit on the features gets nearly all held-out digits right, from random ones far fewer."""
+        """A linear least-squares fit on the features classifies nearly all held-out digits, on random ones far fewer."""
         right = {}
         for steps in (0, 200):
             model = energy(features="labels", steps=steps)
@@ -84,7 +84,7 @@ class TestFit:
         assert right[0] < right[200] - 0.1
 
     def test_contrastive_features_find_the_other_view_of_an_image(self, digits):
-        """Of the views of 200 images, fewer are nearer to a view than its partner is."""
+        """Among views of 200 images, fewer wrong views are nearer to a view than its partner is."""
         found = {}
         x = digits.split("test").batch(torch.arange(200))
         for steps in (0, 200):
@@ -179,7 +179,7 @@ class TestView:
         torch.manual_seed(0)
         mask = blanked_square(torch.zeros(2000, 1, 20, 20))
         share = 1.0 - mask.mean().item()
-        # a square of 0.3 of the side whose centre is anywhere: what hangs over the edge is lost, E = (0.3 - 0.3^2 / 4)^2
+        # the square's side is 0.3 and its centre anywhere; the part beyond the edge is lost, so E = (0.3 - 0.3^2 / 4)^2
         assert share == pytest.approx((0.3 - 0.3**2 / 4) ** 2, rel=0.15)
 
     def test_values_stay_near_their_range(self):

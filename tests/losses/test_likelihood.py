@@ -1,4 +1,4 @@
-"""ml and elbo on a base of the test's own, registered as a plugin's would be."""
+"""Tests of ml and elbo on a base that is registered as a plugin's would be."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = [
 
 
 class AffineFlow(Base):
-    """``G(z) = m + e^s z``: with a density, an encoder, and a loss of its own that is not the likelihood."""
+    """The base ``G(z) = m + e^s z``, with a density, an encoder, and a loss of its own that is not the likelihood."""
 
     def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class AffineFlow(Base):
 
 
 class Plain(Base):
-    """Neither density nor encoder."""
+    """A base with neither density nor encoder."""
 
     def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_maximum_likelihood_is_the_datas_mean_and_spread(recipe: Path, tmp_path:
 
 
 def test_the_elbo_is_the_bases_own(recipe: Path, tmp_path: Path) -> None:
-    """Both minimise the same but for a constant, so they end at the same weights; with ml the base's own is not asked."""
+    """ml and the base's own loss differ by a constant, so they end at the same weights. ml does not use the base's loss."""
     short = ["train.steps=20"]
     ml = gk.train(recipe, short, out=tmp_path / "ml")
     elbo = gk.train(recipe, [*short, "loss=elbo"], out=tmp_path / "elbo")

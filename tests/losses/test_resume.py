@@ -1,4 +1,4 @@
-"""Every loss trains through both phases, and a run that goes on from a checkpoint is the run that never stopped."""
+"""Tests that every loss trains through both phases, and that a resumed run equals one that was never stopped."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ LOSSES = {
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     named = {f"{part}/{name}": t.clone() for part, tensors in trainer.tensors().items() for name, t in tensors.items()}
-    return {name: tensor for name, tensor in named.items() if name != "model/log_partition"}  # nan: not estimated yet
+    return {name: tensor for name, tensor in named.items() if name != "model/log_partition"}  # NaN: not estimated yet
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,4 +1,4 @@
-"""The plugin as the kit sees it: its components, their documentation, and the recipes that need it."""
+"""Tests of the plugin as part of the kit: its components, their documentation, and the recipes that need it."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_every_component_and_parameter_is_documented() -> None:
 @pytest.fixture(autouse=True)
 def _few_initial_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gebm_kit.engine.trainer.INITIAL_DRAWS", 100)
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])  # the pictures
+    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])  # draws no pictures
 
 
 def table(name: str, folder: Path) -> Path:
-    """A file of the layout that the recipe reads, with numbers of a generator."""
+    """Write a file with the layout that the recipe reads, filled with random numbers."""
     rng = np.random.default_rng(0)
     if name == "miniboone":
         path = folder / "miniboone.npy"
