@@ -164,6 +164,14 @@ class Pretrained(Base):
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def _take_weights(self, content: bytes, network: Base | None, prefix: str, given: list[str]) -> None:
+        """Load the weights in ``content`` into ``network``.
+
+        Args:
+            content: a safetensors file's bytes.
+            network: the architecture, or None if the recipe has none.
+            prefix: prefix of the generator's names.
+            given: parameters in the recipe that are only for programs.
+        """
         where = self.source_file
         if network is None:
             raise UsageError(

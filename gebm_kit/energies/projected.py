@@ -35,7 +35,7 @@ Means of so many rows are known to a hundredth of a standard deviation."""
 class ProjectedEnergy(Energy):
     """An energy ``E(x) = h(f(x))``: features f, learned before training and then fixed, and an MLP h that is trained.
 
-    (B, channels, height, width) -> (B,). An energy on the pixels of a finished generator's draws finds what gives every
+    (B, channels, height, width) -> (B,). An energy on pixels that is trained on a finished generator finds what gives every
     draw away, such as noise or the checkerboards of strided layers. The base can draw nothing without these traces. The
     energy is then low where they show least instead of where the data are denser, and draws get worse. Features that
     answer another question about the data (which class is this? are these two views of one image?) hardly see such
@@ -44,9 +44,10 @@ class ProjectedEnergy(Energy):
 
     f halves the image by strided convolutions and ends in a linear layer, whose output is standardised on the training
     part. f is trained on the training part alone, never on draws, before the first step of a run (``gebm-kit train`` shows
-    its progress), and is saved with the energy. A metric may use features of a network that knows the same labels
-    (``frechet`` with ``classifier``). Such a metric sees just what this energy improves. ``features: contrastive`` uses no
-    labels and is the control.
+    its progress), and is saved with the energy.
+
+    A metric on features of a network that knows the same labels (``frechet`` with ``classifier``) measures the very thing
+    that this energy improves. ``features: contrastive`` uses no labels and is the control.
 
     Args:
         features: the task of f. ``labels``: the classes of labelled data; ``contrastive``: to tell two random views of an

@@ -94,7 +94,7 @@ class ResnetEnergy(Energy):
 class _Block(nn.Module):
     """A residual block ``pool(conv(a(conv(a(x))))) + conv1x1(pool(x))``, without the pool unless ``halving``.
 
-    The first block has no activation in front, because its input are pixels. In the other blocks the published shortcut
+    The first block has no activation in front, because its input is the image. In the other blocks the published shortcut
     pools after the convolution. A 1x1 convolution commutes with the pool and costs a quarter after it. The shortcut is the
     identity where neither size nor channels change.
     """

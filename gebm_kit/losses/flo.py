@@ -33,8 +33,8 @@ from gebm_kit.losses.density_ratio import (
 class Flo(Loss):
     """Energy loss ``E_P[E + v] + r - 1``, ``r = E_P[exp(-v)] E_B[exp(-E)]``, v(x) a scalar network; base loss as kale's.
 
-    Derivation. Donsker and Varadhan's bound is ``KL(P||B) = max_E -E_P[E] - log E_B[exp(-E)]``. Take the second term inside
-    the expectation over P. For each data point x, with x' from the base, this gives
+    Derivation. Donsker and Varadhan's formula is ``KL(P||B) = max_E -E_P[E] - log E_B[exp(-E)]``. Take the second term
+    inside the expectation over P. For each data point x, with x' from the base, this gives
 
         KL >= E_P[-log t(x)],        t(x) = exp(E(x)) E_B[exp(-E(x'))] = E_B[exp(E(x) - E(x'))].
 

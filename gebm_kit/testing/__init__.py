@@ -1,4 +1,4 @@
-"""Checks that plugin authors run on their own components, with targets of known answers and statistical tests.
+"""Checks that plugin authors run on their own components, targets with known answers, and statistical tests.
 
 from gebm_kit.testing import check_sampler
 
