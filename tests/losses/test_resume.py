@@ -35,7 +35,7 @@ LOSSES = {
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     named = {f"{part}/{name}": t.clone() for part, tensors in trainer.tensors().items() for name, t in tensors.items()}
-    return {name: tensor for name, tensor in named.items() if name != "model/log_partition"}  # NaN: not estimated yet
+    return {name: tensor for name, tensor in named.items() if name != "model/log_partition"}  # nan: not estimated yet
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -47,7 +47,7 @@ def test_every_component_and_parameter_is_documented() -> None:
 @pytest.fixture(autouse=True)
 def _few_initial_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gebm_kit.engine.trainer.INITIAL_DRAWS", 100)
-    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])  # draws no pictures
+    monkeypatch.setattr("gebm_kit.engine.report.draw_all", lambda *_, **__: [])  # the pictures
 
 
 def table(name: str, folder: Path) -> Path:
