@@ -77,7 +77,8 @@ class Loss(nn.Module):
 
     Attributes:
         needs: fields of `Batch` that the energy loss reads.
-        base_needs: fields of `Batch` that the base loss reads: base draws, or data.
+        base_needs: fields of `Batch` that the base loss reads. The engine fills every field that is named: data, base draws,
+            or both; negatives are those of the last energy update.
         parts: which parts have an objective; with the base's alone, ``train.part`` must be ``base``.
         log_ratio: whether the optimal energy is a log density ratio relative to the base, so that sampling from it is
             meaningful; where that depends on the loss's parameters, its constructor sets it.

@@ -1,5 +1,6 @@
-"""The base update without a derivative of the draws: maximum likelihood of the base on draws of the model.
+"""The ways to train the base: its own loss, the recipe's loss, or maximum likelihood on draws of the model.
 
+The last takes no derivative of the draws.
 KALE(P||B_theta) = -E_P[E] - log E_B[exp(-E)] has, with the energy fixed, the gradient
 
     E_q[grad_x E(G(z)) dG/dtheta] = -E_q[grad_theta log b_theta(x)],     q(x) = b(x) exp(-E(x)) / Z,
@@ -20,19 +21,74 @@ References:
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from dataclasses import fields
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.schema import Recipe, TrainSection
 from gebm_kit.core import reduce
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.estimators import effective_sample_size, largest
-from gebm_kit.core.interfaces import Base, HasDensity, HasSource, Loss, LossTerms, OnCodes
+from gebm_kit.core.interfaces import Base, Batch, HasDensity, HasPretraining, HasSource, Loss, LossTerms, OnCodes
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.training.ema import EMA
 from gebm_kit.engine.training.latent_codes import data, energy_side
+
+
+class BaseInputs(Protocol):
+    """The inputs that a base update may ask for. Each call draws anew, so an update calls only what it needs."""
+
+    def data(self) -> Tensor:
+        """Return this rank's part of the next batch of data, (B, *D)."""
+        ...
+
+    def latents(self) -> Tensor:
+        """Draw this rank's part of a batch of latent codes, (B, Z)."""
+        ...
+
+    def chain_ends(self) -> Tensor:
+        """Return the last states of the loss's chains, as the energy saw them in its last update."""
+        ...
+
+    def base_batch(self, needs: frozenset[str]) -> Batch:
+        """Fill the named fields of a `Batch`, ``x_base`` with its gradient in the base."""
+        ...
+
+
+class BaseUpdate(Protocol):
+    """One way to train the base; `base_update` chooses it once, before training."""
+
+    def terms(self, base: Base, inputs: BaseInputs) -> LossTerms:
+        """Compute the loss of one update of ``base``, and its metrics."""
+        ...
+
+
+class OwnLoss:
+    """The base's own loss on a batch of data (`HasPretraining`)."""
+
+    def terms(self, base: Base, inputs: BaseInputs) -> LossTerms:
+        """Compute the mean of the base's loss over all ranks."""
+        pretrained = cast(HasPretraining, base)
+        return LossTerms(reduce.mean(pretrained.pretraining_loss(inputs.data()).reshape(1)))
+
+
+class LossOnBatch:
+    """The recipe's loss, on the fields of the batch that its ``base_needs`` names.
+
+    Args:
+        loss: the recipe's.
+        model: the model as the steps evaluate it, compiled where the recipe asks for that.
+    """
+
+    def __init__(self, loss: Loss, model: GEBM) -> None:
+        self._loss, self._model = loss, model
+
+    def terms(self, base: Base, inputs: BaseInputs) -> LossTerms:
+        """Compute ``loss.base_loss``."""
+        return self._loss.base_loss(self._model, inputs.base_batch(self._loss.base_needs))
+
 
 SMALLEST_POWER = 1e-6
 """Of the weights; where that leaves too few of them effective, they are as good as equal anyway."""
@@ -99,6 +155,10 @@ class WeightedLikelihood(BaseLikelihood):
         super().__init__(model, loss, average)
         self.least_ess = least_ess
 
+    def terms(self, base: Base, inputs: BaseInputs) -> LossTerms:
+        """Compute `loss` on new latent codes."""
+        return self.loss(base, inputs.latents())
+
     def loss(self, base: Base, z: Tensor) -> LossTerms:
         """The loss on draws of codes z, (B, Z), with ``weight_power``, which is t, among its metrics."""
         with torch.no_grad():
@@ -148,6 +208,10 @@ class McmcTeaching(BaseLikelihood):
                 hint="Use loss=pcd, or train.base_update=weighted-likelihood.",
             )
 
+    def terms(self, base: Base, inputs: BaseInputs) -> LossTerms:
+        """Compute `loss` on the chains of the last energy update."""
+        return self.loss(base, inputs.chain_ends())
+
     def loss(self, base: Base, negatives: Tensor) -> LossTerms:
         """The loss on the chains' ends, as the energy sees them: (B, *D), or (B, Z) for an energy on codes."""
         assert isinstance(base, HasDensity)
@@ -179,6 +243,52 @@ def base_likelihood(
     if settings.base_update == "mcmc-teaching":
         return McmcTeaching(model, loss, average)
     return WeightedLikelihood(model, loss, average, settings.base_update_ess)
+
+
+def base_update(
+    settings: TrainSection, base: Base, loss: Loss, model: GEBM, likelihood: WeightedLikelihood | McmcTeaching | None
+) -> BaseUpdate:
+    """Choose the base update of the main phase.
+
+    Args:
+        settings: the recipe's.
+        base: the part that learns.
+        loss: the recipe's.
+        model: the model as the steps evaluate it.
+        likelihood: the choice of `base_likelihood`.
+    """
+    on_data = "x" in loss.base_needs
+    if settings.part == "base" and isinstance(base, HasPretraining) and not on_data:
+        return OwnLoss()
+    return LossOnBatch(loss, model) if on_data or likelihood is None else likelihood
+
+
+def check_needs(loss: Loss, settings: TrainSection) -> None:
+    """Refuse a loss whose ``needs`` or ``base_needs`` can't be filled.
+
+    Raises:
+        UsageError: `Batch` has no such field; or negatives that the loss does not declare, or that no energy update draws.
+    """
+    known = frozenset(field.name for field in fields(Batch))
+    for name in ("needs", "base_needs"):
+        asked = frozenset(getattr(loss, name))
+        if unknown := sorted(asked - known):
+            raise UsageError(
+                f"{name} of the loss {type(loss).__name__} names {', '.join(map(repr, unknown))}, which a batch does not "
+                f"have; {nearest(unknown[0], known)}",
+                hint=f"A batch has {', '.join(sorted(known))}.",
+            )
+        if "negatives" in asked and loss.negatives is None:
+            raise UsageError(
+                f"{name} of the loss {type(loss).__name__} names 'negatives', and the loss does not say how to draw them",
+                hint="Set its attribute `negatives` to NegativeSettings.",
+            )
+    if "negatives" in loss.base_needs and settings.part == "base":
+        raise UsageError(
+            f"the base loss of {type(loss).__name__} needs 'negatives', which energy updates draw, and train.part=base has "
+            "none",
+            hint="Set train.part=both.",
+        )
 
 
 def tempering(log_weights: Tensor, least_ess: float) -> Tensor:

@@ -26,13 +26,21 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
 from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.acceleration import channels_last, compiled
-from gebm_kit.engine.training.base_update import McmcTeaching, WeightedLikelihood, base_likelihood, check_trainable
+from gebm_kit.engine.training.base_update import (
+    BaseUpdate,
+    OwnLoss,
+    base_likelihood,
+    base_update,
+    check_needs,
+    check_trainable,
+)
 from gebm_kit.engine.training.early_stopping import BestBase
 from gebm_kit.engine.training.ema import EMA, carrying
 from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.negatives import NegativeChains
 from gebm_kit.engine.training.non_finite import Guard, gradient_norm
-from gebm_kit.engine.training.optimisers import make_optimizer, rate, set_rate
+from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
+from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
 from gebm_kit.engine.training.vital_signs import vital_signs
 
 INITIAL_DRAWS = 4096
@@ -76,6 +84,7 @@ class Trainer:
         channels_last(self.model)
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
+        check_needs(self.loss, self.settings)
         self.loss.check(self.model)
         self.penalties = _penalties(recipe.penalties, facts, device)
         self.final_penalties = _penalties(recipe.final_penalties, facts, device)
@@ -105,9 +114,7 @@ class Trainer:
         self._autocast = recipe.precision == "bfloat16"
         if self._autocast and device.type != "cuda":
             raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
-        self._data_for_base = "x" in self.loss.base_needs
-        self._own_loss = isinstance(self.model.base, HasPretraining)
-        if self.settings.pretrain_steps and not self._own_loss:
+        if self.settings.pretrain_steps and not isinstance(self.model.base, HasPretraining):
             raise UsageError(
                 f"train.part={self.settings.part} needs a base with a loss of its own, and {recipe.base.name!r} has none",
                 hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
@@ -121,18 +128,15 @@ class Trainer:
             self.model.base.eval()
         # what the steps evaluate: the same modules, compiled where the recipe asks for it
         self._stepped = compiled(self.side, device, rows) if self.settings.compile else self.side
+        self._pretraining_update: BaseUpdate = OwnLoss()
+        self._base_update = base_update(self.settings, self.model.base, self.loss, self._stepped, self.likelihood)
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
     @property
-    def final_phase(self) -> bool:
-        """Whether the coming cycle belongs to the final, energy-only phase."""
-        return self.step >= self.settings.main_end
-
-    @property
-    def pretraining(self) -> bool:
-        """Whether the coming cycle belongs to the first phase, of the base alone."""
-        return self.step < self.settings.pretrain_steps
+    def phase(self) -> Phase:
+        """The phase of the coming cycle."""
+        return phase_of(self.settings, self.step)
 
     @property
     def looks(self) -> bool:
@@ -145,13 +149,12 @@ class Trainer:
             self._enter_main_phase()
         if self.step == self.settings.main_end and self.settings.final.steps:
             self._enter_final_phase()
-        self._schedule()
+        self._set_learning_rates()
         data_parallel.seed_rank(self.data_seed(), self.step)
         metrics: dict[str, Tensor] = {}
-        if self.settings.part != "base" and not self.pretraining:
-            for _ in range(self._num_energy_updates()):
-                metrics |= self.energy_step().metrics
-        if self.pretraining or (self.settings.main_part != "energy" and not self.final_phase):
+        for _ in range(num_energy_updates(self.settings, self.step)):
+            metrics |= self.energy_step().metrics
+        if updates_base(self.settings, self.step):
             metrics |= self.base_step().metrics
         data_parallel.average_statistics(self.model.energy)
         self.step += 1
@@ -166,7 +169,7 @@ class Trainer:
         """One update of the energy (and of A); the base is not differentiated."""
         kept = self.guard.keep()
         batch = self._batch()
-        penalties = self.final_penalties if self.final_phase else self.penalties
+        penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
         with self._forward_context():
             terms = self.loss.energy_loss(self._stepped, batch)
         total = terms.loss
@@ -186,21 +189,9 @@ class Trainer:
     def base_step(self) -> LossTerms:
         """One update of the base with the energy fixed, then of its moving average."""
         kept = self.guard.keep()
+        update = self._pretraining_update if self.phase is Phase.PRETRAINING else self._base_update
         with fixed(self.model.energy, self.loss), self._forward_context():
-            if self.pretraining or (self.settings.part == "base" and self._own_loss and not self._data_for_base):
-                assert isinstance(self.model.base, HasPretraining)
-                terms = LossTerms(reduce.mean(self.model.base.pretraining_loss(self._data()).reshape(1)))
-            elif self._data_for_base:
-                x = self._noisy(self._data())
-                terms = self.loss.base_loss(self._stepped, Batch(x, x.new_empty(0), x.new_empty(0)))
-            elif isinstance(self.likelihood, WeightedLikelihood):
-                terms = self.likelihood.loss(self.model.base, self._latents())
-            elif isinstance(self.likelihood, McmcTeaching):
-                assert self._chain_ends is not None
-                terms = self.likelihood.loss(self.model.base, self._chain_ends)
-            else:
-                z = self._latents()
-                terms = self.loss.base_loss(self._stepped, Batch(None, z, self._noisy(self._stepped.base(z))))
+            terms = update.terms(self.model.base, self)
         bad = self._update("base", self.base_optimizer, terms.loss)
         self.guard.undo(kept, bad)
         data_parallel.average_statistics(self.model.base)
@@ -215,7 +206,7 @@ class Trainer:
 
     def initialise(self) -> None:
         """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws. The base alone needs none."""
-        if self.pretraining:
+        if self.phase is Phase.PRETRAINING:
             return
         with torch.no_grad(), self._forward_context():
             # whole batches: batch norm needs more than one row
@@ -266,25 +257,17 @@ class Trainer:
         seed = self.settings.seed
         return stream(seed, "data order", self.restores).initial_seed() if self.restores else seed
 
-    def _num_energy_updates(self) -> int:
-        if self.final_phase:
-            return self.settings.final.energy_steps
-        since = self.step - self.settings.pretrain_steps
-        again = since and self.settings.start_every and since % self.settings.start_every == 0
-        starting = (since < self.settings.start_steps or again) and self.settings.main_part == "both"
-        return self.settings.start_energy_steps if starting else self.settings.energy_steps
-
-    def _data(self) -> Tensor:
-        """This rank's part of the next batch of data."""
+    def data(self) -> Tensor:
+        """Return this rank's part of the next batch of data, (B, *D)."""
         x = self.feed.next()
         return flipped(x, self.generator) if self.settings.flip else x
 
-    def _latents(self) -> Tensor:
-        """Codes of this rank's part of a batch."""
+    def latents(self) -> Tensor:
+        """Draw the latent codes of this rank's part of a batch, (B, Z)."""
         return reduce.share(self.model.base.sample_prior(self.feed.batch_size, self.generator, self.feed.dtype))
 
     def _batch(self) -> Batch:
-        x, z = self._data(), self._latents()
+        x, z = self.data(), self.latents()
         with torch.no_grad(), self._forward_context():
             seen = points(self.side, x)
             x, x_base = self._noisy(seen), self._noisy(self._stepped.base(z).to(x.dtype))
@@ -295,6 +278,25 @@ class Trainer:
         negatives = self.negatives.draw(self.side, seen if latent else x, x_base, self.generator, self.energy_updates)
         self._chain_ends = negatives
         return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
+
+    def chain_ends(self) -> Tensor:
+        """Return the last states of the loss's chains, as the energy saw them in its last update, without noise."""
+        if self._chain_ends is None:
+            raise RuntimeError("no energy update has drawn negatives yet")
+        return self._chain_ends
+
+    def base_batch(self, needs: frozenset[str]) -> Batch:
+        """Fill the fields of a `Batch` that ``needs`` names, x_base with its gradient in the base; the others stay empty.
+
+        Negatives are those of the last energy update.
+        """
+        x = self._noisy(self.data()) if "x" in needs else None
+        negatives = self._seen.negatives if "negatives" in needs and self._seen is not None else None
+        if x is not None and not needs & {"z", "x_base"}:
+            return Batch(x, x.new_empty(0), x.new_empty(0), negatives)
+        z = self.latents()
+        x_base = self._noisy(self._stepped.base(z))
+        return Batch(x, z, x_base if x is None else x_base.to(x.dtype), negatives)
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.settings.noise:
@@ -319,19 +321,13 @@ class Trainer:
         optimizer.step()
         return bad
 
-    def _schedule(self) -> None:
-        """Learning rates of the coming cycle, by its place in its phase."""
-        settings = self.settings
-        first = settings.pretrain_steps
-        if self.pretraining:
-            set_rate(self.base_optimizer, rate(settings.pretrain.optimizer, self.step, first))
-            return
-        if self.final_phase:
-            final = settings.final
-            set_rate(self.energy_optimizer, rate(final.optimizer, self.step - settings.main_end, final.steps))
-            return
-        set_rate(self.energy_optimizer, rate(self.recipe.optim.energy, self.step - first, settings.steps))
-        set_rate(self.base_optimizer, rate(self.recipe.optim.base, self.step - first, settings.steps))
+    def _set_learning_rates(self) -> None:
+        """Set the learning rates of the coming cycle."""
+        rates = learning_rates(self.recipe, self.step)
+        if rates.energy is not None:
+            set_rate(self.energy_optimizer, rates.energy)
+        if rates.base is not None:
+            set_rate(self.base_optimizer, rates.base)
 
     def _enter_main_phase(self) -> None:
         """From here on the base is the pretrained one, with its best weights or those that sampling would use."""

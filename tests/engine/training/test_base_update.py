@@ -330,7 +330,7 @@ def test_chains_that_start_at_data_do_so_at_the_averages_codes_without_noise() -
     rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
     codes = trainer.likelihood.reference.encode(rows)  # type: ignore[operator]
     batch = trainer._batch()
-    ends, negatives = trainer._chain_ends, batch.negatives
+    ends, negatives = trainer.chain_ends(), batch.negatives
     assert ends is not None
     assert negatives is not None
     assert all((codes - end).abs().sum(1).min() < 1e-4 for end in ends)

@@ -22,6 +22,7 @@ from gebm_kit.engine.datasets.prepare import prepare
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.dry_run import plan
+from gebm_kit.engine.training.phases import num_energy_updates
 from gebm_kit.engine.training.trainer import Trainer
 
 pytestmark = [
@@ -187,5 +188,5 @@ def test_published_energy_updates() -> None:
     counts = {}
     for step in (0, 1, 2, 3, 499, 500, 501, 1000):
         trainer.step = step
-        counts[step] = trainer._num_energy_updates()
+        counts[step] = num_energy_updates(trainer.settings, trainer.step)
     assert counts == {0: 100, 1: 100, 2: 5, 3: 5, 499: 5, 500: 100, 501: 5, 1000: 100}

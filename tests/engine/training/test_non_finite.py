@@ -25,6 +25,7 @@ from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
 from gebm_kit.engine.training.non_finite import Guard
+from gebm_kit.engine.training.phases import Phase
 from gebm_kit.engine.training.rollback import go_back
 from gebm_kit.engine.training.trainer import Trainer
 from gebm_kit.testing.host_sync import forbid_host_sync
@@ -183,7 +184,7 @@ def test_no_cycle_waits_for_the_device(overrides: list[str]) -> None:
     for _ in range(5):  # through the change to the final phase
         with forbid_host_sync():
             trainer.cycle()
-    assert trainer.final_phase
+    assert trainer.phase is Phase.FINAL
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e3])
