@@ -30,8 +30,9 @@ pytestmark = [
 
 SMALL = [
     "base={name: mlp, latent_dim: 4, hidden: [8]}", "energy={name: mlp, hidden: [8]}", "train.penalty=null",
-    "train.batch_size=16", "train.noise=0", "train.steps=3", "train.start_steps=0", "train.energy_steps=1", "train.final.steps=0", "sample.num_samples=20", "sample.num_chains=20",
-    "sample.warmup=2", "sample.steps=5", "eval.num_samples=20", "eval.num_sets=2", "eval.metrics=[mmd]",
+    "train.batch_size=16", "train.noise=0", "train.steps=3", "train.start_steps=0", "train.energy_steps=1",
+    "train.final.steps=0", "sample.num_samples=20", "sample.num_chains=20", "sample.warmup=2", "sample.steps=5",
+    "eval.num_samples=20", "eval.num_sets=2", "eval.metrics=[mmd]",
 ]  # fmt: skip
 
 
