@@ -155,6 +155,20 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
     return Run(path, check_word(checkpoint))
 
 
+def subject_of(run_or_model: Run | GEBM | str | Path) -> Run | GEBM:
+    """Return the run or model itself, or open the run directory that a path names.
+
+    Raises:
+        UsageError: it is neither a run, a path nor a model.
+        CheckpointError: the path is not a run directory.
+    """
+    if isinstance(run_or_model, str | Path):
+        return load_run(run_or_model)
+    if isinstance(run_or_model, Run | GEBM):
+        return run_or_model
+    raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
+
+
 def newest_run(root: str | Path = RUNS) -> Run:
     """The newest finished run under ``root``.
 
@@ -195,12 +209,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return value
-
-
-def open_run(run_or_model: Run | str | Path) -> Run:
-
-    if isinstance(run_or_model, str | Path):
-        return load_run(run_or_model)
-    if isinstance(run_or_model, Run):
-        return run_or_model
-    raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
