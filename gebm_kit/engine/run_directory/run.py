@@ -126,9 +126,14 @@ class Run:
         return model.eval()
 
 
-def facts_for_checkpoint(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """What the model needs to know of the data, so that it can be rebuilt without the data."""
-    return {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
+def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool) -> dict[str, Any]:
+    """Return what a checkpoint keeps to rebuild the model without its data and its loss.
+
+    Args:
+        log_ratio: whether the energy is a log density ratio, as the model says that was trained (`GEBM.log_ratio`).
+    """
+    facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
+    return facts | {"log_ratio": log_ratio}
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
