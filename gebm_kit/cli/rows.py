@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -14,6 +14,8 @@ from gebm_kit.core.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gebm_kit.cli.ui import Ui
+    from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.run_directory.run import Run
 
 RunFileWords = Annotated[
@@ -70,3 +72,66 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
     places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
     table = read_table(file, key, [names[place] for place in places])
     return table.rows, table.columns
+
+
+class RowValues(Protocol):
+    """Values of N rows that a command writes to a file, such as `RowScores` and `LogDensities`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what holds for all rows, as plain JSON."""
+
+    def save(self, path: Path) -> None:
+        """Write one line for each row."""
+
+
+V = TypeVar("V", bound=RowValues)
+
+
+def compute_rows(
+    compute: Callable[..., V], given: Given, key: str | None, run: Run, recipe: Recipe, device: str | None, say: Ui
+) -> V:
+    """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
+
+    Args:
+        compute: `row_scores` or `densities`.
+        key: the array in the file, or None.
+        device: in place of the recipe's.
+
+    Raises:
+        DataError: the file can't be read, or its rows do not fit the run.
+    """
+    rows, names = read_rows(given.file, key, run)
+    with say.progress() as on_progress:
+        return compute(
+            run.model,
+            run.dataset,
+            rows,
+            inverse_temperature=recipe.sample.inverse_temperature,
+            space=recipe.nll.space,
+            method=recipe.eval.log_partition,
+            seed=recipe.eval.seed,
+            device=device or recipe.device,
+            names=names,
+            source=str(given.file),
+            block_size=recipe.sample.block_size,
+            on_progress=on_progress,
+        )
+
+
+def save_rows(found: RowValues, given: Given, run: Run, out: Path | None, folder: str) -> dict[str, str]:
+    """Write the values to ``out``, or to ``folder`` in the run directory under the file's name.
+
+    Returns:
+        What the JSON says of places: ``run``, ``checkpoint``, ``file``, ``out``.
+    """
+    from gebm_kit.core.files import make_directory
+
+    place = out or run.path / folder / f"{given.file.stem}.csv"
+    make_directory(place.parent)
+    found.save(place)
+    return {
+        "run": str(run.path),
+        "checkpoint": str(run.checkpoint.path),
+        "file": str(given.file),
+        "out": str(place),
+    }
