@@ -32,29 +32,38 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
 
 
+Generator = Annotated[
+    str,
+    typer.Argument(
+        metavar="GENERATOR", help="A .safetensors file of weights, or a program (TorchScript, torch.export)."
+    ),
+]
+
+
+DataWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DATA [KEY=VALUE ...]",
+        help="A dataset's name, a folder of images or in MNIST's format, or a file of arrays; then values that replace "
+        "those of the recipe refine.",
+    ),
+]
+
+
+LatentShape = Annotated[
+    str | None,
+    typer.Option(
+        "--latent",
+        metavar="SHAPE",
+        help="Of one code of a program: 100, or 100x1x1. torch.export programs state it.",
+    ),
+]
+
+
 def refine(
-    generator: Annotated[
-        str,
-        typer.Argument(
-            metavar="GENERATOR", help="A .safetensors file of weights, or a program (TorchScript, torch.export)."
-        ),
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="DATA [KEY=VALUE ...]",
-            help="A dataset's name, a folder of images or in MNIST's format, or a file of arrays; then values that replace "
-            "those of the recipe refine.",
-        ),
-    ] = None,
-    latent: Annotated[
-        str | None,
-        typer.Option(
-            "--latent",
-            metavar="SHAPE",
-            help="Of one code of a program: 100, or 100x1x1. torch.export programs state it.",
-        ),
-    ] = None,
+    generator: Generator,
+    words: DataWords = None,
+    latent: LatentShape = None,
     out: RunDirectory = None,
     resume: ResumeRun = False,
     dry_run: DryRun = False,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.run_directory.run import Run
+    from gebm_kit.engine.sampling.settings import SampleSettings
 
 
 def set_up_cpu(threads: int | None) -> None:
@@ -44,3 +46,18 @@ def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
     if not overrides:
         return run.recipe
     return load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory)
+
+
+def overrides_with_sampler(run: Run, sampler: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
+    """Put ``--sampler`` in front of the overrides, so that ``sampler.step_size=0.1`` is a value of that sampler."""
+    if sampler is None or sampler == run.recipe.sampler.name:
+        return tuple(overrides)
+    return (f"sampler={sampler}", *overrides)
+
+
+def changed_settings(recipe: Recipe, changes: Mapping[str, Any]) -> SampleSettings:
+    """Return the recipe's settings of sampling, with those ``changes`` that are not None."""
+    from gebm_kit.engine.sampling.settings import settings_of
+
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(settings_of(recipe.sample), **given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Words, only_sections
 from gebm_kit.cli.results import interval, show_protocols
-from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
+from gebm_kit.cli.run_options import (
+    changed_settings,
+    find_run,
+    overridden_recipe,
+    overrides_with_sampler,
+    set_up_cpu,
+)
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.evaluation.trace_result import Trace
     from gebm_kit.engine.run_directory.run import Run
+    from gebm_kit.engine.sampling.settings import SampleSettings
 
 SECTIONS = ("sampler", "sample", "eval")
 EVAL_KEYS = ("eval.metrics", "eval.num_sets", "eval.num_reference", "eval.features")
@@ -81,28 +87,46 @@ def run_trace(
                 f"--trace keeps no draws, so there is nothing for {option}", hint="Leave out one of the two."
             )
     set_up_cpu(threads)
-    from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
     from gebm_kit.engine.evaluation.trace_result import check_output
     from gebm_kit.engine.process.distributed import under_torchrun
-    from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
-    from gebm_kit.engine.trace import chosen_metric, record
 
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")
     if out is not None:
         check_output(out)
     run = find_run(given.target, say, checkpoint)
-    overrides = given.overrides
-    if sampler is not None and sampler != run.recipe.sampler.name:
-        overrides = (f"sampler={sampler}", *overrides)
-    recipe, betas = _sweep(run, overrides)
-    settings = dataclasses.replace(
-        settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
-    )
+    recipe, betas = _sweep(run, overrides_with_sampler(run, sampler, given.overrides))
+    trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say)
+    target = trace.save(out or _new_file(run, trace))
+    picture = trace.draw(run.figures / f"along-{_plain_name(trace.metric)}.png")
+    found = trace.as_dict()
+
+    def show() -> None:
+        show_trace(found)
+        ui.text(f"figure: {picture}")
+        ui.text(f"trace: {target}")
+
+    say.result({"trace": found, "out": str(target), "run": str(run.path), "figures": [str(picture)]}, show)
+
+
+def _recorded(
+    metric: str,
+    run: Run,
+    recipe: Recipe,
+    settings: SampleSettings,
+    betas: Sequence[float],
+    device: str | None,
+    say: ui.Ui,
+) -> Trace:
+    """Run the chains at each of the ``betas`` and score them on the way."""
+    from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+    from gebm_kit.engine.sampling.settings import resolve_sampler
+    from gebm_kit.engine.trace import chosen_metric, record
+
     chosen = chosen_metric(metric, recipe)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
     with say.progress() as on_progress:
-        trace = record(
+        return record(
             run.model,
             run.dataset,
             chosen,
@@ -115,16 +139,6 @@ def run_trace(
             device=device or run.recipe.device,
             on_progress=on_progress,
         )
-    target = trace.save(out or _new_file(run, trace))
-    picture = trace.draw(run.figures / f"along-{_plain_name(trace.metric)}.png")
-    found = trace.as_dict()
-
-    def show() -> None:
-        show_trace(found)
-        ui.text(f"figure: {picture}")
-        ui.text(f"trace: {target}")
-
-    say.result({"trace": found, "out": str(target), "run": str(run.path), "figures": [str(picture)]}, show)
 
 
 def _check_words(overrides: Sequence[str]) -> None:
