@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from gebm_kit.core.progress import Progress
 
 
-SHOWN = ("energy_loss", "kale", "acceptance")
-"""A bar has room for less than a line has: with these it fits into 80 columns."""
+BAR_SCALARS = ("energy_loss", "kale", "acceptance")
+"""Scalars that a bar shows, fewer than `LINE_SCALARS`, so that it fits into 80 columns."""
 
 
 class Bars:
@@ -50,7 +50,7 @@ class Bars:
             pace = Pace(report)
             self._tasks[report.stage] = task, pace
         pace.update(report)
-        detail = "  ".join(part for part in [*pace.scalars(SHOWN), pace.speed(), pace.left()] if part)
+        detail = "  ".join(part for part in [*pace.scalars(BAR_SCALARS), pace.speed(), pace.left()] if part)
         within = report.stage != next(iter(self._tasks))  # sampling for an evaluation in the middle of training
         visible = not (within and 0 <= report.total <= report.step)
         total = report.total if report.total >= 0 else report.step + 1  # where it is not known

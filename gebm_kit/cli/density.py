@@ -23,7 +23,8 @@ from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
-SECTIONS = ("eval", "sample", "nll")
+OVERRIDABLE = ("eval", "sample", "nll")
+"""Sections of the recipe that ``gebm-kit density`` can override."""
 
 
 def density(
@@ -47,7 +48,7 @@ def density(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = given_rows(words, "density")
-    only_sections(given.overrides, SECTIONS, "gebm-kit density")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":
         raise UsageError(f"--out is a table in CSV format, got {out}", hint="For example --out densities.csv.")
     set_up_cpu(threads)

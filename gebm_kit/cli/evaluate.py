@@ -19,7 +19,8 @@ from gebm_kit.cli.options import (
 )
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 
-SECTIONS = ("eval", "sampler", "sample", "nll")
+OVERRIDABLE = ("eval", "sampler", "sample", "nll")
+"""Sections of the recipe that ``gebm-kit eval`` can override."""
 
 
 def evaluate(
@@ -37,7 +38,7 @@ def evaluate(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
-    only_sections(given.overrides, SECTIONS, "gebm-kit eval")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit eval")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
     from gebm_kit.engine.evaluation.evaluation import score_recipe

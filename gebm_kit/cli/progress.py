@@ -19,8 +19,8 @@ SECONDS_PER_LINE = 10
 """The same where it is not known how long the stage is."""
 
 
-SHOWN_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
-"""Scalars of a progress report that are shown, in this order; a run's metrics.jsonl has them all."""
+LINE_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
+"""Scalars that a line of progress shows, in this order; a run's metrics.jsonl has them all."""
 
 
 class PlainProgress:
@@ -43,7 +43,7 @@ class PlainProgress:
             pace.last_line = report.step
             parts = [
                 f"{report.stage} {report.step}" + (f"/{report.total}" if report.total >= 0 else ""),
-                *pace.scalars(SHOWN_SCALARS),
+                *pace.scalars(LINE_SCALARS),
                 pace.speed(),
                 pace.left(),
             ]

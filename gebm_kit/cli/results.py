@@ -11,18 +11,22 @@ from gebm_kit.cli import ui
 if TYPE_CHECKING:
     from gebm_kit.engine.sampling.diagnostics import Diagnostics
 
-COLUMNS = ("data", "base", "gebm", "ratio")
+COLUMN_LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
+"""Keys of an evaluation's ``metrics``, in the order of the table's columns, and what heads them."""
+
 DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")
-HEADINGS = ("metric", "held-out data", "base", "GEBM", "GEBM / base")
+EVALUATION_HEADINGS = ("metric", *COLUMN_LABELS.values())
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     """The JSON of `eval` as a table: values with their 95 % intervals, then KALE and the log-partition."""
     metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
-    names = list(dict.fromkeys(name for column in COLUMNS for name in metrics.get(column) or {}))
+    names = list(dict.fromkeys(name for column in COLUMN_LABELS for name in metrics.get(column) or {}))
     if names:
-        rows = [[name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
-        ui.table("", HEADINGS, rows)
+        rows = [
+            [name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMN_LABELS)] for name in names
+        ]
+        ui.table("", EVALUATION_HEADINGS, rows)
         beta = evaluation.get("inverse_temperature", 1.0)
         at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
         ui.text(f"[95 % intervals over independent draw sets]{at}")

@@ -90,7 +90,7 @@ def _show(root: Path, scored: list[tuple[RunRecord, Score | None]], groups: list
     several = any(len(record.evaluated_rows) > 1 for record, _ in scored)
     shown = [index for index, heading in enumerate(HEADINGS) if heading != "best" or several]
     if ui.is_terminal(sys.stdout):
-        shown = _fitting(shown, rows, shutil.get_terminal_size().columns)
+        shown = fitting_columns(shown, rows, shutil.get_terminal_size().columns)
     ui.table("", [HEADINGS[i] for i in shown], [[row[i] for i in shown] for row in rows])
     if any(marks):
         ui.text(
@@ -112,7 +112,7 @@ def _marks(names: list[str | None], groups: list[int | None]) -> list[str]:
     ]
 
 
-def _fitting(shown: list[int], rows: list[list[str]], width: int) -> list[int]:
+def fitting_columns(shown: list[int], rows: list[list[str]], width: int) -> list[int]:
     """The columns that a terminal of ``width`` has room for, less `FIRST_TO_GO` as far as it must be."""
     needed = {i: 3 + max(len(HEADINGS[i]), *(len(row[i]) for row in rows)) for i in shown}  # 3: a line and two blanks
     for heading in FIRST_TO_GO:

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from gebm_kit.engine.sampling.settings import SampleSettings
     from gebm_kit.engine.sampling.shards import ShardedDraws
 
-SECTIONS = ("sampler", "sample")
+OVERRIDABLE = ("sampler", "sample")
+"""Sections of the recipe that ``gebm-kit sample`` can override."""
 
 
 class Start(enum.StrEnum):
@@ -151,7 +152,7 @@ def sample(
         place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
-    only_sections(given.overrides, SECTIONS, "gebm-kit sample")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit sample")
     set_up_cpu(threads)
     run = find_run(given.target, say, checkpoint)
     wanted = _Wanted(out, images, start, device, resume, require_converged)

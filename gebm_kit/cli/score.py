@@ -22,7 +22,8 @@ from gebm_kit.cli.options import (
 from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 
-SECTIONS = ("eval", "sample", "nll")
+OVERRIDABLE = ("eval", "sample", "nll")
+"""Sections of the recipe that ``gebm-kit score`` can override."""
 
 
 def score(
@@ -46,7 +47,7 @@ def score(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = given_rows(words, "score")
-    only_sections(given.overrides, SECTIONS, "gebm-kit score")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
     from gebm_kit.engine.score import check_output, row_scores

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
     from gebm_kit.engine.sampling.settings import SampleSettings
 
-SECTIONS = ("sampler", "sample", "eval")
+OVERRIDABLE = ("sampler", "sample", "eval")
+"""Sections of the recipe that ``gebm-kit sample --trace`` can override."""
+
 EVAL_KEYS = ("eval.metrics", "eval.num_sets", "eval.num_reference", "eval.features")
 """What of an evaluation a trace has too; the draws are those of the section ``sample``."""
 
@@ -143,7 +145,7 @@ def _recorded(
 
 def _check_words(overrides: Sequence[str]) -> None:
     """Refuse what belongs to training, and what would change nothing here."""
-    only_sections(overrides, SECTIONS, "gebm-kit sample --trace")
+    only_sections(overrides, OVERRIDABLE, "gebm-kit sample --trace")
     for word in overrides:
         key = _key(word)
         if key.split(".")[0] == "eval" and not key.startswith(EVAL_KEYS):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from gebm_kit.core.progress import OnProgress
 
 
-SCHEMA = 1
+JSON_SCHEMA = 1
+"""Version of the JSON that commands print; it rises when a key changes its meaning or goes."""
 
 
 class Ui:
@@ -130,7 +131,7 @@ def text(line: str = "") -> None:
 
 def emit_json(payload: Mapping[str, Any]) -> None:
     """One JSON object on stdout, with the schema's version first; what is not finite becomes null."""
-    text(jsonlib.dumps({"schema": SCHEMA, **plain(payload)}, ensure_ascii=False, allow_nan=False))
+    text(jsonlib.dumps({"schema": JSON_SCHEMA, **plain(payload)}, ensure_ascii=False, allow_nan=False))
 
 
 def plain(value: Any) -> Any:

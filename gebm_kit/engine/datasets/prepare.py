@@ -36,10 +36,10 @@ from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.core.sources import HasPieces, HasSources, Piece, fingerprint
 from gebm_kit.core.version import __version__
 from gebm_kit.engine.datasets.prepared_cache import (
-    FORMAT,
-    INDEX,
+    CACHE_FORMAT,
+    INDEX_FILE,
     PARTS,
-    ROWS,
+    ROWS_FOLDER,
     VALUE_RANGE,
     described_node,
     find_prepared,
@@ -58,6 +58,7 @@ PIECES_AHEAD = 4
 
 
 NEW, OLD = ".new-", ".old-"
+"""What the names of folders begin with that are being written, and that are being replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,10 @@ def prepare(
             try:
                 new.mkdir()
                 index = _write(new, recipe, dataset, threads or _cpus(), on_progress)
-                _replace(new, root / ROWS)
+                _replace(new, root / ROWS_FOLDER)
             finally:
                 _remove(root, NEW, OLD)
-    return Prepared(root / ROWS, index, made=True)
+    return Prepared(root / ROWS_FOLDER, index, made=True)
 
 
 def _from_files(recipe: Recipe) -> Any:
@@ -165,7 +166,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
     on_progress(Progress("prepare", done, done))
     index: dict[str, Any] = {
         "schema": 1,
-        "format": FORMAT,
+        "format": CACHE_FORMAT,
         "data": described_node(recipe),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": time.monotonic() - started,
@@ -181,7 +182,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
     }
     if empty := [part for part, count in index["counts"].items() if count == 0]:
         raise DataError(f"dataset {recipe.data.name!r} has an empty {empty[0]} part")
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX_FILE, index)
     return index
 
 

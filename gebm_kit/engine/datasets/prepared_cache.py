@@ -37,13 +37,15 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.sources import Fingerprint, Source, fingerprint
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
+"""Splits that are prepared."""
 
 
-ROWS, INDEX = "rows", "index.json"
+ROWS_FOLDER, INDEX_FILE = "rows", "index.json"
+"""Names in the folder of a data node."""
 
 
-FORMAT = 1
-"""Of the folder; another number is made anew."""
+CACHE_FORMAT = 1
+"""Version of the folder's layout; a folder of another version is made anew."""
 
 
 OF_READING = ("cache_mb",)
@@ -148,7 +150,7 @@ def find_prepared(recipe: Recipe) -> Found:
 
     Names, sizes and times of those files are looked at, and the sizes of the prepared ones; no content is read.
     """
-    folder = place_of(recipe) / ROWS
+    folder = place_of(recipe) / ROWS_FOLDER
     if not folder.is_dir():
         return Found(folder)
     try:
@@ -195,7 +197,7 @@ def verify(folder: Path, index: Mapping[str, Any]) -> None:
 def place_of(recipe: Recipe) -> Path:
     """The folder for the recipe's ``data`` node, which holds ``rows`` once they are prepared."""
     node = described_node(recipe)
-    key = hashlib.sha256(json.dumps([FORMAT, node], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([CACHE_FORMAT, node], sort_keys=True).encode()).hexdigest()
     return data_cache_directory() / f"{node['name'].rpartition(':')[2]}-{key[:20]}"
 
 
@@ -214,9 +216,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it is missing or malformed.
     """
-    index = read_json(folder / INDEX)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{INDEX} is not of format {FORMAT}")
+    index = read_json(folder / INDEX_FILE)
+    if not isinstance(index, dict) or index.get("format") != CACHE_FORMAT:
+        raise ValueError(f"{INDEX_FILE} is not of format {CACHE_FORMAT}")
     return index
 
 

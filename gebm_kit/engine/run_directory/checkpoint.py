@@ -37,9 +37,9 @@ _REMOVING = ".removing-"
 """What it begins with while it is taken apart."""
 
 
-_NAME = re.compile(r"step-(\d+)")
+_STEP_NAME = re.compile(r"step-(\d+)")
 
-PARTS = ("model", "loss", "optim", "ema", "rng")
+TENSOR_PARTS = ("model", "loss", "optim", "ema", "rng")
 """Parts that every checkpoint has; ``negatives`` comes with a loss that keeps chains, ``best-base`` with early stopping."""
 
 
@@ -50,7 +50,7 @@ class Checkpoint:
     Attributes:
         path: its directory.
         step: cycles trained.
-        tensors: part name (`PARTS`) to tensors by name, on the CPU.
+        tensors: part name (`TENSOR_PARTS`) to tensors by name, on the CPU.
         state: plain data.
     """
 
@@ -158,7 +158,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = {p.name: p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()}
+    found = {p.name: p for p in folder.glob("step-*") if _STEP_NAME.fullmatch(p.name) and p.is_dir()}
     for path in folder.glob(f"{_REPLACED}step-*"):
         found.setdefault(path.name.removeprefix(_REPLACED).rpartition("-")[0], path)
     return [found[name] for name in sorted(found, key=lambda name: int(name.removeprefix("step-")))]
@@ -166,7 +166,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint."""
-    match = _NAME.search(path.name)
+    match = _STEP_NAME.search(path.name)
     assert match is not None
     return int(match[1])
 
@@ -260,9 +260,7 @@ def _reason(error: Exception) -> str:
 
 
 LAST, BEST = "last", "best"
-
-
-_STEP = re.compile(r"step-(\d+)")
+"""Words for a checkpoint, besides ``step-N``: the newest that is whole, and the best (`best_record`)."""
 
 
 def check_word(word: str) -> str:
@@ -271,7 +269,7 @@ def check_word(word: str) -> str:
     Raises:
         UsageError: it is none of last, best, step-N.
     """
-    if word not in (LAST, BEST) and not _STEP.fullmatch(word):
+    if word not in (LAST, BEST) and not _STEP_NAME.fullmatch(word):
         raise UsageError(f"checkpoint {word!r} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
     return word
 

@@ -22,8 +22,8 @@ from gebm_kit.engine.process.lock import LOCK, RunLock
 from gebm_kit.engine.run_directory.checkpoint import remove_unfinished
 from gebm_kit.engine.run_directory.run import RUNS, STATUS, Run
 
-FOLDER = "base"
-"""Of a run directory."""
+SOURCE_FOLDER = "base"
+"""Folder of a run directory that holds the copy of the base's file."""
 
 
 def keep_source(run: Path, base: Base) -> None:
@@ -34,7 +34,7 @@ def keep_source(run: Path, base: Base) -> None:
     """
     if not isinstance(base, HasSource):
         return
-    folder = run / FOLDER
+    folder = run / SOURCE_FOLDER
     place = folder / base.source_file.name
     noted = place.with_name(f"{place.name}.sha256")
     if noted.is_file() and place.is_file():
@@ -48,8 +48,11 @@ def keep_source(run: Path, base: Base) -> None:
 
 
 _FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)
+"""Files of a new run directory; ``status.json`` is written last."""
+
 
 _FOLDERS = ("checkpoints", "samples", "figures")
+"""Folders of a new run directory."""
 
 
 def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:

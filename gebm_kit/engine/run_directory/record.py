@@ -29,8 +29,11 @@ except ImportError:  # Windows, where a killed run can't be told from a running 
 
 
 COLUMNS = ("data", "base", "gebm", "ratio")
+"""Keys of an evaluation\'s ``metrics``."""
+
 
 _EVALUATED = "eval.gebm."
+"""Beginning of the keys of metrics.jsonl that hold a metric of the GEBM."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_wor
 from gebm_kit.engine.run_directory.record import read_rows
 
 RUNS = Path("runs")
+"""Where runs are made and looked for when no place is named."""
+
 
 STATUS = "status.json"
+"""File of a run directory with the run's state; see `Run.status`."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.datasets import batches as feed, prepare as making, prepared_cache as prepared
+from gebm_kit.engine.datasets import batches as feed, open as opening, prepare as making
 from gebm_kit.engine.datasets.batches import Feed
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepare import prepare
@@ -221,7 +221,7 @@ class TestTraining:
         self, formats: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wanted = recipe(make_folder(formats), "data.size=4", "train.seed=3")
-        monkeypatch.setattr(prepared, "RESIDENT_BYTES", 100)
+        monkeypatch.setattr(opening, "RESIDENT_BYTES", 100)
         with pytest.warns(
             GebmKitWarning, match=r"`gebm-kit data prepare \S*tiny\.yaml data\.size=4` decodes them once"
         ):
