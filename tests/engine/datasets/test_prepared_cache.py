@@ -356,7 +356,7 @@ class TestWholeOrAbsent:
         program = """
 import os, signal, sys
 from gebm_kit.cli.app import main
-from gebm_kit.engine import prepare
+from gebm_kit.engine.datasets import prepare
 real = prepare._Part.add
 def add(self, piece):
     real(self, piece)
