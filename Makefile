@@ -1,9 +1,9 @@
-# make demo    train the quickstart recipe: a table of base against GEBM, and a picture
-# make test    the test suite
-# make test-inception   the tests of plugins/gebm-kit-inception, in .venv-inception: torch-fidelity needs torchvision
-# make lint    formatting, lint, types, import layers
-# make docs    write docs/components.md anew from the code
-# Each sets up .venv first, with the kit and its plugins, when it is missing or pyproject.toml or constraints.txt changed.
+# make demo    train the quickstart recipe: prints a table of base against GEBM, and draws a picture
+# make test    run the test suite
+# make test-inception   run the tests of plugins/gebm-kit-inception, in .venv-inception, since torch-fidelity needs torchvision
+# make lint    check formatting, lint, types and import layers
+# make docs    write docs/components.md from the code
+# Each first sets up .venv, with the kit and its plugins, if it is missing or pyproject.toml or constraints.txt changed.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,8 +17,8 @@ PYTHON ?=
 
 .PHONY: demo test test-inception lint format docs clean
 
-# one thread, here and in each test worker: on tensors this small two threads wait for one another most of the time, and
-# on a busy machine nearly all of it
+# One thread, here and in each test worker: on tensors this small, two threads wait for each other most of the time, and on
+# a busy machine almost all of it.
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/gebm-kit train quickstart --threads 1
 
@@ -63,7 +63,7 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	  $(subst /gebm-kit-hf,/gebm-kit-hf[diffusers],$(PLUGINS:%=-e ./%))
 	@touch $@
 
-# the interpreter of .venv makes it; torch comes from where it came from there, torchvision beside it
+# The interpreter of .venv makes this environment. torch comes from the same index as in .venv, and torchvision with it.
 $(INCEPTION_STAMP): $(STAMP) pyproject.toml constraints.txt $(INCEPTION)/pyproject.toml $(INCEPTION)/constraints.txt
 	$(BIN)/python -m venv $(INCEPTION_VENV)
 	$(INCEPTION_VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \

@@ -1,14 +1,14 @@
-"""How often the 95 % interval of log Z covers the truth, as the automatic choice reports it; a markdown table.
-
-Linear-Gaussian models, whose log Z has a formula, and models in two dimensions, whose log Z is found by quadrature, from
-easy to hard: posteriors far narrower than the prior, wider than the prior (with weights of a known Pareto k), bent, split
-into modes, wrinkled. Every repeat has base draws, a pilot and replicates of its own; it is an estimate as `gebm-kit eval`
-makes it.
+"""Measure how often the 95 % interval of log Z covers the truth, with the automatic choice of method; prints a table.
 
     python benchmarks/coverage.py [--repeats 1000] [--targets NAME ...] [--cache DIR] [--table]
 
-Records are kept in ``--cache``, one JSON a target, after every fifty repeats: a study that was cut off goes on where it
-stopped. The whole takes about twenty minutes of one core.
+The targets are linear-Gaussian models, whose log Z has a formula, and two-dimensional models, whose log Z comes from
+quadrature. They go from easy to hard: posteriors far narrower than the prior, wider than the prior (with weights of a
+known Pareto k), bent, split into modes, wrinkled. Every repeat has its own base draws, pilot and replicates, and is an
+estimate as `gebm-kit eval` makes it.
+
+Records are kept in ``--cache``, one JSON a target, after every fifty repeats, so an interrupted study resumes. The
+whole study takes about twenty minutes of one core.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from gebm_kit.engine.likelihood.model_fit import base_tilts
 from gebm_kit.testing.targets import IdentityBase, QuadraticEnergy, banana, linear_gaussian, two_modes
 
 VERSION = 1
-"""Raised when the estimate changes, so that older records are made again."""
+"""Version of the estimate; raise it when the estimate changes, so that older records are made again."""
 
 SAVE_EVERY = 50
 
 FEW = 20
-"""Repeats below which a share of them is not shown."""
+"""Number of repeats below which no share is shown."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Network(Energy):
 
 
 def narrow(dim: int, stiffness: float) -> Callable[[], Case]:
-    """Posterior precisions from 1 + stiffness / 100 to 1 + stiffness, off centre."""
+    """Build a model with posterior precisions from 1 + stiffness / 100 to 1 + stiffness, off centre."""
 
     def case() -> Case:
         target = linear_gaussian(dim, stiffness=stiffness)
@@ -102,7 +102,7 @@ def narrow(dim: int, stiffness: float) -> Callable[[], Case]:
 
 
 def wide(k: float) -> Callable[[], Case]:
-    """``E(x) = -k x² / 2`` in the first of two coordinates: the weights' Pareto k is k, and A = -log(1 - k) / 2."""
+    """Build ``E(x) = -k x² / 2`` in the first of two coordinates: the weights' Pareto k is k, and A = -log(1 - k) / 2."""
 
     def case() -> Case:
         energy = QuadraticEnergy(torch.tensor([[-k, 0.0], [0.0, 0.0]]).double(), torch.zeros(2).double())
@@ -117,8 +117,10 @@ def wide(k: float) -> Callable[[], Case]:
 
 
 def quadrature(energy: Energy, radius: float = 10.0, points: int = 4001) -> float:
-    """``log ∫ N(x; 0, I) exp(-E(x)) dx`` on a square grid, by the rectangle rule, which on the whole plane converges faster
-    than any power of the spacing."""
+    """Compute ``log ∫ N(x; 0, I) exp(-E(x)) dx`` on a square grid by the rectangle rule.
+
+    On the whole plane that rule converges faster than any power of the spacing.
+    """
     axis = torch.linspace(-radius, radius, points, dtype=torch.float64)
     rows = []
     with torch.no_grad():
@@ -129,7 +131,7 @@ def quadrature(energy: Energy, radius: float = 10.0, points: int = 4001) -> floa
 
 
 def plane(what: str, energy: Callable[[], Energy]) -> Callable[[], Case]:
-    """A model on two standard-normal coordinates, with log Z by quadrature."""
+    """Build a model on two standard-normal coordinates, with log Z by quadrature."""
 
     def case() -> Case:
         found = energy().double()
@@ -157,7 +159,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def measure(case: Case, seed: int) -> list[Any]:
-    """One repeat: value, ends of the interval, method, Pareto k, bridge and its error."""
+    """Run one repeat: value, ends of the interval, method, Pareto k, bridge and its error."""
     generator = stream(seed, "coverage", case.what)
     with LatentPotential(case.model, case.beta) as potential:
         first, second = base_tilts(potential, generator, torch.float64)
@@ -184,7 +186,7 @@ def run(name: str, repeats: int, cache: Path) -> None:
 
 
 def load(name: str, cache: Path) -> dict[str, Any]:
-    """A target's record so far."""
+    """Load a target's record so far."""
     path = cache / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found if found.get("version") == VERSION else {"version": VERSION, "rows": [], "cpu_seconds": 0.0}
@@ -197,7 +199,7 @@ HEADINGS = (
 
 
 def table(names: list[str], cache: Path) -> str:
-    """Coverage of each target, over all repeats and over those by either method."""
+    """Format the coverage of each target, over all repeats and over the repeats by each method."""
     lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
     for name in names:
         record = load(name, cache)
@@ -223,7 +225,7 @@ def table(names: list[str], cache: Path) -> str:
 
 
 def share(hits: list[bool]) -> str:
-    """In percent, of enough repeats."""
+    """Format a share in percent, if there are enough repeats."""
     return f"{100 * sum(hits) / len(hits):.1f} %" if len(hits) >= FEW else ""
 
 
@@ -232,7 +234,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--targets", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmark-coverage"))
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)

@@ -1,10 +1,10 @@
-"""Seconds that the diagnostics of a trace take, this kit's and arviz-stats', and how far the two are apart.
-
-The trace is of AR(1) chains that reject three steps in ten, in float32 as samplers record it: 200 steps, 500 chains, 33
-quantities. Processor time on one thread, the least of five (arviz-stats: two) runs. Nested R-hat is in this kit's time; it
-has no counterpart there that sorts chains by their start.
+"""Time the diagnostics of a trace with this kit and with arviz-stats, and measure how far the two values are apart.
 
     python benchmarks/diagnostics.py [--steps N] [--chains C] [--quantities Q]
+
+The trace has AR(1) chains that reject three steps in ten, in float32 as samplers record it: 200 steps, 500 chains, 33
+quantities. Times are processor time on one thread, the least of five runs (arviz-stats: two). This kit's time includes
+nested R-hat; arviz-stats has none that sorts chains by their start.
 """
 
 from __future__ import annotations

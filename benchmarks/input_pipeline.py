@@ -1,20 +1,20 @@
-"""How fast training gets its images, and how much of a training step it waits for them.
+"""Measure how fast training gets its images, and how much of a training step it waits for them.
 
     python -m benchmarks.input_pipeline [--threads 2] [--seconds 3] [--cycles 10] [--recipe cifar10_sngan_small]
         [--images 60000] [--faces 2000] [--json]
 
-Everything is read from files made for it in the true formats, with random pixels: the six files of the CIFAR-10 binary
-archive, and a folder of JPEG images as CelebA has them.
+All files are made by the benchmark in the true formats, with random pixels: the six files of the CIFAR-10 binary
+archive, and a folder of JPEG images like CelebA's.
 
-**Prepare**: images a second that `gebm-kit data prepare` decodes and writes, CIFAR-10 and faces (178 x 218 cut and shrunk to
-64 x 64).
+**Prepare**: images a second that `gebm-kit data prepare` decodes and writes, for CIFAR-10 and for faces (178 x 218,
+cropped and shrunk to 64 x 64).
 
-**Read**: images a second that the feed hands out of the prepared cache, shuffled, as floating-point batches of 128 in
-[-1, 1]; ``resident`` as training holds data of that size, ``mapped`` as it reads what is larger, ahead in a thread. The
-fastest of three rounds, since a busy machine only slows. Goal: 20,000.
+**Read**: images a second that the feed gives out of the prepared cache, shuffled, as floating-point batches of 128 in
+[-1, 1]. ``resident`` is how training holds data of this size; ``mapped`` is how it reads larger data, ahead in a
+thread. The value is the fastest of three rounds, since a busy machine only slows. Goal: 20,000.
 
-**Wait**: the share of a training cycle in which it stands still until a batch that is read ahead is there, and, as an upper
-bound, the share that all of getting batches takes, scaling to [-1, 1] included. Goal: 2 % for the first.
+**Wait**: the share of a training cycle spent waiting for a batch that is read ahead. As an upper bound, the share spent
+on getting batches altogether, including scaling to [-1, 1]. Goal: 2 % for the first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GOALS = {"images_per_second": 20_000, "waiting": 0.02}
 
 
 def make_cifar10(folder: Path, num: int) -> None:
-    """Six files of records of 3,073 bytes."""
+    """Write six files of records of 3,073 bytes."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for name in [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]:
@@ -57,7 +57,7 @@ def make_cifar10(folder: Path, num: int) -> None:
 
 
 def make_faces(folder: Path, num: int) -> None:
-    """Images of 178 x 218 with the partition file; smooth, so that they are as large as photographs (about 8 kB)."""
+    """Write images of 178 x 218 and the partition file; smooth images, so that files are as large as photographs (8 kB)."""
     rng = np.random.default_rng(0)
     (folder / "img_align_celeba").mkdir(parents=True)
     lines = []
@@ -70,14 +70,14 @@ def make_faces(folder: Path, num: int) -> None:
 
 
 def preparing(recipe: str, path: Path, threads: int) -> float:
-    """Images a second."""
+    """Measure images prepared a second."""
     start = time.perf_counter()
     made = prepare(load_recipe(recipe, [f"data.path={path}"]), threads=threads, force=True)
     return float(sum(made.index["counts"].values()) / (time.perf_counter() - start))
 
 
 def reading(dataset: Dataset, resident: bool, seconds: float) -> float:
-    """Images a second that a feed hands out, the fastest of some rounds."""
+    """Measure images a second that a feed gives out, in the fastest of some rounds."""
     feeding.RESIDENT_BYTES = RESIDENT_BYTES if resident else 0
     feed = Feed(dataset.split("train"), BATCH, 0, torch.device("cpu"), torch.float32)
     best = 0.0
@@ -107,7 +107,7 @@ class Clock:
 
 
 def waiting(recipe: str, path: Path, cycles: int) -> dict[str, float]:
-    """Shares of training cycles, with the data mapped."""
+    """Measure the shares of training cycles, with the data mapped."""
     feeding.RESIDENT_BYTES = 0
     wanted = load_recipe(recipe, [f"data.path={path}", "train.start_steps=0"])
     dataset = open_dataset(wanted)

@@ -1,10 +1,10 @@
-"""KALE of a trained energy between Gaussians of known divergence, as a markdown table.
-
-Data P = N(m, I) or N(0, s^2 I) with s < 1, base B = N(0, I), KL(P || B) = 0.5, 1 or 2, in 2 and 10 dimensions. (With s > 1
-the weights exp(-E) would have no second moment.) The energy is a quadratic form, which contains the answer -log p/b. KALE
-is estimated on 200,000 held-out draws of P and of B, with A from as many more draws of B.
+"""Estimate KALE of a trained energy between Gaussians of known divergence, as a markdown table.
 
     python benchmarks/kale_known_kl.py [--loss NAME ...] [--seed S]
+
+The data are P = N(m, I) or N(0, s^2 I) with s < 1, the base is B = N(0, I), and KL(P || B) is 0.5, 1 or 2, in 2 and 10
+dimensions. (With s > 1 the weights exp(-E) would have no second moment.) The energy is a quadratic form, which contains
+the answer -log p/b. KALE is estimated on 200,000 held-out draws of P and of B, and A on as many more draws of B.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Quadratic(Energy):
 
 @dataclass(frozen=True)
 class Case:
-    """P = N(m, s^2 I) with ``differs`` saying which of the two is not that of the base, and its divergence."""
+    """P = N(m, s^2 I) and its divergence; ``differs`` says whether its mean or its variance is not the base's."""
 
     differs: str
     dim: int
@@ -72,13 +72,13 @@ class Case:
 
     @property
     def mean(self) -> Tensor:
-        """``m = sqrt(2 KL / d)`` in every coordinate: KL = |m|^2 / 2."""
+        """Compute ``m = sqrt(2 KL / d)`` for every coordinate, since KL = |m|^2 / 2."""
         size = math.sqrt(2 * self.divergence / self.dim) if self.differs == "mean" else 0.0
         return torch.full((self.dim,), size)
 
     @property
     def std(self) -> float:
-        """Root in (0, 1) of ``KL = d (s^2 - 1 - log s^2) / 2``, by bisection."""
+        """Find the root in (0, 1) of ``KL = d (s^2 - 1 - log s^2) / 2`` by bisection."""
         if self.differs == "mean":
             return 1.0
         low, high = 1e-9, 1.0
@@ -96,7 +96,7 @@ CASES = [Case(differs, dim, kl) for differs in ("mean", "variance") for dim in (
 
 
 def train(case: Case, loss: Loss, generator: torch.Generator, steps: int = STEPS) -> GEBM:
-    """Energy steps alone, in the engine's order, by Adam with a cosine schedule."""
+    """Run energy steps only, in the engine's order, by Adam with a cosine schedule."""
     model = GEBM(Identity(case.dim), Quadratic(case.dim))
     optimizer = torch.optim.Adam([*model.energy.parameters(), *loss.parameters()], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -120,7 +120,7 @@ def train(case: Case, loss: Loss, generator: torch.Generator, steps: int = STEPS
 
 
 def held_out_kale(case: Case, model: GEBM, generator: torch.Generator) -> float:
-    """KALE on fresh draws: 200,000 of P and of B, and as many of B for A."""
+    """Estimate KALE on fresh draws: 200,000 of P and of B, and as many of B for A."""
     with torch.no_grad():
         data = model.energy(case.data(HELD_OUT, generator)).double()
         base, others = model(torch.randn(2 * HELD_OUT, case.dim, generator=generator)).double().chunk(2)
@@ -128,7 +128,7 @@ def held_out_kale(case: Case, model: GEBM, generator: torch.Generator) -> float:
 
 
 def measured(case: Case, name: str, seed: int = 0, steps: int = STEPS) -> float:
-    """KALE of an energy trained by one of `LOSSES`."""
+    """Estimate KALE of an energy trained by one of `LOSSES`."""
     component, parameters = LOSSES[name]
     generator = torch.Generator().manual_seed(seed)
     loss: Loss = build("loss", ComponentNode(component, parameters), {"data_shape": (case.dim,)})

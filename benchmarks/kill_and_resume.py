@@ -1,13 +1,13 @@
-"""Training that is killed again and again, against training that never was: the same weights, bit for bit?
+"""Compare training that is killed again and again with uninterrupted training: are the weights the same, bit for bit?
 
     python benchmarks/kill_and_resume.py [--kills 30] [--threads 1] [--seed 0] [--out DIR] [--json]
 
-The straight training is one process. The other is the command ``gebm-kit train RECIPE --out DIR --resume``, started over
-and over; each time the whole process gets SIGKILL at a random instant, until it has been killed ``--kills`` times, and is
-then left alone. Instants are uniform between the start of the process and ``--span`` seconds after it first could have
-trained, so that they fall into its start, its training and the writing of its checkpoints alike. Every tensor of the last
-checkpoints (weights, averages, optimisers, random numbers) and every row of the logs are compared. Exit code 1 when anything
-differs.
+The uninterrupted training is one process. The other is the command ``gebm-kit train RECIPE --out DIR --resume``,
+started over and over. Each time the whole process gets SIGKILL at a random instant, until it has been killed
+``--kills`` times; the next one runs to the end. Instants are uniform between the start of the process and ``--span``
+seconds after it first could have trained, so they hit its start, its training and the writing of its checkpoints. The
+benchmark compares every tensor of the last checkpoints (weights, averages, optimisers, random numbers) and every row of
+the logs. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def command(recipe: Path, out: Path, threads: int) -> list[str]:
 
 
 def where(out: Path) -> tuple[str, int]:
-    """What a killed process left: the phase it was in, and the step that training will go on from."""
+    """Return the phase a killed process was in, and the step that training will resume from."""
     if is_unmade(out):
         return "before the run was made", 0
     run = load_run(out)
@@ -106,7 +106,7 @@ def main() -> None:
         else:
             if process.returncode:
                 raise SystemExit(f"exit code {process.returncode}: {said.decode()}")
-            finished += 1  # all was done before the last kill: what follows would kill nothing
+            finished += 1  # everything was done before the last kill, so another kill would hit nothing
             break
     if not finished:
         subprocess.run(command(recipe, killed, options.threads), check=True, capture_output=True)
@@ -124,7 +124,7 @@ def main() -> None:
         print(json.dumps(found, indent=2))
     else:
         print(f"{found['kills']} kills: " + ", ".join(f"{count} {phase}" for phase, count in phases.items()))
-        print(f"went on from steps {steps}")
+        print(f"resumed from steps {steps}")
         print(f"{len(first)} tensors of the last checkpoint, {len(different)} of them different: {different[:5]}")
         print(f"rows of the logs {'are equal' if found['same_rows'] else 'differ'}")
     sys.exit(bool(different) or not found["same_rows"])

@@ -1,22 +1,24 @@
-"""The kit against the plain overdamped Langevin loop that GEBM was published with.
+"""Compare the kit with the plain overdamped Langevin loop of the published GEBM.
 
     python -m benchmarks.langevin [--threads 2] [--repetitions 15] [--steps 4096] [--kit-steps 256] [--run DIR ...] [--json]
                                   [--loop-beta 100] [--beta 100 ...] [--gain best]
 
-The plain loop: step size 1e-4, inverse temperature 100, ``energy(base(z)).sum().backward()`` on a model in eval mode whose
-parameters require gradients, so that every backward pass fills theirs too, and spectrally normalised weights that are
-divided anew at every evaluation.
+The plain loop has step size 1e-4 and inverse temperature 100. It calls ``energy(base(z)).sum().backward()`` on a model
+in eval mode whose parameters require gradients, so every backward pass fills their gradients too. Spectrally normalised
+weights are divided again at every evaluation.
 
-**Speed**: the paper's SNGAN for 32x32 images (latent 128; a generator with 512, 256, 128 and 64 channels; seven spectrally
-normalised convolutions of 64 to 512 channels), fresh weights, 64 chains: time of a step of the loop over one of the kit's
-``ula``, which makes the same moves. Both are timed in alternation; the figure is the median of the ratios, with quartiles.
-Goal: 1.7.
+**Speed**: the time of a step of the loop over one of the kit's ``ula``, which makes the same moves. The model is the
+paper's SNGAN for 32x32 images with fresh weights and 64 chains: latent 128, a generator with 512, 256, 128 and 64
+channels, and seven spectrally normalised convolutions of 64 to 512 channels. Both are timed in alternation. The figure
+is the median of the ratios, with quartiles. Goal: 1.7.
 
-**Quality**: on a trained model (``--run``, or the dcgan of ``benchmarks.samplers``), gradients that each chain needs for
-95 % of what the loop gains in the recipe's Fréchet distance at its best step or (``--gain last``) at its last one (at its
-inverse temperature of 100 the distance may rise again), and the same for the kit's samplers at ``--beta``, tuned by their
-own warm-up, whose cost is in the table beside it. Goal: a tenth. An energy that was trained for inverse temperature 1 is a
-hundred times one that is right at 100: ``--loop-beta 1`` takes the same steps, 1e-4, towards the law it was trained for.
+**Quality**: the gradients that each chain needs for 95 % of the loop's gain in the recipe's Fréchet distance, on a
+trained model (``--run``, or the dcgan of ``benchmarks.samplers``). The loop's gain is taken at its best step or, with
+``--gain last``, at its last one, since the distance may rise again at inverse temperature 100. The kit's samplers run
+at ``--beta``, tuned by their own warm-up, whose cost is in the table too. Goal: a tenth.
+
+An energy trained for inverse temperature 1 is a hundred times one that is right at 100. ``--loop-beta 1`` takes the
+same steps, 1e-4, towards the law it was trained for.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033 (Appendix E)
@@ -56,14 +58,14 @@ WARMUP_CHAINS = 64
 
 
 def sngan() -> GEBM:
-    """The paper's networks for 32x32 images with fresh weights, in training mode."""
+    """Build the paper's networks for 32x32 images with fresh weights, in training mode."""
     torch.manual_seed(0)
     base = SnganBase(128, data_shape=(3, 32, 32), value_range=(-1.0, 1.0))
     return GEBM(base, SnganEnergy(data_shape=(3, 32, 32)))
 
 
 def plain_loop(model: GEBM, z: Tensor, generator: torch.Generator) -> Callable[[], None]:
-    """One step of the published loop, on the model as training left it."""
+    """Make one step of the published loop, on the model as training left it."""
 
     def step() -> None:
         nonlocal z
@@ -78,7 +80,7 @@ def plain_loop(model: GEBM, z: Tensor, generator: torch.Generator) -> Callable[[
 
 
 def measure_speed(repetitions: int, calls: int) -> dict[str, Any]:
-    """Steps a second of both, and the median of the paired ratios."""
+    """Measure the steps a second of both, and the median of the paired ratios."""
     model = sngan().eval()
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(CHAINS, model.latent_dim, generator=generator)
@@ -100,7 +102,7 @@ def measure_speed(repetitions: int, calls: int) -> dict[str, Any]:
             for _ in range(calls):
                 state, _ = sampler.step(state, potential, generator)
             ended = time.perf_counter()
-        if repetition:  # the first one warms up
+        if repetition:  # the first round warms up
             times["plain"].append((between - began) / calls)
             times["kit"].append((ended - started) / calls)
     ratios = [p / k for p, k in zip(times["plain"], times["kit"], strict=True)]
@@ -118,7 +120,7 @@ def measure_speed(repetitions: int, calls: int) -> dict[str, Any]:
 
 
 def measure_quality(run: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Gradients for 95 % of the loop's gain, sampler by sampler; the loop first."""
+    """Measure the gradients for 95 % of the loop's gain, sampler by sampler, the loop first."""
     common: dict[str, Any] = {"num_samples": options.chains, "num_sets": options.sets, "seed": 0}
     loop = gk.trace_quality(
         run,
@@ -150,13 +152,13 @@ def measure_quality(run: Path, options: argparse.Namespace) -> list[dict[str, An
 
 
 def marks(last: int) -> list[int]:
-    """Steps to measure at: 1, 2, 3, 4, 6, 8, 12, 16, ..., and ``last``."""
+    """List the steps to measure at: 1, 2, 3, 4, 6, 8, 12, 16, ..., and ``last``."""
     doubling = [2**k for k in range(last.bit_length())]
     return sorted({s for k in doubling for s in (k, k + k // 2) if s < last} | {last})
 
 
 def row_of(run: str, name: str, beta: float, curve: Curve, loop: Curve, goal: float) -> dict[str, Any]:
-    """What a curve needs for 95 % of the way to ``goal``, a value of the loop's, and where it was best itself."""
+    """Return what a curve needs for 95 % of the way to ``goal``, a value of the loop's, and where its own best value is."""
     evals, values = _plotted(curve)
     loop_evals, loop_values = _plotted(loop)
     own = evals_to_reach(loop_evals, loop_values, final=goal)
@@ -183,7 +185,7 @@ def _plotted(curve: Curve) -> tuple[list[int], list[float]]:
 
 
 def trained_run(folder: Path) -> Path:
-    """The dcgan of ``benchmarks.samplers``, trained there unless it is."""
+    """Return the dcgan of ``benchmarks.samplers``, and train it there if it is not trained yet."""
     from benchmarks.samplers.networks import trained
 
     trained("dcgan", folder)
@@ -242,7 +244,7 @@ def main() -> int:
     speed = measure_speed(options.repetitions, options.calls) if options.repetitions else None
     quality = []
     if options.steps:
-        runs = options.run or [trained_run(options.cache.resolve())]  # as benchmarks.samplers names it
+        runs = options.run or [trained_run(options.cache.resolve())]  # the name that benchmarks.samplers uses
         quality = [row for run in runs for row in measure_quality(run, options)]
     if options.json:
         print(json.dumps({"schema": 1, "threads": options.threads, "speed": speed, "quality": quality}, indent=2))

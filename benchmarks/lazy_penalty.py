@@ -1,11 +1,12 @@
-"""Does a lazy penalty train as good a model as one at every update? On Fashion-MNIST, with a quarter of the width.
+"""Test whether a lazy penalty trains as good a model as one at every update, on Fashion-MNIST with a quarter of the width.
 
     python -m benchmarks.lazy_penalty [--every 1 4 8] [--seeds 0 1 2] [--data DIR] [--steps 500] [--threads 1] [--json]
 
-The recipe fashion_mnist with base and energy of width 8, 500 cycles of its main phase and no others (the model is the
-running one, without averages), r1 with weight 1 at every k-th energy update (k times as strong then). Fréchet distance on
-the recipe's classifier features against the test part, of base draws and of the GEBM's. Goal: the mean over seeds with a
-lazy penalty is no worse than with the full one, beyond the spread between seeds.
+The model is the recipe fashion_mnist with base and energy of width 8. It runs 500 cycles of the main phase and no other
+phase, without averaged weights. The penalty is r1 with weight 1 at every k-th energy update, and then k times as
+strong. The score is the Fréchet distance on the recipe's classifier features against the test part, of base draws and
+of GEBM draws. Goal: the mean over seeds with a lazy penalty is not worse than with the full one, beyond the spread
+between seeds.
 
 The data are the four files of Debian's package dataset-fashion-mnist, in ``--data``.
 """
@@ -41,7 +42,7 @@ def measure(every: int, seed: int, steps: int, data: Path | None) -> dict[str, A
     words = [f"train.steps={steps}", f"train.seed={seed}", f"train.penalty={{name: r1, weight: 1.0, every: {every}}}"]
     words += [f"data.path={data}"] if data else []
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # short chains say that they have not mixed
+        warnings.simplefilter("ignore")  # short chains warn that they have not mixed
         run = gk.train("fashion_mnist", [*OVERRIDES, *words], out=Path(folder) / "run")
         metrics = run.evaluation["metrics"]
         rows = [row for row in run.metrics() if "kale" in row]

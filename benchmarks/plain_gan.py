@@ -1,9 +1,9 @@
-"""A DCGAN trained without gebm-kit, in plain PyTorch, and exported as TorchScript: a generator that somebody else has made.
+"""Train a DCGAN without gebm-kit, in plain PyTorch, and export it as TorchScript: a generator made elsewhere.
 
     python benchmarks/plain_gan.py DATA OUT.pt [--steps 5000] [--seed 0] [--latent 64] [--width 32]
 
-DATA is a folder with ``train-images-idx3-ubyte(.gz)`` of MNIST or Fashion-MNIST. The program takes codes (B, latent, 1, 1),
-as DCGANs do, and returns images (B, 1, 28, 28) in [-1, 1]. 5,000 steps take nine minutes of one core.
+DATA is a folder with ``train-images-idx3-ubyte(.gz)`` of MNIST or Fashion-MNIST. The program takes codes (B, latent, 1,
+1), as DCGANs do, and returns images (B, 1, 28, 28) in [-1, 1]. 5,000 steps take nine minutes of one core.
 
 References:
     Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks. A. Radford, L. Metz,
@@ -26,7 +26,7 @@ BATCH = 64
 
 
 class Generator(nn.Module):
-    """(B, latent, 1, 1) -> (B, 1, 28, 28)."""
+    """The generator, (B, latent, 1, 1) -> (B, 1, 28, 28)."""
 
     def __init__(self, latent: int, width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Generator(nn.Module):
 
 
 def discriminator(width: int) -> nn.Module:
-    """(B, 1, 28, 28) -> (B, 1), a logit."""
+    """Build the discriminator, (B, 1, 28, 28) -> (B, 1), a logit."""
     return nn.Sequential(
         nn.Conv2d(1, width, 4, 2, 1),
         nn.LeakyReLU(0.2),
@@ -59,7 +59,7 @@ def discriminator(width: int) -> nn.Module:
 
 
 def images(folder: Path) -> Tensor:
-    """The training images, (N, 1, 28, 28) in [-1, 1]."""
+    """Load the training images, (N, 1, 28, 28) in [-1, 1]."""
     name = "train-images-idx3-ubyte"
     packed = folder / f"{name}.gz"
     content = gzip.decompress(packed.read_bytes()) if packed.exists() else (folder / name).read_bytes()
@@ -68,7 +68,7 @@ def images(folder: Path) -> Tensor:
 
 
 def train(data: Tensor, steps: int, seed: int, latent: int, width: int) -> Generator:
-    """The non-saturating GAN of the paper: Adam at 2e-4 with beta1 0.5, weights of standard deviation 0.02."""
+    """Train the non-saturating GAN of the paper: Adam at 2e-4 with beta1 0.5, weights of standard deviation 0.02."""
     torch.manual_seed(seed)
     generator, critic = Generator(latent, width), discriminator(width)
     for module in (*generator.modules(), *critic.modules()):

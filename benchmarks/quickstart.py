@@ -1,11 +1,12 @@
-"""The quickstart's claim, for several seeds: GEBM against its own base, a GAN of the same networks, and held-out data.
+"""Test the quickstart's claim on several seeds: GEBM against its own base, a GAN of the same networks, and held-out data.
 
     python benchmarks/quickstart.py [--seeds 0 1 2] [--threads 2] [--out DIR] [KEY=VALUE ...]
 
-For every seed it trains ``recipes/quickstart.yaml``, and the same networks as a logistic GAN for as many cycles in all,
-with R1 at the weight that suits it and the same moving average. Every cycle of the GAN has a base update, where those of
-the quickstart's final phase have an energy update of twice the batch; the seconds of both are in the table. Fréchet
-distances are on classifier features against the test part, extrapolated to infinite N, over independent draw sets.
+For every seed it trains ``recipes/quickstart.yaml``, and the same networks as a logistic GAN for the same number of
+cycles. The GAN has R1 at the weight that suits it, and the same moving average. Every cycle of the GAN has a base
+update, while a cycle of the quickstart's final phase has an energy update of twice the batch. The table has the seconds
+of both. Fréchet distances are on classifier features against the test part, extrapolated to infinite N, over
+independent draw sets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GAN = ["loss=logistic", "train.steps=6000", "train.final.steps=0", "train.penalt
 
 
 def trained(out: Path, overrides: list[str]) -> dict[str, Any]:
-    """The evaluation of a run in ``out``, trained if it is not there yet, with the seconds it took."""
+    """Return the evaluation of a run in ``out`` with the seconds it took; train it if it is not there yet."""
     run = gk.train("quickstart", overrides, out=out, resume=True)
     assert run.evaluation is not None
     return {**run.evaluation, "seconds": run.status["seconds"]}

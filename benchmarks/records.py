@@ -1,4 +1,4 @@
-"""Records of a study on disk, one JSON a job, so that a study that was cut off goes on where it stopped."""
+"""Records of a study on disk, one JSON a job, so that an interrupted study resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 
 class Recorded(ABC):
-    """A job whose record is kept in a folder, and is used again while its settings are the same."""
+    """A job whose record is kept in a folder and reused while its settings are the same."""
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What a cached record must agree with to be used again."""
+        """Return what a cached record must agree with to be reused."""
 
     @abstractmethod
     def path(self, folder: Path) -> Path:
-        """The record's file."""
+        """Return the record's file."""
 
     def record(self, folder: Path) -> dict[str, Any] | None:
-        """The record, if it was made with the same settings."""
+        """Return the record, if it was made with the same settings."""
         path = self.path(folder)
         if not path.exists():
             return None
@@ -29,7 +29,7 @@ class Recorded(ABC):
         return found if found["settings"] == self.settings else None
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the record in one piece."""
+        """Write the record atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         path = self.path(folder)
         path.with_suffix(".partial").write_text(json.dumps(record, indent=1))

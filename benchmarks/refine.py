@@ -1,14 +1,16 @@
-"""Generators that were trained elsewhere, refined by an energy: Fréchet distance before and after; a markdown table.
+"""Refine generators that were trained elsewhere, and compare Fréchet distances before and after in a markdown table.
 
     python benchmarks/plain_gan.py DATA gan-0.pt --seed 0
     python benchmarks/refine.py DATA gan-0.pt [gan-1.pt ...] --out DIR [--steps 1500] [--features labels contrastive]
                                 [--threads 1]
 
-DATA is a folder of MNIST's format, a generator a TorchScript program of codes (B, 64, 1, 1). For each generator: the recipe
-`refine`, whose energy has features learned from labels, and again with features learned without them; 1,500 updates; draws
-at inverse temperature 1 and at the beta that the validation part chooses; the Fréchet distance on features of a classifier
-of the dataset, which is another network than the energy's, against the test part. Runs are kept in DIR, and one that was cut
-off goes on where it stopped. Seconds are of the processor, of the training alone with the learning of features.
+DATA is a folder in MNIST's format, and a generator is a TorchScript program of codes (B, 64, 1, 1).
+
+Each generator is refined by the recipe `refine` with 1,500 updates, once with features learned from labels and once
+with features learned without them. Draws are made at inverse temperature 1 and at the beta that the validation part
+chooses. The Fréchet distance is against the test part, on features of a classifier of the dataset, which is another
+network than the energy's. Seconds are processor time of the training, including the learning of features. Runs are kept
+in DIR, and an interrupted one resumes.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ SETTINGS = [
     "sample={num_samples: 600, num_chains: 150, warmup: 40, steps: 20, thin: 5}",
     "eval={metrics: [frechet], num_samples: 600, num_sets: 4, log_partition: importance-sampling}",
 ]
-"""Smaller sets than the recipe's: the distance is extrapolated to infinitely many draws."""
+"""Overrides for smaller draw sets than the recipe's, since the distance is extrapolated to infinitely many draws."""
 
 FIRST = 500
-"""Of the updates, those at a constant rate; the others are at one that falls to zero."""
+"""Number of updates at a constant rate; the rate of the others falls to zero."""
 
 
 class Clock:
-    """Processor seconds until training ends, and reports of progress on stdout."""
+    """A clock of the processor seconds until training ends, which also prints progress."""
 
     def __init__(self) -> None:
         self.start, self.seconds, self._told = time.process_time(), 0.0, 0.0
@@ -56,7 +58,7 @@ class Clock:
 
 
 def study(data: str, generator: Path, features: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One generator: what `refine` found, with the checksum of its file before and after, and the seconds of training."""
+    """Refine one generator: what `refine` found, the checksum of its file before and after, and the seconds of training."""
     before = hashlib.sha256(generator.read_bytes()).hexdigest()
     words = [*recipe_words(str(generator), data, options.latent), *SETTINGS, f"train.seed={options.seed}"]
     words += [f"energy.features={features}", f"train.steps={FIRST}", f"train.final.steps={options.steps - FIRST}"]
@@ -84,7 +86,7 @@ def study(data: str, generator: Path, features: str, options: argparse.Namespace
 
 
 def row(result: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     first, found = result["first"], result["refined"]
     last = found["evaluation"]
 

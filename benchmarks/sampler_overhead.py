@@ -1,12 +1,12 @@
-"""What a sampler's step costs over the bare value-and-grad of the same potential, as ratios from one run.
+"""Measure a sampler's step against the bare value-and-grad of the same potential, as ratios from one run.
 
     python benchmarks/sampler_overhead.py [--json] [--repetitions N] [--threads N] [--device NAME]
 
-The bare reference is written by hand: parameters frozen, one forward, one ``torch.autograd.grad`` of the summed potential.
-A step that spends L gradients is held against L bare evaluations of the same points' shape. Every repetition times the
-reference and each sampler once, in turn, so that whatever else the machine does falls on all of them alike; the figure is
-the median over repetitions of the ratios within a repetition, with their quartiles. On the CPU with one thread, times are
-those of the process and not of the wall clock, so that other programs on the machine are not counted.
+The bare reference is written by hand: parameters frozen, one forward, one ``torch.autograd.grad`` of the summed
+potential. A step that spends L gradients is compared with L bare evaluations of points of the same shape. Every
+repetition times the reference and each sampler once, in turn, so that other work of the machine affects all of them
+alike. The figure is the median over repetitions of the ratios within a repetition, with quartiles. On the CPU with one
+thread, times are those of the process and not of the wall clock, so other programs on the machine do not count.
 
 Goals: at most 1.05 for the convolutional model at 256 chains, at most 1.3 for the two-dimensional mlp at 1,024 chains.
 """
@@ -33,12 +33,12 @@ from gebm_kit.energies.conv import ConvEnergy
 from gebm_kit.energies.mlp import MlpEnergy
 
 SAMPLERS = ("ula", "mala", "hmc", "klmc", "chees", "meads", "mclmc", "mams")
-SLICE_SECONDS = 0.03  # one timing lasts about as long, so that the clock's resolution is nothing
+SLICE_SECONDS = 0.03  # about how long one timing lasts, so that the clock's resolution does not matter
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model to sample from, the number of chains, and the ratio that is allowed."""
+    """A model to sample from, the number of chains, and the largest allowed ratio."""
 
     name: str
     model: GEBM
@@ -62,7 +62,7 @@ class Row:
 
 
 def cases() -> list[Case]:
-    """The two models, with fresh weights: what they cost does not depend on training."""
+    """Build the two models with fresh weights, since their cost does not depend on training."""
     torch.manual_seed(0)
     image = (1, 28, 28)
     conv = GEBM(
@@ -74,7 +74,7 @@ def cases() -> list[Case]:
 
 
 def bare_evaluation(model: GEBM) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """``U(z) = |z|^2 / 2 + E(G(z))`` and its gradient, written by hand on a frozen model in eval mode."""
+    """Compute ``U(z) = |z|^2 / 2 + E(G(z))`` and its gradient, by hand on a frozen model in eval mode."""
 
     def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
@@ -86,7 +86,7 @@ def bare_evaluation(model: GEBM) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def timed(work: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds for one call, over ``calls`` of them."""
+    """Measure the seconds of one call, as the mean over ``calls``."""
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     began = clock()
@@ -98,7 +98,7 @@ def timed(work: Callable[[], object], calls: int, device: torch.device) -> float
 
 
 class Chain:
-    """A sampler with its state, stepped by calling it."""
+    """A sampler with its state; calling it makes a step."""
 
     def __init__(self, sampler: Sampler, z: Tensor, potential: LatentPotential, generator: torch.Generator) -> None:
         self._sampler, self._potential, self._generator = sampler, potential, generator
@@ -111,7 +111,7 @@ class Chain:
 
 
 def measure(case: Case, repetitions: int, device: torch.device) -> list[Row]:
-    """The case's rows, one for each sampler."""
+    """Measure the case's rows, one for each sampler."""
     model = case.model.to(device)
     generator = torch.Generator(device).manual_seed(0)
     z = torch.randn(case.num_chains, model.latent_dim, generator=generator, device=device)
@@ -126,7 +126,7 @@ def measure(case: Case, repetitions: int, device: torch.device) -> list[Row]:
         references = []
         for _ in range(repetitions):
             for name, chain in chains.items():
-                # the reference is timed on both sides of each sampler, and their mean taken
+                # the reference is timed before and after each sampler, and the mean is used
                 steps = max(1, round(calls / chain.grads))
                 before = timed(lambda: bare(z), calls, device)
                 step = timed(chain, steps, device)

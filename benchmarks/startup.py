@@ -1,4 +1,4 @@
-"""Wall time of ``gebm-kit --help`` and ``gebm-kit list``, as the median of ten starts, beside a bare Python.
+"""Measure the wall time of ``gebm-kit --help`` and ``gebm-kit list``, the median of ten starts, beside a bare Python.
 
     python benchmarks/startup.py
 
@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def seconds(command: list[str]) -> float:
-    """Wall time of one start."""
+    """Measure the wall time of one start."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start

@@ -1,11 +1,11 @@
-"""Time of a training cycle against a plain hand-written PyTorch loop of the same model, as a ratio from one run.
+"""Time a training cycle against a plain hand-written PyTorch loop of the same model, as a ratio from one run.
 
     python benchmarks/training_cycle.py [--repeats 15] [--threads 2] [--json]
 
-A cycle is 5 energy updates with a gradient penalty, then one base update and the base's moving average. The plain loop is
-what a careful author writes from the paper's Algorithm 1: base draws without gradient in the energy step, two calls of the
-energy (data, base draws), the same penalty at the same steps, Adam. Both are timed in alternation, so that a busy machine
-slows both.
+A cycle is 5 energy updates with a gradient penalty, then one base update and the base's moving average. The plain loop
+is what a careful author writes from the paper's Algorithm 1. It has base draws without gradient in the energy step, two
+calls of the energy (data, base draws), the same penalty at the same steps, and Adam. Both are timed in alternation, so
+that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Noise(Split):
 
 
 class Images(Dataset):
-    """Random images of a shape: the time of a cycle does not depend on what is on them."""
+    """Random images of a given shape; the time of a cycle does not depend on their content."""
 
     value_range = (-1.0, 1.0)
 
@@ -72,7 +72,7 @@ class Images(Dataset):
 
 
 def plain_loop(trainer: Trainer, data: Tensor, every: int, batch: int) -> Callable[[], None]:
-    """The hand-written cycle, on the trainer's own modules (copied), with its learned A."""
+    """Return the hand-written cycle, on copies of the trainer's own modules, with its learned A."""
 
     base, energy = copy.deepcopy(trainer.model.base), copy.deepcopy(trainer.model.energy)
     log_partition = nn.Parameter(torch.zeros(()))
@@ -110,7 +110,7 @@ def plain_loop(trainer: Trainer, data: Tensor, every: int, batch: int) -> Callab
 
 
 def measure(name: str, text: str, every: int, repeats: int, cycles: int) -> dict[str, Any]:
-    """Median seconds a cycle of both, and the median of the paired ratios."""
+    """Measure the median seconds a cycle of both, and the median of the paired ratios."""
     recipe = check(parse(text.replace("EVERY", str(every)), name="benchmark"), directory=Path())
     dataset = Images((1, 28, 28) if "28x28" in name else (1, 8, 8))
     torch.manual_seed(0)

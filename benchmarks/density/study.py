@@ -1,4 +1,4 @@
-"""One run of the study: train, choose the weights by the validation part, score the test part once."""
+"""One run of the study: it trains, chooses the weights by the validation part, and scores the test part once."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from gebm_kit.engine.sampling.settings import settings_of
 from gebm_kit.engine.training.trainer import Trainer
 
 VERSION = 2
-"""Raised when the meaning of a record changes."""
+"""Version of a record; raise it when its meaning changes."""
 
 CPU = torch.device("cpu")
 
 TEST_DRAWS = 200_000
-"""Base draws behind A for the test part, where importance sampling does."""
+"""Number of base draws behind A for the test part, where importance sampling is used."""
 
 LOOK_DRAWS = 10_000
-"""Base draws behind A at a look; the same ones at every look."""
+"""Number of base draws behind A at an evaluation during training; every evaluation uses the same draws."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Job(Recorded):
 def jobs(
     data: list[str], flows: list[str], methods: list[str], seeds: list[int], limit: float, ml_steps: int
 ) -> Iterator[Job]:
-    """Everything there is to do, a whole table of each seed before the next one."""
+    """List all jobs, a whole table of each seed before the next seed."""
     for seed in seeds:
         for name in data:
             for flow in flows:
@@ -77,8 +77,8 @@ def jobs(
 def run(job: Job, folder: Path) -> dict[str, Any]:
     """Train by the engine's own steps; ``folder`` has the data.
 
-    The weights of the main phase are chosen by the lowest NLL of the validation part, and so, inside the engine, are those
-    of the flow that goes on to it. The test part is scored once, at the end.
+    The weights of the main phase are those with the lowest NLL on the validation part. The engine chooses the flow of the
+    first phase in the same way. The test part is scored once, at the end.
     """
     recipe = load_recipe(
         "redwine", [node(job.data, folder), *overrides(job.data, job.flow, job.method, job.seed, job.ml_steps)]
@@ -100,7 +100,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
             continue
         start = time.process_time()
         with trainer.averaged():
-            if since == 0:  # the weights that go on, which the coming cycle will load
+            if since == 0:  # the chosen weights of the first phase, which the next cycle will load
                 trainer.model.base.load_state_dict(_best_of_first(trainer))
             value = _nll(trainer.model, rows, with_energy=since > 0)
             if not best or value < min((seen for _, seen in looks), default=math.inf):
@@ -130,10 +130,10 @@ def _best_of_first(trainer: Trainer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _nll(model: GEBM, rows: Tensor, *, with_energy: bool) -> float:
-    """Mean ``-log b(x) + E(x) + A`` in nats; without the energy, which has not learned anything, ``-log b(x)``.
+    """Compute the mean ``-log b(x) + E(x) + A`` in nats, or ``-log b(x)`` while the energy has not learned anything.
 
-    A of an energy on codes comes from annealed populations, which take a second. For others it is by importance sampling,
-    and infinite where the weights are too heavy-tailed: it would be too low, and the worst model the best.
+    For an energy on codes A comes from annealed populations, which take a second. For others it comes from importance
+    sampling. If the weights are too heavy-tailed, the result is infinite: A would be too low and the worst model would win.
     """
     base = model.base
     assert isinstance(base, HasDensity)
@@ -156,10 +156,10 @@ def _annealed(model: GEBM) -> float:
 
 
 def _test(model: GEBM, dataset: Dataset, recipe: Any, *, chosen: int, first: int) -> dict[str, Any]:
-    """The test part, scored by importance sampling where the weights' tail allows it, else by ten annealed populations.
+    """Score the test part, by importance sampling if the tail of the weights allows it, else by ten annealed populations.
 
-    By these always for an energy on codes: they find narrow dips that no base draw meets. Where the flow alone was the best,
-    its energy is left out.
+    An energy on codes is always annealed, which finds narrow dips that no base draw meets. If the flow alone was best, its
+    energy is left out.
     """
     rows = every_row(dataset.split("test"), "test part")
     start = time.process_time()

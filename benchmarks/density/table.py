@@ -1,4 +1,4 @@
-"""From records to markdown tables: means over seeds, paired differences, and whether the goals are met."""
+"""Markdown tables of the records: means over seeds, paired differences, and whether the goals are met."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from benchmarks.density.settings import METHODS
 Record = dict[str, Any]
 
 PER_DIMENSION = 0.05
-"""Nats by which joint training may be worse than maximum likelihood, per dimension."""
+"""The goal: joint training is worse than maximum likelihood by at most this many nats per dimension."""
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The two tables."""
+    """Format the two tables."""
     rows = [
         "| data (columns) | flow | ML | joint | joint, weighted | joint, pathwise | ML, then energy "
         "| ML, then joint, pathwise | seeds |",

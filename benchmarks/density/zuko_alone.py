@@ -1,11 +1,11 @@
-"""The same flow by maximum likelihood with zuko and torch alone: NLL and training speed, next to the kit's.
+"""Train the same flow by maximum likelihood with zuko and torch alone, and compare NLL and speed with the kit.
 
     python -m benchmarks.density.zuko_alone [--cache DIR] [--data NAME ...] [--flows NAME ...] [--seeds N ...] [--steps N]
 
-`train_alone` is what one writes without the kit: zuko's flow, AdamW with a cosine schedule, torch's own moving average and
-early stopping on the validation part. The kit's side is the first phase of a recipe, with the same settings. Seconds are
-processor time of the training steps, looks not counted; the two take turns, and the order changes from seed to seed. The
-data are those that `python -m benchmarks.density` has prepared.
+`train_alone` is what one writes without the kit: zuko's flow, AdamW with a cosine schedule, torch's own moving average
+and early stopping on the validation part. The kit's side is the first phase of a recipe, with the same settings.
+Seconds are processor time of the training steps, without evaluations. The two take turns, and the order changes from
+seed to seed. The data are those that `python -m benchmarks.density` has prepared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH, RATE, DECAY, AVERAGE, EVERY = 256, 1e-3, 1e-2, 0.99, 50
 
 
 class Parts(NamedTuple):
-    """Standardised rows, (N, D) each."""
+    """Standardised rows of the three parts, (N, D) each."""
 
     train: Tensor
     valid: Tensor
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Test NLL in nats of the weights with the lowest validation NLL, the step they come from, and training's seconds."""
+    """Test NLL in nats of the weights with the lowest validation NLL, their step, and the seconds of training."""
 
     nll: float
     step: int
@@ -44,7 +44,7 @@ class Result(NamedTuple):
 
 
 def make_flow(name: str, dim: int) -> Any:
-    """The flows of `benchmarks.density.settings`, in zuko's own words."""
+    """Build a flow of `benchmarks.density.settings` with zuko directly."""
     if name == "realnvp":
         return zuko.flows.RealNVP(dim, transforms=6, hidden_features=[64, 64], activation=nn.Tanh)
     if name == "nsf":
@@ -54,13 +54,13 @@ def make_flow(name: str, dim: int) -> Any:
 
 @torch.no_grad()
 def moving_average(averages: Any, now: Any, num: Tensor) -> None:
-    """With the kit's warm-up of the decay, which decides how early a brief training is best."""
+    """Average the weights with the kit's warm-up of the decay, which decides how early a brief training is best."""
     n = float(num)
     torch._foreach_lerp_(averages, now, 1.0 - min(AVERAGE, (1.0 + n) / (10.0 + n)))
 
 
 def train_alone(name: str, parts: Parts, steps: int, seed: int) -> Result:
-    """Maximum likelihood without the kit."""
+    """Train by maximum likelihood without the kit."""
     torch.manual_seed(seed)
     flow = make_flow(name, parts.train.shape[1])
     optimizer = torch.optim.AdamW(flow.parameters(), RATE, betas=(0.9, 0.999), weight_decay=DECAY, fused=True)
@@ -91,7 +91,7 @@ def train_alone(name: str, parts: Parts, steps: int, seed: int) -> Result:
 
 
 def train_with_the_kit(name: str, words: list[str], steps: int, seed: int) -> Result:
-    """The first phase of a recipe by the kit's engine."""
+    """Train the first phase of a recipe by the kit's engine."""
     from benchmarks.density.settings import overrides
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
@@ -127,7 +127,7 @@ def train_with_the_kit(name: str, words: list[str], steps: int, seed: int) -> Re
 
 
 def parts_of(words: list[str]) -> Parts:
-    """The rows as the kit's dataset makes them, so that both sides see the same."""
+    """Return the rows as the kit's dataset makes them, so that both sides see the same."""
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
     from gebm_kit.engine.datasets.held_out import every_row

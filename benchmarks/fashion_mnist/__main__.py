@@ -1,12 +1,12 @@
-"""Fashion-MNIST in ten minutes of two cores: a GEBM against its own base, a GAN and a VAE of the same networks.
+"""Train on Fashion-MNIST for ten minutes of two cores: a GEBM against its own base, a GAN and a VAE of the same networks.
 
     python -m benchmarks.fashion_mnist --path FOLDER [--cache DIR] [--minutes 10] [--seeds 0 1 2] [--models gebm gan vae]
                                        [--samplers hmc] [--draws 10000] [--sets 2] [--threads 2] [--table]
 
-Scores are FID on features of the kit's classifier for these data, of ``--draws`` draws against the test part. Sampler and
-beta are chosen by FID against the validation part; beta = 1 is shown too. Runs and records are kept in ``--cache``: a study
-that was cut off goes on where it stopped. The time is that of training; the cycles that fill it are counted beforehand, from
-the speed of the first two hundred, and the table has the seconds that they took in the end.
+Scores are FIDs on features of the kit's classifier for these data, of ``--draws`` draws against the test part. Sampler
+and beta are chosen by FID against the validation part; beta = 1 is shown too. The minutes are training time. The number
+of cycles that fill them is computed beforehand, from the speed of the first two hundred cycles; the table has the
+seconds that they took. Runs and records are kept in ``--cache``, so an interrupted study resumes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--sets", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
@@ -65,7 +65,7 @@ NAMES = {"gebm": "features from labels", "gebm-unlabelled": "features without la
 
 
 def markdown(records: dict[tuple[str, int], dict[str, Any]], seeds: list[int], folder: Path) -> str:
-    """For each energy a row a seed; then ratios paired over seeds, and the same on pixels."""
+    """Format a row for each energy and seed, then ratios paired over seeds, and the same on pixels."""
     lines = [
         "| energy | seed | data | base | GEBM, beta = 1 | GEBM, beta by held-out data | GAN | VAE "
         "| gradients a draw | R-hat | seconds of GEBM, GAN, VAE |",
@@ -90,7 +90,7 @@ def markdown(records: dict[tuple[str, int], dict[str, Any]], seeds: list[int], f
 
 
 def _seconds(folder: Path, kind: str, seed: int) -> float:
-    """Of training, as the study's clock saw it."""
+    """Return the seconds of training, as the study's clock measured them."""
     seconds: float = json.loads((folder / f"{kind}-{seed}.lengths.json").read_text())["seconds"]
     return seconds
 
@@ -98,7 +98,7 @@ def _seconds(folder: Path, kind: str, seed: int) -> float:
 def _row(
     kind: str, seed: int, record: dict[str, Any], others: dict[str, dict[str, Any]], columns: dict[str, list[float]]
 ) -> str:
-    """One line of the table, whose figures are added to ``columns``."""
+    """Format one line of the table, and add its figures to ``columns``."""
     one, best = (record["gebm"][record[key]] for key in ("chosen_at_one", "chosen"))
     values = {"base": record["base"], "one": one["fid"], "best": best["fid"]}
     values |= {other: found["base"] for other, found in others.items()}

@@ -1,4 +1,4 @@
-"""The models. They have the generator and, where there is one, the critic in common. Chosen on seed 7 alone."""
+"""Settings of the models, which share the generator and, if they have one, the critic. Chosen on seed 7 alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFINED = (
     "train.penalty={name: r1, weight: 0.01, every: 4}",
     "optim.energy={name: adam, lr: 4.0e-4, beta1: 0.5, beta2: 0.99, schedule: linear}",
 )
-"""An energy on top of the finished base, on features that are learned beforehand, which is part of the time."""
+"""Overrides for an energy on top of the finished base, on features learned beforehand; that counts as training time."""
 
 MODELS = {
     "base": (
@@ -57,13 +57,13 @@ MODELS = {
 }
 
 ON_BASE = ("gebm", "gebm-unlabelled")
-"""Models whose base is the one called ``base``, of the same seed."""
+"""Models whose base is the model ``base`` of the same seed."""
 
 BASE_SHARE = 0.7
-"""Of the time, for the base; the rest is for the energy on top of it."""
+"""Share of the time for the base; the rest is for the energy on top of it."""
 
 BETAS = (0.7, 1.0, 1.4)
-"""Inverse temperatures among which the validation part chooses."""
+"""Inverse temperatures; the validation part chooses one."""
 
 CHAINS = {"num_chains": 1000, "warmup": 40, "thin": 5}
-"""Of the sampler that GEBM draws are made with; ten draws a chain."""
+"""Settings of the sampler for GEBM draws; ten draws a chain."""

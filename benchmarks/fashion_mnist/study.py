@@ -1,4 +1,4 @@
-"""One model of the study: steps that fill the time, training by the command's own code, draws, scores."""
+"""One model of the study: it chooses the number of steps, trains by the command's own code, draws and scores."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from gebm_kit.metrics import frechet as fid
 CPU = torch.device("cpu")
 
 TIMED = 100
-"""Cycles by which the speed is measured, after as many others: with 20 one seed got 40 % more steps than another."""
+"""Cycles that measure the speed, after as many others; with 20, one seed got 40 % more steps than another."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Of all models of a study."""
+    """Settings that all models of a study share."""
 
     path: Path
     minutes: float
@@ -42,13 +42,13 @@ class Setting:
 
 
 def words(kind: str, seed: int, setting: Setting, folder: Path) -> list[str]:
-    """The model's overrides of the recipe fashion_mnist, without its length."""
+    """Return the model's overrides of the recipe fashion_mnist, without its length."""
     found = [f"data.path={setting.path}", *COMMON, *MODELS[kind], f"train.seed={seed}"]
     return [*found, f"train.init_from={(folder / f'base-{seed}').resolve()}"] if kind in ON_BASE else found
 
 
 def length(kind: str, seed: int, setting: Setting, folder: Path) -> int:
-    """Cycles that fill the model's share of the time, by the speed of this machine at this moment."""
+    """Return the cycles that fill the model's share of the time, at the present speed of this machine."""
     share = 1.0 - BASE_SHARE if kind in ON_BASE else BASE_SHARE if kind == "base" else 1.0
     recipe = load_recipe("fashion_mnist", [*words(kind, seed, setting, folder), "train.steps=1000000"])
     dataset = open_dataset(recipe)
@@ -70,14 +70,14 @@ def length(kind: str, seed: int, setting: Setting, folder: Path) -> int:
 
 
 def _seconds_of_the_second_half(fit: Callable[..., None], dataset: Dataset) -> float:
-    """Of a fit of 2 `TIMED` steps."""
+    """Time the second half of a fit of 2 `TIMED` steps."""
     at: dict[int, float] = {}
     fit(dataset, CPU, 0, lambda step, total: at.update({step: time.monotonic()}))
     return at[2 * TIMED] - at[TIMED]
 
 
 class Clock:
-    """Wall-clock seconds from its making to the last cycle, fitting included."""
+    """A clock of the wall-clock seconds from its creation to the last cycle, including fitting."""
 
     def __init__(self) -> None:
         self.start, self.seconds = time.monotonic(), 0.0
@@ -88,7 +88,7 @@ class Clock:
 
 
 def trained(kind: str, seed: int, setting: Setting, folder: Path) -> gk.Run:
-    """The run of that model, trained, gone on with, or found; ``lengths.json`` beside it has its cycles and seconds."""
+    """Train, resume or find the run of a model; ``lengths.json`` beside it has its cycles and seconds."""
     if kind in ON_BASE:
         trained("base", seed, setting, folder)
     noted = folder / f"{kind}-{seed}.lengths.json"
@@ -130,7 +130,7 @@ def base_draws(run: gk.Run, num: int, seed: int) -> Tensor:
 
 
 def gebm_draws(run: gk.Run, sampler: str, beta: float, num: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draws, and what they cost."""
+    """Draw from the GEBM, and return the draws with their cost."""
     start = time.process_time()
     steps = CHAINS["thin"] * -(-num // CHAINS["num_chains"])
     draws = gk.sample(run, sampler, num_samples=num, inverse_temperature=beta, seed=seed, steps=steps, **CHAINS)
@@ -146,7 +146,7 @@ def gebm_draws(run: gk.Run, sampler: str, beta: float, num: int, seed: int) -> t
 
 
 def scores(kind: str, run: gk.Run, samplers: list[str], setting: Setting, seed: int) -> dict[str, Any]:
-    """FID of base and GEBM, one value a set of draws; beta is chosen on the validation part by draws of their own."""
+    """Compute the FID of base and GEBM for each set of draws; beta is chosen on the validation part, with separate draws."""
     test, pixels = Fid(run, "test", seed), Fid(run, "test", seed, "pixels")
     seeds = [1000 * seed + number for number in range(setting.num_sets)]
     sets = [base_draws(run, setting.num_draws, own) for own in seeds]

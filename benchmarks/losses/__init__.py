@@ -1,1 +1,1 @@
-"""Every loss on the same problems: see ``python -m benchmarks.losses --help``."""
+"""The losses study: every loss on the same problems; see ``python -m benchmarks.losses --help``."""

@@ -1,11 +1,11 @@
-"""Every loss on eight and twenty-five Gaussians, on digits, and on Gaussians of known divergence, as markdown tables.
+"""Compare all losses on 8 and 25 Gaussians, on digits, and on Gaussians of known divergence, as markdown tables.
 
     python -m benchmarks.losses [--cache DIR] [--losses NAME ...] [--problems NAME ...] [--threads 1] [--table]
 
-Each run is a shipped recipe, shortened, with the loss replaced and everything else, rates and penalties included, as it is
-(but for `wasserstein`, which has WGAN-GP's penalty). Records are kept in ``--cache``, one JSON a run, and made only where
-missing: a study that was cut off goes on where it stopped. ``--table`` prints what there is and makes nothing. A toy run
-takes about half a minute to a minute of one core, the whole study about an hour and a half.
+Each run is a shipped recipe, shortened, with only the loss replaced; rates and penalties stay. The exception is
+`wasserstein`, which has WGAN-GP's penalty. Records are kept in ``--cache``, one JSON a run; only missing ones are made,
+so an interrupted study resumes. ``--table`` prints existing records and makes nothing. A toy run takes about half a
+minute to a minute of one core, the whole study about an hour and a half.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--problems", nargs="+", default=problems, choices=problems)
     parser.add_argument("--seeds", type=int, help="only the first so many")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--table", action="store_true", help="print existing records, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)

@@ -1,4 +1,4 @@
-"""The losses, with the settings that they are compared under, and the problems."""
+"""Losses with the settings of the comparison, and its problems."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ LOSSES: dict[str, Node] = {
 }
 
 VARIANTS = ("kale, A by Adam", "kale-dv, average", "smile, clipped", "pcd, data space")
-"""Options of a loss, which are run with one seed."""
+"""Variants of a loss, which run with one seed only."""
 
 WITHOUT_RATIO = ("hinge", "wasserstein", "pcd, data space")
-"""Losses whose critic is no log density ratio."""
+"""Losses whose critic is not a log density ratio."""
 
 LIPSCHITZ = {"name": "gradient", "weight": 10.0, "centre": 1.0, "every": 4}
-"""The penalty of `wasserstein`, in place of the recipe's, which asks for a flat energy and not for a slope of one."""
+"""The penalty of `wasserstein`; the recipe's asks for a flat energy and not for a slope of one."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A shipped recipe, shortened, with the metric that runs are compared by.
+    """A shipped recipe, shortened, and the metric that compares its runs.
 
     Attributes:
         recipe: its short name.
         metric: value name; smaller is better.
         steps, final_steps: cycles of its two phases.
-        seeds: how many.
-        sample: what ``sample`` and ``eval`` are set to.
-        also: a second value to report, of the GEBM, or None.
+        seeds: number of seeds.
+        sample: settings of ``sample`` and ``eval``.
+        also: a second value of the GEBM to report, or None.
     """
 
     recipe: str
@@ -56,7 +56,7 @@ class Problem:
     also: str | None = None
 
     def overrides(self, loss: str, seed: int) -> list[str]:
-        """Words on top of the recipe."""
+        """Return the overrides of the recipe."""
         node = ", ".join(f"{key}: {value}" for key, value in LOSSES[loss].items())
         words = [
             f"loss={{{node}}}",
@@ -76,8 +76,10 @@ TOYS = (
     "eval.metrics=[sliced-wasserstein, modes]", "eval.num_samples=2500", "eval.num_sets=3", "sample.num_chains=500",
     "sampler={name: isir, num_candidates: 32}", "sample.warmup=20", "sample.steps=25", "sample.thin=5",
 )  # fmt: skip
-"""The jumps of isir cross between modes. A local kernel would not in so few steps, and what separated the losses then would
-be where its chains were left."""
+"""The sampler isir, whose jumps cross between modes.
+
+A local kernel would not cross in so few steps, and the losses would then differ by where its chains were left.
+"""
 
 DIGITS = (
     "eval.metrics=[frechet]", "eval.num_samples=2000", "eval.num_sets=3", "sample.num_chains=250", "sample.warmup=60",
@@ -93,8 +95,8 @@ PROBLEMS = {
 }
 
 GAUSSIANS = [Case(differs, dim, kl) for differs in ("mean", "variance") for dim, kl in ((2, 1.0), (10, 2.0))]
-"""Pairs of known divergence, for the losses that estimate a log-ratio."""
+"""Pairs of Gaussians of known divergence, for the losses that estimate a log-ratio."""
 
 GAUSSIAN_SEEDS = 1
 GAUSSIAN_CHAINS = {"step_size": 0.4}
-"""What `cd` and `pcd` have there instead: smooth targets bear longer steps."""
+"""Settings of `cd` and `pcd` for these pairs: smooth targets allow longer steps."""

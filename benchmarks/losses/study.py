@@ -1,4 +1,4 @@
-"""One run of the study: train, look at base and GEBM along the way, score both at the end."""
+"""One run of the study: it trains, scores base and GEBM along the way, and scores both at the end."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.training.trainer import Trainer
 
 VERSION = 1
-"""Raised when the meaning of a record changes, so that older ones in a cache are made again."""
+"""Version of a record; raise it when its meaning changes, so that older ones in a cache are made again."""
 
 LOOKS, FINAL_LOOKS = 8, 2
-"""Looks at the base in the main phase, and at the GEBM, whose energy belongs to that base only then, in the final one."""
+"""Numbers of scores along the way: of the base in the main phase, and of the GEBM in the final phase.
+
+Only in the final phase does the energy belong to that base.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Job(Recorded):
         return folder / f"{self.problem}--{self.loss.replace(', ', '-').replace(' ', '-')}--{self.seed}.json"
 
     def run(self) -> dict[str, Any]:
-        """Do the work; what goes wrong is part of the record."""
+        """Do the work; an error becomes part of the record."""
         began = time.process_time()
         try:
             found = gaussians(self) if self.problem == "gaussians" else trained(self)
@@ -76,8 +79,10 @@ class Job(Recorded):
 
 
 def jobs(losses: list[str], problems: list[str]) -> Iterator[Job]:
-    """Everything there is to do. The first seed of every loss and problem comes first, then variants, then the other seeds,
-    so that a study that was cut off says something."""
+    """List all jobs: the first seed of every loss and problem, then variants, then the other seeds.
+
+    An interrupted study is then still informative.
+    """
     for seed in range(max(p.seeds for p in PROBLEMS.values())):
         for variants in (False, True):
             for problem in problems:
@@ -89,7 +94,7 @@ def jobs(losses: list[str], problems: list[str]) -> Iterator[Job]:
 
 
 def trained(job: Job) -> dict[str, Any]:
-    """Train a recipe with the engine's own steps; metrics of base and GEBM along the way and at the end."""
+    """Train a recipe with the engine's own steps, and score base and GEBM along the way and at the end."""
     problem = PROBLEMS[job.problem]
     recipe = load_recipe(problem.recipe, problem.overrides(job.loss, job.seed))
     dataset = build_dataset(recipe)
@@ -122,7 +127,7 @@ def trained(job: Job) -> dict[str, Any]:
 
 
 def _base_metric(trainer: Trainer, recipe: Recipe, dataset: Any, problem: Problem) -> float:
-    """The problem's metric of draws of the averaged base."""
+    """Compute the problem's metric of draws of the averaged base."""
     device = torch.device("cpu")
     reference = every_row(dataset.split("test"), "test data")
     with torch.random.fork_rng(devices=[]), trainer.averaged(), torch.no_grad():
@@ -134,7 +139,7 @@ def _base_metric(trainer: Trainer, recipe: Recipe, dataset: Any, problem: Proble
 
 
 def _score(trainer: Trainer, recipe: Recipe, dataset: Any, *, brief: bool) -> Evaluation:
-    """Base and GEBM as sampling uses them; ``brief``: two sets by shorter chains. Training's randomness is not touched."""
+    """Score base and GEBM as sampling uses them; ``brief``: two sets by shorter chains. Training's random state stays."""
     if brief:
         sample = dataclasses.replace(recipe.sample, warmup=20, steps=15)
         recipe = dataclasses.replace(
@@ -152,7 +157,7 @@ def _values(found: Evaluation, problem: Problem) -> dict[str, float]:
 
 
 def gaussians(job: Job) -> dict[str, Any]:
-    """KALE on held-out draws over the known divergence, for every pair."""
+    """Compute KALE on held-out draws over the known divergence, for every pair."""
     node = _gaussian_node(job.loss)
     name = str(node.pop("name"))
     ratios = {}

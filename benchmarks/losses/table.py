@@ -1,4 +1,4 @@
-"""From records to markdown tables: means over seeds, steps to the final metric, what went wrong."""
+"""Markdown tables of the records: means over seeds, steps to the final metric, what went wrong."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from benchmarks.losses.problems import GAUSSIANS, LOSSES, PROBLEMS
 
 NEAR = 1.25
-"""A run has come to its final metric at the first look from which on it is at most this many times the final value."""
+"""A run has reached its final metric once all later scores are at most this many times the final value."""
 
 Record = dict[str, Any]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A table a problem, with the losses that have records."""
+    """Format a table for each problem, with the losses that have records."""
     parts = []
     for problem in PROBLEMS:
         rows = [row for loss in LOSSES if (row := _row(problem, _of(records, problem, loss), loss))]
@@ -65,14 +65,14 @@ def _row(problem: str, found: Sequence[Record], loss: str) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean, with the range of the seeds."""
+    """Format the mean, with the range over seeds."""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def _steps_to(record: Record, column: str, above: float, upto: float) -> float | None:
-    """The first look in (above, upto] from which on the metric stays within `NEAR` times its final value."""
+    """Return the first step in (above, upto] after which the metric stays within `NEAR` times its final value."""
     looks = [look for look in record["looks"] if above < look["step"] <= upto]
     if not looks or not math.isfinite(record["final"][column]):
         return None

@@ -1,1 +1,1 @@
-"""The kit's samplers against blackjax and numpyro: see ``python -m benchmarks.samplers --help``."""
+"""The samplers study: the kit against blackjax and numpyro; see ``python -m benchmarks.samplers --help``."""

@@ -1,16 +1,21 @@
-"""The kit's samplers against blackjax and numpyro: effective samples per gradient and per second, as ratios.
+"""Compare the kit's samplers with blackjax and numpyro: effective samples per gradient and per second, as ratios.
 
     python -m venv peers && peers/bin/pip install blackjax numpyro arviz-stats        # an environment of their own
     python -m benchmarks.samplers --python peers/bin/python [--seeds 5] [--targets gaussian mlp ...] [--json] [--quick]
 
-Both sides evaluate the same function (checked in float64 to 1e-5, values and gradients, before anything is timed), start the
-same number of chains at the same points, tune by their own warm-up, keep the same number of draws, and run in float32 on two
-threads. For every target and seed a process of the kit and one of the peers take turns, so that whatever else the machine
-does falls on both. Compilation and warm-up are not timed. The effective sample size is arviz-stats' bulk one over all
-chains, the smallest over dimensions, for everybody; a gradient is one of one chain, and each chain of NUTS counts its own.
+Both sides
 
-Records are kept in ``--cache``, one JSON for each target, sampler and seed, and made only where missing: a run that was cut
-off goes on where it stopped, and samplers that came later are added (``--again NAME`` makes a sampler's records anew).
+- evaluate the same function (values and gradients are checked in float64 to 1e-5 before anything is timed);
+- start the same number of chains at the same points, and keep the same number of draws;
+- tune by their own warm-up, and run in float32 on two threads.
+
+For every target and seed a process of the kit and one of the peers take turns, so that other work of the machine
+affects both. Compilation and warm-up are not timed. The effective sample size is arviz-stats' bulk one over all chains,
+the smallest over dimensions, for all samplers. Gradients are counted for each chain, and each chain of NUTS counts its
+own.
+
+Records are kept in ``--cache``, one JSON for each target, sampler and seed. Only missing ones are made, so an
+interrupted run resumes and new samplers are added. ``--again NAME`` makes a sampler's records again.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ PEERS = (
 
 
 class Sides:
-    """How a process of each side is started."""
+    """The two sides, and how a process of each is started."""
 
     def __init__(self, peers_python: str, cache: Path, threads: int) -> None:
         self.cache, self.threads = cache.resolve(), threads
@@ -49,7 +54,7 @@ class Sides:
         }
 
     def run(self, side: str, target: Target, *arguments: str) -> str:
-        """The process's output. What it writes to stderr goes through.
+        """Run a process and return its output; its stderr is passed through.
 
         Raises:
             subprocess.CalledProcessError: it failed as a whole.
@@ -61,7 +66,7 @@ class Sides:
         return subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def prepare(self, target: Target) -> None:
-        """Train and export what is missing, and hold the two sides' functions against each other.
+        """Train and export what is missing, and compare the two sides' functions.
 
         Raises:
             SystemExit: they differ.
@@ -85,7 +90,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--samplers", nargs="+", help="only these: kit-hmc, blackjax-nuts, ...")
-    parser.add_argument("--again", nargs="+", default=[], help="make the records of these samplers anew")
+    parser.add_argument("--again", nargs="+", default=[], help="make the records of these samplers again")
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmark-samplers"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="short runs of two seeds, to see that it works")

@@ -1,4 +1,4 @@
-"""Evaluates in jax the networks that `networks.export` wrote."""
+"""Evaluation in jax of the networks that `networks.export` wrote."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-IMAGES, KERNELS = "NHWC", "HWIO"  # the layout that XLA's convolutions on a CPU are made for
+IMAGES, KERNELS = "NHWC", "HWIO"  # the layout for which XLA optimises convolutions on a CPU
 
 
 def load(path: Path) -> Callable[[Any], Any]:
-    """``z (d,) -> E(G(z)) ()`` of the layers in ``path.json`` with the arrays in ``path.npz``."""
+    """Load ``z (d,) -> E(G(z)) ()`` from the layers in ``path.json`` and the arrays in ``path.npz``."""
     layers = json.loads(path.with_suffix(".json").read_text())["layers"]
     dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
     with np.load(path.with_suffix(".npz")) as arrays:
@@ -36,12 +36,12 @@ def load(path: Path) -> Callable[[Any], Any]:
 
 
 def _layer(layer: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callable[[Any], Any]:
-    """One layer on one point: vectors (f,), images (h, w, c)."""
+    """Apply one layer to one point: a vector (f,) or an image (h, w, c)."""
     match layer["kind"]:
         case "linear":
             weight, bias = arrays["weight"].T.copy(), arrays.get("bias", 0.0)
             return lambda x: x @ weight + bias
-        case "affine":  # along the last axis: features of vectors, channels of images
+        case "affine":  # along the last axis, which has the features of a vector or the channels of an image
             return lambda x: x * arrays["scale"] + arrays["shift"]
         case "activation":
             return ACTIVATIONS[layer["name"]]
@@ -72,7 +72,7 @@ def _convolution(layer: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callab
 
 
 def _transposed(layer: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callable[[Any], Any]:
-    """torch's transposed convolution: one of the stride-dilated image with the kernel turned round."""
+    """Compute torch's transposed convolution, as a convolution of the stride-dilated image with the flipped kernel."""
     kernel = arrays["weight"][:, :, ::-1, ::-1].transpose(2, 3, 0, 1).copy()  # (in, out, h, w) -> (h, w, in, out)
     bias = arrays.get("bias", 0.0)
     padding = [(size - 1 - p, size - 1 - p) for size, p in zip(kernel.shape[:2], layer["padding"], strict=True)]

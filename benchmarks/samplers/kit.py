@@ -29,27 +29,27 @@ from gebm_kit.samplers.hmc import Hmc
 
 NUM_CHECKED = 64
 GRADIENTS = {"ula": 1, "mala": 1, "klmc": 1, "meads": 1, "mclmc": 2}
-"""Samplers whose step costs a gradient or two, and which: they keep a state every ``thin`` gradients."""
+"""Samplers whose step costs a gradient or two, with that number; they keep a state every ``thin`` gradients."""
 
 LONG_HMC = "hmc-long"
-"""hmc with trajectories of up to half a turn, as peers' HMC, which has no cap, makes on targets like these."""
+"""Settings of hmc with trajectories of up to half a turn, as the peers' uncapped HMC makes on such targets."""
 
 SAMPLERS = ("hmc", LONG_HMC, "mala", "chees", "meads", "mams", "klmc", "ula", "mclmc")
 
 
 class FunctionPotential:
-    """U of a target, differentiated by autograd."""
+    """The potential U of a target, differentiated by autograd."""
 
     def __init__(self, target: Target) -> None:
         assert target.function is not None
         self._function = target.function
 
     def value(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
+        """Evaluate U, (C, Z) -> (C,)."""
         return self._function(z, torch)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
+        """Evaluate U and its gradient, (C, Z) -> (C,), (C, Z)."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value = self._function(z, torch)
@@ -58,7 +58,7 @@ class FunctionPotential:
 
 
 def potential_of(target: Target, exports: Path) -> Potential:
-    """The potential of a target; a network is trained if it is not there."""
+    """Return the potential of a target; train a network if it is missing."""
     if target.function is not None:
         return FunctionPotential(target)
     from benchmarks.samplers.networks import trained
@@ -67,14 +67,14 @@ def potential_of(target: Target, exports: Path) -> Potential:
 
 
 def prepare(target: Target, exports: Path) -> None:
-    """Train and export a network; leave values and gradients in float64 for the other side to compare with."""
+    """Train and export a network, and save values and gradients in float64 for the other side to compare with."""
     exports.mkdir(parents=True, exist_ok=True)
     potential = potential_of(target, exports)
     if isinstance(potential, LatentPotential):
         from benchmarks.samplers.networks import export
 
         export(target.name, potential.model, exports)
-        potential.close()  # normalised weights are constants until then, in float32
+        potential.close()  # until then normalised weights are float32 constants
         potential = LatentPotential(potential.model.double())
     points = torch.from_numpy(target.start(0)[:NUM_CHECKED]).double()
     value, grad = potential.value_and_grad(points)
@@ -83,7 +83,7 @@ def prepare(target: Target, exports: Path) -> None:
 
 
 def sampler_named(name: str, target: Target) -> Sampler | None:
-    """The registered sampler with its defaults (and the target's L where L is fixed), or None if there is none yet."""
+    """Build a registered sampler with its defaults (and the target's L where L is fixed); None if it does not exist."""
     if name == LONG_HMC:
         return Hmc(num_leapfrog=target.leapfrog, max_angle=math.pi)
     registry = installed().registry
@@ -94,7 +94,7 @@ def sampler_named(name: str, target: Target) -> Sampler | None:
 
 
 def blocks_of(sampler: Sampler, target: Target, potential: Potential) -> list[slice]:
-    """The chains in blocks, and the potential set to the pieces of an evaluation, as the engine chooses them."""
+    """Cut the chains into blocks and set the potential's pieces of an evaluation, as the engine chooses them."""
     if not isinstance(potential, LatentPotential):
         return [slice(0, target.chains)]
     device, dtype = torch.device("cpu"), torch.float32
@@ -106,7 +106,7 @@ def blocks_of(sampler: Sampler, target: Target, potential: Potential) -> list[sl
 
 
 def run(name: str, sampler: Sampler, target: Target, potential: Potential, seed: int) -> Outcome:
-    """Warm up all chains, freeze, draw."""
+    """Warm up all chains, freeze the sampler, and draw."""
     begun = torch.from_numpy(target.start(seed))
     blocks = blocks_of(sampler, target, potential)
     generators = [torch.Generator().manual_seed(1000 * seed + k) for k in range(len(blocks))]

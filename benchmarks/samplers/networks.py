@@ -1,4 +1,4 @@
-"""The two trained networks: trained once into the cache folder, written out for jax, and loaded for the kit."""
+"""The two trained networks, which are trained once into the cache folder, exported for jax, and loaded for the kit."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ RECIPES = {
 
 
 def trained(name: str, folder: Path) -> GEBM:
-    """The network called ``name``, trained in ``folder`` unless it is there."""
+    """Return the network called ``name``, and train it in ``folder`` if it is missing."""
     recipe, overrides = RECIPES[name]
     if name == "dcgan" and not FASHION.is_dir():
         overrides = [*overrides, f"data={{name: image-folder, path: {enlarged_digits(folder)}, size: 28, channels: 1}}"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GebmKitWarning)  # about the evaluation, of which next to nothing is left
+        warnings.simplefilter("ignore", GebmKitWarning)  # warnings about the evaluation, which is cut to almost nothing
         return gk.train(recipe, overrides, out=folder / name, resume=True).model
 
 
 def enlarged_digits(folder: Path) -> Path:
-    """The kit's digits as 28 x 28 PNG files, where Fashion-MNIST is not installed."""
+    """Write the kit's digits as 28 x 28 PNG files, for machines without Fashion-MNIST."""
     from PIL import Image
 
     from gebm_kit.data.digits import Digits
@@ -75,7 +75,7 @@ def enlarged_digits(folder: Path) -> Path:
 
 
 def export(name: str, model: GEBM, folder: Path) -> None:
-    """``name.json`` with the layers of E(G(z)) in order and ``name.npz`` with their arrays, as constants."""
+    """Write ``name.json`` with the layers of E(G(z)) in order, and ``name.npz`` with their arrays as constants."""
     with LatentPotential(model):  # eval mode
         layers, arrays = [], {}
         for number, (layer, tensors) in enumerate([*_base_layers(model.base), *_energy_layers(model.energy)]):

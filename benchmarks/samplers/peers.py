@@ -3,8 +3,8 @@
     python -m benchmarks.samplers.peers --target NAME --seed S --samplers blackjax-hmc ... --exports DIR --out DIR
     python -m benchmarks.samplers.peers --target NAME --exports DIR --check
 
-Chains are vectorised, and split over two virtual devices, one for each core: XLA's matrix products of these sizes stay on
-one core otherwise. Everything is compiled before it is timed.
+Chains are vectorised and split over two virtual devices, one for each core. Otherwise XLA's matrix products of these
+sizes would use one core. Everything is compiled before it is timed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.samplers.records import Outcome, save_failure, save_outcome
 from benchmarks.samplers.targets import TARGETS, Target
 
 TUNING_CHAINS = 16
-"""NUTS and HMC are tuned on so many chains with Stan's windows; their step sizes and metrics are averaged."""
+"""Number of chains that tune NUTS and HMC with Stan's windows; their step sizes and metrics are averaged."""
 
 CHEES_LEARNING_RATE = 0.02
 CHEES_FIRST_STEP = 0.1
@@ -38,7 +38,7 @@ Energy = Callable[[Point], Any]  # U: (d,) -> ()
 
 
 def configure(devices: int, cache: Path | None, double: bool) -> None:
-    """Environment and settings of jax; before it is imported."""
+    """Set the environment and settings of jax, before it is imported."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
@@ -50,7 +50,7 @@ def configure(devices: int, cache: Path | None, double: bool) -> None:
 
 
 class Run:
-    """A target, its energy, the starting points, and what every sampler needs for warming up and drawing."""
+    """A target with its energy and starting points, and what every sampler needs to warm up and draw."""
 
     def __init__(self, target: Target, energy: Energy, seed: int) -> None:
         import jax
@@ -66,7 +66,7 @@ class Run:
         return -self.energy(x)
 
     def tuned(self, warm_up: Callable[..., Any], *arguments: Any) -> Any:
-        """``warm_up(*arguments)`` compiled, then timed."""
+        """Compile ``warm_up(*arguments)``, then time it."""
         import jax
 
         compiled = jax.jit(warm_up).lower(*arguments).compile()
@@ -76,7 +76,7 @@ class Run:
         return result
 
     def chains(self, step: Callable[..., Any], draws: int, thin: int) -> Callable[..., Any]:
-        """All chains as one compiled function of (keys, states, parameters): states, positions (C, N, d), counts (C, 3).
+        """Compile all chains into one function: (keys, states, parameters) -> states, positions (C, N, d), counts (C, 3).
 
         ``step(key, state, parameters)`` gives a state, its position and (gradients, acceptance, divergence) as floats.
         """
@@ -111,7 +111,7 @@ class Run:
     def outcome(
         self, step: Callable[..., Any], states: Any, parameters: Any, *, thin: int, burn: int, tuned: dict[str, Any]
     ) -> Outcome:
-        """``burn`` steps that are thrown away, then the draws, timed without compilation."""
+        """Make ``burn`` steps of burn-in, then the draws, timed without compilation."""
         import jax
         from jax.sharding import NamedSharding, PartitionSpec
 
@@ -151,7 +151,7 @@ def _hmc_counts(info: Any) -> Any:
 
 
 def _pooled_windows(run: Run, algorithm: Any, steps: int, **extra: Any) -> dict[str, Any]:
-    """Stan's window adaptation on `TUNING_CHAINS` chains, geometric means of step size and diagonal metric."""
+    """Run Stan's window adaptation on `TUNING_CHAINS` chains; geometric means of step size and diagonal metric."""
     import blackjax
     import jax
     import jax.numpy as jnp
@@ -172,7 +172,7 @@ def _pooled_windows(run: Run, algorithm: Any, steps: int, **extra: Any) -> dict[
 
 
 def blackjax_hmc(run: Run) -> Outcome:
-    """blackjax.hmc with the target's L, window adaptation (acceptance 0.8)."""
+    """Run blackjax.hmc with the target's L, window adaptation (acceptance 0.8)."""
     import blackjax
     import jax
 
@@ -189,7 +189,7 @@ def blackjax_hmc(run: Run) -> Outcome:
 
 
 def blackjax_nuts(run: Run) -> Outcome:
-    """blackjax.nuts, window adaptation (acceptance 0.8)."""
+    """Run blackjax.nuts, window adaptation (acceptance 0.8)."""
     import blackjax
     import jax
 
@@ -205,7 +205,7 @@ def blackjax_nuts(run: Run) -> Outcome:
 
 
 def blackjax_mala(run: Run) -> Outcome:
-    """blackjax.mala, its step size by blackjax's dual averaging on the mean acceptance of all chains (0.574)."""
+    """Run blackjax.mala; its step size comes from blackjax's dual averaging on the mean acceptance of all chains (0.574)."""
     import blackjax
     import jax
     import jax.numpy as jnp
@@ -267,17 +267,17 @@ def _chees(run: Run, metric: str | None) -> Outcome:
 
 
 def blackjax_chees(run: Run) -> Outcome:
-    """blackjax.chees_adaptation as it comes (identity metric), then dynamic_hmc."""
+    """Run blackjax.chees_adaptation with its defaults (identity metric), then dynamic_hmc."""
     return _chees(run, None)
 
 
 def blackjax_chees_diagonal(run: Run) -> Outcome:
-    """blackjax.chees_adaptation with its optional diagonal metric, then dynamic_hmc."""
+    """Run blackjax.chees_adaptation with its optional diagonal metric, then dynamic_hmc."""
     return _chees(run, "diagonal")
 
 
 def blackjax_meads(run: Run) -> Outcome:
-    """blackjax.meads_adaptation, then ghmc."""
+    """Run blackjax.meads_adaptation, then ghmc."""
     import blackjax
     import jax.numpy as jnp
     from blackjax.adaptation.base import get_filter_adapt_info_fn
@@ -308,7 +308,7 @@ def blackjax_meads(run: Run) -> Outcome:
 
 
 def blackjax_mclmc(run: Run) -> Outcome:
-    """blackjax.mclmc (two gradients a step), tuned by mclmc_find_L_and_step_size; no Metropolis test."""
+    """Run blackjax.mclmc (two gradients a step), tuned by mclmc_find_L_and_step_size, without a Metropolis test."""
     import blackjax
     import jax
     import jax.numpy as jnp
@@ -344,7 +344,7 @@ def blackjax_mclmc(run: Run) -> Outcome:
 
 
 def blackjax_mams(run: Run) -> Outcome:
-    """blackjax.adjusted_mclmc_dynamic (two gradients an integration step), tuned by its own adaptation."""
+    """Run blackjax.adjusted_mclmc_dynamic (two gradients an integration step), tuned by its own adaptation."""
     import blackjax
     import jax
     import jax.numpy as jnp
@@ -384,7 +384,7 @@ def blackjax_mams(run: Run) -> Outcome:
 
 
 def _numpyro(run: Run, algorithm: str, burn: int, **settings: Any) -> Outcome:
-    """numpyro's functional interface: warm-up on `TUNING_CHAINS` chains, averaged, then all chains with it frozen."""
+    """Run numpyro's functional interface: warm-up on `TUNING_CHAINS` chains, averaged and frozen, then all chains."""
     import jax
     import jax.numpy as jnp
     from numpyro.infer.hmc import hmc
@@ -421,12 +421,12 @@ def _numpyro(run: Run, algorithm: str, burn: int, **settings: Any) -> Outcome:
 
 
 def numpyro_hmc(run: Run) -> Outcome:
-    """numpyro HMC with the target's L."""
+    """Run numpyro HMC with the target's L."""
     return _numpyro(run, "HMC", 100, num_steps=run.target.leapfrog, trajectory_length=None)
 
 
 def numpyro_nuts(run: Run) -> Outcome:
-    """numpyro NUTS."""
+    """Run numpyro NUTS."""
     return _numpyro(run, "NUTS", 50)
 
 
@@ -445,7 +445,7 @@ SAMPLERS: dict[str, Callable[[Run], Outcome]] = {
 
 
 def energy_of(target: Target, exports: Path) -> Energy:
-    """U of one point (d,)."""
+    """Return U as a function of one point (d,)."""
     import jax.numpy as jnp
 
     if target.function is not None:
@@ -463,7 +463,7 @@ def _with_namespace(function: Any, x: Any) -> Any:
 
 
 def check(target: Target, exports: Path) -> float:
-    """Largest relative difference, in float64, from the values and gradients that the kit's side has left there."""
+    """Return the largest relative difference, in float64, from the values and gradients that the kit's side saved."""
     import jax
 
     known = np.load(exports / f"{target.name}.reference.npz")
@@ -493,7 +493,7 @@ def main() -> int:
     for name in options.samplers:
         try:
             outcome = SAMPLERS[name](Run(target, energy_of(target, options.exports), options.seed))
-        except Exception as error:  # a peer that fails is a line of the table that says so
+        except Exception as error:  # a peer that fails gets a line in the table that says so
             traceback.print_exc()
             save_failure(options.out, name, target, options.seed, f"{type(error).__name__}: {error}")
         else:

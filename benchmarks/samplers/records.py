@@ -1,4 +1,4 @@
-"""What a sampler's run leaves behind: a record with its effective sample sizes, as JSON. Both sides compute it here."""
+"""Records of a sampler's run with its effective sample sizes, as JSON. Both sides use this module."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 from benchmarks.samplers.targets import Target
 
 VERSION = 2
-"""Raised when the meaning of a record changes, so that older ones in a cache are made again."""
+"""Version of a record; raise it when its meaning changes, so that older ones in a cache are made again."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Draws and what they cost.
+    """Draws and their cost.
 
     Attributes:
         draws: kept states, (C, N, d).
         grad_evals: gradients of all chains in the steps between the first and the last draw; a chain of NUTS counts its own.
-        seconds, cpu_seconds: of the same steps, without compilation.
-        warmup_seconds: of tuning and burn-in, without compilation.
+        seconds, cpu_seconds: time of the same steps, without compilation.
+        warmup_seconds: time of tuning and burn-in, without compilation.
     """
 
     draws: np.ndarray
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def fingerprint(target: Target) -> dict[str, Any]:
-    """What a cached record must agree with to be used again."""
+    """Return what a cached record must agree with to be reused."""
     names = ("chains", "draws", "leapfrog", "thin", "warmup", "peer_warmup")
     return {"version": VERSION, **{name: getattr(target, name) for name in names}}
 
@@ -48,7 +48,7 @@ def record_path(folder: Path, sampler: str, target: Target, seed: int) -> Path:
 
 
 def load_record(folder: Path, sampler: str, target: Target, seed: int) -> dict[str, Any] | None:
-    """A record made with the same lengths, or None."""
+    """Load a record made with the same lengths, or None."""
     path = record_path(folder, sampler, target, seed)
     if not path.exists():
         return None
@@ -61,10 +61,10 @@ def save_failure(folder: Path, sampler: str, target: Target, seed: int, error: s
 
 
 def save_outcome(folder: Path, sampler: str, target: Target, seed: int, outcome: Outcome) -> None:
-    """Effective sample sizes by arviz-stats: bulk, over all chains, the smallest and the median over dimensions.
+    """Save effective sample sizes by arviz-stats: bulk, over all chains, the smallest and the median over dimensions.
 
-    That of the coordinates, and beside it that of their squared deviations from the mean: trajectories of nearly half a turn
-    make the former large, as every draw is on the other side of the centre, while the latter hardly moves.
+    There are two kinds: of the coordinates, and of their squared deviations from the mean. Trajectories of nearly half a
+    turn make the first large, because every draw is on the other side of the centre, while the second hardly changes.
     """
     if not np.isfinite(outcome.draws).all():
         save_failure(folder, sampler, target, seed, "draws that are not finite")
@@ -91,7 +91,7 @@ def save_outcome(folder: Path, sampler: str, target: Target, seed: int, outcome:
 
 
 def effective_sizes(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bulk effective sample size and rank-normalised split R-hat of every dimension; (C, N, d) -> (d,), (d,)."""
+    """Compute bulk effective sample size and rank-normalised split R-hat of every dimension; (C, N, d) -> (d,), (d,)."""
     from arviz_stats.base import array_stats
 
     columns = np.moveaxis(draws.astype(np.float64), -1, 0)

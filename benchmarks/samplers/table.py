@@ -1,4 +1,4 @@
-"""From records to the table: medians over seeds, paired ratios with bootstrap intervals, biases."""
+"""The table of the records: medians over seeds, paired ratios with bootstrap intervals, biases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.samplers.targets import TARGETS
 
 BIASED = {"kit-ula", "kit-klmc", "kit-mclmc", "blackjax-mclmc"}
 RHAT = 1.1
-"""A sampler whose median R-hat is above it has no effective sample size worth the name, and is out of the comparison."""
+"""A sampler with a larger median R-hat has no meaningful effective sample size, and is left out of the comparison."""
 
 SAME_KERNEL = {
     "hmc": ("kit-hmc", ("blackjax-hmc", "numpyro-hmc")),
@@ -29,7 +29,7 @@ MEASURES = {
     "squares_per_grad": "ESS of squares per gradient",
     "ess_per_second": "ESS per second",
 }
-"""Each of the smallest over dimensions."""
+"""Measures of the comparison, each the smallest over dimensions."""
 
 Record = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ class Ratio:
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """A row for each target and sampler, in the order of targets; exact samplers first."""
+    """Make a row for each target and sampler, in the order of targets, exact samplers first."""
     found = []
     for target in TARGETS:
         here = [r for r in records if r["target"] == target]
@@ -82,7 +82,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
 
 
 def reference_moments(records: Sequence[Record]) -> np.ndarray | None:
-    """E[x_i²] over the draws of all exact samplers that converged, weighted by effective sample size."""
+    """Compute E[x_i²] over the draws of all exact samplers that converged, weighted by effective sample size."""
     good = [r for r in records if "error" not in r and r["sampler"] not in BIASED and r["rhat"] <= RHAT]
     if not good:
         return None
@@ -111,7 +111,7 @@ def _row(target: str, sampler: str, records: Sequence[Record], reference: np.nda
 
 
 def ratios_of(records: Sequence[Record], rows: Sequence[Row]) -> list[Ratio]:
-    """The best exact sampler of the kit over the best of the peers, and the same kernels over one another."""
+    """Compare the best exact sampler of the kit with the best of the peers, and the same kernels with each other."""
     found = []
     for target in TARGETS:
         usable = {r.sampler: r for r in rows if r.target == target and r.converged}

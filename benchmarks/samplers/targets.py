@@ -1,6 +1,7 @@
-"""What is sampled: densities that torch and jax evaluate by the same lines, and how long every sampler runs on each.
+"""Target densities, whose code serves both torch and jax, and how long every sampler runs on each.
 
-Imported by both sides, the kit's and the peers', so it needs numpy alone. ``xp`` is torch or jax.numpy; x is (..., d).
+Both sides import this module, the kit's and the peers', so it needs only numpy. ``xp`` is torch or jax.numpy; x is
+(..., d).
 """
 
 from __future__ import annotations
@@ -21,24 +22,30 @@ WIDTH, BEND, THICKNESS = 0.9, 0.6, 0.3
 
 
 def gaussian(x: Any, xp: Any) -> Any:
-    """Independent coordinates, standard deviations log-spaced from 1 to 0.01: condition number 1e4, axis-aligned."""
+    """Evaluate U of independent coordinates, standard deviations log-spaced from 1 to 0.01: axis-aligned, condition 1e4."""
     return 0.5 * ((x / xp.asarray(SCALES.astype(_float(x)))) ** 2).sum(-1)
 
 
 def banana(x: Any, xp: Any) -> Any:
-    """x_0 = 0.9 a and x_1 = 0.6 (a² - 1) + 0.3 c, with a and c standard normal: the bend is two thicknesses."""
+    """Evaluate U of x_0 = 0.9 a, x_1 = 0.6 (a² - 1) + 0.3 c, with a, c standard normal: the bend is two thicknesses."""
     a = x[..., 0] / WIDTH
     return 0.5 * (a**2 + ((x[..., 1] - BEND * (a**2 - 1)) / THICKNESS) ** 2)
 
 
 def funnel(x: Any, xp: Any) -> Any:
-    """v = x_0 ~ N(0, 1), nine x_i ~ N(0, e^v): over the central 98 % of v their standard deviation goes from 0.3 to 3.2."""
+    """Evaluate U of v = x_0 ~ N(0, 1) and nine x_i ~ N(0, e^v).
+
+    The standard deviation of x_i goes from 0.3 to 3.2 over the central 98 % of v.
+    """
     v, rest = x[..., 0], x[..., 1:]
     return 0.5 * v**2 + 0.5 * xp.exp(-v) * (rest**2).sum(-1) + 0.5 * rest.shape[-1] * v
 
 
 def schools(x: Any, xp: Any) -> Any:
-    """Eight schools, non-centred (posteriordb): eight raw effects ~ N(0, 1), mu ~ N(0, 5²), log tau of a half-Cauchy(5)."""
+    """Evaluate U of the eight schools, non-centred (posteriordb).
+
+    x has eight raw effects ~ N(0, 1), mu ~ N(0, 5²), and log tau with tau ~ half-Cauchy(5).
+    """
     raw, mean, log_tau = x[..., :8], x[..., 8:9], x[..., 9:10]
     effect, error = (xp.asarray(np.asarray(v, _float(x))) for v in (SCHOOLS_EFFECT, SCHOOLS_ERROR))
     tau = xp.exp(log_tau)
@@ -53,14 +60,14 @@ def _float(x: Any) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A density and the length of a run on it.
+    """A density, and the length of a run on it.
 
     Attributes:
         function: U(x, xp), or None for a trained network, which each side loads from the exported weights.
-        chains, draws: chains, and states kept of each.
+        chains, draws: number of chains, and of states kept from each.
         leapfrog: L of the samplers with a fixed trajectory, on both sides.
-        thin: a sampler that spends one or two gradients a step keeps a state every so many gradients, on both sides, so that
-            autocorrelations longer than a few steps are seen.
+        thin: gradients between two kept states, on both sides, for samplers that spend one or two gradients a step. It
+            makes autocorrelations longer than a few steps visible.
         warmup: steps of the kit's warm-up. The kit's default is 200.
         peer_warmup: steps of the peers' warm-ups. Their documentation uses 1,000.
     """
@@ -80,12 +87,12 @@ class Target:
         return self.function is None
 
     def scaled(self, factor: float) -> Target:
-        """The same target with fewer draws and shorter warm-ups."""
+        """Return the same target with fewer draws and shorter warm-ups."""
         lengths = {name: max(4, round(factor * getattr(self, name))) for name in ("draws", "warmup", "peer_warmup")}
         return self if factor == 1 else dataclasses.replace(self, **lengths)
 
     def start(self, seed: int) -> np.ndarray:
-        """Starting points, the same for every sampler: standard normal, (chains, dim) float32."""
+        """Return the starting points, the same for every sampler: standard normal, (chains, dim) float32."""
         return np.random.default_rng(seed).standard_normal((self.chains, self.dim)).astype(np.float32)
 
 

@@ -1,6 +1,6 @@
-"""The kit's own components, registered through the same hook as everybody else's.
+"""The kit's own components, registered through the same hook as those of plugins.
 
-To add one: write its file and add its line here.
+To add one, write its file and add its line here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMPONENTS = (
         "energy",
         "projected",
         "gebm_kit.energies.projected:ProjectedEnergy",
-        "Energy on features learned from the data beforehand, for finished generators",
+        "Energy on features learned from the data beforehand, for generators that are already trained",
     ),
     Component(
         "energy", "codes", "gebm_kit.energies.codes:CodesEnergy", "Fully connected energy on an invertible base's codes"
@@ -48,7 +48,7 @@ COMPONENTS = (
     ),
     Component("loss", "smile", "gebm_kit.losses.smile:Smile", "Donsker-Varadhan with clipped importance weights"),
     Component("loss", "flo", "gebm_kit.losses.flo:Flo", "KALE with a network in place of the constant log-partition"),
-    Component("loss", "hinge", "gebm_kit.losses.critics:Hinge", "Hinge GAN baseline; its critic is no log-ratio"),
+    Component("loss", "hinge", "gebm_kit.losses.critics:Hinge", "Hinge GAN baseline; its critic is not a log-ratio"),
     Component(
         "loss", "wasserstein", "gebm_kit.losses.critics:Wasserstein", "Wasserstein critic, with a gradient penalty"
     ),
@@ -56,7 +56,7 @@ COMPONENTS = (
         "loss",
         "cd",
         "gebm_kit.losses.contrastive:ContrastiveDivergence",
-        "Contrastive divergence: negatives from short chains that start afresh",
+        "Contrastive divergence: negatives from short chains, newly started each time",
     ),
     Component(
         "loss",
@@ -82,13 +82,27 @@ COMPONENTS = (
     ),
     Component("sampler", "pcn", "gebm_kit.samplers.pcn:Pcn", "Preconditioned Crank-Nicolson, gradient-free"),
     Component("sampler", "rwm", "gebm_kit.samplers.rwm:Rwm", "Random-walk Metropolis, gradient-free"),
-    Component("sampler", "imh", "gebm_kit.samplers.imh:Imh", "Independent Metropolis-Hastings on prior draws"),
-    Component("sampler", "elliptical", "gebm_kit.samplers.elliptical:Elliptical", "Elliptical slices, gradient-free"),
+    Component(
+        "sampler", "imh", "gebm_kit.samplers.imh:Imh", "Independent Metropolis-Hastings: proposals are prior draws"
+    ),
+    Component(
+        "sampler", "elliptical", "gebm_kit.samplers.elliptical:Elliptical", "Elliptical slice sampling, gradient-free"
+    ),
     Component("sampler", "klmc", "gebm_kit.samplers.klmc:Klmc", "Kinetic Langevin, BAOAB (small bias, fast)"),
     Component("sampler", "isir", "gebm_kit.samplers.isir:Isir", "Iterated resampling of prior draws, with MALA moves"),
     Component("sampler", "sir", "gebm_kit.samplers.sir:Sir", "Prior draws resampled by weight (no chains; small bias)"),
-    Component("sampler", "smc", "gebm_kit.samplers.smc:Smc", "Tempered population from base to model, with log Z"),
-    Component("sampler", "drs", "gebm_kit.samplers.drs:Drs", "Rejection of base draws (refiner; exact where bounded)"),
+    Component(
+        "sampler",
+        "smc",
+        "gebm_kit.samplers.smc:Smc",
+        "Sequential Monte Carlo: a population tempered from base to model, with log Z",
+    ),
+    Component(
+        "sampler",
+        "drs",
+        "gebm_kit.samplers.drs:Drs",
+        "Rejection sampling of base draws (refiner; exact if its bound holds)",
+    ),
     Component("sampler", "dot", "gebm_kit.samplers.dot:Dot", "Discriminator optimal transport (refiner, no target)"),
     Component(
         "sampler", "dgflow", "gebm_kit.samplers.dgflow:Dgflow", "Discriminator gradient flow (refiner, no target)"
@@ -110,7 +124,10 @@ COMPONENTS = (
     ),
     Component("dataset", "arrays", "gebm_kit.data.arrays:Arrays", "Your own arrays: npz, npy, safetensors or csv"),
     Component(
-        "dataset", "tabular", "gebm_kit.data.tabular:Tabular", "Measurements for densities: dequantised, standardised"
+        "dataset",
+        "tabular",
+        "gebm_kit.data.tabular:Tabular",
+        "Tables of measurements for density estimation: dequantised, standardised",
     ),
     Component("dataset", "redwine", "gebm_kit.data.tabular:RedWine", "1,599 red wines, 11 measurements, shipped"),
     Component("dataset", "idx", "gebm_kit.data.idx:Idx", "MNIST-format files, gzipped or not"),
@@ -131,13 +148,13 @@ COMPONENTS = (
     Component(
         "metric", "frechet", "gebm_kit.metrics.frechet:Frechet", "Fréchet distance between Gaussian fits of features"
     ),
-    Component("metric", "fid", "gebm_kit.metrics.frechet:Fid", "FID: the plain Fréchet distance, as it is published"),
+    Component("metric", "fid", "gebm_kit.metrics.frechet:Fid", "FID: the plain Fréchet distance, as published"),
     Component("metric", "kid", "gebm_kit.metrics.kid:Kid", "KID: unbiased squared MMD with a cubic kernel"),
     Component(
         "metric",
         "inception-score",
         "gebm_kit.metrics.inception_score:InceptionScore",
-        "Inception Score: how sure and how varied a classifier finds the draws",
+        "Inception Score: how confident and how varied a classifier's predictions on the draws are",
     ),
     Component("metric", "prdc", "gebm_kit.metrics.prdc:Prdc", "Precision, recall, density and coverage"),
     Component("metric", "mmd", "gebm_kit.metrics.mmd:Mmd", "Unbiased squared maximum mean discrepancy"),
@@ -172,7 +189,10 @@ FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
     "gebm-kit-hf": (("dataset", "hf"), ("base", "diffusers-vae")),
     "gebm-kit-inception": (("features", "inception"),),
 }
-"""Plugin packages of this project and what they bring, (kind, name), so that a recipe can say what to install."""
+"""This project's plugin packages and the components that each provides, (kind, name).
+
+The message about a component that is not installed names the package to install.
+"""
 
 
 @hookimpl

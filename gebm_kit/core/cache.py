@@ -1,4 +1,4 @@
-"""Where things that are expensive to make, and cheap to make again, are kept between runs."""
+"""Folders for results kept between runs: they take time to compute, but can always be computed again."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """``$GEBM_KIT_CACHE``, else ``$XDG_CACHE_HOME/gebm-kit``, else ``~/.cache/gebm-kit``; it need not exist."""
+    """Return ``$GEBM_KIT_CACHE``, else ``$XDG_CACHE_HOME/gebm-kit``, else ``~/.cache/gebm-kit``; it need not exist."""
     if os.environ.get("GEBM_KIT_CACHE"):
         return Path(os.environ["GEBM_KIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gebm-kit"
 
 
 def data_cache_directory() -> Path:
-    """Where prepared data are kept: ``$GEBM_KIT_DATA_CACHE``, else the folder ``data`` in `cache_directory`."""
+    """Return the folder of prepared data: ``$GEBM_KIT_DATA_CACHE``, else the folder ``data`` in `cache_directory`."""
     if os.environ.get("GEBM_KIT_DATA_CACHE"):
         return Path(os.environ["GEBM_KIT_DATA_CACHE"]).expanduser()
     return cache_directory() / "data"

@@ -18,9 +18,10 @@ from typing import Any, Literal, cast
 from gebm_kit.core.errors import PluginError, RecipeError, UsageError, nearest
 
 KINDS = ("base", "energy", "loss", "penalty", "sampler", "dataset", "features", "metric", "logger")
+"""The kinds of component, in the order in which `gebm-kit list` shows them."""
 
-#: Distribution name under which the components of the kit itself are registered.
 BUILTIN = "gebm-kit"
+"""Distribution name under which the components of the kit itself are registered."""
 
 INJECTED = {
     "data_shape": "shape of one data point, from the dataset: tuple[int, ...]",
@@ -28,15 +29,15 @@ INJECTED = {
     "latent_dim": "size Z of the base's latent space: int",
     "num_classes": "number of classes of a labelled dataset, else None",
     "device": "torch.device that the run computes on",
-    "directory": "directory that relative paths are read against, where the command was started: pathlib.Path",
-    "run_directory": "directory of the run, for loggers, and for bases that were read from a file: pathlib.Path or None",
-    "start_step": "step that training starts from, or goes on from when a run is resumed, for loggers: int",
+    "directory": "directory that relative paths start from, where the command was started: pathlib.Path",
+    "run_directory": "directory of the run, for loggers and for bases that are read from a file: pathlib.Path or None",
+    "start_step": "step that training starts from, or the checkpoint's step when a run is resumed, for loggers: int",
 }
-"""Every value that the kit injects into a constructor that asks for it (see `Injected`), with its meaning."""
+"""Values that the kit passes to a constructor that asks for them (see `Injected`), each with its meaning."""
 
 
 class Injected:
-    """Marks a constructor parameter as filled in by the kit, never by a recipe: ``Annotated[int, Injected]``."""
+    """Marker of a constructor parameter that the kit fills in, never a recipe: ``Annotated[int, Injected]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class OfKind:
-    """Marks a constructor parameter as another component: ``Annotated[Base | None, OfKind("base")]``.
+    """Marker of a constructor parameter that is another component: ``Annotated[Base | None, OfKind("base")]``.
 
-    A recipe gives it as a node, a name with parameters; the constructor gets what was built of it.
+    A recipe gives it as a node (a name with parameters); the constructor gets the component built from that node.
     """
 
     kind: str
@@ -106,7 +107,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A component with the distribution that brought it."""
+    """A component and the distribution that provides it."""
 
     component: Component
     distribution: str
@@ -147,7 +148,7 @@ class Parameter:
     range: Range | None
     injected: bool
     kind: str | None = None
-    """Of the component that the value is, where it is one."""
+    """Kind of the component that the value is; None for any other value."""
 
     @property
     def required(self) -> bool:
@@ -161,12 +162,12 @@ class Parameter:
 
 
 def canonical(distribution: str) -> str:
-    """A distribution's name as packaging compares names: ``GEBM_Kit.flows`` is ``gebm-kit-flows`` (PEP 503)."""
+    """Return a distribution's name as packaging tools compare it (PEP 503): ``GEBM_Kit.flows`` is ``gebm-kit-flows``."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def describe_type(annotation: Any) -> str:
-    """Readable name of an annotation: ``float``, ``'adam' or 'sgd'``, ``list of int``, ``int or null``."""
+    """Return the readable name of an annotation: ``float``, ``'adam' or 'sgd'``, ``list of int``, ``int or null``."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return describe_type(args[0])
@@ -182,14 +183,14 @@ def describe_type(annotation: Any) -> str:
 
 
 def parameters(target: type) -> dict[str, Parameter]:
-    """Parameter schema of a component class: its constructor's annotated keyword parameters.
+    """Return the parameter schema of a component class: its constructor's annotated keyword parameters.
 
     Raises:
         PluginError: the constructor takes ``*args`` or ``**kwargs``, or a parameter without annotation.
     """
-    constructor: Any = getattr(target, "__init__")  # noqa: B009  (mypy holds instance.__init__ unsound)
+    constructor: Any = getattr(target, "__init__")  # noqa: B009  (mypy calls instance.__init__ unsound)
     if constructor is object.__init__ or constructor.__module__ == "torch.nn.modules.module":
-        return {}  # no constructor of its own; nn.Module's takes *args for reasons of its own
+        return {}  # it defines no constructor; nn.Module's takes *args, which are not parameters
     try:
         hints = typing.get_type_hints(constructor, include_extras=True)
     except Exception as error:
@@ -217,15 +218,15 @@ def parameters(target: type) -> dict[str, Parameter]:
 
 
 def check_arguments(component: object, **values: Any) -> None:
-    """Hold constructor arguments against the ranges and the choices that the constructor's annotations declare.
+    """Check constructor arguments against the ranges and choices that the constructor's annotations declare.
 
-    Recipes are checked before anything is built; a constructor calls this for components built by hand.
+    Recipes are checked before anything is built. A constructor calls this for components built in Python.
 
     Raises:
-        UsageError: a value is no finite number, no whole one where one is needed, or lies outside its range; it is none of
-            the choices.
+        UsageError: a value is not a finite number, is not whole where a whole number is needed, lies outside its range, or
+            is not one of the choices.
     """
-    # a subclass may have a constructor of its own: the one that declares these parameters is looked up
+    # a subclass may define its own constructor: look for the one that declares these parameters
     constructors = (cls for cls in type(component).__mro__ if "__init__" in vars(cls))
     declaring = next(c for c in constructors if set(values) <= set(inspect.signature(vars(c)["__init__"]).parameters))
     schema = parameters(declaring)
@@ -241,18 +242,18 @@ def check_arguments(component: object, **values: Any) -> None:
 
 
 class Registry:
-    """Names to records.
+    """Registry that finds component records by name.
 
-    A short name works while one distribution alone provides it; a built-in keeps its short name whatever plugins do;
-    ``distribution:name`` always works.
+    A short name works as long as only one distribution provides it. A built-in keeps its short name even if a plugin
+    provides the same one. ``distribution:name`` always works.
     """
 
     def __init__(self) -> None:
         self._records: dict[tuple[str, str], list[Registered]] = {}
-        #: What to add to the message about an unknown name: one line for each plugin that failed or was blocked, by its
-        #: distribution's canonical name.
+        #: Why a plugin was not loaded (it failed or is blocked), for messages about unknown names, by the canonical name
+        #: of the plugin's distribution.
         self.missing_notes: dict[str, str] = {}
-        #: The plugin package that brings (kind, name), for names that are known before it is installed.
+        #: The plugin package that provides (kind, name), for components that are known before it is installed.
         self.packages: dict[tuple[str, str], str] = {}
 
     def __iter__(self) -> Iterator[Registered]:
@@ -274,21 +275,21 @@ class Registry:
         records.append(Registered(component, distribution, version))
 
     def of_kind(self, kind: str) -> list[Registered]:
-        """Every record of ``kind``, by name."""
+        """Return every record of ``kind``, sorted by name."""
         return [r for r in self if r.component.kind == kind]
 
     def short_name(self, record: Registered) -> str:
-        """The shortest name by which `get` finds ``record``."""
+        """Return the shortest name by which `get` finds ``record``."""
         twins = self._records[record.component.kind, record.component.name]
         shadowed = len(twins) > 1 and record.distribution != BUILTIN
         return record.address if shadowed else record.component.name
 
     def get(self, kind: str, name: str) -> Registered:
-        """The record for a short name or a ``distribution:name``.
+        """Return the record for a short name or a ``distribution:name``.
 
         Raises:
-            RecipeError: nothing is called so, or two plugins are.
-            PluginError: nothing is called so, and a plugin that may provide it is failed, blocked or not installed.
+            RecipeError: no component has this name, or several plugins provide it.
+            PluginError: no component has this name, but a plugin that may provide it failed, is blocked or is not installed.
         """
         distribution, _, short = name.rpartition(":")
         records = self._records.get((kind, short), [])
@@ -322,7 +323,7 @@ class Registry:
         listed = {canonical(package) for package in self.packages.values()}
         notes = "; ".join(note for plugin, note in self.missing_notes.items() if plugin not in listed)
         if notes:
-            return PluginError(f"{message} (not loaded, so what they provide is unknown: {notes})")
+            return PluginError(f"{message} (these plugins were not loaded, so they may provide it: {notes})")
         return RecipeError(
             message, hint=f"`gebm-kit list {kind}` shows what is installed; a plugin package may provide more."
         )

@@ -23,11 +23,11 @@ class GebmKitError(Exception):
 
 
 class RunFailed(GebmKitError):
-    """Work that started could not be finished: a full disk, a loss that is no longer finite."""
+    """Failure of work that had started: a full disk, a loss that is no longer finite."""
 
 
 class NotConverged(RunFailed):
-    """Draws that were made and written, though their diagnostics say they are not to be relied on."""
+    """Draws that were made and written, but whose diagnostics say not to rely on them."""
 
     code = "not-converged"
 
@@ -37,14 +37,14 @@ class NotConverged(RunFailed):
 
 
 class UsageError(GebmKitError):
-    """A command or a call was given arguments that it can't use."""
+    """Arguments that a command or a call can't use."""
 
     exit_code = 2
     code = "usage"
 
 
 class RecipeError(GebmKitError):
-    """A recipe with one problem or more; ``problems`` holds all of them, one line each."""
+    """A recipe with one or more problems; ``problems`` holds all of them, one line each."""
 
     exit_code = 2
     code = "recipe"
@@ -55,7 +55,7 @@ class RecipeError(GebmKitError):
 
 
 class DataError(GebmKitError):
-    """Input data that is missing, empty, malformed or does not fit the model."""
+    """Input data that are missing, empty or malformed, or do not fit the model."""
 
     exit_code = 2
     code = "data"
@@ -86,13 +86,13 @@ class Interrupted(GebmKitError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of a message about a misspelt ``word``: the nearest of ``choices``, or all of them when none is near.
+    """Return the end of a message about a misspelt ``word``: the nearest ``choices``, or all of them if none is near.
 
     >>> nearest("malla", ["mala", "hmc"])
     'did you mean mala?'
     """
     options = sorted(set(choices))
-    close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)  # difflib's defaults
     if close:
         return f"did you mean {' or '.join(close)}?"
     if not options:

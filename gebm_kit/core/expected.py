@@ -1,4 +1,4 @@
-"""What is known of published data before they are downloaded, so that a dry run can count without them."""
+"""Facts about published datasets that are known before the download, so that a dry run can do without the files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Images that a dataset will have, in [-1, 1] as bytes.
+    """Images that a dataset will hold, as bytes that are scaled to [-1, 1].
 
     Attributes:
-        shape: (C, H, W) of each.
-        train: how many of them are for training.
-        num_classes: of their labels; None: they have none.
+        shape: (C, H, W) of each image.
+        train: number of images for training.
+        num_classes: number of label classes; None: no labels.
     """
 
     shape: tuple[int, int, int]
@@ -28,5 +28,5 @@ class IsPublished(Protocol):
 
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected | None:
-        """What it will hold, by the parameters of its constructor; None where that is not known."""
+        """Return what the dataset will hold with these constructor parameters; None where that is not known."""
         ...

@@ -1,9 +1,9 @@
-"""A model while it is only evaluated: everything that does not depend on the input is computed once.
+"""Frozen models, which are only evaluated: whatever does not depend on the input is computed once.
 
-Parameters get no gradient and modules are in eval mode. Parametrised weights (spectral norm) are constants. A batch norm
-behind a linear layer or a convolution is multiplied into its weights, ``norm(W x + b) = W' x + b'``, which spares two passes
-over the layer's output; results differ by rounding alone. On a CPU, the weights of convolutions are laid out with the
-channels last, which its convolutions are faster with.
+Parameters get no gradient and modules are in eval mode. Parametrised weights (spectral norm) become constants. A batch norm
+behind a linear layer or a convolution is folded into that layer's weights, ``norm(W x + b) = W' x + b'``. This saves two
+passes over the layer's output; results differ only by rounding. On a CPU, the weights of convolutions are stored channels
+last, which makes the convolutions faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 @contextlib.contextmanager
 def fixed(*modules: nn.Module) -> Iterator[None]:
-    """Inside the block the modules' parameters take no gradient; all else stays as it is."""
+    """Switch off the gradients of the modules' parameters inside the block; nothing else changes."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -40,7 +40,7 @@ def fixed(*modules: nn.Module) -> Iterator[None]:
 
 
 class Frozen:
-    """Holds a module frozen until `restore`; nested uses restore at the outermost."""
+    """A module held frozen until `restore`; in nested uses, the outermost one restores it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
@@ -50,7 +50,7 @@ class Frozen:
             parameter.requires_grad_(False)
         for part in self._training:
             part.training = False
-        with torch.no_grad():  # parametrised weights first: what follows reads them
+        with torch.no_grad():  # parametrised weights first: the steps below read them
             for weight in [m for m in module.modules() if isinstance(m, ParametrizationList)]:
                 if "forward" not in weight.__dict__:
                     self._replace(weight, functools.partial(_constant, weight()))
@@ -58,7 +58,7 @@ class Frozen:
                 self._speed_up(part)
 
     def restore(self) -> None:
-        """Give the module back as it was."""
+        """Restore the module as it was."""
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         for part in self._training:
@@ -95,7 +95,7 @@ def _in_turn(steps: list[Function], value: Tensor) -> Tensor:
 
 
 def _steps(layers: nn.Sequential) -> list[Function] | None:
-    """What the layers do in turn, with norms multiplied into the layers before them; None: there is none to multiply."""
+    """Return the layers' functions in order, each norm folded into the layer before it; None if no norm can be folded."""
     steps: list[Function] = []
     before: nn.Module | None = None
     for layer in layers:
@@ -119,7 +119,7 @@ def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
 
 
 def _is_one_of(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the part computes what one of ``kinds`` does: a subclass with a forward of its own may not."""
+    """Return whether the part computes what one of ``kinds`` does; a subclass that overrides ``forward`` may not."""
     return any(isinstance(part, kind) and type(part).forward is kind.forward for kind in kinds)
 
 
@@ -128,7 +128,7 @@ def _hooked(part: nn.Module) -> bool:
 
 
 def _folded(layer: nn.Module, norm: nn.BatchNorm2d) -> Function:
-    """``norm(layer(x))`` in one."""
+    """Return one function that computes ``norm(layer(x))``."""
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale, shift = (norm.weight, norm.bias) if norm.affine else (torch.ones_like(mean), torch.zeros_like(mean))
@@ -141,14 +141,14 @@ def _folded(layer: nn.Module, norm: nn.BatchNorm2d) -> Function:
     weight, bias = weight.detach(), bias.detach()
 
     def linear(x: Tensor) -> Tensor:
-        # With more axes the norm does not look for channels where the layer puts its outputs.
+        # With more than two axes, the norm's channel axis is not the axis of the layer's outputs.
         return F.linear(x, weight, bias) if x.dim() == 2 else norm(layer(x))
 
     return linear
 
 
 def _convolution(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
-    """The convolution with other weights, channels last where that is faster."""
+    """Return the convolution with other weights, stored channels last on a CPU, where that is faster."""
     if weight.device.type == "cpu":
         weight = weight.contiguous(memory_format=torch.channels_last)
     if not isinstance(layer, nn.ConvTranspose2d):
@@ -158,6 +158,6 @@ def _convolution(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Calla
     def transposed(x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None:
             return nn.ConvTranspose2d.forward(layer, x, output_size)
-        return F.conv_transpose2d(x, weight, bias, *shape)  # type: ignore[arg-type]  # its padding is never a word
+        return F.conv_transpose2d(x, weight, bias, *shape)  # type: ignore[arg-type]  # its padding is never a string
 
     return transposed

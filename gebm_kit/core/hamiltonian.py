@@ -1,12 +1,12 @@
-"""Hamiltonian trajectories in latent space: kick-rotate where the prior is split off, leapfrog elsewhere.
+"""Hamiltonian trajectories in latent space: kick-rotate when the prior is split off, else leapfrog.
 
-On a `TiltedPotential` U(z) = ½|z|² + tilt(z) the prior is integrated exactly (kick-rotate): with g = grad tilt,
+Kick-rotate integrates the prior of a `TiltedPotential` U(z) = ½|z|² + tilt(z) exactly. With g = grad tilt one step is
 
     p -= (h/2) g;   z' = z cos(s h) + s p sin(s h),  p' = p cos(s h) - (z/s) sin(s h);   p -= (h/2) g,
 
-p ~ N(0, s^-2), s² a diagonal preconditioner. On any other potential it is leapfrog with g = grad U: kick, z += h s² p, kick.
-The code carries the velocity v = s p ~ N(0, I), in which both schemes are the unpreconditioned ones with a step
-``tau = s h`` for each coordinate.
+where p ~ N(0, s^-2) and s² is a diagonal preconditioner. On any other potential the step is leapfrog's with g = grad U:
+kick, z += h s² p, kick. The code carries the velocity v = s p ~ N(0, I). In terms of v both schemes need no
+preconditioner, only a step ``tau = s h`` of its own for each coordinate.
 
 References:
     MCMC using Hamiltonian dynamics. R. M. Neal, 2011. https://arxiv.org/abs/1206.1901
@@ -26,9 +26,9 @@ from gebm_kit.core.tilt import is_tilted
 
 
 class Phase(NamedTuple):
-    """Position and velocity (C, Z), with the value (C,) and the gradient (C, Z) there of what is evaluated.
+    """Position and velocity, (C, Z) each, with a value (C,) and its gradient (C, Z) at the position.
 
-    Both are of the tilt when the potential is split into prior and tilt, else of the whole potential.
+    The value is the tilt when the potential is split into prior and tilt, else the whole potential.
     """
 
     position: Tensor
@@ -38,19 +38,19 @@ class Phase(NamedTuple):
 
 
 def evaluate(potential: Potential, z: Tensor) -> ValueAndGrad:
-    """The tilt with its gradient where the potential is split, else the whole potential with its own."""
+    """Return the tilt and its gradient when the potential is split, else the whole potential and its gradient."""
     if is_tilted(type(potential)):
         return potential.tilt_and_grad(z)  # type: ignore[attr-defined]  # the cached check narrows no type
     return potential.value_and_grad(z)
 
 
 def integrate(start: Phase, tau: Tensor, num_steps: int, potential: Potential) -> Phase:
-    """``num_steps`` >= 1 steps of kick-rotate or leapfrog, a gradient each; ``start`` is left alone.
+    """Make ``num_steps`` >= 1 steps of kick-rotate or leapfrog, one gradient each; ``start`` is not changed.
 
-    The half kicks between two steps are merged into whole ones.
+    The two half kicks between consecutive steps are merged into one whole kick.
 
     Args:
-        tau: step of each chain, (C, 1), or of each chain's coordinates, (C, Z).
+        tau: step of each chain, (C, 1), or of each coordinate of each chain, (C, Z).
     """
     tilted = is_tilted(type(potential))
     cos, sin = (tau.cos(), tau.sin()) if tilted else (tau, tau)
@@ -68,7 +68,7 @@ def integrate(start: Phase, tau: Tensor, num_steps: int, potential: Potential) -
 
 
 def energy_error(start: Phase, end: Phase, potential: Potential) -> Tensor:
-    """Change of ``U(z) + ½|v|²`` along a trajectory, (C,); inf where it is not a number or the end has no finite energy.
+    """Return the change of ``U(z) + ½|v|²`` along a trajectory, (C,); inf where the change is not finite.
 
     The kinetic and prior parts are subtracted before they are summed, which keeps float32 accurate in many dimensions.
     """

@@ -18,8 +18,13 @@ import pluggy
 from gebm_kit.core.components import Component
 
 PROJECT = "gebm_kit"
+"""Name under which pluggy marks this project's hooks."""
+
 ENTRY_POINT_GROUP = "gebm_kit"
+"""Entry point group in which plugins are registered."""
+
 API_VERSION = 1
+"""Version of the plugin interface. A plugin that states another ``api_version`` is reported as failed."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -27,5 +32,5 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def gebm_components() -> Iterable[Component]:
-    """The components that this plugin provides, as records whose classes are imported later, when used."""
+    """Return the components that this plugin provides, as records; their classes are imported only when used."""
     return ()

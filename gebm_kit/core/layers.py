@@ -1,4 +1,4 @@
-"""Layers that bases and energies of several kinds are made of."""
+"""Layers and checks that several bases and energies share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Activation = Literal["relu", "leaky-relu", "silu", "gelu", "elu", "softplus", "t
 
 
 def activation_layer(name: str) -> nn.Module:
-    """The activation called ``name``; ``leaky-relu`` has slope 0.2, as in DCGAN.
+    """Return the activation called ``name``; ``leaky-relu`` has slope 0.2, as in DCGAN.
 
     Raises:
         UsageError: there is no such activation.
@@ -39,14 +39,14 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
-    """Raise RecipeError unless every one of ``sizes`` (the parameter ``name``) is a whole number of at least 1."""
+    """Raise RecipeError unless all ``sizes`` (the parameter ``name``) are whole numbers of at least 1."""
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise RecipeError(f"{name} must hold whole numbers of at least 1, got {list(sizes)}")
 
 
 def check_image(component: str, data_shape: Sequence[int]) -> tuple[int, int, int]:
-    """``data_shape`` as (channels, height, width).
+    """Return ``data_shape`` as (channels, height, width).
 
     Raises:
         DataError: it is not the shape of an image.
@@ -54,29 +54,29 @@ def check_image(component: str, data_shape: Sequence[int]) -> tuple[int, int, in
     if len(data_shape) != 3 or min(data_shape) < 1:
         raise DataError(
             f"{component} works on images, of shape (channels, height, width), but the data has shape {tuple(data_shape)}",
-            hint="Use the mlp base and the mlp energy for data that are no images.",
+            hint="Use the mlp base and the mlp energy for data that are not images.",
         )
     channels, height, width = data_shape
     return channels, height, width
 
 
-SMALLEST_SIDE = 4
-"""Side of the first feature map of DCGAN and SNGAN; doublings beyond two are made only while the map keeps it."""
+SMALLEST_FIRST_MAP = 4
+"""Side of the first feature map in DCGAN and SNGAN. More than two doublings are made only while it stays this large."""
 
 
 def doublings(height: int, width: int) -> int:
-    """How many times the first feature map is doubled: at least twice, more while both sides stay whole and >= 4."""
+    """Return how often the first feature map is doubled: twice, and more while its sides stay whole and at least 4."""
     count = 2
-    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= SMALLEST_SIDE for side in (height, width)):
+    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= SMALLEST_FIRST_MAP for side in (height, width)):
         count += 1
     return count
 
 
 def check_doublings(component: str, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """``data_shape`` as (channels, height, width), and the number of `doublings` from the smallest map to that size.
+    """Return (channels, height, width) of ``data_shape``, and the number of `doublings` from the first map to that size.
 
     Raises:
-        DataError: it is not the shape of an image, or a side is no multiple of 4.
+        DataError: it is not the shape of an image, or a side is not a multiple of 4.
     """
     channels, height, width = check_image(component, data_shape)
     if height % 4 or width % 4:
@@ -88,7 +88,7 @@ def check_doublings(component: str, data_shape: Sequence[int]) -> tuple[int, int
 
 
 def to_range(output: Tensor, value_range: tuple[float, float] | None) -> Tensor:
-    """``tanh`` rescaled to (low, high); the output itself when the data are unbounded."""
+    """Return ``tanh(output)`` rescaled to (low, high), or ``output`` itself if the data are unbounded."""
     if value_range is None:
         return output
     low, high = value_range
@@ -99,10 +99,10 @@ def to_range(output: Tensor, value_range: tuple[float, float] | None) -> Tensor:
 
 
 def spectrally_normalised(layer: nn.Module, active: bool = True) -> nn.Module:
-    """``layer`` with its weight divided by an estimate of its largest singular value, or as it is unless ``active``.
+    """Return ``layer`` with its weight divided by an estimate of its largest singular value; unchanged unless ``active``.
 
     The estimate takes one power iteration at each evaluation in training mode and none in eval mode. A convolution's
-    weight is normalised as the (out, in * k * k) matrix, as in the paper, which bounds the operator up to a factor.
+    weight is normalised as the (out, in * k * k) matrix, as in the paper; this bounds the operator only up to a factor.
 
     References:
         Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
@@ -114,8 +114,8 @@ def spectrally_normalised(layer: nn.Module, active: bool = True) -> nn.Module:
 class Readout(nn.Module):
     """A linear functional without bias, ``w . features``; (B, F) -> (B,).
 
-    It leaves autocast, so that energies are summed in the precision of the weights (float32) in a bfloat16 run as well:
-    samplers compare energies, and bfloat16 keeps only eight bits of them.
+    It switches autocast off, so that energies are summed in the precision of the weights (float32) even in a bfloat16
+    run: samplers compare energies, and bfloat16 keeps only eight bits of them.
     """
 
     def __init__(self, features: int, *, spectral_norm: bool = False) -> None:

@@ -1,16 +1,17 @@
-"""Isokinetic dynamics, on which microcanonical samplers run: kicks, integrators, refreshment, the tuning of a length.
+"""The isokinetic dynamics of microcanonical samplers: kicks, integrators, refreshment, and the tuning of a length.
 
-A particle at z moves at constant speed in a direction u on the unit sphere of R^d, turned by the gradient g = grad U:
+A particle at z moves at constant speed in a direction u on the unit sphere of R^d. The gradient g = grad U turns u:
 
     dz/dt = sqrt(d) s u,      du/dt = -sqrt(d)/(d - 1) (I - u u^T) s g,
 
-with a diagonal preconditioner s. Its invariant law is exp(-U) dz times the uniform one of u. The speed sqrt(d) makes t what
-it is in Hamiltonian dynamics, whose velocity N(0, I) has about that length: a coordinate moves by about s t, in units of the
-prior's standard deviation, whatever d is. (The literature mostly has speed 1, and so steps that are sqrt(d) times as long.)
+with a diagonal preconditioner s. The invariant law is exp(-U) dz for z times the uniform law for u. The speed sqrt(d)
+gives t the meaning that it has in Hamiltonian dynamics, where the velocity N(0, I) has about that length. A coordinate
+then moves by about s t, in units of the prior's standard deviation, for every d. (Most papers set the speed to 1, so
+their steps are sqrt(d) times as long.)
 
-Turning u changes the volume of phase space. The kinetic energy K keeps account of it: a kick with the Jacobian J adds
-dK = -log |det J|, and U + K is conserved by the exact dynamics. Hence dU + dK is the energy error of an integrator, and a
-Metropolis test reads exp(-(dU + dK)).
+Turning u changes the volume of phase space. The kinetic energy K keeps track of that change: a kick with the Jacobian J
+adds dK = -log |det J|. The exact dynamics conserve U + K. Hence dU + dK is the energy error of an integrator, and a
+Metropolis test accepts with probability min(1, exp(-(dU + dK))).
 
 Shapes: C chains, Z = d latent size.
 
@@ -36,7 +37,7 @@ from gebm_kit.core.sampling import Adaptation, Info, Potential, Sampler
 
 
 class Kick(NamedTuple):
-    """A direction after a kick, (C, Z), and the change of the kinetic energy, (C,)."""
+    """The direction after a kick, (C, Z), and the change dK of the kinetic energy, (C,)."""
 
     direction: Tensor
     kinetic_change: Tensor
@@ -52,16 +53,17 @@ class Particle(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """End of a stretch of dynamics, and the change dK of the kinetic energy on the way, (C,)."""
+    """The particle at the end of a trajectory, and the change dK of the kinetic energy along it, (C,)."""
 
     end: Particle
     kinetic_change: Tensor
 
 
 class Scheme(NamedTuple):
-    """A symmetric splitting of one step: shares of it that kicks and drifts take in turn, kick first and last.
+    """A symmetric splitting of one step into kicks and drifts that alternate, beginning and ending with a kick.
 
-    A step costs as many gradients as it has drifts: the last kick's gradient is the next step's first.
+    Each number is the share of the step that one kick or drift takes. A step costs one gradient for each drift, because
+    the gradient of its last kick is also that of the next step's first.
     """
 
     kicks: tuple[float, ...]
@@ -70,23 +72,24 @@ class Scheme(NamedTuple):
 
 LEAPFROG = Scheme(kicks=(0.5, 0.5), drifts=(1.0,))
 
-_LAMBDA = 0.1931833275037836
+_LAMBDA = 0.1931833275037836  # McLachlan's optimum: the share of the outer kicks with the smallest error constant
 MINIMAL_NORM = Scheme(kicks=(_LAMBDA, 1 - 2 * _LAMBDA, _LAMBDA), drifts=(0.5, 0.5))
-"""Second order, with the smallest error constant that two gradients allow.
+"""The second-order scheme with the smallest error constant that two gradients a step allow.
 
 On the numerical integration of ordinary differential equations by symmetric composition methods. R. I. McLachlan, SIAM
 Journal on Scientific Computing 1995. https://doi.org/10.1137/0916010"""
 
 
 def kick(direction: Tensor, force: Tensor, time: Tensor) -> Kick:
-    """Turn ``direction`` for ``time`` under a constant gradient ``force`` = s g, exactly.
+    """Turn ``direction`` exactly, for ``time``, under a constant gradient ``force`` = s g.
 
     With n = force / |force|, delta = sqrt(d) t |force| / (d - 1) and c = u.n,
 
         u' = (u - (sinh delta - c (cosh delta - 1)) n) / (cosh delta - c sinh delta),
         dK = (d - 1) log(cosh delta - c sinh delta).
 
-    Computed from zeta = exp(-delta), p = u - n and w = |p|²/2 = 1 - c, none of which overflows or cancels for large kicks:
+    The code uses zeta = exp(-delta), p = u - n and w = |p|²/2 = 1 - c, which neither overflow nor cancel for large
+    kicks:
 
         u' ∝ 2 zeta p + (2 zeta² - w (1 - zeta)²) n,      dK = (d - 1) (delta + log(w/2 + (1 - w/2) zeta²)).
 
@@ -95,7 +98,7 @@ def kick(direction: Tensor, force: Tensor, time: Tensor) -> Kick:
         time: (C, 1).
     """
     dim = direction.shape[1]
-    # below the square root of the smallest number squares underflow, and there a force turns nothing
+    # squares of anything smaller underflow, and so small a force turns nothing
     smallest = math.sqrt(torch.finfo(force.dtype).tiny)
     norm = torch.linalg.vector_norm(force, dim=1, keepdim=True).clamp_(min=smallest)
     normal = force / norm
@@ -106,7 +109,7 @@ def kick(direction: Tensor, force: Tensor, time: Tensor) -> Kick:
     squared = zeta.square()
     along = 2 * squared - w * (1 - zeta).square_()
     turned = apart.mul_(2 * zeta).addcmul_(normal, along)
-    # renormalised, so that rounding does not add up over many kicks
+    # renormalise, so that rounding errors do not add up over many kicks
     turned /= torch.linalg.vector_norm(turned, dim=1, keepdim=True)
     half = w.mul_(0.5)
     log_stretch = torch.lerp(squared, torch.ones_like(squared), half).log_()
@@ -116,11 +119,11 @@ def kick(direction: Tensor, force: Tensor, time: Tensor) -> Kick:
 def integrate(
     start: Particle, time: Tensor, scale: Tensor | None, potential: Potential, scheme: Scheme, num_steps: int
 ) -> Flight:
-    """``num_steps`` steps of ``scheme``; kicks that meet between two steps are merged into one, which is exact.
+    """Make ``num_steps`` steps of ``scheme``. The two kicks between consecutive steps are merged into one, which is exact.
 
     Args:
         time: length of a step for each chain, (C, 1).
-        scale: s, (Z,); None: 1.
+        scale: s, (Z,); None stands for 1.
     """
     z, u, value, grad = start
     path = time * math.sqrt(z.shape[1])
@@ -141,16 +144,18 @@ def integrate(
 
 
 def random_direction(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform on the unit sphere; rows, type and device of ``like``, (C, Z)."""
+    """Draw directions uniformly on the unit sphere, with the shape (C, Z), type and device of ``like``."""
     noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     return noise.div_(torch.linalg.vector_norm(noise, dim=1, keepdim=True))
 
 
 def refresh(direction: Tensor, time: float, memory: float, generator: torch.Generator) -> Tensor:
-    """Partial refreshment, ``u <- (u + nu xi) / |u + nu xi|`` with ``nu² = (exp(2 t / L) - 1) / d``; (C, Z).
+    """Refresh directions in part: ``u <- (u + nu xi) / |u + nu xi|`` with ``nu² = (exp(2 t / L) - 1) / d``; (C, Z).
 
-    It leaves the uniform law as it is and decorrelates directions by about exp(-t / L), L = ``memory``.
+    The uniform law is left invariant. Directions keep a correlation of about exp(-t / L), where t = ``time`` and
+    L = ``memory``.
     """
+    # exp(80) still fits into float32; from there on the old direction has no weight left
     nu = math.sqrt(math.expm1(min(2 * time / memory, 80.0)) / direction.shape[1])
     noise = torch.randn(direction.shape, generator=generator, dtype=direction.dtype, device=direction.device)
     mixed = noise.mul_(nu).add_(direction)
@@ -158,26 +163,29 @@ def refresh(direction: Tensor, time: float, memory: float, generator: torch.Gene
 
 
 def require_directions(sampler: Sampler, z: Tensor) -> None:
-    """Raises UsageError for chains ``z`` (C, 1): on a line there is no direction to turn."""
+    """Raise UsageError if the chains ``z`` (C, Z) have Z = 1, because a direction on a line cannot turn."""
     if z.shape[1] < 2:
         raise UsageError(
-            f"{type(sampler).__name__} needs a latent space of at least 2 dimensions, this one has {z.shape[1]}",
+            f"{type(sampler).__name__} needs a latent space of at least 2 dimensions; this one has {z.shape[1]}",
             hint="Use hmc or klmc.",
         )
 
 
 class SpreadAdaptation(Adaptation):
-    """Sets a length to ``factor sqrt(lambda)``, lambda the largest eigenvalue of the preconditioned covariance.
+    """The tuning of a length to ``factor sqrt(lambda)``, lambda the largest eigenvalue of the preconditioned covariance.
 
-    The first tuning of Robnik and Seljak takes the total standard deviation, which in the units used here is the root of
-    the *mean* eigenvalue. After preconditioning that is 1 for every target, while the widest direction of a correlated
-    one is longer by the root of its eigenvalue; hence the largest, as MEADS takes it for its damping.
+    Robnik and Seljak's first tuning takes the total standard deviation, which in the units used here is the root of the
+    *mean* eigenvalue. After preconditioning the mean eigenvalue is 1 for every target, but the widest direction of a
+    correlated target is longer than that by the root of its own eigenvalue. This class therefore takes the largest
+    eigenvalue, as MEADS does for its damping.
 
-    With y = (z - m) / s, both m = E[z] and Cov(y) v are running means over chains and steps, weighted in proportion to the
-    step's number since the preconditioner last changed; v = Cov(y) v / |Cov(y) v| from step to step is the power method.
+    With y = (z - m) / s, the means m = E[z] and Cov(y) v are running means over chains and steps. A step's weight is
+    proportional to its number since the preconditioner last changed. Setting v = Cov(y) v / |Cov(y) v| after every step
+    is the power method.
 
     Args:
         name: attribute of the sampler that holds the length.
+        factor: the length in units of sqrt(lambda).
 
     References:
         Tuning-free generalized Hamiltonian Monte Carlo. M. D. Hoffman, P. Sountsov, AISTATS 2022.
@@ -191,10 +199,10 @@ class SpreadAdaptation(Adaptation):
         self._mass: Tensor | None = None
 
     def statistics(self, sampler: Any, before: Any, after: Any, info: Info) -> Tensor:
-        """Sums of z and of y (y.v), (2 Z,)."""
+        """Return the sums of z and of y (y·v) over the chains, (2 Z,)."""
         z = after.position.double()
         if not len(self._vector):
-            # any fixed direction would do that is not likely to be orthogonal to the one looked for
+            # a fixed random direction: it is hardly ever orthogonal to the widest one, which the power method looks for
             start = torch.randn(z.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             self._mean, self._product, self._vector = torch.zeros_like(start), start, start / start.norm()
         y = z - self._mean.to(z)
@@ -203,7 +211,7 @@ class SpreadAdaptation(Adaptation):
         return torch.cat([z.sum(0), (y @ self._vector.to(z)) @ y])
 
     def update(self, sampler: Any, sums: Tensor, num_chains: int, progress: float) -> Sampler:
-        """The sampler with its length set anew."""
+        """Return the sampler with its length set from the running means."""
         if sampler.inverse_mass is not self._mass:
             self._mass, self._steps = sampler.inverse_mass, 0
         self._steps += 1

@@ -1,4 +1,4 @@
-"""Images in bytes, and the range that models see them in."""
+"""Images as bytes, and the range in which models see them."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def scale_bytes(rows: Tensor) -> Tensor:
-    """Grey levels 0..255 to [-1, 1]: ``x / 127.5 - 1``; uint8 -> float32."""
+    """Scale grey levels 0..255 to [-1, 1]: ``x / 127.5 - 1``; uint8 -> float32."""
     return rows.to(torch.float32).div_(127.5).sub_(1.0)

@@ -1,7 +1,7 @@
-"""Latent priors. Each is the image of a standard normal, so that a sampler may walk in normal coordinates.
+"""Latent priors. Each is the image of a standard normal, so that a sampler can move in normal coordinates.
 
-A base is written in its own latent coordinates u (a uniform cube, a sphere); kernels walk in z ~ N(0, I) and
-``u = prior.from_normal(z)``. For the standard normal both are the same.
+A base takes its own latent coordinates u (a point of a cube or a sphere). Kernels move in z ~ N(0, I), and
+``u = prior.from_normal(z)``. For the standard normal prior u = z.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ PriorName = Literal["normal", "uniform", "sphere"]
 
 @runtime_checkable
 class Prior(Protocol):
-    """Distribution ``eta`` of a base's latent code.
+    """The distribution ``eta`` of a base's latent code.
 
-    ``name`` identifies it to samplers that serve certain priors only; ``dim`` is Z.
+    Attributes:
+        name: identifies the prior, for samplers that serve only some priors.
+        dim: Z.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Prior(Protocol):
 
 
 class StandardNormal:
-    """``eta = N(0, I)``, the default."""
+    """The standard normal ``eta = N(0, I)``, the default."""
 
     name = "normal"
 
@@ -43,7 +45,7 @@ class StandardNormal:
 
 
 class Uniform:
-    """Uniform on the cube ``[-1, 1]^Z``, through ``u = 2 Phi(z) - 1``."""
+    """The uniform distribution on the cube ``[-1, 1]^Z``, as ``u = 2 Phi(z) - 1``."""
 
     name = "uniform"
 
@@ -55,7 +57,7 @@ class Uniform:
 
 
 class Sphere:
-    """Uniform on the sphere of radius ``sqrt(Z)``, through ``u = sqrt(Z) z / |z|``; the length of z has no effect."""
+    """The uniform distribution on the sphere of radius ``sqrt(Z)``, as ``u = sqrt(Z) z / |z|``; |z| has no effect."""
 
     name = "sphere"
 
@@ -74,6 +76,6 @@ PRIORS: dict[str, type[StandardNormal] | type[Uniform] | type[Sphere]] = {
 
 
 def prior_sample(prior: Prior, num: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``num`` draws of the prior, (num, Z), on the generator's device."""
+    """Draw ``num`` rows from the prior, (num, Z), on the generator's device."""
     z = torch.randn(num, prior.dim, generator=generator, device=generator.device, dtype=dtype)
     return prior.from_normal(z)

@@ -1,4 +1,4 @@
-"""What a dataset is read from: its files, whether they are still the same, and pieces of a stream that can't be indexed."""
+"""Sources of a dataset: its files, whether they have changed, and the pieces of a stream that can't be indexed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from torch import Tensor
 from gebm_kit.core.datasets import SplitName
 
 DIGEST_BYTES = 16
+"""Bytes of one file's hash: 128 bits make a chance collision negligible even among millions of files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file, or the files of a folder and of its sub-folders, hidden ones left out.
+    """One file, or the files of a folder and its sub-folders; hidden files and folders are left out.
 
     Attributes:
         path: file or folder; it need not exist.
-        suffixes: in a folder only these files count, in lower case with the dot; (): all.
+        suffixes: in a folder, only files with these suffixes count (lower case, with the dot); (): all files.
     """
 
     path: Path
@@ -31,12 +32,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What tells that files changed, from their names, sizes and times of change; their contents are not read.
+    """Summary of files by name, size and modification time, to detect changes without reading their contents.
 
     Attributes:
-        files, size: how many there are, and their bytes together.
-        digest: of all names, sizes and times, whatever their order.
-        newest: time of the last change of any, in nanoseconds since 1970; its ``newest_file``.
+        files, size: number of files, and their total size in bytes.
+        digest: hash of all names, sizes and times, whatever their order.
+        newest, newest_file: latest modification time, in nanoseconds since 1970, and the file that has it.
     """
 
     files: int
@@ -48,19 +49,19 @@ class Fingerprint:
 
 @runtime_checkable
 class HasSources(Protocol):
-    """A dataset of images that is read from files, and can be prepared (`gebm_kit.engine.datasets.prepare`)."""
+    """A dataset of images that is read from files and can be prepared (``gebm-kit data prepare``)."""
 
     def sources(self) -> Sequence[Source]:
-        """All that its rows depend on, including files that are not there but would be read if they were."""
+        """Return everything that the rows depend on, including files that do not exist but would be read if they did."""
         ...
 
     def skipped(self) -> Mapping[str, str]:
-        """Images that were found to be no such so far, and were passed over: what is wrong with each, by its name."""
+        """Return the images skipped so far because they can't be decoded: what is wrong with each, by name."""
         ...
 
 
 class Piece(NamedTuple):
-    """Some rows of one part, (B, C, H, W) uint8, and their class indices, (B,) int64, where there are labels."""
+    """Some rows of one part, (B, C, H, W) uint8, and their class indices, (B,) int64; None without labels."""
 
     part: SplitName
     rows: Tensor
@@ -69,25 +70,28 @@ class Piece(NamedTuple):
 
 @runtime_checkable
 class HasPieces(Protocol):
-    """A dataset that can come as a stream, in one order alone: it is prepared then, and has no splits.
+    """A dataset that can be a stream, read in one order only. A stream has no splits; it is prepared before training.
 
     Attributes:
-        streaming: whether it does.
-        num_rows: how many rows there will be, where that is known, for a bar of progress.
+        streaming: whether the dataset is a stream.
+        num_rows: number of rows to come, for the progress bar; None where it is not known.
     """
 
     streaming: bool
     num_rows: int | None
 
     def pieces(self) -> Iterator[Callable[[], Sequence[Piece]]]:
-        """Work that makes the rows of all parts; called in turn or side by side, its results are kept in this order."""
+        """Yield functions that make the rows of all parts.
+
+        They may be called one after another or in parallel; their results are kept in this order.
+        """
         ...
 
 
 def fingerprint(source: Source) -> Fingerprint:
-    """Of the files as they are now; no file at all has a fingerprint too.
+    """Return the fingerprint of the files as they are now, even if there are none.
 
-    The digest adds up one hash a file, so that millions of files need neither be sorted nor be held in memory.
+    The digest is the sum of one hash per file, so that millions of files are neither sorted nor held in memory.
     """
     files, size, total, newest, newest_file = 0, 0, 0, 0, ""
     for name, status in _statuses(source):
@@ -101,7 +105,7 @@ def fingerprint(source: Source) -> Fingerprint:
 
 
 def _statuses(source: Source) -> Iterator[tuple[str, os.stat_result]]:
-    """Path inside the folder (or the file's own name) and status of each file."""
+    """Yield each file's path inside the folder (or the file's own name) and its status."""
     if not source.path.is_dir():
         if source.path.exists():
             yield source.path.name, source.path.stat()
@@ -118,5 +122,5 @@ def _statuses(source: Source) -> Iterator[tuple[str, os.stat_result]]:
                 elif not source.suffixes or os.path.splitext(entry.name)[1].lower() in source.suffixes:
                     try:
                         yield f"{inside}{entry.name}", entry.stat()
-                    except FileNotFoundError:  # a link to nowhere
+                    except FileNotFoundError:  # a broken link
                         continue

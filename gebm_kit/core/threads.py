@@ -1,8 +1,8 @@
-"""Pieces of one evaluation, side by side on the threads of a CPU.
+"""Evaluation of a batch in pieces, in parallel on the threads of a CPU.
 
-An operator on a few hundred rows is too short to be shared among threads: they wait for each other after every one of them.
-Here each thread takes whole pieces, forward and backward, with operators of one thread, and waits once, at the end. A
-piece's result does not depend on which thread computes it, nor on how many there are.
+An operator on a few hundred rows is too short to be shared among threads: they would wait for one another after every
+operator. Here each thread takes whole pieces, forward and backward, with single-threaded operators, and waits only once, at
+the end. A piece's result does not depend on which thread computes it, nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Result = TypeVar("Result")
 
 
 class PieceThreads:
-    """As many threads as torch uses on the CPU, made when they are first needed.
+    """A pool of as many threads as torch uses on the CPU, started when it is first needed.
 
-    Gradient mode and other settings that belong to a thread are not handed on: what is mapped sets its own.
+    Gradient mode and other settings of a thread are not passed on to the pool: a mapped function sets its own.
     """
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Tensor], Result], pieces: Sequence[Tensor]) -> list[Result]:
-        """``[function(piece) for piece in pieces]``; the first piece that fails raises, once all have ended."""
+        """Return ``[function(piece) for piece in pieces]``; the error of the first failed piece is raised once all ended."""
         num_threads = torch.get_num_threads()
         if num_threads == 1 or len(pieces) == 1 or pieces[0].device.type != "cpu":
             return [function(piece) for piece in pieces]
@@ -48,16 +48,16 @@ class PieceThreads:
 
 
 def _pool(num_threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch's operators use one thread each."""
+    """Start threads in which each of torch's operators uses one thread."""
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="gebm-kit-piece")
-    together = threading.Barrier(num_threads)  # so that every thread is there, and not one of them twice
+    together = threading.Barrier(num_threads)  # every thread of the pool must call `begin`, none of them twice
 
     def begin() -> None:
-        torch.get_num_threads()  # or the first operator would set this thread's number anew
-        torch.set_num_threads(1)  # this thread's operators, and the number that threads of the future begin with
+        torch.get_num_threads()  # otherwise the first operator would reset this thread's number
+        torch.set_num_threads(1)  # for this thread, and the default of threads started later
         together.wait()
 
     for future in [pool.submit(begin) for _ in range(num_threads)]:
         future.result()
-    torch.set_num_threads(num_threads)  # for threads of the future
+    torch.set_num_threads(num_threads)  # restores the default of threads started later
     return pool

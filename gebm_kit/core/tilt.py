@@ -1,8 +1,8 @@
-"""A potential as prior plus tilt, ``U(z) = |z|^2 / 2 + tilt(z)``, whether or not it says so itself.
+"""Any potential as prior plus tilt, ``U(z) = |z|^2 / 2 + tilt(z)``.
 
-Any U can be read this way: the tilt is what remains once the standard normal's part is taken off. Kernels whose proposals
-leave the standard normal invariant (pCN, elliptical slices, prior draws) need nothing but the tilt, and so serve every
-potential; one that splits itself is cheaper and loses no digits to the subtraction.
+The tilt of a potential that is not split by itself is U(z) minus the standard normal's part. Kernels whose proposals
+leave the standard normal invariant (pCN, elliptical slices, prior draws) need only the tilt, so they serve every
+potential. A `TiltedPotential` is cheaper and loses no digits to the subtraction.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gebm_kit.core.sampling import Potential, TiltedPotential, ValueAndGrad
 
 @functools.cache
 def is_tilted(potential: type) -> bool:
-    """Whether a class of potentials splits off its standard-normal prior (cached: protocol checks are slow)."""
+    """Say whether a class of potentials splits off its standard-normal prior (cached: protocol checks are slow)."""
     return issubclass(potential, TiltedPotential)
 
 
 def tilt(potential: Potential, z: Tensor) -> Tensor:
-    """``U(z) - |z|^2 / 2``; (C, Z) -> (C,)."""
+    """Return ``U(z) - |z|^2 / 2``; (C, Z) -> (C,)."""
     if is_tilted(type(potential)):
         return potential.tilt(z)  # type: ignore[attr-defined]  # the cached check narrows no type
     return potential.value(z) - 0.5 * z.square().sum(1)
 
 
 def tilt_and_grad(potential: Potential, z: Tensor) -> ValueAndGrad:
-    """The tilt (C,) and its gradient ``grad U(z) - z`` (C, Z)."""
+    """Return the tilt (C,) and its gradient ``grad U(z) - z`` (C, Z)."""
     if is_tilted(type(potential)):
         return potential.tilt_and_grad(z)  # type: ignore[attr-defined]
     value, grad = potential.value_and_grad(z)
@@ -37,14 +37,14 @@ def tilt_and_grad(potential: Potential, z: Tensor) -> ValueAndGrad:
 
 
 def prior_pool(potential: Potential, like: Tensor, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``num`` prior draws (num, Z) and their tilt (num,), evaluated as many at a time as ``like`` (C, Z) has rows."""
+    """Draw ``num`` rows from the prior, (num, Z), and evaluate their tilt, (num,), C rows at a time; ``like`` is (C, Z)."""
     rows, latent_dim = like.shape
     z = torch.randn(num, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
     return z, torch.cat([tilt(potential, part) for part in z.split(rows)])
 
 
 def steepest(potential: Potential, like: Tensor, num_pairs: int, generator: torch.Generator) -> Tensor:
-    """``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws, (); those without a finite tilt are left out."""
+    """Return ``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws, (); pairs without a finite one are ignored."""
     points, tilts = prior_pool(potential, like, 2 * num_pairs, generator)
     (first, second), (low, high) = points.chunk(2), tilts.chunk(2)
     slopes = (high - low).abs() / (second - first).norm(dim=1)

@@ -1,7 +1,7 @@
-"""Whether programs may be loaded in this process: generators that somebody exported as code.
+"""Permission to load programs in this process: generators that somebody exported as code.
 
-A recipe or a run directory can't give that permission, only the person at the keyboard: ``--trust-program`` on the command
-line, `trust_programs` in Python.
+A recipe or a run directory can't give that permission. Only the person at the keyboard can: with ``--trust-program`` on the
+command line, or `trust_programs` in Python.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _trusted = False
 
 
 def programs_trusted() -> bool:
-    """Whether programs may be loaded."""
+    """Return whether programs may be loaded."""
     return _trusted
 
 
 @contextmanager
 def trust_programs(trusted: bool = True) -> Iterator[None]:
-    """Inside the block programs may be loaded (``trusted=False``: may not), in every thread of the process.
+    """Allow programs to be loaded inside the block, in every thread of the process; ``trusted=False`` forbids it.
 
-    A TorchScript or torch.export program is code: it can do on this machine whatever its author chose. Trust those alone
-    that come from a person you trust, by a way that you trust.
+    A TorchScript or torch.export program is code: it can do on this machine whatever its author chose. Trust only programs
+    whose author you trust and that reached you in a way you trust.
     """
     global _trusted
     before, _trusted = _trusted, trusted
@@ -33,7 +33,7 @@ def trust_programs(trusted: bool = True) -> Iterator[None]:
 
 
 def set_trusted(trusted: bool) -> None:
-    """For a command, until the surrounding `trust_programs` block ends."""
+    """Allow or forbid programs until the surrounding `trust_programs` block ends; the command line uses this."""
     global _trusted
     _trusted = trusted
 

@@ -20,19 +20,20 @@ class Arrays(TensorDataset):
     """Rows of an array, split at random into train, valid and test.
 
     Shapes: (N,) and (N, D) are N points; (N, H, W), (N, C, H, W) and (N, H, W, C) with C of 1 or 3 are N images (C, H, W).
-    Images of unsigned bytes are scaled from 0..255 to [-1, 1]; any other number is taken as it is, in single precision.
-    The split does not look for repeated rows: remove duplicates first, or they may fall on both sides of it.
+    Images of unsigned bytes are scaled from 0..255 to [-1, 1]; all other numbers are kept as they are, in single
+    precision. The split does not look for repeated rows: remove duplicates first, or equal rows may be in different parts.
 
     Args:
-        path: .npz, .npy, .safetensors or .csv (UTF-8, commas, with or without a header), relative to the directory that the
-            command is started in.
+        path: .npz, .npy, .safetensors or .csv (UTF-8, commas, with or without a header), relative to the directory where
+            the command is started.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
-        labels: class labels: a name in the same archive, a csv column (its number from 1 when there is no header), or
-            for .npy the name of a .npy file beside it.
+        labels: class labels: a name in the same archive, a csv column (its number from 1 if there is no header), or
+            for .npy the name of another .npy file beside it.
         valid_fraction, test_fraction: shares of the rows; the rest is for training.
         standardise: subtract the mean and divide by the standard deviation of the *training* rows: per column for points,
             per channel for images. A constant column is only centred.
-        value_range: [low, high] that every value lies in, checked; bases then end in a tanh of that range. None: unbounded.
+        value_range: [low, high] that every value must lie in (checked); bases then end in a tanh with that range. None:
+            unbounded.
         seed: seed of the split.
 
     Raises:
@@ -78,10 +79,10 @@ class Arrays(TensorDataset):
 
 
 def image_rows(rows: Tensor, file: Path) -> Tensor:
-    """Rows of a file as `Arrays` would hand them out without a value range: images of bytes scaled to [-1, 1].
+    """Return rows of a file as `Arrays` would without a value range: images of bytes are scaled to [-1, 1].
 
     Raises:
-        DataError: they are no rows of points or images.
+        DataError: the rows are neither points nor images.
     """
     shaped = _shaped(rows, file)
     return scale_bytes(shaped) if shaped.dtype == torch.uint8 and shaped.ndim == 4 else shaped
@@ -98,7 +99,7 @@ def _interval(value_range: list[float] | None, standardise: bool) -> tuple[float
 
 
 def _shaped(rows: Tensor, file: Path) -> Tensor:
-    """(N, D) or (N, C, H, W)."""
+    """Return the rows as (N, D) or (N, C, H, W)."""
     if rows.ndim == 0 or rows.numel() == 0:
         raise DataError(f"{file} holds an empty array of shape {tuple(rows.shape)}")
     if rows.ndim == 1:
@@ -132,7 +133,7 @@ def _checked(rows: Tensor, interval: tuple[float, float] | None, columns: tuple[
             where = f"pixel {tuple(place[1:])}"
         count = int(bad.sum())
         more = f" ({count} such values)" if count > 1 else ""
-        raise DataError(f"{file}: row {place[0]}, {where} (from 0) holds {value:g}, {problem}{more}")
+        raise DataError(f"{file}: row {place[0]}, {where} (counted from 0) holds {value:g}, {problem}{more}")
     return rows
 
 
@@ -140,7 +141,8 @@ def _standardised(parts: dict[SplitName, Tensor]) -> dict[SplitName, Tensor]:
     train = parts["train"].double()
     over = (0,) if train.ndim == 2 else (0, 2, 3)
     mean, std = train.mean(over, keepdim=True), train.std(over, keepdim=True, correction=0)
-    # A spread of rounding size is a constant column: dividing by it would blow rounding up to unit variance.
+    # A spread as small as rounding (1e-6 of the mean) means a constant column: dividing by it would blow the rounding up to
+    # unit variance. 1e-30 serves a column of zeros.
     std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-30), std, torch.ones_like(std))
     return {name: ((part.double() - mean) / std).float() for name, part in parts.items()}
 
@@ -153,6 +155,6 @@ def _class_indices(labels: Tensor, num_rows: int, file: Path) -> Tensor:
         )
     if not torch.equal(labels.double(), labels.double().round()) or bool((labels < 0).any()):
         raise DataError(
-            f"{file}: labels must be whole numbers from 0; got {float(labels.double().min()):g} and the like"
+            f"{file}: labels must be whole numbers from 0; the smallest is {float(labels.double().min()):g}"
         )
     return labels.to(torch.int64)

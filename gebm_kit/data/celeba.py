@@ -21,39 +21,41 @@ PARTITION = "list_eval_partition.txt"
 ATTRIBUTES = "list_attr_celeba.txt"
 IMAGES = "img_align_celeba"
 NUMBERED: tuple[SplitName, ...] = ("train", "valid", "test")
-"""Parts by their number in the partition file."""
+"""The parts in the order of their numbers in the partition file: 0, 1, 2."""
 
-PUBLISHED = 162_770
-"""Images in the training part."""
+PUBLISHED_IMAGES = 162_770
+"""Images in the training part, by the official partition."""
 
-WIDTH = 178
-"""Of an aligned image, whose height is 218."""
+IMAGE_WIDTH = 178
+"""Width of an aligned image; its height is 218."""
 
 HOW_TO_GET = (
-    f"From https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html download img_align_celeba.zip, unpack it, put {PARTITION} (in "
-    f"the folder Eval there; {ATTRIBUTES} is in Anno) beside the folder {IMAGES}, and give the folder that holds both as "
-    "data.path."
+    "Download img_align_celeba.zip from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and unpack it. Put the file "
+    f"{PARTITION} (there in the folder Eval; {ATTRIBUTES} is in Anno) beside the folder {IMAGES}, and give the folder that "
+    "holds both as data.path."
 )
 
 
 class Celeba(Dataset):
     """Colour images (3, size, size) in [-1, 1] of 202,599 aligned faces, in the official parts.
 
-    The folder holds the images in ``img_align_celeba`` (also ``Img/img_align_celeba``) and ``list_eval_partition.txt`` (also
-    in ``Eval``), whose lines are the name of a file and its part: 0 train (162,770), 1 valid (19,867), 2 test (19,962). The
-    parts share no person.
+    The folder holds the images in ``img_align_celeba`` (or ``Img/img_align_celeba``), and ``list_eval_partition.txt`` (or
+    the same in ``Eval``). Each line of that file is the name of an image and its part: 0 train (162,770 images), 1 valid
+    (19,867), 2 test (19,962). No person is in two parts.
 
-    Of each image of 178 x 218 the central ``crop`` x ``crop`` square is resized with an antialiasing bicubic filter.
+    Images have 178 x 218 pixels. The central ``crop`` x ``crop`` square is cut out and resized with an antialiasing bicubic
+    filter.
 
-    An image that can't be decoded is named in a warning and skipped: the next one of its part stands in for it.
+    An image that can't be decoded is named in a warning and skipped: the next one of its part (with ``attribute``: of
+    its class too) takes its place.
 
     Args:
-        path: the folder, relative to the directory that the command is started in.
+        path: the folder, relative to the directory where the command is started.
         size: side of the result.
-        crop: side of the central square; 140 keeps the face, 178 all that is square.
-        attribute: one of the 40 binary attributes of ``list_attr_celeba.txt`` (also in ``Anno``), such as ``Smiling``, as
-            the label, which the feature map ``classifier`` needs; null: no labels.
-        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        crop: side of the central square; 140 keeps the face, 178 is the largest.
+        attribute: binary attribute to use as the label, such as ``Smiling``: one of the 40 in ``list_attr_celeba.txt`` (or
+            the same in ``Anno``). The feature map ``classifier`` needs labels. null: no labels.
+        cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
 
     References:
@@ -62,7 +64,7 @@ class Celeba(Dataset):
 
     Raises:
         DataError: a file is missing or malformed; later, while reading, too many images can't be decoded.
-        UsageError: an argument is out of its range; there is no such attribute.
+        UsageError: an argument is out of its range, or there is no such attribute.
     """
 
     num_classes: int
@@ -71,7 +73,7 @@ class Celeba(Dataset):
         self,
         path: str,
         size: Annotated[int, Range(1, None)] = 64,
-        crop: Annotated[int, Range(1, WIDTH)] = 140,
+        crop: Annotated[int, Range(1, IMAGE_WIDTH)] = 140,
         attribute: str | None = None,
         cache_mb: Annotated[int, Range(0, None)] = 4096,
         max_corrupt: Annotated[int, Range(0, None)] = 10,
@@ -102,8 +104,10 @@ class Celeba(Dataset):
 
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected:
-        """See `gebm_kit.core.expected`."""
-        return Expected((3, parameters["size"], parameters["size"]), PUBLISHED, 2 if parameters["attribute"] else None)
+        """Return what the published files hold; see `gebm_kit.core.expected`."""
+        return Expected(
+            (3, parameters["size"], parameters["size"]), PUBLISHED_IMAGES, 2 if parameters["attribute"] else None
+        )
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
@@ -115,13 +119,13 @@ class Celeba(Dataset):
         return self._corrupt.by_name()
 
     def labels(self, name: SplitName) -> Tensor:
-        """Whether each image has the attribute, 1 or 0, (N,) int64.
+        """Return whether each image has the attribute, 1 or 0, (N,) int64.
 
         Raises:
             UsageError: no attribute was chosen.
         """
         if not hasattr(self, "num_classes"):
-            raise UsageError("CelebA has labels when data.attribute names one of its attributes, such as Smiling")
+            raise UsageError("CelebA has no labels unless data.attribute names one of its attributes, such as Smiling")
         return self._labels[name]
 
 
@@ -140,7 +144,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parts(path: Path) -> dict[SplitName, list[str]]:
-    """Names of the images in each part, in the file's order."""
+    """Return the names of the images in each part, in the file's order."""
     parts: dict[SplitName, list[str]] = {part: [] for part in NUMBERED}
     seen: set[str] = set()
     for number, line in enumerate(_lines(path), 1):
@@ -171,12 +175,12 @@ def _check_present(folder: Path, parts: dict[SplitName, list[str]], partition: P
         raise DataError(
             f"{folder} lacks {len(missing):,} of the {sum(map(len, parts.values())):,} images that {partition.name} lists; "
             f"the first is {min(missing)}",
-            hint="Unpack img_align_celeba.zip anew.",
+            hint="Unpack img_align_celeba.zip again.",
         )
 
 
 def _attribute(path: Path, attribute: str) -> dict[str, int]:
-    """1 or 0 for each image: the attribute's column, which holds 1 and -1 below a line of names and one of the count."""
+    """Read 1 or 0 for each image: the attribute's column of 1 and -1, below a line with the count and a line of names."""
     lines = _lines(path)
     names = lines[1].split() if len(lines) > 1 else []
     if attribute not in names:

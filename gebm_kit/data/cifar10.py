@@ -24,12 +24,12 @@ TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 SHAPE = (3, 32, 32)
-RECORD = 1 + 3 * 32 * 32
+RECORD_BYTES = 1 + 3 * 32 * 32
 """Bytes of a record: the class, then the red, green and blue planes row by row."""
 
 CLASSES = 10
-PUBLISHED = 50_000
-"""Images in the five training files."""
+PUBLISHED_IMAGES = 50_000
+"""Images in the five training files, before the valid part is split off."""
 
 HOW_TO_GET = (
     "Download cifar-10-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html and give it, or "
@@ -40,15 +40,15 @@ HOW_TO_GET = (
 class Cifar10(TensorDataset):
     """Colour images (3, 32, 32) in [-1, 1] of ten classes, kept as bytes, with labels.
 
-    Reads the binary version, ``cifar-10-binary.tar.gz`` or the folder that it unpacks to, with ``data_batch_1.bin`` to
-    ``data_batch_5.bin`` and ``test_batch.bin``. The Python version of the same data is a pickle: reading one runs code that
-    the file holds, so it is refused. ``test_batch.bin`` is the test part; valid is split off the rest at random.
+    The files are the binary version: ``cifar-10-binary.tar.gz``, or the folder that it unpacks to, with ``data_batch_1.bin``
+    to ``data_batch_5.bin`` and ``test_batch.bin``. The Python version of the same data is refused: it is a pickle, and
+    reading a pickle runs code from the file. ``test_batch.bin`` is the test part; valid is split off the rest at random.
 
     Format: records of 3,073 bytes, a class 0..9 and then the red, green and blue planes, each row by row.
 
     Args:
-        path: archive, unpacked folder, or a folder that holds either, relative to the directory that the command is started
-            in.
+        path: the archive, the unpacked folder, or a folder that holds either, relative to the directory where the command
+            is started.
         valid_fraction: share of the 50,000 training images that becomes the valid part.
         seed: seed of that split.
 
@@ -82,25 +82,25 @@ class Cifar10(TensorDataset):
         order = torch.randperm(len(images), generator=stream(seed, "cifar10"))
         valid, train = order[:num_valid].sort().values, order[num_valid:].sort().values
         parts: dict[SplitName, Tensor] = {"train": images[train], "valid": images[valid], "test": test_images}
-        of: dict[SplitName, Tensor] = {"train": labels[train], "valid": labels[valid], "test": test_labels}
-        self._fill(parts, value_range=(-1.0, 1.0), labels=of, num_classes=CLASSES)
+        split_labels: dict[SplitName, Tensor] = {"train": labels[train], "valid": labels[valid], "test": test_labels}
+        self._fill(parts, value_range=(-1.0, 1.0), labels=split_labels, num_classes=CLASSES)
 
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected:
-        """See `gebm_kit.core.expected`."""
-        return Expected(SHAPE, PUBLISHED - round(PUBLISHED * parameters["valid_fraction"]), CLASSES)
+        """Return what the published files hold; see `gebm_kit.core.expected`."""
+        return Expected(SHAPE, PUBLISHED_IMAGES - round(PUBLISHED_IMAGES * parameters["valid_fraction"]), CLASSES)
 
     def sources(self) -> list[Source]:
         return self._sources
 
 
 def _inside(folder: Path) -> Path:
-    """Where the six files are: in the folder, or in the one that the archive unpacks to."""
+    """Return the folder of the six files: the folder itself, or the one inside that the archive unpacks to."""
     return folder if (folder / TEST_FILE).is_file() else folder / FOLDER
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:
-    """Contents of the six files by name."""
+    """Read the contents of the six files, by name."""
     if not folder.exists():
         raise DataError(f"{folder} does not exist", hint=HOW_TO_GET)
     place = _inside(folder)
@@ -118,7 +118,7 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 
 
 def _from_archive(path: Path) -> dict[str, bytes]:
-    """The same from the archive; members are known by the last part of their names."""
+    """Read the same from the archive; members are recognised by the last part of their names."""
     wanted = {*TRAIN_FILES, TEST_FILE}
     found: dict[str, bytes] = {}
     pickled = False
@@ -131,7 +131,9 @@ def _from_archive(path: Path) -> dict[str, bytes]:
                 if content is not None:
                     found[name] = content.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} can't be read: {error}", hint=f"It is damaged or no archive. {HOW_TO_GET}") from error
+        raise DataError(
+            f"{path} can't be read: {error}", hint=f"It is damaged or not an archive. {HOW_TO_GET}"
+        ) from error
     if missing := sorted(wanted - set(found)):
         if pickled:
             raise _pickled(path)
@@ -141,19 +143,19 @@ def _from_archive(path: Path) -> dict[str, bytes]:
 
 def _pickled(path: Path) -> DataError:
     return DataError(
-        f"{path} is the Python version of CIFAR-10, a pickle: reading one runs code that the file holds, so it is not read",
+        f"{path} is the Python version of CIFAR-10, a pickle: reading one runs code from the file, so it is not read",
         hint=HOW_TO_GET,
     )
 
 
 def _records(content: bytes, name: str) -> tuple[Tensor, Tensor]:
-    """Images, (N, 3, 32, 32) uint8, and classes, (N,) int64."""
-    if not content or len(content) % RECORD:
+    """Return images, (N, 3, 32, 32) uint8, and classes, (N,) int64."""
+    if not content or len(content) % RECORD_BYTES:
         raise DataError(
-            f"{name} has {len(content)} bytes, which is no whole number of records of {RECORD}",
+            f"{name} has {len(content)} bytes, which is not a whole number of records of {RECORD_BYTES} bytes",
             hint="The file is cut short or damaged; download it again.",
         )
-    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, RECORD)
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, RECORD_BYTES)
     labels = torch.from_numpy(rows[:, 0].astype(np.int64))
     if int(labels.max()) >= CLASSES:
         row = int((labels >= CLASSES).nonzero()[0])

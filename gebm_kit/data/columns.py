@@ -1,4 +1,4 @@
-"""Tables of numbers: read from a file, some of their columns and rows chosen, with errors that name row and column."""
+"""Tables of numbers from files: some columns and rows are chosen, and errors name row and column."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gebm_kit.core.errors import DataError, nearest
 from gebm_kit.data.tables import as_number, cell, csv_lines, delimiter, is_header, load
 
 Take = Callable[[list[int]], Tensor]
-"""Columns by their places, (N, number of places) float64."""
+"""Function that reads the columns at given places, (N, number of places) float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows, (N, D) float64, all finite, and the names of the columns (their numbers from 1 where the file has none)."""
+    """Rows, (N, D) float64, all finite, and the names of the columns (their numbers from 1 if the file has no names)."""
 
     rows: Tensor
     columns: tuple[str, ...]
@@ -33,18 +33,18 @@ def read_table(
     where: Sequence[str] | None = None,
     origin: str | None = None,
 ) -> Table:
-    """Columns and rows of a file.
+    """Read columns and rows of a file.
 
     Args:
         file: .csv, .npz, .npy, .safetensors or .parquet.
         key: name of the array in an archive.
-        columns: names, or numbers from 1, in the order wanted; None: all. What other columns hold does not matter.
-        where: conditions ``column=number`` that the rows kept fulfil, all of them.
-        origin: where the file comes from, for the message when it is absent.
+        columns: names, or numbers from 1, in the order wanted; None: all. The contents of other columns do not matter.
+        where: conditions ``column=number``; the rows that meet all of them are kept.
+        origin: where the file comes from, for the error if it is missing.
 
     Raises:
-        DataError: the file is absent or no table of numbers, a column is not there, a value is missing or not finite, or no
-            row fulfils the conditions.
+        DataError: the file is missing or not a table of numbers, a column does not exist, a value is missing or not finite,
+            or no row meets the conditions.
     """
     if not file.exists() and origin is not None:
         raise DataError(f"data file {file} does not exist", hint=f"Where it comes from: {origin}")
@@ -61,15 +61,17 @@ def read_table(
     for place, value in conditions:
         chosen &= rows[:, read.index(place)] == value
     if conditions and not chosen.any():
-        raise DataError(f"{file}: no row of {len(rows)} fulfils where={list(where or ())}")
+        raise DataError(f"{file}: none of the {len(rows)} rows meets where={list(where or ())}")
     return Table(rows[chosen][:, : len(keep)], tuple(names[place] for place in keep))
 
 
 def column_names(file: Path, key: str | None = None) -> tuple[str, ...]:
-    """Of all columns of a file; their numbers from 1 where it has none. What they hold is not looked at if possible.
+    """Return the names of all columns of a file, or their numbers from 1 if it has no names.
+
+    The contents of the columns are not read if that can be avoided.
 
     Raises:
-        DataError: the file is absent or no table.
+        DataError: the file is missing or not a table.
     """
     try:
         return _opened(file, key)[0]
@@ -78,10 +80,10 @@ def column_names(file: Path, key: str | None = None) -> tuple[str, ...]:
 
 
 def check_finite(rows: Tensor, columns: Sequence[str], source: str) -> None:
-    """Refuse missing and infinite values.
+    """Raise if a value is missing or infinite.
 
     Raises:
-        DataError: names row and column of the first.
+        DataError: the message names row and column of the first such value.
     """
     bad = (~torch.isfinite(rows)).nonzero()
     if len(bad):
@@ -103,7 +105,7 @@ def _places(words: Sequence[str], names: tuple[str, ...], file: Path) -> list[in
             raise DataError(f"{file}: column {names[place]!r} is asked for twice")
         found.append(place)
     if not found:
-        raise DataError(f"{file}: columns is empty; name one at least")
+        raise DataError(f"{file}: columns is empty; name at least one")
     return found
 
 
@@ -127,7 +129,7 @@ def _condition(text: str, names: tuple[str, ...], file: Path) -> tuple[int, floa
 
 
 def _opened(file: Path, key: str | None) -> tuple[tuple[str, ...], Take]:
-    """Names of all columns, and how to read some of them."""
+    """Return the names of all columns, and a function that reads some of them."""
     suffix = file.suffix.lower()
     if suffix == ".parquet" and file.is_file():
         return _parquet(file)
@@ -154,7 +156,7 @@ def _csv(file: Path) -> tuple[tuple[str, ...], Take]:
     names = tuple(fields) if header else _numbered(len(fields))
 
     def take(places: list[int]) -> Tensor:
-        _check_lines(file, len(names), header)  # which loadtxt does not do
+        _check_lines(file, len(names), header)  # loadtxt does not notice lines of another length
         try:
             rows = np.loadtxt(
                 file,
@@ -174,7 +176,7 @@ def _csv(file: Path) -> tuple[tuple[str, ...], Take]:
 
 
 def _csv_slowly(file: Path, names: tuple[str, ...], header: bool, places: list[int]) -> Tensor:
-    """Line by line, which says where the number is that can't be read."""
+    """Read the file line by line, so that the error says where the number is that can't be read."""
     lines = csv_lines(file)
     if header:
         next(lines)
@@ -200,7 +202,9 @@ def _parquet(file: Path) -> tuple[tuple[str, ...], Take]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise DataError(f"{file}: reading .parquet needs pyarrow", hint="pip install 'gebm-kit[parquet]'") from error
+        raise DataError(
+            f"{file}: reading .parquet needs pyarrow", hint="Install it with `pip install 'gebm-kit[parquet]'`."
+        ) from error
     try:
         names = tuple(parquet.read_schema(file).names)
     except (ArrowException, OSError) as error:
@@ -222,6 +226,6 @@ def _parquet_column(table: object, name: str, file: Path) -> Tensor:
     if values.dtype.kind not in "fiub":
         raise DataError(
             f"{file}: column {name!r} holds {column.type}; numbers are needed",
-            hint="Choose the columns of numbers: columns=[...].",
+            hint="Choose columns that hold numbers: columns=[...].",
         )
     return torch.from_numpy(np.array(values, dtype=np.float64))

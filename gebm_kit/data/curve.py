@@ -1,4 +1,4 @@
-"""A one-dimensional closed curve in a space of many dimensions: the low-dimensional support that GEBM is for."""
+"""A one-dimensional closed curve in a space of many dimensions: the low-dimensional support that GEBMs are made for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.data.tensors import TensorDataset
 
 LOBES = 3
-"""Maxima of the density along the curve."""
+"""Number of maxima of the density along the curve: several, so that draws can miss one."""
 
 
 class Curve(TensorDataset):
@@ -22,12 +22,13 @@ class Curve(TensorDataset):
 
     The position t in [0, 1) has density ``p(t) = 1 + contrast cos(2 pi LOBES t)`` and cumulative
     ``F(t) = t + contrast sin(2 pi LOBES t) / (2 pi LOBES)``. The point is
-    ``x(t) = (cos 2 pi t, sin 2 pi t, cos(4 pi t) / 2, sin(4 pi t) / 2, cos(6 pi t) / 3, ...)``, cut to D coordinates,
-    so that no projection on fewer of them loses the curve's shape. With ``noise > 0`` an isotropic Gaussian is added.
-    Without it the law has no density in R^D: no energy-based model on R^D alone can hold it, a base of its dimension can.
+    ``x(t) = (cos 2 pi t, sin 2 pi t, cos(4 pi t) / 2, sin(4 pi t) / 2, cos(6 pi t) / 3, ...)``, cut to D coordinates.
+    Any two or more leading coordinates keep the curve closed and determine t. With ``noise > 0`` an isotropic Gaussian is
+    added. Without noise the law has no density in R^D: an energy-based model on R^D alone can't represent it, a base of the
+    curve's dimension can.
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         dimension: D.
         contrast: how uneven the density along the curve is; 0 is even.
         noise: standard deviation of Gaussian noise around the curve.
@@ -51,7 +52,7 @@ class Curve(TensorDataset):
         self._fill({part: self._draw(size, stream(seed, "curve", part)).float() for part, size in sizes.items()})
 
     def point(self, t: Tensor) -> Tensor:
-        """``x(t)``; (B,) -> (B, D)."""
+        """Return ``x(t)``; (B,) -> (B, D)."""
         index = torch.arange(self.dimension, device=t.device)
         harmonic = (index // 2 + 1).to(t.dtype)
         # Even coordinates are cosines, odd ones sines: cos(a - pi/2) = sin(a).
@@ -59,21 +60,21 @@ class Curve(TensorDataset):
         return phase.cos() / harmonic
 
     def position(self, x: Tensor) -> Tensor:
-        """t of the points' first two coordinates, which is exact on the curve; (B, D) -> (B,) in [0, 1)."""
+        """Return t from the points' first two coordinates, exact on the curve; (B, D) -> (B,) in [0, 1)."""
         return (torch.atan2(x[:, 1], x[:, 0]) / (2 * math.pi)) % 1.0
 
     def density(self, t: Tensor) -> Tensor:
-        """``p(t)``; (B,) -> (B,)."""
+        """Return ``p(t)``; (B,) -> (B,)."""
         return 1.0 + self.contrast * torch.cos(2 * math.pi * LOBES * t)
 
     def cumulative(self, t: Tensor) -> Tensor:
-        """``F(t)``; (B,) -> (B,)."""
+        """Return ``F(t)``; (B,) -> (B,)."""
         return t + self.contrast * torch.sin(2 * math.pi * LOBES * t) / (2 * math.pi * LOBES)
 
     def _draw(self, num: int, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(num, generator=generator, dtype=torch.float64)
         low, high = torch.zeros_like(uniform), torch.ones_like(uniform)
-        for _ in range(54):  # F has no closed inverse; bisection to the last bit of a double
+        for _ in range(54):  # F has no inverse in closed form: bisection, down to the last bit of a double
             middle = 0.5 * (low + high)
             below = self.cumulative(middle) < uniform
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)

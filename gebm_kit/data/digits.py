@@ -15,15 +15,16 @@ from gebm_kit.core.interfaces import SplitName
 from gebm_kit.data.tensors import TensorDataset
 
 TEST_SHARE, VALID_SHARE = 2 / 9, 1 / 9
+"""Shares of the rows: 399 are enough to score draws against, and 1,199 are left for training."""
 
 
 class Digits(TensorDataset):
     """Grey images (1, 8, 8) in [-1, 1] of the digits 0 to 9, with labels: 1,199 train, 199 valid, 399 test.
 
-    The split is fixed and stratified: the rows of every class are put in the order of the SHA-256 of their pixels, which is
-    as good as random and depends on nothing else; the first two ninths are for testing, the next ninth for validation.
-    (The file itself is ordered by writer, and dealing it out in turn would make the parts more alike than independent
-    draws are.) The pixels are counts 0..16, mapped by ``x / 8 - 1``; no image occurs twice.
+    The split is fixed and stratified. The rows of each class are sorted by the SHA-256 of their pixels, which is as good as
+    random and depends on nothing else. The first two ninths are for testing, the next ninth for validation. (The file
+    itself is ordered by writer; dealing its rows out in turn would make the parts more alike than independent draws are.)
+    The pixels are counts 0..16, mapped by ``x / 8 - 1``; no image occurs twice.
 
     References:
         Optical Recognition of Handwritten Digits. E. Alpaydin, C. Kaynak, UCI Machine Learning Repository, 1998
@@ -55,7 +56,7 @@ class Digits(TensorDataset):
 
 
 def _load() -> tuple[Tensor, Tensor]:
-    """Images (1797, 8, 8) uint8 and labels (1797,) int64, in the file's order."""
+    """Read images (1797, 8, 8) uint8 and labels (1797,) int64, in the file's order."""
     file = resources.files("gebm_kit.data") / "files" / "digits.npz"
     try:
         with resources.as_file(file) as path, np.load(path, allow_pickle=False) as archive:

@@ -25,12 +25,13 @@ HOW_TO_GET = (
     "https://github.com/zalandoresearch/fashion-mnist and give that folder as data.path."
 )
 UNSIGNED_BYTE = 0x08
+"""Code of the element type in an idx header; images and labels have this one."""
 
 
 class Idx(TensorDataset):
-    """Grey images (1, H, W) in [-1, 1] from a folder in the layout of MNIST, with labels when their files are there.
+    """Grey images (1, H, W) in [-1, 1] from a folder laid out like MNIST's, with labels if their files are there.
 
-    The folder holds ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``, and for labels
+    The folder holds ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``, and for the labels
     ``train-labels-idx1-ubyte`` and ``t10k-labels-idx1-ubyte``, each plain or with ``.gz``. The t10k files are the test
     part; valid is split off the train files at random.
 
@@ -38,7 +39,7 @@ class Idx(TensorDataset):
     32-bit integer, then the elements in row-major order.
 
     Args:
-        path: the folder, relative to the directory that the command is started in.
+        path: the folder, relative to the directory where the command is started.
         valid_fraction: share of the train files that becomes the valid part.
         seed: seed of that split.
 
@@ -47,7 +48,7 @@ class Idx(TensorDataset):
         Fashion-MNIST. H. Xiao, K. Rasul, R. Vollgraf, 2017. https://arxiv.org/abs/1708.07747
 
     Raises:
-        DataError: a file is missing, cut short, no idx file of unsigned bytes, or does not match its partner.
+        DataError: a file is missing, cut short or not an idx file of unsigned bytes, or images and labels do not match.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Idx(TensorDataset):
 
 
 def _images(folder: Path, part: str) -> Tensor:
-    """(N, 1, H, W) uint8."""
+    """Return the part's images, (N, 1, H, W) uint8."""
     path = _find(folder, f"{part}-images-idx3-ubyte")
     if path is None:
         problem = "does not exist" if not folder.exists() else f"holds no {part}-images-idx3-ubyte(.gz)"
@@ -119,7 +120,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Elements of an idx file of unsigned bytes with that many dimensions; uint8 tensor of the shape it states.
+    """Read an idx file of unsigned bytes with that many dimensions; a uint8 tensor of the shape that the file states.
 
     Raises:
         DataError: the file can't be read, is cut short or too long, or is of another type.
@@ -133,7 +134,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     start = 4 + 4 * dimensions
     if len(content) < 4 or content[:4] != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
         raise DataError(
-            f"{path} is no idx file of unsigned bytes with {dimensions} dimensions: it begins with "
+            f"{path} is not an idx file of unsigned bytes with {dimensions} dimensions: it begins with "
             f"{content[:4].hex(' ') or 'nothing'}, not 00 00 08 0{dimensions}"
         )
     if len(content) < start:

@@ -1,4 +1,4 @@
-"""Image files of a dataset: listing them, decoding them to one shape, and parts that keep what they have decoded."""
+"""Image files of a dataset: listing them, decoding them to one shape, and parts that cache decoded images."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.data.tensors import SPLITS
 
 DEEP_MODES = ("I", "F")
-"""First letter of Pillow's modes with more than 8 bits a channel, which its conversions cut off instead of scaling."""
+"""First letters of Pillow's modes with more than 8 bits a channel, which Pillow's conversions clip instead of scaling."""
 
-NAMED = 5
-"""Files that a message about too many corrupt ones names."""
+NAMED_FILES = 5
+"""Corrupt files that an error about too many of them names: enough to find the cause, few enough for one line."""
 
 
 class CorruptImageError(Exception):
-    """A file that is no image, or only part of one."""
+    """A file that is not an image, or only part of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How an image comes to its shape.
+    """Steps that bring an image to its shape.
 
-    It is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with an
+    The image is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with an
     antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square.
 
     Attributes:
-        size: side of the result; None keeps what there is.
+        size: side of the result; None keeps the size.
         crop: side of a central square that is cut out first.
         channels: 3 for colour, 1 for grey.
     """
@@ -51,11 +51,11 @@ class Fit:
     channels: int = 3
 
     def decode(self, file: Path | BinaryIO, name: object = None) -> Tensor:
-        """The image, (C, H, W) uint8; messages call it ``name``, by default its path.
+        """Decode the image, (C, H, W) uint8; messages call it ``name``, by default its path.
 
         Raises:
-            CorruptImageError: it can't be decoded.
-            DataError: it has more than 8 bits a channel, or is smaller than ``crop``.
+            CorruptImageError: the image can't be decoded.
+            DataError: the image has more than 8 bits a channel, or is smaller than ``crop``.
         """
         name = file if name is None else name
         try:
@@ -68,7 +68,7 @@ class Fit:
         except DataError:
             raise
         except UnidentifiedImageError as error:
-            raise CorruptImageError("it is no image in a known format") from error
+            raise CorruptImageError("it is not an image in a known format") from error
         except Exception as error:  # Pillow raises many types on damaged files, some of them undocumented
             raise CorruptImageError(str(error)) from error
         pixels = np.asarray(self._fitted(image, name))
@@ -89,11 +89,11 @@ class Fit:
 
 
 class CorruptFiles:
-    """Files of a dataset that can't be decoded: counted, named in a warning each, and an error beyond a limit.
+    """Files of a dataset that can't be decoded: each is counted and named in a warning; too many are an error.
 
     Attributes:
-        limit: so many are skipped.
-        reasons: what is wrong with each, by its path or another name.
+        limit: how many files are skipped; one more is an error.
+        reasons: what is wrong with each file, by its path or another name.
     """
 
     def __init__(self, limit: int) -> None:
@@ -102,10 +102,10 @@ class CorruptFiles:
         self._lock = threading.Lock()  # training reads ahead in a thread of its own
 
     def note(self, file: Path | str, reason: object) -> None:
-        """Count ``file``, once.
+        """Count ``file`` once.
 
         Raises:
-            DataError: there are more than ``limit`` now.
+            DataError: the count is now above ``limit``.
         """
         with self._lock:
             if file in self.reasons:
@@ -116,15 +116,15 @@ class CorruptFiles:
             raise DataError(f"image {file} can't be decoded: {reason}", hint=hint)
         count = len(self.reasons)
         if count > self.limit:
-            names = ", ".join(map(str, list(self.reasons)[-NAMED:]))
-            more = f" and {count - NAMED} more" if count > NAMED else ""
+            names = ", ".join(map(str, list(self.reasons)[-NAMED_FILES:]))
+            more = f" and {count - NAMED_FILES} more" if count > NAMED_FILES else ""
             raise DataError(f"{count} images can't be decoded, {self.limit} are allowed: {names}{more}", hint=hint)
         warnings.warn(
             f"image {file} can't be decoded ({reason}) and is skipped, {count} of at most {self.limit}", stacklevel=2
         )
 
     def by_name(self) -> dict[str, str]:
-        """The reasons by name, in the order of the names."""
+        """Return the reasons by name, sorted by name."""
         with self._lock:
             return {str(file): reason for file, reason in sorted(self.reasons.items(), key=lambda item: str(item[0]))}
 
@@ -132,13 +132,13 @@ class CorruptFiles:
 class Images(Split):
     """Images of one part; the first ``num_cached`` stay in memory as bytes once decoded.
 
-    One that can't be decoded is skipped: the next whole one of the part (of its group, when there are groups) takes its
-    place, so that rows do not depend on the order in which they are read.
+    An image that can't be decoded is skipped: the next intact image of the part (of its group, if there are groups) takes
+    its place. Rows therefore do not depend on the order in which they are read.
 
     Args:
-        num: how many there are.
-        shape: (C, H, W) of each.
-        num_cached: see above.
+        num: number of images.
+        shape: (C, H, W) of each image.
+        num_cached: how many images stay in memory.
         corrupt: where images that can't be decoded are counted.
         groups: a number for each image, such as its class, (N,).
     """
@@ -147,19 +147,19 @@ class Images(Split):
         self, num: int, shape: tuple[int, ...], num_cached: int, corrupt: CorruptFiles, groups: Tensor | None = None
     ) -> None:
         self._num, self._shape, self._corrupt, self._groups = num, shape, corrupt, groups
-        self._cache = torch.empty(num_cached, *shape, dtype=torch.uint8)  # pages are taken as they are first written
+        self._cache = torch.empty(num_cached, *shape, dtype=torch.uint8)  # memory is taken only as rows are written
         self._decoded = torch.zeros(num_cached, dtype=torch.bool)
 
     @abstractmethod
     def name(self, place: int) -> Path | str:
-        """What messages call the image."""
+        """Return what messages call the image."""
 
     @abstractmethod
     def decoded(self, place: int) -> Tensor:
-        """The image itself, (C, H, W) uint8.
+        """Return the decoded image, (C, H, W) uint8.
 
         Raises:
-            CorruptImageError: it can't be decoded.
+            CorruptImageError: the image can't be decoded.
         """
 
     def __len__(self) -> int:
@@ -176,8 +176,8 @@ class Images(Split):
             everything = torch.arange(len(self))
             if len(self._cache) < len(self):
                 return self.stored(everything)
-            for part in everything.split(256):
-                self.stored(part)  # fills the cache, which then is what is asked for
+            for part in everything.split(256):  # in pieces, since each call also copies its rows
+                self.stored(part)  # fills the cache, which then holds every row
             return self._cache
         rows = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
         for row, index in enumerate(indices.tolist()):
@@ -195,7 +195,7 @@ class Images(Split):
         return self._cache[index]
 
     def _read(self, index: int) -> Tensor:
-        """The image at ``index``, or the next one that is whole, (C, H, W) uint8."""
+        """Return the image at ``index``, or the next intact one, (C, H, W) uint8."""
         for step in range(len(self)):
             place = (index + step) % len(self)
             name = self.name(place)
@@ -219,9 +219,9 @@ class ImageFiles(Images):
     """`Images` of a folder.
 
     Args:
-        folder: where the files are.
-        names: their paths in it.
-        fit: how they come to their shape.
+        folder: folder of the files.
+        names: paths of the files inside the folder.
+        fit: steps that bring each image to ``shape``.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ def image_parts(
     corrupt: CorruptFiles,
     groups: Mapping[SplitName, Tensor] | None = None,
 ) -> dict[SplitName, Split]:
-    """The three parts, which share ``cache_mb`` megabytes for decoded images, training first."""
+    """Return the three parts; they share ``cache_mb`` megabytes for decoded images, and training takes its share first."""
     budget = cache_mb * 2**20 // int(np.prod(shape))
     made: dict[SplitName, Split] = {}
     for part in SPLITS:
@@ -265,10 +265,10 @@ def image_parts(
 
 
 def list_images(folder: Path, suffixes: Sequence[str], hint: str) -> list[str]:
-    """Paths of the images below ``folder``, relative to it, with forward slashes, sorted; hidden ones are left out.
+    """Return the sorted paths of the images below ``folder``, relative to it, with forward slashes, without hidden files.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: the folder does not exist, or holds no image.
     """
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
@@ -290,22 +290,22 @@ def list_images(folder: Path, suffixes: Sequence[str], hint: str) -> list[str]:
 
 
 def shuffled(names: Sequence[str], seed: int) -> list[str]:
-    """``names`` in the order of a hash of each and the seed, which does not depend on what other files there are."""
+    """Return ``names`` sorted by a hash of the name and the seed; the order of two names does not depend on the others."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
 
 
 def common_sides(folder: Path, names: Sequence[str], corrupt: CorruptFiles) -> tuple[int, int]:
-    """(height, width) of every image, from the headers alone.
+    """Return the (height, width) that all images have, from their headers alone.
 
     Raises:
-        DataError: they differ, or too many can't be opened.
+        DataError: the images differ in size, or too many can't be opened.
     """
     first: tuple[Path, tuple[int, int]] | None = None
     for name in names:
         file = folder / name
         try:
             with Image.open(file) as image:
-                # Orientations 5 to 8 of EXIF exchange the sides.
+                # EXIF tag 0x0112 is the orientation; 5 to 8 exchange the sides.
                 sides = image.size[::-1] if image.getexif().get(0x0112, 1) < 5 else image.size
         except Exception as error:  # as in Fit.decode
             corrupt.note(file, error)

@@ -1,4 +1,4 @@
-"""A folder of PNG and JPEG images, nested as it may be."""
+"""A folder of PNG and JPEG images, in any nesting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, common_sides, image_parts, list_images, shuffled
 from gebm_kit.data.tensors import check_fractions, part_sizes
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Suffixes of the files that are read, in lower case."""
 
 HOW_TO_GET = (
     "Put PNG or JPEG files there, in sub-folders if you like, or set data.path. CelebA has its own dataset, celeba."
@@ -23,32 +24,32 @@ HOW_TO_GET = (
 
 
 class ImageFolder(Dataset):
-    """Images (channels, size, size) in [-1, 1], decoded when first asked for and kept as bytes in memory.
+    """Images (channels, size, size) in [-1, 1], decoded when first read and kept as bytes in memory.
 
     An image is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with
     an antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square.
 
-    The parts are filled in the order of a hash of each file's relative path and the seed: they do not depend on the order
-    in which the file system lists files, and each is in random order.
+    Files are split by a hash of their relative path and the seed. The parts therefore do not depend on the order in which
+    the file system lists files, and each part is in random order.
 
-    Labels are the names of the first-level sub-folders, in sorted order, when every image lies in one and there are at
-    least two.
+    Labels are the first-level sub-folders, in sorted order, if every image lies in one and there are at least two.
 
-    An image that can't be decoded is named in a warning and skipped: the next one of its part and class stands in for it.
+    An image that can't be decoded is named in a warning and skipped: the next one of its part and class takes its place.
 
     Args:
-        path: the folder, relative to the directory that the command is started in.
-        size: side of the result; None keeps images as they are, which needs them all of one size.
+        path: the folder, relative to the directory where the command is started.
+        size: side of the result; None keeps images as they are; they must then all have the same size.
         crop: side of a central square that is cut out first.
         channels: 3 for colour, 1 for grey.
         valid_fraction, test_fraction: shares of the files; the rest is for training.
         seed: seed of the split.
-        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
 
     Raises:
-        DataError: no folder, fewer than three images, images of mixed sizes with ``size: null``; later, while reading,
-            an image that is smaller than ``crop`` or too many that can't be decoded. The message names the files.
+        DataError: the folder does not exist, holds fewer than three images, or holds images of different sizes with
+            ``size: null``. Later, while reading: an image is smaller than ``crop``, or too many can't be decoded. The
+            message names the files.
     """
 
     num_classes: int
@@ -76,11 +77,11 @@ class ImageFolder(Dataset):
                 check_arguments(self, **{name: value})
         check_fractions(valid_fraction, test_fraction)
         folder = directory / Path(path).expanduser()
-        names = list_images(folder, SUFFIXES, HOW_TO_GET)
+        names = list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)
         if len(names) < 3:
             raise DataError(f"image folder {folder} holds {len(names)} image(s); train, valid and test need one each")
         self._corrupt = corrupt = CorruptFiles(max_corrupt)
-        self._sources = [Source(folder, SUFFIXES)]
+        self._sources = [Source(folder, IMAGE_SUFFIXES)]
         side = size if size is not None else crop
         height, width = (side, side) if side is not None else common_sides(folder, names, corrupt)
         self.data_shape = (channels, height, width)
@@ -108,13 +109,13 @@ class ImageFolder(Dataset):
         return self._corrupt.by_name()
 
     def labels(self, name: SplitName) -> Tensor:
-        """Index of each image's first-level folder, (N,) int64.
+        """Return the index of each image's first-level folder, (N,) int64.
 
         Raises:
-            UsageError: the images do not lie in two such folders or more.
+            UsageError: the images do not lie in two or more such folders.
         """
         if not hasattr(self, "num_classes"):
-            raise UsageError("these images have no labels: they do not lie in two sub-folders or more")
+            raise UsageError("these images have no labels: they do not lie in two or more sub-folders")
         return self._labels[name]
 
     def _fill_labels(self, parts: dict[SplitName, list[str]]) -> None:

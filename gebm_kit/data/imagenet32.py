@@ -23,12 +23,13 @@ from gebm_kit.data.tensors import TensorDataset
 
 TRAIN, TEST = "train_data_batch_*.npz", "val_data.npz"
 CLASSES = 1000
-PUBLISHED = 1_281_167
-"""Images in the ten training batches."""
+PUBLISHED_IMAGES = 1_281_167
+"""Images in the ten training batches, before the valid part is split off."""
 
 HOW_TO_GET = (
-    "From https://image-net.org/download-images.php download the training and validation data of the downsampled ImageNet "
-    f"(32x32, npz format), unpack both, and give the folder that holds {TRAIN} and {TEST} as data.path."
+    "Download the training and validation data of the downsampled ImageNet (32x32, npz format) from "
+    "https://image-net.org/download-images.php, unpack both, and give the folder that holds "
+    f"{TRAIN} and {TEST} as data.path."
 )
 
 
@@ -37,14 +38,14 @@ class Imagenet32(TensorDataset):
 
     The folder holds ``train_data_batch_1.npz`` to ``train_data_batch_10.npz`` (1,281,167 images) and ``val_data.npz``
     (50,000), which is the test part; valid is split off the training batches at random. Each file has ``data``, (N, 3072)
-    unsigned bytes, the red, green and blue planes row by row, and ``labels``, (N,) from 1 to 1000. The versions of 8, 16 and
-    64 pixels have the same format and are read too. The Python version of the batches, without ``.npz``, is a pickle:
-    reading one runs code that the file holds, so it is refused.
+    unsigned bytes, the red, green and blue planes row by row, and ``labels``, (N,) from 1 to 1000. The versions with 8, 16
+    and 64 pixels have the same format and are read too. The Python version of the batches, without ``.npz``, is refused: it
+    is a pickle, and reading a pickle runs code from the file.
 
-    All of it stays in memory: 4.1 GB at 32 pixels.
+    All images stay in memory: 4.1 GB at 32 pixels.
 
     Args:
-        path: the folder, relative to the directory that the command is started in.
+        path: the folder, relative to the directory where the command is started.
         valid_fraction: share of the training images that becomes the valid part.
         seed: seed of that split.
 
@@ -54,7 +55,7 @@ class Imagenet32(TensorDataset):
         ImageNet: A Large-Scale Hierarchical Image Database. J. Deng et al., CVPR 2009.
 
     Raises:
-        DataError: a file is missing, damaged or of another form.
+        DataError: a file is missing, damaged or in another format.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Imagenet32(TensorDataset):
         is_valid = torch.zeros(total, dtype=torch.bool)
         num_valid = min(max(1, round(valid_fraction * total)), total - 1)
         is_valid[torch.randperm(total, generator=stream(seed, "imagenet32"))[:num_valid]] = True
-        # Filled batch by batch: a copy of the whole beside the parts would take twice the memory.
+        # The parts are filled batch by batch: a copy of the whole data beside them would take twice the memory.
         parts: dict[SplitName, Tensor] = {
             "train": torch.empty(total - num_valid, columns, dtype=torch.uint8),
             "valid": torch.empty(num_valid, columns, dtype=torch.uint8),
@@ -102,15 +103,15 @@ class Imagenet32(TensorDataset):
 
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected:
-        """See `gebm_kit.core.expected`."""
-        return Expected((3, 32, 32), PUBLISHED - round(PUBLISHED * parameters["valid_fraction"]), CLASSES)
+        """Return what the published files hold; see `gebm_kit.core.expected`."""
+        return Expected((3, 32, 32), PUBLISHED_IMAGES - round(PUBLISHED_IMAGES * parameters["valid_fraction"]), CLASSES)
 
     def sources(self) -> list[Source]:
         return self._sources
 
 
 def _batches(folder: Path) -> list[Path]:
-    """The training batches by number."""
+    """Return the training batches, sorted by number."""
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"ImageNet's folder {folder} {problem}", hint=HOW_TO_GET)
@@ -119,8 +120,8 @@ def _batches(folder: Path) -> list[Path]:
         missing = TEST if found else TRAIN
         if (folder / missing.replace("*", "1").removesuffix(".npz")).is_file():
             raise DataError(
-                f"{folder} holds the Python version of the batches, pickles: reading one runs code that the file holds, so "
-                "they are not read",
+                f"{folder} holds the Python version of the batches, pickles: reading one runs code from the file, so they "
+                "are not read",
                 hint=HOW_TO_GET,
             )
         raise DataError(f"{folder} holds no {missing}", hint=HOW_TO_GET)
@@ -128,7 +129,7 @@ def _batches(folder: Path) -> list[Path]:
 
 
 def _stated_shape(path: Path) -> tuple[int, int]:
-    """Rows and columns of ``data``, from its header."""
+    """Return the numbers of rows and columns of ``data``, from its header."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:
             version = np.lib.format.read_magic(file)
@@ -142,7 +143,7 @@ def _stated_shape(path: Path) -> tuple[int, int]:
 
 
 def _load(path: Path, columns: int) -> tuple[Tensor, Tensor]:
-    """Rows, (N, columns) uint8, and classes from 0, (N,) int64."""
+    """Read rows, (N, columns) uint8, and classes counted from 0, (N,) int64."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             rows, labels = archive["data"], archive["labels"]
@@ -162,5 +163,5 @@ def _load(path: Path, columns: int) -> tuple[Tensor, Tensor]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} can't be read: {error}", hint="It is cut short, damaged or of another form; download it again."
+        f"{path} can't be read: {error}", hint="It is cut short, damaged or in another format; download it again."
     )

@@ -14,13 +14,17 @@ from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts, list_images, shuffled
 from gebm_kit.data.tensors import check_fractions, part_sizes
 
-SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
+"""Suffixes of the files that are read: webp is what LSUN's own program exports."""
+
 ENDINGS = ("", "_lmdb")
-PUBLISHED = {"bedroom": 3_033_042, "church_outdoor": 126_227}
-"""Images in training parts, as the authors count them."""
+"""Endings of the name of a category's folder; ``_lmdb`` is that of the database."""
+
+PUBLISHED_IMAGES = {"bedroom": 3_033_042, "church_outdoor": 126_227}
+"""Images in the training parts of some categories, as the authors count them."""
 
 HOW_TO_GET = (
-    "With https://github.com/fyu/lsun download a category, then export its database: "
+    "Download a category with https://github.com/fyu/lsun, export its database with "
     "`python3 data.py export CATEGORY_train_lmdb --out_dir PATH/CATEGORY_train`, and give PATH as data.path."
 )
 
@@ -28,20 +32,22 @@ HOW_TO_GET = (
 class Lsun(Dataset):
     """Colour images (3, size, size) in [-1, 1] of one category of scenes.
 
-    The folder holds ``bedroom_train``, with the images that LSUN's own program exports (webp, nested by the letters of their
-    keys), or the same as PNG or JPEG, nested as it may be. LSUN's validation part has 300 images, too few to score draws
-    against: valid and test are split off the training part, in the order of a hash of each file's path and the seed.
+    The folder holds ``bedroom_train`` (for that category) with the images that LSUN's own program exports: webp files,
+    nested by the letters of their keys. PNG and JPEG files are read too, in any nesting. LSUN's validation part has 300
+    images, too few to score draws against, so valid and test are split off the training part, by a hash of each file's path
+    and the seed.
 
     An image is resized with an antialiasing bicubic filter so that its shorter side is ``size``, and cut to its central
-    square. One that can't be decoded is named in a warning and skipped: the next one of its part stands in for it.
+    square. An image that can't be decoded is named in a warning and skipped: the next one of its part takes its place.
 
     Args:
-        path: the folder that holds the category's, relative to the directory that the command is started in.
-        category: such as ``bedroom`` or ``church_outdoor``.
+        path: the folder that holds the category's folder, relative to the directory where the command is started.
+        category: name of the category, such as ``bedroom`` or ``church_outdoor``.
         size: side of the result.
-        valid_fraction, test_fraction: shares of the files; the rest is for training. Of 3,033,042 bedrooms 0.01 are 30,330.
+        valid_fraction, test_fraction: shares of the files; the rest is for training. 0.01 of the 3,033,042 bedrooms
+            is 30,330.
         seed: seed of the split.
-        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
 
     References:
@@ -71,7 +77,7 @@ class Lsun(Dataset):
         check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
         check_fractions(valid_fraction, test_fraction)
         folder = _folder(directory / Path(path).expanduser(), category)
-        names = shuffled(list_images(folder, SUFFIXES, HOW_TO_GET), seed)
+        names = shuffled(list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET), seed)
         if len(names) < 3:
             raise DataError(f"{folder} holds {len(names)} image(s); train, valid and test need one each")
         num_valid, num_test = part_sizes(len(names), valid_fraction, test_fraction)
@@ -83,13 +89,13 @@ class Lsun(Dataset):
         self.data_shape = (3, size, size)
         self.value_range = (-1.0, 1.0)
         self._corrupt = CorruptFiles(max_corrupt)
-        self._sources = [Source(folder, SUFFIXES)]
+        self._sources = [Source(folder, IMAGE_SUFFIXES)]
         self._splits = image_parts(folder, parts, self.data_shape, Fit(size), cache_mb, self._corrupt)
 
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected | None:
-        """See `gebm_kit.core.expected`."""
-        num = PUBLISHED.get(parameters["category"])
+        """Return what the published files hold; see `gebm_kit.core.expected`."""
+        num = PUBLISHED_IMAGES.get(parameters["category"])
         if num is None:
             return None
         num_valid, num_test = part_sizes(num, parameters["valid_fraction"], parameters["test_fraction"])
@@ -106,11 +112,11 @@ class Lsun(Dataset):
 
 
 def _folder(root: Path, category: str) -> Path:
-    """The folder of the category's training images."""
+    """Return the folder of the category's training images."""
     for ending in ENDINGS:
         folder = root / f"{category}_train{ending}"
         if (folder / "data.mdb").exists():
-            raise DataError(f"{folder} is LSUN's database (LMDB), which is not read", hint=HOW_TO_GET)
+            raise DataError(f"{folder} is LSUN's database (LMDB), which this kit does not read", hint=HOW_TO_GET)
         if folder.is_dir():
             return folder
     problem = f"holds no folder {category}_train" if root.is_dir() else "does not exist"

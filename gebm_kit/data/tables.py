@@ -16,12 +16,13 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError, nearest
 
-SUFFIXES = (".npz", ".npy", ".safetensors", ".csv")
+TABLE_SUFFIXES = (".npz", ".npy", ".safetensors", ".csv")
+"""Suffixes of the files that `load` reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Rows (N, ...) as the file holds them, labels (N,) if asked for, and the names of csv columns."""
+    """Rows (N, ...) as the file holds them, labels (N,) if requested, and the names of csv columns."""
 
     rows: Tensor
     labels: Tensor | None
@@ -29,12 +30,12 @@ class Loaded:
 
 
 def load(path: Path, key: str | None, labels: str | None) -> Loaded:
-    """Read ``path`` by its suffix.
+    """Read ``path``; its suffix says how.
 
     Args:
         path: a .npz, .npy, .safetensors or .csv file.
         key: name of the array in an archive; None: the only one, or ``x``.
-        labels: name of the labels in an archive, a csv column, or for .npy another .npy file beside it.
+        labels: name of the labels: in an archive an array, in a .csv file a column, for .npy another .npy file beside it.
 
     Raises:
         DataError: anything that keeps the file from being read as rows of numbers.
@@ -42,8 +43,10 @@ def load(path: Path, key: str | None, labels: str | None) -> Loaded:
     if not path.is_file():
         raise DataError(f"data file {path} {'is a directory' if path.is_dir() else 'does not exist'}")
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"{path}: files of type {suffix or '(none)'} can't be read; allowed: {', '.join(SUFFIXES)}")
+    if suffix not in TABLE_SUFFIXES:
+        raise DataError(
+            f"{path}: files of type {suffix or '(none)'} can't be read; allowed: {', '.join(TABLE_SUFFIXES)}"
+        )
     if key is not None and suffix in (".npy", ".csv"):
         raise DataError(f"{path}: a {suffix} file holds one array, so key={key!r} has no meaning; leave it out")
     try:
@@ -67,7 +70,7 @@ def _pick(names: list[str], key: str | None, path: Path, what: str) -> str:
         if "x" in names:
             return "x"
         listed = ", ".join(names) or "none"
-        raise DataError(f"{path} holds {len(names)} arrays ({listed}); say which is the data with key")
+        raise DataError(f"{path} holds {len(names)} arrays ({listed}); name the one with the data: key=...")
     if key not in names:
         raise DataError(f"{path} has no {what} {key!r}; {nearest(key, names)}")
     return key
@@ -86,7 +89,7 @@ def _npz(path: Path, key: str | None, labels: str | None) -> Loaded:
 def _numpy_archive(path: Path) -> np.lib.npyio.NpzFile:
     try:
         archive = np.load(path, allow_pickle=False)
-    except ValueError as error:  # numpy's way of saying that the content is no archive
+    except ValueError as error:  # numpy raises this if the content is not an archive
         raise DataError(f"{path} is not a .npz archive") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{path} is not a .npz archive")
@@ -123,7 +126,7 @@ def _npy_labels(path: Path, labels: str) -> Tensor:
     other = path.parent / labels
     if other.suffix.lower() != ".npy" or not other.is_file():
         raise DataError(
-            f"labels={labels!r}: for a .npy file this names another .npy file beside it, and {other} is none"
+            f"labels={labels!r}: for a .npy file this names another .npy file beside it, and {other} is not one"
         )
     return _numbers(_npy(other), other)
 
@@ -152,7 +155,7 @@ def _numbers(array: np.ndarray, path: Path) -> Tensor:
 
 
 def _load_csv(path: Path, labels: str | None) -> Loaded:
-    """Numbers between commas (or semicolons, or tabs); a first line with anything that is no number is the header."""
+    """Read numbers between commas, semicolons or tabs; the first line is a header if anything in it is not a number."""
     columns: tuple[str, ...] = ()
     rows: list[list[float]] = []
     width, classes = 0, _Classes()
@@ -182,17 +185,17 @@ def _load_csv(path: Path, labels: str | None) -> Loaded:
 
 
 def delimiter(path: Path) -> str:
-    """What separates the fields of the first line: a comma, and where it has none a semicolon or a tab."""
+    """Return what separates the fields of the first line: a comma, or without one a semicolon or a tab."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         first = next((line for line in file if line.strip()), "")
     return next((mark for mark in ",;\t" if mark in first), ",")
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields, without blank lines.
+    """Yield line numbers and fields, without blank lines.
 
     Raises:
-        DataError: the file is no such text.
+        DataError: the file is not UTF-8 text in csv format.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -205,7 +208,7 @@ def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def as_number(field: str) -> float | None:
-    """The number that a field holds; None when it holds something else."""
+    """Return the number that a field holds; None if it holds something else."""
     try:
         return float(field)
     except ValueError:
@@ -213,15 +216,15 @@ def as_number(field: str) -> float | None:
 
 
 def is_header(fields: list[str]) -> bool:
-    """Whether some field of a file's first line is neither a number nor empty."""
+    """Return whether some field of a file's first line is neither a number nor empty."""
     return any(field and as_number(field) is None for field in fields)
 
 
 def cell(field: str, where: Callable[[], str]) -> float:
-    """The finite number that a field holds.
+    """Return the finite number that a field holds.
 
     Raises:
-        DataError: it holds none; the message begins with ``where()``.
+        DataError: the field does not hold one; the message begins with ``where()``.
     """
     value = as_number(field)
     if value is not None and math.isfinite(value):
@@ -243,12 +246,12 @@ def _column(labels: str, columns: tuple[str, ...], width: int, path: Path) -> in
             )
         index = int(number) - 1
     if width < 2:
-        raise DataError(f"{path} has no column left beside the labels")
+        raise DataError(f"{path} has no column left besides the labels")
     return index
 
 
 class _Classes:
-    """Class names of a csv column to indices, numbered in sorted order (numbers by value)."""
+    """Class names of a csv column, turned into indices in sorted order (numbers by value)."""
 
     def __init__(self) -> None:
         self._names: list[str] = []

@@ -25,48 +25,50 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.data.columns import check_finite, read_table
 from gebm_kit.data.tensors import TensorDataset
 
-MOST_VALID = 1000
-"""Rows of the validation part, at most."""
+MOST_VALID_ROWS = 1000
+"""Most rows of the validation part: enough for a mean log-density, and the rest are better used for training."""
 
 MOST_DECIMALS = 9
+"""Decimals down to which the grid of a column is looked for; a finer grid can't be told from a continuous column."""
 
-ON_THE_GRID = 0.95
-"""Share of a column's values that are multiples of its resolution."""
+GRID_SHARE = 0.95
+"""Least share of a column's values that are multiples of its step; below 1, as a few odd values must not hide the grid."""
 
 Share = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 
 
 class Tabular(TensorDataset):
-    """Rows of D numbers, made ready for a density: dequantised, split, standardised by the training part alone.
+    """Rows of D numbers, prepared for density estimation: dequantised, split, standardised by the training part alone.
 
-    **Dequantised**: to a column whose values are multiples of r (`resolution`), noise uniform on [-r/2, r/2] is added, or a
-    density could grow without bound on the repeated values. **Split**: a tenth of the rows for testing and a tenth of the
-    rest, at most 1,000 rows, for validation; rows that are equal before the noise fall on the same side.
-    **Standardised**: ``y = (x - mean) / std`` with mean and standard deviation of the training rows, so that log-densities
-    of y and x differ by a constant: ``log p(x) = log p(y) + log_det`` with ``log_det = -sum log std``.
+    **Dequantised**: noise uniform on [-r/2, r/2] is added to a column whose values are multiples of r (`resolution`).
+    Without the noise, a density could grow without bound on the repeated values. **Split**: a tenth of the rows is for
+    testing, and a tenth of the rest, at most 1,000 rows, for validation; rows that are equal before the noise stay in the
+    same part. **Standardised**: ``y = (x - mean) / std`` with mean and standard deviation of the training rows.
+    Log-densities of y and x then differ by a constant: ``log p(x) = log p(y) + log_det`` with ``log_det = -sum log std``.
 
     Args:
         path: .csv (fields between commas, semicolons or tabs), .npz, .npy, .safetensors or (with pyarrow) .parquet, relative
-            to the directory the command starts in.
+            to the directory where the command is started.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
         columns: the columns to keep, by name or by number from 1, in this order; None: all.
-        where: conditions ``column=number``; the rows that fulfil all of them are kept. None: all rows.
-        origin: where the file comes from, printed when it is absent.
-        dequantise, standardise: whether to.
-        valid_fraction: of the rows that are not for testing.
-        test_fraction: of all rows.
-        seed: of split and noise.
+        where: conditions ``column=number``; the rows that meet all of them are kept. None: all rows.
+        origin: where the file comes from, for the error if it is missing.
+        dequantise, standardise: whether to do so.
+        valid_fraction: share of the rows that are not for testing.
+        test_fraction: share of all rows.
+        seed: seed of the split and the noise.
 
     Attributes:
-        columns: names, or numbers from 1 as text where the file has none.
-        mean, std: of the training rows after dequantisation, (D,) float64; 0 and 1 without ``standardise``.
-        resolution: r of each column, (D,) float64; 0 where nothing was added.
+        columns: names of the columns, or their numbers from 1, as text, if the file has no names.
+        mean, std: mean and standard deviation of the training rows after dequantisation, (D,) float64; 0 and 1 without
+            ``standardise``.
+        resolution: r of each column, (D,) float64; 0 where no noise was added.
         log_det: log |det dy/dx|, in nats.
 
     Raises:
-        DataError: the file can't be used: a missing or non-finite value, a constant column, too few rows; the message names
+        DataError: the file can't be used: a missing or non-finite value, a constant column, too few rows. The message names
             row and column.
-        UsageError: an argument out of its range.
+        UsageError: an argument is out of its range.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Tabular(TensorDataset):
         test_fraction: float,
         seed: int,
     ) -> None:
-        check_rows(rows, names, source)
+        check_density_rows(rows, names, source)
         self.columns = names
         self.resolution = resolution(rows) if dequantise else torch.zeros(rows.shape[1], dtype=torch.float64)
         index = _parts(rows, valid_fraction, test_fraction, seed, source)
@@ -112,6 +114,7 @@ class Tabular(TensorDataset):
         self.mean, self.std = torch.zeros_like(train[0]), torch.ones_like(train[0])
         if standardise:
             self.mean, self.std = train.mean(0), train.std(0, correction=0)
+            # a spread as small as the rounding of the values
             still = (self.std <= 1e-9 * self.mean.abs()).nonzero().flatten().tolist()
             if still:
                 raise DataError(
@@ -121,18 +124,18 @@ class Tabular(TensorDataset):
         self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
 
     def standardised(self, rows: Tensor) -> Tensor:
-        """Measurements as the model sees them; (N, D) -> (N, D) float32."""
+        """Return measurements as the model sees them; (N, D) -> (N, D) float32."""
         return ((rows.double() - self.mean) / self.std).float()
 
 
 class RedWine(Tabular):
-    """1,599 red wines (vinho verde), 11 physicochemical measurements, shipped with the kit; prepared as by ``tabular``.
+    """1,599 red wines (vinho verde), 11 physicochemical measurements, shipped with the kit; prepared like ``tabular``.
 
-    240 rows repeat another one; equal rows are kept on the same side of the split.
+    240 rows repeat another row; equal rows stay in the same part.
 
     Args:
-        dequantise, standardise: whether to.
-        seed: of split and noise.
+        dequantise, standardise: whether to do so.
+        seed: seed of the split and the noise.
 
     References:
         Wine Quality. P. Cortez et al., UCI Machine Learning Repository, 2009 (CC BY 4.0). https://doi.org/10.24432/C56S3T
@@ -153,11 +156,12 @@ class RedWine(Tabular):
         self._prepare(rows, names, "redwine", dequantise, standardise, 0.1, 0.1, seed)
 
 
-def check_rows(rows: Tensor, names: tuple[str, ...], source: str) -> None:
-    """Refuse what a density can't be fitted to.
+def check_density_rows(rows: Tensor, names: tuple[str, ...], source: str) -> None:
+    """Raise if a density can't be fitted to the rows.
 
     Raises:
-        DataError: names row and column.
+        DataError: a value is missing or not finite, there are too few rows, or a column is constant. The message names row
+            and column.
     """
     check_finite(rows, names, source)
     if len(rows) < 3:
@@ -173,38 +177,39 @@ def check_rows(rows: Tensor, names: tuple[str, ...], source: str) -> None:
 
 
 def resolution(rows: Tensor) -> Tensor:
-    """The step r of each column's grid, (N, D) -> (D,); 0 for a column that is on none.
+    """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
 
-    r is the largest of 1, 0.5, 0.2, 0.1, 0.05, ... (and of 2, 5, 10, ...) of which 95 % of the values are multiples (a few
-    wines with 9.5333 % of alcohol among tenths do not make them continuous), down to 1e-9; else, of a column with fewer
-    than N/2 values, the median step from one value to the next.
+    r is the largest of ..., 10, 5, 2, 1, 0.5, 0.2, 0.1, ..., down to 1e-9, such that 95 % of the values are multiples of r.
+    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) If there is no such r, a column
+    with fewer than N/2 different values gets the median step from one value to the next.
     """
     return torch.tensor([_step(column) for column in rows.double().T], dtype=torch.float64)
 
 
 def _step(column: Tensor) -> float:
+    # 1e-300 keeps the logarithm of a column of zeros finite
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
     spread = float(column.max() - column.min())
     for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
-        if step <= 1e-9 * spread:
+        if step <= 1e-9 * spread:  # a grid this fine can't be told from a continuous column
             break
         off = (column - (column / step).round() * step).abs()
         if (
-            float((off <= (2e-7 * column.abs()).clamp(max=0.01 * step)).double().mean()) >= ON_THE_GRID
-        ):  # single precision is a multiple nearly
+            float((off <= (2e-7 * column.abs()).clamp(max=0.01 * step)).double().mean()) >= GRID_SHARE
+        ):  # values in single precision are multiples only up to their rounding, 2e-7 of the value
             return step
     values = column.unique()
     return float(values.diff().median()) if len(values) < len(column) / 2 else 0.0
 
 
 def _parts(rows: Tensor, valid: float, test: float, seed: int, source: str) -> dict[SplitName, Tensor]:
-    """A random partition into parts of the wanted sizes, as nearly as keeping equal rows together allows."""
+    """Return a random partition into parts of the wanted sizes, as nearly as possible with equal rows kept together."""
     _, group = torch.unique(rows, dim=0, return_inverse=True)
     sizes = torch.bincount(group)
     if len(sizes) < 3:
         raise DataError(f"{source} has {len(sizes)} different rows; train, valid and test need one each")
     num_test = max(1, round(test * len(rows)))
-    num_valid = max(1, min(round(valid * (len(rows) - num_test)), MOST_VALID))
+    num_valid = max(1, min(round(valid * (len(rows) - num_test)), MOST_VALID_ROWS))
     order = torch.randperm(len(sizes), generator=stream(seed, "split"))
     ends = sizes[order].cumsum(0)
     first = max(1, int((ends <= num_test).sum()))

@@ -1,4 +1,4 @@
-"""Datasets that live in memory: storage, scaling and splitting shared by the readers of files and by the toys."""
+"""Datasets held in memory: storage, scaling and splitting, shared by file readers and toys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.seeds import stream
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+"""The parts of every dataset."""
 
 
 class TensorSplit(Split):
-    """Rows of a tensor, (N, *D): float32, or uint8 that is scaled to [-1, 1] as it is read.
+    """Rows of a tensor, (N, *D): float32, or uint8 that is scaled to [-1, 1] when read.
 
     Raises:
         DataError: there are no rows.
@@ -44,7 +45,7 @@ class TensorSplit(Split):
 class TensorDataset(Dataset):
     """A dataset of three tensors; subclasses call `_fill` in their constructor.
 
-    ``num_classes`` is an attribute only of datasets that have labels, which is how `HasLabels` tells them apart.
+    Only datasets with labels have the attribute ``num_classes``; `HasLabels` recognises them by it.
     """
 
     num_classes: int
@@ -57,7 +58,7 @@ class TensorDataset(Dataset):
         labels: Mapping[SplitName, Tensor] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        """Take the parts, each (N, *D), and their labels, each (N,)."""
+        """Store the parts, each (N, *D), and their labels, each (N,)."""
         self._splits = {name: TensorSplit(parts[name]) for name in SPLITS}
         self.data_shape = tuple(parts["train"].shape[1:])
         self.value_range = value_range
@@ -69,22 +70,22 @@ class TensorDataset(Dataset):
         return self._splits[name]
 
     def labels(self, name: SplitName) -> Tensor:
-        """Class indices, (N,) int64.
+        """Return class indices, (N,) int64.
 
         Raises:
-            UsageError: the data came without labels.
+            UsageError: the data have no labels.
         """
         if not hasattr(self, "num_classes"):
             raise UsageError("this dataset has no labels")
         return self._labels[name]
 
     def skipped(self) -> dict[str, str]:
-        """Nothing: a damaged file of many rows is an error. (With ``sources`` of its own, a subclass is `HasSources`.)"""
+        """Return nothing: a damaged file of many rows is an error. (A subclass with ``sources`` is `HasSources`.)"""
         return {}
 
 
 def split_indices(num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:
-    """A random partition of ``range(num)`` into train, valid and test, each of one row at least and sorted.
+    """Return a random partition of ``range(num)`` into train, valid and test, each sorted and with at least one row.
 
     Raises:
         UsageError: the fractions leave nothing for training.
@@ -101,7 +102,7 @@ def split_indices(num: int, valid_fraction: float, test_fraction: float, seed: i
 
 
 def check_fractions(valid_fraction: float, test_fraction: float) -> None:
-    """Raise UsageError unless something is left for training."""
+    """Raise UsageError if the fractions leave nothing for training."""
     if valid_fraction + test_fraction >= 1:
         raise UsageError(
             f"valid_fraction + test_fraction must be below 1, got {valid_fraction:g} + {test_fraction:g}: "
@@ -110,7 +111,7 @@ def check_fractions(valid_fraction: float, test_fraction: float) -> None:
 
 
 def part_sizes(num: int, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Rows of valid and test among ``num >= 3``: the nearest whole numbers that leave one row to every part."""
+    """Return the numbers of valid and test rows among ``num >= 3``, rounded so that every part has at least one row."""
     num_valid = min(max(1, round(num * valid_fraction)), num - 2)
     num_test = min(max(1, round(num * test_fraction)), num - 1 - num_valid)
     return num_valid, num_test

@@ -1,7 +1,7 @@
-"""Two-dimensional toys, in their natural units. Those whose density is known in closed form have `log_prob`.
+"""Two-dimensional toy datasets, in their natural units. Toys with a density in closed form have `log_prob`.
 
-Train, valid and test are drawn from separate random streams, so that they are independent and any size of one leaves the
-others unchanged.
+Train, valid and test are drawn from separate random streams: they are independent, and the size of one part does not change
+the others.
 
 References:
     Unrolled Generative Adversarial Networks. L. Metz et al., ICLR 2017. https://arxiv.org/abs/1611.02163
@@ -41,7 +41,7 @@ class _Toy(TensorDataset):
 
     @abstractmethod
     def _draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """``num`` independent points, (num, 2) float64."""
+        """Draw ``num`` independent points, (num, 2) float64."""
 
 
 class _GaussianMixture(_Toy):
@@ -56,7 +56,7 @@ class _GaussianMixture(_Toy):
         return self.mode_centres[mode].double() + self.mode_std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density in nats; (B, 2) -> (B,)."""
+        """Return the log-density in nats; (B, 2) -> (B,)."""
         squared = (x[:, None] - self.mode_centres.to(x)).square().sum(-1) / self.mode_std**2
         constant = math.log(len(self.mode_centres)) + math.log(2 * math.pi * self.mode_std**2)
         return torch.logsumexp(-0.5 * squared, dim=1) - constant
@@ -66,7 +66,7 @@ class EightGaussians(_GaussianMixture):
     """Eight equal Gaussians, evenly spaced on a circle.
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         radius: radius of the circle.
         std: standard deviation of every mode.
         seed: seed of the draws.
@@ -92,7 +92,7 @@ class TwentyFiveGaussians(_GaussianMixture):
     """Twenty-five equal Gaussians on the grid ``{-4, -2, 0, 2, 4}^2``.
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         std: standard deviation of every mode.
         seed: seed of the draws.
     """
@@ -118,7 +118,7 @@ class TwoMoons(_Toy):
     The upper one is ``(cos t - 1/2, sin t - 1/4)``, the lower ``(1/2 - cos t, 1/4 - sin t)``, t uniform on [0, pi].
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         noise: standard deviation of the noise.
         seed: seed of the draws.
     """
@@ -143,12 +143,12 @@ class TwoMoons(_Toy):
 
 
 class Checkerboard(_Toy):
-    """Uniform on the eight dark squares of a 4x4 board over ``[-4, 4]^2``.
+    """Points drawn uniformly from the eight dark squares of a 4x4 board on ``[-4, 4]^2``.
 
     A square of side 2 is dark when its column and row, counted from 0 at the lower left, have an even sum.
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         seed: seed of the draws.
     """
 
@@ -161,12 +161,12 @@ class Checkerboard(_Toy):
         column = torch.randint(4, (num,), generator=generator)
         row = 2 * torch.randint(2, (num,), generator=generator) + column % 2
         corner = 2.0 * torch.stack([column, row], dim=1).double() - 4.0
-        # In [0, 2 - 1e-6), so that rounding to single precision can't carry a point over the edge.
+        # [0, 2 - 1e-6), so that rounding to single precision can't carry a point over the edge.
         inside = (2.0 - 1e-6) * torch.rand(num, 2, generator=generator, dtype=torch.float64)
         return corner + inside
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """``-log 32`` on the dark squares, minus infinity elsewhere; (B, 2) -> (B,)."""
+        """Return ``-log 32`` on the dark squares and minus infinity elsewhere; (B, 2) -> (B,)."""
         place = torch.floor((x + 4.0) / 2.0)
         dark = (place.sum(1) % 2 == 0) & (x >= -4).all(1) & (x < 4).all(1)
         inside = torch.full_like(x[:, 0], -math.log(32.0))
@@ -174,13 +174,13 @@ class Checkerboard(_Toy):
 
 
 class Rings(_Toy):
-    """Concentric rings of radii 1, 2, ..., R; a ring's share is proportional to its radius.
+    """Concentric rings of radii 1, 2, ..., R; a ring's share of the points is proportional to its radius.
 
-    A point is ``r (cos t, sin t)`` with t uniform and ``r ~ N(R_k, std^2)``, hence, with rho = |x|,
+    A point is ``r (cos t, sin t)`` with t uniform and ``r ~ N(R_k, std^2)``. With rho = |x|, the density is
     ``p(x) = sum_k w_k [N(rho; R_k, std^2) + N(-rho; R_k, std^2)] / (2 pi rho)``.
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         num_rings: R.
         std: standard deviation of a point's distance from its ring.
         seed: seed of the draws.
@@ -207,7 +207,7 @@ class Rings(_Toy):
         return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density in nats; (B, 2) -> (B,)."""
+        """Return the log-density in nats; (B, 2) -> (B,)."""
         rho = x.norm(dim=1, keepdim=True)
         radii = self.radii.to(x)
         log_share = torch.log(radii / radii.sum())
@@ -218,13 +218,13 @@ class Rings(_Toy):
 
 
 class Pinwheel(_Toy):
-    """Arms that start as Gaussians along five rays and are bent by an angle that grows inwards.
+    """Arms that start as Gaussians along evenly spaced rays and are bent by an angle that grows outwards.
 
-    In an arm's own frame ``f = (1 + radial_std a, tangential_std b)`` with a, b standard normal; the frame is turned by
-    ``2 pi k / arms + rate exp(f_1)``; everything is scaled by 2.
+    In the frame of arm k a point is ``f = (1 + radial_std a, tangential_std b)`` with a, b standard normal. The point is
+    turned by ``2 pi k / arms + rate exp(f_1)`` and scaled by 2.
 
     Args:
-        num_train, num_valid, num_test: number of points of each part.
+        num_train, num_valid, num_test: number of points in each part.
         arms: number of arms.
         radial_std, tangential_std: spread along and across an arm before it is bent.
         rate: how strongly the arms are bent.

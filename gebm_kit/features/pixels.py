@@ -17,7 +17,7 @@ class Pixels(FeatureMap):
     cached: ClassVar[bool] = False
 
     def fit(self, dataset: Dataset, device: torch.device) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.detach().flatten(1)

@@ -16,22 +16,22 @@ from gebm_kit.core.interfaces import Logger
 
 
 class Jsonl(Logger):
-    """Appends ``{"step": n, "name": value, ...}`` to ``metrics.jsonl`` in the run directory, one line a call.
+    """Logger that appends ``{"step": n, "name": value, ...}`` to ``metrics.jsonl`` in the run directory, one line per call.
 
-    Each line is written at once, and whole or not at all, so that a reader of the live file sees whole lines only. Numbers
-    that are not finite are written as null, which JSON can hold.
+    Each line is written immediately, and either whole or not at all, so that a reader of the live file sees only whole
+    lines. Numbers that are not finite are written as null, since JSON has no NaN or infinity.
 
     Args:
         run_directory: directory of the run.
 
     Raises:
-        RunFailed: the file can't be opened or written to (a full disk).
+        RunFailed: the file can't be opened or written to, for example because the disk is full.
     """
 
     def __init__(self, *, run_directory: Annotated[Path, Injected]) -> None:
         self.path = Path(run_directory) / "metrics.jsonl"
         try:
-            self._file = self.path.open("ab", buffering=0)  # in a buffer a row would wait for the next one, or be lost
+            self._file = self.path.open("ab", buffering=0)  # a buffered row would wait for the next one, or be lost
         except OSError as error:
             raise RunFailed(f"{self.path} can't be opened: {error.strerror or error}") from error
 
@@ -42,7 +42,7 @@ class Jsonl(Logger):
         line = memoryview((json.dumps(row, allow_nan=False) + "\n").encode())
         before = os.fstat(self._file.fileno()).st_size
         try:
-            while line:  # a disk that is nearly full takes a part
+            while line:  # a nearly full disk takes only a part
                 line = line[self._file.write(line) :]
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Scalars and pictures for TensorBoard, which ``pip install 'gebm-kit[tensorboard]'`` brings; TensorFlow is not needed."""
+"""Scalars and pictures for TensorBoard (``pip install 'gebm-kit[tensorboard]'``); TensorFlow is not needed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gebm_kit.core.interfaces import Logger
 
 
 class TensorBoard(Logger):
-    """Writes event files to ``tensorboard/`` in the run directory; ``tensorboard --logdir runs`` shows all runs together.
+    """Logger of event files in ``tensorboard/`` of the run directory; ``tensorboard --logdir runs`` shows all runs together.
 
-    A dot in a name opens a group (``eval.gebm.mmd`` is ``eval/gebm/mmd``), and names without one are in ``train``. Every row
-    is flushed, so that a kill loses none. A run that goes on from a checkpoint tells TensorBoard to drop what was logged
-    after it: no step appears twice.
+    A dot in a name opens a group (``eval.gebm.mmd`` becomes ``eval/gebm/mmd``); names without a dot are in ``train``. Every
+    row is flushed, so that a killed run loses none. A run that resumes from a checkpoint tells TensorBoard to drop what was
+    logged after that checkpoint, so that no step appears twice.
 
     Args:
-        images: whether pictures are written too.
+        images: whether to write pictures too.
         run_directory: directory of the run.
-        start_step: step of the checkpoint that training goes on from.
+        start_step: step of the checkpoint that training resumes from.
 
     Raises:
         PluginError: TensorBoard is not installed.
@@ -40,7 +40,7 @@ class TensorBoard(Logger):
     ) -> None:
         self.images = images
         self.start_step = start_step
-        # TensorBoard drops what has this step or a later one; the checkpoint's own row stays
+        # TensorBoard drops purge_step and later steps; the checkpoint's own row stays
         self._writer = _writer_class()(str(Path(run_directory) / "tensorboard"), purge_step=start_step + 1)
 
     @classmethod
@@ -53,7 +53,7 @@ class TensorBoard(Logger):
         self._writer.flush()
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        if self.start_step == 0:  # a resumed run has it already
+        if self.start_step == 0:  # a resumed run has logged it already
             text = json.dumps(config, indent=2, default=str)
             self._writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), 0)
             self._writer.flush()

@@ -1,4 +1,4 @@
-"""The feature map that a metric compares draws on."""
+"""Feature maps in whose space metrics compare draws."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class FeatureSpace:
     map: FeatureMap
 
     def of(self, x: Tensor, what: str) -> Tensor:
-        """Features in float64, (N, *D) -> (N, F).
+        """Return features in float64, (N, *D) -> (N, F).
 
         Raises:
-            RunFailed: a feature is not finite, so some draw is not.
+            RunFailed: a feature is not finite, because a draw is not.
         """
         features = self.map(x).double()
         if not bool(torch.isfinite(features).all()):
@@ -36,30 +36,32 @@ class FeatureSpace:
         return features
 
     def logits(self, features: Tensor, metric: str) -> Tensor:
-        """Class logits of rows of features in float64, (N, F) -> (N, K).
+        """Return class logits of rows of features in float64, (N, F) -> (N, K).
 
         Raises:
-            UsageError: the map has none.
+            UsageError: the map has no logits.
         """
         if not isinstance(self.map, HasLogits):
             raise _no_classes(self.name, metric)
         return self.map.logits(features).double()
 
     def protocol(self) -> dict[str, Any]:
-        """Name, checksum and what is done to images, for the metric's protocol."""
+        """Return the map's name, its checksum and how it resizes images, for the metric's protocol."""
         return {"features": self.name, "features_checksum": self.map.checksum, "resize": self.map.resize}
 
 
 class OfReference(Generic[T]):
-    """What a metric derives from the reference alone, kept for the last two: every set is scored against the same ones, of
-    held-out and of training data."""
+    """Cache of what a metric derives from the reference alone, for the last two references.
+
+    Every set of draws is scored against the same two: held-out data and training data.
+    """
 
     def __init__(self, derive: Callable[[Tensor], T]) -> None:
         self._derive = derive
         self._known: list[tuple[Tensor, str, T]] = []
 
     def __call__(self, space: FeatureSpace, context: EvalContext) -> T:
-        """``derive`` of the reference's features."""
+        """Return ``derive`` of the reference's features, computed only if it is not in the cache."""
         for seen, checksum, value in self._known:
             if seen is context.reference and checksum == space.map.checksum:
                 return value
@@ -69,18 +71,18 @@ class OfReference(Generic[T]):
 
 
 def feature_space(name: str, context: EvalContext) -> FeatureSpace:
-    """The map called ``name``; ``auto`` is ``classifier`` for a dataset with labels and ``pixels`` otherwise."""
+    """Return the map called ``name``; ``auto`` is ``classifier`` for a dataset with labels and ``pixels`` otherwise."""
     if name == "auto":
         name = "classifier" if isinstance(context.dataset, HasLabels) else "pixels"
     return FeatureSpace(name, context.features(name))
 
 
 def check_features(name: str, dataset: Dataset, metric: str) -> None:
-    """Refuse a feature map that does not exist or can't serve ``dataset``.
+    """Raise if a feature map does not exist or can't be used with ``dataset``.
 
     Raises:
-        RecipeError, PluginError: no installed feature map is called so.
-        UsageError: it needs labels, and the dataset has none.
+        RecipeError, PluginError: no installed feature map has this name.
+        UsageError: the map needs labels, and the dataset has none.
     """
     if name == "auto":
         return
@@ -94,10 +96,10 @@ def check_features(name: str, dataset: Dataset, metric: str) -> None:
 
 
 def check_classes(name: str, dataset: Dataset, metric: str) -> None:
-    """`check_features`, and refuse a map without class probabilities.
+    """Raise as `check_features` does, and if the map has no class probabilities.
 
     Raises:
-        RecipeError, PluginError, UsageError: as `check_features`.
+        RecipeError, PluginError, UsageError: as `check_features`; the map has no class probabilities.
     """
     check_features(name, dataset, metric)
     if name == "auto":
@@ -110,12 +112,12 @@ def check_classes(name: str, dataset: Dataset, metric: str) -> None:
 def _no_classes(name: str, metric: str) -> UsageError:
     return UsageError(
         f"metric {metric} needs class probabilities, which features {name!r} don't have",
-        hint="Use features: classifier (data with labels), or inception of the plugin gebm-kit-inception.",
+        hint="Use features: classifier (data with labels), or inception from the plugin gebm-kit-inception.",
     )
 
 
-def check_rows(context: EvalContext, least: int, metric: str) -> None:
-    """Raise UsageError when there are fewer than ``least`` draws or reference rows."""
+def check_num_rows(context: EvalContext, least: int, metric: str) -> None:
+    """Raise UsageError if there are fewer than ``least`` draws or reference rows."""
     for what, rows in (("draws", context.samples), ("reference rows", context.reference)):
         if len(rows) < least:
             raise UsageError(f"metric {metric} needs at least {least} {what}, got {len(rows)}")

@@ -1,4 +1,4 @@
-"""Inception Score: how sure a classifier is of each draw, and how varied the classes of all are."""
+"""Inception Score: how confident a classifier is about each draw, and how varied the classes of all draws are."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gebm_kit.metrics.feature_space import check_classes, feature_space
 class InceptionScore(Metric):
     """``IS = exp( mean over draws of KL( p(c | x) || mean of p(c | x) ) )``, between 1 and the number of classes.
 
-    The mean of the scores of ``splits`` parts of the shuffled draws, as published and as torch-fidelity computes it: with
-    the same logits, seed and splits the value is the same. Higher is better up to what data reach (``metrics.data``), and no
-    further: it looks at classes alone, compares with no data, and a model that draws one image a class gets the maximum. It
-    is biased downwards at finite N, the more the smaller a part is.
+    The value is the mean score of ``splits`` parts of the shuffled draws, as published. With the same logits, seed and
+    splits it equals torch-fidelity's. Higher is better only up to the value of data (``metrics.data``): the score looks at
+    classes alone, compares with no data, and is maximal for a model that draws one image per class. It is biased downwards
+    at finite N, and more so the smaller the parts are.
 
-    Needs features of a classifier: the dataset's own, or Inception's 1,008 classes.
+    The score needs a feature map with classes: the dataset's own classifier, or Inception with its 1,008 classes.
 
     Args:
         features: feature map with class probabilities; ``auto`` is ``classifier``, for labelled data.
         splits: parts that the draws are cut into.
-        seed: of the shuffle, by numpy's frozen generator of old, as torch-fidelity makes it.
+        seed: seed of the shuffle, by numpy's legacy generator (``RandomState``), as in torch-fidelity; 2020 is its default.
 
     References:
         Improved Techniques for Training GANs. T. Salimans et al., NeurIPS 2016. https://arxiv.org/abs/1606.03498
@@ -50,7 +50,7 @@ class InceptionScore(Metric):
     def __call__(self, context: EvalContext) -> dict[str, float]:
         if len(context.samples) < self.splits:
             raise UsageError(
-                f"metric inception-score cuts the draws into {self.splits} splits and there are {len(context.samples)}",
+                f"metric inception-score cuts the draws into {self.splits} splits, but gets only {len(context.samples)}",
                 hint="Draw more, or set splits to a smaller number.",
             )
         space = feature_space(self.features, context)
@@ -62,7 +62,7 @@ class InceptionScore(Metric):
         return {"inception-score": float(torch.stack(scores).mean())}
 
     def check(self, dataset: Dataset) -> None:
-        """The feature map must exist, serve the dataset and have class probabilities."""
+        """Raise if the feature map does not exist, can't be used with the dataset or has no class probabilities."""
         check_classes(self.features, dataset, "inception-score")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class InceptionScore(Metric):
 
 
 def score(logits: Tensor) -> Tensor:
-    """``exp(mean KL(p || mean p))`` of one part, (N, K) -> (); in logarithms, so that no probability is lost at zero."""
+    """Return ``exp(mean KL(p || mean p))`` of one part, (N, K) -> (); in logarithms, so that no probability becomes 0."""
     log_p = logits.log_softmax(1)
     log_marginal = log_p.logsumexp(0) - torch.log(torch.tensor(float(len(logits)), dtype=logits.dtype))
     # a class of probability zero adds nothing, whatever its logarithms are

@@ -12,16 +12,17 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import EvalContext, Metric
 from gebm_kit.core.model import GEBM, LatentPotential
 
-BLOCK = 1024
+MODEL_ROWS = 1024
+"""Rows that pass through the model at a time: more take more memory, fewer make more calls."""
 
 
 class KaleMetric(Metric):
     """``1 - E_P[E] - A - E_B[exp(-(E + A))]``, with A estimated from one set of base draws and the mean over B from another.
 
-    P is the reference (held-out data). Whatever A is, the expectation of the value is at most KL(P || B); estimating both
-    from the same draws would lose that. How far training has raised it says how much of the base's error the energy has
-    found. A property of the model, not of draws, and of the energy E itself: it is taken at inverse temperature 1 whatever
-    the one that draws are sampled at (``kale_test`` of an evaluation is of that one).
+    P is the reference (held-out data). Whatever A is, the expected value is at most KL(P || B); this would not hold if A and
+    the mean came from the same draws. How far training has raised the value says how much of the base's error the energy has
+    found. KALE is a property of the model, not of draws, and of the energy E itself: it is always taken at inverse
+    temperature 1. (``kale_test`` of an evaluation is taken at the inverse temperature at which draws are sampled.)
 
     Args:
         num_draws: base draws in each of the two sets.
@@ -44,9 +45,9 @@ class KaleMetric(Metric):
         weight = next(model.parameters(), context.reference)
         num = 2 * self.num_draws
         z = torch.randn(num, model.latent_dim, generator=context.generator).to(weight)
-        with LatentPotential(model, block_size=min(num, BLOCK)) as potential, torch.no_grad():
+        with LatentPotential(model, block_size=min(num, MODEL_ROWS)) as potential, torch.no_grad():
             base = potential.energy(z).cpu().double()
-            data = torch.cat([model.energy(x.to(weight)).cpu().double() for x in context.reference.split(BLOCK)])
+            data = torch.cat([model.energy(x.to(weight)).cpu().double() for x in context.reference.split(MODEL_ROWS)])
         log_partition = estimators.log_partition(base[: self.num_draws])
         return {"kale": float(estimators.kale(data, base[self.num_draws :], log_partition))}
 

@@ -10,27 +10,27 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import OfReference, check_features, check_rows, feature_space
+from gebm_kit.metrics.feature_space import OfReference, check_features, check_num_rows, feature_space
 
-BLOCK = 1024
-"""Rows of a kernel matrix that are held at a time."""
+KERNEL_ROWS = 1024
+"""Rows of a kernel matrix that are held at a time: more take more memory, fewer make more calls."""
 
 
 class Kid(Metric):
     """``KID = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``, x != x' and y != y', ``k(a, b) = (a.b / F + 1)^3``.
 
-    The mean over ``subsets`` random subsets of ``subset_size`` draws and as many reference rows (all of them, where there
-    are fewer), as published and as torch-fidelity computes it: with the same features, seed and sizes the value is the same.
-    Unbiased at any size, so that it may be negative, and values at different N estimate the same thing. The spread over
-    subsets of one set of draws says nothing about another set; the interval here is over independent draw sets.
+    The value is the mean over ``subsets`` random subsets of ``subset_size`` draws and as many reference rows (fewer if there
+    are not as many), as published. With the same features, seed and sizes it equals torch-fidelity's. It is unbiased at any
+    size: it may be negative, and values at different N estimate the same quantity. The spread over subsets of one set of
+    draws says nothing about another set, so the interval is over independent sets of draws.
 
     Draws are scored against held-out data (``kid``) and against training data (``kid.train``).
 
     Args:
         features: feature map; ``auto`` is ``classifier`` for labelled data, else ``pixels``.
         subsets: number of subsets; one is enough when a subset is everything.
-        subset_size: rows in each.
-        seed: of the subsets, by numpy's frozen generator of old, as torch-fidelity draws them.
+        subset_size: rows in each subset.
+        seed: seed of the subsets, by numpy's legacy generator (``RandomState``), as in torch-fidelity; 2020 is its default.
 
     References:
         Demystifying MMD GANs. M. Binkowski, D. J. Sutherland, M. Arbel, A. Gretton, ICLR 2018.
@@ -51,7 +51,7 @@ class Kid(Metric):
         self._reference = OfReference(_Reference)
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
-        check_rows(context, 2, "kid")
+        check_num_rows(context, 2, "kid")
         space = feature_space(self.features, context)
         x, reference = space.of(context.samples, "the draws"), self._reference(space, context)
         y, size = reference.rows, self._size(context)
@@ -68,7 +68,7 @@ class Kid(Metric):
         return {"kid": total / count}
 
     def check(self, dataset: Dataset) -> None:
-        """The feature map must exist and serve the dataset."""
+        """Raise if the feature map does not exist or can't be used with the dataset."""
         check_features(self.features, dataset, "kid")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Kid(Metric):
 
 
 class _Reference:
-    """Features of the reference, (M, F), and mean k(y, y') of the subsets drawn beside N draws, by N."""
+    """Features of the reference, (M, F), and mean k(y, y') of its subsets, which depend on the number N of draws, by N."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -89,12 +89,12 @@ class _Reference:
 
 
 def mean_within(x: Tensor) -> float:
-    """Mean of k over pairs of different rows, (N, F)."""
+    """Return the mean of k over pairs of different rows, (N, F)."""
     diagonal = float((x.square().sum(1) / x.shape[1] + 1.0).pow(3).sum())
     return (kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
 
 def kernel_sum(x: Tensor, y: Tensor) -> float:
-    """``sum_ij (x_i.y_j / F + 1)^3``, in blocks of rows; (N, F), (M, F)."""
-    parts = [(block @ y.T).div_(x.shape[1]).add_(1.0).pow_(3).sum() for block in x.split(BLOCK)]
+    """Return ``sum_ij (x_i.y_j / F + 1)^3``, computed in blocks of rows; (N, F), (M, F)."""
+    parts = [(block @ y.T).div_(x.shape[1]).add_(1.0).pow_(3).sum() for block in x.split(KERNEL_ROWS)]
     return float(torch.stack(parts).sum())

@@ -11,21 +11,21 @@ from torch import Tensor
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import check_features, check_rows, feature_space
+from gebm_kit.metrics.feature_space import check_features, check_num_rows, feature_space
 
-BLOCK = 1024
-"""Rows of the kernel matrix that are held at a time."""
+KERNEL_ROWS = 1024
+"""Rows of the kernel matrix that are held at a time: more take more memory, fewer make more calls."""
 
 MEDIAN_ROWS = 2000
-"""Reference rows, evenly spaced, behind the median heuristic."""
+"""Most reference rows (evenly spaced) for the median distance: their two million pairs are enough, at little cost."""
 
 
 class Mmd(Metric):
     """``MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``, x != x' and y != y', k(a, b) = exp(-|a - b|^2 / (2 s^2)).
 
-    A U-statistic: its expectation is the squared MMD itself, zero for equal laws, so that it may be negative. The bandwidth
-    s is the median distance between rows of the *reference*, times ``bandwidth_scale``: it does not depend on the draws, or
-    values of different models could not be compared. The kernel matrix is summed in blocks and never stored.
+    The value is a U-statistic: its expectation is the squared MMD itself, zero for equal laws, so it may be negative. The
+    bandwidth s is the median distance between rows of the *reference*, times ``bandwidth_scale``. It does not depend on the
+    draws, so that values of different models can be compared. The kernel matrix is summed in blocks and never stored.
 
     Args:
         features: feature map; ``auto`` is ``classifier`` for labelled data, else ``pixels``.
@@ -45,7 +45,7 @@ class Mmd(Metric):
         self._known: tuple[Tensor, float, float] | None = None  # reference features, bandwidth, mean k(y, y')
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
-        check_rows(context, 2, "mmd")
+        check_num_rows(context, 2, "mmd")
         space = feature_space(self.features, context)
         x = space.of(context.samples, "the draws")
         y, bandwidth, within_y = self._reference(context)
@@ -54,7 +54,7 @@ class Mmd(Metric):
         return {"mmd": within_x / (len(x) * (len(x) - 1)) + within_y - 2.0 * across}
 
     def check(self, dataset: Dataset) -> None:
-        """The feature map must exist and serve the dataset."""
+        """Raise if the feature map does not exist or can't be used with the dataset."""
         check_features(self.features, dataset, "mmd")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Mmd(Metric):
         return {**super().protocol(context), **space.protocol(), "bandwidth": self._reference(context)[1]}
 
     def _reference(self, context: EvalContext) -> tuple[Tensor, float, float]:
-        """What depends on the reference alone, computed again only when the reference is another."""
+        """Return the reference's features, bandwidth and mean k(y, y'), computed again only for another reference."""
         y = feature_space(self.features, context).of(context.reference, "the reference rows")
         if self._known is None or not torch.equal(self._known[0], y):
             bandwidth = self.bandwidth_scale * median_distance(y)
@@ -72,7 +72,7 @@ class Mmd(Metric):
 
 
 def median_distance(y: Tensor) -> float:
-    """Median distance between different rows, (N, F).
+    """Return the median distance between different rows, (N, F).
 
     Raises:
         UsageError: more than half of the pairs coincide.
@@ -85,12 +85,12 @@ def median_distance(y: Tensor) -> float:
 
 
 def kernel_sum(x: Tensor, y: Tensor, bandwidth: float) -> float:
-    """``sum_ij exp(-|x_i - y_j|^2 / (2 s^2))``, in blocks of rows; (N, F), (M, F)."""
+    """Return ``sum_ij exp(-|x_i - y_j|^2 / (2 s^2))``, computed in blocks of rows; (N, F), (M, F)."""
     centre = y.mean(0)  # distances by |a|^2 + |b|^2 - 2ab lose digits far from the origin
     x, y = x - centre, y - centre
     y_squared = y.square().sum(1)
     total = torch.zeros((), dtype=x.dtype, device=x.device)
-    for block in x.split(BLOCK):
+    for block in x.split(KERNEL_ROWS):
         squared = (block.square().sum(1, keepdim=True) + y_squared).addmm_(block, y.T, alpha=-2.0)
         total += squared.clamp_min_(0.0).mul_(-0.5 / bandwidth**2).exp_().sum()
     return float(total)

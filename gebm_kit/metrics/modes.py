@@ -12,15 +12,15 @@ from gebm_kit.core.interfaces import Dataset, EvalContext, HasModes, Metric
 
 
 class Modes(Metric):
-    """``modes.covered`` and ``modes.high_quality``.
+    """Number of modes covered (``modes.covered``) and share of high-quality points (``modes.high_quality``).
 
     A point is of high quality when it lies within ``radius`` standard deviations of its nearest mode; a mode is covered when
     it has at least ``min_points`` such points. In two dimensions a true draw is of high quality with probability
     ``1 - exp(-radius^2 / 2)``, 0.9997 at 4.
 
     Args:
-        radius: in standard deviations of a mode.
-        min_points: points that cover a mode.
+        radius: largest distance of a high-quality point, in standard deviations of its mode.
+        min_points: high-quality points that it takes to cover a mode.
 
     References:
         VEEGAN: Reducing Mode Collapse in GANs using Implicit Variational Learning. A. Srivastava et al., NeurIPS 2017.
@@ -52,7 +52,7 @@ class Modes(Metric):
         }
 
     def check(self, dataset: Dataset) -> None:
-        """Modes must be known."""
+        """Raise if the modes of the dataset are not known."""
         _with_modes(dataset)
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Modes(Metric):
 def _with_modes(dataset: object) -> HasModes:
     if not isinstance(dataset, HasModes):
         raise UsageError(
-            "metric modes needs a dataset whose modes are known, and this one has none",
+            "metric modes needs a dataset whose modes are known; for this one they are not",
             hint="It is meant for eight-gaussians and twenty-five-gaussians; remove it from eval.metrics.",
         )
     return dataset

@@ -4,7 +4,7 @@ References:
     A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks. D. Hendrycks, K. Gimpel,
     ICLR 2017. https://arxiv.org/abs/1610.02136 (the area under the ROC curve as the figure of merit)
     Do Deep Generative Models Know What They Don't Know? E. Nalisnick et al., ICLR 2019. https://arxiv.org/abs/1810.09136
-    (why the log-density of a flow alone is not to be relied on)
+    (why the log-density of a flow alone is not reliable)
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from gebm_kit.core.interfaces import Dataset, EvalContext, HasDensity, HasStanda
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.plugins import installed
 
-BLOCK = 1024
+MODEL_ROWS = 1024
+"""Rows that pass through the model at a time: more take more memory, fewer make more calls."""
 
 
 class OodAuroc(Metric):
-    """``P(s(x') > s(x)) + P(s(x') = s(x)) / 2``, x a held-out row and x' one of another dataset's test part.
+    """``P(s(x') > s(x)) + P(s(x') = s(x)) / 2``, x a held-out row and x' a row of another dataset's test part.
 
-    The area under the ROC curve of telling the two apart by a score s: 1/2 is chance, 1 certainty, and below 1/2 the other
-    dataset looks more like the data than the data do. Scores are the energy E(x) and, where the base has a density b, also
-    minus the model's log-density, ``E(x) - log b(x)``, and minus the base's, ``-log b(x)``, which says what the energy adds.
-    Without a density the one value is called ``ood-auroc``; with one there are ``ood-auroc.energy``, ``ood-auroc.density``
-    and ``ood-auroc.base``. A property of the model, not of draws, at inverse temperature 1.
+    This is the area under the ROC curve of a score s that tells the two datasets apart: 1/2 is chance, 1 certainty, and
+    below 1/2 the other dataset looks more like the data than the data do. The score is the energy E(x). If the base has a
+    density b, there are two more: minus the model's log-density up to a constant, ``E(x) - log b(x)``, and minus the base's,
+    ``-log b(x)``, which shows what the energy adds. Without a density the only value is ``ood-auroc``; with one there are
+    ``ood-auroc.energy``, ``ood-auroc.density`` and ``ood-auroc.base``. They are properties of the model, not of draws, at
+    inverse temperature 1.
 
-    Measurements of the other dataset go through the preprocessing of the model's own where that standardises: the other's
-    ``standardise`` is switched off, and columns are matched by name where both have names, otherwise by their order.
+    If the model's own dataset standardises, it standardises rows of the other one too: the other's ``standardise`` is
+    switched off, and columns are matched by name if the other has all the names, otherwise by their order.
 
     Args:
         dataset: name of the other dataset.
         options: its parameters, as words ``key=value``, for instance ``["path=other.csv"]``.
-        num_rows: at most so many rows of each of the two, the first ones.
+        num_rows: most rows of each dataset, taken from its start.
 
     Raises:
-        RecipeError: an option that the dataset does not have, or is not written so.
-        UsageError: an argument out of its range.
-        DataError: (`check`) the other dataset can't be read, or its rows have another shape.
+        RecipeError: the dataset has no such option, or an option is not written as ``key=value``.
+        UsageError: an argument is out of its range.
+        DataError: (from `check`) the other dataset can't be read, or its rows have another shape.
     """
 
     ratio: ClassVar[bool] = False
@@ -64,7 +66,7 @@ class OodAuroc(Metric):
         self._other: tuple[Dataset, Tensor] | None = None
 
     def check(self, dataset: Dataset) -> None:
-        self._rows(dataset)
+        self.rows(dataset)
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         if context.model is None:
@@ -72,7 +74,7 @@ class OodAuroc(Metric):
         if context.dataset is None:
             raise UsageError("metric ood-auroc needs the dataset that the model was trained on, and there is none here")
         inside = _scores(context.model, context.reference[: self.num_rows])
-        outside = _scores(context.model, self._rows(context.dataset))
+        outside = _scores(context.model, self.rows(context.dataset))
         found = {name: auroc(inside[name], outside[name]) for name in inside}
         if len(found) == 1:
             return {"ood-auroc": found["energy"]}
@@ -80,10 +82,10 @@ class OodAuroc(Metric):
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
         found = {"dataset": self.name, "reference": min(len(context.reference), self.num_rows)}
-        return found if context.dataset is None else {**found, "rows": len(self._rows(context.dataset))}
+        return found if context.dataset is None else {**found, "rows": len(self.rows(context.dataset))}
 
-    def _rows(self, own: Dataset) -> Tensor:
-        """The other dataset's rows as the model sees data, (N, *D)."""
+    def rows(self, own: Dataset) -> Tensor:
+        """Return the other dataset's test rows, preprocessed like ``own``, the model's dataset; (N, *D)."""
         if self._other is None or self._other[0] is not own:
             self._other = (own, self._read(own))
         return self._other[1]
@@ -103,14 +105,14 @@ class OodAuroc(Metric):
             rows = known.standardised(rows)
         if tuple(rows.shape[1:]) != tuple(own.data_shape):
             raise DataError(
-                f"metric ood-auroc: rows of {self.name!r} have shape {tuple(rows.shape[1:])}, those of the model "
-                f"{tuple(own.data_shape)}"
+                f"metric ood-auroc: rows of {self.name!r} have shape {tuple(rows.shape[1:])}, but the model's data "
+                f"have {tuple(own.data_shape)}"
             )
         return rows
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """``P(outside > inside) + P(outside = inside) / 2`` over all pairs, from sorted scores; (N,), (M,) -> a number."""
+    """Return ``P(outside > inside) + P(outside = inside) / 2`` over all pairs, from sorted scores; (N,), (M,) -> float."""
     ordered = inside.sort().values
     below = torch.searchsorted(ordered, outside, right=False)
     up_to = torch.searchsorted(ordered, outside, right=True)
@@ -118,12 +120,12 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 def _scores(model: GEBM, rows: Tensor) -> dict[str, Tensor]:
-    """By name, high where the model does not expect data; (N, *D) -> (N,) float64 each."""
+    """Return each score by name, high where the model does not expect data; (N, *D) -> (N,) float64 each."""
     weight = next(model.parameters(), rows)
     base: object = model.base
     energies, densities = [], []
-    with LatentPotential(model, block_size=BLOCK), torch.no_grad():
-        for part in rows.split(BLOCK):
+    with LatentPotential(model, block_size=MODEL_ROWS), torch.no_grad():
+        for part in rows.split(MODEL_ROWS):
             x = part.to(weight)
             energies.append(model.energy(x).cpu().double())
             if isinstance(base, HasDensity):
@@ -136,18 +138,18 @@ def _scores(model: GEBM, rows: Tensor) -> dict[str, Tensor]:
 
 
 def _matched(rows: Tensor, names: tuple[str, ...], wanted: tuple[str, ...], source: str) -> Tensor:
-    """Columns of the other dataset in the order of the model's."""
+    """Return the other dataset's columns in the order of the model's."""
     if set(wanted) <= set(names):
         return rows[:, [names.index(name) for name in wanted]]
     if rows.shape[1] != len(wanted):
         raise DataError(
-            f"metric ood-auroc: {source!r} has {rows.shape[1]} columns, the model {len(wanted)}: {', '.join(wanted)}"
+            f"metric ood-auroc: {source!r} has {rows.shape[1]} columns, but the model has {len(wanted)}: {', '.join(wanted)}"
         )
     return rows
 
 
 def _parsed(words: list[str], record: Registered) -> dict[str, Any]:
-    """Values of ``key=value`` words, which the dataset's constructor has parameters for."""
+    """Return the values of ``key=value`` words; each key must be a parameter of the dataset's constructor."""
     known = [name for name, parameter in parameters(record.load()).items() if not parameter.injected]
     found: dict[str, Any] = {}
     for word in words:

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage of draws: where they lie among the data, and where the data lie among them."""
+"""Precision, recall, density and coverage: how draws lie among the data, and how the data lie among draws."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import OfReference, check_features, check_rows, feature_space
+from gebm_kit.metrics.feature_space import OfReference, check_features, check_num_rows, feature_space
 
-BLOCK = 1024
-"""Rows of a distance matrix that are held at a time."""
+DISTANCE_ROWS = 1024
+"""Rows of a distance matrix that are held at a time: more take more memory, fewer make more calls."""
 
 
 class Prdc(Metric):
     """``prdc.precision``, ``prdc.recall``, ``prdc.density`` and ``prdc.coverage``.
 
-    With B(y) the open ball around a row that reaches to its k-th nearest neighbour in its own set,
+    With B(y) the open ball around a row that reaches its k-th nearest neighbour in its own set,
 
         precision = share of draws x that lie in some B(y) of the reference
         recall    = share of reference rows y that lie in some B(x) of the draws
@@ -26,15 +26,16 @@ class Prdc(Metric):
         coverage  = share of reference rows y whose B(y) holds a draw
 
     as in the published code. Precision and density say how real the draws look, recall and coverage how much of the data
-    they reach. Single outliers, whose balls are large, raise precision (outliers of the data) and recall (of the draws), and
-    hardly density and coverage; density is 1 for equal laws and may be more. All depend on N and k: the values of held-out
-    data (``metrics.data``) are what equal laws get. The distance matrices are made in blocks and never stored.
+    they reach. A single outlier has a large ball: outliers of the data raise precision and outliers of the draws raise
+    recall, but they hardly change density and coverage. Density is 1 for equal laws and may exceed 1. All four depend on N
+    and k: the values of held-out data (``metrics.data``) are those of equal laws. The distance matrices are computed in
+    blocks and never stored.
 
     Draws are scored against held-out data (``prdc.recall``) and against training data (``prdc.recall.train``).
 
     Args:
         features: feature map; ``auto`` is ``classifier`` for labelled data, else ``pixels``.
-        nearest_k: which neighbour a ball reaches to; 5 in the paper.
+        nearest_k: k, the neighbour that a ball reaches; 5 in the paper.
 
     References:
         Reliable Fidelity and Diversity Metrics for Generative Models. M. F. Naeem, S. J. Oh, Y. Uh, Y. Choi, J. Yoo, ICML
@@ -53,14 +54,14 @@ class Prdc(Metric):
         self._reference = OfReference(self._balls)
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
-        check_rows(context, self.least_rows, "prdc")
+        check_num_rows(context, self.least_rows, "prdc")
         space = feature_space(self.features, context)
         reference = self._reference(space, context)
         found = prdc(reference, space.of(context.samples, "the draws"), self.nearest_k)
         return {f"prdc.{name}": value for name, value in found.items()}
 
     def check(self, dataset: Dataset) -> None:
-        """The feature map must exist and serve the dataset."""
+        """Raise if the feature map does not exist or can't be used with the dataset."""
         check_features(self.features, dataset, "prdc")
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Prdc(Metric):
 
 
 class Balls(NamedTuple):
-    """Rows less a common centre, (N, F), the squared radii of their balls, (N,), and the centre, (F,)."""
+    """Rows minus a common centre, (N, F), the squared radii of their balls, (N,), and the centre, (F,)."""
 
     rows: Tensor
     squared_radii: Tensor
@@ -80,22 +81,24 @@ class Balls(NamedTuple):
 
 
 def balls(rows: Tensor, centre: Tensor, nearest_k: int) -> Balls:
-    """Of every row the ball that reaches to its k-th nearest neighbour among the others; (N, F)."""
+    """Return for every row the ball that reaches its k-th nearest neighbour among the others; (N, F)."""
     rows = rows - centre  # distances by |a|^2 + |b|^2 - 2ab lose digits far from the origin
     radii = [
         # the row itself, at distance zero, is one of the k + 1
         squared_distances(block, rows).topk(nearest_k + 1, dim=1, largest=False, sorted=False).values.amax(1)
-        for block in rows.split(BLOCK)
+        for block in rows.split(DISTANCE_ROWS)
     ]
     return Balls(rows, torch.cat(radii), centre)
 
 
 def prdc(reference: Balls, samples: Tensor, nearest_k: int) -> dict[str, float]:
-    """The four values; samples: (N, F)."""
+    """Return the four values; samples: (N, F)."""
     draws = balls(samples, reference.centre, nearest_k)
     holding = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
     recalled = covered = torch.zeros((), dtype=torch.int64, device=samples.device)
-    for rows, radii in zip(reference.rows.split(BLOCK), reference.squared_radii.split(BLOCK), strict=True):
+    for rows, radii in zip(
+        reference.rows.split(DISTANCE_ROWS), reference.squared_radii.split(DISTANCE_ROWS), strict=True
+    ):
         distances = squared_distances(rows, draws.rows)
         inside = distances < radii[:, None]
         holding += inside.sum(0)
@@ -110,6 +113,6 @@ def prdc(reference: Balls, samples: Tensor, nearest_k: int) -> dict[str, float]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """``|x_i - y_j|^2``; (N, F), (M, F) -> (N, M)."""
+    """Return ``|x_i - y_j|^2``; (N, F), (M, F) -> (N, M)."""
     squared = x.square().sum(1, keepdim=True) + y.square().sum(1)
     return squared.addmm_(x, y.T, alpha=-2.0).clamp_min_(0.0)

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo whose trajectory length is learnt from how far many chains' trajectories go: ChEES-HMC."""
+"""ChEES-HMC: Hamiltonian Monte Carlo that learns its trajectory length from how far the trajectories of many chains go."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.hamiltonian import Phase, energy_error, evaluate, integrate
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Adaptation, Info, Potential, Sampler, Tunable
 
-LEARNING_RATE = 0.05
-"""Adam's, on log T: twice the published one, as warm-ups are short and about half of the steps count (`WHOLE`)."""
+LENGTH_LEARNING_RATE = 0.05
+"""Adam's learning rate on log T. It is twice the published rate, because warm-ups are short here and only about half of the
+steps may lengthen T (`FULL_SHARE`)."""
 
 SECOND_MOMENT_DECAY = 0.95
-"""Adam's, as published; there is no first moment."""
+"""Adam's decay of the second moment, as published. Adam runs without a first moment."""
 
-WHOLE = 0.8
-"""Share of T that trajectories must have to lengthen it: far below T the criterion always rises. They may shorten it."""
+FULL_SHARE = 0.8
+"""Share of T that a trajectory must reach before it may lengthen T. Far below T the criterion always rises, so shorter
+trajectories (cut by h or ``max_leapfrog``) would drive T up. They may still shorten T."""
 
 AVERAGED_FROM = 0.5
-"""Share of warm-up after which log T is averaged for the value to freeze."""
+"""Share of warm-up after which log T is averaged; the average is frozen. The first half, in which T still moves to its
+place, is left out."""
 
-FORGET = 0.1
-"""Least weight of the newest value in the running means: of the chains' centre, of log h and of log T."""
+LEAST_WEIGHT = 0.1
+"""Smallest weight of the newest value in the running means of the chains' centre, log h and log T. The means thus cover
+about ten steps; more would lag behind chains that still move, fewer would be noisy."""
 
 
 class CheesState(NamedTuple):
     """Chains at ``position`` (C, Z) with the cached ``value`` (C,) and gradient ``grad`` (C, Z).
 
-    Both are of the tilt when the potential is split into prior and tilt, else of the whole potential.
+    The value is the tilt when the potential is split into prior and tilt, else the whole potential.
     """
 
     position: Tensor
@@ -40,41 +44,45 @@ class CheesState(NamedTuple):
 
 
 class Chees(Sampler):
-    """ChEES-HMC: Hamiltonian Monte Carlo with trajectories of a tuned length T, of L = ceil(T / h) steps.
+    """ChEES-HMC: Hamiltonian Monte Carlo with trajectories of a tuned length T in L = ceil(T / h) steps.
 
-    Trajectories are those of `gebm_kit.core.hamiltonian`: kick-rotate where the prior is split off, leapfrog elsewhere, with
-    the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it) and velocities v = s p ~ N(0, I). Their
-    ends are accepted with probability min(1, exp(-dH)), dH the error of the total energy; a non-finite proposal or
-    dH > 1000 is a divergence, rejected and counted.
+    The trajectories are those of `gebm_kit.core.hamiltonian`: kick-rotate where the prior is split off, leapfrog
+    elsewhere. They use the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it) and velocities
+    v = s p ~ N(0, I). The end of a trajectory is accepted with probability min(1, exp(-dH)), where dH is the error of
+    the total energy. A non-finite proposal or dH > 1000 is a divergence: it is rejected and counted.
 
-    Warm-up lets T climb the change in the estimator of the expected square,
+    Warm-up moves T uphill on the change in the estimator of the expected square,
 
         ChEES(T) = ¼ E[(|y(t)|² - |y(0)|²)²],   y = (z - m) / s,  m the chains' centre,
         dChEES/dlog T = E[t (|y(t)|² - |y(0)|²) y(t)·v(t)],
 
-    each proposal weighed by its acceptance probability, by Adam on log T. Beside it h follows the harmonic mean over
-    chains of the acceptance to 0.651. L is a number of Python's, the same for all chains, and nothing waits for the
-    device; so the length is jittered as ``t = T u`` through the step, u uniform on [1 - jitter, 1] and drawn afresh for
-    each chain and trajectory before anything else: the frozen kernel is a mixture of exact ones. While warm-up lasts
-    L = ceil(T / max(h, g)), g the running geometric mean of h: h swings, and small values would be dear.
+    by Adam on log T, with each proposal weighted by its acceptance probability. At the same time h is tuned until the
+    harmonic mean over chains of the acceptance is 0.651.
 
-    ``s T`` stays below pi in the widest coordinate (s > 1 counted as 1): half a turn of the prior's own rotation, where it
-    starts to come back. On these models twice the quarter turn of ``hmc`` costs nothing where the criterion wants less,
-    and where it wants more, along ridges and between modes, it raised the effective sample size a gradient by half.
+    L is a Python integer and the same for all chains, so that nothing waits for the device. The length is therefore
+    jittered through the step: ``t = T u`` with u uniform on [1 - jitter, 1]. u is drawn afresh for each chain and
+    trajectory before anything else, so the frozen kernel is a mixture of exact kernels. During warm-up
+    L = ceil(T / max(h, g)), where g is the running geometric mean of h. h fluctuates then, and its small values would
+    make trajectories expensive.
+
+    ``s T`` stays below pi in the widest coordinate (s > 1 counts as 1). That is half a turn of the prior's own
+    rotation, after which a trajectory starts to come back. It is twice the quarter turn of ``hmc``. On the models of
+    this kit the longer bound costs nothing where the criterion asks for less. Where it asks for more, along ridges and
+    between modes, the bound raised the effective sample size per gradient by half.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; the steps are T / L, at most h.
-        trajectory_length: T, in the units of h, before warm-up.
-        max_leapfrog: largest L, gradient evaluations a trajectory; it binds in narrow, strongly correlated posteriors.
+        trajectory_length: T before warm-up, in the units of h.
+        max_leapfrog: largest L, the number of gradients a trajectory. Narrow, strongly correlated posteriors reach it.
         jitter: share of the length that is random.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         An adaptive MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo. M. D. Hoffman, A. Radul,
-        P. Sountsov, AISTATS 2021. https://proceedings.mlr.press/v130/hoffman21a.html (there u is common to all chains,
-        on [0, 1], and L follows it)
+        P. Sountsov, AISTATS 2021. https://proceedings.mlr.press/v130/hoffman21a.html (there u is uniform on [0, 1] and
+        the same for all chains, and L follows u)
     """
 
     min_chains: ClassVar[int] = 2
@@ -95,14 +103,14 @@ class Chees(Sampler):
         self.jitter = jitter
         self.inverse_mass: Tensor | None = None
         self.centre: Tensor | None = None
-        """m, (Z,), while warm-up lasts: then steps say what they tell of T."""
+        """m, (Z,), during warm-up, where steps report their slope of ChEES; else None."""
         self.typical_step: float | None = None
-        """g, while warm-up lasts."""
+        """g, during warm-up; else None."""
         self._scale = 1.0
 
     @property
     def tunable(self) -> Tunable:
-        """The harmonic mean of 0.651; s h stays below pi / 2."""
+        """The step size, tuned to a harmonic mean acceptance of 0.651, with s h below a quarter turn, pi / 2."""
         return Tunable("step_size", target=0.651, low=1e-6, high=math.pi / 2 / self._scale, harmonic=True)
 
     def adaptation(self) -> CheesAdaptation:
@@ -110,16 +118,16 @@ class Chees(Sampler):
 
     @property
     def longest(self) -> float:
-        """The largest T: half a turn of the widest coordinate."""
+        """The largest T, which is half a turn of the widest coordinate."""
         return math.pi / self._scale
 
     @property
     def angle(self) -> float:
-        """``s T`` of the widest coordinate."""
+        """The angle ``s T`` by which the widest coordinate turns."""
         return min(self.trajectory_length, self.longest) * self._scale
 
     def tuned(self, **values: Any) -> Chees:
-        """A copy with the named attributes replaced; with a new preconditioner the trajectories keep their `angle`."""
+        """Return a copy with the named attributes replaced. A new preconditioner does not change the `angle`."""
         twin = super().tuned(**values)
         assert isinstance(twin, Chees)
         if values.get("inverse_mass") is not None:
@@ -128,18 +136,18 @@ class Chees(Sampler):
         return twin
 
     def plan(self) -> tuple[int, float]:
-        """L and the unjittered step of the next trajectory."""
+        """Return L and the unjittered step of the next trajectory."""
         length = min(self.trajectory_length, self.longest)
         step = self.step_size if self.typical_step is None else max(self.step_size, self.typical_step)
         num = min(math.ceil(length / step), self.max_leapfrog)
         return num, min(length / num, self.step_size)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> CheesState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return CheesState(z, *evaluate(potential, z))
 
     def step(self, state: CheesState, potential: Potential, generator: torch.Generator) -> tuple[CheesState, Info]:
-        """One trajectory and its acceptance test, for every chain."""
+        """Run and test one trajectory for every chain."""
         z, value, grad = state
         velocity = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         uniform = torch.rand(2, z.shape[0], generator=generator, dtype=z.dtype, device=z.device)
@@ -153,7 +161,7 @@ class Chees(Sampler):
         diverged = error > DIVERGENCE_THRESHOLD
         acceptance = error.neg_().exp_().clamp_(max=1)
         accepted = uniform[1] < acceptance
-        told = None if self.centre is None else self._tell(z, end, num_leapfrog * steps, acceptance, self.centre)
+        told = None if self.centre is None else self.slopes(z, end, num_leapfrog * steps, acceptance, self.centre)
         moves = accepted.unsqueeze(1)
         new_state = CheesState(
             torch.where(moves, end.position, z),
@@ -162,8 +170,16 @@ class Chees(Sampler):
         )
         return new_state, Info(acceptance, accepted, diverged, grad_evals=num_leapfrog, statistics=told)
 
-    def _tell(self, z: Tensor, end: Phase, length: Tensor, acceptance: Tensor, centre: Tensor) -> Tensor:
-        """Each chain's term of dChEES/dlog T, times its acceptance, and the acceptance; (C, 2)."""
+    def slopes(self, z: Tensor, end: Phase, length: Tensor, acceptance: Tensor, centre: Tensor) -> Tensor:
+        """Return each chain's term of dChEES/dlog T times its acceptance, and the acceptance; (C, 2).
+
+        Args:
+            z: positions before the trajectories, (C, Z).
+            end: their ends.
+            length: t of each trajectory, (C,).
+            acceptance: acceptance probability of each trajectory, (C,).
+            centre: m, (Z,).
+        """
         before, after = z - centre, end.position - centre
         if self.inverse_mass is not None:
             before, after = before * self.inverse_mass.rsqrt(), after * self.inverse_mass.rsqrt()
@@ -173,9 +189,9 @@ class Chees(Sampler):
 
 
 class CheesAdaptation(Adaptation):
-    """Adam on log T, and running means of what the steps need: the chains' centre and log h.
+    """The tuning of T by Adam on log T, with running means of the chains' centre and of log h.
 
-    K = 2 + Z numbers: sums of acceptance-weighted slopes, of acceptances, of positions.
+    It sums K = 2 + Z numbers over the chains: acceptance-weighted slopes, acceptances and positions.
     """
 
     def __init__(self) -> None:
@@ -194,21 +210,21 @@ class CheesAdaptation(Adaptation):
     def update(self, sampler: Sampler, sums: Tensor, num_chains: int, progress: float) -> Chees:
         assert isinstance(sampler, Chees)
         self._steps += 1
-        forget = max(1 / self._steps, FORGET)
+        forget = max(1 / self._steps, LEAST_WEIGHT)
         self._centre = self._centre + forget * (sums[2:] / num_chains - self._centre)
-        if sampler.inverse_mass is not self._mass or self._steps == 1:  # the step size is in new units
+        if sampler.inverse_mass is not self._mass or self._steps == 1:  # h is in new units
             self._mass, self._log_step = sampler.inverse_mass, math.log(sampler.step_size)
         self._log_step += forget * (math.log(sampler.step_size) - self._log_step)
         num, h = sampler.plan()
         move = self._move(float(sums[0]), float(sums[1]))
-        if num * h < WHOLE * sampler.trajectory_length:
+        if num * h < FULL_SHARE * sampler.trajectory_length:
             move = min(move, 0.0)
         log_length = math.log(sampler.angle / sampler._scale) + move
         length = min(math.exp(log_length), sampler.longest)
         if progress > AVERAGED_FROM:
             self._averaged += 1
             log_angle = math.log(length * sampler._scale)
-            self._log_angle += max(1 / self._averaged, FORGET) * (log_angle - self._log_angle)
+            self._log_angle += max(1 / self._averaged, LEAST_WEIGHT) * (log_angle - self._log_angle)
         return sampler.tuned(
             trajectory_length=length, centre=self._centre.to(self._like), typical_step=math.exp(self._log_step)
         )
@@ -219,10 +235,10 @@ class CheesAdaptation(Adaptation):
         return sampler.tuned(trajectory_length=length, centre=None, typical_step=None)
 
     def _move(self, slope: float, weight: float) -> float:
-        """Adam's move of log T along the mean slope; none when nothing was accepted."""
+        """Return Adam's change of log T along the mean slope; 0 when nothing was accepted."""
         mean = slope / weight if weight > 0 else 0.0
         if mean == 0.0 or not math.isfinite(mean):
             return 0.0
         self._moves += 1
         self._second_moment += (1 - SECOND_MOMENT_DECAY) * (mean * mean - self._second_moment)
-        return LEARNING_RATE * mean / math.sqrt(self._second_moment / (1 - SECOND_MOMENT_DECAY**self._moves))
+        return LENGTH_LEARNING_RATE * mean / math.sqrt(self._second_moment / (1 - SECOND_MOMENT_DECAY**self._moves))

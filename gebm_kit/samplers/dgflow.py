@@ -14,17 +14,21 @@ from gebm_kit.core.estimators import log_mean_exp
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.tilt import prior_pool, steepest, tilt_and_grad
 
-STEP_SIZE = 0.1
-"""eta of the paper's experiments."""
+DEFAULT_STEP_SIZE = 0.1
+"""eta in the paper's experiments."""
 
 NUM_PAIRS = 100
-"""Pairs of prior draws that the slope of the tilt is estimated from."""
+"""Pairs of prior draws from which the slope of the tilt is estimated, as many as the default of `Dot`. More pairs find
+a larger slope, and so shorter steps, at two evaluations each."""
 
 
 class DgflowState(NamedTuple):
     """Points at ``position`` (C, Z) with the cached tilt ``value`` (C,) and its gradient ``grad`` (C, Z).
 
-    ``step_size`` () is eta, ``log_mass`` () the A of the density ratio, 0 where it is not needed; ``steps`` () int64 counts.
+    Attributes:
+        step_size: eta, ().
+        log_mass: A of the density ratio, (); 0 where the divergence does not need it.
+        steps: number of steps made, () int64.
     """
 
     position: Tensor
@@ -36,32 +40,34 @@ class DgflowState(NamedTuple):
 
 
 class Dgflow(Sampler):
-    """Discriminator gradient flow: Euler-Maruyama steps of the gradient flow of an f-divergence, regularised by entropy,
+    """Discriminator gradient flow: Euler-Maruyama steps of the gradient flow of an f-divergence, regularised by entropy.
 
-        z <- z - eta grad f'(r(z)) + sqrt(2 gamma eta) xi,   r = exp(tilt + A), the density ratio of base and model,
+        z <- z - eta grad f'(r(z)) + sqrt(2 gamma eta) xi,   r = exp(tilt + A), the density ratio of base and model.
 
-    r as it was at the start. With g = grad tilt the drift grad f'(r) is
+    r stays the ratio at the start, although in the exact flow it would change as the points move. With g = grad tilt
+    the drift grad f'(r) is
 
         kl: g  (f = r log r),   js: g / (1 + r),   logd: g r / (1 + r)  (f = (r + 1) log(r + 1)).
 
-    A refiner: **draws follow no stated law**. They are base draws after ``num_steps`` steps toward lower energy. There is
-    no prior in the drift, so going on for ever does not lead to the model either: kl then has the stationary law
-    ∝ exp(-tilt(z) / gamma), up to the bias of the steps, where that can be normalised (with the prior, and gamma = 1, this
-    would be `ula`). On a tilt a z² / 2 that is the normal law of variance gamma / (a (1 - a eta / 2)).
+    This is a refiner: **draws follow no stated law**. They are base draws after ``num_steps`` steps toward lower
+    energy. The drift does not contain the prior, so more steps do not lead to the model either. With kl they lead to
+    the law ∝ exp(-tilt(z) / gamma), up to the bias of the steps, where that law can be normalised. (With the prior in
+    the drift and gamma = 1 the update would be that of `ula`.) On a tilt a z² / 2 the stationary law is normal with
+    variance gamma / (a (1 - a eta / 2)).
 
-    A point without a finite tilt is not entered, and counted as a divergence; everything else is accepted.
+    A step to a point without a finite tilt is rejected and counted as a divergence. Every other step is accepted.
 
     Args:
         num_steps: gradients for each draw.
-        step_size: eta, a squared length in units of the prior's variance; None: 0.1, divided by the slope of the tilt
-            (``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws) where that is above 1, so that a large beta
-            makes shorter steps and not wilder ones.
+        step_size: eta, a squared length in units of the prior's variance. None: 0.1, divided by the slope of the tilt
+            (``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws) where the slope exceeds 1, so that a large
+            beta makes steps shorter instead of wilder.
         noise: gamma, the weight of the entropy.
         divergence: f.
-        pool_size: prior draws that A is estimated from; kl needs none.
+        pool_size: prior draws from which A is estimated; kl needs none.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Refining deep generative models via discriminator gradient flow. A. F. Ansari, M. L. Ang, H. Soh, ICLR 2021.
@@ -89,10 +95,10 @@ class Dgflow(Sampler):
         self.pool_size = pool_size
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> DgflowState:
-        """Points at ``z``: (C, Z), prior draws; eta and A from others."""
+        """Start points at the prior draws ``z``, (C, Z); eta and A are estimated from other draws."""
         value, grad = tilt_and_grad(potential, z)
         if self.step_size is None:
-            step_size = STEP_SIZE / steepest(potential, z, NUM_PAIRS, generator).clamp(min=1)
+            step_size = DEFAULT_STEP_SIZE / steepest(potential, z, NUM_PAIRS, generator).clamp(min=1)
         else:
             step_size = torch.full_like(value[0], self.step_size)
         log_mass = torch.zeros_like(value[0])
@@ -102,7 +108,7 @@ class Dgflow(Sampler):
         return DgflowState(z, value, grad, step_size, log_mass, torch.zeros((), dtype=torch.int64, device=z.device))
 
     def step(self, state: DgflowState, potential: Potential, generator: torch.Generator) -> tuple[DgflowState, Info]:
-        """One step of every point."""
+        """Make one step of every point."""
         z, value, grad, eta, log_mass, steps = state
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         drift = self._strength(value + log_mass).unsqueeze(1) * grad
@@ -121,15 +127,15 @@ class Dgflow(Sampler):
         return new_state, Info(finite.to(value.dtype), finite, ~finite, grad_evals=1)
 
     def finished(self, state: DgflowState) -> Tensor:
-        """After ``num_steps`` steps."""
+        """Return True, (), after ``num_steps`` steps."""
         return state.steps >= self.num_steps
 
     def summary(self, state: DgflowState) -> Mapping[str, Tensor]:
-        """``length``, the mean of |z|² / Z: 1 under the prior; ``eta``."""
+        """Return ``length``, the mean of |z|² / Z, which is 1 under the prior, and ``eta``."""
         return {"length": state.position.square().mean(), "eta": state.step_size}
 
     def _strength(self, log_ratio: Tensor) -> Tensor:
-        """d f'(r) / d log r, from ``log r``; (C,) -> (C,)."""
+        """Return d f'(r) / d log r from ``log r``; (C,) -> (C,)."""
         if self.divergence == "kl":
             return torch.ones_like(log_ratio)
         return torch.sigmoid(-log_ratio if self.divergence == "js" else log_ratio)

@@ -1,4 +1,4 @@
-"""Discriminator rejection sampling: base draws accepted by weight, exact where the bound of the energy holds."""
+"""Discriminator rejection sampling: base draws are accepted in proportion to their weight, exactly if the bound holds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from gebm_kit.core.tilt import prior_pool, tilt
 
 
 class DrsState(NamedTuple):
-    """Draws so far at ``position`` (C, Z) with their tilt ``value`` (C,); those ``accepted`` (C,) bool no longer change.
+    """The draws so far at ``position`` (C, Z), with their tilt ``value`` (C,).
 
-    ``log_total`` (C,) is the logarithm of the weight of each chain's proposals, ``bound`` () what the tilt is held against;
-    ``proposals`` () int64 counts those of a chain, ``violations`` () int64 those of all waiting chains below the bound.
+    Attributes:
+        accepted: whether a chain has accepted a draw, (C,) bool; its draw no longer changes then.
+        log_total: logarithm of the total weight of each chain's proposals so far, (C,).
+        bound: m, ().
+        proposals: number of proposals of each chain, () int64.
+        violations: number of proposals below the bound, over all chains that were still waiting, () int64.
     """
 
     position: Tensor
@@ -31,27 +35,29 @@ class DrsState(NamedTuple):
 
 
 class Drs(Sampler):
-    """Discriminator rejection sampling: prior draws, one a chain and step, each accepted with probability
+    """Discriminator rejection sampling: each chain draws from the prior, once a step, until it accepts a draw.
+
+    A draw is accepted with probability
 
         min(1, exp(m - tilt(z))),   m a lower bound of the tilt.
 
-    Accepted draws are independent and **exact if the tilt is nowhere below m**. m is ``bound`` where one is known, else
-    the smallest tilt of ``pool_size`` prior draws, less ``margin``. Nobody knows then whether it holds: every proposal of
-    a waiting chain with a lower tilt is accepted and counted (``violations``), and places of such low energy are drawn
-    too rarely, by the factor exp(tilt - m).
+    Accepted draws are independent. They are **exact if the tilt is nowhere below m**. m is ``bound`` if given, else the
+    smallest tilt of ``pool_size`` prior draws minus ``margin``. An estimated bound may not hold. A waiting chain
+    accepts every proposal whose tilt is below m, and such proposals are counted as ``violations``. Places with a tilt
+    below m are drawn too rarely, by the factor exp(tilt - m).
 
-    The acceptance is exp(A + m), A = log E[exp(-tilt)]: it falls exponentially with beta. A chain that has accepted none of
-    ``max_proposals`` holds one of them chosen by weight (importance resampling, on the way); such draws are biased
-    toward the base, and counted (``exhausted``).
+    The acceptance is exp(A + m) with A = log E[exp(-tilt)]; it falls exponentially with beta. A chain that has accepted
+    none of its ``max_proposals`` keeps one of them, chosen by weight as they come (importance resampling). Such draws
+    are biased toward the base and are counted as ``exhausted``.
 
     Args:
-        max_proposals: evaluations of the model for each draw, at most.
-        pool_size: prior draws that the bound is estimated from.
-        margin: nats by which the bound is lower than the smallest tilt of the pool; each costs a factor e of acceptance.
+        max_proposals: largest number of evaluations of the model for each draw.
+        pool_size: prior draws from which the bound is estimated.
+        margin: nats by which the bound lies below the smallest tilt of the pool. Each nat divides the acceptance by e.
         bound: a known lower bound of beta E(G(z)), in nats; nothing is estimated then.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Discriminator rejection sampling. S. Azadi, C. Olsson, T. Darrell, I. Goodfellow, A. Odena, ICLR 2019.
@@ -77,7 +83,7 @@ class Drs(Sampler):
         self.bound = bound
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> DrsState:
-        """Chains whose first proposals are ``z``: (C, Z), prior draws; m is set by others."""
+        """Start chains with the prior draws ``z``, (C, Z), as first proposals; m is estimated from other draws."""
         value = tilt(potential, z)
         if self.bound is None:
             _, pool = prior_pool(potential, z, self.pool_size, generator)
@@ -97,7 +103,7 @@ class Drs(Sampler):
         )
 
     def step(self, state: DrsState, potential: Potential, generator: torch.Generator) -> tuple[DrsState, Info]:
-        """One proposal for every chain, of which those that wait take notice."""
+        """Draw one proposal for every chain; chains that have accepted a draw ignore it."""
         z, value, done, log_total, bound, proposals, violations = state
         proposal = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         new_value = tilt(potential, proposal)
@@ -107,7 +113,7 @@ class Drs(Sampler):
         acceptance = self._acceptance(new_value, bound)
         passed = waiting & (uniform[0] < acceptance)
         total = torch.logaddexp(log_total, log_weight)
-        preferred = waiting & (uniform[1] < (log_weight - total).exp())  # nan, no weight at all so far, prefers nothing
+        preferred = waiting & (uniform[1] < (log_weight - total).exp())  # NaN (no weight so far) is not preferred
         takes = passed | preferred
         new_state = DrsState(
             torch.where(takes.unsqueeze(1), proposal, z),
@@ -121,11 +127,14 @@ class Drs(Sampler):
         return new_state, Info(acceptance, takes, ~finite, grad_evals=0, forward_evals=1)
 
     def finished(self, state: DrsState) -> Tensor:
-        """Once every chain has accepted, or made ``max_proposals`` proposals."""
+        """Return True, (), once every chain has accepted a draw or made ``max_proposals`` proposals."""
         return state.accepted.all() | (state.proposals >= self.max_proposals)
 
     def summary(self, state: DrsState) -> Mapping[str, Tensor]:
-        """``exhausted`` chains, ``violations`` of the ``bound``, ``proposals`` a chain; ``effective_size``: the accepted."""
+        """Return ``exhausted`` chains, ``violations`` of the ``bound``, ``proposals`` a chain and accepted draws.
+
+        The number of accepted draws is called ``effective_size``.
+        """
         return {
             "effective_size": state.accepted.sum().double(),
             "exhausted": (~state.accepted).sum(),
@@ -136,5 +145,5 @@ class Drs(Sampler):
 
     @staticmethod
     def _acceptance(value: Tensor, bound: Tensor) -> Tensor:
-        """``min(1, exp(m - tilt))``, 0 where the tilt is not finite; (C,)."""
+        """Return ``min(1, exp(m - tilt))``, or 0 where the tilt is not finite; (C,)."""
         return torch.where(torch.isfinite(value), (bound - value).exp().clamp(max=1), 0.0)

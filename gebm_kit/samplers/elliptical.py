@@ -1,4 +1,4 @@
-"""Elliptical slice sampling in latent space: no gradient, no rejection but by exhaustion of a bounded loop."""
+"""Elliptical slice sampling in latent space: no gradient, and no rejection unless a bounded loop runs out of rounds."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ class EllipticalState(NamedTuple):
 
 
 class Elliptical(Sampler):
-    """Elliptical slice sampling, by a masked loop of K = ``max_evaluations`` rounds:
+    """Elliptical slice sampling by a masked loop of K = ``max_evaluations`` rounds.
 
         nu ~ N(0, I),   level = tilt(z) - log u,   theta_hi = w u',   theta_lo = theta_hi - w;
         K times:   theta ~ U(theta_lo, theta_hi),   z' = z cos(theta) + nu sin(theta);
                    if tilt(z') < level: move to z' and stop;   else theta_lo or theta_hi <- theta, the one on its side of 0.
 
-    u, u' are uniform on (0, 1), tilt = beta E(G(z)). With w = 2 pi the first bracket is the whole ellipse, as
-    published. A shorter one, placed at random around 0, is Neal's bracket without stepping out; it spares the shrinking
-    that a strong tilt needs before it meets the slice.
+    u, u' are uniform on (0, 1), and tilt = beta E(G(z)). With w = 2 pi the first bracket is the whole ellipse, as
+    published. A shorter bracket, placed at random around 0, is Neal's bracket without stepping out. It saves the rounds
+    of shrinking that a strong tilt needs before a point lies on the slice.
 
-    A chain that has found no point after K rounds stays. The kernel is exact all the same: a path that moves after k <=
-    K rounds has the same density seen from either of its ends, so each of the K parts of the kernel, and what stays, is
-    reversible. All chains are evaluated K times, for nothing waits for the device to learn which are done.
+    A chain that has found no point after K rounds stays where it is. The kernel is still exact. A path that moves after
+    k <= K rounds has the same density seen from either end, so each of the K parts of the kernel is reversible, and so
+    is staying. Every chain is evaluated K times, because finding out which chains are done would wait for the device.
 
-    A point whose tilt is not finite is off the slice; a step that meets one before it moves counts as divergent.
+    A point whose tilt is not finite is off the slice. A step that meets one before it moves counts as divergent.
 
     Args:
-        bracket: w, the length of the first bracket, an angle in radians; tuned by warm-up until 90 % of the chains move.
-        max_evaluations: K, evaluations of the model a step.
+        bracket: w, the length of the first bracket, an angle in radians. Warm-up tunes it until 90 % of the chains move.
+        max_evaluations: K, the number of evaluations of the model a step.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Elliptical slice sampling. I. Murray, R. P. Adams, D. J. C. MacKay, AISTATS 2010. https://arxiv.org/abs/1001.0175
@@ -61,17 +61,17 @@ class Elliptical(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """90 % of the chains move; w is at most the whole ellipse, where a weak tilt leaves it."""
+        """The bracket, tuned until 90 % of the chains move, with w at most 2 pi. A weak tilt leads to that bound."""
         return Tunable("bracket", target=0.9, low=1e-6, high=2 * math.pi)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> EllipticalState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return EllipticalState(z, tilt(potential, z))
 
     def step(
         self, state: EllipticalState, potential: Potential, generator: torch.Generator
     ) -> tuple[EllipticalState, Info]:
-        """One ellipse and its K rounds, for every chain."""
+        """Draw one ellipse and search it for K rounds, for every chain."""
         z, value = state
         other = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         shape = (2 + self.max_evaluations, z.shape[0])

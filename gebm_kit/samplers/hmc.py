@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo in latent space: kick-rotate where the prior is split off, leapfrog elsewhere."""
+"""Hamiltonian Monte Carlo in latent space: kick-rotate when the prior is split off, else leapfrog."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gebm_kit.core.tilt import is_tilted
 class HmcState(NamedTuple):
     """Chains at ``position`` (C, Z) with the cached ``value`` (C,) and gradient ``grad`` (C, Z).
 
-    Both are of the tilt when the potential is split into prior and tilt, else of the whole potential.
+    The value is the tilt when the potential is split into prior and tilt, else the whole potential.
     """
 
     position: Tensor
@@ -28,34 +28,36 @@ class HmcState(NamedTuple):
 class Hmc(Sampler):
     """Hamiltonian Monte Carlo with trajectories of L steps.
 
-    On a `TiltedPotential` U(z) = ½|z|² + tilt(z) the prior is integrated exactly (kick-rotate): with g = grad tilt,
+    Kick-rotate integrates the prior of a `TiltedPotential` U(z) = ½|z|² + tilt(z) exactly. With g = grad tilt one step is
 
         p -= (h/2) g;   z' = z cos(s h) + s p sin(s h),  p' = p cos(s h) - (z/s) sin(s h);   p -= (h/2) g,
 
-    p ~ N(0, s^-2). At inverse temperature 0 every proposal is accepted whatever h, hence the total angle, s L h u with the
-    jitter u below, is capped: its mean is at most ``max_angle``, a quarter turn. On any other potential it is leapfrog with
-    g = grad U: kick, z += h s² p, kick, and the angle capped is L h u, by which a coordinate of variance s² turns.
+    where p ~ N(0, s^-2). At inverse temperature 0 every proposal is accepted for every h. The total angle s L h u (u is
+    the jitter below) is therefore capped: its mean is at most ``max_angle``, a quarter turn by default. On any other
+    potential the step is leapfrog's with g = grad U: kick, z += h s² p, kick. The capped angle is then L h u, by which a
+    coordinate of variance s² turns.
 
     s² = ``inverse_mass`` is a diagonal preconditioner (1 until warm-up sets it). The code carries the velocity
-    v = s p ~ N(0, I), in which both schemes are the unpreconditioned ones with a step ``tau = s h`` for each coordinate.
+    v = s p ~ N(0, I). In terms of v both schemes need no preconditioner, only a step ``tau = s h`` of its own for each
+    coordinate.
 
-    The step is jittered, ``h u`` with u uniform on [1 - jitter, 1], drawn afresh for each chain and trajectory before
-    anything else, so that the kernel is a mixture of exact ones; L stays fixed and nothing waits for the device.
+    The step is jittered: it is ``h u`` with u uniform on [1 - jitter, 1]. u is drawn afresh for each chain and trajectory
+    before anything else, so the kernel is a mixture of exact kernels. L is fixed, so nothing waits for the device.
 
-    The proposal is accepted with probability min(1, exp(-dH)), dH the error of the total energy; a non-finite proposal or
-    dH > 1000 is a divergence, rejected and counted. The kinetic and prior parts of dH are subtracted before they are
-    summed, which keeps float32 accurate in many dimensions.
+    The proposal is accepted with probability min(1, exp(-dH)), where dH is the error of the total energy. A non-finite
+    proposal or dH > 1000 is a divergence: it is rejected and counted. The kinetic and prior parts of dH are subtracted
+    before they are summed, which keeps float32 accurate in many dimensions.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up to an acceptance of 0.7.
-        num_leapfrog: L, gradient evaluations a trajectory.
+        num_leapfrog: L, the number of gradients a trajectory.
         jitter: share of the step that is random.
         max_angle: largest mean angle of a whole trajectory, in radians. After a quarter turn a coordinate as wide as the
-            prior is independent of where it was. Beyond, it is anticorrelated: fewer draws give its mean, but more its
-            variance, and after a half turn |z| is what it was.
+            prior is independent of where it was. Beyond that it is anticorrelated: estimates of its mean need fewer
+            draws, but estimates of its variance need more. After a half turn |z| is what it was.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         MCMC using Hamiltonian dynamics. R. M. Neal, 2011. https://arxiv.org/abs/1206.1901
@@ -81,19 +83,19 @@ class Hmc(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.7; the whole angle's mean stays below `max_angle`.
+        """The step size, tuned to an acceptance of 0.7, with the mean of the whole angle below `max_angle`.
 
-        Warm-up scales a coordinate of a tilted potential by at most the prior's 1, so larger scales are those of a potential
-        without a prior to turn under, whose steps they do not bound.
+        On a tilted potential warm-up scales a coordinate by at most 1, the prior's scale. A larger scale thus belongs to a
+        potential that has no prior to rotate under, and does not bound its steps.
         """
         return Tunable("step_size", target=0.7, low=1e-6, high=self._longest_step(min(self._largest_scale, 1.0)))
 
     def _longest_step(self, scale: float) -> float:
-        """Step whose trajectory turns a coordinate by `max_angle` on average, under the prior scaled by ``scale``."""
+        """Return the step with which a trajectory turns a coordinate of scale ``scale`` by `max_angle` on average."""
         return self.max_angle / (self.num_leapfrog * scale * (1 - self.jitter / 2))
 
     def tuned(self, **values: Any) -> Hmc:
-        """A copy with the named attributes replaced; the cap on the angle follows the preconditioner."""
+        """Return a copy with the named attributes replaced. The cap on the angle follows the preconditioner."""
         twin = super().tuned(**values)
         assert isinstance(twin, Hmc)
         if values.get("inverse_mass") is not None:
@@ -101,14 +103,14 @@ class Hmc(Sampler):
         return twin
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> HmcState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return HmcState(z, *evaluate(potential, z))
 
     def step(self, state: HmcState, potential: Potential, generator: torch.Generator) -> tuple[HmcState, Info]:
-        """One trajectory and its acceptance test, for every chain."""
+        """Run and test one trajectory for every chain."""
         z, value, grad = state
         velocity = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        # one row of uniforms serves the jitter, another the acceptance test
+        # the first row of uniforms is for the jitter, the second for the acceptance test
         uniform = torch.rand(2, z.shape[0], generator=generator, dtype=z.dtype, device=z.device)
         start = Phase(z, velocity, value, grad)
         end = integrate(start, self.steps(uniform[0], potential), self.num_leapfrog, potential)
@@ -126,7 +128,7 @@ class Hmc(Sampler):
         return new_state, Info(acceptance, accepted, diverged, grad_evals=self.num_leapfrog)
 
     def steps(self, uniform: Tensor, potential: Potential) -> Tensor:
-        """Jittered step ``tau = s h u`` of each chain, (C,) uniforms -> (C, 1), or (C, Z) with a preconditioner."""
+        """Return each chain's jittered step ``tau = s h u``; uniforms (C,) -> (C, 1), or (C, Z) with a preconditioner."""
         h = self.step_size
         if is_tilted(type(potential)):
             h = min(h, self._longest_step(self._largest_scale))

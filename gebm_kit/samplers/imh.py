@@ -1,4 +1,4 @@
-"""Independent Metropolis-Hastings from the prior: draws of the base, accepted as the energy says."""
+"""Independent Metropolis-Hastings from the prior: draws of the base, accepted or rejected by their energy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class ImhState(NamedTuple):
 
 
 class Imh(Sampler):
-    """Independent Metropolis-Hastings whose proposals are prior draws, that is draws ``x = G(z')`` of the base:
+    """Independent Metropolis-Hastings whose proposals are prior draws, that is draws ``x = G(z')`` of the base.
 
         z' ~ N(0, I),        log alpha = tilt(z) - tilt(z'),   tilt = beta E(G(z)).
 
     It jumps between modes at any distance. Its acceptance falls about exponentially with the divergence of the model
-    from the base: good where the base is nearly right or beta is small, standing still elsewhere. Nothing is tuned.
+    from the base. It is good when the base is nearly right or beta is small, and hardly moves otherwise. It has nothing
+    to tune.
 
     A proposal whose tilt is not finite is a divergence: rejected and counted.
 
@@ -32,15 +33,16 @@ class Imh(Sampler):
         Metropolis-Hastings Generative Adversarial Networks. R. Turner, J. Hung, E. Frank, Y. Saatci, J. Yosinski,
         ICML 2019. https://arxiv.org/abs/1811.11357
         Rates of convergence of the Hastings and Metropolis algorithms. K. L. Mengersen, R. L. Tweedie, Annals of Statistics
-        1996. https://doi.org/10.1214/aos/1033066201 (geometric if and only if exp(-tilt) is bounded)
+        1996. https://doi.org/10.1214/aos/1033066201 (the chain is geometrically ergodic if and only if exp(-tilt) is
+        bounded)
     """
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> ImhState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return ImhState(z, tilt(potential, z))
 
     def step(self, state: ImhState, potential: Potential, generator: torch.Generator) -> tuple[ImhState, Info]:
-        """One proposal and its acceptance test, for every chain."""
+        """Make and test one proposal for every chain."""
         z, value = state
         proposal = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         new_value = tilt(potential, proposal)

@@ -1,4 +1,4 @@
-"""Iterated sampling importance resampling: jumps to prior draws chosen by weight, with Langevin moves in between."""
+"""Iterated sampling importance resampling: jumps to prior draws chosen by weight, each followed by Langevin moves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
+from gebm_kit.core.langevin import SplitPoint, propose_split, split_energy_error
 from gebm_kit.core.tilt import tilt, tilt_and_grad
 
 
@@ -21,7 +22,14 @@ class IsirState(NamedTuple):
 
 
 class _Local(NamedTuple):
-    """What a step's Langevin moves did: the state after them, mean acceptance, which chains moved, which diverged; (C,)."""
+    """Result of a step's Langevin moves.
+
+    Attributes:
+        state: chains after the moves.
+        acceptance: mean acceptance probability of each chain's moves, (C,).
+        moved: whether a chain accepted a move, (C,) bool.
+        diverged: whether a move of a chain diverged, (C,) bool.
+    """
 
     state: IsirState
     acceptance: Tensor
@@ -30,29 +38,31 @@ class _Local(NamedTuple):
 
 
 class Isir(Sampler):
-    """Iterated sampling importance resampling (i-SIR), then ``num_local`` moves of MALA. With z_1 the chain's own point,
+    """Iterated sampling importance resampling (i-SIR), followed by ``num_local`` moves of MALA.
 
-        z_2, ..., z_N ~ N(0, I),   z <- z_k with probability ∝ exp(-tilt(z_k)),   tilt = beta E(G(z)),
+    The jump, with z_1 the chain's own point, is
 
-    and z' = z - h s² g + sqrt(2 h) s xi, g = grad U, accepted with probability alpha,
+        z_2, ..., z_N ~ N(0, I),   z <- z_k with probability ∝ exp(-tilt(z_k)),   tilt = beta E(G(z)).
+
+    A move (`gebm_kit.core.langevin`) goes to z' = z - h s² g + sqrt(2 h) s xi, g = grad U, with probability alpha:
 
         log alpha = U(z) - U(z') - d · (h/4 d - sqrt(h/2) xi),   d = s (g + g').
 
-    The jumps (exact for every N >= 2) cross between modes, the moves settle each chain within its own; s² =
-    ``inverse_mass`` is a diagonal preconditioner of the moves (1 until warm-up sets it). The N - 1 candidates of all
-    chains are evaluated together, or in the potential's blocks when it has a block size.
+    The jumps are exact for every N >= 2 and cross between modes. The moves let each chain settle within its mode.
+    s² = ``inverse_mass`` is a diagonal preconditioner of the moves (1 until warm-up sets it). The N - 1 candidates of
+    all chains are evaluated together, or in the potential's blocks when it has a block size.
 
-    ``acceptance`` is the probability of leaving one's own point for a candidate. A candidate without a finite tilt has
-    no weight; meeting one, or a move's energy error above 1000, makes the step count as divergent.
+    ``acceptance`` is the probability of leaving the chain's own point for a candidate. A candidate without a finite tilt
+    has weight zero. A step counts as divergent if it meets such a candidate or if a move's energy error exceeds 1000.
 
     Args:
-        num_candidates: N, the chain's own point included; N - 1 evaluations of the model a step.
-        num_local: MALA moves a step, a gradient each and one more where the choice fell; 0: none.
-        step_size: h of the moves, a squared length in units of the prior's variance; tuned by warm-up to an acceptance
-            of 0.574 of theirs.
+        num_candidates: N, which includes the chain's own point; a step evaluates the model N - 1 times.
+        num_local: MALA moves a step. They cost a gradient each, and one more at the point where they start; 0: no moves.
+        step_size: h of the moves, a squared length in units of the prior's variance; tuned by warm-up until the moves
+            have an acceptance of 0.574.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Uniform ergodicity of the iterated conditional SMC and geometric ergodicity of particle Gibbs samplers.
@@ -75,15 +85,15 @@ class Isir(Sampler):
 
     @property
     def tunable(self) -> Tunable | None:
-        """The moves' 0.574, with h below 1 as in MALA; nothing without moves."""
+        """The step size of the moves, tuned to an acceptance of 0.574 with h below 1, as in MALA; None without moves."""
         return Tunable("step_size", target=0.574, low=1e-8, high=1.0) if self.num_local else None
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> IsirState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return IsirState(z, tilt(potential, z))
 
     def step(self, state: IsirState, potential: Potential, generator: torch.Generator) -> tuple[IsirState, Info]:
-        """One choice among N points and the moves that follow, for every chain."""
+        """Choose among N points, then make the local moves, for every chain."""
         z, value = state
         num_new, (num_chains, latent_dim) = self.num_candidates - 1, z.shape
         shape = (num_new, num_chains, latent_dim)
@@ -109,31 +119,34 @@ class Isir(Sampler):
         return chosen, Info(acceptance, moved & ~diverged, diverged, grad_evals, self.num_candidates - 1, tuning)
 
     def _moves(self, state: IsirState, potential: Potential, generator: torch.Generator) -> _Local:
-        """``num_local`` moves of MALA from ``state``."""
-        (z, _), h = state, self.step_size
-        s = 1.0 if self.inverse_mass is None else self.inverse_mass.sqrt()
-        value, tilt_grad = tilt_and_grad(potential, z)
-        grad = s * (tilt_grad + z)
-        mean = torch.zeros_like(value)
-        moved = torch.zeros_like(value, dtype=torch.bool)
+        """Make ``num_local`` moves of MALA from ``state``."""
+        h = self.step_size
+        scale = 1.0 if self.inverse_mass is None else self.inverse_mass.sqrt()
+        now = self._at(state.position, scale, potential)
+        mean = torch.zeros_like(now.tilt)
+        moved = torch.zeros_like(now.tilt, dtype=torch.bool)
         diverged = torch.zeros_like(moved)
         for _ in range(self.num_local):
+            z = now.position
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-            proposal = z + s * (math.sqrt(2 * h) * noise - h * grad)
-            new_value, new_tilt_grad = tilt_and_grad(potential, proposal)
-            new_grad = s * (new_tilt_grad + proposal)
-            both = grad + new_grad
-            drift = (h / 4) * both - math.sqrt(h / 2) * noise
-            prior = 0.5 * (proposal.square() - z.square()).sum(1)
-            error = torch.linalg.vecdot(both, drift) + prior + (new_value - value)  # -log alpha
-            error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+            end = self._at(propose_split(now, noise, h, scale), scale, potential)
+            error = split_energy_error(now, end, noise, h)
 
             diverged |= error > DIVERGENCE_THRESHOLD
             acceptance = error.neg_().exp_().clamp_(max=1)
-            accepted = torch.rand(value.shape, generator=generator, dtype=z.dtype, device=z.device) < acceptance
+            accepted = torch.rand(len(z), generator=generator, dtype=z.dtype, device=z.device) < acceptance
             walks = accepted.unsqueeze(1)
-            z, value = torch.where(walks, proposal, z), torch.where(accepted, new_value, value)
-            grad = torch.where(walks, new_grad, grad)
+            now = SplitPoint(
+                torch.where(walks, end.position, z),
+                torch.where(accepted, end.tilt, now.tilt),
+                torch.where(walks, end.slope, now.slope),
+            )
             moved |= accepted
             mean += acceptance / self.num_local
-        return _Local(IsirState(z, value), mean.clamp_(max=1), moved, diverged)
+        return _Local(IsirState(now.position, now.tilt), mean.clamp_(max=1), moved, diverged)
+
+    @staticmethod
+    def _at(z: Tensor, scale: Tensor | float, potential: Potential) -> SplitPoint:
+        """Evaluate the potential at ``z`` (C, Z)."""
+        value, grad = tilt_and_grad(potential, z)
+        return SplitPoint(z, value, scale * (grad + z))

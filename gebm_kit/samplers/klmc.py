@@ -1,4 +1,4 @@
-"""Kinetic (underdamped) Langevin in latent space by BAOAB: one gradient a step, no correction, a small known bias."""
+"""Kinetic (underdamped) Langevin in latent space by BAOAB: one gradient a step, no correction, and a small known bias."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
 
 LARGEST_WORK = 10.0
-"""Shadow work above which a step is refused: one that a Metropolis test accepts once in 22,000 times is an explosion of the
-integrator in a place too narrow for it, and without a test nothing would bring the chain back soon."""
+"""Shadow work above which a step is refused. A Metropolis test would accept such a step once in 22,000 times. So much work
+means that the integrator explodes in a place too narrow for its step. Without a test the chain would not come back soon."""
 
 
 class KlmcState(NamedTuple):
     """Chains at ``position`` (C, Z) with the cached potential ``value`` (C,) and its gradient ``grad`` (C, Z).
 
-    ``momentum`` (C, Z) persists from step to step, N(0, I) under the target whatever the preconditioner: it is s p.
+    ``momentum`` (C, Z) persists from step to step. It is s p, so it is N(0, I) under the target for every preconditioner.
     """
 
     position: Tensor
@@ -29,24 +29,27 @@ class KlmcState(NamedTuple):
 
 
 class Klmc(Sampler):
-    """Kinetic Langevin Monte Carlo: dz = p dt, dp = -(g + gamma p) dt + sqrt(2 gamma) dW with g = grad U, cut into BAOAB.
+    """Kinetic Langevin Monte Carlo: the diffusion below with g = grad U, discretised by BAOAB.
+
+        dz = p dt,   dp = -(g + gamma p) dt + sqrt(2 gamma) dW;
 
         p -= (h/2) s g;   z += (h/2) s p;   p = e^{-gamma h} p + sqrt(1 - e^{-2 gamma h}) xi;   z += (h/2) s p;
         p -= (h/2) s g,
 
-    with the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it). Its stationary law is not the
-    target, but the error in z is of order h² and vanishes where U is quadratic: on the unit oscillator z has variance 1
-    exactly, for any h < 2, and p has 1 - h²/4.
+    with the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it). The stationary law is not the
+    target. The error in z is of order h², and it vanishes where U is quadratic: on the unit oscillator z has variance
+    exactly 1 for any h < 2, and p has variance 1 - h²/4.
 
     A kernel without correction has no acceptance to tune by. Warm-up therefore tunes h until a Metropolis test *would*
-    accept 95 % of the steps (``Info.tuning``), by min(1, exp(-W)) with the shadow work W: the change of the total
-    energy U + |p|²/2 less what the noise brought in. A step with W above 10 is refused: the chain stays where it was
-    and its momentum is turned round. One without a finite W, or with W above 1000, counts as a divergence as well.
+    accept 95 % of the steps (``Info.tuning``). That test accepts with probability min(1, exp(-W)), where the shadow work
+    W is the change of the total energy U + |p|²/2 minus the energy that the noise added. A step with W above 10 is
+    refused: the chain stays where it was and its momentum is reversed. A step whose W is above 1000 or not finite also
+    counts as a divergence.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation.
-        friction: gamma, the rate at which momentum is forgotten, in units of one over the time in which h is measured;
-            2 is critical for a unit oscillator.
+        friction: gamma, the rate at which momentum is forgotten, in inverse units of the time in which h is measured;
+            2 is critical damping for a unit oscillator.
 
     Raises:
         UsageError: an argument is not a positive finite number.
@@ -73,16 +76,19 @@ class Klmc(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """The would-be acceptance of 0.95; h stays below 1, half of what a flat tilt's unit oscillator bears."""
+        """The step size, tuned to a would-be acceptance of 0.95, with h below 1.
+
+        Under a flat tilt the chain is a unit oscillator, which is stable for h < 2; the bound is half of that.
+        """
         return Tunable("step_size", target=0.95, low=1e-6, high=1.0)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> KlmcState:
-        """Chains at ``z``: (C, Z), with fresh momenta."""
+        """Start chains at ``z``, (C, Z), with fresh momenta."""
         momentum = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         return KlmcState(z, *potential.value_and_grad(z), momentum)
 
     def step(self, state: KlmcState, potential: Potential, generator: torch.Generator) -> tuple[KlmcState, Info]:
-        """One BAOAB step of every chain."""
+        """Make one BAOAB step of every chain."""
         z, value, grad, momentum = state
         h, s = self.step_size, None if self.inverse_mass is None else self.inverse_mass.sqrt()
         decay = math.exp(-self.friction * h)

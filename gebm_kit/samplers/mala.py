@@ -1,15 +1,15 @@
-"""Metropolis-adjusted Langevin in latent space: one gradient a step, exact."""
+"""The Metropolis-adjusted Langevin algorithm in latent space: exact, with one gradient a step."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
+from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable, ValueAndGrad
+from gebm_kit.core.langevin import energy_error, propose
 
 
 class MalaState(NamedTuple):
@@ -21,17 +21,19 @@ class MalaState(NamedTuple):
 
 
 class Mala(Sampler):
-    """Metropolis-adjusted Langevin algorithm. Proposal and acceptance, with g = grad U and xi ~ N(0, I):
+    """The Metropolis-adjusted Langevin algorithm (MALA).
+
+    With g = grad U, xi ~ N(0, I) and the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it), the
+    proposal and its acceptance probability alpha are
 
         z' = z - h s² g + sqrt(2 h) s xi,
-        log alpha = U(z) - U(z') + ½ |xi|² - |(z - z' + h s² g') / s|² / (4 h),
+        log alpha = U(z) - U(z') + ½ |xi|² - |(z - z' + h s² g') / s|² / (4 h).
 
-    s² = ``inverse_mass`` being a diagonal preconditioner (1 until warm-up sets it). With d = s (g + g') the squares cancel,
-    and what is computed is
+    With d = s (g + g') the squares of xi cancel, and the code (`gebm_kit.core.langevin`) computes
 
         log alpha = U(z) - U(z') - d · (h/4 d - sqrt(h/2) xi).
 
-    A non-finite proposal, or one with -log alpha > 1000, is a divergence: rejected and counted.
+    A non-finite proposal, or one with -log alpha > 1000, is a divergence: it is rejected and counted.
 
     Args:
         step_size: h, a squared length in units of the prior's variance; tuned by warm-up to an acceptance of 0.574.
@@ -51,29 +53,25 @@ class Mala(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.574; h stays below 1, at which the drift alone carries a flat tilt's chain to the prior's mode."""
+        """The step size, tuned to an acceptance of 0.574, with h below 1.
+
+        Under a flat tilt the drift of a step with h = 1 leads from anywhere to the prior's mode.
+        """
         return Tunable("step_size", target=0.574, low=1e-8, high=1.0)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> MalaState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return MalaState(z, *potential.value_and_grad(z))
 
     def step(self, state: MalaState, potential: Potential, generator: torch.Generator) -> tuple[MalaState, Info]:
-        """One proposal and its acceptance test, for every chain."""
+        """Make and test one proposal for every chain."""
         z, value, grad = state
         h, s = self.step_size, None if self.inverse_mass is None else self.inverse_mass.sqrt()
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        if s is None:
-            proposal = torch.add(z, grad, alpha=-h).add_(noise, alpha=math.sqrt(2 * h))
-        else:
-            move = noise.mul(math.sqrt(2 * h)).addcmul_(grad, s, value=-h)
-            proposal = torch.addcmul(z, move, s)
-        new_value, new_grad = potential.value_and_grad(proposal)
+        proposal = propose(z, grad, noise, h, s)
+        end = potential.value_and_grad(proposal)
 
-        both = grad + new_grad if s is None else (grad + new_grad).mul_(s)
-        drift = noise.mul_(-math.sqrt(h / 2)).add_(both, alpha=h / 4)
-        error = torch.linalg.vecdot(both, drift).add_(new_value).sub_(value)  # -log alpha
-        error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+        error = energy_error(ValueAndGrad(value, grad), end, noise, h, s)
 
         diverged = error > DIVERGENCE_THRESHOLD
         acceptance = error.neg_().exp_().clamp_(max=1)
@@ -82,7 +80,7 @@ class Mala(Sampler):
         moves = accepted.unsqueeze(1)
         new_state = MalaState(
             torch.where(moves, proposal, z),
-            torch.where(accepted, new_value, value),
-            torch.where(moves, new_grad, grad),
+            torch.where(accepted, end.value, value),
+            torch.where(moves, end.grad, grad),
         )
         return new_state, Info(acceptance, accepted, diverged, grad_evals=1)

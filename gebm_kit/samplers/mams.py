@@ -1,4 +1,4 @@
-"""Metropolis-adjusted microcanonical sampling in latent space: isokinetic trajectories, accepted on their energy error."""
+"""Metropolis-adjusted microcanonical sampling in latent space: isokinetic trajectories with a test of their energy error."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ class MamsState(NamedTuple):
 
 
 class Mams(Sampler):
-    """Metropolis-adjusted microcanonical sampler: isokinetic trajectories of N leapfrog steps from a fresh direction u,
+    """Metropolis-adjusted microcanonical sampler: isokinetic trajectories of N leapfrog steps from a fresh direction u.
 
-        dz/dt = sqrt(d) s u,      du/dt = -sqrt(d)/(d - 1) (I - u u^T) s g,      |u| = 1,   g = grad U,
+        dz/dt = sqrt(d) s u,      du/dt = -sqrt(d)/(d - 1) (I - u u^T) s g,      |u| = 1,   g = grad U.
 
-    kicks in closed form, accepted with probability min(1, exp(-(dU + dK))). dK is the change of the kinetic energy in all
-    kicks together, and minus the logarithm of the map's Jacobian. s² = ``inverse_mass`` is a diagonal preconditioner (1
-    until warm-up sets it).
+    Kicks are computed in closed form (`gebm_kit.core.microcanonical`). The end of a trajectory is accepted with
+    probability min(1, exp(-(dU + dK))). dK is the change of the kinetic energy over all kicks, which is minus the
+    logarithm of the map's Jacobian. s² = ``inverse_mass`` is a diagonal preconditioner (1 until warm-up sets it).
 
-    The step is jittered, ``h r`` with r uniform on [1 - jitter, 1], drawn afresh for each chain and trajectory before
-    anything else, so that the kernel is a mixture of exact ones. N = ``trajectory_length`` over the mean step, at least 1
-    and at most ``max_leapfrog``, is the same for all chains and fixed once warm-up is frozen; nothing waits for the device.
+    The step is jittered: it is ``h r`` with r uniform on [1 - jitter, 1]. r is drawn afresh for each chain and
+    trajectory before anything else, so the kernel is a mixture of exact kernels. N is ``trajectory_length`` over the
+    mean step, at least 1 and at most ``max_leapfrog``. It is the same for all chains and fixed once warm-up is frozen,
+    so nothing waits for the device.
 
-    A non-finite proposal or an energy error above 1000 is a divergence, rejected and counted.
+    A non-finite proposal or an energy error above 1000 is a divergence: it is rejected and counted.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up to an acceptance of 0.8.
-        trajectory_length: h N on average, in the same units; tuned by warm-up to 1.5 times the largest standard deviation in
-            preconditioned coordinates.
-        max_leapfrog: most gradient evaluations a trajectory.
+        trajectory_length: h N on average, in the same units; tuned by warm-up to 1.5 times the largest standard
+            deviation in preconditioned coordinates.
+        max_leapfrog: largest number of gradients a trajectory.
         jitter: share of the step that is random.
 
     Raises:
-        UsageError: an argument outside its range; the latent space has one dimension.
+        UsageError: an argument is outside its range; the latent space has one dimension.
 
     References:
         Metropolis adjusted microcanonical Hamiltonian Monte Carlo. J. Robnik, R. Cohn-Gordon, U. Seljak, 2025.
@@ -82,29 +83,32 @@ class Mams(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.8: the paper's 0.9 costs a little more on Gaussians, and far more where U has kinks, as ReLU networks have."""
+        """The step size, tuned to an acceptance of 0.8.
+
+        The paper's 0.9 costs a little more on Gaussians, and far more where U has kinks, as ReLU networks have.
+        """
         return Tunable("step_size", target=0.8, low=1e-6, high=2.0)
 
     def adaptation(self) -> Adaptation:
-        """Tunes the length of trajectories, a quarter turn in the direction where the target is widest."""
+        """Return the tuning of the trajectory length to a quarter turn in the direction where the target is widest."""
         return SpreadAdaptation("trajectory_length", factor=1.5)
 
     @property
     def num_leapfrog(self) -> int:
-        """N, gradient evaluations a trajectory."""
+        """N, the number of gradients a trajectory."""
         mean_step = self.step_size * (1 - self.jitter / 2)
         return min(max(round(self.trajectory_length / mean_step), 1), self.max_leapfrog)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> MamsState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         require_directions(self, z)
         return MamsState(z, *potential.value_and_grad(z))
 
     def step(self, state: MamsState, potential: Potential, generator: torch.Generator) -> tuple[MamsState, Info]:
-        """One trajectory and its acceptance test, for every chain."""
+        """Run and test one trajectory for every chain."""
         z, value, grad = state
         direction = random_direction(z, generator)
-        # one row of uniforms serves the jitter, another the acceptance test
+        # the first row of uniforms is for the jitter, the second for the acceptance test
         uniform = torch.rand(2, z.shape[0], generator=generator, dtype=z.dtype, device=z.device)
         time = (1 - self.jitter * uniform[0]).mul_(self.step_size).unsqueeze(1)
         s = None if self.inverse_mass is None else self.inverse_mass.sqrt()

@@ -1,4 +1,4 @@
-"""Microcanonical Langevin Monte Carlo in latent space: isokinetic dynamics, no correction, a bias set by the step size."""
+"""Microcanonical Langevin Monte Carlo in latent space: isokinetic dynamics, no correction, and a bias set by the step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from gebm_kit.core.microcanonical import (
 )
 
 LARGEST_SURPRISE = 20.0
-"""Squared energy errors are cut at so many times their target when they are averaged. Normal errors are hardly ever larger;
-where tails are heavy the cut keeps one chain from deciding the step size of all, but lets the tail count: there the bias
-comes from (on a banana a lower cut, at 5, tunes to a step a third longer and twice the bias)."""
+"""Multiple of their target at which squared energy errors are cut before they are averaged. Normal errors are hardly ever
+larger. Where tails are heavy the cut keeps one chain from setting the step size of all. It is high enough to let the tail
+count, because the bias comes from there: on a banana a cut at 5 tunes to a step a third longer, with twice the bias."""
 
 
 class MclmcState(NamedTuple):
@@ -39,27 +39,27 @@ class MclmcState(NamedTuple):
 
 
 class Mclmc(Sampler):
-    """Microcanonical Langevin Monte Carlo: isokinetic dynamics of constant speed, the direction stirred after every step.
+    """Microcanonical Langevin Monte Carlo: isokinetic dynamics with a partial refreshment of the direction every step.
 
         dz/dt = sqrt(d) s u,      du/dt = -sqrt(d)/(d - 1) (I - u u^T) s g,      |u| = 1,   g = grad U,
         then   u <- (u + nu xi) / |u + nu xi|,      nu² = (exp(2 h / L) - 1) / d,
 
     with the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it). The dynamics are integrated by the
-    minimal-norm splitting, two gradients a step, kicks in closed form. At equal bias it needs fewer gradients than
-    leapfrog on Gaussians and no more on a trained model.
+    minimal-norm splitting, with two gradients a step and kicks in closed form. At equal bias it needs fewer gradients
+    than leapfrog on Gaussians, and no more on a trained model.
 
-    Nothing is accepted or rejected, so the stationary law is not the target: moments are off by a share of order h².
-    Warm-up sets h so that the energy error dU + dK of a step has the variance ``energy_variance`` d (``Info.tuning``).
-    The variances of a Gaussian then come out about 2 % too small; on a sharply bent ridge it was 6 to 15 %. The speed never
-    changes, so a step that is too long does not explode. One without a finite energy error, or with one above 1000, is a
-    divergence: the chain stays where it was and takes a fresh direction.
+    Nothing is accepted or rejected, so the stationary law is not the target: moments have a relative error of order h².
+    Warm-up sets h so that the energy error dU + dK of a step has the variance ``energy_variance`` times d
+    (``Info.tuning``). The variances of a Gaussian are then about 2 % too small; on a sharply bent ridge they were 6 to
+    15 % too small. The speed is constant, so a step that is too long does not explode. A step whose energy error is above
+    1000 or not finite is a divergence: the chain stays where it was and takes a fresh direction.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up.
-        decoherence_length: L, in the same units, over which the direction is forgotten; tuned by warm-up to twice the
-            largest standard deviation in preconditioned coordinates.
-        energy_variance: variance of the energy error of a step, for each dimension, that warm-up aims at; smaller is
-            less biased and slower.
+        decoherence_length: L, the length over which the direction is forgotten, in the same units; tuned by warm-up to
+            twice the largest standard deviation in preconditioned coordinates.
+        energy_variance: variance of the energy error of a step, for each dimension, at which warm-up aims. A smaller one
+            gives less bias and slower chains.
 
     Raises:
         UsageError: an argument is not a positive finite number; the latent space has one dimension.
@@ -89,20 +89,23 @@ class Mclmc(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """The energy error, squared and cut, at its target: E[min(E² / (d v), 20)] = 1."""
+        """The step size, tuned until the energy error e, squared and cut, is at its target: E[min(e² / (d v), 20)] = 1."""
         return Tunable("step_size", target=1 - 1 / LARGEST_SURPRISE, low=1e-6, high=2.0)
 
     def adaptation(self) -> Adaptation:
-        """Tunes L to twice the spread: half of that costs up to half of the effective sample size, more gains little."""
+        """Return the tuning of L to twice the spread.
+
+        Half of that length costs up to half of the effective sample size; a longer one gains little.
+        """
         return SpreadAdaptation("decoherence_length", factor=2.0)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> MclmcState:
-        """Chains at ``z``: (C, Z), with fresh directions."""
+        """Start chains at ``z``, (C, Z), with fresh directions."""
         require_directions(self, z)
         return MclmcState(z, *potential.value_and_grad(z), random_direction(z, generator))
 
     def step(self, state: MclmcState, potential: Potential, generator: torch.Generator) -> tuple[MclmcState, Info]:
-        """One step of the integrator and one refreshment, for every chain."""
+        """Make one step of the integrator and one refreshment, for every chain."""
         z, value, grad, direction = state
         h, s = self.step_size, None if self.inverse_mass is None else self.inverse_mass.sqrt()
         time = torch.full_like(value, h).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Generalised Hamiltonian Monte Carlo with persistent momentum, tuned by what many chains say: MEADS."""
+"""MEADS: generalised Hamiltonian Monte Carlo with persistent momentum, tuned by the statistics of many chains."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Adaptation, Info, Pot
 from gebm_kit.core.tilt import is_tilted
 
 STEP_FACTOR = 0.5
-"""Steps in units of ``lambda^-1/2`` (Hoffman and Sountsov 2022)."""
+"""h in units of ``lambda_y^-1/2``, as published (Hoffman and Sountsov 2022)."""
 
 LARGEST_STEP = 1.0
-"""Bound of h, as published: where the gradient vanishes nothing else bounds it."""
+"""Upper bound of h, as published. Where the gradient vanishes nothing else bounds h."""
 
-MEMORY = 0.1
-"""Share of the steps so far over which statistics are averaged: many steps' worth of chains, and soon forgotten while the
-chains are still on their way."""
+AVERAGED_SHARE = 0.1
+"""Share of the steps so far over which statistics are averaged. A larger share averages more states. A smaller one sooner
+forgets the early steps, in which the chains were still far from the target."""
 
 SHRINKAGE_ROWS = 10.0
-"""Weight, in states, of the variance 1 in a fold's variance."""
+"""Weight of the variance 1 in a fold's variance, counted in states, as in the preconditioner of other kernels. It
+matters only for folds with few states."""
 
 
 class MeadsState(NamedTuple):
     """Chains at ``position`` (C, Z) with the cached ``value`` (C,) and gradient ``grad`` (C, Z).
 
-    Both are of the tilt when the potential is split into prior and tilt, else of the whole potential.
+    The value is the tilt when the potential is split into prior and tilt, else the whole potential.
 
     Attributes:
         momentum: v = s p, (C, Z), N(0, I) under the target; it persists from step to step.
-        level: u, (C,), uniform on [-1, 1] under the target; what the acceptance test holds against the energy error.
+        level: u, (C,), uniform on [-1, 1] under the target; the acceptance test compares it with the energy error.
     """
 
     position: Tensor
@@ -45,7 +46,14 @@ class MeadsState(NamedTuple):
 
 
 class Folds(NamedTuple):
-    """What the chains of each fold f say, for the chains of fold f + 1 to use: h and gamma (F,), s and the mean (F, Z)."""
+    """Parameters estimated from the chains of each fold f, for the chains of fold f + 1.
+
+    Attributes:
+        step_size: h, (F,).
+        damping: gamma, (F,).
+        scale: s, (F, Z).
+        mean: mean position, (F, Z).
+    """
 
     step_size: Tensor
     damping: Tensor
@@ -54,42 +62,45 @@ class Folds(NamedTuple):
 
 
 class Meads(Sampler):
-    """Generalised HMC, one gradient a step, tuned by the maximum eigenvalues of damping and step size (MEADS).
+    """Generalised HMC with one gradient a step, tuned by the maximum eigenvalues of damping and step size (MEADS).
 
-    With alpha = 1 - exp(-2 gamma h) a step refreshes part of the momentum, moves the level u, makes one step of
-    `gebm_kit.core.hamiltonian` (kick-rotate where the prior is split off, leapfrog elsewhere) and tests it on u:
+    With alpha = 1 - exp(-2 gamma h), a step refreshes part of the momentum and moves the level u. It then makes one step
+    of `gebm_kit.core.hamiltonian` (kick-rotate where the prior is split off, leapfrog elsewhere) and tests it against u:
 
         v = sqrt(1 - alpha) v + sqrt(alpha) xi,    u = (u + 1 + alpha/2) mod 2 - 1,    (z', v') = step of s h from (z, v),
         if |u| < exp(-dH):  (z, v, u) = (z', v', u exp(dH)),    else  v = -v,
 
-    dH the error of the total energy U + |v|²/2. As u drifts slowly, rejections, each of which turns the chain round, come
-    in clusters with long runs of moves between them. A non-finite proposal or dH > 1000 is a divergence, rejected as well.
+    where dH is the error of the total energy U + |v|²/2. A rejection reverses the chain's direction. u drifts slowly, so
+    rejections come in clusters, with long runs of accepted moves between them. A non-finite proposal or dH > 1000 is a
+    divergence and is rejected too.
 
-    Warm-up cuts each block's chains into ``num_folds`` folds, chain i in fold i mod F. After every step each fold's states,
-    averaged over the latest steps, make the parameters of the next fold: its standard deviations s, shrunk toward 1, and,
-    with x = (z - mean) / s, y = s grad U and n steps done,
+    Warm-up divides each block's chains into ``num_folds`` folds, chain i in fold i mod F. After every step the states of
+    each fold, averaged over the latest steps, give the parameters of the next fold. These are the fold's standard
+    deviations s, shrunk toward 1, and, with x = (z - mean) / s, y = s grad U and n steps done,
 
-        h = ½ lambda_y^-½, at most 1,    gamma = max(lambda_x^-½, 1 / (n h)),    lambda_x = tr(S²) / tr(S),  S = E[x xᵀ],
+        h = ½ lambda_y^-½, at most 1,    gamma = max(lambda_x^-½, 1 / (n h)),    lambda_x = tr(S²) / tr(S),  S = E[x xᵀ].
 
-    a lower bound of S's largest eigenvalue; tr(S²) is estimated without bias by the mean of (x_i·x_j)² over pairs of
-    different chains. lambda_y is that of y, except that far from the target, where E[y yᵀ] is the square of what it should
-    be, it would shrink h too far to arrive in a short warm-up. In equilibrium E[x yᵀ] = I, hence
-    E[(y_i·y_j)(x_i·y_j)] = tr(E[y yᵀ]); the larger of the two is the denominator, which far off divides the excess out.
-    At the end all folds are pooled, and frozen. The acceptance is what comes of it: 0.95 and more on smooth targets, 0.78 on
-    a trained network with leaky activations.
+    lambda_x is a lower bound of the largest eigenvalue of S. tr(S²) is estimated without bias by the mean of (x_i·x_j)²
+    over pairs of different chains. lambda_y is the same for y, with one change. Far from the target E[y yᵀ] is the square
+    of its value in equilibrium, and h would become too small to arrive in a short warm-up. In equilibrium E[x yᵀ] = I,
+    hence E[(y_i·y_j)(x_i·y_j)] = tr(E[y yᵀ]). The denominator of lambda_y is the larger of these two estimates, which
+    divides out the excess far from the target.
+
+    At the end all folds are pooled and frozen. The acceptance is not tuned: it is 0.95 or more on smooth targets and 0.78
+    on a trained network with leaky activations.
 
     Args:
         step_size: h, a length in units of s; before warm-up, s is the prior's standard deviation.
-        damping: gamma, the rate at which momentum is forgotten, in units of one over the time in which h is measured.
+        damping: gamma, the rate at which momentum is forgotten, in inverse units of the time in which h is measured.
         num_folds: F.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Tuning-free generalized Hamiltonian Monte Carlo. M. D. Hoffman, P. Sountsov, AISTATS 2022.
-        https://proceedings.mlr.press/v151/hoffman22a.html (there folds are drawn anew and one in F rests every step, as
-        its chains never freeze)
+        https://proceedings.mlr.press/v151/hoffman22a.html (there the chains never freeze, so folds are drawn anew and one
+        fold in F rests at every step)
         Non-reversibly updating a uniform [0, 1] value for Metropolis accept/reject decisions. R. M. Neal, 2020.
         https://arxiv.org/abs/2001.11950
         A generalized guided Monte Carlo algorithm. A. M. Horowitz, Physics Letters B 1991. (partial refreshment)
@@ -108,24 +119,24 @@ class Meads(Sampler):
         self.damping = damping
         self.num_folds = num_folds
         self.scale: Tensor | None = None
-        """s, (Z,), once frozen; None: 1."""
+        """s, (Z,), once frozen; None stands for 1."""
         self.folds: Folds | None = None
-        """While warm-up lasts, in place of all that."""
+        """Parameters during warm-up, used instead of ``step_size``, ``damping`` and ``scale``; else None."""
 
     def adaptation(self) -> MeadsAdaptation:
         return MeadsAdaptation()
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> MeadsState:
-        """Chains at ``z``: (C, Z), with fresh momenta and levels."""
+        """Start chains at ``z``, (C, Z), with fresh momenta and levels."""
         momentum = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         uniform = torch.rand(z.shape[0], generator=generator, dtype=z.dtype, device=z.device)
         return MeadsState(z, *evaluate(potential, z), momentum, 2 * uniform - 1)
 
     def step(self, state: MeadsState, potential: Potential, generator: torch.Generator) -> tuple[MeadsState, Info]:
-        """One refreshment, one integration step and its test, for every chain."""
+        """Refresh, make one integration step and test it, for every chain."""
         z, value, grad, momentum, level = state
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        tau, alpha = self._parameters(z)
+        tau, alpha = self.parameters(z)
         velocity = (1 - alpha).sqrt() * momentum + alpha.sqrt() * noise
         level = torch.remainder(level + 1 + alpha.squeeze(1) / 2, 2) - 1
         end = integrate(Phase(z, velocity, value, grad), tau, 1, potential)
@@ -147,8 +158,8 @@ class Meads(Sampler):
             told = new_state.grad + new_state.position if is_tilted(type(potential)) else new_state.grad
         return new_state, Info(ratio.clamp_(max=1), accepted, diverged, grad_evals=1, statistics=told)
 
-    def _parameters(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps ``tau = s h``, (C, 1) or (C, Z), and alpha, (C, 1) or (1, 1)."""
+    def parameters(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the steps ``tau = s h``, (C, 1) or (C, Z), and alpha, (C, 1) or (1, 1), of the chains ``z`` (C, Z)."""
         if self.folds is None:
             tau = z.new_full((len(z), 1), self.step_size)
             alpha = z.new_full((1, 1), -math.expm1(-2 * self.damping * self.step_size))
@@ -160,9 +171,10 @@ class Meads(Sampler):
 
 
 class MeadsAdaptation(Adaptation):
-    """Running sums of every fold.
+    """The tuning of every fold's parameters, from running sums.
 
-    K = F (7 + 2 Z) numbers: of each fold its states, its pairs i != j, what `_products` says, sums of z and of z².
+    The sums are K = F (7 + 2 Z) numbers. For each fold they are its number of states and of pairs i != j, the five sums
+    of `products`, and the sums of z and of z².
     """
 
     def __init__(self) -> None:
@@ -183,13 +195,13 @@ class MeadsAdaptation(Adaptation):
                 scale = sampler.folds.scale[fold].double()
                 x, y = (x - sampler.folds.mean[fold].double()) / scale, y * scale
             counts = x.new_tensor([len(x), len(x) * (len(x) - 1)])
-            rows.append(torch.cat([counts, _products(x, y), *sums]))
+            rows.append(torch.cat([counts, products(x, y), *sums]))
         return torch.cat(rows)
 
     def update(self, sampler: Sampler, sums: Tensor, num_chains: int, progress: float) -> Meads:
         assert isinstance(sampler, Meads)
         self._steps += 1
-        keep = 1 - 1 / max(MEMORY * self._steps, 1.0)
+        keep = 1 - 1 / max(AVERAGED_SHARE * self._steps, 1.0)
         self._sums = keep * self._sums + sums.view(sampler.num_folds, -1)
         folds = self._solve(self._sums)
         return sampler.tuned(folds=Folds(*(field.to(self._like) for field in folds)))  # type: ignore[return-value]
@@ -206,20 +218,26 @@ class MeadsAdaptation(Adaptation):
         )
 
     def _solve(self, sums: Tensor) -> Folds:
-        """Parameters from each row of sums, (F, 7 + 2 Z); of all, where a fold is empty (blocks of fewer than F chains)."""
+        """Return the parameters for each row of sums, (F, 7 + 2 Z).
+
+        An empty fold (blocks of fewer than F chains) gets the parameters of all folds pooled.
+        """
         sums = torch.where(sums[:, :1] > 0, sums, sums.sum(0))
         rows, pairs, xx, xxxx, yy, yyyy, xyyy = sums[:, :7].unbind(1)
         mean, square = (sums[:, 7:] / rows.unsqueeze(1)).chunk(2, dim=1)
         variance = (square - mean.square()).clamp(1e-8, 1e8).pow((rows / (rows + SHRINKAGE_ROWS)).unsqueeze(1))
-        pair = pairs / rows  # sums over pairs to sums over states
+        pair = pairs / rows  # turns sums over pairs into sums over states
         spread = _largest(xxxx, pair * xx, xx / rows)
         steepness = _largest(yyyy, torch.maximum(pair * yy, xyyy), yy / rows)
         h = (STEP_FACTOR * steepness.rsqrt()).clamp(1e-6, LARGEST_STEP)
         return Folds(h, torch.maximum(spread.rsqrt(), 1 / (self._steps * h)), variance.sqrt(), mean)
 
 
-def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Sums of |x_i|², (x_i·x_j)², |y_i|², (y_i·y_j)² and (x_i·y_j)(y_i·y_j), products over i != j; (N, Z) twice -> (5,)."""
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """Return the sums of |x_i|², (x_i·x_j)², |y_i|², (y_i·y_j)² and (x_i·y_j)(y_i·y_j); (N, Z) twice -> (5,).
+
+    The sums of products run over pairs i != j.
+    """
     if x.shape[0] < x.shape[1]:
         xx, xy, yy = x @ x.T, x @ y.T, y @ y.T
     else:  # the same inner products of smaller matrices
@@ -236,6 +254,6 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def _largest(products: Tensor, weights: Tensor, trace: Tensor) -> Tensor:
-    """``products / weights``, the estimated eigenvalue; the larger trace where no block has two chains of a fold. (F,)."""
-    return torch.where(weights > 0, products / weights, trace).clamp_min(1e-12)
+def _largest(squares: Tensor, weights: Tensor, trace: Tensor) -> Tensor:
+    """Return the estimated eigenvalue ``squares / weights``, (F,); ``trace``, which is larger, where no block has pairs."""
+    return torch.where(weights > 0, squares / weights, trace).clamp_min(1e-12)

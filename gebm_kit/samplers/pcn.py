@@ -1,4 +1,4 @@
-"""Preconditioned Crank-Nicolson in latent space: no gradient, and accepts everything where the tilt is flat."""
+"""Preconditioned Crank-Nicolson in latent space: no gradient, and every proposal is accepted where the tilt is flat."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ class PcnState(NamedTuple):
 
 
 class Pcn(Sampler):
-    """Preconditioned Crank-Nicolson: a step that leaves the standard-normal prior invariant, corrected for the tilt alone.
+    """Preconditioned Crank-Nicolson: a step that leaves the standard-normal prior invariant, tested on the tilt alone.
 
         z' = sqrt(1 - rho²) z + rho xi,   xi ~ N(0, I),        log alpha = tilt(z) - tilt(z'),   tilt = beta E(G(z)).
 
-    Since the prior cancels from the ratio, the acceptance does not fall with the dimension of the latent space, only with
-    the strength of the tilt. On a potential that does not split itself, the tilt is U(z) - |z|²/2, and the kernel is as
-    exact.
+    The prior cancels from the ratio, so the acceptance falls with the strength of the tilt but not with the dimension of
+    the latent space. On a potential that is not split, the tilt is U(z) - |z|²/2, and the kernel is exact as well.
 
-    A proposal whose tilt is not finite is a divergence: rejected and counted. There is no integrator whose error could
-    diverge, so a large finite difference is only a rejection.
+    A proposal whose tilt is not finite is a divergence: it is rejected and counted. There is no integrator whose error
+    could diverge, so a large finite difference is only a rejection.
 
     Args:
         rho: share of fresh noise, a length in units of the prior's standard deviation; 1 proposes prior draws. Tuned by
@@ -50,15 +49,18 @@ class Pcn(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.25, near the random walk's 0.234 in many dimensions; a flat tilt leads to rho = 1, independent prior draws."""
+        """rho, tuned to an acceptance of 0.25, near the random walk's 0.234 in many dimensions.
+
+        A flat tilt leads to rho = 1, that is independent prior draws.
+        """
         return Tunable("rho", target=0.25, low=1e-6, high=1.0)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> PcnState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return PcnState(z, tilt(potential, z))
 
     def step(self, state: PcnState, potential: Potential, generator: torch.Generator) -> tuple[PcnState, Info]:
-        """One proposal and its acceptance test, for every chain."""
+        """Make and test one proposal for every chain."""
         z, value = state
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         keep = math.sqrt((1 - self.rho) * (1 + self.rho))

@@ -1,4 +1,4 @@
-"""Parallel tempering: each chain carries a ladder of replicas between the prior and the target, which they exchange."""
+"""Parallel tempering: each chain carries a ladder of replicas between the prior and the target that swap places."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gebm_kit.core.tilt import tilt_and_grad
 from gebm_kit.samplers.pt_ladder import TARGET_ACCEPTANCE, PtAdaptation
 
 FIRST_LADDER = 5.0
-"""Power of the equal steps that make the first ladder, ``(i / (K - 1))^5``, which is crowded where the prior gives way
-(Friel and Pettitt 2008 use powers of 3 to 5)."""
+"""Power in the first ladder, ``(i / (K - 1))^5``, which is dense near the prior, where the distribution changes fastest.
+Friel and Pettitt (2008) use powers of 3 to 5."""
 
 
 class PtState(NamedTuple):
     """Chains at ``position`` (C, Z) with their tilt ``value`` (C,): the last of each chain's ``replicas``.
 
     Attributes:
-        replicas: of the rungs 1 to K - 1, (C, K - 1, Z); that of rung 0 is drawn in every step.
-        tilts, grads: the tilt and its gradient there, (C, K - 1) and (C, K - 1, Z).
+        replicas: positions on the rungs 1 to K - 1, (C, K - 1, Z). Rung 0 is drawn afresh in every step.
+        tilts, grads: the tilt and its gradient at the replicas, (C, K - 1) and (C, K - 1, Z).
         fresh: whether a replica has not been on the last rung since it was a prior draw, (C, K - 1), bool.
-        restarts: how many fresh replicas the last rung has received, (C,).
-        steps: steps that this and the following fields cover, (C,): those since warm-up.
+        restarts: number of fresh replicas that the last rung has received since warm-up, (C,).
+        steps: number of steps since warm-up, (C,). ``restarts``, ``swaps`` and ``ratios`` cover them.
         swaps: sums of the swaps' acceptance probabilities, (C, K - 1).
-        ratios: ``log sum exp(-(lambda_{i+1} - lambda_i) tilt_i)`` over steps, (C, K - 1).
+        ratios: ``log sum exp(-(lambda_{i+1} - lambda_i) tilt_i)`` over the steps, (C, K - 1).
     """
 
     position: Tensor
@@ -47,7 +47,7 @@ class PtState(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """The fields of `PtState` that are added up over steps."""
+    """The fields of `PtState` that accumulate over steps."""
 
     restarts: Tensor
     steps: Tensor
@@ -56,19 +56,25 @@ class _Counts(NamedTuple):
 
 
 _LOG_ZERO = -1e300
-"""Stands for the logarithm of zero in sums, which so stay finite."""
+"""A finite stand-in for the logarithm of zero, so that sums stay finite. Any value far below the real logarithms would
+do."""
 
 
 def _no_counts(like: Tensor) -> _Counts:
-    """Of no steps; ``like`` (C, K - 1)."""
+    """Return the counts before the first step; ``like`` is (C, K - 1)."""
     zeros = torch.zeros_like(like)
     ratios = torch.full_like(like, _LOG_ZERO, dtype=torch.float64)
     return _Counts(zeros[:, 0].clone(), zeros[:, 0].clone(), zeros, ratios)
 
 
 class _Rungs(NamedTuple):
-    """What differs between rungs, on the chains' device: lambda_i and h_i of rungs 1 to K - 1, and
-    ``lambda_{i+1} - lambda_i``, each (K - 1,)."""
+    """The numbers that differ between rungs, on the chains' device.
+
+    Attributes:
+        rung: lambda_i of the rungs 1 to K - 1, (K - 1,).
+        step_size: h_i of the rungs 1 to K - 1, (K - 1,).
+        gap: ``lambda_{i+1} - lambda_i`` of the rungs 0 to K - 2, (K - 1,).
+    """
 
     rung: Tensor
     step_size: Tensor
@@ -79,17 +85,21 @@ class _Rungs(NamedTuple):
 def _rungs(
     ladder: tuple[float, ...], step_sizes: tuple[float, ...], longest: float, dtype: torch.dtype, device: torch.device
 ) -> _Rungs:
-    """Kept: handing the same numbers to the device in every step would make the step wait for it."""
+    """Copy the numbers to the device. The result is cached, because a copy in every step would wait for the device."""
     gaps = [b - a for a, b in itertools.pairwise(ladder)]
     columns = [ladder[1:], [min(h, longest) for h in step_sizes], gaps]
     return _Rungs(*torch.tensor(columns, dtype=torch.float64).to(device, dtype).unbind())
 
 
-class _Moved(NamedTuple):
-    """Replicas after their local moves, all K of them: the prior draw first.
+class Moved(NamedTuple):
+    """All K replicas of each chain after their local moves; the first is the prior draw.
 
-    ``replicas`` and ``grads`` (C, K, Z), ``tilts`` (C, K), inf for a prior draw that is not finite; of the K - 1 moves:
-    ``acceptance``, ``accepted`` (C, K - 1); ``diverged`` (C,).
+    Attributes:
+        replicas: positions, (C, K, Z).
+        tilts: tilts, (C, K); inf for a prior draw without a finite tilt or gradient.
+        grads: gradients of the tilt, (C, K, Z).
+        acceptance, accepted: acceptance probability and outcome of the K - 1 moves, (C, K - 1).
+        diverged: whether the last rung's move diverged or the prior draw is not finite, (C,).
     """
 
     replicas: Tensor
@@ -101,39 +111,39 @@ class _Moved(NamedTuple):
 
 
 class Pt(Sampler):
-    """Parallel tempering (replica exchange) between the prior and the target, non-reversible.
+    """Non-reversible parallel tempering (replica exchange) between the prior and the target.
 
-    Each chain has K replicas; that of rung i follows ``exp(-|z|²/2 - lambda_i tilt(z))`` on a ladder
-    0 = lambda_0 < ... < lambda_{K-1} = 1, and the last is the chain itself. A step consists of
+    Each chain has K replicas. The replica on rung i follows ``exp(-|z|²/2 - lambda_i tilt(z))`` on a ladder
+    0 = lambda_0 < ... < lambda_{K-1} = 1, and the last replica is the chain itself. A step consists of
 
-    1. local moves: replica 0 is drawn afresh from the prior, each other makes a trajectory of L kick-rotate steps (see
-       `Hmc`) with a step size h_i of its own;
+    1. local moves: replica 0 is drawn afresh from the prior; each of the others makes a trajectory of L kick-rotate steps
+       (see `Hmc`) with its own step size h_i;
     2. swaps of the neighbours (0, 1), (2, 3), ..., then of (1, 2), (3, 4), ..., each with probability
        min(1, exp((lambda_i - lambda_j)(tilt_i - tilt_j))).
 
-    The fixed order of the sweeps carries a replica on in one direction until a swap is refused, where a random order would
-    make it diffuse. Swaps cost nothing, hence both sweeps in every step. Modes that no local move could connect are
-    connected through the prior, whose draws are independent. All replicas of all chains are evaluated as one batch; chains
-    do not interact.
+    The fixed order of the sweeps carries a replica in one direction until a swap is refused; in random order it would
+    diffuse. Swaps cost no evaluation, so every step makes both sweeps. Modes that no local move could connect are
+    connected through the prior, whose draws are independent. All replicas of all chains are evaluated as one batch.
+    Chains do not interact.
 
-    Warm-up spaces the ladder so that all neighbours swap equally often, by inverting the estimated communication barrier
-    Lambda(lambda), the sum of the pairs' rejection rates up to lambda, and tunes each h_i to an acceptance of 0.7. The
-    target's diagonal preconditioner s² = ``inverse_mass`` becomes 1 / (1 + lambda (1/s² - 1)) on the rung lambda, as the
-    variances of Gaussians would.
+    Warm-up spaces the ladder so that all neighbours swap equally often. It inverts the estimated communication barrier
+    Lambda(lambda), which is the sum of the pairs' rejection rates up to lambda. It also tunes each h_i to an acceptance of
+    0.7. The target's diagonal preconditioner s² = ``inverse_mass`` becomes 1 / (1 + lambda (1/s² - 1)) on the rung lambda,
+    as the variances of Gaussians do.
 
-    `summary` gives the lowest and mean swap rate of a pair, the barrier Lambda = Lambda(1) and the restarts of a chain:
-    how many draws of the prior have come up to the target. A ladder does its work at swap rates around 1/2, that is with
-    about 2 Lambda + 1 rungs. `log_partition` is the stepping-stone estimate
-    A = sum_i log E_i[exp(-(lambda_{i+1} - lambda_i) tilt)], E_i over rung i.
+    `summary` reports the lowest and mean swap rate of a pair, the barrier Lambda = Lambda(1), and the restarts of a chain,
+    that is the number of prior draws that have come up to the target. A ladder works well at swap rates around 1/2, which
+    takes about 2 Lambda + 1 rungs. `log_partition` is the stepping-stone estimate
+    A = sum_i log E_i[exp(-(lambda_{i+1} - lambda_i) tilt)], where E_i is the mean over rung i.
 
     Args:
-        num_rungs: K, rungs of the ladder with both ends. A step costs (K - 1) L + 1 gradients.
-        num_leapfrog: L, steps of a local move.
-        step_size: every h_i before warm-up, a length in units of the prior's standard deviation; then that of the target.
+        num_rungs: K, the number of rungs with both ends. A step costs (K - 1) L + 1 gradients.
+        num_leapfrog: L, the number of steps of a local move.
+        step_size: h, a length in units of the prior's standard deviation: of all rungs before warm-up, then of the target.
         jitter: share of the step size that is random.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Non-reversible parallel tempering: a scalable highly parallel MCMC scheme. S. Syed, A. Bouchard-Côté,
@@ -165,20 +175,20 @@ class Pt(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """The last rung's h, 0.7; L h stays below pi / 2, a quarter turn."""
+        """The last rung's h, tuned to an acceptance of 0.7, with L h below a quarter turn, pi / 2."""
         return Tunable("step_size", target=TARGET_ACCEPTANCE, low=1e-6, high=self.longest_step)
 
     def adaptation(self) -> Adaptation:
-        """The ladder and the other rungs' h_i."""
+        """Return the tuning of the ladder and of the other rungs' h_i."""
         return PtAdaptation(self.ladder, self.step_sizes)
 
     @property
     def longest_step(self) -> float:
-        """h at which a trajectory is a quarter turn, the longest there is."""
+        """The largest h, with which a trajectory is a quarter turn."""
         return math.pi / 2 / self.num_leapfrog
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> PtState:
-        """Chains at ``z``: (C, Z); the other replicas are prior draws, or at ``z`` where those have no finite tilt."""
+        """Start chains at ``z``, (C, Z). The other replicas are prior draws, or ``z`` where a draw has no finite tilt."""
         (num_chains, latent_dim), num = z.shape, self.num_rungs - 2
         draws = torch.randn(num_chains, num, latent_dim, generator=generator, dtype=z.dtype, device=z.device)
         values, grads = tilt_and_grad(potential, torch.cat([draws.flatten(0, 1), z]))
@@ -186,7 +196,7 @@ class Pt(Sampler):
         slopes, slope = grads[:-num_chains].unflatten(0, (num_chains, num)), grads[-num_chains:].unsqueeze(1)
         usable = _finite(tilts, slopes)
         rows = usable.unsqueeze(2)
-        self._rungs(z)  # handed to the device now, not in a step
+        self._rungs(z)  # copied to the device now, so that the first step does not wait for it
         counts = _no_counts(z.new_empty(num_chains, self.num_rungs - 1))
         return PtState(
             position=z,
@@ -199,8 +209,8 @@ class Pt(Sampler):
         )
 
     def step(self, state: PtState, potential: Potential, generator: torch.Generator) -> tuple[PtState, Info]:
-        """Local moves of all replicas, then both sweeps of swaps, for every chain."""
-        moved = self._move(state, potential, generator)
+        """Make the local moves of all replicas, then both sweeps of swaps, for every chain."""
+        moved = self.local_moves(state, potential, generator)
         uniform = torch.rand(state.swaps.shape, generator=generator, dtype=state.value.dtype, device=state.value.device)
         order, rates = self.swap(moved.tilts, uniform)
         come_from = order[:, 1:]
@@ -210,7 +220,7 @@ class Pt(Sampler):
         arrived = fresh[:, -1].clone()
         fresh[:, -1] = False
 
-        if self.adapting:  # a ladder that will not be that of the draws
+        if self.adapting:  # the draws will come from another ladder
             counts = _no_counts(state.swaps)
         else:
             weights = (moved.tilts[:, :-1] * -self._rungs(moved.tilts).gap).double().clamp_(min=_LOG_ZERO)
@@ -236,14 +246,14 @@ class Pt(Sampler):
         return new_state, info
 
     def swap(self, tilts: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Both sweeps of swaps between neighbouring rungs.
+        """Make both sweeps of swaps between neighbouring rungs.
 
         Args:
-            tilts: of the replicas on the K rungs, (C, K).
+            tilts: tilts of the replicas on the K rungs, (C, K).
             uniform: a uniform number for each pair of neighbours, (C, K - 1).
 
         Returns:
-            which replica each rung has afterwards, (C, K) int64, and each pair's acceptance probability, (C, K - 1).
+            The replica that each rung has afterwards, (C, K) int64, and each pair's acceptance probability, (C, K - 1).
         """
         num_rungs, gap = tilts.shape[1], self._rungs(tilts).gap
         order = torch.arange(num_rungs, device=tilts.device).expand(tilts.shape[0], -1)
@@ -261,11 +271,14 @@ class Pt(Sampler):
 
     @staticmethod
     def swap_probability(hot: Tensor, cold: Tensor, gap: Tensor) -> Tensor:
-        """``min(1, exp(gap (cold - hot)))`` for tilts ``hot`` at lambda and ``cold`` at lambda + gap; 0 where undefined."""
+        """Return ``min(1, exp(gap (cold - hot)))``, or 0 where that is undefined.
+
+        ``hot`` is the tilt of the replica at lambda, ``cold`` that of the replica at lambda + ``gap``.
+        """
         return ((cold - hot) * gap).exp_().clamp_(max=1).nan_to_num_(nan=0.0)
 
-    def _move(self, state: PtState, potential: Potential, generator: torch.Generator) -> _Moved:
-        """A draw of the prior and one trajectory of every other replica with its acceptance test."""
+    def local_moves(self, state: PtState, potential: Potential, generator: torch.Generator) -> Moved:
+        """Draw replica 0 from the prior, then run and test one trajectory of every other replica."""
         z, tilts, grads = state.replicas, state.tilts, state.grads
         num_chains, num, latent_dim = z.shape
         noise = torch.randn(num_chains, num + 1, latent_dim, generator=generator, dtype=z.dtype, device=z.device)
@@ -300,7 +313,7 @@ class Pt(Sampler):
         accepted = uniform[1] < acceptance
         moves = accepted.unsqueeze(2)
         prior_tilt = torch.where(finite, prior_tilt, math.inf)  # never swapped in
-        return _Moved(
+        return Moved(
             torch.cat([prior.unsqueeze(1), torch.where(moves, end, z)], 1),
             torch.cat([prior_tilt.unsqueeze(1), torch.where(accepted, new_tilts, tilts)], 1),
             torch.cat([prior_grad.unsqueeze(1), torch.where(moves, new_grads, grads)], 1),
@@ -313,12 +326,12 @@ class Pt(Sampler):
         return _rungs(self.ladder, (*self.step_sizes, self.step_size), self.longest_step, like.dtype, like.device)
 
     def log_partition(self, state: PtState) -> Tensor:
-        """Stepping-stone estimate from the steps since warm-up, all chains pooled, (); nan before the first."""
+        """Return the stepping-stone estimate of A from the steps since warm-up, over all chains, (); NaN without steps."""
         ratios = torch.logsumexp(state.ratios, 0) - state.steps.double().sum().log()
         return torch.where(state.steps.sum() > 0, ratios.sum(), math.nan)
 
     def summary(self, state: PtState) -> Mapping[str, Tensor]:
-        """Swap rates, communication barrier and restarts since warm-up; nan before the first step."""
+        """Return swap rates, communication barrier and restarts since warm-up; NaN before the first step."""
         rates = state.swaps.double().sum(0) / state.steps.double().sum()
         return {
             "swap_rate_min": rates.min(),
@@ -329,4 +342,5 @@ class Pt(Sampler):
 
 
 def _finite(values: Tensor, grads: Tensor) -> Tensor:
+    """Say which values (...) and gradients (..., Z) are finite together; (...) bool."""
     return torch.isfinite(values) & torch.isfinite(grads).all(-1)

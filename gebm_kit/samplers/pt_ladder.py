@@ -1,8 +1,8 @@
-"""How warm-up spaces the ladder of parallel tempering and tunes the moves on its rungs.
+"""Warm-up of parallel tempering: the spacing of the ladder and the step sizes on its rungs.
 
 References:
     Non-reversible parallel tempering: a scalable highly parallel MCMC scheme. S. Syed, A. Bouchard-Côté, G. Deligiannidis,
-    A. Doucet, JRSS B 2022. https://arxiv.org/abs/1905.02939 (the barrier inverted, in rounds of doubling length)
+    A. Doucet, JRSS B 2022. https://arxiv.org/abs/1905.02939 (inverts the barrier, in rounds of doubling length)
 """
 
 from __future__ import annotations
@@ -11,27 +11,48 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Adaptation, Info, Sampler
 
-if TYPE_CHECKING:
-    from gebm_kit.samplers.pt import Pt
-
 TARGET_ACCEPTANCE = 0.7
-"""Of the local moves, as in hmc."""
+"""Target acceptance of the local moves, as for `hmc`."""
 
 LADDER_UPDATES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Shares of warm-up after which the ladder is spaced anew from the swaps since the last time."""
+"""Shares of warm-up after which the ladder is spaced again, from the swaps since the last spacing. The rounds double in
+length, as published. The second half of warm-up keeps the ladder and tunes only the step sizes."""
+
+GAIN_DECAY = 0.6
+"""Power of 1 / t in the gain of the step-size tuning. Stochastic approximation converges for powers in (½, 1]. A small power
+forgets the start sooner but is noisier, which the average over the later half makes up for."""
+
+
+class OnLadder(Protocol):
+    """The part of parallel tempering that `PtAdaptation` reads.
+
+    Attributes:
+        ladder: levels of the K rungs, from 0 to 1.
+        adapting: whether steps report what the adaptation needs.
+        inverse_mass: the preconditioner s², (Z,), or None.
+    """
+
+    ladder: tuple[float, ...]
+    adapting: bool
+    inverse_mass: Tensor | None
+
+    @property
+    def longest_step(self) -> float:
+        """Upper bound of every step size."""
+        ...
 
 
 class PtAdaptation(Adaptation):
-    """Ladder and step sizes of one warm-up, but for the last rung's, which is the `Tunable`.
+    """The tuning of the ladder and of all step sizes except the last rung's, which is the `Tunable`.
 
-    Sums of a step: acceptance of the moves of rungs 1 to K - 2, (K - 2,), and of the swaps, (K - 1,).
+    A step's sums are the acceptances of the moves on the rungs 1 to K - 2, (K - 2,), and those of the swaps, (K - 1,).
     """
 
     def __init__(self, ladder: Sequence[float], step_sizes: Sequence[float]) -> None:
@@ -49,14 +70,14 @@ class PtAdaptation(Adaptation):
         return info.statistics.double().sum(0)
 
     def update(self, sampler: Sampler, sums: Tensor, num_chains: int, progress: float) -> Sampler:
-        sampler = cast("Pt", sampler)
-        if not sampler.adapting:
+        pt = cast("OnLadder", sampler)
+        if not pt.adapting:
             return sampler.tuned(adapting=True)
-        if sampler.inverse_mass is not self._inverse_mass:
-            self._inverse_mass, self._since_change = sampler.inverse_mass, 0
+        if pt.inverse_mass is not self._inverse_mass:
+            self._inverse_mass, self._since_change = pt.inverse_mass, 0
         moves, swaps = sums[: self._num - 1], sums[self._num - 1 :]
-        self._tune_steps((moves / num_chains).tolist(), math.log(sampler.longest_step))
-        self._rates, self._rows, ladder = self._rates + swaps, self._rows + num_chains, sampler.ladder
+        self._tune_steps((moves / num_chains).tolist(), math.log(pt.longest_step))
+        self._rates, self._rows, ladder = self._rates + swaps, self._rows + num_chains, pt.ladder
         if self._updates and progress >= self._updates[0]:
             ladder = self._space(ladder)
             self._updates = [update for update in self._updates if update > progress]
@@ -66,15 +87,15 @@ class PtAdaptation(Adaptation):
         return sampler.tuned(step_sizes=tuple(math.exp(h) for h in self._mean_log_steps), adapting=False)
 
     def _tune_steps(self, acceptance: Sequence[float], longest: float) -> None:
-        """``log h_i += 2 t^-0.6 (a_i - 0.7)`` at the t-th step since something changed, and the mean of the later half."""
+        """Set ``log h_i += 2 t^-0.6 (a_i - 0.7)`` at the t-th step since something changed, and average the later half."""
         self._since_change += 1
-        gain, forget = 2 * self._since_change**-0.6, min(2 / self._since_change, 1)
+        gain, forget = 2 * self._since_change**-GAIN_DECAY, min(2 / self._since_change, 1)
         for i, a in enumerate(acceptance):
             self._log_steps[i] = min(self._log_steps[i] + gain * (a - TARGET_ACCEPTANCE), longest)
             self._mean_log_steps[i] += forget * (self._log_steps[i] - self._mean_log_steps[i])
 
     def _space(self, ladder: tuple[float, ...]) -> tuple[float, ...]:
-        """A new ladder from the swaps since the last; its rungs take over the step sizes of the old ones beside them."""
+        """Return a new ladder from the swaps since the last one; step sizes are interpolated from the old rungs."""
         new = equalised(ladder, (1 - self._rates / self._rows).tolist())
         if len(self._log_steps) > 1:
             self._log_steps = _interpolated(_logs(new[1:-1]), _logs(ladder[1:-1]), self._log_steps)
@@ -84,18 +105,20 @@ class PtAdaptation(Adaptation):
 
 
 def equalised(ladder: Sequence[float], rejection: Sequence[float]) -> tuple[float, ...]:
-    """The ladder on which every pair of neighbours would be refused equally often.
+    """Return the ladder on which every pair of neighbours would be rejected equally often.
 
-    ``Lambda(lambda_i) = sum_{j < i} rejection_j``, linear in between, is inverted at K equal steps from 0 to Lambda(1).
+    ``Lambda(lambda_i) = sum_{j < i} rejection_j`` is interpolated linearly and inverted at K equally spaced values from 0
+    to Lambda(1).
     """
-    floor = 1e-3 * max(sum(rejection) / len(rejection), 1e-3)  # a strictly increasing Lambda has an inverse
+    # a thousandth of the mean rate for pairs that were never rejected: Lambda must increase strictly to have an inverse
+    floor = 1e-3 * max(sum(rejection) / len(rejection), 1e-3)
     barrier = [0.0, *itertools.accumulate(max(r, floor) for r in rejection)]
     levels = [barrier[-1] * i / len(rejection) for i in range(1, len(rejection))]
     return (0.0, *_interpolated(levels, barrier, ladder), 1.0)
 
 
 def _interpolated(at: Sequence[float], x: Sequence[float], y: Sequence[float]) -> list[float]:
-    """Piecewise linear through (x, y), x increasing, constant beyond its ends."""
+    """Interpolate linearly at ``at`` through the points (x, y), x increasing; constant beyond the ends."""
     values = []
     for point in at:
         right = min(bisect_right(x, point), len(x) - 1)

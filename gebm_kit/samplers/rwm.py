@@ -1,4 +1,4 @@
-"""Random-walk Metropolis in latent space: the plainest exact kernel, and a baseline for every other."""
+"""Random-walk Metropolis in latent space: the plainest exact kernel, and a baseline for all others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class RwmState(NamedTuple):
 
 
 class Rwm(Sampler):
-    """Random-walk Metropolis, prior included in the ratio:
+    """Random-walk Metropolis, with the prior included in the acceptance ratio.
 
         z' = z + h s xi,   xi ~ N(0, I),        log alpha = U(z) - U(z'),
 
-    s² = ``inverse_mass`` being a diagonal preconditioner (1 until warm-up sets it).
+    where s² = ``inverse_mass`` is a diagonal preconditioner (1 until warm-up sets it).
 
-    A proposal whose potential is not finite is a divergence: rejected and counted. There is no integrator whose error could
-    diverge, so a large finite difference is only a rejection.
+    A proposal whose potential is not finite is a divergence: it is rejected and counted. There is no integrator whose
+    error could diverge, so a large finite difference is only a rejection.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up to an acceptance of 0.25.
@@ -36,8 +36,8 @@ class Rwm(Sampler):
 
     References:
         Weak convergence and optimal scaling of random walk Metropolis algorithms. G. O. Roberts, A. Gelman, W. R. Gilks,
-        Annals of Applied Probability 1997. https://doi.org/10.1214/aoap/1034625254 (0.234 in many dimensions; the best
-        acceptance grows to 0.44 in one)
+        Annals of Applied Probability 1997. https://doi.org/10.1214/aoap/1034625254 (the best acceptance: 0.234 in many
+        dimensions, up to 0.44 in one)
     """
 
     def __init__(self, step_size: Annotated[float, Range(0, None, low_open=True)] = 0.5) -> None:
@@ -47,15 +47,18 @@ class Rwm(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """0.25; h stays below 10, more than the best step of one dimension under a flat tilt."""
+        """The step size, tuned to an acceptance of 0.25, with h below 10.
+
+        The bound exceeds the best step under a flat tilt in one dimension.
+        """
         return Tunable("step_size", target=0.25, low=1e-6, high=10.0)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> RwmState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return RwmState(z, potential.value(z))
 
     def step(self, state: RwmState, potential: Potential, generator: torch.Generator) -> tuple[RwmState, Info]:
-        """One proposal and its acceptance test, for every chain."""
+        """Make and test one proposal for every chain."""
         z, value = state
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         if self.inverse_mass is not None:

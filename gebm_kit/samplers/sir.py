@@ -1,4 +1,4 @@
-"""Sampling importance resampling: prior draws, chosen again by weight from one pool of all of them."""
+"""Sampling importance resampling: a pool of prior draws, from which the draws are chosen by weight."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from gebm_kit.core.tilt import tilt
 
 
 class SirState(NamedTuple):
-    """Draws so far at ``position`` (C, Z) with their tilt ``value`` (C,).
+    """The draws so far at ``position`` (C, Z), with their tilt ``value`` (C,).
 
-    ``log_weights`` (M, C) are those of the candidates seen, -inf where none has been yet; ``log_total`` () is the logarithm
-    of their sum and ``chunks`` () int64 counts the rows that are filled.
+    Attributes:
+        log_weights: log-weights of the candidates seen so far, (M, C); -inf for those to come.
+        log_total: logarithm of the sum of the weights so far, ().
+        chunks: number of rows of ``log_weights`` that are filled, () int64.
     """
 
     position: Tensor
@@ -33,22 +35,24 @@ class SirState(NamedTuple):
 class Sir(Sampler):
     """Sampling importance resampling: z_1, ..., z_n ~ N(0, I); each draw is z_k with probability ∝ exp(-tilt(z_k)).
 
-    The n = M C candidates, M for each of the C draws, form one pool, which is never kept: a step brings C of them, of total
-    weight W', to those of total weight W so far, and every draw is replaced with probability W' / (W + W') by one of the
-    new ones, chosen by weight (a weighted reservoir). After M - 1 steps the draws are C independent choices from the pool.
+    The n = M C candidates, M for each of the C draws, form one pool. The pool is never stored. A step draws C new
+    candidates with total weight W', where the candidates so far have total weight W. Every draw is replaced, with
+    probability W' / (W + W'), by a new candidate chosen by weight (a weighted reservoir). After M - 1 steps the draws are
+    C independent choices from the pool.
 
-    Expectations under the draws have a bias of O(1/n): that of self-normalised importance sampling,
-    -E[w² (f - mu)] / (n E[w]²) to first order. The draws of one pool repeat its heavy candidates; their effective size is
-    1 / (1/C + 1/ess), ess = (sum w)² / sum w². Pareto's k of the weights says whether the pool saw what matters.
+    Expectations under the draws have the bias of self-normalised importance sampling, which is O(1/n): to first order
+    -E[w² (f - mu)] / (n E[w]²). The draws of one pool repeat its heavy candidates. Their effective size is
+    1 / (1/C + 1/ess) with ess = (sum w)² / sum w². Pareto's k of the weights tells whether the pool covers the places with
+    most of the weight.
 
-    ``A = log mean_k exp(-tilt(z_k))`` comes with the draws. A candidate without a finite tilt has weight zero and counts as
-    a divergence. ``acceptance`` is W' / (W + W').
+    The estimate ``A = log mean_k exp(-tilt(z_k))`` comes with the draws. A candidate without a finite tilt has weight
+    zero and counts as a divergence. ``acceptance`` is W' / (W + W').
 
     Args:
-        num_candidates: M, evaluations of the model for each draw.
+        num_candidates: M, the number of evaluations of the model for each draw.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
         Using the SIR algorithm to simulate posterior distributions. D. B. Rubin, Bayesian Statistics 3, 1988.
@@ -66,7 +70,7 @@ class Sir(Sampler):
         self.num_candidates = num_candidates
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> SirState:
-        """Draws from the first C candidates, ``z``: (C, Z), themselves prior draws."""
+        """Choose the first draws from C candidates, the prior draws ``z``, (C, Z)."""
         values = tilt(potential, z)
         new = _log_weights(values)
         picks = multinomial(new, len(z), generator)
@@ -76,7 +80,7 @@ class Sir(Sampler):
         return SirState(z.index_select(0, picks), values[picks], log_weights, new.logsumexp(0), first)
 
     def step(self, state: SirState, potential: Potential, generator: torch.Generator) -> tuple[SirState, Info]:
-        """Bring C further candidates to the pool; one that is full stays as it is."""
+        """Add C candidates to the pool; a full pool does not change."""
         z, value, log_weights, log_total, chunks = state
         candidates = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         values = tilt(potential, candidates)
@@ -84,7 +88,7 @@ class Sir(Sampler):
         room = chunks < self.num_candidates
         row = chunks.clamp(max=self.num_candidates - 1).unsqueeze(0)
         total = torch.logaddexp(log_total, new.logsumexp(0))
-        share = (1 - (log_total - total).exp()).nan_to_num(nan=0.0).clamp(0, 1) * room  # nan: no weight at all so far
+        share = (1 - (log_total - total).exp()).nan_to_num(nan=0.0).clamp(0, 1) * room  # NaN: no weight so far
         picks = multinomial(new, len(z), generator)
         taken = torch.rand(value.shape, generator=generator, dtype=z.dtype, device=z.device) < share
         new_state = SirState(
@@ -100,24 +104,24 @@ class Sir(Sampler):
         return new_state, Info(share.expand_as(value), taken & ~diverged, diverged, grad_evals=0, forward_evals=1)
 
     def finished(self, state: SirState) -> Tensor:
-        """Once M candidates for each draw have been seen."""
+        """Return True, (), once M candidates for each draw have been seen."""
         return state.chunks >= self.num_candidates
 
     def log_partition(self, state: SirState) -> Tensor:
-        """``log mean exp(-tilt)`` over the candidates, ()."""
+        """Return ``log mean exp(-tilt)`` over the candidates, ()."""
         unseen = (state.chunks.double() / self.num_candidates).log()
         return log_mean_exp(self.log_weights(state).double()) - unseen
 
     def log_weights(self, state: SirState) -> Tensor:
-        """``-tilt`` of all candidates, (M C,)."""
+        """Return ``-tilt`` of all candidates, (M C,)."""
         return state.log_weights.flatten()
 
     def summary(self, state: SirState) -> Mapping[str, Tensor]:
-        """``effective_size`` of the draws; ``candidates_ess``, the effective number of candidates behind them."""
+        """Return the draws' ``effective_size``, and ``candidates_ess``, the effective number of candidates behind them."""
         ess = effective_sample_size(self.log_weights(state).double())
         return {"effective_size": 1 / (1 / len(state.position) + 1 / ess), "candidates_ess": ess}
 
 
 def _log_weights(values: Tensor) -> Tensor:
-    """``-tilt``, and -inf where that is not finite; (N,) -> (N,)."""
+    """Return ``-tilt``, or -inf where that is not finite; (N,) -> (N,)."""
     return torch.where(torch.isfinite(values), -values, -math.inf)

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo: a population led from the prior to the posterior, with the log-partition on the way."""
+"""Sequential Monte Carlo: a population moves from the prior to the posterior, and gives the log-partition on the way."""
 
 from __future__ import annotations
 
@@ -16,34 +16,44 @@ from gebm_kit.core.resampling import systematic
 from gebm_kit.core.tilt import tilt_and_grad
 
 SMALLEST_RUNG = 1e-12
-"""Share of what is left of the ladder below which no rung is made."""
+"""Lower end of the search for the next level, as a share of what is left to 1. The search is logarithmic, so the end
+can't be 0; it lies far below the rungs that occur."""
 
 FIRST_LEVEL = 1e-3
-"""Where a geometric ladder begins."""
+"""First level of a geometric ladder. It should be small enough for the first weights to be even; a smaller one spends
+more of the K rungs near the prior."""
 
 TARGET_ACCEPTANCE = 0.7
-"""Of the moves, as for `hmc`."""
+"""Target acceptance of the moves, as for `hmc`."""
 
 ADAPTATION_RATE = 1.0
-"""Change of log h for a unit of acceptance too much or too little, after each move."""
+"""Change of log h after each move, for each unit by which the mean acceptance is off its target. A rung has only a few
+moves, so a lower rate would let h lag behind the ladder; a higher one would pass on the noise of one move's
+acceptance."""
 
 STEP_SPREAD = 100.0
-"""Ratio of the largest to the smallest step on a fixed ladder."""
+"""Ratio of the largest to the smallest step on a fixed ladder, whose moves may not learn h from the particles. A larger
+ratio covers stiffer targets and makes fewer of the steps fit."""
 
-JITTER = 0.4
+STEP_JITTER = 0.4
 """Share of the step that is random on an adaptive ladder, as for `hmc`."""
 
 SHRINKAGE_ROWS = 10.0
-"""Weight, in particles, of the prior's variance 1 in the population's."""
+"""Weight of the prior's variance 1 in the population's variance, counted in particles, as in the preconditioner of
+kernels. It matters only for small populations."""
 
 
 class SmcState(NamedTuple):
     """A population at ``position`` (C, Z) with the cached tilt ``value`` (C,) and its gradient ``grad`` (C, Z).
 
-    ``level`` () is l, ``rungs`` () int64 how often it was raised and ``rounds`` () int64 the rounds of moves since it is 1;
-    ``log_mass`` (G,) the estimates of ``log E_eta[exp(-l tilt)]``, one of each of G populations (one unless `Smc.frozen`);
-    ``step_size`` () the h of the moves; ``ess`` () the share of a population effective at the last rung; ``ancestor`` (C,)
-    int64 which start each particle descends from.
+    Attributes:
+        level: l, ().
+        rungs: number of times that the level was raised, () int64.
+        rounds: number of rounds of moves since the level reached 1, () int64.
+        log_mass: estimates of ``log E_eta[exp(-l tilt)]``, one for each of G populations, (G,); G = 1 unless `Smc.frozen`.
+        step_size: h of the moves, ().
+        ess: effective share of a population at the last rung, ().
+        ancestor: index of the start from which each particle descends, (C,) int64.
     """
 
     position: Tensor
@@ -59,7 +69,15 @@ class SmcState(NamedTuple):
 
 
 class _Moved(NamedTuple):
-    """After a round of moves: positions with tilt and gradient, the step size, mean acceptance, who moved, who diverged."""
+    """Result of a round of moves.
+
+    Attributes:
+        position, value, grad: particles with their tilt and its gradient, (C, Z), (C,) and (C, Z).
+        step_size: h after the round, ().
+        acceptance: mean acceptance probability of each particle, (C,).
+        moved: whether a particle accepted a move, (C,) bool.
+        diverged: whether a move of a particle diverged, (C,) bool.
+    """
 
     position: Tensor
     value: Tensor
@@ -71,45 +89,45 @@ class _Moved(NamedTuple):
 
 
 class Smc(AnnealedSampler):
-    """Sequential Monte Carlo along ``pi_l(z) ∝ N(z; 0, I) exp(-l tilt(z))``, the level l raised from 0, the prior, to 1.
+    """Sequential Monte Carlo along ``pi_l(z) ∝ N(z; 0, I) exp(-l tilt(z))``, with the level l rising from 0 (prior) to 1.
 
-    At every rung, from l to l', with N particles:
+    A rung goes from l to l' with N particles:
 
         w_i = exp(-(l' - l) tilt(z_i)),   log Z += log mean_i w_i,   resample by w (systematic),   ``num_moves`` moves.
 
-    Each move is a trajectory of kick-rotate HMC on |z|²/2 + l' tilt(z), accepted or rejected, so that pi_l' is invariant.
-    Once l is 1, ``final_rounds`` rounds of moves draw copies of one particle apart. A step is a rung, or a final round.
+    Each move is a trajectory of kick-rotate HMC on |z|²/2 + l' tilt(z) with an acceptance test, so pi_l' is invariant.
+    Once l is 1, ``final_rounds`` rounds of moves separate copies of the same particle. A step is a rung or a final round.
 
-    On the *adaptive* ladder l' is where the effective sample size (sum w)² / sum w² falls to ``ess_target`` N, found by
-    bisection, and the moves learn from the population: h from its acceptance, after each move, and a diagonal
-    preconditioner s² from its variance at the rung, at most 1. All estimates are consistent as N grows, with a bias of
-    O(1/N); Z is not unbiased.
+    On the *adaptive* ladder l' is the level at which the effective sample size (sum w)² / sum w² falls to ``ess_target``
+    times N, found by bisection. The moves learn from the population: h from its acceptance after each move, and a
+    diagonal preconditioner s² from its variance at the rung, at most 1. All estimates are consistent as N grows, with a
+    bias of O(1/N). Z is not unbiased.
 
-    On a fixed ladder of K = ``num_rungs`` levels, *equal* (l_k = k / K) or *geometric* (l_k = 10^{-3 (K - k) / (K - 1)}),
-    nothing is learnt from the particles: each trajectory draws its own h, log-uniform over two decades up to the largest.
-    Then **Z is unbiased**, E[exp(log_partition)] = E_eta[exp(-tilt)], for every N and however badly the moves mix. So it is
-    with the ladder and the moves of an earlier, adaptive population (`frozen`).
+    A fixed ladder has K = ``num_rungs`` levels: *equal* (l_k = k / K) or *geometric* (l_k = 10^{-3 (K - k) / (K - 1)}).
+    Nothing is learnt from the particles then. Each trajectory draws its own h, log-uniform over two decades up to the
+    largest h. Hence **Z is unbiased**, E[exp(log_partition)] = E_eta[exp(-tilt)], for every N and however badly the moves
+    mix. The same holds for a population that follows the ladder and moves of an earlier, adaptive one (`frozen`).
 
-    Particles start as prior draws; one without a finite tilt has weight zero. A proposal without a finite energy, or an
-    energy error above 1000, is a divergence, rejected and counted.
+    Particles start as prior draws. A particle without a finite tilt has weight zero. A proposal without a finite energy,
+    or with an energy error above 1000, is a divergence: it is rejected and counted.
 
     Args:
-        ess_target: share of the population that remains effective at each rung of the adaptive ladder.
-        num_moves: trajectories at each rung.
-        num_leapfrog: gradients in a trajectory.
-        final_rounds: rounds of ``num_moves`` after the ladder.
-        ladder: how levels are chosen.
-        num_rungs: K, levels of a fixed ladder.
+        ess_target: share of the population that stays effective at each rung of the adaptive ladder.
+        num_moves: number of trajectories at each rung.
+        num_leapfrog: number of gradients in a trajectory.
+        final_rounds: number of rounds of ``num_moves`` trajectories after the ladder.
+        ladder: how the levels are chosen.
+        num_rungs: K, the number of levels of a fixed ladder.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is outside its range.
 
     References:
-        Sequential Monte Carlo samplers. P. Del Moral, A. Doucet, A. Jasra, JRSS B 2006. https://arxiv.org/abs/cond-mat/0212648
-        An invitation to sequential Monte Carlo samplers. C. Dai, J. Heng, P. E. Jacob, N. Whiteley, JASA 2022.
-        https://arxiv.org/abs/2007.11936 (adaptive ladders; why a frozen one is needed for an unbiased Z)
-        Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo. A. Buchholz, N. Chopin, P. E. Jacob,
-        Bayesian Analysis 2021. https://arxiv.org/abs/1808.07730
+        Sequential Monte Carlo samplers. P. Del Moral, A. Doucet, A. Jasra, JRSS B 2006.
+        https://arxiv.org/abs/cond-mat/0212648 An invitation to sequential Monte Carlo samplers. C. Dai, J. Heng, P. E.
+        Jacob, N. Whiteley, JASA 2022. https://arxiv.org/abs/2007.11936 (adaptive ladders; why a frozen one is needed
+        for an unbiased Z) Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo. A. Buchholz, N.
+        Chopin, P. E. Jacob, Bayesian Analysis 2021. https://arxiv.org/abs/1808.07730
     """
 
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "population"
@@ -149,7 +167,7 @@ class Smc(AnnealedSampler):
         return math.pi / 2 / self.num_leapfrog
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> SmcState:
-        """The population at level 0, at ``z``: (C, Z), prior draws."""
+        """Start the population at level 0 with the prior draws ``z``, (C, Z)."""
         zero = torch.zeros((), dtype=torch.float64, device=z.device)
         none = torch.zeros((), dtype=torch.int64, device=z.device)
         return SmcState(
@@ -165,7 +183,7 @@ class Smc(AnnealedSampler):
         )
 
     def step(self, state: SmcState, potential: Potential, generator: torch.Generator) -> tuple[SmcState, Info]:
-        """A rung: raise the level, resample, move. Once the level is 1: move."""
+        """Raise the level, resample and move; once the level is 1, only move."""
         usable = torch.isfinite(state.value) & torch.isfinite(state.grad).all(1)
         arrived = state.level >= 1
         level = self._next_level(state, usable)
@@ -193,34 +211,45 @@ class Smc(AnnealedSampler):
         return new_state, Info(moved.acceptance, moved.moved & ~diverged, diverged, grad_evals=spent)
 
     def finished(self, state: SmcState) -> Tensor:
-        """Once the level is 1 and the final rounds are done."""
+        """Return True, (), once the level is 1 and the final rounds are done."""
         return (state.level >= 1) & (state.rounds >= self.final_rounds)
 
     def log_partition(self, state: SmcState) -> Tensor:
-        """Sum over the rungs of ``log mean w``, (); over several populations the logarithm of their mean Z."""
+        """Return the sum over the rungs of ``log mean w``, (); for several populations the logarithm of their mean Z."""
         return log_mean_exp(state.log_mass)
 
     def log_partitions(self, state: SmcState) -> Tensor:
-        """The same of each population, (G,)."""
+        """Return the sum over the rungs of ``log mean w`` for each population, (G,)."""
         return state.log_mass
 
     def learnt(self, state: SmcState) -> Tensor:
-        """What an adaptive population used at its last rung: level, step, preconditioner; (2 + Z,) float64."""
+        """Return what an adaptive population used at its last rung: level, step, preconditioner s; (2 + Z,) float64."""
         return torch.cat([torch.stack([state.level, state.step_size.double()]), self._scale(state.position).double()])
 
     def frozen(self, plan: Tensor, groups: int = 1) -> Smc:
-        """A copy that learns nothing: rung k has level, step and preconditioner of row k of ``plan``, (K, 2 + Z), what
-        another population has `learnt`; the last level must be 1. Its particles are ``groups`` equal blocks, which are
-        populations of their own with a Z each; those are independent, and unbiased.
+        """Return a copy that learns nothing from its particles.
+
+        Its particles form ``groups`` equal blocks. Each block is a population with its own Z; these are independent and
+        unbiased.
+
+        Args:
+            plan: level, step and preconditioner of every rung, (K, 2 + Z): the rows that another population has `learnt`.
+                The last level must be 1.
+            groups: number of populations.
         """
         twin = self.tuned(plan=plan, groups=groups)
         assert isinstance(twin, Smc)
         return twin
 
     def summary(self, state: SmcState) -> Mapping[str, Tensor]:
-        """``rungs`` of the ladder; ``last_ess``, effective share at the last of them; ``ancestors`` that the population has
-        at the start; ``effective_size`` N² / sum_k n_k², n_k the particles that descend from start k, which counts those
-        with a common ancestor as copies; ``move_size``, the h of the last moves.
+        """Return what the ladder and the moves did, as scalars.
+
+        - ``rungs``: number of rungs of the ladder;
+        - ``last_ess``: effective share of the population at the last rung;
+        - ``ancestors``: number of starts from which some particle descends;
+        - ``effective_size``: N² / sum_k n_k², with n_k particles that descend from start k. Particles with the same
+          ancestor thus count as copies;
+        - ``move_size``: h of the last moves.
         """
         ones = torch.ones_like(state.value, dtype=torch.float64)
         offspring = torch.zeros_like(ones).scatter_add(0, state.ancestor, ones)
@@ -233,7 +262,7 @@ class Smc(AnnealedSampler):
         }
 
     def _next_level(self, state: SmcState, usable: Tensor) -> Tensor:
-        """The level of the next rung, (), exactly 1 at the last."""
+        """Return the level of the next rung, (); exactly 1 for the last."""
         rung = state.rungs + 1
         if self.plan is not None:
             return self._planned(self.plan, state)[0]
@@ -252,13 +281,13 @@ class Smc(AnnealedSampler):
         return torch.where(enough(left), 1.0, state.level + largest(enough, left, SMALLEST_RUNG))
 
     def _planned(self, plan: Tensor, state: SmcState) -> Tensor:
-        """The row of the rung to come, the last one once there is none; (2 + Z,)."""
+        """Return the plan's row for the next rung, (2 + Z,); after the last rung, the last row."""
         return plan.index_select(0, state.rungs.clamp(max=len(plan) - 1).reshape(1)).squeeze(0)
 
     def _moves(
         self, state: SmcState, picks: Tensor, level: Tensor, potential: Potential, generator: torch.Generator
     ) -> _Moved:
-        """``num_moves`` trajectories of the particles ``picks`` (C,) at ``level``."""
+        """Make ``num_moves`` trajectories of the particles ``picks``, (C,), at ``level``."""
         z, value, grad = (t.index_select(0, picks) for t in (state.position, state.value, state.grad))
         force, h, scale = level.to(z.dtype), state.step_size, self._scale(z)
         if self.plan is not None:
@@ -289,7 +318,11 @@ class Smc(AnnealedSampler):
     def _trajectory(
         self, z: Tensor, velocity: Tensor, grad: Tensor, tau: Tensor, force: Tensor, potential: Potential
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Kick-rotate from ``z`` (C, Z): end, its tilt and gradient, change of ``|z|² + |velocity|²`` (C,)."""
+        """Run kick-rotate from ``z`` (C, Z).
+
+        Returns:
+            The end, its tilt and gradient, and the change of ``|z|² + |velocity|²``, (C,).
+        """
         cos, sin, kick = tau.cos(), tau.sin(), force * tau
         speed = velocity - 0.5 * kick * grad
         end, value, end_grad = z, grad, grad  # value is replaced below: L >= 1
@@ -301,13 +334,13 @@ class Smc(AnnealedSampler):
         return end, value, end_grad, squares
 
     def _steps(self, uniform: Tensor, h: Tensor) -> Tensor:
-        """Step of each trajectory, (C,), from one uniform each."""
+        """Return the step of each trajectory, (C,), from one uniform number each."""
         if self.ladder == "adaptive":
-            return h.to(uniform.dtype) * (1 - JITTER * uniform)
+            return h.to(uniform.dtype) * (1 - STEP_JITTER * uniform)
         return self._longest_step * torch.exp(-math.log(STEP_SPREAD) * uniform)
 
     def _scale(self, z: Tensor) -> Tensor:
-        """s, (Z,): the population's standard deviation, shrunk toward 1 on a logarithmic scale, at most 1."""
+        """Return s, (Z,): the population's standard deviation, shrunk toward 1 on a logarithmic scale, at most 1."""
         if self.ladder != "adaptive" or self.plan is not None:
             return torch.ones_like(z[0])
         variance = z.double().var(0).clamp(1e-12, 1)

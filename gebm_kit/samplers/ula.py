@@ -1,15 +1,15 @@
-"""Unadjusted Langevin in latent space: one gradient a step, no correction, a known bias."""
+"""The unadjusted Langevin algorithm in latent space: one gradient a step, no correction, and a known bias."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
+from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable, ValueAndGrad
+from gebm_kit.core.langevin import energy_error, propose
 
 
 class UlaState(NamedTuple):
@@ -21,19 +21,19 @@ class UlaState(NamedTuple):
 
 
 class Ula(Sampler):
-    """Unadjusted Langevin algorithm, the Euler discretisation of the overdamped Langevin diffusion:
+    """The unadjusted Langevin algorithm (ULA), the Euler discretisation of the overdamped Langevin diffusion.
 
         z' = z - h s² g(z) + sqrt(2 h) s xi,      g = grad U,  xi ~ N(0, I),
 
-    with the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it). Its stationary law is not the
-    target: on N(0, 1) it has variance 1 / (1 - h/2), and it exists for h < 2 only.
+    with the diagonal preconditioner s² = ``inverse_mass`` (1 until warm-up sets it). The stationary law is not the
+    target: on N(0, 1) it has variance 1 / (1 - h/2), and it exists only for h < 2.
 
     A kernel without correction has no acceptance to tune by. Warm-up therefore tunes h until a Metropolis correction
-    *would* accept 95 % of the proposals (``Info.tuning``, MALA's formula), which holds the discretisation error of a step
-    small: on a standard normal in 16 dimensions this gives h near 0.12, an excess variance of 6 %.
+    *would* accept 95 % of the proposals (``Info.tuning``, by the formula of `mala`). That keeps the discretisation error
+    of a step small. On a standard normal in 16 dimensions it gives h near 0.12, an excess variance of 6 %.
 
-    Non-finite proposals, and those whose energy error (minus the log of that would-be ratio) exceeds 1000, are
-    divergences: the chain stays where it was.
+    A proposal that is not finite, or whose energy error -log alpha exceeds 1000, is a divergence: the chain stays where
+    it was.
 
     Args:
         step_size: h, a squared length in units of the prior's variance.
@@ -55,37 +55,29 @@ class Ula(Sampler):
 
     @property
     def tunable(self) -> Tunable:
-        """The would-be acceptance of 0.95; h stays below 0.5, where the bias on a flat tilt is 33 %."""
+        """The step size, tuned to a would-be acceptance of 0.95, with h below 0.5, where a flat tilt has a bias of 33 %."""
         return Tunable("step_size", target=0.95, low=1e-8, high=0.5)
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> UlaState:
-        """Chains at ``z``: (C, Z)."""
+        """Start chains at ``z``, (C, Z)."""
         return UlaState(z, *potential.value_and_grad(z))
 
     def step(self, state: UlaState, potential: Potential, generator: torch.Generator) -> tuple[UlaState, Info]:
-        """One Euler step of every chain."""
+        """Make one Euler step of every chain."""
         z, value, grad = state
         h, s = self.step_size, None if self.inverse_mass is None else self.inverse_mass.sqrt()
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        if s is None:
-            proposal = torch.add(z, grad, alpha=-h).add_(noise, alpha=math.sqrt(2 * h))
-        else:
-            move = noise.mul(math.sqrt(2 * h)).addcmul_(grad, s, value=-h)
-            proposal = torch.addcmul(z, move, s)
-        new_value, new_grad = potential.value_and_grad(proposal)
+        proposal = propose(z, grad, noise, h, s)
+        end = potential.value_and_grad(proposal)
 
-        # -log of MALA's ratio, with |z - z' + h g'|^2 / (4h) multiplied out so that |xi|^2 / 2 cancels
-        both = grad + new_grad if s is None else (grad + new_grad).mul_(s)
-        drift = noise.mul_(-math.sqrt(h / 2)).add_(both, alpha=h / 4)
-        error = torch.linalg.vecdot(both, drift).add_(new_value).sub_(value)
-        error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+        error = energy_error(ValueAndGrad(value, grad), end, noise, h, s)
 
         diverged = error > DIVERGENCE_THRESHOLD
         stays = diverged.unsqueeze(1)
         new_state = UlaState(
             torch.where(stays, z, proposal),
-            torch.where(diverged, value, new_value),
-            torch.where(stays, grad, new_grad),
+            torch.where(diverged, value, end.value),
+            torch.where(stays, grad, end.grad),
         )
         moved = ~diverged
         info = Info(moved.to(value.dtype), moved, diverged, grad_evals=1, tuning=error.neg_().exp_().clamp_(max=1))

@@ -23,7 +23,7 @@ def test_prepare(cli: Any, words: list[str], tmp_path: Path) -> None:
     assert made.code == 0, made.err
     assert "recipe    celeba: prepared in" in made.out
     assert "images    6 train, 3 valid, 2 test; 3x64x64\n" in made.out
-    assert "000002.jpg: it is no image" in made.out
+    assert "000002.jpg: it is not an image" in made.out
     assert "prepare 11/11" in made.err
     assert "1 of at most 10" in made.err
     found = cli("data", "prepare", *words, "--json", "--verify").json

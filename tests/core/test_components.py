@@ -260,7 +260,7 @@ def test_a_name_of_a_known_plugin_says_which_package_to_install() -> None:
     registry.missing_notes["gebm-kit-flows"] = "plugin 'gebm-kit-flows' is blocked (named in GEBM_KIT_BLOCK_PLUGINS)"
     with pytest.raises(PluginError, match="base 'nsf' is not available: .* is blocked"):
         registry.get("base", "nsf")
-    with pytest.raises(RecipeError, match="did you mean nsf"):  # what it brings is known, and this is not among it
+    with pytest.raises(RecipeError, match="did you mean nsf"):  # its components are known, and this is not one of them
         registry.get("base", "nsff")
     registry.add(component("nsf", kind="base"), "another")
     assert registry.get("base", "nsf").distribution == "another"

@@ -1,4 +1,4 @@
-"""What is computed once while a model is only evaluated, and what is left as it was."""
+"""Frozen models: they compute the same, faster, and are restored as they were."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gebm_kit.core.frozen import Frozen
 
 
 def settled(module: nn.Module, *shape: int) -> tuple[nn.Module, Tensor]:
-    """The module in float64 with running statistics and scales of its own, and an input."""
+    """Return the module in float64, with non-trivial running statistics and scales, and an input."""
     torch.manual_seed(0)
     module = module.double().train()
     x = torch.randn(shape, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_a_layer_that_is_watched_is_left_alone():
 
 
 def test_a_layer_used_on_its_own_keeps_its_weights():
-    """Only the sequence as a whole takes the norm into the layer."""
+    """The norm is folded into the layer only when the whole sequence is called."""
     module, x = settled(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), 7, 3)
     expected = module[0](x)
     frozen = Frozen(module)
@@ -137,7 +137,7 @@ def test_nothing_is_left_behind():
     frozen = Frozen(module)
     nested = Frozen(module)
     nested.restore()
-    assert any("forward" in part.__dict__ for part in module.modules())  # the inner one gives nothing back
+    assert any("forward" in part.__dict__ for part in module.modules())  # the inner one restores nothing
     frozen.restore()
     assert not any("forward" in part.__dict__ for part in module.modules())
     after = module.state_dict()

@@ -1,4 +1,4 @@
-"""Pieces of an evaluation on several threads: the same numbers, one thread's operators, errors that come through."""
+"""Pieces of an evaluation on several threads: the same numbers, single-threaded operators, errors that are passed on."""
 
 from __future__ import annotations
 

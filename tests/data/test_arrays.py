@@ -1,4 +1,4 @@
-"""Arrays from files: what is read, how it is split and scaled, and what is refused with which words."""
+"""Arrays from files: what is read, how it is split and scaled, and which errors bad files give."""
 
 from __future__ import annotations
 
@@ -202,7 +202,12 @@ BAD_FILES: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "key of a csv": ("a.csv", "1,2\n", {"key": "x"}, "holds one array"),
     "labels of another length": ("a.npz", {"x": POINTS, "y": np.zeros(49)}, {"labels": "y"}, r"\(49,\) for 50 rows"),
     "fractional labels": ("a.npz", {"x": POINTS, "y": np.full(50, 0.5)}, {"labels": "y"}, "whole numbers from 0"),
-    "negative labels": ("a.npz", {"x": POINTS, "y": np.full(50, -1)}, {"labels": "y"}, "whole numbers from 0; got -1"),
+    "negative labels": (
+        "a.npz",
+        {"x": POINTS, "y": np.full(50, -1)},
+        {"labels": "y"},
+        "whole numbers from 0; the smallest is -1",
+    ),
     "labels file missing": ("a.npy", POINTS, {"labels": "y.npy"}, "names another .npy file"),
     "outside value_range": ("a.npy", POINTS * 100, {"value_range": [-1.0, 1.0]}, r"outside value_range \[-1, 1\]"),
     "unknown suffix": ("a.txt", "1,2\n", {}, r"type .txt can't be read; allowed: .npz, .npy"),

@@ -23,7 +23,7 @@ def test_parts_are_the_official_ones(formats: Any, tmp_path: Path) -> None:
     assert data.data_shape == (3, 32, 32)
     assert data.value_range == (-1.0, 1.0)
     assert [len(data.split(part)) for part in PARTS] == [5, 3, 2]
-    # the central 140 x 140 square of 178 x 218, made small
+    # the central 140 x 140 square of 178 x 218, resized
     expected = Image.open(folder / "img_align_celeba" / "000006.jpg").crop((19, 39, 159, 179)).resize((32, 32), 3)
     pixels = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1)
     assert torch.equal(data.split("valid").first(1)[0], pixels.float() / 127.5 - 1)

@@ -1,4 +1,4 @@
-"""What every registered dataset must do."""
+"""Tests that every registered dataset must pass."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ NEED_FILES: dict[str, Callable[[Path], Dataset]] = {
 
 
 def make(name: str, folder: Path, formats: Any) -> Dataset:
-    """A dataset of that name: small, with files in ``folder`` where it reads any."""
+    """Make a small dataset of that name; if it reads files, they are in ``folder``."""
     if name in NEED_FILES:
         return NEED_FILES[name](folder)
     target = installed().registry.get("dataset", name).load()

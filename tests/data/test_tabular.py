@@ -1,4 +1,4 @@
-"""Tables for densities: splits, noise, scales, and what is refused."""
+"""Tables for density estimation: splits, noise, scales, and what is refused."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class TestColumns:
         np.save(tmp_path / "x.npy", rows)
         data = Tabular(path, columns=["2"], where=["1=1", "3 = 0"], dequantise=False, standardise=False)
         assert sorted(whole(data).flatten().tolist()) == [3.0 + 6 * k for k in range(10)]
-        with pytest.raises(DataError, match="no row of 60 fulfils"):
+        with pytest.raises(DataError, match="none of the 60 rows meets where="):
             Tabular(path, where=["1=2"])
         with pytest.raises(DataError, match="must read column=number"):
             Tabular(path, where=["1=one"])

@@ -1,4 +1,4 @@
-"""Toys: the draws follow the density that they claim."""
+"""Toys: the draws follow the stated density."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_two_moons_lie_on_half_circles() -> None:
 def test_pinwheel_has_the_symmetry_of_its_arms() -> None:
     x = points(Pinwheel(arms=5, num_test=20_000))
     z = torch.complex(x[:, 0], x[:, 1])
-    # Moments that a fifth of a turn changes vanish; the fifth one, which it keeps, does not.
+    # A fifth of a turn leaves the law unchanged, so the first four moments vanish; the fifth does not.
     for power in (1, 2, 3, 4):
         moment = (z**power).mean().abs() / (z**power).abs().square().mean().sqrt()
         assert float(moment) < 4.5 / math.sqrt(len(x))

@@ -1,4 +1,4 @@
-"""metrics.jsonl: whole lines, flushed, valid JSON, appended to."""
+"""metrics.jsonl: whole lines of valid JSON, flushed, and appended when a run resumes."""
 
 import json
 import math

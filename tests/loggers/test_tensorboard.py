@@ -1,4 +1,4 @@
-"""TensorBoard: what its writer is told, and, where it is installed, what its reader finds."""
+"""TensorBoard: which calls its writer gets, and, where it is installed, what its reader finds."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from gebm_kit.core.errors import PluginError
 from gebm_kit.loggers.tensorboard import TensorBoard
 
 
-class FakeWriter:
-    def __init__(self, directory: str, *, purge_step: int) -> None:
-        self.calls: list[tuple[Any, ...]] = [("init", directory, purge_step)]
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *values, **options: self.calls.append((name, *values, *options.values()))
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Calls of a fake writer that stands in for TensorBoard's."""
+    seen: list[tuple[Any, ...]] = []
+
+    class FakeWriter:
+        def __init__(self, directory: str, *, purge_step: int) -> None:
+            seen.append(("init", directory, purge_step))
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *values, **options: seen.append((name, *values, *options.values()))
+
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = FakeWriter  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return seen
 
 
 @pytest.fixture
@@ -37,13 +40,14 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "samples.png"
 
 
-def test_names_become_groups_and_every_row_is_flushed(fake: None, tmp_path: Path, picture: Path) -> None:
+def test_names_become_groups_and_every_row_is_flushed(
+    calls: list[tuple[Any, ...]], tmp_path: Path, picture: Path
+) -> None:
     logger = TensorBoard(run_directory=tmp_path)
     logger.log_config({"base": {"name": "mlp"}})
     logger.log(10, {"kale": 0.5, "eval.gebm.mmd": 0.1})
     logger.log_image(10, "samples", picture)
     logger.close()
-    calls = logger._writer.calls
     assert calls[0] == ("init", str(tmp_path / "tensorboard"), 1)
     assert calls[1][:2] == ("add_text", "recipe")
     assert ("add_scalar", "train/kale", 0.5, 10) in calls
@@ -55,12 +59,12 @@ def test_names_become_groups_and_every_row_is_flushed(fake: None, tmp_path: Path
 
 
 def test_pictures_can_be_left_out_and_a_resumed_run_purges_what_comes_again(
-    fake: None, tmp_path: Path, picture: Path
+    calls: list[tuple[Any, ...]], tmp_path: Path, picture: Path
 ) -> None:
     logger = TensorBoard(images=False, run_directory=tmp_path, start_step=500)
     logger.log_config({})
     logger.log_image(10, "samples", picture)
-    assert logger._writer.calls == [("init", str(tmp_path / "tensorboard"), 501)]
+    assert calls == [("init", str(tmp_path / "tensorboard"), 501)]
 
 
 def test_without_the_package_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +80,7 @@ def test_its_reader_finds_every_step_once_after_a_kill(tmp_path: Path, picture: 
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    killed = TensorBoard(run_directory=tmp_path)  # never closed: what is flushed must be there
+    killed = TensorBoard(run_directory=tmp_path)  # never closed: flushed rows must be there
     killed.log_config({"base": {"name": "mlp"}})
     for step in (1, 10, 20, 30):
         killed.log(step, {"kale": -1.0})

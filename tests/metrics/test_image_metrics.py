@@ -1,6 +1,6 @@
-"""FID, KID, Inception Score and PRDC against the values of the published code, and where the answer is known in closed form.
+"""FID, KID, Inception Score and PRDC against the values of published code and against answers in closed form.
 
-The published values and the features that they are of lie in files/, with the program that made them.
+The published values, the features they were computed from and the program that made them are in files/.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 class Given(Pixels):
-    """Features and logits that are given."""
+    """A feature map that returns its input as features and as logits."""
 
     def __init__(self, checksum: str = "identity") -> None:
         self.checksum = checksum
@@ -72,7 +72,7 @@ class TestPublishedValues:
     def test_kid(self, name: str) -> None:
         answer = ANSWERS["kid"][name]
         metric = Kid(subsets=answer["subsets"], subset_size=answer["subset_size"])
-        for _ in range(2):  # what is kept of the reference is the same as what is computed
+        for _ in range(2):  # values kept of the reference are the same as computed ones
             assert metric(case(name))["kid"] == pytest.approx(answer["value"], abs=TOLERANCE)
 
     @pytest.mark.parametrize("name", sorted(ANSWERS["inception-score"]))
@@ -93,7 +93,7 @@ class TestPublishedValues:
 
 class TestFid:
     def test_gaussians_in_closed_form(self) -> None:
-        """Rows whose sample moments are exactly those of N(m, S): sum m_i^2 + sum (s_i - 1)^2 for diagonal S."""
+        """Rows whose sample moments are exactly m and S: the value is sum m_i^2 + sum (s_i - 1)^2 for diagonal S."""
         white = normal(400, 5, 0)
         white = white - white.mean(0)
         white = white @ torch.linalg.inv(torch.linalg.cholesky(white.T @ white / 399)).T
@@ -109,7 +109,7 @@ class TestFid:
         assert Fid.against_train
 
     def test_of_one_reference_after_another(self) -> None:
-        """What is kept of a reference is not taken for another one's."""
+        """Values kept of one reference are not used for another."""
         metric, x, a, b = Fid(), normal(60, 3, 0), normal(80, 3, 1), 2 * normal(80, 3, 2)
         values = [metric(context(x, y))["fid"] for y in (a, b, a + 1, a, b)]
         assert values == [Fid()(context(x, y))["fid"] for y in (a, b, a + 1, a, b)]
@@ -124,7 +124,7 @@ class TestKid:
             return (a @ b.T / 3 + 1) ** 3
 
         off = ~torch.eye(5, dtype=torch.bool)
-        # of five draws and five rows; the value does not depend on their order
+        # with five draws and five rows the only subset is everything; their order does not matter
         expected = k(x[:5], x[:5])[off].mean() + k(y, y)[off].mean() - 2 * k(x[:5], y).mean()
         assert Kid()(context(x[:5], y))["kid"] == pytest.approx(float(expected), abs=1e-12)
         protocol = Kid(subset_size=4).protocol(context(x, y))
@@ -132,7 +132,7 @@ class TestKid:
         assert Kid().protocol(context(x, y))["subset_size"] == 5
 
     def test_mean_is_the_squared_mmd_of_normals(self) -> None:
-        """In one dimension for N(m, 1) and N(0, 1): E (xy + 1)^3 with independent x, y is known from their moments,
+        """In one dimension, for N(m, 1) and N(0, 1) with independent x, y: E (xy + 1)^3 follows from their moments,
         1 + 3 E x E y + 3 E x^2 E y^2 + E x^3 E y^3."""
         shift, size = 0.5, 40
 
@@ -157,7 +157,7 @@ class TestKid:
         raise AssertionError(f"mean {float(values.mean())}, expected {truth}")
 
     def test_equal_sets_are_below_zero(self) -> None:
-        """Without the diagonal a set is further from itself than from its copy."""
+        """Without the diagonal, rows of a set are less alike than rows of the set and its copy."""
         x = normal(50, 4, 0)
         assert Kid()(context(x, x.clone()))["kid"] < 0
 
@@ -169,7 +169,7 @@ class TestKid:
 class TestInceptionScore:
     @pytest.mark.parametrize("splits", [1, 5])
     def test_between_one_and_the_number_of_classes(self, splits: int) -> None:
-        """1 when every draw says the same, sure or not; K when each is sure and the classes are equally frequent."""
+        """1 if all draws have the same probabilities; K if each is certain and the classes are equally frequent."""
 
         def value(logits: Tensor) -> float:
             return InceptionScore("classifier", splits=splits)(context(logits, logits))["inception-score"]
@@ -181,11 +181,11 @@ class TestInceptionScore:
         impossible = torch.full((100, 7), -math.inf, dtype=F64).index_fill(1, torch.tensor([3]), 0.0)
         assert float(score(impossible)) == pytest.approx(1.0)
         one_hot = 1e4 * torch.eye(7).repeat(100 * splits, 1)
-        # parts of shuffled draws don't have exactly equal shares
+        # in parts of the shuffled draws the classes are not exactly equally frequent
         assert value(one_hot) == pytest.approx(7.0, abs=1e-9 if splits == 1 else 0.1)
 
     def test_of_two_groups_in_closed_form(self) -> None:
-        """A share w of the draws sure of one class, the others of another: exp of the entropy of w."""
+        """A share w of the draws is certainly of one class, the others of another: exp of the entropy of w."""
         w = 0.3
         logits = 1e3 * torch.eye(2)[(torch.arange(1000) < 300).long()]
         entropy = -w * math.log(w) - (1 - w) * math.log(1 - w)
@@ -193,7 +193,7 @@ class TestInceptionScore:
         assert value == pytest.approx(math.exp(entropy), abs=1e-9)
 
     def test_fewer_draws_than_splits(self) -> None:
-        with pytest.raises(UsageError, match="10 splits and there are 9"):
+        with pytest.raises(UsageError, match="10 splits, but gets only 9"):
             InceptionScore("classifier")(context(torch.zeros(9, 3), torch.zeros(9, 3)))
 
     def test_features_without_classes_are_refused_before_and_after(self) -> None:
@@ -231,16 +231,16 @@ class TestPrdc:
         """Reference 0, 1, 2, 10 with k = 1: radii 1, 1, 1, 8. Draws 0.5, 0.75, 30 with radii 0.25, 0.25, 29.25."""
         y, x = torch.tensor([[0.0], [1], [2], [10]]).double(), torch.tensor([[0.5], [0.75], [30]]).double()
         values = Prdc(nearest_k=1)(context(x, y))
-        # 0.5 lies in B(0) and B(1), 0.75 in B(0) and B(1); 2 is 1.25 from 0.75; 10 is 9.25; 30 in none
+        # 0.5 and 0.75 lie in B(0) and B(1), 30 in no ball; 2 is 1.25 from the nearest draw, and 10 is 9.25
         assert values["prdc.precision"] == pytest.approx(2 / 3)
         assert values["prdc.density"] == pytest.approx(4 / 3)
         assert values["prdc.coverage"] == pytest.approx(2 / 4)
-        assert values["prdc.recall"] == pytest.approx(3 / 4)  # 1, 2 and 10 lie in the ball of 30, which reaches to 0.75
+        assert values["prdc.recall"] == pytest.approx(3 / 4)  # 1, 2 and 10 lie in the ball of 30, which reaches 0.75
 
     def test_blocks_do_not_change_the_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = normal(300, 5, 0), 1.1 * normal(200, 5, 1)
         whole = prdc(balls(y, y.mean(0), 3), x, 3)
-        monkeypatch.setattr(prdc_module, "BLOCK", 7)
+        monkeypatch.setattr(prdc_module, "DISTANCE_ROWS", 7)
         assert prdc(balls(y, y.mean(0), 3), x, 3) == whole
 
     def test_far_from_the_origin(self) -> None:
@@ -256,7 +256,7 @@ class TestPrdc:
             Prdc()(context(normal(9, 2, 0), normal(5, 2, 0)))
 
     def test_thousands_of_rows_never_hold_the_distance_matrix(self) -> None:
-        """It would be 512 MB, three times; the process must not grow by anything like one of them."""
+        """Three such matrices would take 512 MB each; the process must not grow by nearly as much as one."""
         x, y = normal(8_000, 4, 0), normal(8_000, 4, 1)
         prdc(balls(y[:2000], y.mean(0), 5), x[:2000], 5)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

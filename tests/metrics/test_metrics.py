@@ -87,7 +87,7 @@ class TestFeaturesAreCheckedBeforehand:
 
     def test_others_serve_all_data(self, kind: Callable[..., Metric]) -> None:
         for name in ("auto", "pixels"):
-            if kind is InceptionScore:  # which needs a classifier
+            if kind is InceptionScore:  # needs a classifier
                 with pytest.raises(UsageError, match="needs class probabilities"):
                     kind(features=name).check(TwoMoons())
             else:
@@ -188,10 +188,10 @@ class TestFrechet:
         plain, flat = [], []
         for seed in range(repeats):
             x = normal(num, dim, seed, mean=shift, std=std)
-            noise = float(2 * shift * (x.mean(0) - shift).sum())  # of mean zero: a control variate
+            noise = float(2 * shift * (x.mean(0) - shift).sum())  # has mean zero: a control variate
             plain.append(float(frechet_distance(moments(x), exact)) - truth - noise)
             flat.append(extrapolated(x, exact, stream(seed, "shuffle")) - truth - noise)
-        # A second-order bias of some (F/N)^2 is left; it is far below the first-order one that is removed.
+        # A second-order bias of about (F/N)^2 is left, far below the first-order bias that is removed.
         left = 2 * dim * (dim / num) ** 2 * std**2
         assert abs(sum(flat) / repeats) < left + 4.5 * float(torch.tensor(flat).std()) / math.sqrt(repeats)
         # The negative control: without extrapolation the same test fails.
@@ -206,7 +206,7 @@ class TestFrechet:
         assert min(values) < 0 < max(values)
 
     def test_bias_is_independent_of_the_order_of_the_draws(self) -> None:
-        """Draws of a chain come sorted by time; here the extreme case, sorted by value."""
+        """Draws of a chain come in order of time; this is the extreme case, draws sorted by value."""
         x = normal(800, 2, 0)
         x, exact = x[x[:, 0].argsort()], Moments(torch.zeros(2).double(), torch.eye(2).double())
         assert extrapolated(x, exact, stream(0)) < 0.1
@@ -258,7 +258,7 @@ class TestMmd:
                 v = s2 + 2
                 truths.append(2 * (s2 / v) ** (dim / 2) * (1 - math.exp(-dim * shift**2 / (2 * v))))
             gaps = [value - truth for value, truth in zip(values, truths, strict=True)]
-            # the width depends on the reference, which is of second order here
+            # the width depends on the reference, a second-order effect here
             assert abs(sum(gaps) / 200) < 4.5 * float(torch.tensor(gaps).std()) / math.sqrt(200) + 2e-4
 
     def test_the_biased_statistic_fails_the_same_test(self) -> None:
@@ -274,7 +274,7 @@ class TestMmd:
         metric, y = Mmd(), normal(100, 2, 0)
         near, far = context(normal(50, 2, 1), y), context(normal(50, 2, 1, mean=100.0), y)
         assert metric.protocol(near)["bandwidth"] == metric.protocol(far)["bandwidth"]
-        other = context(normal(50, 2, 1), 3 * y)  # a metric used again with another reference
+        other = context(normal(50, 2, 1), 3 * y)  # the same metric with another reference
         assert metric.protocol(other)["bandwidth"] == pytest.approx(3 * metric.protocol(near)["bandwidth"])
         assert Mmd(bandwidth_scale=2.0).protocol(near)["bandwidth"] == pytest.approx(
             2 * metric.protocol(near)["bandwidth"]
@@ -291,7 +291,7 @@ class TestMmd:
         assert kernel_sum(x, y, 1.0) == pytest.approx(float(whole), rel=1e-10)
 
     def test_ten_thousand_by_ten_thousand_never_holds_the_kernel_matrix(self) -> None:
-        """The full matrix would be 800 MB; the allocator of this process must not grow by anything like it."""
+        """The full matrix would take 800 MB; the process must not grow by nearly as much."""
         import resource
 
         x, y = normal(10_000, 2, 0), normal(10_000, 2, 1)
@@ -320,7 +320,7 @@ class TestSlicedWasserstein:
 
     @pytest.mark.parametrize(("num", "other"), [(5, 5), (4, 6), (3, 7), (1, 5), (100, 1)])
     def test_samples_of_two_sizes(self, num: int, other: int) -> None:
-        """Repeating every row makes the sizes equal and leaves both laws as they are."""
+        """Repeating rows makes the sizes equal and leaves both laws unchanged."""
         x, y = normal(num, 3, 0), normal(other, 3, 1)
         many = x.repeat_interleave(other, 0).sort(0).values - y.repeat_interleave(num, 0).sort(0).values
         assert torch.allclose(wasserstein_squared(x, y), many.square().mean(0), atol=1e-12)

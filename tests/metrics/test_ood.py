@@ -67,7 +67,7 @@ def test_the_area_is_that_of_all_pairs_ties_counted_half() -> None:
 
 
 def test_each_score_is_told_apart(tmp_path: Path) -> None:
-    """Others lie at x_1 = -3 of the standardised data: the energy finds them at home, the base's density far out."""
+    """The other rows lie at x_1 = -3 of the standardised data: typical for the energy, far out for the base's density."""
     rng = np.random.default_rng(0)
     data = Tabular(table(tmp_path / "own.csv", rng.normal(size=(400, 2)) * [1, 50] + [0, 900], "a,b"))
     others = np.stack([rng.normal(900, 50, 300), rng.normal(-3, 0.1, 300)], axis=1)
@@ -86,7 +86,7 @@ def test_each_score_is_told_apart(tmp_path: Path) -> None:
 
 def test_data_are_not_told_from_themselves() -> None:
     wine = RedWine()
-    rows = OodAuroc("redwine", ["seed=0"])._rows(wine)
+    rows = OodAuroc("redwine", ["seed=0"]).rows(wine)
     torch.testing.assert_close(rows, wine.split("test").first(10_000), atol=1e-4, rtol=0)  # single precision
     values = OodAuroc("redwine")(context(wine, GEBM(Normal(11), First())))
     assert all(value == pytest.approx(0.5, abs=1e-3) for value in values.values())
@@ -95,7 +95,7 @@ def test_data_are_not_told_from_themselves() -> None:
 def test_the_number_of_rows_is_kept() -> None:
     toy = TwoMoons(num_train=50, num_valid=10, num_test=60)
     metric = OodAuroc("rings", num_rows=20)
-    assert len(metric._rows(toy)) == 20
+    assert len(metric.rows(toy)) == 20
     assert metric.protocol(context(toy, None))["reference"] == 20
 
 
@@ -116,14 +116,14 @@ def test_bad_arguments(arguments: dict[str, object], kind: type[Exception], mess
 
 def test_data_that_do_not_fit(tmp_path: Path) -> None:
     toy = TwoMoons(num_train=50, num_valid=10, num_test=60)
-    with pytest.raises(DataError, match=r"have shape \(1, 8, 8\), those of the model \(2,\)"):
+    with pytest.raises(DataError, match=r"have shape \(1, 8, 8\), but the model's data have \(2,\)"):
         OodAuroc("digits").check(toy)
     with pytest.raises(DataError, match="does not exist"):
         OodAuroc("tabular", [f"path={tmp_path / 'none.csv'}"]).check(toy)
     with pytest.raises(RecipeError, match="can't be built"):
         OodAuroc("tabular").check(toy)
     own = Tabular(table(tmp_path / "own.csv", np.random.default_rng(0).normal(size=(50, 2)), "a,b"))
-    with pytest.raises(DataError, match="'redwine' has 11 columns, the model 2: a, b"):
+    with pytest.raises(DataError, match="'redwine' has 11 columns, but the model has 2: a, b"):
         OodAuroc("redwine").check(own)
     with pytest.raises(UsageError, match="there is none"):
         OodAuroc("rings")(context(toy, None))

@@ -12,7 +12,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Info
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.engine.sampling.warmup import warm_up
-from gebm_kit.samplers.meads import Folds, Meads, MeadsAdaptation, MeadsState, _products
+from gebm_kit.samplers.meads import Folds, Meads, MeadsAdaptation, MeadsState, products
 from gebm_kit.testing import invariance
 from gebm_kit.testing.statistics import ALPHA, chi_square_p_value, confirmed, ks_p_value
 from gebm_kit.testing.targets import IdentityBase, QuadraticEnergy, linear_gaussian
@@ -81,7 +81,7 @@ def test_products_are_those_over_pairs(shape: tuple[int, int]) -> None:
         sum(float(y[i] @ y[j]) ** 2 for i, j in pairs),
         sum(float(x[i] @ y[j]) * float(y[i] @ y[j]) for i, j in pairs),
     ]
-    torch.testing.assert_close(_products(x, y), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(products(x, y), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_frozen_values_are_those_of_a_known_gaussian() -> None:
@@ -132,7 +132,7 @@ def test_a_fold_is_tuned_by_the_one_before_it() -> None:
         info = Info(zeros, zeros > 1, zeros > 1, 1)
         sums = adaptation.statistics(sampler, state, state, info)
         assert sums.shape == (4 * (7 + 2 * 3),)
-        steps.append(adaptation.update(sampler, sums, 22, 0.1)._parameters(z))
+        steps.append(adaptation.update(sampler, sums, 22, 0.1).parameters(z))
     changed = torch.stack([(first != second).any(1) for first, second in zip(*steps, strict=True)]).any(0)
     assert changed.nonzero().flatten().tolist() == list(range(1, 22, 4))
 

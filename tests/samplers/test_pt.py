@@ -206,7 +206,7 @@ def test_step_sizes_are_tuned_on_every_rung() -> None:
         sampler, state, _ = _run(Pt(), z, potential, 1, warmup=200)
         accepted = torch.zeros(9, dtype=torch.float64)
         for _ in range(40):
-            moved = sampler._move(state, potential, generator)
+            moved = sampler.local_moves(state, potential, generator)
             accepted += moved.acceptance.mean(0) / 40
             state, _ = sampler.step(state, potential, generator)
     steps = (*sampler.step_sizes, sampler.step_size)

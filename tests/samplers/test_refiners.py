@@ -215,7 +215,7 @@ def test_the_objective_falls_at_every_step_and_bounds_the_distance() -> None:
         state = start = sampler.init(z, potential, generator)
 
         def objective(s: Any) -> Tensor:
-            return dot_module._distance(s.position, z) - dot_module.SMOOTHING + s.value / s.lipschitz
+            return dot_module.distance_from_origin(s.position, z) - dot_module.SMOOTHING + s.value / s.lipschitz
 
         for _ in range(60):
             before = state

@@ -1,4 +1,4 @@
-"""What these tests run under: one thread, no other plugin than the one they are about, no network, caches of their own."""
+"""Environment of these tests: one thread, no other plugin, no network, separate caches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gebm_kit.core.plugins import installed
 
 torch.set_num_threads(1)
 
-# now, not in a fixture: the library reads them when it is imported
+# set here, not in a fixture: the library reads them when it is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gebm-kit-hf-")
 

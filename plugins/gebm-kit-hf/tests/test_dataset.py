@@ -1,4 +1,4 @@
-"""Datasets of the library: folders, parquet, zip, saved ones; streamed or not, the same rows."""
+"""Datasets of the library: folders, parquet, zip and saved datasets; streamed or not, they have the same rows."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def folder() -> Path:
 
 
 def rows_of(data: Any, part: str) -> set[tuple[bytes, int]]:
-    """Each row's pixels, with its label or -1."""
+    """Return each row's pixels with its label, or with -1."""
     rows = data.split(part).first(10**6)
     labels = data.labels(part).tolist() if isinstance(data, HasLabels) else [-1] * len(rows)
     return {(row.numpy().tobytes(), label) for row, label in zip(rows, labels, strict=True)}
@@ -151,7 +151,7 @@ class TestWholeDatasets:
         parquet(broken=(7, 20))
         data = HuggingFace("rows.parquet", label="label", size=8)
         with pytest.warns(
-            UserWarning, match=r"in row (7|20) of split 'train' can't be decoded \(0(07|20)\.png: it is no"
+            UserWarning, match=r"in row (7|20) of split 'train' can't be decoded \(0(07|20)\.png: it is not an image"
         ):
             rows = [rows_of(data, part) for part in PARTS]
         assert set.union(*rows) <= expected()
@@ -161,7 +161,7 @@ class TestWholeDatasets:
 
     @pytest.mark.filterwarnings("ignore:whether the chains have mixed")
     def test_it_trains(self, quick_evaluation: None) -> None:
-        """Prepared or not, and resumed in between, the same weights."""
+        """Training on prepared data gives the same weights as on unprepared data."""
         parquet()
         wanted = recipe("{name: hf, path: rows.parquet, label: label, size: 8}")
         run = train(wanted, out="a")
@@ -197,7 +197,7 @@ class TestStreams:
 
     def test_training_needs_it_prepared(self) -> None:
         parquet()
-        with pytest.raises(DataError, match="is streamed, and streams are prepared before training") as caught:
+        with pytest.raises(DataError, match="is streamed, and a stream must be prepared before training") as caught:
             train(recipe(self.DATA), out="run")
         assert "gebm-kit data prepare" in caught.value.hint
 
@@ -259,7 +259,7 @@ class TestErrors:
         [
             ({}, "give one of the two"),
             ({"path": "x", "hub": "y"}, "give one of the two"),
-            ({"path": "x", "revision": "main"}, "do not go with data.path"),
+            ({"path": "x", "revision": "main"}, "can't be used with data.path"),
             ({"path": "rows.parquet", "valid_fraction": 0.6, "test_fraction": 0.5}, "must be below 1"),
             ({"path": "rows.parquet", "size": 0}, "size must be"),
             ({"path": "rows.parquet", "channels": 2}, "channels must be"),
@@ -278,7 +278,7 @@ class TestErrors:
         Path("broken.parquet").write_bytes(b"no parquet")
         for path, message in (
             ("nowhere", "does not exist"),
-            ("text.txt", r"is no folder and none of \.parquet"),
+            ("text.txt", r"is neither a folder nor one of \.parquet"),
             ("empty", "can't be opened"),
             ("broken.parquet", "can't be opened"),
         ):

@@ -1,4 +1,4 @@
-"""The base of diffusers' autoencoders: the library's own map, runs without folder and hub, and what is refused."""
+"""The base of diffusers' autoencoders: it equals the library's own map, runs need neither folder nor hub, errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ device: cpu
 
 
 def autoencoder(folder: str = "vae", **options: Any) -> Any:
-    """A tiny one with random weights, saved to ``folder``: two latent channels, images halved once."""
+    """Make a tiny autoencoder with random weights, saved to ``folder``: two latent channels, images halved once."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     sizes = {"block_out_channels": (4, 4), "layers_per_block": 1, "latent_channels": 2, "norm_num_groups": 2}
@@ -96,7 +96,7 @@ def test_what_is_refused_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None
     autoencoder()
     autoencoder("pipeline/vae")
     for options, message in (
-        ({"path": None}, "needs a path or the name of a repository"),
+        ({"path": None}, "needs a path or the name of a repository .hub., exactly one"),
         ({"hub": "nobody/nothing"}, "needs a path or the name of a repository"),
         ({"revision": "main"}, "base.revision belongs to base.hub"),
         ({"scale": 0.0}, "scale must be a number > 0"),
@@ -110,13 +110,15 @@ def test_what_is_refused_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None
     assert "base.subfolder to one of vae" in caught.value.hint
     assert load("pipeline", subfolder="vae").latent_dim == 32
     for shape in ((1, 8, 8), (3, 9, 8), (2,)):
-        with pytest.raises(DataError, match="3 channels with sides that are multiples of 2, the data have shape"):
+        with pytest.raises(DataError, match="3 channels with sides that are multiples of 2, but the data have shape"):
             load(shape=shape)
-    with pytest.raises(DataError, match="'nobody/nothing' can't be had from the Hugging Face hub"):
+    with pytest.raises(DataError, match="'nobody/nothing' can't be fetched from the Hugging Face hub"):
         load(None, hub="nobody/nothing")
     config = json.loads(Path("vae/config.json").read_text())
     Path("vae/config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-    with pytest.raises(UsageError, match="is of a UNet2DModel, and the base diffusers-vae reads AutoencoderKLs"):
+    with pytest.raises(
+        UsageError, match="describes a UNet2DModel, but the base diffusers-vae reads only AutoencoderKL"
+    ):
         load()
     Path("vae/config.json").write_text(json.dumps(config))
     Path("vae/diffusion_pytorch_model.safetensors").rename("vae/diffusion_pytorch_model.bin")

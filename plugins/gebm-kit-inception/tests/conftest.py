@@ -1,4 +1,4 @@
-"""What these tests run under: one thread, a cache of their own, no other plugin, and weights of the true format."""
+"""Environment of these tests: one thread, a separate cache, no other plugin, and weights of the true format."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ for _name in [name for name in os.environ if name.startswith("GEBM_KIT_")]:
 
 
 def _declare_operators() -> torch.library.Library | None:
-    """PyPI's torchvision is compiled for CUDA builds of torch. Beside a CPU build its compiled half can't be loaded, and its
-    Python half fails on two operators that it expects there. Inception uses neither: they are declared, so that these tests
-    run on either build."""
+    """Declare two operators that torchvision may miss, so that these tests run on either build of torch.
+
+    PyPI's torchvision is compiled for CUDA builds of torch. With a CPU build its compiled half can't be loaded, and its
+    Python half fails on two operators that it expects from there. Inception uses neither.
+    """
     place = find_spec("torchvision")
     assert place is not None, "make test-inception makes an environment with torchvision"
     assert place.submodule_search_locations is not None
@@ -49,7 +51,7 @@ class Weights:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """Every tensor of the standard file, by name, shape and format, with random values."""
+    """Make a file with every tensor of the standard file (names, shapes, format) and random values."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     nothing = io.BytesIO()
@@ -61,7 +63,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
         network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path=nothing)
     state = network.state_dict()
     for name, tensor in state.items():
-        # scales as of a trained network, so that features neither vanish nor explode on their way
+        # scales like a trained network's, so that features neither vanish nor explode
         if name.endswith("conv.weight"):
             tensor.normal_(0.0, (2.0 / tensor[0].numel()) ** 0.5)
         elif name == "fc.weight":

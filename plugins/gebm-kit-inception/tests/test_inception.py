@@ -1,4 +1,4 @@
-"""FID's Inception features: equal to torch-fidelity's, found, verified and read as they should be, and used by recipes."""
+"""FID's Inception features: they equal torch-fidelity's, the weights file is found and verified, recipes use them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gebm_kit.metrics.frechet import Fid
 from gebm_kit.metrics.inception_score import InceptionScore
 from gebm_kit.metrics.kid import Kid
 from gebm_kit_inception.features import Inception, as_bytes
-from gebm_kit_inception.weights import NAMES, STANDARD
+from gebm_kit_inception.weights import FILE_NAMES, STANDARD_SHA256
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ class Images(TensorDataset):
 
 
 class Bytes(torch.utils.data.Dataset[Tensor]):
-    """Images as torch-fidelity takes them."""
+    """Images in the form that torch-fidelity takes."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -59,7 +59,7 @@ class Bytes(torch.utils.data.Dataset[Tensor]):
 
 
 def images(num: int, seed: int = 0, shape: tuple[int, ...] = (3, 16, 16)) -> Tensor:
-    """Random bytes, coarse, so that images differ by more than noise."""
+    """Return random bytes on a coarse grid, so that images differ by more than noise."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.integers(0, 256, (num, shape[0], 4, 4), dtype=np.uint8))
     return coarse.repeat_interleave(shape[1] // 4, 2).repeat_interleave(shape[2] // 4, 3)
@@ -92,7 +92,7 @@ class TestTheKitKnowsIt:
         for parameter in parameters(Inception).values():
             assert parameter.injected or f"`{parameter.name}`" in readme
         assert "`inception`" in (ROOT / "docs/metrics.md").read_text()
-        for text in (STANDARD, NAMES[0]):
+        for text in (STANDARD_SHA256, FILE_NAMES[0]):
             assert text in readme
 
     @pytest.mark.parametrize("words", [["list", "features"], ["describe", "features", "inception"]])
@@ -119,7 +119,7 @@ class TestFeatures:
         found = ours(as_data(image))
         assert found.shape == (5, 2048)
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-        assert float(expected.std(0).mean()) > 1e-3  # images differ in their features, so that this says something
+        assert float(expected.std(0).mean()) > 1e-3  # otherwise the comparison would show nothing
         assert isinstance(ours, HasLogits)
         assert torch.allclose(ours.logits(found), logits, rtol=1e-4, atol=1e-3)
         assert ours.logits(found.double()).dtype == torch.float64
@@ -170,13 +170,13 @@ class TestTheFile:
         with pytest.raises(DataError, match="need the weights of FID's Inception network") as caught:
             Inception().check(Images())
         assert str(tmp_path / "cache") in caught.value.message
-        for text in ("https://", NAMES[0], str(tmp_path / "cache"), STANDARD, "weights: FILE"):
+        for text in ("https://", FILE_NAMES[0], str(tmp_path / "cache"), STANDARD_SHA256, "weights: FILE"):
             assert text in caught.value.hint
         with pytest.raises(DataError, match="no weights file /nowhere/at.pth"):
             Inception("/nowhere/at.pth").check(Images())
 
     @pytest.mark.parametrize("folder", ["cache", "torch/hub/checkpoints"])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", FILE_NAMES)
     def test_is_found_by_either_name_in_either_cache(
         self, weights: Any, tmp_path: Path, folder: str, name: str
     ) -> None:
@@ -186,7 +186,7 @@ class TestTheFile:
         with pytest.raises(DataError, match="damaged or not the standard weights of FID") as caught:
             Inception().check(Images())
         assert weights.sha256 in caught.value.message
-        assert STANDARD in caught.value.message
+        assert STANDARD_SHA256 in caught.value.message
 
     def test_relative_paths_start_where_the_recipe_is_used(self, weights: Any, tmp_path: Path) -> None:
         shutil.copy(weights.path, tmp_path / "mine.pth")
@@ -208,16 +208,16 @@ class TestTheFile:
         for number, content in enumerate((pickle.dumps({"fc.weight": Code()}), b"text", b"")):
             path = tmp_path / f"{number}.pth"
             path.write_bytes(content)
-            with pytest.raises(DataError, match="is no file of weights"):
+            with pytest.raises(DataError, match="is not a file of weights"):
                 Inception(str(path), hashlib.sha256(content).hexdigest()).fit(Images(), CPU)
         torch.save({"fc.weight": Code()}, tmp_path / "zip.pth")
         digest = hashlib.sha256((tmp_path / "zip.pth").read_bytes()).hexdigest()
-        with pytest.raises(DataError, match="is no file of weights"):
+        with pytest.raises(DataError, match="is not a file of weights"):
             Inception(str(tmp_path / "zip.pth"), digest).fit(Images(), CPU)
         assert not (tmp_path / "run").exists()
 
     def test_torch_fidelity_never_unpickles_the_file(self, weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It loads with code allowed; what it gets is not the file, but its tensors written anew."""
+        """torch-fidelity loads with code allowed; it gets not the file, but the file's tensors, written again."""
         seen: list[tuple[Any, Any]] = []
         real = torch.load
 
@@ -257,14 +257,14 @@ def test_a_torchvision_that_does_not_fit_is_named(weights: Any, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(PluginError, match="need torch-fidelity, which can't be imported") as caught:
         fitted(weights)
-    assert "go together" in caught.value.hint
+    assert "matching releases and matching builds" in caught.value.hint
 
 
 def test_a_recipe_with_it(
     weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused before anything is trained without the file; with it, the protocol has its checksum, and the features of the
-    reference are computed once."""
+    """Without the file the recipe is refused before training. With it, the protocol has its checksum, and the features of
+    the reference are computed once."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "images.npz", x=rng.random((40, 1, 8, 8), dtype=np.float32))
     monkeypatch.chdir(tmp_path)
@@ -291,7 +291,7 @@ def test_a_recipe_with_it(
     monkeypatch.setattr(Inception, "__call__", lambda self, x: rows.append(len(x)) or real(self, x))
     assert main(["eval", "run2", "--json", "--quiet"]) == 0
     found = json.loads(capfd.readouterr().out)
-    # two sets of base and GEBM, and one row that tells the dimension, against held-out and against training data
+    # two sets each of base and GEBM, and single rows that tell the dimension, once per reference
     assert sorted(rows) == [1, 1, 6, 6, 6, 6]
     assert found["protocol"]["fid"]["features_checksum"] == weights.sha256
     assert found["protocol"]["fid"]["dimension"] == 2048

@@ -415,7 +415,7 @@ class TestRefusals:
             "05.png",
             "07.png",
         ]
-        assert {entry["reason"] for entry in made.index["skipped"]} == {"it is no image in a known format"}
+        assert {entry["reason"] for entry in made.index["skipped"]} == {"it is not an image in a known format"}
         assert sum(made.index["counts"].values()) == 40
 
     def test_what_is_no_dataset_of_image_files(self) -> None:

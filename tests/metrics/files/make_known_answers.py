@@ -1,7 +1,7 @@
-"""How known_answers.npz and known_answers.json were made, once, with the published reference code.
+"""Program that made known_answers.npz and known_answers.json, once, with published reference code.
 
-Values: FID, KID and Inception Score by torch-fidelity 0.4.0, precision, recall, density and coverage by prdc 0.2. To make
-them again, in an environment of its own that has both (the kit's has neither):
+FID, KID and Inception Score are computed by torch-fidelity 0.4.0, precision, recall, density and coverage by prdc 0.2. To
+make the files again, use a separate environment with both packages (the kit's has neither):
 
     pip install torch-fidelity==0.4.0 prdc==0.2 && python make_known_answers.py
 """
@@ -21,13 +21,13 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 HERE = Path(__file__).parent
 KID = {"gaussians": (20, 100), "activations": (10, 30), "collapsed": (15, 150), "many": (100, 1000)}
-"""Subsets and rows in each."""
+"""Number of subsets, and rows in each."""
 NEIGHBOURS = {"gaussians": (3, 5), "activations": (3, 5), "collapsed": (1, 5), "many": (5, 10)}
 SPLITS = {"many": (10, 1), "uneven": (10, 3)}
 
 
 def features() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draws and reference of four cases, in float32 as an extractor gives them."""
+    """Return draws and reference of four cases, in float32 like the output of a feature extractor."""
     rng = np.random.default_rng(20261123)
     normal = rng.standard_normal
     mix = normal((12, 12))
@@ -46,21 +46,21 @@ def features() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def logits() -> dict[str, np.ndarray]:
-    """Of ten classes; the rows of ``uneven`` can't be split into ten equal parts."""
+    """Return logits of ten classes; the rows of ``uneven`` can't be split into ten equal parts."""
     rng = np.random.default_rng(7)
     cases = {"many": 3.0 * rng.standard_normal((500, 10)), "uneven": 1.5 * rng.standard_normal((103, 10))}
     return {name: rows.astype(np.float32) for name, rows in cases.items()}
 
 
 def answers(arrays: dict[str, tuple[np.ndarray, np.ndarray]], scores: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Every value by case."""
+    """Return every value by case."""
     found: dict[str, Any] = {"fid": {}, "kid": {}, "prdc": {}, "inception-score": {}}
     for name, (x, y) in arrays.items():
         draws, reference = torch.from_numpy(x), torch.from_numpy(y)
         statistics = [fid_features_to_statistics(rows.double()) for rows in (draws, reference)]
         found["fid"][name] = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
         subsets, size = KID[name]
-        # in float64: in float32, as torch-fidelity calls it, its sums of a million kernel values round off the last digits
+        # in float64: torch-fidelity's own float32 loses the last digits in sums of a million kernel values
         kid = kid_features_to_metric(
             draws.double(),
             reference.double(),

@@ -11,7 +11,7 @@ _MODULE = "gebm_kit_hf"
 
 @gebm_kit.hookimpl
 def gebm_components() -> list[gebm_kit.Component]:
-    """A dataset and a base."""
+    """Return the plugin's components: a dataset and a base."""
     return [
         gebm_kit.Component(
             "dataset", "hf", f"{_MODULE}.dataset:HuggingFace", "Images of the Hugging Face datasets library"

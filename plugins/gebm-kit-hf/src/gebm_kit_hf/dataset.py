@@ -19,41 +19,42 @@ from gebm_kit.data.image_files import CorruptFiles, CorruptImageError, Fit, Imag
 from gebm_kit.data.tensors import SPLITS, check_fractions
 from gebm_kit_hf.loading import Where, chosen_column, class_count, decoded, open_splits, undecoded
 
-BLOCK = 64
-"""Rows of a stream that are decoded together."""
+STREAM_ROWS = 64
+"""Rows of a stream that one task decodes: more hold more images in memory, fewer make more tasks."""
 
 
 class HuggingFace(Dataset):
-    """Images (channels, size, size) in [-1, 1] of any dataset with a column of images.
+    """Images (channels, size, size) in [-1, 1] of any dataset with an image column.
 
     An image is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with an
-    antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square. One
-    that can't be decoded is named in a warning and skipped: the next one of its part and class stands in for it; from a
+    antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square. An
+    image that can't be decoded is named in a warning and skipped: the next one of its part and class takes its place. In a
     stream it is left out.
 
-    Parts that no split of the library's is named for are split off the training split: row k goes to valid, test or train
-    by a hash of k and the seed, so that a stream is split as the whole dataset is.
+    If no split of the library is named for a part, that part is split off the training split: a hash of k and the seed
+    decides whether row k goes to valid, test or train. A stream is therefore split exactly like the whole dataset.
 
-    With ``streaming`` nothing is downloaded first and no copy is kept: `gebm-kit data prepare` reads the stream once,
-    decodes it and keeps the rows at their final size; training needs that, and shuffles and resumes as with any other data.
-    (A shuffle of a stream in a buffer would be coarser, and could not be resumed exactly without reading it all again.)
+    With ``streaming`` nothing is downloaded beforehand and no copy of the files is kept. `gebm-kit data prepare` reads the
+    stream once, decodes it and keeps the rows at their final size. It must run before training, which then shuffles and
+    resumes as with any other data. (Shuffling a stream in a buffer would be coarser, and could not be resumed exactly
+    without reading the stream again from its start.)
 
     Args:
         path: a folder (images in class folders, parquet files, or what ``save_to_disk`` wrote), or a parquet, arrow or zip
-            file, relative to the directory that the command is started in.
-        hub: name of a repository on the hub, such as ``uoft-cs/cifar10``, in the place of ``path``.
-        config: of a repository with several.
-        revision: branch, tag or commit there; a commit is always the same data.
-        image: the column; null: the only one with images.
-        label: a column of class labels, which the feature map ``classifier`` needs; null: no labels.
-        train, valid, test: the library's splits; null: split off ``train``.
+            file, relative to the directory where the command is started.
+        hub: name of a repository on the hub, such as ``uoft-cs/cifar10``, instead of ``path``.
+        config: configuration, for a repository with several.
+        revision: branch, tag or commit of the repository; only a commit always gives the same data.
+        image: the column of images; null: the only one.
+        label: column of class labels, which the feature map ``classifier`` needs; null: no labels.
+        train, valid, test: name of the library's split for each part; null: split the part off ``train``.
         valid_fraction, test_fraction: shares of the rows that are split off.
         seed: seed of that split.
         size: side of the result.
         crop: side of a central square that is cut out first.
         channels: 3 for colour, 1 for grey.
-        streaming: see above.
-        cache_mb: megabytes of decoded images to keep; what goes beyond is decoded each time.
+        streaming: whether to read the data as a stream; see above.
+        cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
 
     References:
@@ -61,9 +62,9 @@ class HuggingFace(Dataset):
         https://arxiv.org/abs/2109.02846
 
     Raises:
-        DataError: nothing is there, the hub can't be reached, a split or column is missing; later, too many images can't be
-            decoded.
-        UsageError: parameters that contradict each other.
+        DataError: the data do not exist, the hub can't be reached, or a split or column is missing. Later: too many images
+            can't be decoded.
+        UsageError: the parameters contradict each other.
     """
 
     num_classes: int
@@ -100,12 +101,10 @@ class HuggingFace(Dataset):
             raise UsageError(f"channels must be 1 or 3, got {channels!r}")
         if (path is None) == (hub is None):
             raise UsageError(
-                "dataset hf reads data.path, from this machine, or data.hub, from the hub; give one of the two"
+                "dataset hf reads data.path, on this machine, or data.hub, on the hub; give one of the two"
             )
         if path is not None and (config is not None or revision is not None):
-            raise UsageError(
-                "data.config and data.revision choose among what the hub has; they do not go with data.path"
-            )
+            raise UsageError("data.config and data.revision belong to data.hub; they can't be used with data.path")
         place = None if path is None else directory / Path(path).expanduser()
         self._where, self._seed = Where(place, hub, config, revision), seed
         self._fit, self._corrupt = Fit(size, crop, channels), CorruptFiles(max_corrupt)
@@ -135,37 +134,37 @@ class HuggingFace(Dataset):
             self._fill(cache_mb)
 
     def split(self, name: SplitName) -> Split:
-        """One of the three parts.
+        """Return one of the three parts.
 
         Raises:
-            DataError: they are streamed.
+            DataError: the dataset is a stream.
         """
         if self.streaming:
             raise DataError(
-                f"{self._where} is streamed, and streams are prepared before training",
+                f"{self._where} is streamed, and a stream must be prepared before training",
                 hint="Run `gebm-kit data prepare` with this recipe first.",
             )
         return self._splits[name]
 
     def labels(self, name: SplitName) -> Tensor:
-        """Class indices, (N,) int64.
+        """Return class indices, (N,) int64.
 
         Raises:
             UsageError: no column of labels was chosen.
         """
         if not hasattr(self, "num_classes"):
-            raise UsageError("this dataset has labels when data.label names a column of class labels")
+            raise UsageError("this dataset has no labels unless data.label names a column of class labels")
         return self._labels[name]
 
     def sources(self) -> list[Source]:
-        """The local files; a revision on the hub is not looked at again."""
+        """Return the local files; data on the hub are not checked for changes."""
         return [] if self._where.path is None else [Source(self._where.path)]
 
     def skipped(self) -> dict[str, str]:
         return self._corrupt.by_name()
 
     def _fill(self, cache_mb: int) -> None:
-        """Splits that are read row by row, which share ``cache_mb``, training first."""
+        """Fill the splits that are read row by row; they share ``cache_mb``, and training takes its share first."""
         budget = cache_mb * 2**20 // (self.data_shape[0] * self.data_shape[1] * self.data_shape[2])
         self._splits: dict[SplitName, Split] = {}
         self._labels: dict[SplitName, Tensor] = {}
@@ -193,14 +192,14 @@ class HuggingFace(Dataset):
         return labels.to(torch.int64)
 
     def _split_off(self, num: int) -> dict[SplitName, Tensor]:
-        """Rows of the training split in each part."""
+        """Return the rows of the training split in each part."""
         parts: dict[SplitName, list[int]] = {"train": [], "valid": [], "test": []}
         for row in range(num):
             parts[self._part(row)].append(row)
         return {part: torch.tensor(rows, dtype=torch.int64) for part, rows in parts.items()}
 
     def _part(self, row: int) -> SplitName:
-        """The part of a row of the training split: a uniform number from a hash, held against the shares."""
+        """Return the part of a row of the training split: compare a uniform number, from a hash, with the shares."""
         digest = hashlib.blake2b(f"{self._seed}/{row}".encode(), digest_size=8).digest()
         uniform = int.from_bytes(digest, "little") / 2**64
         parts: tuple[SplitName, ...] = ("valid", "test")
@@ -213,7 +212,7 @@ class HuggingFace(Dataset):
         return "train"
 
     def _announced(self, found: dict[str, Any]) -> int | None:
-        """How many rows the stream will have, where the library knows."""
+        """Return how many rows the stream will have; None if the library does not know."""
         total = 0
         for name in self._names.values():
             known = getattr(found[name].info, "splits", None) or {}
@@ -224,25 +223,24 @@ class HuggingFace(Dataset):
         return total
 
     def pieces(self) -> Iterator[Callable[[], Sequence[Piece]]]:
-        """Blocks of the stream, to be decoded.
+        """Yield functions that each decode a block of the stream.
 
         Raises:
             DataError: the stream breaks off.
-            UsageError: the dataset is not streamed.
         """
         for name in self._names.values():
             stream, start = self._rows[name], 0
-            blocks = iter(stream.iter(batch_size=BLOCK))
+            blocks = iter(stream.iter(batch_size=STREAM_ROWS))
             while True:
                 try:
                     block = next(blocks, None)
                 except GebmKitError:
                     raise
-                except Exception as error:  # of the network, or of a damaged file
+                except Exception as error:  # from the network, or from a damaged file
                     raise DataError(
                         f"{self._where}: the stream breaks off after row {start} of split {name!r}: "
                         f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                        hint="Repeat the command; it begins anew.",
+                        hint="Repeat the command; it starts from the beginning.",
                     ) from error
                 if block is None:
                     break
@@ -251,10 +249,10 @@ class HuggingFace(Dataset):
                 start += len(block[self._image])
 
     def _piece(self, name: str, start: int, images: list[Any], labels: list[int] | None) -> list[Piece]:
-        """The block decoded, by part."""
+        """Decode the block and return its rows by part."""
         rows: dict[SplitName, list[Tensor]] = {part: [] for part in SPLITS}
         classes: dict[SplitName, list[int]] = {part: [] for part in SPLITS}
-        (named,) = (part for part, of in self._names.items() if of == name)
+        (named,) = (part for part, split in self._names.items() if split == name)
         for place, value in enumerate(images):
             part = self._part(start + place) if named == "train" else named
             called = row_name(name, start + place)
@@ -304,5 +302,5 @@ class _Rows(Images):
 
 
 def row_name(split: str, row: int) -> str:
-    """What messages call the image of a row."""
+    """Return what messages call the image of a row."""
     return f"in row {row} of split {split!r}"

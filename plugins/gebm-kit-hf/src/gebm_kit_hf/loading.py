@@ -1,4 +1,4 @@
-"""Opening a dataset with the library, and the images in its rows as bytes."""
+"""Opening a dataset with the library, and decoding the images in its rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".zip": "imagefolder"}
 """The library's reader of a single file, by its suffix."""
 
 SAVED = ("dataset_dict.json", "state.json")
-"""In a folder that ``save_to_disk`` made."""
+"""Files that only a folder written by ``save_to_disk`` has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What to open: a ``path`` on this machine, or ``hub``, the name of a repository, with ``config`` and ``revision``."""
+    """Place to open: a ``path`` on this machine, or ``hub``, the name of a repository, with ``config`` and ``revision``."""
 
     path: Path | None
     hub: str | None
@@ -37,11 +37,11 @@ class Where:
 
 
 def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
-    """The library's datasets by the name of their split, rows as they are stored.
+    """Open the library's datasets, by the name of their split, with rows as they are stored.
 
     Raises:
-        DataError: there is nothing of that kind; the hub can't be reached.
-        UsageError: what can't be streamed is to be.
+        DataError: the data do not exist or can't be opened, or the hub can't be reached.
+        UsageError: ``streaming`` is set for data that can't be streamed.
     """
     if where.path is not None and not where.path.exists():
         raise DataError(
@@ -73,20 +73,20 @@ def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
 
 
 def _arguments(where: Where) -> dict[str, Any]:
-    """Of ``load_dataset``."""
+    """Return the arguments of ``load_dataset``."""
     if where.path is None:
         return {"path": where.hub, "name": where.config, "revision": where.revision}
     if where.path.is_dir():
         return {"path": str(where.path.resolve())}
     builder = BUILDERS.get(where.path.suffix.lower())
     if builder is None:
-        raise DataError(f"{where} is no folder and none of {', '.join(BUILDERS)}")
+        raise DataError(f"{where} is neither a folder nor one of {', '.join(BUILDERS)}")
     return {"path": builder, "data_files": {"train": str(where.path.resolve())}}
 
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Inside the block the library says nothing of its retries, and draws its bars on a terminal alone."""
+    """Keep the library from logging its retries inside the block, and from drawing progress bars except on a terminal."""
     logger = logging.getLogger("huggingface_hub")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
@@ -101,7 +101,7 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 
 def undecoded(rows: Any, column: str, what: str) -> Any:
-    """``rows`` whose images come as bytes or paths, so that no image is decoded by anybody else.
+    """Return ``rows`` with images as bytes or paths, so that the library does not decode them itself.
 
     Raises:
         DataError: the column holds no images.
@@ -115,10 +115,10 @@ def undecoded(rows: Any, column: str, what: str) -> Any:
 
 
 def chosen_column(features: Any, wanted: str | None, kind: str, what: str) -> str:
-    """The column of that name, or the only one of that kind (``Image``, ``ClassLabel``).
+    """Return the column of that name, or the only one of that kind (``Image``, ``ClassLabel``).
 
     Raises:
-        DataError: there is none, or more than one.
+        DataError: there is no such column, or more than one.
     """
     names = list(features or ())
     if wanted is not None:
@@ -133,10 +133,10 @@ def chosen_column(features: Any, wanted: str | None, kind: str, what: str) -> st
 
 
 def class_count(features: Any, label: str, what: str) -> int:
-    """Classes of a label column.
+    """Return the number of classes of a label column.
 
     Raises:
-        DataError: it is not there, or its classes are not declared.
+        DataError: the column does not exist, or its classes are not declared.
     """
     classes = [name for name, feature in (features or {}).items() if type(feature).__name__ == "ClassLabel"]
     if label not in classes:
@@ -148,15 +148,15 @@ def class_count(features: Any, label: str, what: str) -> int:
 
 
 def decoded(value: Any, fit: Fit, name: str) -> Tensor:
-    """The image of a row, ``{"bytes": ..., "path": ...}``, (C, H, W) uint8.
+    """Decode the image of a row, ``{"bytes": ..., "path": ...}``, to (C, H, W) uint8.
 
     Raises:
-        CorruptImageError: it can't be decoded.
-        DataError: its file can't be fetched.
+        CorruptImageError: the image can't be decoded.
+        DataError: the file of the image can't be fetched.
     """
     content, path = (value or {}).get("bytes"), (value or {}).get("path") or ""
     if content is None and not path:
-        raise CorruptImageError("the row holds none")
+        raise CorruptImageError("the row holds no image")
     if content is None and ("::" in path or "://" in path):  # inside an archive, or on the hub
         import fsspec
 

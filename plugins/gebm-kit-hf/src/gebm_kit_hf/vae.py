@@ -1,4 +1,4 @@
-"""The decoder of a variational autoencoder of diffusers as a base: what latent diffusion models decode with.
+"""The decoder of a diffusers autoencoder as a base: the network with which latent diffusion models decode.
 
 References:
     Auto-Encoding Variational Bayes. D. P. Kingma, M. Welling, ICLR 2014. https://arxiv.org/abs/1312.6114
@@ -23,38 +23,42 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import CheckpointError, DataError, PluginError, UsageError
 from gebm_kit.core.interfaces import Base
 
-CONFIG = "config.json"
-KEPT = "base"
+CONFIG_FILE = "config.json"
+RUN_FOLDER = "base"
 """Folder of a run directory that holds the copy of the configuration."""
 
-CLASS = "AutoencoderKL"
+MODEL_CLASS = "AutoencoderKL"
+"""The only diffusers class that this base reads: the autoencoder of latent diffusion models."""
 
 
 class DiffusersVae(Base):
     """``x = decode(z / scale + shift)``, z standard normal, of an AutoencoderKL in diffusers' format.
 
-    The format is a folder with ``config.json`` and weights in safetensors, here or in a repository of the Hugging Face hub;
-    ``subfolder`` is ``vae`` in that of a whole pipeline. Pickled weights are not read, and no code of a model's own is run.
-    Images (C, H, W) have sides that are multiples of the autoencoder's factor f (8 in Stable Diffusion's); codes are the
-    latents (channels, H/f, W/f) laid out in a row. ``encode`` is the mean of the encoder's posterior.
+    The format is a folder with ``config.json`` and weights in safetensors, on this machine or in a repository of the Hugging
+    Face hub. In the folder of a whole pipeline, ``subfolder`` is ``vae``. Pickled weights are not read, and no code that
+    comes with a model is run. Images (C, H, W) have sides that are multiples of the autoencoder's factor f (8 in Stable
+    Diffusion). Codes are the latents, (channels, H/f, W/f), flattened. ``encode`` returns the mean of the encoder's
+    posterior.
 
-    Latents of data are no standard normal, so such a decoder's own draws are poor: the energy has their joint law to learn.
-    Weights are in the run's checkpoints, the configuration in its folder ``base``: a run needs neither hub nor folder.
+    The latents of data are not standard normal, so draws of the decoder alone are poor: the energy must learn the joint law
+    of the latents. A run keeps the weights in its checkpoints and the configuration in its folder ``base``, so it needs
+    neither the hub nor the original folder.
 
     Args:
-        path: a folder, relative to the directory that the command is started in.
+        path: a folder, relative to the directory where the command is started.
         hub: name of a repository instead, such as stabilityai/sd-vae-ft-mse; the library keeps what it downloads.
-        subfolder: of either.
-        revision: of the repository: a branch, a tag or a commit.
-        scale: latents are divided by it; null: the configuration's ``scaling_factor``, which gives those of data variance 1.
+        subfolder: folder inside ``path`` or the repository.
+        revision: branch, tag or commit of the repository.
+        scale: number that codes are divided by before decoding; null: the configuration's ``scaling_factor``, with which
+            the codes of data have variance 1.
         data_shape: (channels, height, width).
-        value_range: of the data; the decoder's [-1, 1] is mapped to it.
+        value_range: range of the data; the decoder's [-1, 1] is mapped to it.
 
     Raises:
-        DataError: no such folder or repository, no weights in safetensors, or data of another shape.
-        UsageError: neither or both of path and hub; another kind of model.
+        DataError: the folder or repository does not exist or has no weights in safetensors, or the data have another shape.
+        UsageError: neither or both of path and hub are given, or the model is of another class.
         PluginError: diffusers is not installed.
-        CheckpointError: asked for draws of a run whose weights have not been loaded.
+        CheckpointError: (on decoding) the weights of the run have not been loaded.
     """
 
     def __init__(
@@ -74,14 +78,16 @@ class DiffusersVae(Base):
         if scale is not None:
             check_arguments(self, scale=scale)
         if (path is None) == (hub is None):
-            raise UsageError("the base diffusers-vae needs a path or the name of a repository (hub), one of the two")
+            raise UsageError(
+                "the base diffusers-vae needs a path or the name of a repository (hub), exactly one of them"
+            )
         if revision is not None and hub is None:
             raise UsageError("base.revision belongs to base.hub")
         library = _diffusers()
         folder = None if path is None else directory / Path(path).expanduser() / (subfolder or "")
-        kept = None if run_directory is None else run_directory / KEPT / CONFIG
+        kept = None if run_directory is None else run_directory / RUN_FOLDER / CONFIG_FILE
         if kept is not None and kept.is_file():
-            # of a run, whose checkpoint has the weights; those of the folder serve where there is no checkpoint yet
+            # the base of a run: its checkpoint has the weights; as long as there is none, the folder's weights are used
             self.source_file = kept
             autoencoder = _from_config(library, kept)
             self._given = folder is not None and folder.is_dir()
@@ -89,7 +95,7 @@ class DiffusersVae(Base):
                 assert folder is not None
                 autoencoder = _from_folder(library, folder)
         elif folder is not None:
-            self.source_file, self._given = folder / CONFIG, True
+            self.source_file, self._given = folder / CONFIG_FILE, True
             autoencoder = _from_folder(library, folder)
         else:
             assert hub is not None
@@ -106,7 +112,7 @@ class DiffusersVae(Base):
         self._centre, self._half = (high + low) / 2, (high - low) / 2
 
     def forward(self, z: Tensor) -> Tensor:
-        """G(z): (B, Z) -> (B, C, H, W)."""
+        """Return G(z): (B, Z) -> (B, C, H, W)."""
         if not self._given:
             raise CheckpointError(
                 "the base diffusers-vae has no weights: its folder is gone, and no checkpoint was read"
@@ -116,7 +122,7 @@ class DiffusersVae(Base):
         return self._centre + self._half * x
 
     def encode(self, x: Tensor) -> Tensor:
-        """Mean of q(z|x): (B, C, H, W) -> (B, Z)."""
+        """Return the mean of q(z|x): (B, C, H, W) -> (B, Z)."""
         mean: Tensor = self.autoencoder.encode((x - self._centre) / self._half).latent_dist.mean
         return ((mean - self._shift) * self._scale).flatten(1)
 
@@ -138,16 +144,18 @@ def _diffusers() -> Any:
 
 
 def _from_folder(library: Any, folder: Path) -> Any:
-    if not (folder / CONFIG).is_file():
-        inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        problem = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
+    if not (folder / CONFIG_FILE).is_file():
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
+        problem = f"holds no {CONFIG_FILE}" if folder.is_dir() else "does not exist"
         hint = f"Set base.subfolder to one of {', '.join(inside)}." if inside else "Set base.path, or base.hub."
         raise DataError(f"the folder {folder} {problem}", hint=hint)
-    _check_class(folder / CONFIG)
+    _check_class(folder / CONFIG_FILE)
     try:
         with _quiet():
-            found = getattr(library, CLASS).from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-    except Exception as error:  # of many types
+            found = getattr(library, MODEL_CLASS).from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True
+            )
+    except Exception as error:  # the library raises many types
         pickled = list(folder.glob("*.bin"))
         text = " ".join(str(error).split())[:300]
         raise DataError(
@@ -160,30 +168,30 @@ def _from_folder(library: Any, folder: Path) -> Any:
 
 
 def _from_config(library: Any, file: Path) -> Any:
-    """The same network, its weights to come from a checkpoint."""
+    """Build the same network; its weights will come from a checkpoint."""
     _check_class(file)
-    kind = getattr(library, CLASS)
+    kind = getattr(library, MODEL_CLASS)
     with _quiet():
         return kind.from_config(json.loads(file.read_text(encoding="utf-8"))).eval()
 
 
 def _from_hub(library: Any, hub: str, subfolder: str | None, revision: str | None) -> Path:
-    """The configuration's place in the library's cache, with the weights beside it."""
+    """Download configuration and weights; return the configuration's place in the library's cache, beside the weights."""
     import huggingface_hub
 
     inside = f"{subfolder}/" if subfolder else ""
     try:
         with _quiet():
             place = huggingface_hub.snapshot_download(
-                hub, revision=revision, allow_patterns=[f"{inside}{CONFIG}", f"{inside}*.safetensors"]
+                hub, revision=revision, allow_patterns=[f"{inside}{CONFIG_FILE}", f"{inside}*.safetensors"]
             )
-    except Exception as error:  # of many types
+    except Exception as error:  # the library raises many types
         text = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{hub!r} can't be had from the Hugging Face hub: {text}",
+            f"{hub!r} can't be fetched from the Hugging Face hub: {text}",
             hint="Check the name and the network (HF_ENDPOINT, HF_HUB_OFFLINE), or set base.path to a copy of it.",
         ) from error
-    return Path(place) / (subfolder or "") / CONFIG
+    return Path(place) / (subfolder or "") / CONFIG_FILE
 
 
 def _check_class(file: Path) -> None:
@@ -191,19 +199,19 @@ def _check_class(file: Path) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
         name = config.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} is no configuration: {error}") from error
-    if name != CLASS:
-        raise UsageError(f"{file} is of a {name}, and the base diffusers-vae reads {CLASS}s")
+        raise DataError(f"{file} is not a configuration: {error}") from error
+    if name != MODEL_CLASS:
+        raise UsageError(f"{file} describes a {name}, but the base diffusers-vae reads only {MODEL_CLASS}")
 
 
 def _latent_shape(config: Any, data_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(channels, height, width) of a code."""
+    """Return (channels, height, width) of a code."""
     factor = 2 ** (len(config.block_out_channels) - 1)
     channels = int(config.out_channels)
     if len(data_shape) != 3 or data_shape[0] != channels or any(side % factor for side in data_shape[1:]):
         raise DataError(
             f"this autoencoder makes images of {channels} channels with sides that are multiples of {factor}, "
-            f"the data have shape {list(data_shape)}",
+            f"but the data have shape {list(data_shape)}",
             hint="Set data.size (image folders), or take another autoencoder.",
         )
     return int(config.latent_channels), data_shape[1] // factor, data_shape[2] // factor
@@ -211,7 +219,7 @@ def _latent_shape(config: Any, data_shape: tuple[int, ...]) -> tuple[int, int, i
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes that the library logs while it loads."""
+    """Silence what the library logs while it loads, inside the block."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,7 @@
-"""FID's Inception features for gebm-kit. This module names its component as text: no torch, no torchvision is imported."""
+"""FID's Inception features for gebm-kit.
+
+This module names its component as text and imports neither torch nor torchvision.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ api_version = 1
 
 @gebm_kit.hookimpl
 def gebm_components() -> list[gebm_kit.Component]:
-    """One feature map."""
+    """Return the plugin's component: one feature map."""
     return [
         gebm_kit.Component(
             "features",
             "inception",
             "gebm_kit_inception.features:Inception",
-            "The 2048 features of FID's Inception network, by its standard weights",
+            "The 2048 features of FID's Inception network, with its standard weights",
         )
     ]
