@@ -32,18 +32,18 @@ OUTCOME_LABELS = {
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two run directories or more.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two or more run directories.")],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The picture, a .png; replaced if it is there.")
+        Path, typer.Option("--out", metavar="FILE", help="The picture, a .png; an existing file is replaced.")
     ] = Path("compare.png"),
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare runs: where their recipes differ, how they went, their scores, and a picture of their training."""
+    """Compare runs: differences of their recipes, how they went, their scores, and a picture of their training."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--out is a picture in PNG format, got {out}", hint="For example --out compare.png.")
+        raise UsageError(f"--out must be a PNG file, got {out}", hint="For example --out compare.png.")
     from gebm_kit.core.files import make_directory
     from gebm_kit.engine.run_directory.comparison import compare as engine_compare
 

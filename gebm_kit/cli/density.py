@@ -31,9 +31,7 @@ def density(
     words: RunFileWords,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="A .csv, replaced if it is there; default: RUN/densities/<FILE>.csv."
-        ),
+        typer.Option("--out", metavar="FILE", help="A .csv, replaced if it exists; default: RUN/densities/<FILE>.csv."),
     ] = None,
     key: Key = None,
     checkpoint: CheckpointWord = "last",
@@ -44,13 +42,13 @@ def density(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the log-density of every row of FILE under a RUN whose base has a density, with the error of log Z."""
+    """Write the log-density of every row of FILE under a RUN whose base has a density, and the error of log Z."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = given_rows(words, "density")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":
-        raise UsageError(f"--out is a table in CSV format, got {out}", hint="For example --out densities.csv.")
+        raise UsageError(f"--out must be a CSV file, got {out}", hint="For example --out densities.csv.")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
     from gebm_kit.engine.likelihood.log_densities import check_density, densities

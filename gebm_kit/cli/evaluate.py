@@ -1,4 +1,4 @@
-"""``gebm-kit eval``: how good a trained run's draws are, beside its base's and held-out data."""
+"""``gebm-kit eval``: how good a trained run's draws are, compared with draws of its base and held-out data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and draw the pictures again."""
+    """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and redraw the pictures."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")

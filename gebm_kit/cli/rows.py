@@ -1,4 +1,4 @@
-"""Rows of data that a command is given in a file, and the run that they are held against."""
+"""Commands on rows of a file, `score` and `density`: their words, their rows and their output files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 RunFileWords = Annotated[
     list[str],
-    typer.Argument(metavar="[RUN] FILE [KEY=VALUE ...]", help="The run (default: the newest finished one), the rows."),
+    typer.Argument(
+        metavar="[RUN] FILE [KEY=VALUE ...]", help="The run (default: the newest finished one), then the file of rows."
+    ),
 ]
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
@@ -28,7 +30,7 @@ Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The arra
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The words of such a command: a run or None, the file, overrides."""
+    """The words of such a command: the run (None: not given), the file and the overrides."""
 
     run: str | None
     file: Path
@@ -36,27 +38,29 @@ class Given:
 
 
 def given_rows(words: Sequence[str], command: str) -> Given:
-    """Tell run, file and overrides apart.
+    """Sort the words into run, file and overrides.
 
     Raises:
-        UsageError: there is no file, or a word too many.
+        UsageError: no file is given, or there are too many words.
     """
     overrides = tuple(word for word in words if "=" in word)
     places = [word for word in words if "=" not in word]
     if not 1 <= len(places) <= 2:
         raise UsageError(
-            f"a FILE, or a RUN and a FILE, are expected, got {len(places)} words: {', '.join(places) or 'none'}",
+            f"expected a FILE, or a RUN and a FILE, got {len(places)} words: {', '.join(places) or 'none'}",
             hint=f"For example `gebm-kit {command} runs/redwine/... rows.csv`.",
         )
     return Given(places[0] if len(places) == 2 else None, Path(places[-1]), overrides)
 
 
 def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
-    """Rows of a file and the names of their columns, () for data that are no table. Columns that the run was not trained on
-    may hold anything, where they are told apart by name; images of bytes are scaled to [-1, 1], as for training.
+    """Read the rows of a file and the names of their columns, which are () for data that are not a table.
+
+    Where columns are identified by name, those that the run was not trained on may hold anything. Images of bytes are
+    scaled to [-1, 1], as in training.
 
     Raises:
-        DataError: anything that keeps the file from being read.
+        DataError: the file can't be read.
     """
     from gebm_kit.core.interfaces import HasStandardisation
     from gebm_kit.data.arrays import image_rows

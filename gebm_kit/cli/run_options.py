@@ -1,4 +1,4 @@
-"""What commands that compute share: CPU threads, the run that is named, and its recipe with overrides."""
+"""What commands that compute share: CPU threads, the run, and its recipe and settings with overrides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def set_up_cpu(threads: int | None) -> None:
-    """Let torch use that many CPU threads, and keep memory that was freed."""
+    """Set the number of torch's CPU threads, and keep freed memory for reuse."""
     from gebm_kit.engine.process.devices import keep_freed_memory
 
     keep_freed_memory()
@@ -25,7 +25,7 @@ def set_up_cpu(threads: int | None) -> None:
 
 
 def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
-    """The run directory that was named, or the newest finished run, saying which; with the checkpoint that is asked for."""
+    """Open the run ``word`` at the given checkpoint; None: the newest finished run, which a note on stderr names."""
     from gebm_kit.engine.run_directory.run import load_run, newest_run
 
     if word is not None:
@@ -36,10 +36,10 @@ def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
 
 
 def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
-    """The run's recipe with ``overrides`` on top.
+    """Return the run's recipe with ``overrides`` applied.
 
     Raises:
-        RecipeError: they are no valid overrides; all problems at once.
+        RecipeError: the overrides are not valid; all problems are listed at once.
     """
     from gebm_kit.config.load import load_recipe
 
@@ -56,7 +56,7 @@ def overrides_with_sampler(run: Run, sampler: str | None, overrides: Sequence[st
 
 
 def changed_settings(recipe: Recipe, changes: Mapping[str, Any]) -> SampleSettings:
-    """Return the recipe's settings of sampling, with those ``changes`` that are not None."""
+    """Return the recipe's sampling settings, changed by the ``changes`` that are not None."""
     from gebm_kit.engine.sampling.settings import settings_of
 
     given = {name: value for name, value in changes.items() if value is not None}

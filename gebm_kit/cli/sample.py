@@ -23,6 +23,7 @@ from gebm_kit.cli.options import (
     RunWord,
     Threads,
     TrustProgram,
+    complete_metric,
     complete_sampler,
     only_sections,
     set_trust,
@@ -36,7 +37,7 @@ from gebm_kit.cli.run_options import (
     overrides_with_sampler,
     set_up_cpu,
 )
-from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
+from gebm_kit.cli.trace import run_trace, with_long_beta
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ DrawsPlace = Annotated[
 
 ResumeSampling = Annotated[
     bool,
-    typer.Option("--resume", help="Go on with the shards of an interrupted sampling; begin when there are none."),
+    typer.Option("--resume", help="Resume an interrupted sampling into shards, or start one if there is none."),
 ]
 
 
@@ -161,13 +162,13 @@ def sample(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What the options ask for about draws.
+    """Options about draws.
 
     Attributes:
-        out: where they are written; None for a new place in the run directory.
+        out: file or directory of the draws; None for a new one in the run directory.
         images: a directory for PNGs, or None.
         start: where chains start.
-        device: in place of the recipe's, or None.
+        device: replaces the recipe's, unless None.
         resume: whether an interrupted sampling is continued.
         require_converged: whether bad diagnostics end the command with code 1.
     """
@@ -184,7 +185,7 @@ def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], want
     """Draw, write the draws and pictures of the chains, and show the diagnostics.
 
     Args:
-        changes: settings that options gave in place of the recipe's; None where they did not.
+        changes: settings from options; None keeps the recipe's.
     """
     from gebm_kit.engine.process.distributed import first_rank
 
@@ -194,7 +195,7 @@ def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], want
         return
     figures = _figures(run, draws, say)
     refused = wanted.require_converged and not draws.diagnostics.converged
-    if not (say.json and refused):  # the error is that one object on stdout
+    if not (say.json and refused):  # with --json the error is the one object on stdout
         _show(say, run, place, draws, wanted.images, figures)
     if refused:
         text = "the draws were written, but their diagnostics are bad:"
@@ -204,7 +205,7 @@ def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], want
 def _drawn(
     run: Run, recipe: Recipe, overrides: Sequence[str], changes: Mapping[str, Any], wanted: _Wanted, say: ui.Ui
 ) -> tuple[Path, Draws | ShardedDraws]:
-    """The draws, and where they have been written."""
+    """Draw, and return the file or directory of the draws with the draws themselves."""
     from gebm_kit.engine.figures.png_files import check_images, save_images
     from gebm_kit.engine.process.distributed import joined, local_device
     from gebm_kit.engine.sampling.draw import draw_to
@@ -230,7 +231,7 @@ def _drawn(
             on_progress=on_progress,
             ranks=ranks,
             start=rows,
-            hint=f"Go on with `{_resuming(run, overrides, settings, place, wanted)}`.",
+            hint=f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`.",
         )
         if wanted.images is not None and run.value_range is not None and ranks.rank == 0:
             save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range)
@@ -238,7 +239,7 @@ def _drawn(
 
 
 def _training_rows(run: Run, settings: SampleSettings) -> Tensor:
-    """One for each chain, chosen at random by the seed."""
+    """Return one training row for each chain, chosen at random by the seed."""
     import torch
 
     from gebm_kit.core.seeds import stream
@@ -273,7 +274,7 @@ def _show(
 
 
 def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
-    """Pictures of the chains in RUN/figures; that they can't be written takes nothing from the draws."""
+    """Draw pictures of the chains in RUN/figures; a failure to write them is only a warning."""
     from gebm_kit.engine.figures.chain_figures import draw_chains
 
     try:
@@ -284,9 +285,10 @@ def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
 
 
 def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool) -> Path:
-    """The newest unfinished sampling in RUN/samples to ``resume``; else a name there that is not taken.
+    """Return the newest unfinished sampling in RUN/samples to ``resume``, otherwise a free name there.
 
-    A file; a directory for more draws than one should hold in memory, and for those that may have to be resumed.
+    The name is that of a directory of shards with ``resume`` or for more draws than should be held in memory, otherwise
+    that of a file.
     """
     from gebm_kit.engine.sampling.draws_on_disk import newest_unfinished
     from gebm_kit.engine.sampling.shards import too_many
@@ -305,7 +307,7 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
 
 
 def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, wanted: _Wanted) -> str:
-    """The command that goes on with an interrupted sampling."""
+    """Return the command that resumes an interrupted sampling."""
     from gebm_kit.core.trust import trust_words
     from gebm_kit.engine.process.distributed import launcher
 

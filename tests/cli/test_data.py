@@ -59,7 +59,7 @@ def test_verify_names_what_is_damaged(cli: Any, words: list[str]) -> None:
 
 def test_errors(cli: Any, words: list[str]) -> None:
     for given, code, message in (
-        (["data.path=faces"], 2, "no RECIPE is named"),
+        (["data.path=faces"], 2, "no RECIPE given"),
         (["quickstart"], 2, "'digits' is not one of images in files"),
         (["celeba", "data.path=nowhere"], 2, "does not exist"),
         (["celeba", "data.pth=faces"], 2, "did you mean"),

@@ -201,7 +201,7 @@ def test_bad_words(cli: Any, here: Path) -> None:
         (("run", "rows.csv", "more.csv"), "got 3 words: run, rows.csv, more.csv"),
         (("eval.seed=1",), "got 0 words"),
         (("run", "nowhere.csv"), "data file nowhere.csv does not exist"),
-        (("run", "rows.csv", "--out", "d.npz"), "--out is a table in CSV format"),
+        (("run", "rows.csv", "--out", "d.npz"), "--out must be a CSV file"),
         (("run", "rows.csv", "train.steps=3"), "can't override 'train'"),
         (("run", "rows.csv", "--key", "x"), "key='x' has no meaning"),
     ):

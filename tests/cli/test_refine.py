@@ -123,7 +123,7 @@ def test_a_dry_run_writes_nothing(folder, capfd):
     [
         (["digts"], "did you mean digits"),
         (["generator.pt"], "is no file of a known kind"),
-        ([], "no DATA is named"),
+        ([], "no DATA given"),
         (["digits", "trian.steps=1"], "did you mean train"),
         (["digits", "train.part=both"], "a program is never changed"),
         (["digits", "base.latent_shape=[5, 1, 1]"], r"fails on 16 codes of shape \[5, 1, 1\]"),
@@ -204,7 +204,7 @@ class TestChoice:
 
 def test_what_is_interrupted_is_gone_on_with_by_the_same_command(folder, capfd, monkeypatch):
     def stopped(*_: Any, **__: Any) -> None:
-        raise Interrupted("stopped", signum=15, hint="Go on with `gebm-kit train ...`.")
+        raise Interrupted("stopped", signum=15, hint="Resume with `gebm-kit train ...`.")
 
     monkeypatch.setattr("gebm_kit.engine.train.train", stopped)
     assert refined("digits", "train.steps=3", "--out", "my run") == 143
