@@ -1,4 +1,4 @@
-"""A recipe's model: base and energy with fresh weights, in the recipe's precision."""
+"""Building a recipe's model: base and energy with fresh weights, in the recipe's precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.model import GEBM
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-"""Type of parameters and data under each precision (bfloat16 is autocast on float32 parameters)."""
+"""Data type of parameters and data for each precision (bfloat16 is autocast on float32 parameters)."""
 
 
 def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
