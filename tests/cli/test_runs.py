@@ -23,7 +23,7 @@ def test_no_runs(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert cli("runs", "--json").json == {"schema": 1, "directory": "runs", "runs": []}
     result = cli("runs", "elsewhere")
     assert (result.code, result.out) == (2, "")
-    assert "elsewhere is not there" in result.err
+    assert "elsewhere does not exist" in result.err
 
 
 def test_the_list(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_compare(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["one"], "two runs or more"),
+        (["one"], "at least two runs"),
         (["one", "one"], "one is named twice"),
         (["one", "nowhere"], "nowhere does not exist"),
         (["one", "two", "--out", "compare.svg"], "PNG"),

@@ -118,7 +118,7 @@ def test_a_value_of_a_look_during_training_is_marked(tmp_path: Path) -> None:
 
 def test_what_can_not_be_compared(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a"), made(tmp_path / "b")
-    with pytest.raises(UsageError, match="two runs or more"):
+    with pytest.raises(UsageError, match="at least two runs"):
         compare([a])
     with pytest.raises(UsageError, match="is named twice"):
         compare([a, b, tmp_path / "b" / ".." / "a"])

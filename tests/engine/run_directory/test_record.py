@@ -59,7 +59,7 @@ def test_runs_are_found_at_any_depth_the_latest_first(tmp_path: Path) -> None:
     assert [record.path.name for record in find_records(tmp_path)] == ["b", "a", "c"]
     assert [record.path for record in find_records(tmp_path / "b")] == [tmp_path / "b"]
     assert find_records(tmp_path / "draws") == []
-    with pytest.raises(UsageError, match="nowhere is not there"):
+    with pytest.raises(UsageError, match="nowhere does not exist"):
         find_records(tmp_path / "nowhere")
 
 
