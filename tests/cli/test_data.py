@@ -60,7 +60,7 @@ def test_verify_names_what_is_damaged(cli: Any, words: list[str]) -> None:
 def test_errors(cli: Any, words: list[str]) -> None:
     for given, code, message in (
         (["data.path=faces"], 2, "no RECIPE given"),
-        (["quickstart"], 2, "'digits' is not one of images in files"),
+        (["quickstart"], 2, "'digits' does not consist of image files"),
         (["celeba", "data.path=nowhere"], 2, "does not exist"),
         (["celeba", "data.pth=faces"], 2, "did you mean"),
         ([*words, "data.max_corrupt=0"], 2, "000002.jpg can't be decoded"),

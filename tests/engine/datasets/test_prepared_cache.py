@@ -242,10 +242,10 @@ class TestOutOfDate:
 
     def refused(self, wanted: Recipe, message: str) -> None:
         with pytest.warns(
-            GebmKitWarning, match=rf"are not used: .*{message}.*`gebm-kit data prepare .*` makes them anew"
+            GebmKitWarning, match=rf"are not used: .*{message}.*`gebm-kit data prepare .*` prepares them again"
         ):
             assert not isinstance(open_dataset(wanted), PreparedDataset)
-        with pytest.warns(GebmKitWarning, match=f"are made anew: .*{message}"):
+        with pytest.warns(GebmKitWarning, match=f"are made again: .*{message}"):
             assert prepare(wanted).made
         opened = open_dataset(wanted)
         assert isinstance(opened, PreparedDataset)
@@ -295,7 +295,7 @@ class TestOutOfDate:
         for part in PARTS:
             before.split(part).stored(None)  # keeps them in memory
         Path("files").rename("elsewhere")
-        with pytest.warns(GebmKitWarning, match="are gone; what is prepared stands in"):
+        with pytest.warns(GebmKitWarning, match="are gone; the prepared data are used instead"):
             assert same(before, open_dataset(wanted))
         with pytest.raises(DataError, match="does not exist"):
             prepare(wanted, force=True)
@@ -419,7 +419,7 @@ class TestRefusals:
         assert sum(made.index["counts"].values()) == 40
 
     def test_what_is_no_dataset_of_image_files(self) -> None:
-        with pytest.raises(UsageError, match="'digits' is not one of images in files"):
+        with pytest.raises(UsageError, match="'digits' does not consist of image files"):
             prepare(recipe("{name: digits}"))
 
     def test_files_that_are_not_there(self, cache: Path) -> None:
