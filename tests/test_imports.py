@@ -1,4 +1,4 @@
-"""What starts fast must not import what is slow."""
+"""Commands that should start fast import nothing slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "arviz_stats", "scipy", "PIL")
 
 
 def imported_by(*words: str) -> set[str]:
-    """Modules that are loaded when ``gebm-kit WORDS`` is done."""
+    """Return the modules that are loaded after ``gebm-kit WORDS``."""
     program = f"""
 import sys
 from gebm_kit.cli.app import main

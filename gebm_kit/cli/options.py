@@ -121,7 +121,7 @@ OverrideWords = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words after a command: the one without ``=``, if any, and the overrides."""
+    """The words after a command: the one without ``=`` (None: not given), and the overrides."""
 
     target: str | None
     overrides: tuple[str, ...]

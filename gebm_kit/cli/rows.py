@@ -30,7 +30,7 @@ Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The arra
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The words of such a command: the run (None: not given), the file and the overrides."""
+    """The words after `score` or `density`: the run (None: not given), the file and the overrides."""
 
     run: str | None
     file: Path

@@ -1,4 +1,4 @@
-"""What commands that compute share: CPU threads, the run, and its recipe and settings with overrides."""
+"""Steps that commands share: setting CPU threads, finding the run, and applying overrides to its recipe."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _show(root: Path, scored: list[tuple[RunRecord, Score | None]], groups: list
     marks = _marks([None if score is None else score.name for _, score in scored], groups)
     for row, mark in zip(rows, marks, strict=True):
         row[HEADINGS.index("metric")] += mark
-    # with one evaluation there is no best to tell from the last
+    # with a single evaluation, the best and the last are the same
     several = any(len(record.evaluated_rows) > 1 for record, _ in scored)
     shown = [index for index, heading in enumerate(HEADINGS) if heading != "best" or several]
     if ui.is_terminal(sys.stdout):

@@ -54,7 +54,7 @@ OVERRIDABLE = ("sampler", "sample")
 
 
 class Start(enum.StrEnum):
-    """Where chains start."""
+    """Starting points of chains."""
 
     PRIOR = "prior"
     DATA = "data"

@@ -38,7 +38,7 @@ class ComponentNode:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSection:
-    """One optimiser.
+    """Settings of one optimiser.
 
     Attributes:
         name: adam, adamw or sgd.
@@ -113,7 +113,7 @@ class PretrainSection:
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteSection:
-    """What happens when a loss or a gradient is not finite. Such an update is skipped and changes nothing of the state.
+    """Reaction to a loss or a gradient that is not finite. Such an update is skipped and leaves the state unchanged.
 
     Attributes:
         limit: number of skipped updates of a part in a row after which training returns to the last good checkpoint (the
@@ -127,7 +127,7 @@ class NonFiniteSection:
 
 @dataclass(frozen=True, slots=True)
 class KeepBestSection:
-    """Which checkpoint is kept besides the last ones.
+    """Choice of a checkpoint that is kept besides the last ones.
 
     Attributes:
         metric: one of ``eval.metrics``, or one of its values (``modes.covered``), or ``nll`` where the base has a density.
@@ -140,7 +140,7 @@ class KeepBestSection:
 
 @dataclass(frozen=True, slots=True)
 class TrainSection:
-    """How base and energy are trained. One step is one cycle: ``energy_steps`` energy updates, then one base update.
+    """Training of base and energy. One step is one cycle: ``energy_steps`` energy updates, then one base update.
 
     Attributes:
         steps: cycles of the main phase.
@@ -220,7 +220,7 @@ class TrainSection:
 
     @property
     def main_part(self) -> Literal["both", "energy", "base"]:
-        """What the main phase trains."""
+        """Part that the main phase trains."""
         return cast(Literal["both", "energy", "base"], self.part.removeprefix(PRETRAINED))
 
 

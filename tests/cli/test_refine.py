@@ -1,4 +1,4 @@
-"""``gebm-kit refine``: what its words stand for, one command from a generator to a table, and how beta is chosen."""
+"""``gebm-kit refine``: the meaning of its words, one command from generator to table, and the choice of beta."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_one_command_from_a_generator_to_a_table(folder, capfd, monkeypatch):
         (Path(__file__).parents[2] / "docs" / "cli.md").read_text().partition("\n## refine\n")[2].partition("\n## ")[0]
     )
     assert all(f"`{key}`" in documented for key in (*found, *found["generator"], *found["tried"][0], "refined"))
-    # again: nothing is left to do, and what was found is shown as people read it
+    # again: nothing is left to do, and the result is shown as a table
     stamp = (folder / "run" / "refined.json").stat().st_mtime_ns
     words = ["refine", "generator.pt", "digits", *TINY, "--latent", "4x1x1", "--trust-program", "--quiet"]
     assert main([*words, "--out", "run", "--resume"]) == 0
@@ -164,7 +164,7 @@ def test_what_data_a_word_stands_for(tmp_path):
 
 
 class TestChoice:
-    """Draws whose distance to the data is known at every beta."""
+    """The choice of beta, with draws at a known distance from the data."""
 
     @staticmethod
     def choose(

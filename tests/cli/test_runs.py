@@ -1,4 +1,4 @@
-"""``gebm-kit runs`` and ``gebm-kit compare``: their tables, their JSON, and what they do with runs that are damaged."""
+"""``gebm-kit runs`` and ``gebm-kit compare``: tables, JSON, and damaged runs."""
 
 from __future__ import annotations
 

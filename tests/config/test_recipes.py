@@ -1,4 +1,4 @@
-"""Recipes: every problem at once with its place, plain interpolation only, overrides, a resolved form that round-trips."""
+"""Recipes: all problems at once with their places, plain interpolation, overrides, and a resolved form that round-trips."""
 
 from __future__ import annotations
 

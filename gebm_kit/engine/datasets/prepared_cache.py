@@ -45,7 +45,7 @@ ROWS_FOLDER, INDEX_FILE = "rows", "index.json"
 
 
 CACHE_FORMAT = 1
-"""Version of the folder's layout; a folder of another version is made anew."""
+"""Version of the folder's layout; a folder of another version is not used."""
 
 
 OF_READING = ("cache_mb",)
@@ -243,4 +243,4 @@ def _change(source: Source, before: Fingerprint, after: Fingerprint) -> str:
     if after.newest > before.newest:
         name = source.path / after.newest_file if source.path.is_dir() else source.path
         return f"{name} was changed since they were made"
-    return f"{source.path} is no longer what it was when they were made (names, sizes or times of files differ)"
+    return f"{source.path} has changed since they were made (names, sizes or times of files differ)"

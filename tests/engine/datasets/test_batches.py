@@ -1,4 +1,4 @@
-"""The feed's order depends on seed and position alone, and every epoch is a permutation."""
+"""The feed's order depends only on seed and position, and every epoch is a permutation."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_bytes_are_held_as_bytes_and_decoded_batch_by_batch(resident: bool, monk
 
 
 class Recorded(Rows):
-    """Notes which threads read it, and fails on demand."""
+    """Rows that record which threads read them, and fail on demand."""
 
     def __init__(self, num: int) -> None:
         super().__init__(num)

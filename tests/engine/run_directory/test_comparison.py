@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, what is comparable and what is only said to be, and the picture of it."""
+"""Comparison of runs: differences, comparable and incomparable values, and the picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def estimate(value: float) -> dict[str, Any]:
 
 
 def made(path: Path, *, value: float | None = 0.5, recipe: Any = None, looks: bool = False, **protocol: Any) -> Path:
-    """A run directory without weights; ``value``: of the evaluation, None: there was none."""
+    """Write a run directory without weights; ``value``: result of its evaluation, None: no evaluation."""
     path.mkdir(parents=True)
     resolved = {"data": {"name": "digits"}, "loss": {"name": "kale"}, "train": {"steps": 60, "seed": 0}}
     (path / "env.json").write_text("{}")

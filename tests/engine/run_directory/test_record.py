@@ -1,4 +1,4 @@
-"""Run directories as they are found: every state, every kind of damage, and what the scores are."""
+"""Records of run directories: every state, every kind of damage, and the scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def estimate(value: float) -> dict[str, Any]:
 def made(
     path: Path, *, state: str = "finished", step: int = 12, seconds: float = 3.0, age: float = 0.0, **score: Any
 ) -> Path:
-    """A run directory without weights."""
+    """Write a run directory without weights."""
     path.mkdir(parents=True)
     (path / "env.json").write_text("{}")
     (path / "resolved.yaml").write_text(yaml.safe_dump({"train": {"steps": 10, "final": {"steps": 2}}}))

@@ -1,4 +1,4 @@
-"""A run directory gives its model back without its data and its loss, and so do directories that older versions wrote."""
+"""Run directories, also those of older versions, rebuild their model without data; new ones also without the loss."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def short_run(out: Path, loss: str) -> Run:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Kinds of the components that are built for a model, in turn."""
+    """Record the kinds of the components that are built for a model, in order."""
     kinds: list[str] = []
     build = model_module.build
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_says_whether_the_energy_is_a_log_ratio(
     assert built == ["base", "energy"]
 
     old = {name: fact for name, fact in facts.items() if name != "log_ratio"}
-    amend_checkpoint(run.checkpoints, run.step, {"facts": old})  # as versions wrote it that did not keep this fact
+    amend_checkpoint(run.checkpoints, run.step, {"facts": old})  # as older versions wrote it
     built.clear()
     torch.manual_seed(5)
     again = load_run(run.path)
