@@ -20,26 +20,26 @@ from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
 class DcganBase(Base):
-    """A linear layer to a small feature map, then doublings (convolution, norm, ReLU), the last one to the image.
+    """A linear layer to a small feature map, then doublings (convolution, norm, ReLU), of which the last gives the image.
 
-    (B, Z) -> (B, channels, height, width). An image of 64 x 64 starts from 4 x 4 and is doubled four times, one of
-    28 x 28 from 7 x 7 and twice. Feature maps have ``width * 2^k`` channels, halved by each doubling, ``width`` before
-    the last one.
+    (B, Z) -> (B, channels, height, width). A 64 x 64 image starts from 4 x 4 and is doubled four times; a 28 x 28 image
+    starts from 7 x 7 and is doubled twice. Feature maps have ``width * 2^k`` channels. Each doubling halves them, down to
+    ``width`` before the last one.
 
     Args:
         latent_dim: Z.
-        width: channels in front of the last doubling (64 in the paper).
-        upsample: ``transpose``: a 4x4 convolution transposed, stride 2, as in the paper; ``nearest``: nearest-neighbour
+        width: channels before the last doubling (64 in the paper).
+        upsample: ``transpose``: a transposed 4x4 convolution of stride 2, as in the paper; ``nearest``: nearest-neighbour
             upsampling, then a 3x3 convolution, which leaves no checkerboard.
-        norm: before each ReLU. Batch norm, the paper's, uses running statistics in eval mode; layer norm (over
-            channels and places) is the same map in training and in sampling.
-        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        norm: normalisation before each ReLU. Batch norm, used in the paper, takes running statistics in eval mode. Layer
+            norm (over channels and pixels) is the same map in training and in sampling.
+        prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
         data_shape: (channels, height, width).
-        value_range: tanh is rescaled to it; None leaves the output linear.
+        value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
 
     Raises:
-        DataError: the data are no images, or a side is no multiple of 4.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images, or a side is not a multiple of 4.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(
@@ -95,6 +95,6 @@ def _doubling(upsample: str, channels: int, out: int, *, bias: bool) -> nn.Modul
 
 
 def _initialise(module: nn.Module) -> None:
-    """Normal weights of standard deviation 0.02, as in the paper (the projection keeps its scale with any norm)."""
+    """Draw convolution weights from N(0, 0.02²), as in the paper. The projection keeps torch's default, for every norm."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)

@@ -15,24 +15,24 @@ from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
 class MlpBase(Base):
-    """``G(z) = range(W_k a(... a(W_1 z + b_1) ...) + b_k)``; (B, Z) -> (B, *D).
+    """A fully connected map ``G(z) = range(W_k a(... a(W_1 z + b_1) ...) + b_k)``; (B, Z) -> (B, *D).
 
-    ``range`` is a tanh rescaled to ``value_range`` for bounded data and the multiplication by ``data_scale`` otherwise.
+    For bounded data ``range`` is a tanh rescaled to ``value_range``; otherwise it multiplies by ``data_scale``.
 
     Args:
         latent_dim: Z.
         hidden: widths of the hidden layers, from latent to data; empty for an affine map.
-        activation: of the hidden layers.
-        norm: normalisation before each activation. Batch norm uses running statistics in eval mode, so draws made in
-            training and draws made by a sampler come from slightly different maps; layer norm has no such difference.
-        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        activation: activation of the hidden layers.
+        norm: normalisation before each activation. Batch norm uses running statistics in eval mode, so draws in training
+            and draws by a sampler come from slightly different maps. Layer norm is the same map in both.
+        prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
         data_scale: rough size of the coordinates of unbounded data.
         data_shape: ``*D``.
-        value_range: of the data.
+        value_range: (low, high) of the data, or None.
 
     Raises:
-        RecipeError: a width below 1; a data_scale for bounded data, where it has no effect.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1; ``data_scale`` is set for bounded data, where it has no effect.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MlpBase(Base):
         layers: list[nn.Module] = []
         size = latent_dim
         for width in hidden:
-            # A bias in front of a batch norm would be subtracted again.
+            # A batch norm would subtract a bias in front of it again.
             layers.append(nn.Linear(size, width, bias=norm != "batch"))
             if norm != "none":
                 layers.append(nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width))

@@ -1,4 +1,4 @@
-"""Your own generator: trained elsewhere, read from a file, refined by an energy.
+"""Your own generator: trained elsewhere, read from a file, and refined by an energy.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
@@ -26,49 +26,50 @@ from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import check_sizes
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
-KEPT = "base"
-"""Folder of a run directory that holds the copy of the file."""
+COPY_FOLDER = "base"
+"""Folder of a run directory that holds the run's copy of the file."""
 
 CAPABILITIES = ("log_prob", "encode", "pretraining_loss")
-"""What an architecture can do beyond G(z) (`gebm_kit.core.interfaces`), and this base then can too."""
+"""Methods beyond G(z) (`gebm_kit.core.interfaces`) that this base offers whenever its architecture has them."""
 
 
 class Pretrained(Base):
-    """``x = G(z)`` of a generator in a file: weights of a registered base, or a program.
+    """A generator ``x = G(z)`` from a file: the weights of a registered base, or a program.
 
     ``path`` is one of
 
-    - a ``.safetensors`` state dict; ``architecture`` then names the base, with its parameters, whose weights these are. They
-      may be trained further (``train.part``);
+    - a ``.safetensors`` state dict. ``architecture`` then names the base that the weights belong to, with its parameters.
+      The weights may be trained further (``train.part``);
     - a TorchScript program (``torch.jit.save``) or a torch.export program (``torch.export.save``). It is never changed, so
-      ``train.part`` must be ``energy``. Such a file is code and is loaded with ``--trust-program`` alone. It must map codes
-      (B, ``*latent_shape``) to (B, ``*output_shape``) for any B, each row on its own and always the same, differentiably.
-      That is tried out when it is loaded.
+      ``train.part`` must be ``energy``. Such a file is code and is loaded only with ``--trust-program``. It must map codes
+      (B, ``*latent_shape``) to (B, ``*output_shape``) for any B. The map must be deterministic, differentiable, and
+      computed for each row on its own. All of this is checked when the program is loaded.
 
-    A run keeps a copy of the file, and every checkpoint its sha256, which is compared when the run is read.
+    A run keeps a copy of the file. Every checkpoint holds the file's sha256, which is compared when the run is read.
 
     Args:
-        path: the file, relative to the directory that the command is started in.
+        path: the file, relative to the directory in which the command is started.
         architecture: base of the state dict, such as {name: dcgan, latent_dim: 100, width: 64}.
-        prefix: of those names in the state dict that belong to the generator (``base.`` in a checkpoint of this kit); others
-            are left aside.
-        latent_shape: of one code of a program, [100] or [100, 1, 1]; Z is its product. Null: as the file states it, which
-            torch.export programs do.
-        output_shape: of what a program returns for one code, as many numbers as a data point has, say [784]; null: as data.
-        output_range: [low, high] of a program's values, mapped linearly to the data's range: [0, 1] of one that ends in a
-            sigmoid. Null: they are in the data's range already, which is checked.
-        prior: of a program's z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        prefix: prefix of the names in the state dict that belong to the generator (``base.`` in a checkpoint of this
+            kit). Other names are ignored.
+        latent_shape: shape of one code of a program, [100] or [100, 1, 1]; Z is its product. Null: the shape that the
+            file states, as torch.export programs do.
+        output_shape: shape that a program returns for one code, with as many numbers as a data point, for example [784].
+            Null: the data's shape.
+        output_range: [low, high] of a program's values, for example [0, 1] if it ends in a sigmoid. It is mapped linearly
+            to the data's range. Null: the values are already in the data's range, which is checked.
+        prior: distribution of a program's z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
         data_shape: ``*D``.
-        value_range: of the data.
+        value_range: (low, high) of the data, or None.
 
     Attributes:
-        source_file, source_sha256: what was read.
+        source_file, source_sha256: the file that was read, and its sha256.
 
     Raises:
         DataError: the file is missing, damaged or of another kind.
-        UsageError: a program that is not trusted, or does not do what is asked of it above; parameters that do not go
-            together; weights that do not fit the architecture.
-        CheckpointError: the copy in a run is not what the run was trained with.
+        UsageError: a program is not trusted or does not do what is required above; parameters contradict each other;
+            weights do not fit the architecture.
+        CheckpointError: the copy in a run is not the file that the run was trained with.
     """
 
     sha256: Tensor
@@ -109,8 +110,8 @@ class Pretrained(Base):
             if architecture is not None or prefix:
                 key = "prefix" if architecture is None else "architecture"
                 raise UsageError(
-                    f"base.{key} belongs to a .safetensors file of weights; {self.source_file} is a program, with "
-                    "a network of its own"
+                    f"base.{key} belongs to a .safetensors file of weights; {self.source_file} is a program, which "
+                    "brings its own network"
                 )
             self._program = Program(kind, self.source_file, content, self.source_sha256)
             self._latent_shape = self._codes(latent_shape)
@@ -120,7 +121,7 @@ class Pretrained(Base):
             self._scale = _scale(output_range, value_range)
         digest = torch.frombuffer(bytearray.fromhex(self.source_sha256), dtype=torch.uint8)
         self.register_buffer("sha256", digest.clone())
-        self.register_buffer("_place", torch.zeros(()), persistent=False)  # where the program is to be
+        self.register_buffer("_place", torch.zeros(()), persistent=False)  # its device is the one for the program
         if self._program is not None:
             self._try(value_range if output_range is None else None)
 
@@ -133,7 +134,7 @@ class Pretrained(Base):
             assert self.network is not None
             x: Tensor = self.network(z)
             return x
-        with torch.autocast(z.device.type, enabled=False):  # it computes in its own precision
+        with torch.autocast(z.device.type, enabled=False):  # the program computes in its own precision
             x = self._program(z.to(self._program.dtype).reshape(-1, *self._latent_shape))
         x = x.reshape(-1, *self.data_shape).to(z.dtype)
         return x if self._scale is None else self._scale[0] + self._scale[1] * x
@@ -149,31 +150,39 @@ class Pretrained(Base):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any
     ) -> None:
-        """A checkpoint fits the very file that it was trained with, and no other."""
+        """Load a checkpoint, but only one that was trained with this very file."""
         found = state_dict.get(f"{prefix}sha256")
         if isinstance(found, Tensor) and found.cpu().tolist() != self.sha256.cpu().tolist():
             errors: list[str] = rest[-1]
             then = bytes(found.cpu().tolist()).hex()
             errors.append(
                 f"{self.source_file} is not the generator that it was trained with: "
-                f"its sha256 is {self.source_sha256}, it was {then}"
+                f"the file's sha256 is {self.source_sha256}, that in the checkpoint is {then}"
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def _take_weights(self, content: bytes, network: Base | None, prefix: str, given: list[str]) -> None:
+        """Load the weights in ``content`` into ``network``.
+
+        Args:
+            content: a safetensors file's bytes.
+            network: the architecture, or None if the recipe has none.
+            prefix: prefix of the generator's names.
+            given: parameters in the recipe that are only for programs.
+        """
         where = self.source_file
         if network is None:
             raise UsageError(
-                f"{where} holds weights alone: base.architecture must say which network they belong to",
-                hint="For example base.architecture='{name: dcgan, latent_dim: 100}'; `gebm-kit list base` names them.",
+                f"{where} holds only weights: base.architecture must say which network they belong to",
+                hint="For example base.architecture='{name: dcgan, latent_dim: 100}'. `gebm-kit list base` lists networks.",
             )
         if isinstance(network, Pretrained):
-            raise UsageError("base.architecture is the network of the weights, and can't be pretrained itself")
+            raise UsageError("base.architecture must be the network of the weights; it can't be pretrained itself")
         if given:
             raise UsageError(
-                f"base.{given[0]} is for programs; what concerns a network of this kit is a parameter of base.architecture"
+                f"base.{given[0]} is only for programs; for a network of this kit use the parameters of base.architecture"
             )
         try:
             tensors = safetensors.torch.load(content)
@@ -192,20 +201,21 @@ class Pretrained(Base):
     # --- programs ----------------------------------------------------------------------------------------------------
 
     def _codes(self, declared: list[int] | None) -> tuple[int, ...]:
-        """The shape of one code."""
+        """Return the shape of one code, from the recipe or the file."""
         assert self._program is not None
         stated = self._program.input_shape
         if declared is None:
             if stated is None:
                 raise UsageError(
-                    f"{self.source_file} does not say what it takes: set base.latent_shape to the shape of one latent code",
-                    hint="[100] for codes (B, 100), [100, 1, 1] for codes (B, 100, 1, 1), as DCGANs take them.",
+                    f"{self.source_file} does not state the shape of its input: set base.latent_shape to that of one "
+                    "latent code",
+                    hint="[100] for codes (B, 100); [100, 1, 1] for codes (B, 100, 1, 1), as in DCGANs.",
                 )
             return stated
         if stated is not None and tuple(declared) != stated:
             raise UsageError(
-                f"{self.source_file} takes codes of shape {list(stated)}, and base.latent_shape is {declared}",
-                hint="Leave base.latent_shape out: this file states it.",
+                f"{self.source_file} takes codes of shape {list(stated)}, but base.latent_shape is {declared}",
+                hint="Leave base.latent_shape out: the file states the shape.",
             )
         return tuple(declared)
 
@@ -216,23 +226,23 @@ class Pretrained(Base):
 
 
 def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path, bytes]:
-    """The file, or the copy that a run has of it, and its bytes."""
+    """Return the path and the bytes of the file, or of a run's copy if there is one."""
     place = directory / Path(path).expanduser()
-    kept = None if run_directory is None else run_directory / KEPT / place.name
+    kept = None if run_directory is None else run_directory / COPY_FOLDER / place.name
     if kept is not None and kept.is_file():
         place = kept
     try:
         content = place.read_bytes()
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
-        raise DataError(f"the generator's file {place} {what}", hint="Set base.path.") from error
+        raise DataError(f"the generator's file {place} {what}", hint="Set base.path to the right file.") from error
     if place is kept:
         noted = kept.with_name(f"{kept.name}.sha256")
         words = noted.read_text(encoding="utf-8").split() if noted.is_file() else []
         if not words or words[0] != hashlib.sha256(content).hexdigest():
             raise CheckpointError(
                 f"{kept} is damaged: its sha256 is not the one in {noted.name}",
-                hint=f"Put the generator's file ({path} when the run began) in its place.",
+                hint=f"Replace it by the generator's file, which was {path} when the run began.",
             )
     return place, content
 
@@ -240,35 +250,41 @@ def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path,
 def _check_names(
     where: Path, network: Base, chosen: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str
 ) -> None:
-    """Refuse weights that are not the network's, in one message."""
+    """Raise UsageError if the weights are not the network's; one message names everything that does not fit."""
     wanted = network.state_dict()
     what = f"{where} does not fit base.architecture"
     missing, extra = [n for n in wanted if n not in chosen], [n for n in chosen if n not in wanted]
     if missing or extra:
-        parts = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                 for names, word in ((missing, "missing"), (extra, "not known to it")) if names]  # fmt: skip
+        found = ((missing, "missing from the file"), (extra, "unknown to the architecture"))
+        parts = [f"{_listed(names)} {word}" for names, word in found if names]
         some = next(iter(wanted))
         before = next((n.removesuffix(some) for n in given if n.endswith(f".{some}") and n != some), None)
         other = before is not None and before != prefix
         raise UsageError(
-            f"{what}: of its tensors {' and '.join(parts)}",
-            hint=f"The file's names begin with {before!r}: set base.prefix={before}" if other else "",
+            f"{what}: {' and '.join(parts)}",
+            hint=f"The names in the file begin with {before!r}: set base.prefix={before}" if other else "",
         )
     for name, tensor in wanted.items():
         if chosen[name].shape != tensor.shape:
             raise UsageError(
                 f"{what}: {name} has shape {tuple(chosen[name].shape)} in the file and {tuple(tensor.shape)} in the network",
-                hint="Its parameters (latent_dim, width, ...) must be those that the weights were trained with.",
+                hint="The architecture's parameters (latent_dim, width, ...) must be those of the training.",
             )
 
 
+def _listed(names: list[str]) -> str:
+    """Return the number of tensors and the first three names, as the subject of a sentence."""
+    some = f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"1 tensor {some} is" if len(names) == 1 else f"{len(names)} tensors {some} are"
+
+
 def _scale(output_range: list[float] | None, value_range: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Offset and factor that map ``output_range`` to ``value_range``; None: nothing to map."""
+    """Return the offset and factor that map ``output_range`` to ``value_range``, or None if there is nothing to map."""
     if output_range is None:
         return None
     if len(output_range) != 2 or not output_range[0] < output_range[1]:
         raise UsageError(f"base.output_range must be [low, high] with low < high, got {output_range}")
     if value_range is None:
-        raise UsageError("base.output_range needs data with a range of their own, and these have none: leave it out")
+        raise UsageError("base.output_range needs data with a fixed range, and these data have none: leave it out")
     factor = (value_range[1] - value_range[0]) / (output_range[1] - output_range[0])
     return value_range[0] - factor * output_range[0], factor

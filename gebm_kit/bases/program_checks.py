@@ -1,4 +1,4 @@
-"""What a program must do to be a base, tried on a few codes when it is loaded: each way to fail has its message."""
+"""What a program must do to be a base, checked on a few codes when it is loaded. Each failure has its own message."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from gebm_kit.bases.programs import Program, reason
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.priors import Prior, prior_sample
 
-ROWS = 16
-"""Codes that a program is tried on."""
+TRIAL_CODES = 16
+"""Number of codes on which a program is tried: enough for a batch norm in training mode to show, and quick for any
+program."""
 
 TOLERANCE = 1e-3
-"""Share of the largest value by which results on the same codes may differ: what rounding does, not what batch norm does."""
+"""Share of the largest value by which results on the same codes may differ. Rounding differs by less, a batch norm in
+training mode by more."""
 
-OUTSIDE = 0.05
-"""Share of the data's range by which values may lie outside it before that is an error."""
+RANGE_MARGIN = 0.05
+"""Share of the data's range by which values may lie outside of it. It lets a generator without a final tanh or sigmoid
+overshoot a little; a forgotten ``output_range`` overshoots more."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one code, of what is returned for it, and of a data point, which has as many numbers."""
+    """Shapes of a program's input and output for one code, and of a data point.
+
+    Attributes:
+        latent: shape of one code.
+        output: shape of the program's result for one code.
+        data: shape of a data point, which has as many numbers as ``output``.
+    """
 
     latent: tuple[int, ...]
     output: tuple[int, ...]
@@ -35,15 +44,19 @@ class Shapes:
 def check_program(
     program: Program, shapes: Shapes, prior: Prior, value_range: tuple[float, float] | None, device: torch.device
 ) -> None:
-    """Hold a program against what is asked of a base: shapes, finite values, a function of each code alone, a gradient.
+    """Check that a program can be a base: shapes, finite values, each row on its own, and a gradient.
 
     Args:
-        value_range: of the data, to hold the values against; None: any will do.
+        program: the program.
+        shapes: shapes that it must have.
+        prior: distribution of the codes on which it is tried.
+        value_range: range of the data in which the values must lie; None: any values are allowed.
+        device: where to compute.
 
     Raises:
-        UsageError: what is wrong.
+        UsageError: the program fails a check; the message names it.
     """
-    z = prior_sample(prior, ROWS, torch.Generator().manual_seed(0)).to(device, program.dtype)
+    z = prior_sample(prior, TRIAL_CODES, torch.Generator().manual_seed(0)).to(device, program.dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         x = _called(program, z, shapes)
         again, alone = _called(program, z, shapes), _called(program, z[:1], shapes)
@@ -54,13 +67,13 @@ def check_program(
     difference = float((again - x).abs().max())
     if difference > tolerance:
         raise UsageError(
-            f"{where} is no function of its codes: two calls on the same ones differ by {difference:.3g}",
-            hint="Export it after .eval(), with any noise of its own held fixed or made part of the code.",
+            f"{where} is not a function of its codes: two calls on the same codes differ by {difference:.3g}",
+            hint="Export it after .eval(). If it draws noise of its own, fix the noise or make it part of the code.",
         )
     if float((alone - x[:1]).abs().max()) > tolerance:
         raise UsageError(
-            f"{where} returns something else for a code alone than for the same one among others: its batch norms are in "
-            "training mode, and chains would disturb one another",
+            f"{where} maps a code on its own and the same code in a batch to different values: its batch norms are in "
+            "training mode, so chains would affect each other",
             hint="Export it again, after .eval().",
         )
     _check_gradient(program, z, shapes)
@@ -77,16 +90,16 @@ def _called(program: Program, z: Tensor, shapes: Shapes) -> Tensor:
     except Exception as error:  # whatever its author wrote
         raise UsageError(
             f"{where} fails on {num} codes of shape {list(shapes.latent)}: {reason(error)}",
-            hint="base.latent_shape must be what it takes, and it must take batches of any size.",
+            hint="base.latent_shape must be the shape of its input, and it must accept batches of any size.",
         ) from error
     if not isinstance(x, Tensor):
         raise UsageError(
-            f"{where} returns a {type(x).__name__}, and must return one tensor",
-            hint="Export a module that returns x alone.",
+            f"{where} returns a {type(x).__name__}, but must return one tensor",
+            hint="Export a module that returns only x.",
         )
     _check_shape(program, x, num, shapes)
     if not x.is_floating_point():
-        raise UsageError(f"{where} returns {x.dtype}, and must return floating-point numbers, differentiable in z")
+        raise UsageError(f"{where} returns {x.dtype}, but must return floating-point numbers, differentiable in z")
     return x
 
 
@@ -98,8 +111,8 @@ def _check_shape(program: Program, x: Tensor, num: int, shapes: Shapes) -> None:
     declared = "" if shapes.output == shapes.data else f" and base.output_shape is {list(shapes.output)}"
     fits = each is not None and math.prod(each) == math.prod(shapes.data)
     raise UsageError(
-        f"{program.path} returns {made}, the data have {list(shapes.data)}{declared}",
-        hint=f"Set base.output_shape={each}, and it is reshaped to the data's." if fits else "",
+        f"{program.path} returns {made}, but the data have {list(shapes.data)}{declared}",
+        hint=f"Set base.output_shape={each}; results are then reshaped to the data's shape." if fits else "",
     )
 
 
@@ -109,7 +122,7 @@ def _check_gradient(program: Program, z: Tensor, shapes: Shapes) -> None:
     with torch.enable_grad():
         try:
             x = program(codes.reshape(2, *shapes.latent))
-            # uneven weights: a sum over normalised values is constant
+            # uneven weights, because the plain sum of normalised values is constant
             weights = torch.linspace(0.5, 1.5, x[0].numel(), device=x.device, dtype=x.dtype).reshape(x[0].shape)
             grad = torch.autograd.grad((weights * x).sum(), codes)[0] if x.requires_grad else None
         except RuntimeError as error:
@@ -117,22 +130,25 @@ def _check_gradient(program: Program, z: Tensor, shapes: Shapes) -> None:
     if grad is None or not bool(grad.any()):
         raise UsageError(
             f"{where} breaks the gradient with respect to z, which sampling needs",
-            hint="Export it without torch.no_grad() or detach() inside, and not by torch.jit.optimize_for_inference.",
+            hint="Export it without torch.no_grad() or detach() inside, and without torch.jit.optimize_for_inference.",
         )
     if not bool(grad.isfinite().all()):
         raise UsageError(f"{where} has a gradient with respect to z that is not finite (NaN or infinity)")
 
 
 def _check_range(program: Program, x: Tensor, value_range: tuple[float, float]) -> None:
-    """Values far outside the data's range, or in [0, 1] where the data begin below, are a forgotten ``output_range``."""
+    """Raise UsageError if ``output_range`` seems to be missing.
+
+    It is when values lie far outside of the data's range, or in [0, 1] although the data's range begins below 0.
+    """
     (low, high), least, most = value_range, float(x.min()), float(x.max())
-    margin = OUTSIDE * (high - low)
+    margin = RANGE_MARGIN * (high - low)
     half = low < 0 <= least and most <= 1 <= high
     if not half and low - margin <= least and most <= high + margin:
         return
     guess = "[0,1]" if least >= 0 and most <= 1 else "[0,255]" if least >= 0 else "[-1,1]"
     raise UsageError(
-        f"{program.path} returns values from {least:.3g} to {most:.3g}, and the data lie in [{low:g}, {high:g}]",
-        hint=f"Set base.output_range to the range of its values, {guess} for example, which is mapped to the data's; or to "
-        f"[{low:g},{high:g}] if all is as it should be.",
+        f"{program.path} returns values from {least:.3g} to {most:.3g}, but the data lie in [{low:g}, {high:g}]",
+        hint=f"Set base.output_range to the range of its values, for example {guess}, which is then mapped to the data's. "
+        f"Set it to [{low:g},{high:g}] if the values are right as they are.",
     )

@@ -1,9 +1,10 @@
-"""Generators that come as code: TorchScript archives and torch.export programs, told apart, loaded when trusted, held fixed.
+"""Generators that come as code: TorchScript archives and torch.export programs. They are loaded only when trusted.
 
-What loading such a file runs. A TorchScript archive is a program in a language of its own, its constants pickled for a
-restricted reader; what it computes, and that it ends, is up to its author. A torch.export archive is a graph of operators,
-but torch reads parts of it with Python's pickle, and evaluates the expressions in its shapes. Both are therefore loaded by
-permission alone (`gebm_kit.core.trust`); which of the two a file is, is told by the names in the archive.
+Loading such a file runs code. A TorchScript archive is a program in its own language, with constants pickled for a
+restricted reader. Its author decides what it computes and whether it ends. A torch.export archive is a graph of
+operators, but torch reads parts of it with Python's pickle and evaluates the expressions in its shapes. Both are
+therefore loaded only with permission (`gebm_kit.core.trust`). The names inside the archive tell the two kinds apart.
+The weights are never changed.
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ from gebm_kit.core.trust import programs_trusted
 
 Kind = Literal["weights", "torchscript", "export"]
 
-WORDS = {"torchscript": "a TorchScript program", "export": "a torch.export program"}
+KIND_NAMES = {"torchscript": "a TorchScript program", "export": "a torch.export program"}
+"""What a message calls each kind of program."""
 
-CONVERT = (
+CONVERT_HINT = (
     "Write the weights with `safetensors.torch.save_file(module.state_dict(), 'generator.safetensors')` and name "
     "the network in base.architecture, or export the network: `torch.jit.script(module.eval()).save('generator.pt')`."
 )
+"""Hint for files that are not a generator."""
 
-EXPORT = (
-    "Export it with a batch dimension that is free: torch.export.export(module.eval(), (z,), "
+BATCH_HINT = (
+    "Export it with a free batch dimension: torch.export.export(module.eval(), (z,), "
     "dynamic_shapes=({0: torch.export.Dim('batch')},))."
 )
+"""Hint for programs that take batches of only one size."""
 
 
 def kind_of(path: Path, content: bytes) -> Kind:
-    """What the file holds, from its name and the names in the archive; nothing is loaded.
+    """Tell what a file holds from its name and the names in the archive, without loading anything.
 
     Raises:
-        DataError: it is neither safetensors nor a program.
+        DataError: the file is neither safetensors nor a program.
     """
     if path.suffix == ".safetensors":
         return "weights"
@@ -51,9 +55,9 @@ def kind_of(path: Path, content: bytes) -> Kind:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(
-            f"{path} is no generator: it must be a .safetensors file, a TorchScript or a torch.export program, and it is no "
-            f"archive of torch's ({error})",
-            hint=CONVERT,
+            f"{path} is not a generator: it must be a .safetensors file, a TorchScript or a torch.export program, but it is "
+            f"not an archive that torch wrote ({error})",
+            hint=CONVERT_HINT,
         ) from error
     inside = {name.partition("/")[2] for name in names} | set(names)
     if "serialized_exported_program.json" in inside or any(name.startswith("models/") for name in inside):
@@ -61,34 +65,34 @@ def kind_of(path: Path, content: bytes) -> Kind:
     if any(name.startswith("code/") for name in inside):
         return "torchscript"
     if "data.pkl" in inside:
-        raise DataError(f"{path} is a pickle of torch.save, which is never loaded", hint=CONVERT)
-    raise DataError(f"{path} is an archive, but neither a TorchScript nor a torch.export program", hint=CONVERT)
+        raise DataError(f"{path} is a pickle of torch.save, which is never loaded", hint=CONVERT_HINT)
+    raise DataError(f"{path} is an archive, but neither a TorchScript nor a torch.export program", hint=CONVERT_HINT)
 
 
 class Program:
-    """A program with one tensor in and one out, its weights fixed, in the floating-point type that it was exported in.
+    """A program from one tensor to one tensor, with fixed weights, in the floating-point type in which it was exported.
 
     Args:
-        kind: what ``content`` is.
-        path: for messages.
+        kind: kind of program in ``content``.
+        path: the file's path, for messages.
         content: the file's bytes.
-        digest: their sha256.
+        digest: sha256 of the bytes.
 
     Attributes:
-        input_shape: sizes of its input without the batch, where the file states them; else None.
-        dtype: of its weights.
+        input_shape: sizes of its input without the batch, if the file states them; else None.
+        dtype: floating-point type of its weights.
 
     Raises:
-        UsageError: programs are not trusted; it takes more than one input, or batches of one size alone.
-        DataError: it can't be loaded.
+        UsageError: programs are not trusted; the program takes more than one input, or batches of only one size.
+        DataError: the program can't be loaded.
     """
 
     def __init__(self, kind: Kind, path: Path, content: bytes, digest: str) -> None:
-        self.path, self.what = path, WORDS[kind]
+        self.path, self.what = path, KIND_NAMES[kind]
         if not programs_trusted():
             raise UsageError(
                 f"{path} is {self.what}: loading it runs code that its author wrote, with your rights on this machine, so "
-                f"it is loaded only when you say that you trust it (its sha256 is {digest})",
+                f"it is loaded only if you say that you trust it (its sha256 is {digest})",
                 hint="If you know where it comes from, add --trust-program (in Python: `with gebm_kit.trust_programs():`). "
                 "Weights in a .safetensors file with base.architecture need no trust.",
             )
@@ -101,7 +105,7 @@ class Program:
                 else:
                     self._exported = torch.export.load(io.BytesIO(content))
                     self._module = self._exported.module()
-        except Exception as error:  # of many types, by the torch that reads and the torch that wrote
+        except Exception as error:  # the type depends on the versions of torch that read and wrote the file
             raise DataError(
                 f"{path} can't be loaded as {self.what}: {reason(error)}",
                 hint=f"It may be damaged, or written by another version of torch than {torch.__version__}.",
@@ -118,7 +122,7 @@ class Program:
         return self._module(z)
 
     def to(self, device: torch.device) -> None:
-        """Move it. What is written into the program itself moves only where torch can rewrite it (torch.export)."""
+        """Move the program. Devices named in its code change only where torch can rewrite the code (torch.export)."""
         if self._exported is None:
             self._module.to(device)
             return
@@ -148,21 +152,21 @@ class Program:
         if count != 1:
             raise UsageError(
                 f"{self.path} is {self.what} of {count} inputs; a base takes one, the latent codes",
-                hint="Export a module that fills in the others (the class, the noise) and takes z alone.",
+                hint="Export a module that takes only z and fills in the other inputs (the class, the noise).",
             )
         if not shapes:
             return
         batch, *rest = shapes[0]
         if isinstance(batch, int):
             raise UsageError(
-                f"{self.path} takes batches of exactly {batch}, and a base is given any number", hint=EXPORT
+                f"{self.path} takes only batches of {batch} codes, but a base gets batches of any size", hint=BATCH_HINT
             )
         if all(isinstance(size, int) for size in rest):
             self.input_shape = tuple(rest)
 
 
 def reason(error: Exception) -> str:
-    """An error of torch's in a line: of one inside a program the last, which says what happened, else the first."""
+    """Return the one line of a torch error that says what happened: the last for errors inside a program, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -171,7 +175,7 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes that torch writes while it loads: what matters of them comes as an error."""
+    """Silence torch's logs and warnings within the block; whatever matters is raised as an error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""The residual generator of SNGAN, the larger base of the images in the GEBM paper.
+"""The residual generator of SNGAN, the larger of the two image bases in the GEBM paper.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
@@ -6,7 +6,7 @@ References:
     Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
     https://arxiv.org/abs/1802.05957 (Tables 4 to 6 and Figure 8; 128 latent normals)
     cGANs with Projection Discriminator. T. Miyato, M. Koyama, ICLR 2018. https://arxiv.org/abs/1802.05637
-    (64 x 64; the authors' implementation, https://github.com/pfnet-research/sngan_projection, is followed in details)
+    (64 x 64; details follow the authors' implementation, https://github.com/pfnet-research/sngan_projection)
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from gebm_kit.core.layers import check_doublings, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 SMALL_SIDE = 32
-"""Images up to that size have as many channels in every map; in larger ones each doubling halves them."""
+"""Largest side of images that have the same number of channels in every map. For larger images each doubling halves the
+channels. Table 4 of the SNGAN paper has the first form at 32 pixels, Table 5 the second at 48."""
 
 
 class ResnetBase(Base):
-    """A linear layer to a small feature map, doublings by residual blocks, then batch norm, ReLU and a 3x3 convolution.
+    """A linear layer to a small feature map, then doublings by residual blocks, then batch norm, ReLU and a 3x3 convolution.
 
-    (B, Z) -> (B, channels, height, width). Channels for the default ``width`` of 256, linear layer first:
+    (B, Z) -> (B, channels, height, width). The channels for the default ``width`` of 256 are, from the linear layer on:
 
     - 28 and 32 pixels: 256 everywhere, from 7 x 7 with two blocks and from 4 x 4 with three (Table 4);
     - 48: 512, 256, 128, 64 from 6 x 6 (Table 5); 64: 1,024, 512, 256, 128, 64 from 4 x 4;
     - 128: 1,024, 1,024, 512, 256, 128, 64 from 4 x 4 (Table 6).
 
-    Any other sides that are multiples of 4 follow the same rule. The norms know no classes. At 32 x 32 x 3 there are
-    4,275,971 parameters with 128 latent coordinates and 4,161,283 with 100: the published 4,276,739, of a linear layer with
-    528,384, three blocks with 1,246,976 each and 7,427 behind them, less 768 biases in front of batch norms, which those
-    subtract again.
+    Other sides that are multiples of 4 follow the same rule. The batch norms are not conditioned on classes. At
+    32 x 32 x 3 there are 4,275,971 parameters with 128 latent coordinates and 4,161,283 with 100. The published network
+    has 4,276,739: 528,384 in the linear layer, 1,246,976 in each of three blocks and 7,427 after them. The 768 biases in
+    front of batch norms, which subtract them again, are left out here.
 
     Args:
         latent_dim: Z.
-        width: channels of images up to 32 x 32; larger ones end with a quarter of it.
-        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        width: channels for images up to 32 x 32; for larger images the last map has a quarter of that.
+        prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
         data_shape: (channels, height, width), sides multiples of 4.
-        value_range: tanh is rescaled to it; None leaves the output linear.
+        value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
 
     Raises:
-        DataError: the data are no images, or a side is no multiple of 4.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images, or a side is not a multiple of 4.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class ResnetBase(Base):
 
 
 class _Doubling(nn.Module):
-    """``conv(a(norm(conv(up(a(norm(x))))))) + up(conv1x1(x))``, a = ReLU, up = nearest neighbour.
+    """A residual block ``conv(a(norm(conv(up(a(norm(x))))))) + up(conv1x1(x))``, a = ReLU, up = nearest neighbour.
 
-    The published shortcut convolves after doubling. A 1x1 convolution commutes with it and costs a quarter before it.
+    The published shortcut convolves after doubling. A 1x1 convolution commutes with doubling and costs a quarter before it.
     """
 
     def __init__(self, size: int, out: int) -> None:
@@ -113,14 +114,14 @@ class _Doubling(nn.Module):
 
 
 def _sizes(width: int, count: int, side: int) -> list[int]:
-    """Channels of the ``count + 1`` maps."""
+    """Return the channels of the ``count + 1`` maps."""
     if side <= SMALL_SIDE:
         return [width] * (count + 1)
     return [max(1, min(width * 2**left // 4, 4 * width)) for left in range(count, -1, -1)]
 
 
 def _initialise(layer: nn.Module, gain: float = 1.0) -> None:
-    """Uniform weights after Glorot and Bengio; the authors' ``gain`` is sqrt(2) in residual branches."""
+    """Draw uniform weights after Glorot and Bengio; the authors use ``gain`` sqrt(2) in residual branches."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight, gain)
         if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""The convolutional generator of SNGAN, the smaller base of the images in the GEBM paper.
+"""The convolutional generator of SNGAN, the smaller of the two image bases in the GEBM paper.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
@@ -20,30 +20,32 @@ from gebm_kit.core.layers import check_doublings, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 WIDEST = 16
-"""Feature maps have at most this many times ``width`` channels (1,024 for 64)."""
+"""Largest number of channels of a feature map, in units of ``width``: 1,024 channels for ``width`` 64. The published tables
+end at 512; the bound acts on images larger than 64 x 64."""
 
 
 class SnganBase(Base):
-    """A linear layer to a small feature map, doublings by 4x4 transposed convolutions, then a 3x3 one to the image.
+    """A linear layer to a small feature map, then doublings by 4x4 transposed convolutions, then a 3x3 one to the image.
 
-    (B, Z) -> (B, channels, height, width). Each map but the image is followed by a batch norm and a ReLU; each doubling
-    halves the channels, of which the last map has ``width``. Images of 32 x 32 start from 4 x 4 x 512 and those of 48 x 48
-    from 6 x 6 x 512, as published; 28 x 28 from 7 x 7 x 256, 64 x 64 and 128 x 128 from 4 x 4 x 1,024.
+    (B, Z) -> (B, channels, height, width). Every map except the image is followed by a batch norm and a ReLU. Each doubling
+    halves the channels, down to ``width`` in the last map. Images of 32 x 32 start from 4 x 4 x 512 and those of 48 x 48
+    from 6 x 6 x 512, as published. Images of 28 x 28 start from 7 x 7 x 256, those of 64 x 64 and 128 x 128 from
+    4 x 4 x 1,024.
 
-    At 32 x 32 x 3 there are 3,804,739 parameters with 128 latent coordinates and 3,575,363 with 100: those of the published
-    table and of a batch norm behind the linear layer, as in the authors' implementations. Biases in front of a batch norm,
-    which it subtracts again, are left out.
+    At 32 x 32 x 3 there are 3,804,739 parameters with 128 latent coordinates and 3,575,363 with 100. These are the
+    parameters of the published table and of a batch norm after the linear layer, as in the authors' implementations.
+    Biases in front of a batch norm, which subtracts them again, are left out.
 
     Args:
         latent_dim: Z.
         width: channels of the last map.
-        prior: of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
         data_shape: (channels, height, width), sides multiples of 4.
-        value_range: tanh is rescaled to it; None leaves the output linear.
+        value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
 
     Raises:
-        DataError: the data are no images, or a side is no multiple of 4.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images, or a side is not a multiple of 4.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class SnganBase(Base):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Normal weights of standard deviation 0.02, as in the authors' implementation of SNGAN (after DCGAN)."""
+    """Draw weights from N(0, 0.02²), as in the authors' implementation of SNGAN (after DCGAN)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -1,10 +1,10 @@
-"""A variational autoencoder as a base: its decoder draws, its encoder says where in latent space a data point comes from.
+"""A variational autoencoder as a base: its decoder is G, and its encoder maps a data point to its latent code.
 
 References:
     Auto-Encoding Variational Bayes. D. P. Kingma, M. Welling, ICLR 2014. https://arxiv.org/abs/1312.6114
     Importance Weighted Autoencoders. Y. Burda, R. Grosse, R. Salakhutdinov, ICLR 2016. https://arxiv.org/abs/1509.00519
-    Ladder Variational Autoencoders. C. K. Sonderby et al., NeurIPS 2016. https://arxiv.org/abs/1602.02282 (the warm-up of
-    the KL term)
+    Ladder Variational Autoencoders. C. K. Sonderby et al., NeurIPS 2016. https://arxiv.org/abs/1602.02282 (warm-up of the
+    KL term)
     Simple and Effective VAE Training with Calibrated Decoders. O. Rybkin, K. Daniilidis, S. Levine, ICML 2021.
     https://arxiv.org/abs/2006.13202 (a learned scale of the observation noise)
 """
@@ -24,42 +24,43 @@ from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import Activation, activation_layer, check_doublings, check_sizes
 
 INITIAL_NOISE = 0.3
-"""Standard deviation of the observation noise that a learned one starts from, in data units."""
+"""Standard deviation at which a learned observation noise starts, in data units. A smaller one makes the
+reconstruction term dominate the first steps, a larger one the KL term."""
 
 LOG_STD_LIMIT = 10.0
-"""The encoder's log standard deviations are bent smoothly to within it, where exp is safe in single precision."""
+"""Bound of the encoder's log standard deviations, which approach it smoothly. exp(2 * 10) is safe in single precision."""
 
 
 class Posterior(NamedTuple):
-    """``q(z|x) = N(mean, diag(exp(log_std))^2)``, (B, Z) each."""
+    """The approximate posterior ``q(z|x) = N(mean, diag(exp(log_std))^2)``, (B, Z) each."""
 
     mean: Tensor
     log_std: Tensor
 
 
 class Vae(Base):
-    """``x = G(z) + s xi``, z and xi standard normal; G is the decoder, and the base's map is G alone, without noise.
+    """A variational autoencoder ``x = G(z) + s xi``, z and xi standard normal. The base's map is the decoder G alone.
 
-    ``pretraining_loss`` is the mean over a batch of ``-E_q[log N(x; G(z), s^2)] + w KL(q(z|x) || N(0, I))`` in nats, one z
-    for each x: minus the ELBO once w is 1, to which it rises from 0 over the first ``kl_warmup`` updates. ``encode`` is the
-    mean of q(z|x). A density of x is known only as bounds (`elbo`, `importance_weighted_bound`), and G without noise
-    has none.
+    ``pretraining_loss`` is the mean over a batch of ``-E_q[log N(x; G(z), s^2)] + w KL(q(z|x) || N(0, I))`` in nats, with
+    one z for each x. w rises from 0 to 1 over the first ``kl_warmup`` updates; at w = 1 the loss is minus the ELBO.
+    ``encode`` returns the mean of q(z|x). Only bounds of the density of x are known (`elbo`, `importance_weighted_bound`).
+    G without noise has no density.
 
     Args:
         latent_dim: Z.
-        network: ``mlp``; or ``conv``, the dcgan generator with layer norm and a mirror of it as the encoder.
-        hidden: widths of the mlp's hidden layers, of the encoder in this order and of the decoder in reverse.
-        width: channels of the widest images' feature maps (conv).
-        activation: of the mlps and the convolutional encoder.
-        noise: s, in data units; None: learned, one number for all of the data's coordinates.
-        kl_warmup: updates over which the KL term grows to its full weight; 0: it has it from the start.
+        network: ``mlp``; or ``conv``, the dcgan generator with layer norm, and its mirror image as the encoder.
+        hidden: widths of the mlp's hidden layers, in this order for the encoder and in reverse for the decoder.
+        width: channels of the largest feature maps (conv).
+        activation: activation of the mlps and of the convolutional encoder.
+        noise: s, in data units; None: learned, one number for all coordinates of the data.
+        kl_warmup: updates over which the KL term grows to its full weight; 0: full weight from the start.
         data_shape: ``*D``.
-        value_range: of the data; the decoder ends in a tanh of that range.
+        value_range: range of the data; the decoder ends in a tanh rescaled to it.
 
     Raises:
-        DataError: ``conv`` and the data are no images with sides that are multiples of 4.
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range.
+        DataError: the network is ``conv`` and the data are not images with sides that are multiples of 4.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range.
     """
 
     kl_updates: Tensor
@@ -105,38 +106,41 @@ class Vae(Base):
         self.register_buffer("kl_updates", torch.zeros((), dtype=torch.float64))
 
     def forward(self, z: Tensor) -> Tensor:
-        """G(z): (B, Z) -> (B, *D)."""
+        """Decode z: (B, Z) -> (B, *D)."""
         x: Tensor = self.decoder(z)
         return x
 
     def encode(self, x: Tensor) -> Tensor:
-        """Mean of q(z|x): (B, *D) -> (B, Z)."""
+        """Return the mean of q(z|x): (B, *D) -> (B, Z)."""
         return self.posterior(x).mean
 
     def posterior(self, x: Tensor) -> Posterior:
-        """q(z|x): (B, *D) -> (B, Z) twice."""
+        """Return q(z|x): (B, *D) -> (B, Z) twice."""
         mean, log_std = self.encoder(x).chunk(2, dim=1)
         return Posterior(mean, LOG_STD_LIMIT * torch.tanh(log_std / LOG_STD_LIMIT))
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
-        """Mean of -ELBO(x) in nats; (B, *D) -> (). In train mode it counts as an update, and the KL term is weighted."""
+        """Return the mean of -ELBO(x) in nats; (B, *D) -> (). In train mode a call counts as an update of the KL weight."""
         weight = torch.ones((), dtype=x.dtype, device=x.device)
         if self.kl_warmup and self.training:
             self.kl_updates += 1
             weight = (self.kl_updates / self.kl_warmup).clamp(max=1.0).to(x.dtype)
-        fit, divergence = self._terms(x, None)
+        fit, divergence = self.terms(x, None)
         return (weight * divergence - fit).mean()
 
     def elbo(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``log p(x|z) - KL(q(z|x) || N(0, I))`` at one z ~ q(z|x), in nats, whose mean is a lower bound of log p(x).
+        """Return ``log p(x|z) - KL(q(z|x) || N(0, I))`` at one z ~ q(z|x), in nats; (B, *D) -> (B,).
 
-        (B, *D) -> (B,).
+        Its mean is a lower bound of log p(x).
         """
-        fit, divergence = self._terms(x, generator)
+        fit, divergence = self.terms(x, generator)
         return fit - divergence
 
     def importance_weighted_bound(self, x: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """``log mean_k p(x, z_k) / q(z_k|x)`` over ``num`` draws, in nats: a tighter bound of log p(x); (B, *D) -> (B,)."""
+        """Return ``log mean_k p(x, z_k) / q(z_k|x)`` over ``num`` draws, in nats; (B, *D) -> (B,).
+
+        Its mean is a lower bound of log p(x), tighter than the ELBO.
+        """
         q = self.posterior(x)
         terms = []
         for _ in range(num):
@@ -146,15 +150,15 @@ class Vae(Base):
             terms.append(self._log_likelihood(x, z) + ratio)
         return torch.logsumexp(torch.stack(terms), dim=0) - math.log(num)
 
-    def _terms(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """log p(x|z) at one z ~ q(z|x), and KL(q(z|x) || N(0, I)); (B,) each."""
+    def terms(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) at one z ~ q(z|x), and KL(q(z|x) || N(0, I)); (B,) each."""
         q = self.posterior(x)
         z = q.mean + _normal_like(q.mean, generator) * q.log_std.exp()
         divergence = 0.5 * (q.mean.square() + torch.exp(2 * q.log_std) - 1.0).sum(1) - q.log_std.sum(1)
         return self._log_likelihood(x, z), divergence
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """``log N(x; G(z), s^2 I)``; (B,)."""
+        """Return ``log N(x; G(z), s^2 I)``; (B,)."""
         error = (x - self.decoder(z)).flatten(1) * torch.exp(-self.log_noise)
         return -0.5 * error.square().sum(1) - error.shape[1] * (self.log_noise + 0.5 * math.log(2 * math.pi))
 
@@ -172,7 +176,7 @@ def _mlp_encoder(size: int, hidden: list[int], activation: str, outputs: int) ->
 
 
 def _conv_encoder(data_shape: tuple[int, ...], width: int, activation: str, outputs: int) -> nn.Sequential:
-    """As many halvings as the decoder has doublings, to the same small feature map."""
+    """Build an encoder with as many halvings as the decoder has doublings, down to the same small feature map."""
     channels, height, across, count = check_doublings("the vae base", data_shape)
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), activation_layer(activation)]
     size = width

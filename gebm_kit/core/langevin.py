@@ -10,8 +10,8 @@ With d = s (g + g') the last term is ``|h d - sqrt(2 h) xi|² / (4 h)``. Its ½ 
 
     log alpha = U(z) - U(z') - d · (h/4 d - sqrt(h/2) xi).
 
--log alpha is called the energy error here, as in `gebm_kit.core.hamiltonian`. There are two forms of both functions.
-`propose` and `energy_error` take the whole potential U. `propose_split` and `split_energy_error` take the tilt, for
+-log alpha is called the energy error here, as in `gebm_kit.core.hamiltonian`. Both functions exist in two forms.
+`propose` and `energy_error` take the whole potential U. `propose_split` and `energy_error_split` take the tilt, for
 kernels that cache the tilt, and subtract the prior's parts before they sum. The two forms are equal up to rounding;
 they are kept apart so that a seed keeps giving the same draws.
 
@@ -84,7 +84,7 @@ def propose_split(start: SplitPoint, noise: Tensor, step_size: float, scale: Ten
     return start.position + scale * (math.sqrt(2 * step_size) * noise - step_size * start.slope)
 
 
-def split_energy_error(start: SplitPoint, end: SplitPoint, noise: Tensor, step_size: float) -> Tensor:
+def energy_error_split(start: SplitPoint, end: SplitPoint, noise: Tensor, step_size: float) -> Tensor:
     """Return ``-log alpha`` for ``U(z) = ½|z|² + tilt(z)``, (C,); inf where it is not finite.
 
     The prior's parts ½|z|² are subtracted before they are summed, which keeps float32 accurate in many dimensions.

@@ -1,8 +1,8 @@
 """Any potential as prior plus tilt, ``U(z) = |z|^2 / 2 + tilt(z)``.
 
-The tilt of a potential that is not split by itself is U(z) minus the standard normal's part. Kernels whose proposals
-leave the standard normal invariant (pCN, elliptical slices, prior draws) need only the tilt, so they serve every
-potential. A `TiltedPotential` is cheaper and loses no digits to the subtraction.
+For a potential that is not split, the tilt is U(z) minus the standard normal's part. Kernels whose proposals leave the
+standard normal invariant (pCN, elliptical slices, prior draws) need only the tilt, so they serve every potential. A
+`TiltedPotential` is cheaper and loses no digits to the subtraction.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def prior_pool(potential: Potential, like: Tensor, num: int, generator: torch.Ge
 
 
 def steepest(potential: Potential, like: Tensor, num_pairs: int, generator: torch.Generator) -> Tensor:
-    """Return ``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws, (); pairs without a finite one are ignored."""
+    """Return ``max |tilt(a) - tilt(b)| / |a - b|`` over pairs of prior draws, (), leaving out infinite and NaN slopes."""
     points, tilts = prior_pool(potential, like, 2 * num_pairs, generator)
     (first, second), (low, high) = points.chunk(2), tilts.chunk(2)
     slopes = (high - low).abs() / (second - first).norm(dim=1)

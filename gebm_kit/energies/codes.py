@@ -22,30 +22,31 @@ from gebm_kit.energies.mlp import MlpEnergy
 
 
 class CodesEnergy(Energy):
-    """``E(x) = h(G^-1(x))`` with h an MLP on codes, without output bias; (B, *D) -> (B,). For bases with an inverse: flows.
+    """An energy ``E(x) = h(G^-1(x))`` for bases with an inverse (flows): h is an MLP on codes; (B, *D) -> (B,).
 
-    In codes a base that fits is a standard normal, and data that it does not fit yet differ from one in what is left to be
-    learned: h sees the same scales and shapes all along, where an energy on x has to learn the data's narrow ridges again.
-    ``E(G(z)) = h(z)``, so that a sampler's gradient passes through h alone: the potential is ``|z|^2 / 2 + h(z)``.
+    The codes of data that the base fits are standard normal. Where it does not fit yet, the codes differ from a standard
+    normal by exactly what is left to learn. h therefore always sees the same scales and shapes, whereas an energy on x has
+    to learn the data's narrow ridges again. h has no output bias. Because ``E(G(z)) = h(z)``, a sampler's gradient passes
+    through h alone: the potential is ``|z|^2 / 2 + h(z)``.
 
-    While both parts are trained the energy is bound to the averaged base, which a base that learns pathwise would not move:
-    take ``train.base_update`` *mcmc-teaching* or *weighted-likelihood*. Instance noise is added to the codes, and penalties
-    are on slopes and values of h.
+    When both parts are trained, the energy is bound to the averaged base. A base that learns pathwise would not move then,
+    so set ``train.base_update`` to *mcmc-teaching* or *weighted-likelihood*. Instance noise is added to the codes, and
+    penalties act on the slopes and values of h.
 
-    With a ``bound`` b the energy is ``b tanh(h / b)``, between -b and b: no row of the data, be it ever so far out, can pull
-    the energy down to where it outweighs the prior. It holds while both parts are trained, too, in which the base takes over
-    what the energy has said, b nats at a time.
+    With a ``bound`` b the energy is ``b tanh(h / b)``, between -b and b. A data row, however far out, then can't pull the
+    energy down so far that it outweighs the prior. The bound also holds while both parts are trained; the base then takes
+    over what the energy has learned, b nats at a time.
 
     Args:
         hidden: widths of the hidden layers; empty for a linear h.
-        activation: SiLU by default, smooth, so that samplers see a smooth gradient.
+        activation: activation of the hidden layers. SiLU, the default, gives samplers a smooth gradient.
         spectral_norm: divide each weight by its largest singular value.
-        bound: of the energy's absolute value, in nats; null: none.
+        bound: bound of the energy's absolute value, in nats; null: no bound.
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range; the base has no inverse, from `bind`.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range; `bind` gets a base without an inverse.
     """
 
     _base: Base | None
@@ -68,32 +69,32 @@ class CodesEnergy(Energy):
         self._keep(None)
 
     def bind(self, base: Base) -> None:
-        """From here on codes are this base's.
+        """Take the codes from ``base`` from here on.
 
         Raises:
-            UsageError: it has no inverse.
+            UsageError: the base has no inverse.
         """
         size = math.prod(self.data_shape)
         if not (isinstance(base, HasEncoder) and isinstance(base, HasDensity) and base.latent_dim == size):
             raise UsageError(
-                f"the codes energy needs a base with an inverse, and {type(base).__name__} has none",
+                f"the codes energy needs a base with an inverse, but {type(base).__name__} has none",
                 hint="Use a normalizing flow as the base, or an energy on the data such as mlp.",
             )
         self._keep(base)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The base's code, ``G^-1(x)``; (B, *D) -> (B, prod D).
+        """Return the base's code ``G^-1(x)``; (B, *D) -> (B, prod D).
 
         Raises:
-            UsageError: there is no base yet.
+            UsageError: no base is bound yet.
         """
         if self._base is None:
-            raise UsageError("the codes energy has no base: it gets one as part of a GEBM, or by its method bind")
+            raise UsageError("the codes energy has no base yet: build a GEBM with it, or call its method bind")
         assert isinstance(self._base, HasEncoder)
         return self._base.encode(x)
 
     def of_codes(self, z: Tensor) -> Tensor:
-        """``h(z)``, within the bound; (B, prod D) -> (B,)."""
+        """Return ``h(z)``, within the bound; (B, prod D) -> (B,)."""
         energy: Tensor = self.h(z)
         return energy if self.bound is None else self.bound * torch.tanh(energy / self.bound)
 
@@ -101,4 +102,4 @@ class CodesEnergy(Energy):
         return self.of_codes(self.encode(x))
 
     def _keep(self, base: Base | None) -> None:
-        object.__setattr__(self, "_base", base)  # not as a part of this module: its weights are the base's own
+        object.__setattr__(self, "_base", base)  # not a submodule: the weights belong to the base

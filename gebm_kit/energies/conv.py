@@ -2,7 +2,7 @@
 
 References:
     Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
-    https://arxiv.org/abs/1802.05957 (Table 3: the discriminator that this one follows)
+    https://arxiv.org/abs/1802.05957 (Table 3: this energy follows the discriminator there)
 """
 
 from __future__ import annotations
@@ -15,30 +15,32 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, Readout, activation_layer, check_image, spectrally_normalised
 
-LARGEST_SIDE = 4
-"""Halving goes on until neither side of the feature map is longer than this."""
+FINAL_SIDE = 4
+"""Longest side of the last feature map, as in the paper at 32 x 32. Halving continues until no side is longer."""
 
 WIDEST = 8
-"""Feature maps have at most this many times ``width`` channels (512 for 64, as in the paper)."""
+"""Largest number of channels of a feature map, in units of ``width``: 512 for ``width`` 64, as in the paper."""
 
 
 class ConvEnergy(Energy):
     """A 3x3 convolution, then strided ones until the map is at most 4 x 4, then a linear functional without bias.
 
-    (B, channels, height, width) -> (B,). Channels double with each halving, up to ``8 * width``. No norm that couples
-    the rows of a batch, so an energy of one chain never depends on the others. A side of even length is halved by a 4-tap
-    kernel, which covers every pixel equally often; an odd one by a 3-tap kernel; one of length 1 or 2 is left as it is.
+    (B, channels, height, width) -> (B,). Channels double with each halving, up to ``8 * width``. There is no norm that
+    couples the rows of a batch, so one chain's energy never depends on the others. A side of even length is halved by a
+    4-tap kernel, which covers every pixel equally often. A side of odd length is halved by a 3-tap kernel. A side of
+    length 1 or 2 is kept.
 
     Args:
         width: channels of the first convolution.
-        activation: SiLU by default, smooth, so that samplers see a smooth gradient; ``leaky-relu`` is DCGAN's.
+        activation: activation after each convolution. SiLU, the default, gives samplers a smooth gradient; DCGAN uses
+            ``leaky-relu``.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
-        data_scale: rough size of the pixel values, by which they are divided.
+        data_scale: rough size of the pixel values, which are divided by it.
         data_shape: (channels, height, width).
 
     Raises:
-        DataError: the data are no images.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class ConvEnergy(Energy):
         first = nn.Conv2d(channels, width, (_taps(sides[0]), _taps(sides[1])), padding="same")
         layers: list[nn.Module] = [spectrally_normalised(first, spectral_norm), activation_layer(activation)]
         size = width
-        while max(sides) > LARGEST_SIDE:
+        while max(sides) > FINAL_SIDE:
             wider = min(2 * size, WIDEST * width)
             halving = [_halving(side) for side in sides]
             kernel, stride, padding = zip(*halving, strict=True)
@@ -76,11 +78,12 @@ class ConvEnergy(Energy):
 
 
 def _taps(side: int) -> int:
+    """Return the kernel size along a side that is not halved."""
     return 1 if side == 1 else 3
 
 
 def _halving(side: int) -> tuple[int, int, int]:
-    """(kernel, stride, padding) along a side of that length."""
+    """Return (kernel, stride, padding) along a side of length ``side``."""
     if side <= 2:
         return _taps(side), 1, _taps(side) // 2
     return (4, 2, 1) if side % 2 == 0 else (3, 2, 1)

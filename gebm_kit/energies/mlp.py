@@ -14,22 +14,23 @@ from gebm_kit.core.layers import Activation, Readout, activation_layer, check_si
 
 
 class MlpEnergy(Energy):
-    """``E(x) = w . a(W_k ... a(W_1 x / s + b_1) ...)``, without output bias; (B, *D) -> (B,).
+    """A fully connected energy ``E(x) = w . a(W_k ... a(W_1 x / s + b_1) ...)``, without output bias; (B, *D) -> (B,).
 
     Args:
         hidden: widths of the hidden layers; empty for a linear energy.
-        activation: SiLU by default, smooth, so that samplers see a smooth gradient.
+        activation: activation of the hidden layers. SiLU, the default, gives samplers a smooth gradient.
         spectral_norm: divide each weight by its largest singular value. E is then Lipschitz with a constant of about
-            ``1 / data_scale`` (SiLU's own slope reaches 1.1), so a ``data_scale`` below the data's makes it steeper.
-        data_scale: s, the rough size of the data's coordinates, by which they are divided.
-        fourier_features: F random features ``sin(W x / s), cos(W x / s)`` beside the coordinates, W of shape (F, prod D)
-            fixed at random with entries N(0, fourier_scale^2): for narrow modes, which a plain MLP is slow to learn.
-        fourier_scale: their typical frequency.
+            ``1 / data_scale`` (SiLU's own slope reaches 1.1), so a ``data_scale`` smaller than the data makes E steeper.
+        data_scale: s, the rough size of the data's coordinates, which are divided by it.
+        fourier_features: F, the number of random features ``sin(W x / s), cos(W x / s)`` added to the coordinates. W, of
+            shape (F, prod D), is drawn once with entries N(0, fourier_scale^2). The features are for narrow modes, which a
+            plain MLP is slow to learn.
+        fourier_scale: typical frequency of the features.
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range.
 
     References:
         Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains. M. Tancik et al., NeurIPS

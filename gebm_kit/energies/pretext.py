@@ -1,4 +1,4 @@
-"""Tasks by which a network learns features of images: which class, and which two views are of one image.
+"""Tasks from which a network learns features of images: classifying them, and matching two views of the same image.
 
 References:
     A Simple Framework for Contrastive Learning of Visual Representations. T. Chen et al., ICML 2020.
@@ -16,24 +16,38 @@ from torch.nn import functional as F
 
 from gebm_kit.core.interfaces import Dataset, HasLabels
 
-BATCH = 128
-RATE = {"classify": 3e-3, "contrast": 2e-3}
-"""Highest learning rate of AdamW, reached after three tenths of the steps (a one-cycle schedule)."""
+BATCH_SIZE = 128
+"""Images a step. The contrastive task compares each view with all others in the batch, so a larger batch makes the task
+harder, and each step slower."""
 
-TEMPERATURE = 0.2
-"""Of the contrastive loss."""
+PEAK_LEARNING_RATE = {"classify": 3e-3, "contrast": 2e-3}
+"""Highest learning rate of AdamW for each task, reached after three tenths of the steps (a one-cycle schedule). Higher rates
+learn faster in few steps, until they become unstable."""
+
+LABEL_SMOOTHING = 0.05
+"""Share of the target probability that is spread over all classes. It keeps the features from growing without bound
+once every training image is classified."""
+
+CONTRASTIVE_TEMPERATURE = 0.2
+"""tau of the contrastive loss. A smaller tau gives more weight to the wrong views that are nearest, a larger one
+weights all views alike."""
 
 SHIFT, ZOOM, STRETCH, CUT = 0.125, 0.2, 0.1, 0.3
-"""Of views: shares of the side by which one is shifted, zoomed, stretched, and that the blanked square has."""
+"""Largest changes of a view, as shares of the image's side: shift, zoom, stretch, and the side of the blanked square. Larger
+changes teach the features to ignore more; too large ones change what the image shows."""
 
 NOISE, LIGHT = 0.025, 0.4
-"""Of views: the noise's standard deviation as a share of the range of values, and the share by which light changes."""
+"""Other changes of a view: the noise's standard deviation as a share of the range of values, and the largest relative
+change of brightness. They teach the features to ignore pixel noise and lighting."""
+
+WEIGHT_DECAY = 1e-2
+"""AdamW's weight decay, torch's default."""
 
 OnStep = Callable[[int, int], None]
 
 
 class Pretext(Protocol):
-    """Trains ``trunk``, (B, *D) -> (B, dim), on the training part of ``dataset``."""
+    """A function that trains ``trunk``, (B, *D) -> (B, dim), on the training part of ``dataset``."""
 
     def __call__(
         self,
@@ -49,24 +63,25 @@ class Pretext(Protocol):
 def classify(
     trunk: nn.Module, dim: int, dataset: Dataset, steps: int, device: torch.device, on_step: OnStep | None = None
 ) -> None:
-    """Cross-entropy of the classes, smoothed by 0.05, that a linear layer reads off the features; images are shifted."""
+    """Train ``trunk`` to classify shifted images: smoothed cross-entropy of a linear layer on the features."""
     assert isinstance(dataset, HasLabels)
     labels = dataset.labels("train").to(device)
     head = nn.Linear(dim, dataset.num_classes).to(device, _dtype(trunk))
 
     def loss(x: Tensor, rows: Tensor) -> Tensor:
         logits = head(trunk(_moved(x, zoom=0.0, stretch=0.0)))
-        return F.cross_entropy(logits, labels[rows], label_smoothing=0.05)
+        return F.cross_entropy(logits, labels[rows], label_smoothing=LABEL_SMOOTHING)
 
-    _train(loss, [trunk, head], RATE["classify"], dataset, steps, device, on_step)
+    _train(loss, [trunk, head], PEAK_LEARNING_RATE["classify"], dataset, steps, device, on_step)
 
 
 def contrast(
     trunk: nn.Module, dim: int, dataset: Dataset, steps: int, device: torch.device, on_step: OnStep | None = None
 ) -> None:
-    """NT-Xent: of the views of other images in the batch and of its own, a view is to be nearest to the latter.
+    """Train ``trunk`` by NT-Xent: among all views in the batch, a view must find the other view of its own image.
 
-    ``-log softmax(cos(g(v), g(v')) / tau)``, g the features behind one more layer that is thrown away.
+    The loss is ``-log softmax(cos(g(v), g(v')) / tau)``, where g are the features after a further network that is
+    discarded in the end.
     """
     head = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim)).to(device, _dtype(trunk))
     low, high = dataset.value_range or (None, None)
@@ -74,31 +89,31 @@ def contrast(
     def loss(x: Tensor, rows: Tensor) -> Tensor:
         views = torch.cat([view(x, low, high), view(x, low, high)])
         found = F.normalize(head(trunk(views)), dim=1)
-        alike = found @ found.T / TEMPERATURE
+        alike = found @ found.T / CONTRASTIVE_TEMPERATURE
         itself = torch.eye(len(views), dtype=torch.bool, device=device)
         partner = torch.arange(len(views), device=device).roll(len(x))
         return F.cross_entropy(alike.masked_fill(itself, float("-inf")), partner)
 
-    _train(loss, [trunk, head], RATE["contrast"], dataset, steps, device, on_step)
+    _train(loss, [trunk, head], PEAK_LEARNING_RATE["contrast"], dataset, steps, device, on_step)
 
 
 def view(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """A random view of each image, (B, C, H, W): mirrored or not, moved, zoomed, lit otherwise, a square blanked, noisy.
+    """Return a random view of each image: mirrored or not, moved, zoomed, brightened or darkened, noisy, a square blanked.
 
     Args:
-        x: images.
-        low, high: the range of their values; None: that of the batch.
+        x: images, (B, C, H, W).
+        low, high: range of the values; None: the range of the batch.
     """
     floor = x.amin() if low is None else x.new_tensor(low)
     span = (x.amax() if high is None else x.new_tensor(high)) - floor
     seen = _moved(x - floor, ZOOM, STRETCH, mirror=True)
     seen = seen * (1.0 + LIGHT * (2.0 * torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) - 1.0))
-    seen = seen * _uncut(x)
+    seen = seen * blanked_square(x)
     return seen + floor + NOISE * span * torch.randn_like(x)
 
 
 def _moved(x: Tensor, zoom: float, stretch: float, mirror: bool = False) -> Tensor:
-    """Each image shifted by up to `SHIFT` of its side, zoomed, stretched, mirrored; beyond its edge the edge goes on."""
+    """Shift each image by up to `SHIFT` of its side, zoom, stretch and mirror it. Pixels beyond an edge repeat the edge."""
 
     def uniform(scale: float) -> Tensor:
         return scale * (2.0 * torch.rand(len(x), device=x.device, dtype=x.dtype) - 1.0)
@@ -112,8 +127,8 @@ def _moved(x: Tensor, zoom: float, stretch: float, mirror: bool = False) -> Tens
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _uncut(x: Tensor) -> Tensor:
-    """1 but for a square of side `CUT` in each image, where it is 0; (B, 1, H, W)."""
+def blanked_square(x: Tensor) -> Tensor:
+    """Return a mask for each image, (B, 1, H, W): 0 in a square of side `CUT` at a random place, 1 elsewhere."""
     height, width = x.shape[2:]
     centre = torch.rand(len(x), 2, device=x.device)
     rows = (torch.arange(height, device=x.device) / height - centre[:, :1]).abs() < 0.5 * CUT
@@ -134,12 +149,15 @@ def _train(
     device: torch.device,
     on_step: OnStep | None,
 ) -> None:
-    """AdamW under a one-cycle rate; ``loss`` of images and their row numbers, both on the device."""
+    """Train ``modules`` by AdamW with a one-cycle learning rate.
+
+    ``loss`` gets a batch of images and their row numbers, both on the device.
+    """
     split = dataset.split("train")
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps + 1)
-    batch, dtype = min(BATCH, len(split)), _dtype(modules[0])
+    batch, dtype = min(BATCH_SIZE, len(split)), _dtype(modules[0])
     order, position = torch.randperm(len(split)), 0
     for step in range(1, steps + 1):
         if position + batch > len(split):

@@ -1,4 +1,4 @@
-"""An energy on features that a small network has learned from the data beforehand, and that stay as they are.
+"""An energy on features that a small network has learned from the data beforehand and that are then fixed.
 
 References:
     Projected GANs Converge Faster. A. Sauer et al., NeurIPS 2021. https://arxiv.org/abs/2111.01007
@@ -20,43 +20,48 @@ from gebm_kit.core.interfaces import Dataset, Energy, HasLabels
 from gebm_kit.core.layers import Readout, activation_layer, check_image, check_sizes
 from gebm_kit.energies.pretext import Pretext, classify, contrast
 
-SMALLEST_SIDE = 4
-"""The trunk halves the image until neither side is longer than this."""
+FINAL_SIDE = 4
+"""Longest side of the trunk's last feature map, as in the ``conv`` energy. Halving continues until no side is longer."""
 
 WIDEST = 4
-"""Its feature maps have at most this many times ``width`` channels."""
+"""Largest number of channels of the trunk's feature maps, in units of ``width``, half of what the ``conv`` energy has.
+A wider trunk takes longer to train before the first step of a run."""
 
 STANDARDISED_BY = 10_000
-"""Rows of the training part that mean and standard deviation of the features are taken from, at most; evenly spaced."""
+"""Largest number of training rows, evenly spaced, from which the mean and standard deviation of the features are taken.
+Means of so many rows are known to a hundredth of a standard deviation."""
 
 
 class ProjectedEnergy(Energy):
-    """``E(x) = h(f(x))``: features f, learned from the data before training and then fixed, and an MLP h that is trained.
+    """An energy ``E(x) = h(f(x))``: features f, learned before training and then fixed, and an MLP h that is trained.
 
-    (B, channels, height, width) -> (B,). A critic that is trained on the pixels of a finished generator finds what gives
-    every draw away (noise, the checkerboards of strided layers), and nothing that the base can draw is free of it. The
-    energy is then low where that shows least, not where the data are denser, and draws get worse. Features that answer
-    another question about the data (which class is this? are these two views of one image?) hardly see such traces, but do
-    see shapes, kinds and half-formed things, of which the base draws too many or too few: what an energy can put right.
+    (B, channels, height, width) -> (B,). An energy on pixels that is trained on a finished generator finds what gives every
+    draw away, such as noise or the checkerboards of strided layers. The base can draw nothing without these traces. The
+    energy is then low where they show least instead of where the data are denser, and draws get worse. Features that
+    answer another question about the data (which class is this? are these two views of one image?) hardly see such
+    traces. They do see shapes, kinds and half-formed things. The base draws too many or too few of those, and that an
+    energy can correct.
 
-    f halves the image by strided convolutions and ends in a linear layer, standardised by the training part. It is trained
-    on the training part alone, never on draws, before the first step of a run (``gebm-kit train`` shows how far it is), and
-    is saved with the energy. A metric on features of a network that knows the same labels (``frechet`` with ``classifier``)
-    is not blind to what such an energy improves; ``features: contrastive`` uses no labels, and is the control.
+    f halves the image by strided convolutions and ends in a linear layer, whose output is standardised on the training
+    part. f is trained on the training part alone, never on draws, before the first step of a run (``gebm-kit train`` shows
+    its progress), and is saved with the energy.
+
+    A metric on features of a network that knows the same labels (``frechet`` with ``classifier``) measures the very thing
+    that this energy improves. ``features: contrastive`` uses no labels and is the control.
 
     Args:
-        features: what f learns: ``labels``, the classes of labelled data; ``contrastive``, to tell two random views of an
-            image from views of others; ``auto``, labels where the data have two classes or more.
+        features: the task of f. ``labels``: the classes of labelled data; ``contrastive``: to tell two random views of an
+            image from views of other images; ``auto``: labels if the data have at least two classes, else contrastive.
         width: channels of the first convolution of f.
         dim: F, the number of features.
-        hidden: widths of the hidden layers of h; empty for an energy linear in the features.
-        steps: with which f is trained, of 128 images each; 0 leaves it as it was drawn at random.
+        hidden: widths of the hidden layers of h; empty for an energy that is linear in the features.
+        steps: number of training steps of f, with 128 images each; 0 keeps the random initial weights.
         data_shape: (channels, height, width).
 
     Raises:
-        DataError: the data are no images.
-        RecipeError: a width below 1.
-        UsageError: another argument is out of its range; ``labels`` for data that have none, from `fit`.
+        DataError: the data are not images.
+        RecipeError: a width is below 1.
+        UsageError: another argument is outside its range; `fit` gets data without labels for ``features: labels``.
     """
 
     mean: Tensor
@@ -97,15 +102,15 @@ class ProjectedEnergy(Energy):
         """Learn f from the training part.
 
         Args:
-            dataset: of the data.
-            device: where to compute; f is there afterwards.
-            seed: of order, views and a network beside f that is thrown away.
-            on_step: told the number of steps done, and of all.
+            dataset: the data.
+            device: where to compute; f stays there afterwards.
+            seed: seed of the order of images, of the views and of the task's own layers, which are discarded.
+            on_step: called with the number of steps done and the number of all steps.
 
         Raises:
-            UsageError: ``features: labels``, and the data have none.
+            UsageError: ``features`` is ``labels`` and the data have no labels, or one class.
         """
-        pretext = self._pretext(dataset)
+        pretext = self.pretext(dataset)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.trunk.to(device).requires_grad_(True).train()
@@ -128,13 +133,18 @@ class ProjectedEnergy(Energy):
         energy: Tensor = self.readout(self.head(features))
         return energy
 
-    def _pretext(self, dataset: Dataset) -> Pretext:
+    def pretext(self, dataset: Dataset) -> Pretext:
+        """Return the task from which f is learned on ``dataset``.
+
+        Raises:
+            UsageError: ``features`` is ``labels`` and the data have no labels, or one class.
+        """
         labelled = isinstance(dataset, HasLabels) and dataset.num_classes >= 2
         if self.features == "labels" and not labelled:
             raise UsageError(
                 "energy 'projected' with features: labels needs data of two classes or more, and these have "
-                + ("one" if isinstance(dataset, HasLabels) else "no labels"),
-                hint="Use features: contrastive, which needs none.",
+                + ("one class" if isinstance(dataset, HasLabels) else "no labels"),
+                hint="Use features: contrastive, which needs no labels.",
             )
         return contrast if self.features == "contrastive" or not labelled else classify
 
@@ -142,8 +152,8 @@ class ProjectedEnergy(Energy):
 def _trunk(channels: int, sides: list[int], width: int, dim: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     size, wider = channels, width
-    while max(sides) > SMALLEST_SIDE or size == channels:
-        down, across = (2 if side > SMALLEST_SIDE else 1 for side in sides)
+    while max(sides) > FINAL_SIDE or size == channels:
+        down, across = (2 if side > FINAL_SIDE else 1 for side in sides)
         layers += [nn.Conv2d(size, wider, 3, (down, across), 1), activation_layer("silu")]
         sides = [-(-sides[0] // down), -(-sides[1] // across)]
         size, wider = wider, min(2 * wider, WIDEST * width)

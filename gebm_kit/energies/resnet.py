@@ -1,4 +1,4 @@
-"""The residual discriminator of SNGAN as an energy, the larger one of the images in the GEBM paper.
+"""The residual discriminator of SNGAN as an energy, the larger of the two image energies in the GEBM paper.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
@@ -6,7 +6,7 @@ References:
     Spectral Normalization for Generative Adversarial Networks. T. Miyato et al., ICLR 2018.
     https://arxiv.org/abs/1802.05957 (Tables 4 to 6 and Figure 8)
     cGANs with Projection Discriminator. T. Miyato, M. Koyama, ICLR 2018. https://arxiv.org/abs/1802.05637
-    (64 x 64; the authors' implementation, https://github.com/pfnet-research/sngan_projection, is followed in details)
+    (64 x 64; details follow the authors' implementation, https://github.com/pfnet-research/sngan_projection)
 """
 
 from __future__ import annotations
@@ -22,40 +22,44 @@ from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, spectrally_normalised
 
 SMALL_SIDE = 32
-"""Images up to that size have as many channels in every map; in larger ones each halving doubles them."""
+"""Largest side of images that have the same number of channels in every map. For larger images each halving doubles the
+channels. Table 4 of the SNGAN paper has the first form at 32 pixels, Table 5 the second at 48."""
 
 MOST_HALVINGS = 5
+"""Largest number of blocks that halve, as published for 128 x 128 (Table 6)."""
+
 SMALLEST_MAP = 2
-"""Side of a map that ends the network as it is; a larger one gets a last block without halving."""
+"""Smallest side to which a map is halved. A last map with a longer side gets one more block, which does not halve."""
 
 WIDEST = 8
-"""Feature maps have at most this many times ``width`` channels: 1,024 for 128, the published widest."""
+"""Largest number of channels of a feature map, in units of ``width``: 1,024 for ``width`` 128, the published maximum."""
 
 
 class ResnetEnergy(Energy):
-    """Residual blocks with average pooling, an activation, a sum over all places and a linear functional without bias.
+    """Residual blocks with average pooling, then an activation, a sum over all pixels and a linear functional without bias.
 
-    (B, channels, height, width) -> (B,). Channels of the blocks for the default ``width`` of 128:
+    (B, channels, height, width) -> (B,). The channels of the blocks for the default ``width`` of 128 are:
 
     - 28 and 32 pixels: 128, 128 halving, then 128, 128 at the same size (Table 4);
     - 48: 64, 128, 256, 512 halving, then 1,024 (Table 5); 64: 64, 128, 256, 512, 1,024 halving;
     - 128: 64, 128, 256, 512, 1,024 halving, then 1,024 (Table 6).
 
-    Any other sides that are multiples of 4 follow the same rule. No norm couples the rows of a batch. The sum over places is
-    taken in single precision at least, in a bfloat16 run as well.
+    Other sides that are multiples of 4 follow the same rule. No norm couples the rows of a batch. The sum over pixels is
+    taken at least in single precision, even in a bfloat16 run.
 
-    At 32 x 32 x 3 there are 1,053,824 parameters, the published ones: 151,680 in the first block, 311,680 in the second,
-    295,168 in each of the others and 128 in the functional.
+    At 32 x 32 x 3 there are 1,053,824 parameters, as published: 151,680 in the first block, 311,680 in the second, 295,168
+    in each of the others and 128 in the functional.
 
     Args:
-        width: channels of images up to 32 x 32; larger ones begin with half of it.
-        activation: ``relu`` as published. A smooth one (``silu``) gives samplers a smooth gradient.
+        width: channels for images up to 32 x 32; for larger images the first block has half of that.
+        activation: activation of the blocks. ``relu`` is the published one; a smooth one (``silu``) gives samplers a
+            smooth gradient.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
         data_shape: (channels, height, width), sides multiples of 4.
 
     Raises:
-        DataError: the data are no images, or a side is no multiple of 4.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images, or a side is not a multiple of 4.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(
@@ -81,18 +85,18 @@ class ResnetEnergy(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.layers(x)
-        # a sum of many places: bfloat16 would round each addition to eight bits
+        # this sums many pixels, and bfloat16 would round each addition to eight bits
         pooled = features.sum((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
         energy: Tensor = self.readout(pooled)
         return energy
 
 
 class _Block(nn.Module):
-    """``pool(conv(a(conv(a(x))))) + conv1x1(pool(x))``; the pool is left out without ``halving``.
+    """A residual block ``pool(conv(a(conv(a(x))))) + conv1x1(pool(x))``, without the pool unless ``halving``.
 
-    The first block has no activation in front: there are pixels. The published shortcut pools after the convolution in the
-    other blocks; a 1x1 convolution commutes with the pool and costs a quarter behind it. Where neither size nor channels
-    change, the shortcut is the identity.
+    The first block has no activation in front, because its input is the image. In the other blocks the published shortcut
+    pools after the convolution. A 1x1 convolution commutes with the pool and costs a quarter after it. The shortcut is the
+    identity where neither size nor channels change.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class _Block(nn.Module):
 
 
 def _blocks(width: int, rows: int, columns: int) -> list[tuple[int, bool]]:
-    """Channels of each block, and whether it halves."""
+    """Return the channels of each block and whether it halves."""
     if max(rows, columns) <= SMALL_SIDE:
         return [(width, True), (width, True), (width, False), (width, False)]
     halvings = 0
@@ -132,7 +136,7 @@ def _blocks(width: int, rows: int, columns: int) -> list[tuple[int, bool]]:
 
 
 def _initialise(layer: nn.Conv2d, gain: float = 1.0) -> None:
-    """Uniform weights after Glorot and Bengio; the authors' ``gain`` is sqrt(2) in residual branches."""
+    """Draw uniform weights after Glorot and Bengio; the authors use ``gain`` sqrt(2) in residual branches."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

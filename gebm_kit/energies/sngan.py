@@ -1,4 +1,4 @@
-"""The convolutional discriminator of SNGAN as an energy, the smaller one of the images in the GEBM paper.
+"""The convolutional discriminator of SNGAN as an energy, the smaller of the two image energies in the GEBM paper.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
@@ -17,34 +17,35 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, spectrally_normalised
 
-SLOPE = 0.1
-"""Of leaky ReLU below zero, as published for SNGAN; DCGAN has 0.2."""
+LEAKY_SLOPE = 0.1
+"""Slope of leaky ReLU below zero, as published for SNGAN; DCGAN has 0.2."""
 
 WIDEST = 8
-"""Feature maps have at most this many times ``width`` channels: 512 for 64, the published widest."""
+"""Largest number of channels of a feature map, in units of ``width``: 512 for ``width`` 64, the published maximum."""
 
 
 class SnganEnergy(Energy):
     """A 3x3 convolution before and after each halving by a 4x4 one of stride 2, then a linear functional without bias.
 
-    (B, channels, height, width) -> (B,). The convolutions between two halvings have ``width`` channels at first and twice as
-    many after each halving, up to ``8 * width``: 64, 64, 128, 128, 256, 256, 512 for the default at 32 x 32 and 48 x 48, as
-    published. There are as many halvings as the ``sngan`` base has doublings, down to a map of 4 x 4, 6 x 6 or 7 x 7. No
-    norm couples the rows of a batch.
+    (B, channels, height, width) -> (B,). The channels start at ``width`` and double after each halving, up to
+    ``8 * width``: 64, 64, 128, 128, 256, 256, 512 for the default at 32 x 32 and 48 x 48, as published. There are as many
+    halvings as the ``sngan`` base has doublings, down to a map of 4 x 4, 6 x 6 or 7 x 7. No norm couples the rows of a
+    batch.
 
-    At 32 x 32 x 3 there are 2,935,872 parameters: those of the published table less the bias of its last layer. (The
-    authors' implementations of SNGAN and of GEBM double the channels in the halving convolutions already, 64, 128, 128, 256,
-    256, 512, 512; the table is followed here.)
+    At 32 x 32 x 3 there are 2,935,872 parameters: those of the published table without the bias of its last layer. (The
+    authors' implementations of SNGAN and of GEBM double the channels already in the halving convolutions: 64, 128, 128,
+    256, 256, 512, 512. This energy follows the table.)
 
     Args:
         width: channels of the first convolution.
-        activation: ``leaky-relu``, of slope 0.1, as published. A smooth one (``silu``) gives samplers a smooth gradient.
+        activation: activation after each convolution. ``leaky-relu``, with slope 0.1, is the published one; a smooth one
+            (``silu``) gives samplers a smooth gradient.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
         data_shape: (channels, height, width), sides multiples of 4.
 
     Raises:
-        DataError: the data are no images, or a side is no multiple of 4.
-        UsageError: an argument is out of its range.
+        DataError: the data are not images, or a side is not a multiple of 4.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class SnganEnergy(Energy):
 
 
 def _activation(name: Activation) -> nn.Module:
-    return nn.LeakyReLU(SLOPE) if name == "leaky-relu" else activation_layer(name)
+    return nn.LeakyReLU(LEAKY_SLOPE) if name == "leaky-relu" else activation_layer(name)
 
 
 def _initialise(layer: nn.Conv2d) -> None:
-    """Uniform weights after Glorot and Bengio, as in the implementation of GEBM by its authors."""
+    """Draw uniform weights after Glorot and Bengio, as in the GEBM authors' implementation."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

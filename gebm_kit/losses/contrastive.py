@@ -6,7 +6,7 @@ References:
     Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient. T. Tieleman, ICML 2008.
     https://doi.org/10.1145/1390156.1390290 (persistent chains)
     Implicit Generation and Modeling with Energy-Based Models. Y. Du, I. Mordatch, NeurIPS 2019.
-    https://arxiv.org/abs/1903.08689 (the replay buffer, and its share of 5 % fresh starts)
+    https://arxiv.org/abs/1903.08689 (the replay buffer, with 5 % of fresh starts)
 """
 
 from __future__ import annotations
@@ -40,34 +40,36 @@ StepSize = Annotated[float, Range(0, None, low_open=True)]
 class ContrastiveDivergence(Loss):
     """Energy loss ``E_P[E] - E_neg[E]``, negatives from short MCMC chains; base loss ``-log mean exp(-E(G(z)))``.
 
-    Negatives are constants here, so the gradient is ``E_P[grad E] - E_neg[grad E]``: that of the log-likelihood, if
-    the chains had reached their law.
+    The negatives are constants, so the gradient is ``E_P[grad E] - E_neg[grad E]``. It would be that of the log-likelihood
+    if the chains had converged.
 
-    ``space: latent``. Chains walk on ``U(z) = -log eta(z) + E(G(z))`` and the negatives are G(z), draws of the model q
-    itself. ``-E_q[grad E]`` is ``grad log E_B[exp(-E)]``, so that this is kale-dv with its importance weights replaced by
-    MCMC: at the optimum the pushforward of the latent posterior is the data's law, q = P, that is ``-(E + A) = log dP/dB``,
-    a log density ratio relative to the base (``log_ratio`` is True). The chains of ``cd`` start from fresh prior draws:
-    to start at the data, as contrastive divergence does, would take G's inverse, and for E = 0 the prior is the law that
-    the chains should have. Short chains stay near the base: the energy then tilts too much, by as much as they fall
-    short.
+    ``space: latent``. Chains move on ``U(z) = -log eta(z) + E(G(z))``, and the negatives are G(z), draws of the model q
+    itself. Because ``-E_q[grad E]`` is ``grad log E_B[exp(-E)]``, this loss is kale-dv with MCMC in place of importance
+    weights. At the optimum the pushforward of the latent posterior is the data's law, q = P. Hence
+    ``-(E + A) = log dP/dB``, a log density ratio relative to the base (``log_ratio`` is True). The chains of ``cd`` start
+    from fresh prior draws. Starting at the data, as contrastive divergence does, would need G's inverse; and for E = 0
+    the prior is the law that the chains should have. Short chains stay near the base. The energy then tilts too much, by
+    as much as the chains fall short.
 
-    ``space: data``. Chains walk on E(x) alone, in data space, and start at the batch's data (contrastive divergence as it
-    was published). The base plays no part: at the optimum ``exp(-E)`` is proportional to the data's own density, and E is
-    no log-ratio to the base (``log_ratio`` is False). Drawing from such a model, ``exp(-E) B``, is warned of.
+    ``space: data``. Chains move on E(x) alone, in data space, and start at the batch's data, as in published contrastive
+    divergence. The base plays no part. At the optimum ``exp(-E)`` is proportional to the data's own density, so E is not
+    a log-ratio to the base (``log_ratio`` is False). Drawing from ``exp(-E) B``, as the kit does, then gives a warning.
 
     Args:
-        space: where the chains walk.
-        sampler: name of a registered kernel, ``mala``, ``ula`` or another that has a step size.
-        step_size: of that kernel; with mala and ula a squared length, in units of the prior's variance in latent space and
-            of the data's in data space. ``negatives_acceptance`` in the log says whether it fits: 0.5 to 0.9 with mala.
-        steps: of each chain, at every energy step; each costs a gradient of the energy (and of the base in latent space).
+        space: where the chains move.
+        sampler: name of a registered kernel with a step size, such as ``mala`` or ``ula``.
+        step_size: step size of that kernel. For mala and ula it is a squared length, in units of the prior's variance in
+            latent space and of the data's variance in data space. With mala it fits when ``negatives_acceptance`` in the
+            log is 0.5 to 0.9.
+        steps: steps of each chain at every energy step. Each costs a gradient of the energy, in latent space also of the
+            base.
 
-    Metrics of the energy step: ``energy_data``, ``energy_negatives``, ``contrast`` (the loss); in latent space also
-    ``energy_base``, ``kale``, ``log_partition`` and ``weight_ess``, from importance weights of base draws; from the chains
-    ``negatives_acceptance``, ``negatives_diverged``, ``negatives_replaced`` (shares).
+    Metrics of the energy step: ``energy_data``, ``energy_negatives``, ``contrast`` (the loss). In latent space also
+    ``energy_base``, ``kale``, ``log_partition`` and ``weight_ess``, from importance weights of base draws. From the chains
+    the shares ``negatives_acceptance``, ``negatives_diverged`` and ``negatives_replaced``.
 
     Raises:
-        UsageError: an argument is out of its range.
+        UsageError: an argument is outside its range.
     """
 
     log_partition: Tensor
@@ -122,36 +124,35 @@ class ContrastiveDivergence(Loss):
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):
-    """`cd` whose chains go on where they were: their states wait in a replay buffer from one energy step to the next.
+    """``cd`` with persistent chains: their states are kept in a replay buffer from one energy step to the next.
 
-    Each energy step takes as many states from the buffer as the batch has rows, at random and without repetition, starts a
-    share ``restart`` of them afresh, moves all of them, and puts them back. With a slowly changing energy they follow its
-    law without the bias of chains that are short.
+    Each energy step takes as many states from the buffer as the batch has rows, at random and without repetition. It
+    restarts a share ``restart`` of them, moves all of them and puts them back. When the energy changes slowly, the chains
+    follow its law without the bias of short chains.
 
-    Those that start afresh do so at the base (prior draws in latent space, base draws in data space), or with
-    ``restart_at: data`` at the batch's data, in latent space at their codes ``G^-1(x)``. Data are draws of the model where
-    it has arrived, and then leave the chains' law as it is, which prior draws do only where E = 0. Before that they
-    show the chains at once where the energy is low, if that is a place that no chain would find, and pull negatives
-    towards the data: the more, the larger ``restart`` is and the fewer the steps are, down to contrastive divergence as
-    it was published.
+    Chains restart at the base: at prior draws in latent space, at base draws in data space. With ``restart_at: data`` they
+    restart at the batch's data, in latent space at the data's codes ``G^-1(x)``. Once the model has converged, data are
+    draws of it and do not change the chains' law; prior draws leave that law as it is only where E = 0. Before that,
+    restarts at data show the chains at once where the energy is low, even in places that no chain would find. They also
+    pull the negatives toward the data. That pull is stronger for a larger ``restart`` and fewer steps; its limit is
+    contrastive divergence as published.
 
-    The buffer is filled from the base before training and again before the final phase. States with a
-    non-finite position or energy never return to it: fresh ones take their place. Under torchrun all ranks share
-    one buffer.
+    The buffer is filled from the base before training and again before the final phase. States with a non-finite position
+    or energy never return to the buffer; fresh ones replace them. Under torchrun all ranks share one buffer.
 
-    Losses, spaces, metrics and what the energy means are those of ``cd``.
+    Losses, spaces, metrics and the meaning of the energy are those of ``cd``.
 
     Args:
-        space: where the chains walk.
+        space: where the chains move.
         sampler: name of a registered kernel with a step size.
-        step_size: of that kernel, as in ``cd``.
-        steps: of each chain, at every energy step.
-        buffer_size: states in the buffer, at least as many as a batch has rows.
-        restart: share of the chains that start afresh at each energy step.
-        restart_at: where they do; ``data`` in latent space needs a base with an inverse and a standard normal prior.
+        step_size: step size of that kernel, as in ``cd``.
+        steps: steps of each chain at every energy step.
+        buffer_size: number of states in the buffer, at least as many as a batch has rows.
+        restart: share of the chains that restart at each energy step.
+        restart_at: where they restart; ``data`` in latent space needs a base with an inverse and a standard normal prior.
 
     Raises:
-        UsageError: an argument is out of its range.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The critics of GANs, for comparison: their best energy is no log density ratio.
+"""The critics of GANs, for comparison: their optimal energy is not a log density ratio.
 
-The base follows the critic as a GAN's generator does. exp(-E) re-weights the base by nothing in particular, so that drawing
-from a model trained by these is warned of.
+The base follows the critic as a GAN's generator does. The weights exp(-E) have no meaning for the base, so drawing from
+a model that was trained by these losses gives a warning.
 
 References:
     Geometric GAN. J. H. Lim, J. C. Ye, 2017. https://arxiv.org/abs/1705.02894 (the hinge loss)
@@ -21,7 +21,7 @@ from gebm_kit.losses.density_ratio import Energies, batch_energies, with_gradien
 
 
 class _Critic(Loss):
-    """Base loss ``E_B[E]``: the base goes where the critic is low."""
+    """The base loss ``E_B[E]``, by which the base moves to where the critic is low."""
 
     log_ratio = False
 
@@ -32,11 +32,11 @@ class _Critic(Loss):
 class Hinge(_Critic):
     """Energy loss ``E_P[relu(1 + E)] + E_B[relu(1 - E)]``, base loss ``E_B[E]``.
 
-    For fixed P and B the best energy is -1 where P is denser and 1 where B is: a classifier's verdict, no log-ratio
-    (``log_ratio`` is False). A and KALE have no meaning here.
+    For fixed P and B the optimal energy is -1 where P is denser and 1 where B is. That is a classifier's decision and not
+    a log-ratio (``log_ratio`` is False). A and KALE have no meaning here.
 
-    Metrics of the energy step: ``energy_data``, ``energy_base``, ``inside_margin`` (share of data and base draws that
-    still give a gradient).
+    Metrics of the energy step: ``energy_data``, ``energy_base``, and ``inside_margin``, the share of data and base draws
+    that still give a gradient.
     """
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
@@ -51,10 +51,10 @@ class Hinge(_Critic):
 class Wasserstein(_Critic):
     """Energy loss ``E_P[E] - E_B[E]``, base loss ``E_B[E]``.
 
-    Minus the minimum over 1-Lipschitz energies is the Wasserstein-1 distance of P and B (Kantorovich and Rubinstein);
-    the best energy is a transport potential, no log-ratio (``log_ratio`` is False). Without a bound on its slope the loss
-    has no minimum: use it with ``train.penalty: {name: gradient, weight: 10, centre: 1}``, or an energy with
-    ``spectral_norm: true``.
+    Minus the minimum over 1-Lipschitz energies is the Wasserstein-1 distance of P and B (Kantorovich and Rubinstein). The
+    optimal energy is a transport potential and not a log-ratio (``log_ratio`` is False). Without a bound on the energy's
+    slope the loss has no minimum. Use it with ``train.penalty: {name: gradient, weight: 10, centre: 1}``, or with an energy
+    that has ``spectral_norm: true``.
 
     Metrics of the energy step: ``wasserstein`` (minus the loss), ``energy_data``, ``energy_base``.
     """

@@ -1,7 +1,7 @@
-"""What the losses whose critic is a log density ratio share.
+"""Building blocks of the losses whose critic is a log density ratio.
 
-Notation: E_P energies of data, E_B energies of base draws, A the log-partition, r = E_B[exp(-(E + A))], which is 1 where
-A is right. Everything is an estimate over the global batch (core/reduce.py).
+Notation: E_P[.] is a mean over data, E_B[.] a mean over base draws, A the log-partition, and r = E_B[exp(-(E + A))], which
+is 1 when A is right. Every mean is estimated over the global batch (core/reduce.py).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from gebm_kit.core.interfaces import Batch
 from gebm_kit.core.model import GEBM
 
 EXPONENT_LIMIT = 20.0
-"""Where `exp_linear` turns straight: e^20 = 5e8, far beyond any r of a run that is not broken, far below overflow."""
+"""Exponent from which `exp_linear` continues as a straight line. e^20 = 5e8 is far above any r of a healthy run and far
+below overflow."""
 
 
 class Energies(NamedTuple):
-    """Energies of one batch.
+    """The energies of one batch.
 
     Attributes:
-        joint: of data and base draws together, (2B,), with gradient.
-        data, base: its two halves, (B,) each, without.
+        joint: energies of data and base draws together, (2B,), with gradient.
+        data, base: the two halves of ``joint``, (B,) each, without gradient.
     """
 
     joint: Tensor
@@ -35,9 +36,12 @@ class Energies(NamedTuple):
 
 
 def batch_energies(model: GEBM, batch: Batch, others: Tensor | None = None) -> Energies:
-    """E on data and base draws by a single forward pass of ``cat([x, x_base])``; nothing flows back to the base.
+    """Evaluate E on data and base draws in a single forward pass of ``cat([x, x_base])``; the base gets no gradient.
 
-    ``others``, (B, *D), take the place of the base draws where a loss holds the data against something else.
+    Args:
+        model: base and energy.
+        batch: data and base draws.
+        others: rows, (B, *D), that replace the base draws, for a loss that compares the data with something else.
 
     Raises:
         UsageError: the batch has no data, or the energy does not return one number per row.
@@ -57,50 +61,55 @@ def batch_energies(model: GEBM, batch: Batch, others: Tensor | None = None) -> E
 
 
 def with_gradient(value: Tensor, energies: Energies, on_data: Tensor, on_base: Tensor) -> Tensor:
-    """The scalar ``value``, () without gradient, with the derivative ``mean_i c_i dE_i`` over data and over base draws.
+    """Return the scalar ``value``, (), with the derivative ``mean_i c_i dE_i``: a mean over data plus one over base draws.
 
-    on_data and on_base hold c, (B,) each. The losses here are short formulas in the energies whose derivatives are known;
-    written out they cost three nodes of the autograd graph instead of a dozen, which is what small models spend their
-    time on. Means over each rank's rows are the convention of core/reduce.py.
+    ``on_data`` and ``on_base`` hold c, (B,) each. The losses here are short formulas in the energies with known
+    derivatives. Written out, a derivative costs three nodes of the autograd graph instead of a dozen, and small models
+    spend their time on such nodes. Means over each rank's rows are the convention of core/reduce.py.
     """
     coefficients = torch.cat([on_data / on_data.shape[0], on_base / on_base.shape[0]])
     return value + torch.dot(coefficients, energies.joint - energies.joint.detach())
 
 
 class Weights(NamedTuple):
-    """Importance weights of base draws: ``log_mean = log mean exp(t)``, (), and ``relative = exp(t - log_mean)``, (B,)."""
+    """The importance weights exp(t) of base draws.
+
+    Attributes:
+        log_mean: ``log mean exp(t)`` over the global batch, ().
+        relative: ``exp(t - log_mean)``, (B,).
+    """
 
     log_mean: Tensor
     relative: Tensor
 
 
 def weights(log_weights: Tensor) -> Weights:
-    """`Weights` of ``exp(log_weights)`` over the global batch, where the relative ones have mean 1; (B,) -> ()."""
+    """Return the `Weights` exp(``log_weights``), (B,). Over the global batch the relative weights have mean 1."""
     log_mean = reduce.log_mean_exp(log_weights)
     return Weights(log_mean, torch.exp(log_weights - log_mean))
 
 
 class ExpLinear(NamedTuple):
-    """Value and derivative of `exp_linear`."""
+    """The value and the derivative of `exp_linear`."""
 
     value: Tensor
     slope: Tensor
 
 
 def exp_linear(exponent: Tensor) -> ExpLinear:
-    """``exp(t)`` for t <= 20, continued by its tangent: finite, increasing, and with a finite derivative everywhere.
+    """Return ``exp(t)`` for t <= 20, continued by its tangent, and the derivative. Both are finite; the value increases.
 
-    An energy far below -A on a single draw would otherwise overflow the loss before A can follow.
+    Without the tangent a single draw with an energy far below -A would overflow the loss before A can follow.
     """
     slope = torch.exp(exponent.clamp(max=EXPONENT_LIMIT))
     return ExpLinear(torch.addcmul(slope, slope, torch.relu(exponent - EXPONENT_LIMIT)), slope)
 
 
 def energy_metrics(energies: Energies, relative_weights: Tensor) -> dict[str, Tensor]:
-    """Mean energies, and the weights' effective sample size over their number, in (0, 1].
+    """Return the mean energies and ``weight_ess``, the weights' effective sample size over their number, in (0, 1].
 
-    With ``weight_ess = 1 / mean((w / mean w)^2)`` close to 0 the importance weights rest on a few draws: the energy is too
-    sharp for this base.
+    ``weight_ess`` is ``1 / mean((w / mean w)^2)``. When it is close to 0, a few draws have most of the weight, and the
+    energy is too sharp for this base.
     """
     return {
         "energy_data": reduce.mean(energies.data),
@@ -110,7 +119,7 @@ def energy_metrics(energies: Energies, relative_weights: Tensor) -> dict[str, Te
 
 
 def kale_base_loss(model: GEBM, batch: Batch) -> Tensor:
-    """``-log mean exp(-E(G(z)))`` over the global batch, ().
+    """Return ``-log mean exp(-E(G(z)))`` over the global batch, ().
 
     Its gradient is that of KALE(P||B) with respect to the base, ``sum_i w_i grad E(G(z_i))`` with w = softmax(-E).
     """
@@ -118,5 +127,5 @@ def kale_base_loss(model: GEBM, batch: Batch) -> Tensor:
 
 
 def unknown() -> Tensor:
-    """A scalar buffer that holds nan until it is first set."""
+    """Return a scalar that is NaN, for a buffer that is not set yet."""
     return torch.tensor(math.nan)

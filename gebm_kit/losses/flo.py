@@ -2,7 +2,7 @@
 
 References:
     Tight Mutual Information Estimation With Contrastive Fenchel-Legendre Optimization. Q. Guo et al., NeurIPS 2022.
-    https://arxiv.org/abs/2107.01131 (Section 3, the FLO bound, there for pairs (x, y))
+    https://arxiv.org/abs/2107.01131 (Section 3: the FLO bound, for pairs (x, y))
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ from gebm_kit.losses.density_ratio import (
 class Flo(Loss):
     """Energy loss ``E_P[E + v] + r - 1``, ``r = E_P[exp(-v)] E_B[exp(-E)]``, v(x) a scalar network; base loss as kale's.
 
-    Derivation. Donsker-Varadhan says ``KL(P||B) = max_E -E_P[E] - log E_B[exp(-E)]``. Moved inside the expectation over P
-    and written for each data point x, with x' from the base,
+    Derivation. Donsker and Varadhan's formula is ``KL(P||B) = max_E -E_P[E] - log E_B[exp(-E)]``. Take the second term
+    inside the expectation over P. For each data point x, with x' from the base, this gives
 
         KL >= E_P[-log t(x)],        t(x) = exp(E(x)) E_B[exp(-E(x'))] = E_B[exp(E(x) - E(x'))].
 
-    The logarithm is what biases an estimate from a batch. Its Fenchel dual takes it away: -log is convex, and
+    The logarithm biases an estimate from a batch. Its Fenchel dual removes it: -log is convex, and
 
         -log t = max_u  1 - u - t exp(-u),          attained at u = log t.
 
-    The maximum is taken for every x at once by a function u(x), which gives the FLO bound
+    A function u(x) takes the maximum for every x at once, which gives the FLO bound
 
         KL >= 1 - E_P[ u(x) + exp(-u(x)) E_B[exp(E(x) - E(x'))] ],        best at u(x) = E(x) + log E_B[exp(-E)].
 
-    So u is E plus something that is A at the optimum. Writing u(x) = E(x) + v(x) and noting that the second term is then
-    a product of two expectations,
+    So u is E plus a term that is A at the optimum. With u(x) = E(x) + v(x) the second term is a product of two
+    expectations:
 
-        -bound = E_P[E(x) + v(x)] + E_P[exp(-v(x))] E_B[exp(-E(x'))] - 1,
+        -bound = E_P[E(x) + v(x)] + E_P[exp(-v(x))] E_B[exp(-E(x'))] - 1.
 
-    which is kale's Fenchel form with the network v in place of the constant A, and equal to it where v is constant. Data
-    and base draws of a batch are independent, so its value and its gradients in (E, v) are unbiased. At the
-    optimum v = A and E + A = -log dP/dB; on the way a v that varies takes up where E is ahead of or behind A, which the
-    paper finds to be less noisy than one constant at large KL.
+    This is kale's Fenchel form with the network v in place of the constant A; the two are equal where v is constant. Data
+    and base draws of a batch are independent, so the value and the gradients in (E, v) are unbiased. At the optimum v = A
+    and E + A = -log dP/dB. During training v(x) absorbs how far E is ahead of or behind A at x. The paper finds this less
+    noisy at large KL than one constant.
 
-    v is a fully connected network on flattened data plus a constant, ``v(x) = a + w . h(x / s)``, that starts at v = a =
-    ``log mean exp(-E)`` (w = 0). The energy's optimiser steps it, and it is saved with the loss.
+    v is a fully connected network on flattened data plus a constant, ``v(x) = a + w . h(x / s)``. It starts at w = 0 and
+    a = ``log mean exp(-E)``. The energy's optimiser trains it, and it is saved with the loss.
 
     Args:
         hidden: widths of v's hidden layers; empty for an affine v.
-        data_scale: s, the rough size of the data's coordinates.
+        data_scale: s, the rough size of the data's coordinates, which are divided by it.
         data_shape: ``*D``.
 
     Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (``-log E_P[exp(-v)]``, the constant that
-    would give the same r), ``log_mean_weight`` = log r, ``energy_data``, ``energy_base``, ``weight_ess``.
+    would give the same r), ``log_mean_weight`` (log r), ``energy_data``, ``energy_base``, ``weight_ess``.
 
     Raises:
-        RecipeError: a width below 1.
-        UsageError: the data scale is not positive.
+        RecipeError: a width is below 1.
+        UsageError: ``data_scale`` is not positive.
     """
 
     log_partition: Tensor
@@ -98,7 +98,7 @@ class Flo(Loss):
         self.register_buffer("log_partition", unknown())
 
     def v(self, x: Tensor) -> Tensor:
-        """The network in place of A; (B, *D) -> (B,)."""
+        """Evaluate the network that replaces A; (B, *D) -> (B,)."""
         x = x.flatten(1)
         if self.data_scale != 1.0:
             x = x / self.data_scale
@@ -143,7 +143,7 @@ class Flo(Loss):
         self.log_partition.copy_(metrics["log_partition"])
 
     def _flatten(self, level: Tensor) -> None:
-        """v(x) = level for every x."""
+        """Set v(x) = ``level`` for every x."""
         for weight in self.readout.parameters():
             weight.zero_()
         self.constant.copy_(level)

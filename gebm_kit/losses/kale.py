@@ -30,20 +30,22 @@ from gebm_kit.losses.density_ratio import (
 class Kale(Loss):
     """Energy loss ``E_P[E] + A + r - 1``, r = E_B[exp(-(E + A))], whose gradients in (E, A) are unbiased.
 
-    Minus its minimum over A is the Donsker-Varadhan value ``-E_P[E] - log E_B[exp(-E)]``, and minus its minimum over
-    (E, A) is KALE(P||B) <= KL(P||B). The base loss is ``-log mean exp(-E(G(z)))``.
+    Minus its minimum over A is the Donsker-Varadhan value ``-E_P[E] - log E_B[exp(-E)]``. Minus its minimum over (E, A) is
+    KALE(P||B) <= KL(P||B). The base loss is ``-log mean exp(-E(G(z)))``.
 
-    At fixed E the best A is ``log E_B[exp(-E)]``; A starts there and then follows by one of two rules. ``log-ratio``:
-    ``A <- A + rate * log r`` with the r of each batch, after the energy's step. It can't overflow, which the Newton step
-    ``rate * (1 - 1/r)`` does when A is too high. Its fixed point is low by about ``(1/ess - 1) / (2 B)`` for batches of B
-    draws whose weights have an effective share ess. ``adam``: A is a parameter, stepped by the energy's optimiser.
+    At fixed E the best A is ``log E_B[exp(-E)]``. A starts there and then follows one of two rules.
+
+    - ``log-ratio``: ``A <- A + rate * log r``, with the r of each batch, after the energy's step. This can't overflow,
+      whereas the Newton step ``rate * (1 - 1/r)`` does when A is too high. The fixed point is too low by about
+      ``(1/ess - 1) / (2 B)``, for batches of B draws whose weights have an effective share ess.
+    - ``adam``: A is a parameter, which the energy's optimiser trains.
 
     Args:
         update: rule for A.
-        rate: rho of the log-ratio rule, 0 < rho <= 1; ``adam`` does not read it.
+        rate: rho of the log-ratio rule, 0 < rho <= 1; ``adam`` ignores it.
 
     Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A before the step), ``energy_data``,
-    ``energy_base``, ``weight_ess``, and ``log_mean_weight`` = log r.
+    ``energy_base``, ``weight_ess`` and ``log_mean_weight`` (log r).
     """
 
     log_partition: Tensor

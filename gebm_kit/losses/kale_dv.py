@@ -3,7 +3,7 @@
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
     Mutual Information Neural Estimation. M. I. Belghazi et al., ICML 2018. https://arxiv.org/abs/1801.04062
-    (Section 3.2, the correction of the gradient's bias by a moving average)
+    (Section 3.2: a moving average corrects the gradient's bias)
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class KaleDV(Loss):
     """Energy loss ``E_P[E] + log E_B[exp(-E)]``; minus its minimum over E is KALE(P||B) <= KL(P||B).
 
     The log of a mini-batch mean is biased, and so is its gradient, ``-sum_i softmax(-E)_i grad E_i``. With a moving
-    average m of ``E_B[exp(-E)]`` the gradient is that of ``E_B[exp(-E)] / m`` instead, m not differentiated, whose bias
-    vanishes as the average grows longer (MINE); the loss's value stays the mini-batch's. m includes the current batch
-    and starts from its first term. It is kept as a logarithm, ``A <- logaddexp(log d + A, log(1 - d) + log mean exp(-E))``.
+    average m of ``E_B[exp(-E)]`` the gradient is that of ``E_B[exp(-E)] / m`` instead, with m not differentiated. Its bias
+    vanishes as the average grows longer (MINE). The value of the loss is still that of the mini-batch. m includes the
+    current batch and starts from its first term. m is stored as its logarithm,
+    ``A <- logaddexp(log d + A, log(1 - d) + log mean exp(-E))``.
 
     Args:
-        moving_average: d, how much of m is kept from one step to the next, 0 <= d < 1; 0: plain Donsker-Varadhan.
+        moving_average: d, the share of m that is kept from one step to the next, 0 <= d < 1; 0 is plain Donsker-Varadhan.
 
-    Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A with this batch in it), ``energy_data``,
+    Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A, with this batch), ``energy_data``,
     ``energy_base``, ``weight_ess``.
     """
 
@@ -79,7 +80,7 @@ class KaleDV(Loss):
         self.log_partition.copy_(metrics["log_partition"])
 
     def _updated(self, log_mean_weight: Tensor) -> Tensor:
-        """The moving average with this batch in it; the batch alone at the first step."""
+        """Return A after this batch; at the first step the batch alone."""
         if self.moving_average == 0:
             return log_mean_weight
         kept = self.log_partition + math.log(self.moving_average)

@@ -1,8 +1,8 @@
-"""The logistic density-ratio loss: the critic of a GAN, read as an energy.
+"""The logistic density-ratio loss: the critic of a GAN, used as an energy.
 
 References:
     Generative Adversarial Nets. I. Goodfellow et al., NeurIPS 2014. https://arxiv.org/abs/1406.2661
-    (Section 3 for the non-saturating loss of the generator)
+    (Section 3: the non-saturating loss of the generator)
     Your GAN is Secretly an Energy-based Model. T. Che et al., NeurIPS 2020. https://arxiv.org/abs/2003.06060
 """
 
@@ -21,9 +21,9 @@ from gebm_kit.losses.density_ratio import batch_energies, energy_metrics, exp_li
 class Logistic(Loss):
     """Energy loss ``E_P[softplus(E + A)] + E_B[softplus(-(E + A))]``, base loss ``E_B[softplus(E + A)]``.
 
-    At the optimum ``-(E + A) = log dP/dB``, as for KALE, and each term is bounded below and at most linear in E: the
-    stable fallback when KALE's weights collapse. A is a parameter, stepped by the energy's optimiser, and starts at
-    ``log E_B[exp(-E)]``. The base loss is the non-saturating one, A not differentiated.
+    At the optimum ``-(E + A) = log dP/dB``, as for KALE. Each term is bounded below and grows at most linearly in E, so
+    this is the stable fallback when KALE's weights collapse. A is a parameter, which the energy's optimiser trains; it
+    starts at ``log E_B[exp(-E)]``. The base loss is the non-saturating one, with A not differentiated.
 
     Metrics of the energy step: ``kale`` (the Fenchel value ``1 - E_P[E] - A - E_B[exp(-(E + A))]`` at these E and A),
     ``log_partition`` (A), ``energy_data``, ``energy_base``, ``weight_ess``.

@@ -3,7 +3,7 @@
 References:
     Understanding the Limitations of Variational Mutual Information Estimators. J. Song, S. Ermon, ICLR 2020.
     https://arxiv.org/abs/1910.06222 (Section 5)
-    Their programs, https://github.com/ermongroup/smile-mi-estimator, take the critic's gradient from the logistic loss.
+    The authors' code, https://github.com/ermongroup/smile-mi-estimator, takes the critic's gradient from the logistic loss.
 """
 
 from __future__ import annotations
@@ -27,30 +27,33 @@ from gebm_kit.losses.density_ratio import (
 )
 
 STARTING_ROUNDS = 50
-"""Rounds of the fixed point that A starts at; each brings it closer unless every weight is clipped."""
+"""Iterations that find A's starting value, a fixed point, for ``gradient: clipped``. Each one brings A closer unless every
+weight is clipped. They run once, so there is no need to stop early."""
 
 
 class Smile(Loss):
     """Energy loss ``E_P[E] + A + log E_B[clip(exp(-(E + A)), e^-tau, e^tau)]``, base loss ``-log mean exp(-E(G(z)))``.
 
-    Donsker-Varadhan with the weights clipped in the log-mean alone: its variance no longer grows as exp(KL), and it is no
-    bound on the KL any more; with tau -> infinity it is ``kale-dv``. The paper clips its critic T, a log density ratio
-    with its constant. Only E + A is identified here, so what is clipped is that ratio's estimate ``exp(-(E + A))``: at A = 0
-    this is the paper's formula.
+    This is Donsker-Varadhan with weights that are clipped only in the log-mean. Its variance no longer grows like exp(KL),
+    but it is no longer a bound on the KL. For tau -> infinity it is ``kale-dv``. The paper clips its critic T, a log density
+    ratio that includes its constant. Here only E + A is identified, so the clip acts on the ratio's estimate
+    ``exp(-(E + A))``. At A = 0 this is the paper's formula.
 
-    As an objective the clipped form is unbounded below: weights beyond e^tau give no gradient, so that where ``dP/dB`` is
-    larger than that, or seems so for a while, nothing but a penalty stops E from falling. The paper's estimator is one of
-    a critic that was trained by another loss, and so it is here. With ``gradient: logistic`` E and A follow the gradient
-    of the logistic loss (``sigmoid(E + A)`` on data, ``-sigmoid(-(E + A))`` on base draws), whose optimum is the log-ratio
-    everywhere, and the clipped form is the loss's value: what the authors' programs do. With ``gradient: clipped`` E
-    follows the gradient of the formula, A is not differentiated and follows the clipped mean,
-    ``A <- A + rate * log E_B[clip(...)]``: for energies that stay within the clip. Trained so on eight Gaussians, the base
-    ran away.
+    As an objective the clipped form is unbounded below. Weights above e^tau give no gradient. Where ``dP/dB`` exceeds
+    e^tau, or seems to for a while, only a penalty stops E from falling. The paper therefore evaluates the formula for a
+    critic that was trained by another loss, and so does the default here.
+
+    - ``gradient: logistic``: E and A follow the gradient of the logistic loss (``sigmoid(E + A)`` on data,
+      ``-sigmoid(-(E + A))`` on base draws), whose optimum is the log-ratio everywhere. The clipped form is only the loss's
+      value. The authors' code does the same.
+    - ``gradient: clipped``: E follows the gradient of the formula. A is not differentiated; it follows the clipped mean,
+      ``A <- A + rate * log E_B[clip(...)]``. This is for energies that stay within the clip. On eight Gaussians the base
+      diverged with it.
 
     Args:
         clip: tau > 0; the paper uses 1, 5 and 20.
-        gradient: of the energy: the logistic loss's, or that of the formula.
-        rate: of A's rule, 0 < rate <= 1; ``logistic`` does not read it.
+        gradient: gradient of the energy: that of the logistic loss or that of the formula.
+        rate: rate of A's rule, 0 < rate <= 1; ``logistic`` ignores it.
 
     Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A before the step), ``log_mean_weight`` (the
     log of the clipped mean), ``clipped`` (share of base draws whose weight was clipped), ``energy_data``, ``energy_base``,

@@ -20,26 +20,27 @@ from gebm_kit.core.interfaces import Batch, Energy, Penalty
 
 
 def squared_gradient_norm(energy: Energy, x: Tensor) -> Tensor:
-    """``|grad_x E(x)|^2`` of each row, differentiable in the energy's parameters; (B, *D) -> (B,)."""
+    """Return ``|grad_x E(x)|^2`` of each row, differentiable in the energy's parameters; (B, *D) -> (B,)."""
     x = x.detach().requires_grad_()
     (grad,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
     return grad.flatten(1).square().sum(1)
 
 
 class GradientPenalty(Penalty):
-    """``weight * E[(|grad E(x)| - centre)^2]`` at ``x = u x_P + (1 - u) x_B``, u uniform on [0, 1] for each row.
+    """The penalty ``weight * E[(|grad E(x)| - centre)^2]`` at ``x = u x_P + (1 - u) x_B``, u uniform on [0, 1] for each row.
 
-    With centre 0 and weight 0.1, the defaults and those of the authors' own implementation of GEBM, this is
-    ``weight * E[|grad E|^2]``: it asks for a flat energy and makes KALE a smooth distance. Centre 1 is WGAN-GP's, which
-    asks for a slope of one.
+    The defaults, centre 0 and weight 0.1, are those of the GEBM authors' implementation. The penalty is then
+    ``weight * E[|grad E|^2]``. It favours a flat energy and makes KALE a smooth distance. Centre 1 is WGAN-GP's penalty,
+    which favours a slope of one.
 
     Args:
-        weight: of the penalty beside the energy loss.
-        every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
-        centre: the slope that is asked for.
+        weight: weight of the penalty in the energy loss.
+        every: energy steps from one evaluation to the next. The engine multiplies the penalty by this number, so its mean
+            force stays the same.
+        centre: slope that the penalty favours.
 
     Raises:
-        UsageError: an argument is out of its range; at evaluation, the batch has no data.
+        UsageError: an argument is outside its range; at evaluation, the batch has no data.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class GradientPenalty(Penalty):
         between = torch.lerp(batch.x_base.detach().to(batch.x.dtype), batch.x, share)
         squared = squared_gradient_norm(energy, between)
         if self.centre > 0:
-            # The smallest normal number keeps the root's derivative finite where the gradient vanishes.
+            # Adding the smallest normal number keeps the root's derivative finite where the gradient vanishes.
             slope = (squared + torch.finfo(squared.dtype).tiny).sqrt()
             squared = (slope - self.centre).square()
         return self.weight * reduce.mean(squared)

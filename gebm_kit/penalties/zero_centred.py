@@ -1,4 +1,4 @@
-"""R1 and R2: squared gradient norms of the energy on data and on base draws.
+"""The penalties R1 and R2: squared gradient norms of the energy on data and on base draws.
 
 References:
     Which Training Methods for GANs do actually Converge? L. Mescheder, A. Geiger, S. Nowozin, ICML 2018.
@@ -20,7 +20,7 @@ from gebm_kit.penalties.gradient import squared_gradient_norm
 
 
 class _ZeroCentred(Penalty):
-    """What R1 and R2 share: their arguments."""
+    """The arguments of R1 and R2."""
 
     def __init__(
         self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
@@ -32,11 +32,12 @@ class _ZeroCentred(Penalty):
 
 
 class R1(_ZeroCentred):
-    """``(weight / 2) E_P[|grad E|^2]``, the gradient penalty on data; weight is the paper's gamma.
+    """The gradient penalty on data, ``(weight / 2) E_P[|grad E|^2]``; weight is the paper's gamma.
 
     Args:
         weight: gamma; the paper uses 10 for images in [-1, 1] and a logistic loss.
-        every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
+        every: energy steps from one evaluation to the next. The engine multiplies the penalty by this number, so its mean
+            force stays the same.
     """
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -46,11 +47,12 @@ class R1(_ZeroCentred):
 
 
 class R2(_ZeroCentred):
-    """``(weight / 2) E_B[|grad E|^2]``, the gradient penalty on base draws; weight is the paper's gamma.
+    """The gradient penalty on base draws, ``(weight / 2) E_B[|grad E|^2]``; weight is the paper's gamma.
 
     Args:
         weight: gamma.
-        every: energy steps from one evaluation to the next; the engine multiplies by it, so the mean force is the same.
+        every: energy steps from one evaluation to the next. The engine multiplies the penalty by this number, so its mean
+            force stays the same.
     """
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:

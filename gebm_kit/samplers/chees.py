@@ -51,7 +51,7 @@ class Chees(Sampler):
     v = s p ~ N(0, I). The end of a trajectory is accepted with probability min(1, exp(-dH)), where dH is the error of
     the total energy. A non-finite proposal or dH > 1000 is a divergence: it is rejected and counted.
 
-    Warm-up moves T uphill on the change in the estimator of the expected square,
+    Warm-up moves T uphill on ChEES, the change in the estimator of the expected square,
 
         ChEES(T) = ¼ E[(|y(t)|² - |y(0)|²)²],   y = (z - m) / s,  m the chains' centre,
         dChEES/dlog T = E[t (|y(t)|² - |y(0)|²) y(t)·v(t)],

@@ -27,7 +27,7 @@ class Imh(Sampler):
     from the base. It is good when the base is nearly right or beta is small, and hardly moves otherwise. It has nothing
     to tune.
 
-    A proposal whose tilt is not finite is a divergence: rejected and counted.
+    A proposal whose tilt is not finite is a divergence: it is rejected and counted.
 
     References:
         Metropolis-Hastings Generative Adversarial Networks. R. Turner, J. Hung, E. Frank, Y. Saatci, J. Yosinski,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Info, Potential, Sampler, Tunable
-from gebm_kit.core.langevin import SplitPoint, propose_split, split_energy_error
+from gebm_kit.core.langevin import SplitPoint, energy_error_split, propose_split
 from gebm_kit.core.tilt import tilt, tilt_and_grad
 
 
@@ -130,7 +130,7 @@ class Isir(Sampler):
             z = now.position
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
             end = self._at(propose_split(now, noise, h, scale), scale, potential)
-            error = split_energy_error(now, end, noise, h)
+            error = energy_error_split(now, end, noise, h)
 
             diverged |= error > DIVERGENCE_THRESHOLD
             acceptance = error.neg_().exp_().clamp_(max=1)
@@ -147,6 +147,6 @@ class Isir(Sampler):
 
     @staticmethod
     def _at(z: Tensor, scale: Tensor | float, potential: Potential) -> SplitPoint:
-        """Evaluate the potential at ``z`` (C, Z)."""
+        """Evaluate the potential at ``z`` (C, Z), with the slope scaled by ``scale``."""
         value, grad = tilt_and_grad(potential, z)
         return SplitPoint(z, value, scale * (grad + z))

@@ -1,4 +1,4 @@
-"""Parallel tempering: each chain carries a ladder of replicas between the prior and the target that swap places."""
+"""Parallel tempering: each chain carries replicas on a ladder from the prior to the target, and neighbours swap places."""
 
 from __future__ import annotations
 

@@ -123,11 +123,11 @@ class Smc(AnnealedSampler):
         UsageError: an argument is outside its range.
 
     References:
-        Sequential Monte Carlo samplers. P. Del Moral, A. Doucet, A. Jasra, JRSS B 2006.
-        https://arxiv.org/abs/cond-mat/0212648 An invitation to sequential Monte Carlo samplers. C. Dai, J. Heng, P. E.
-        Jacob, N. Whiteley, JASA 2022. https://arxiv.org/abs/2007.11936 (adaptive ladders; why a frozen one is needed
-        for an unbiased Z) Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo. A. Buchholz, N.
-        Chopin, P. E. Jacob, Bayesian Analysis 2021. https://arxiv.org/abs/1808.07730
+        Sequential Monte Carlo samplers. P. Del Moral, A. Doucet, A. Jasra, JRSS B 2006. https://arxiv.org/abs/cond-mat/0212648
+        An invitation to sequential Monte Carlo samplers. C. Dai, J. Heng, P. E. Jacob, N. Whiteley, JASA 2022.
+        https://arxiv.org/abs/2007.11936 (adaptive ladders; why a frozen one is needed for an unbiased Z)
+        Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo. A. Buchholz, N. Chopin, P. E. Jacob,
+        Bayesian Analysis 2021. https://arxiv.org/abs/1808.07730
     """
 
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "population"

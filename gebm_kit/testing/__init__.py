@@ -1,4 +1,4 @@
-"""Conformance checks that plugin authors run on their own components, targets with known answers, statistical tests.
+"""Checks that plugin authors run on their own components, targets with known answers, and statistical tests.
 
 from gebm_kit.testing import check_sampler
 

@@ -1,4 +1,4 @@
-"""A guard against waiting for the device: on a GPU each such wait drains the queue of kernels."""
+"""A guard against waiting for the device. On a GPU each such wait drains the queue of kernels."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ SYNCING_METHODS = frozenset(
     }
     | {"__int__", "__index__", "__array__", "__contains__"}
 )
-"""Calls from Python that read values off the device, whatever they do below."""
+"""Tensor methods that read values from the device, whichever operators they call."""
 
 
 class HostSyncError(AssertionError):
-    """Code that must not wait for the device did."""
+    """The error for code that waited for the device although it must not."""
 
 
 class _Operators(TorchDispatchMode):
+    """The guard on operators."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in SYNCING_OPERATORS:
@@ -51,6 +53,8 @@ class _Operators(TorchDispatchMode):
 
 
 class _Methods(TorchFunctionMode):
+    """The guard on tensor methods called from Python."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in SYNCING_METHODS:
@@ -60,10 +64,11 @@ class _Methods(TorchFunctionMode):
 
 @contextmanager
 def forbid_host_sync() -> Iterator[None]:
-    """Within the block, whatever reads a value off a tensor raises `HostSyncError`.
+    """Raise `HostSyncError` when code within the block reads a value from a tensor.
 
-    Works on CPU tensors, where nothing would wait: it is the operators that are watched (``.item()``, ``nonzero``, boolean
-    masks, ``bool(tensor)`` and what leads to them). On CUDA devices torch's own guard is switched on as well.
+    This works on CPU tensors too, where nothing would wait, because it watches the operators: ``.item()``, ``nonzero``,
+    boolean masks, ``bool(tensor)`` and everything that leads to them. On CUDA devices torch's own guard is switched on as
+    well.
     """
     cuda = torch.cuda.is_available()
     before = torch.cuda.get_sync_debug_mode() if cuda else 0

@@ -1,4 +1,4 @@
-"""What every sampler must do, as checks that plugin authors run on their own: ``check_sampler(MySampler())``."""
+"""Checks of what every sampler must do, which plugin authors run on their own: ``check_sampler(MySampler())``."""
 
 from __future__ import annotations
 
@@ -16,26 +16,46 @@ from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit.testing.statistics import ALPHA, confirmed, disagreement, holm, t_p_value
 from gebm_kit.testing.targets import IdentityBase, PlainPotential, Target, WalledEnergy, linear_gaussian, two_modes
 
-CHAINS = 12
+CHECK_CHAINS = 12
+"""Chains of the checks without statistics: enough for the samplers that need at least 8, few enough to be quick."""
+
 INVARIANCE_CHAINS = 4000
+"""Chains of `invariance`. Errors that it sees shrink with the root of this number, and time grows with it."""
+
 INVARIANCE_STEPS = 20
+"""Steps of `invariance`. A wrong kernel's error builds up over some steps and then stays."""
+
 MOVEMENT_CHAINS = 1000
+"""Chains of `movement`. A chain that has not arrived is far off, so fewer are needed than for `invariance`."""
+
 MOVEMENT_STEPS = 75
+"""Steps before the first look of `movement`."""
+
 MOVEMENT_LOOKS = 6
+"""Looks of `movement`, each after twice as many steps: the last comes after 2,400 steps."""
+
 WARMUP_STEPS = 150
+"""Warm-up steps before the statistical checks, enough for dual averaging to settle."""
+
 FINISH_STEPS = 5000
+"""Steps within which a population or refiner must finish; the default settings of the kit's own need at most 1,000."""
+
 ESTIMATE_ISLANDS = 40
+"""Independent runs of `estimates`, each of which counts as one observation of its t-tests."""
+
 ESTIMATE_CHAINS = 400
+"""Chains of each run of `estimates`. The O(1 / chains) bias of a correct method must stay below the noise of the runs."""
 
 
 def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -> None:
-    """Run every check of `SAMPLER_CHECKS` and, for exact kernels and populations, the statistical ones on ``targets``.
+    """Run every check of `SAMPLER_CHECKS` and, for exact kernels and populations, the statistical checks on ``targets``.
 
     Args:
-        targets: the linear-Gaussian and the two-mode target unless given.
+        sampler: the sampler.
+        targets: targets of the statistical checks; None: the linear-Gaussian and the two-mode target.
 
     Raises:
-        AssertionError: says which check failed and how.
+        AssertionError: a check failed; the message says which and how.
     """
     for check in SAMPLER_CHECKS.values():
         check(sampler)
@@ -52,7 +72,7 @@ def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -
 
 
 def check_state(sampler: Sampler) -> None:
-    """States are NamedTuples of tensors with one row a chain, Infos have one entry a chain, types follow the chains'."""
+    """Check that states are NamedTuples of tensors, Infos have one entry for each chain, and types are the chains' own."""
     for dtype in (torch.float32, torch.float64):
         potential, z, generator = _setting(dtype)
         with potential:
@@ -62,10 +82,10 @@ def check_state(sampler: Sampler) -> None:
             assert name in getattr(state, "_fields", ()), f"the state must be a NamedTuple with a field {name!r}"
         assert type(state) is type(before), "init and step must return the same type of state"
         for name, old, new in zip(state._fields, before, state, strict=True):
-            assert isinstance(new, Tensor), f"state.{name} must be a tensor, it is {type(new).__name__}"
-            assert old.shape == new.shape, f"state.{name} changes shape, {tuple(old.shape)} to {tuple(new.shape)}"
-            assert old.dtype == new.dtype, f"state.{name} changes type, {old.dtype} to {new.dtype}"
-            assert not new.requires_grad, f"state.{name} carries a graph"
+            assert isinstance(new, Tensor), f"state.{name} must be a tensor, but it is {type(new).__name__}"
+            assert old.shape == new.shape, f"state.{name} changes shape from {tuple(old.shape)} to {tuple(new.shape)}"
+            assert old.dtype == new.dtype, f"state.{name} changes type from {old.dtype} to {new.dtype}"
+            assert not new.requires_grad, f"state.{name} carries an autograd graph"
         assert state.position.shape == z.shape, "state.position must be (C, Z)"
         assert state.position.dtype == dtype, f"{dtype} chains must stay {dtype}"
         assert state.value.shape == z.shape[:1], "state.value must be (C,)"
@@ -75,7 +95,7 @@ def check_state(sampler: Sampler) -> None:
 def _check_info(info: Info, num_chains: int) -> None:
     for name in ("acceptance", "accepted", "diverged"):
         entry = getattr(info, name)
-        assert entry.shape == (num_chains,), f"info.{name} must be (C,), it is {tuple(entry.shape)}"
+        assert entry.shape == (num_chains,), f"info.{name} must be (C,), but it is {tuple(entry.shape)}"
     assert info.acceptance.is_floating_point(), "info.acceptance must be floating point"
     assert info.accepted.dtype == info.diverged.dtype == torch.bool, "info.accepted and info.diverged must be bool"
     assert bool(((info.acceptance >= 0) & (info.acceptance <= 1)).all()), "info.acceptance must lie in [0, 1]"
@@ -85,7 +105,7 @@ def _check_info(info: Info, num_chains: int) -> None:
 
 
 def check_pure(sampler: Sampler) -> None:
-    """``step`` changes neither the state it is given nor the sampler."""
+    """Check that ``step`` changes neither the state that it gets nor the sampler."""
     potential, z, generator = _setting()
     with potential:
         state = sampler.init(z, potential, generator)
@@ -100,7 +120,7 @@ def check_pure(sampler: Sampler) -> None:
 
 
 def check_deterministic(sampler: Sampler) -> None:
-    """The generator alone decides: the same seed gives the same states, and torch's default generator is left alone."""
+    """Check that the same seed gives the same states, and that torch's default generator is not used."""
     runs = []
     for default_seed in (1, 2):
         potential, z, generator = _setting()
@@ -111,14 +131,14 @@ def check_deterministic(sampler: Sampler) -> None:
             for _ in range(3):
                 state, _ = sampler.step(state, potential, generator)
             same = torch.equal(untouched, torch.random.get_rng_state())
-        assert same, "random numbers were drawn from torch's default generator, not from the one handed in"
+        assert same, "random numbers were drawn from torch's default generator instead of the one handed in"
         runs.append(state)
     for name, first, second in zip(runs[0]._fields, *runs, strict=True):
         assert torch.equal(first, second), f"the same seed gave two different values of state.{name}"
 
 
 def check_no_host_sync(sampler: Sampler) -> None:
-    """``step`` never waits for the device: see `forbid_host_sync`."""
+    """Check that ``step`` never waits for the device (see `forbid_host_sync`)."""
     potential, z, generator = _setting()
     with potential:
         state = sampler.init(z, potential, generator)
@@ -128,7 +148,7 @@ def check_no_host_sync(sampler: Sampler) -> None:
 
 
 def check_counts(sampler: Sampler) -> None:
-    """The evaluations that Info reports are those that the potential counted."""
+    """Check that Info reports as many evaluations as the potential counted."""
     potential, z, generator = _setting()
     with potential:
         state = sampler.init(z, potential, generator)
@@ -136,13 +156,13 @@ def check_counts(sampler: Sampler) -> None:
         _, info = sampler.step(state, potential, generator)
         spent = (potential.grad_evals - grads, potential.forward_evals - forwards)
     reported = (info.grad_evals * len(z), info.forward_evals * len(z))
-    assert spent == reported, f"(gradients, values) spent on {len(z)} chains: {spent}, reported: {reported}"
+    assert spent == reported, f"{len(z)} chains spent (gradients, values) {spent}, but Info reports {reported}"
 
 
 def check_divergence(sampler: Sampler) -> None:
-    """Chains beside a region without a finite energy never enter it, stay finite, and the attempts are counted.
+    """Check that chains near a region without a finite energy never enter it and stay finite, and that attempts count.
 
-    Refiners may be without noise and just go downhill: for them that is where the region lies, from a steep place.
+    A refiner may have no noise and only go downhill. Its chains start where downhill leads into the region.
     """
     for bad_value in (math.nan, math.inf, -math.inf):
         generator = torch.Generator().manual_seed(0)
@@ -167,7 +187,7 @@ def check_divergence(sampler: Sampler) -> None:
 
 
 def check_finish(sampler: Sampler) -> None:
-    """Populations and refiners finish and stay finished, and their own numbers are scalars; kernels never do."""
+    """Check that populations and refiners finish, stay finished and report scalars, and that kernels never finish."""
     potential, z, generator = _setting()
     with potential:
         state = sampler.init(z, potential, generator)
@@ -180,12 +200,12 @@ def check_finish(sampler: Sampler) -> None:
             state, _ = sampler.step(state, potential, generator)
             steps += 1
         for name, entry in sampler.summary(state).items():
-            assert entry.shape == (), f"{name!r} of the summary must be (), it is {tuple(entry.shape)}"
+            assert entry.shape == (), f"{name!r} of the summary must be (), but it is {tuple(entry.shape)}"
         estimate, log_weights = sampler.log_partition(state), sampler.log_weights(state)
         assert estimate is None or estimate.shape == (), "log_partition must be ()"
         assert log_weights is None or log_weights.dim() == 1, "log_weights must be (N,)"
         state, _ = sampler.step(state, potential, generator)
-        assert _flag(sampler.finished(state)), "a further step makes it unfinished"
+        assert _flag(sampler.finished(state)), "another step makes it unfinished again"
 
 
 def _flag(finished: Tensor | None) -> bool:
@@ -196,7 +216,7 @@ def _flag(finished: Tensor | None) -> bool:
 
 
 def check_coupling(sampler: Sampler) -> None:
-    """Unless the sampler says that its chains are coupled, one chain's start has no effect on the others."""
+    """Check that one chain's start has no effect on the others, unless the sampler declares ``coupled``."""
     if sampler.coupled:
         return
     runs = []
@@ -209,19 +229,19 @@ def check_coupling(sampler: Sampler) -> None:
                 state, _ = sampler.step(state, potential, generator)
         runs.append(state.position[1:])
     assert torch.allclose(runs[0], runs[1], rtol=1e-10, atol=1e-12), (
-        "moving one chain moved others, yet `coupled` is False"
+        "moving one chain moved others, but `coupled` is False"
     )
 
 
 def check_tuning(sampler: Sampler) -> None:
-    """What is tunable exists, lies within its bounds once tuned, and tuning leaves the original alone."""
+    """Check that the tunable parameter exists and is within its bounds after warm-up, and that `tuned` makes a copy."""
     tunable = sampler.tunable
     if tunable is None:
         return
     before = getattr(sampler, tunable.name)
     twin = sampler.tuned(**{tunable.name: before / 2})
     assert getattr(twin, tunable.name) == before / 2, f"tuned() must set {tunable.name}"
-    assert getattr(sampler, tunable.name) == before, "tuned() must leave the original alone"
+    assert getattr(sampler, tunable.name) == before, "tuned() must not change the original"
     target = two_modes()
     generator = torch.Generator().manual_seed(0)
     with target.potential() as potential:
@@ -244,7 +264,7 @@ SAMPLER_CHECKS: dict[str, Callable[[Sampler], None]] = {
     "coupling": check_coupling,
     "tuning": check_tuning,
 }
-"""Checks without statistics, by name; each takes a sampler and raises AssertionError."""
+"""Checks without statistics, by name. Each takes a sampler and raises AssertionError if the check fails."""
 
 
 def invariance(
@@ -258,11 +278,17 @@ def invariance(
     plain: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
-    """Start chains from exact draws and run them: the final states must still be exact draws. Returns the failed tests.
+    """Run chains that start from exact draws, test whether they are still exact draws, and return the failed tests.
 
     Args:
-        tune: warm up on other chains first, so that the acceptance is that of real use; False: take the sampler as it is.
-        plain: hide the split into prior and tilt from the sampler.
+        sampler: the kernel.
+        target: the target.
+        seed: seed of the draws.
+        num_chains: number of chains.
+        steps: steps of each chain.
+        tune: whether to warm up on other chains first, so that the acceptance is that of real use.
+        plain: whether to hide the split into prior and tilt from the sampler.
+        dtype: type of the chains.
     """
     generator = torch.Generator().manual_seed(1000 + seed)
     with target.potential(dtype) as split:
@@ -287,10 +313,11 @@ def movement(
     plain: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
-    """Start all chains from one point: they must become draws of the target. Returns the failed tests.
+    """Run chains that all start at one point, test whether they become draws of the target, and return the failed tests.
 
-    They are looked at after ``steps`` steps and, while tests fail, again after twice as many, ``looks`` times in all, so
-    that a kernel of small or rare moves has the time it needs and a fast one is not kept waiting.
+    The chains are tested after ``steps`` steps and, while tests fail, again after twice as many steps, ``looks`` times in
+    all. A kernel with small or rare moves thus gets the time that it needs, and a fast kernel finishes early. The other
+    arguments are those of `invariance`.
     """
     generator = torch.Generator().manual_seed(2000 + seed)
     with target.potential(dtype) as split:
@@ -319,11 +346,12 @@ def estimates(
     alpha: float = ALPHA,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
-    """Run a population method again and again: its estimates must be right on average. Returns the failed tests.
+    """Run a population method many times, test whether its estimates are right on average, and return the failed tests.
 
-    Positions of one run depend on each other, so each run counts as one: t-tests over the runs of the mean and the mean
-    square of every projection's probability transform, and of ``exp(A_hat - A)``, where both are there. A bias of
-    1 / num_chains of a standard deviation stays below what is seen, one that does not shrink with the population does not.
+    The positions of one run depend on each other, so each run counts as one observation. The t-tests over the runs are
+    of the mean and the mean square of every projection's probability transform, and of ``exp(A_hat - A)`` where both are
+    known. They do not detect a bias of 1 / num_chains standard deviations, but do detect one that does not shrink as the
+    population grows.
     """
     rows, shares = [], []
     with target.potential(dtype) as potential:
@@ -354,4 +382,4 @@ def _tuned(
 
 def _setting(dtype: torch.dtype = torch.float64) -> tuple[LatentPotential, Tensor, torch.Generator]:
     target, generator = linear_gaussian(), torch.Generator().manual_seed(0)
-    return target.potential(dtype), target.exact(CHAINS, generator).to(dtype), generator
+    return target.potential(dtype), target.exact(CHECK_CHAINS, generator).to(dtype), generator

@@ -1,7 +1,7 @@
-"""Statistical tests of a set of draws against what is known of their target.
+"""Statistical tests of a set of draws against the known distribution of their target.
 
-A set of tests is read together: Holm's procedure holds the chance of any false alarm below alpha = 1e-5, and a failure
-counts only when it repeats with a new seed (`confirmed`), so a correct sampler fails once in 10^10 runs.
+The tests of a set are combined. Holm's procedure keeps the probability of any false alarm below alpha = 1e-5, and a failure
+counts only if it repeats with a new seed (`confirmed`). A correct sampler thus fails once in 10^10 runs.
 
 References:
     A simple sequentially rejective multiple test procedure. S. Holm, Scandinavian Journal of Statistics 1979.
@@ -19,18 +19,23 @@ from torch import Tensor
 from gebm_kit.testing.targets import Cdf, Target
 
 ALPHA = 1e-5
+"""Probability of a false alarm in one set of tests. With the retry of `confirmed` even thousands of tests hardly ever fail
+without a fault; a smaller alpha would miss smaller errors."""
+
 NUM_BINS = 20
+"""Bins of the chi-square test. More bins see finer differences but each with less power; thousands of draws fill 20
+bins well."""
 
 
 def ks_p_value(values: Tensor, cdf: Cdf) -> float:
-    """Two-sided Kolmogorov-Smirnov test of independent draws (N,) against a continuous distribution function."""
+    """Return the p-value of the two-sided Kolmogorov-Smirnov test of independent draws (N,) against a continuous ``cdf``."""
     from scipy.stats import kstest
 
     return float(kstest(values.double().cpu().numpy(), cdf).pvalue)
 
 
 def chi_square_p_value(values: Tensor, cdf: Cdf, num_bins: int = NUM_BINS) -> float:
-    """Pearson's test of the counts in ``num_bins`` bins of equal probability; (N,)."""
+    """Return the p-value of Pearson's test of the draws' (N,) counts in ``num_bins`` bins of equal probability."""
     from scipy.stats import chi2
 
     shares = torch.as_tensor(cdf(values.double().cpu().numpy()))
@@ -41,9 +46,10 @@ def chi_square_p_value(values: Tensor, cdf: Cdf, num_bins: int = NUM_BINS) -> fl
 
 
 def moment_p_values(values: Tensor, cdf: Cdf) -> dict[str, float]:
-    """z-tests of mean and mean square of the draws' probability transforms, ``cdf(values) - ½``; (N,).
+    """Return the p-values of z-tests of the mean and mean square of the probability transforms ``cdf(values) - ½``; (N,).
 
-    Under the target these are uniform on [-½, ½]: mean 0 and variance 1/12, mean square 1/12 and variance 1/180.
+    Under the target the transforms are uniform on [-½, ½]. They have mean 0 and variance 1/12. Their squares have mean 1/12
+    and variance 1/180.
     """
     uniform = torch.as_tensor(cdf(values.double().cpu().numpy())) - 0.5
     root = math.sqrt(len(values))
@@ -55,12 +61,15 @@ def moment_p_values(values: Tensor, cdf: Cdf) -> dict[str, float]:
 
 
 def z_p_value(score: float) -> float:
-    """Two-sided p-value of a standard normal score; 0 for one that is not finite."""
+    """Return the two-sided p-value of a standard normal score; 0 if the score is not finite."""
     return math.erfc(abs(score) / math.sqrt(2)) if math.isfinite(score) else 0.0
 
 
 def t_p_value(values: Tensor, expected: float) -> float:
-    """Two-sided t-test that independent values (K,) have the mean ``expected``; 1 when all of them are equal to it."""
+    """Return the p-value of the two-sided t-test that independent values (K,) have the mean ``expected``.
+
+    It is 1 if all values are equal to ``expected``.
+    """
     from scipy.stats import t
 
     if bool((values == expected).all()):
@@ -70,7 +79,7 @@ def t_p_value(values: Tensor, expected: float) -> float:
 
 
 def holm(p_values: Mapping[str, float], alpha: float = ALPHA) -> dict[str, float]:
-    """Those of the named p-values that Holm's procedure rejects, keeping the chance of any false one below alpha."""
+    """Return the named p-values that Holm's procedure rejects; the probability of any false rejection is below alpha."""
     rejected = {}
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         if p > alpha / (len(p_values) - rank):
@@ -80,10 +89,10 @@ def holm(p_values: Mapping[str, float], alpha: float = ALPHA) -> dict[str, float
 
 
 def disagreement(z: Tensor, target: Target, alpha: float = ALPHA) -> dict[str, float]:
-    """Tests that independent rows ``z`` (N, Z), in normal coordinates, fail as draws of ``target``, with their p-values.
+    """Test whether independent rows ``z`` (N, Z), in normal coordinates, are draws of ``target``; return the failed tests.
 
-    Each projection is held against its distribution by Kolmogorov-Smirnov, chi-square on bins of equal probability and the
-    first two moments; Holm's procedure is applied to all of them.
+    Each projection is compared with its distribution by Kolmogorov-Smirnov, chi-square on bins of equal probability and the
+    first two moments. Holm's procedure is applied to all p-values together.
     """
     if not bool(torch.isfinite(z).all()):
         return {"finite": 0.0}
@@ -98,5 +107,5 @@ def disagreement(z: Tensor, target: Target, alpha: float = ALPHA) -> dict[str, f
 
 
 def confirmed(attempt: Callable[[int], dict[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """``attempt(seed)``'s failures when ``attempt(seed + 1)`` fails as well, else none: one retry with new seeds."""
+    """Run ``attempt(seed)`` and, if it fails, ``attempt(seed + 1)``; return the failures of the second, if there are any."""
     return attempt(seed + 1) if attempt(seed) else {}

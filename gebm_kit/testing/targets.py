@@ -1,7 +1,7 @@
-"""Models built by hand whose latent posterior is known exactly, to hold samplers against.
+"""Models built by hand whose latent posterior is known exactly, for tests of samplers.
 
-Every target is a GEBM with exact draws of its posterior and projections of the latent code whose distribution function is
-known. The posterior is written in normal coordinates, where kernels walk.
+Every target is a GEBM with exact draws of its posterior, and with projections of the latent code whose distribution
+function is known. The posterior is written in normal coordinates, in which kernels move.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from gebm_kit.core.interfaces import Base, Energy, ValueAndGrad
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
-Cdf = Callable[[Any], Any]  # of numpy arrays
+Cdf = Callable[[Any], Any]
+"""A distribution function on numpy arrays."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A number made of a latent code, ``function``: (N, Z) -> (N,), and its distribution function under the target."""
+    """A scalar ``function`` of a latent code, (N, Z) -> (N,), and its distribution function ``cdf`` under the target."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -32,14 +33,17 @@ class Projection:
 
 @dataclass(frozen=True)
 class Target:
-    """A model, an inverse temperature, and what is known of the posterior ``nu(z) ∝ exp(-|z|²/2 - beta E(G(z)))``.
+    """A model, an inverse temperature beta, and what is known of the posterior ``nu(z) ∝ exp(-|z|²/2 - beta E(G(z)))``.
 
     Attributes:
-        exact: ``exact(num, generator)``: independent draws, (num, Z), in normal coordinates, float64.
-        projections: numbers with known distributions.
-        point: a place to start from that is no draw: off centre, (Z,).
-        largest_curvature: largest eigenvalue of the Hessian of U, where it is constant; else a bound near the modes.
-        log_partition: A(beta), or nan where it is not worked out.
+        name: name of the target.
+        model: base and energy.
+        inverse_temperature: beta.
+        exact: ``exact(num, generator)`` returns independent draws, (num, Z), in normal coordinates, float64.
+        projections: scalars with known distributions.
+        point: a starting point away from the centre, (Z,), which is not a typical draw.
+        largest_curvature: largest eigenvalue of the Hessian of U if that is constant, else a bound near the modes.
+        log_partition: A(beta), or NaN if it is not known.
     """
 
     name: str
@@ -52,12 +56,12 @@ class Target:
     log_partition: float = math.nan
 
     def potential(self, dtype: torch.dtype = torch.float64) -> LatentPotential:
-        """The target's potential, with the model's tensors in ``dtype`` (the model itself is converted)."""
+        """Return the target's potential in ``dtype``; the model itself is converted."""
         return LatentPotential(self.model.to(dtype), self.inverse_temperature)
 
 
 class PlainPotential:
-    """A potential that hides its split into prior and tilt, so that samplers take the path for arbitrary potentials."""
+    """A potential that hides its split into prior and tilt, so that samplers treat it as an arbitrary potential."""
 
     def __init__(self, inner: LatentPotential) -> None:
         self.inner = inner
@@ -70,7 +74,7 @@ class PlainPotential:
 
 
 class AffineBase(Base):
-    """``G(z) = W z + b``; W: (D, Z), b: (D,)."""
+    """The affine map ``G(z) = W z + b``; W: (D, Z), b: (D,)."""
 
     weight: Tensor
     offset: Tensor
@@ -86,7 +90,7 @@ class AffineBase(Base):
 
 
 class IdentityBase(Base):
-    """``G(u) = u`` with any prior."""
+    """The identity ``G(u) = u``, with any prior."""
 
     def __init__(self, dim: int, prior: PriorName = "normal") -> None:
         super().__init__()
@@ -102,7 +106,7 @@ class IdentityBase(Base):
 
 
 class QuadraticEnergy(Energy):
-    """``E(x) = ½ xᵀ Lambda x + cᵀ x``."""
+    """The quadratic energy ``E(x) = ½ xᵀ Lambda x + cᵀ x``."""
 
     precision: Tensor
     slope: Tensor
@@ -117,7 +121,7 @@ class QuadraticEnergy(Energy):
 
 
 class TwoModesEnergy(Energy):
-    """``E(x) = |a|²/2 - log cosh(a·x)``: with a standard normal base the model is ½ N(a, I) + ½ N(-a, I), and A = 0."""
+    """The energy ``|a|²/2 - log cosh(a·x)``. On a standard normal base it gives ½ N(a, I) + ½ N(-a, I), with A = 0."""
 
     centre: Tensor
 
@@ -132,7 +136,7 @@ class TwoModesEnergy(Energy):
 
 
 class LinearEnergy(Energy):
-    """``E(x) = c·x``."""
+    """The linear energy ``E(x) = c·x``."""
 
     slope: Tensor
 
@@ -145,9 +149,9 @@ class LinearEnergy(Energy):
 
 
 class BananaEnergy(Energy):
-    """``E = -log p + log eta`` of the banana, with eta the standard normal: A = 0.
+    """The energy ``E = -log p + log eta`` of a banana p, with eta the standard normal; A = 0.
 
-    p: x_0 = width a, x_1 = bend (a² - 1) + thickness c, with a and c standard normal.
+    Under p, x_0 = width a and x_1 = bend (a² - 1) + thickness c, with a and c standard normal.
     """
 
     def __init__(self, width: float, bend: float, thickness: float) -> None:
@@ -155,7 +159,7 @@ class BananaEnergy(Energy):
         self.width, self.bend, self.thickness = width, bend, thickness
 
     def straight(self, x: Tensor) -> Tensor:
-        """The standard normals (a, c) behind rows x; (N, 2) -> (N, 2)."""
+        """Return the standard normals (a, c) that give the rows x; (N, 2) -> (N, 2)."""
         a = x[:, 0] / self.width
         return torch.stack([a, (x[:, 1] - self.bend * (a.square() - 1)) / self.thickness], dim=1)
 
@@ -164,9 +168,9 @@ class BananaEnergy(Energy):
 
 
 class FunnelEnergy(Energy):
-    """``E = -log p + log eta`` of a funnel, with eta the standard normal: A = 0.
+    """The energy ``E = -log p + log eta`` of a funnel p, with eta the standard normal; A = 0.
 
-    p: v = x_0 ~ N(0, 1) and x_i ~ N(0, exp(v - depth)), i > 0, independent given v.
+    Under p, v = x_0 ~ N(0, 1) and x_i ~ N(0, exp(v - depth)) for i > 0, independent given v.
     """
 
     def __init__(self, depth: float) -> None:
@@ -180,7 +184,10 @@ class FunnelEnergy(Energy):
 
 
 class WalledEnergy(Energy):
-    """``E(x) = curvature |x|²/2`` where ``x_1 <= 1`` and ``bad`` (nan, inf, -inf) beyond, gradient included."""
+    """The energy ``curvature |x|²/2`` where the first coordinate is at most 1, and ``bad`` (NaN, inf or -inf) beyond.
+
+    The gradient is not finite beyond either.
+    """
 
     def __init__(self, bad: float, curvature: float = 1.0) -> None:
         super().__init__()
@@ -194,15 +201,18 @@ class WalledEnergy(Energy):
 def linear_gaussian(
     latent_dim: int = 4, inverse_temperature: float = 0.8, *, stiffness: float = 40.0, seed: int = 0
 ) -> Target:
-    """Affine base, quadratic energy: the posterior is N(m, S).
+    """Build an affine base with a quadratic energy, whose posterior is N(m, S).
 
         S = (I + beta Wᵀ Lambda W)⁻¹,   m = -beta S Wᵀ (Lambda b + c),
         A = ½ log|S| + ½ mᵀ S⁻¹ m - beta (½ bᵀ Lambda b + cᵀ b).
 
-    The data space has one dimension more than the latent one, so W is not square.
+    The data space has one dimension more than the latent space, so W is not square.
 
     Args:
+        latent_dim: Z.
+        inverse_temperature: beta.
         stiffness: largest eigenvalue of ``beta Wᵀ Lambda W``; the smallest is a hundredth of it.
+        seed: seed of W, Lambda, b and c.
     """
     generator = torch.Generator().manual_seed(seed)
     dim, wide = latent_dim, latent_dim + 1
@@ -249,7 +259,7 @@ def linear_gaussian(
 
 
 def two_modes(latent_dim: int = 2, distance: float = 3.6) -> Target:
-    """``½ N(a, I) + ½ N(-a, I)``, a = distance/2 on the first axis; the chains of `Target.point` start in one mode."""
+    """Build ``½ N(a, I) + ½ N(-a, I)``, with a = distance/2 on the first axis. `Target.point` lies in one mode."""
     centre = torch.zeros(latent_dim, dtype=torch.float64)
     centre[0] = distance / 2
 
@@ -274,9 +284,10 @@ def two_modes(latent_dim: int = 2, distance: float = 3.6) -> Target:
 
 
 def banana(width: float = 0.9, bend: float = 0.6, thickness: float = 0.3) -> Target:
-    """A bent ridge: x_0 = width a, x_1 = bend (a² - 1) + thickness c, with a and c standard normal.
+    """Build a bent ridge: x_0 = width a, x_1 = bend (a² - 1) + thickness c, with a and c standard normal.
 
-    The defaults keep all but the tips of it where the prior has mass, so that kernels which propose prior draws reach it.
+    With the defaults the prior has mass everywhere on the ridge except at its tips, so kernels that propose prior draws
+    reach it.
     """
     energy = BananaEnergy(width, bend, thickness)
 
@@ -301,9 +312,10 @@ def banana(width: float = 0.9, bend: float = 0.6, thickness: float = 0.3) -> Tar
 
 
 def funnel(latent_dim: int = 3, depth: float = 2.0) -> Target:
-    """A funnel that fits into the prior: v ~ N(0, 1), the other coordinates N(0, exp(v - depth)) given v.
+    """Build a funnel that fits into the prior: v ~ N(0, 1), the other coordinates N(0, exp(v - depth)) given v.
 
-    Over the central 98 % of v their standard deviation goes from 0.11 to 1.2. Checked on v and on x exp((depth - v) / 2).
+    Over the central 98 % of v, with the default depth, their standard deviation goes from 0.11 to 1.2. The projections are
+    v and x exp((depth - v) / 2).
     """
 
     def exact(num: int, generator: torch.Generator) -> Tensor:
@@ -331,7 +343,7 @@ def funnel(latent_dim: int = 3, depth: float = 2.0) -> Target:
 
 
 def tilted_uniform(latent_dim: int = 2, slope: float = 2.0) -> Target:
-    """Uniform prior on [-1, 1]^Z, ``E(u) = slope * sum_i u_i``: coordinates are independent, ∝ exp(-slope u)."""
+    """Build a uniform prior on [-1, 1]^Z with ``E(u) = slope * sum_i u_i``. Coordinates are independent, ∝ exp(-slope u)."""
     high, low = math.exp(slope), math.exp(-slope)
 
     def cdf(u: Any) -> Any:
@@ -362,10 +374,10 @@ def tilted_uniform(latent_dim: int = 2, slope: float = 2.0) -> Target:
 
 
 def tilted_sphere(concentration: float = 2.0) -> Target:
-    """Sphere of radius sqrt(3) in three dimensions, ``E(u) = concentration * u_1 / sqrt(3)``.
+    """Build a prior on the sphere of radius sqrt(3) in three dimensions with ``E(u) = concentration * u_1 / sqrt(3)``.
 
-    The height w = u_1 / sqrt(3) has density ∝ exp(-concentration w) on [-1, 1] (Archimedes), the angle around the axis is
-    uniform, and the length of z keeps its prior, the chi distribution: the energy does not see it.
+    The height w = u_1 / sqrt(3) has density ∝ exp(-concentration w) on [-1, 1] (Archimedes). The angle around the axis is
+    uniform. The energy does not depend on the length of z, which keeps its prior, the chi distribution.
     """
     high, low = math.exp(concentration), math.exp(-concentration)
 
@@ -400,7 +412,7 @@ def tilted_sphere(concentration: float = 2.0) -> Target:
 
 
 def prior_only(latent_dim: int = 3) -> Target:
-    """Inverse temperature 0: the posterior is the prior, whatever the energy."""
+    """Build a target with inverse temperature 0, whose posterior is the prior for every energy."""
     slope = torch.full((latent_dim,), 5.0, dtype=torch.float64)
     return Target(
         "prior-only",
@@ -415,12 +427,12 @@ def prior_only(latent_dim: int = 3) -> Target:
 
 
 def all_targets() -> tuple[Target, ...]:
-    """One of each."""
+    """Build one target of each kind."""
     return linear_gaussian(), two_modes(), banana(), funnel(), tilted_uniform(), tilted_sphere(), prior_only()
 
 
 def _coordinate(function: Callable[[Tensor], Tensor], index: int) -> Callable[[Tensor], Tensor]:
-    """One column of what ``function`` makes of the rows."""
+    """Return the function that gives column ``index`` of ``function``'s result."""
     return lambda z: function(z)[:, index]
 
 

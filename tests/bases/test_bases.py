@@ -1,4 +1,4 @@
-"""Properties of every registered base, and what is particular to the built-in ones."""
+"""Tests of the properties of every registered base, and of what is particular to the built-in ones."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.priors import prior_sample
 
 SHAPES = [(2,), (10,), (1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 12, 20), (1, 64, 4)]
-# those that are built of parameters alone; a base read from a file has tests of its own
+# bases that need only parameters; the base read from a file has its own tests
 RECORDS = [
     record
     for record in installed().registry.of_kind("base")
@@ -29,14 +29,14 @@ RECORDS = [
 
 
 def build(record: Registered, shape: tuple[int, ...], value_range: tuple[float, float] | None) -> Base:
-    """With few channels, where they can be chosen: the largest are slow here."""
+    """Build a base, with few channels where that can be chosen, because large bases are slow here."""
     target = record.load()
     few = {"width": 8} if "width" in parameters(target) else {}
     return target(**few, data_shape=shape, value_range=value_range)
 
 
 def served() -> list:
-    """Every registered base with every shape that it does not refuse."""
+    """Return every registered base with every shape that it accepts."""
     pairs = []
     for record in RECORDS:
         for shape in SHAPES:
@@ -72,7 +72,7 @@ class TestEveryBase:
     def test_eval_mode_is_deterministic_and_rows_do_not_meet(self, record, shape):
         base = build(record, shape, (-1.0, 1.0)).double()
         z = base.sample_prior(6, torch.Generator().manual_seed(0), torch.float64)
-        base(z)  # gives batch norm statistics that are not the initial ones
+        base(z)  # moves batch norm statistics away from their initial values
         base.eval()
         x = base(z)
         assert torch.equal(x, base(z))
@@ -82,7 +82,7 @@ class TestEveryBase:
         base = build(record, shape, (-1.0, 1.0))
         x = base(base.sample_prior(8, torch.Generator().manual_seed(0)))
         x.square().sum().backward()
-        if isinstance(base, HasPretraining):  # which trains an encoder and the like
+        if isinstance(base, HasPretraining):  # its loss trains an encoder too
             base.pretraining_loss(x.detach()).backward()
         for name, parameter in base.named_parameters():
             assert parameter.grad is not None, name
@@ -181,7 +181,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_sngan_is_the_published_generator():
-    """Table 3a for 32 x 32: (in, out, kernel) of each layer, with a batch norm behind all but the last."""
+    """The layers are those of Table 3a for 32 x 32, (in, out, kernel), with a batch norm after all but the last."""
     table = [(512, 256, 4), (256, 128, 4), (128, 64, 4)]
     for latent_dim, total in ((128, 3_804_739), (100, 3_575_363)):
         dense = latent_dim * 4 * 4 * 512 + 2 * 512
@@ -193,7 +193,7 @@ def test_sngan_is_the_published_generator():
 
 
 def test_resnet_is_the_published_generator():
-    """Table 4; 4,276,739 is the count of the authors' implementation, whose blocks have a bias in front of their norm."""
+    """The layers are those of Table 4. The authors' implementation has 4,276,739 parameters, with biases before norms."""
     base = ResnetBase(128, data_shape=(3, 32, 32))
     assert count(base) == 4_276_739 - 3 * 256
     assert count(base.layers[0]) == 1_246_976 - 256
@@ -219,18 +219,18 @@ def test_sampling_evaluates_the_same_map(make):
     energy = installed().registry.get("energy", "mlp").load()(data_shape=(3, 32, 32)).double()
     z = base.sample_prior(6, torch.Generator().manual_seed(0), torch.float64)
     for _ in range(3):
-        base(2 * z)  # statistics of its own
+        base(2 * z)  # moves the batch norm statistics
     for norm in (m for m in base.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
     base.eval()
     expected = base(z)
     with LatentPotential(GEBM(base, energy), 1.0):
         torch.testing.assert_close(base(z), expected, rtol=1e-10, atol=1e-12)
-        assert any("forward" in part.__dict__ for part in base.modules())  # there was something to compute once
+        assert any("forward" in part.__dict__ for part in base.modules())  # something is computed once and kept
 
 
 def test_resnet_shortcut_is_the_published_one():
-    """Doubling commutes with the 1x1 convolution behind it."""
+    """Doubling commutes with the 1x1 convolution after it."""
     block = ResnetBase(4, 4, data_shape=(3, 32, 32)).double().layers[0]
     x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     doubled, convolution = nn.Upsample(scale_factor=2), block.shortcut[0]

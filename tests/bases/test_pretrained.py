@@ -1,4 +1,4 @@
-"""Generators in files: weights of a registered base, programs, and every way in which one is refused."""
+"""Tests of generators in files: weights of a registered base, programs, and every reason to refuse one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPE = (1, 8, 8)
 
 
 class Deconvolution(nn.Module):
-    """As DCGANs are written: codes (B, Z, 1, 1), batch norm, tanh."""
+    """A generator in the style of DCGAN: codes (B, Z, 1, 1), batch norm, tanh."""
 
     def __init__(self, latent: int = 6) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Deconvolution(nn.Module):
 
 
 class Flat(nn.Module):
-    """(B, 3) -> whatever ``end`` makes of (B, 64)."""
+    """A linear layer (B, 3) -> (B, 64) followed by ``end``."""
 
     def __init__(self, end: Callable[[Tensor], Any] = torch.tanh, size: int = 64) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ def load(path: Path, shape: tuple[int, ...] = SHAPE, value_range: Any = (-1.0, 1
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, nn.Module]]:
-    """The same kind of generator as TorchScript and as torch.export program, with the module it was made of."""
+    """Write one generator as a TorchScript and as a torch.export program; return each path with the module."""
     folder = tmp_path_factory.mktemp("programs")
     torch.manual_seed(0)
     module, z = Deconvolution(), torch.randn(4, 6, 1, 1)
-    module(torch.randn(64, 6, 1, 1))  # gives batch norm statistics that are not the initial ones
+    module(torch.randn(64, 6, 1, 1))  # moves batch norm statistics away from their initial values
     module.eval()
     return {
         "torchscript": (script(module, folder / "generator.pt", z), module),
@@ -107,9 +107,9 @@ def test_a_program_is_the_map_that_it_was_exported_from(programs, kind, prior):
     (grad,) = torch.autograd.grad(x.square().sum(), z)
     assert (grad.abs().sum(1) > 0).all()
     assert not list(base.parameters())
-    torch.testing.assert_close(base.train()(z), x)  # no mode changes it
+    torch.testing.assert_close(base.train()(z), x)  # training mode changes nothing
     assert base.double()(z.double()).dtype == torch.float64
-    assert torch.equal(base(z.double()).float(), x)  # computed as it was exported, in its own precision
+    assert torch.equal(base(z.double()).float(), x)  # it computes in the precision in which it was exported
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert isinstance(base, HasSource)
     assert base.source_sha256 == digest
@@ -119,7 +119,7 @@ def test_a_program_is_the_map_that_it_was_exported_from(programs, kind, prior):
 
 def test_a_torch_export_program_states_its_latent_shape(programs):
     assert load(programs["export"][0]).latent_dim == 6
-    with pytest.raises(UsageError, match=r"takes codes of shape \[6, 1, 1\], and base.latent_shape is \[7, 1, 1\]"):
+    with pytest.raises(UsageError, match=r"takes codes of shape \[6, 1, 1\], but base.latent_shape is \[7, 1, 1\]"):
         load(programs["export"][0], latent_shape=[7, 1, 1])
     with pytest.raises(UsageError, match="set base.latent_shape") as caught:
         load(programs["torchscript"][0])
@@ -144,7 +144,7 @@ def test_a_program_is_loaded_only_when_it_is_trusted(programs, kind):
 def test_values_are_mapped_to_the_range_of_the_data(tmp_path):
     module = Flat(lambda x: torch.sigmoid(4 * x))
     path = script(module, tmp_path / "g.pt", torch.randn(2, 3))
-    with pytest.raises(UsageError, match=r"returns values from .* and the data lie in \[-1, 1\]") as caught:
+    with pytest.raises(UsageError, match=r"returns values from .* but the data lie in \[-1, 1\]") as caught:
         load(path, latent_shape=[3], output_shape=[64])
     assert "base.output_range" in caught.value.hint
     assert "[0,1]" in caught.value.hint
@@ -157,7 +157,7 @@ def test_values_are_mapped_to_the_range_of_the_data(tmp_path):
     for wrong in ([0], [1, 0], [0, 1, 2]):
         with pytest.raises(UsageError, match="output_range must be"):
             load(path, latent_shape=[3], output_shape=[64], output_range=wrong)
-    with pytest.raises(UsageError, match="needs data with a range"):
+    with pytest.raises(UsageError, match="needs data with a fixed range"):
         load(path, value_range=None, latent_shape=[3], output_shape=[64], output_range=[0, 1])
     bytes_ = script(Flat(lambda x: 255 * torch.sigmoid(x)), tmp_path / "bytes.pt", torch.randn(2, 3))
     with pytest.raises(UsageError) as caught:
@@ -186,20 +186,20 @@ class NoGradient(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {
-    "shape": (lambda: Flat(size=100), [3], r"returns \[100\] for each code, the data have \[1, 8, 8\]$"),
-    "flat": (lambda: Flat(), [3], r"returns \[64\] for each code, the data have \[1, 8, 8\]$"),
+    "shape": (lambda: Flat(size=100), [3], r"returns \[100\] for each code, but the data have \[1, 8, 8\]$"),
+    "flat": (lambda: Flat(), [3], r"returns \[64\] for each code, but the data have \[1, 8, 8\]$"),
     "codes": (lambda: Flat(), [5], r"fails on 16 codes of shape \[5\]"),
     "nan": (lambda: Flat(lambda x: (x - 100).log().reshape(-1, 1, 8, 8)), [3], "not finite"),
-    "tuple": (lambda: Flat(lambda x: (x, x)), [3], "returns a tuple, and must return one tensor"),
+    "tuple": (lambda: Flat(lambda x: (x, x)), [3], "returns a tuple, but must return one tensor"),
     "bytes": (lambda: Flat(lambda x: (100 * x).byte().reshape(-1, 1, 8, 8)), [3], "returns torch.uint8"),
-    "noise": (lambda: Noisy(), [1, 8, 8], "no function of its codes"),
+    "noise": (lambda: Noisy(), [1, 8, 8], "is not a function of its codes"),
     "one size": (lambda: OneSize(), [1, 8, 8], r"fails on 16 codes|for 16 codes"),
     "no gradient": (lambda: NoGradient(), [1, 8, 8], "breaks the gradient"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_program_that_is_no_base_is_refused_in_one_message(tmp_path, name):
+def test_a_program_that_is_not_a_base_is_refused_in_one_message(tmp_path, name):
     make, latent, message = REFUSED[name]
     example = torch.randn(4, *(latent if name != "codes" else [3]))
     path = script(make(), tmp_path / "g.pt", example)
@@ -214,7 +214,9 @@ def test_a_program_that_is_no_base_is_refused_in_one_message(tmp_path, name):
 def test_what_is_particular_to_a_kind_of_program(tmp_path):
     z = torch.randn(4, 6, 1, 1)
     fixed = export(Deconvolution().eval(), tmp_path / "fixed.pt2", z, dynamic=False)
-    with pytest.raises(UsageError, match="takes batches of exactly 4, and a base is given any number") as caught:
+    with pytest.raises(
+        UsageError, match="takes only batches of 4 codes, but a base gets batches of any size"
+    ) as caught:
         load(fixed)
     assert "dynamic_shapes" in caught.value.hint
     training = export(Deconvolution().train(), tmp_path / "training.pt2", z)
@@ -233,7 +235,7 @@ def test_what_is_particular_to_a_kind_of_program(tmp_path):
         load(tmp_path / "two.pt2")
 
 
-def test_files_that_are_no_generator(tmp_path, programs):
+def test_files_that_are_not_a_generator(tmp_path, programs):
     with pytest.raises(DataError, match="does not exist"):
         load(tmp_path / "g.pt")
     state = tmp_path / "state.pt"
@@ -242,7 +244,7 @@ def test_files_that_are_no_generator(tmp_path, programs):
         load(state)
     assert "save_file" in caught.value.hint
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match="is no generator: it must be"):
+    with pytest.raises(DataError, match="is not a generator: it must be"):
         load(tmp_path / "notes.txt")
     for path, _ in programs.values():
         damaged = tmp_path / path.name
@@ -254,7 +256,7 @@ def test_files_that_are_no_generator(tmp_path, programs):
             load(damaged, latent_shape=[6, 1, 1])
         assert "\n" not in caught.value.message
         damaged.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(DataError, match="is no generator"):
+        with pytest.raises(DataError, match="is not a generator"):
             load(damaged, latent_shape=[6, 1, 1])
 
 
@@ -263,7 +265,7 @@ def test_parameters_that_do_not_go_together(tmp_path, programs):
     safetensors.torch.save_file(MlpBase(3, [4], data_shape=(2,)).state_dict(), weights)
     with pytest.raises(UsageError, match="base.architecture must say which network"):
         load(weights, (2,))
-    with pytest.raises(UsageError, match="base.latent_shape is for programs"):
+    with pytest.raises(UsageError, match="base.latent_shape is only for programs"):
         load(weights, (2,), architecture=MlpBase(3, [4], data_shape=(2,)), latent_shape=[3])
     with pytest.raises(UsageError, match="base.architecture belongs to a .safetensors file"):
         load(programs["export"][0], architecture=DcganBase(6, 4, data_shape=SHAPE))
@@ -279,7 +281,7 @@ def test_weights_of_a_registered_base(tmp_path):
     path = tmp_path / "generator.safetensors"
     safetensors.torch.save_file(trained.state_dict(), path)
     fresh = DcganBase(6, 4, prior="uniform", data_shape=SHAPE, value_range=(-1.0, 1.0))
-    base = Pretrained(str(path), fresh, data_shape=SHAPE, value_range=(-1.0, 1.0))  # no trust is needed
+    base = Pretrained(str(path), fresh, data_shape=SHAPE, value_range=(-1.0, 1.0))  # weights need no trust
     z = torch.randn(5, 6)
     assert torch.equal(base.eval()(z), trained.eval()(z))
     assert base.prior.name == "uniform"
@@ -305,7 +307,9 @@ def test_a_prefix_chooses_the_generator_in_a_larger_file(tmp_path):
     path = tmp_path / "all.safetensors"
     safetensors.torch.save_file({**tensors, "critic.weight": torch.zeros(3)}, path)
     fresh = MlpBase(3, [4], data_shape=(2,))
-    with pytest.raises(UsageError, match=r"does not fit base.architecture: .*missing.*not known to it") as caught:
+    with pytest.raises(
+        UsageError, match=r"does not fit base.architecture: .*missing from the file.*unknown to the architecture"
+    ) as caught:
         load(path, (2,), architecture=fresh)
     assert "base.prefix=model.generator." in caught.value.hint
     base = load(path, (2,), architecture=fresh, prefix="model.generator.")

@@ -1,4 +1,4 @@
-"""The bounds of a variational autoencoder, its encoder, and its training."""
+"""Tests of a variational autoencoder: its bounds, its encoder and its training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gebm_kit.testing import check_base
 
 
 def linear_vae(noise: float = 0.5) -> Vae:
-    """``G(z) = W z + b`` and an affine encoder: log p(x) is Gaussian, and q can be exact."""
+    """Build ``G(z) = W z + b`` with an affine encoder. log p(x) is then Gaussian, and q can be exact."""
     torch.manual_seed(0)
     return Vae(2, hidden=[], noise=noise, data_shape=(3,)).double()
 
@@ -27,7 +27,7 @@ def log_density(vae: Vae, x: Tensor) -> Tensor:
 
 
 def make_exact(vae: Vae) -> None:
-    """The encoder of a model without correlations in its posterior: W with orthogonal columns."""
+    """Set the exact encoder of a model whose posterior has no correlations, because W has orthogonal columns."""
     linear, encoder = vae.decoder.layers[0], vae.encoder[-1]
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.0, 0.0]]))
@@ -96,7 +96,7 @@ def test_the_elbo_is_below_the_tighter_bound_which_is_below_the_log_density():
     ],
 )
 def test_the_elbo_of_a_network_is_never_above_the_tighter_bound(arguments, shape):
-    """After a few updates, so that q is neither the prior nor right."""
+    """A few updates come first, so that q is neither the prior nor exact."""
     torch.manual_seed(0)
     vae = Vae(**arguments, data_shape=shape).double()
     data = 0.5 * torch.randn(40, *shape, dtype=torch.float64).cumsum(-1)
@@ -127,13 +127,13 @@ def test_the_kl_term_warms_up_over_updates_and_is_saved():
     torch.manual_seed(0)
     vae = Vae(2, hidden=[4], noise=0.5, kl_warmup=4, data_shape=(3,)).double()
     x = torch.randn(200, 3, dtype=torch.float64)
-    fit, divergence = vae._terms(x, torch.Generator().manual_seed(0))
+    fit, divergence = vae.terms(x, torch.Generator().manual_seed(0))
     weights = []
     for _ in range(6):
         torch.manual_seed(3)
         loss = vae.pretraining_loss(x)
         torch.manual_seed(3)
-        fit, divergence = vae._terms(x, None)
+        fit, divergence = vae.terms(x, None)
         weights.append(float(((loss + fit.mean()) / divergence.mean()).detach()))
     assert weights == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
     twin = Vae(2, hidden=[4], noise=0.5, kl_warmup=4, data_shape=(3,)).double()
@@ -159,7 +159,7 @@ def test_training_finds_a_line_in_the_plane(noise):
     vae = Vae(1, hidden=[16], noise=noise, data_shape=(2,))
     data = torch.randn(512, 1) * torch.tensor([[2.0, 1.0]]) + 0.2 * torch.randn(512, 2)
     optimizer = torch.optim.Adam(vae.parameters(), 3e-2)
-    for _ in range(600):  # the noise and the width of q can only shrink together, so both take their time
+    for _ in range(600):  # the noise and the width of q can only shrink together, which takes many steps
         optimizer.zero_grad()
         vae.pretraining_loss(data).backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""The energy on an invertible base's codes: its two forms agree, it keeps no copy of the base, and where it is refused."""
+"""Tests of the energy on codes: its two forms agree, it keeps no copy of the base, and it refuses bases without inverse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHT = [[1.5, 0.4], [-0.3, 0.7]]
 
 
 class Affine(Base):
-    """``G(z) = W z + m`` with inverse and density."""
+    """The affine base ``G(z) = W z + m``, with inverse and density."""
 
     def __init__(self, weight: list[list[float]]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def test_a_bound_holds_the_energy_and_leaves_small_values_as_they_are() -> None:
         torch.nn.init.normal_(parameter)
     z = 20.0 * rows()
     h = energy.h(z)
-    assert h.abs().max() > 6.0  # else there would be nothing to hold
+    assert h.abs().max() > 6.0  # the bound matters
     assert energy.of_codes(z).abs().max() <= 3.0
     torch.testing.assert_close(energy.of_codes(z), 3.0 * torch.tanh(h / 3.0))
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_without_a_base_it_says_so() -> None:
 
 
 def test_a_base_without_an_inverse_is_refused() -> None:
-    with pytest.raises(UsageError, match="an inverse, and MlpBase has none"):
+    with pytest.raises(UsageError, match="an inverse, but MlpBase has none"):
         GEBM(MlpBase(2, data_shape=(2,)), codes_energy())
 
 

@@ -1,4 +1,4 @@
-"""Properties of every registered energy, and what is particular to the built-in ones."""
+"""Tests of the properties of every registered energy, and of what is particular to the built-in ones."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ RECORDS = installed().registry.of_kind("energy")
 
 
 class Doubled(Base):
-    """``G(z) = 2 z``, in the data's shape, with its inverse."""
+    """The base ``G(z) = 2 z``, in the data's shape, with its inverse."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -40,7 +40,10 @@ class Doubled(Base):
 
 
 def build(record: Registered, shape: tuple[int, ...]) -> Energy:
-    """With few channels, where they can be chosen: the largest are slow here. One on codes has a base."""
+    """Build an energy, with few channels where that can be chosen, because large energies are slow here.
+
+    An energy on codes is bound to a base.
+    """
     target = record.load()
     few = {"width": 8} if "width" in parameters(target) else {}
     energy = target(**few, data_shape=shape)
@@ -50,7 +53,7 @@ def build(record: Registered, shape: tuple[int, ...]) -> Energy:
 
 
 def served() -> list:
-    """Every registered energy with every shape that it does not refuse."""
+    """Return every registered energy with every shape that it accepts."""
     pairs = []
     for record in RECORDS:
         for shape in SHAPES:
@@ -65,7 +68,7 @@ def points(num: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
 
 
 def learned(energy: Energy) -> dict[str, torch.Tensor]:
-    """The parameters that training changes; some energies have fixed ones too, and none may have nothing to learn."""
+    """Return the parameters that training changes. Some energies also have fixed ones, but each must have some to learn."""
     found = {name: parameter for name, parameter in energy.named_parameters() if parameter.requires_grad}
     assert found
     return found
@@ -93,12 +96,12 @@ class TestEveryEnergy:
         energy = build(record, shape).double().train()
         for part in energy.modules():
             if isinstance(part, ParametrizationList):
-                part.eval()  # the estimate of a spectral norm moves with every evaluation
+                part.eval()  # in training mode each evaluation changes the estimate of the spectral norm
         x = points(4, shape, torch.float64)
         torch.testing.assert_close(energy(x)[1:2], energy(x[1:2]), rtol=1e-9, atol=1e-12)
 
     def test_no_output_bias(self, record, shape):
-        """A bias b in the last layer has the gradient 1 on every input; no single parameter may have it."""
+        """The gradient of an output bias is 1 on every input; no parameter of the energy may have such a gradient."""
         energy = build(record, shape).double()
         grads = []
         for seed in range(3):
@@ -285,7 +288,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_sngan_is_the_published_discriminator():
-    """Table 3b for 32 x 32: (in, out, kernel) of each convolution; the last layer has no bias here."""
+    """The convolutions are those of Table 3b for 32 x 32, (in, out, kernel). The last layer has no bias here."""
     table = [(3, 64, 3), (64, 64, 4), (64, 128, 3), (128, 128, 4), (128, 256, 3), (256, 256, 4), (256, 512, 3)]
     energy = SnganEnergy(data_shape=(3, 32, 32))
     made = [m for m in energy.modules() if isinstance(m, nn.Conv2d)]
@@ -297,7 +300,7 @@ def test_sngan_is_the_published_discriminator():
 
 
 def test_resnet_is_the_published_discriminator():
-    """Table 4; the count is that of the authors' implementation."""
+    """The layers are those of Table 4. The number of parameters is that of the authors' implementation."""
     energy = ResnetEnergy(data_shape=(3, 32, 32))
     blocks = list(energy.layers[:-1])
     assert [count(block) for block in blocks] == [151_680, 311_680, 295_168, 295_168]
@@ -350,7 +353,7 @@ def test_what_is_frozen_gives_the_same_energies(make):
 
 @pytest.mark.parametrize("make", [SnganEnergy, ResnetEnergy])
 def test_spectral_norm_bounds_the_slope(make):
-    """Weights of great scale leave the normalised energy as it is, and make the plain one steep."""
+    """Large weights do not change the normalised energy, but make the plain one steep."""
     x = points(4, (1, 8, 8), torch.float64).requires_grad_()
     slopes = {}
     for normalised in (True, False):

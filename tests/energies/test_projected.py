@@ -1,4 +1,4 @@
-"""The energy on features learned beforehand: how they are learned, that they stay, and that a run keeps them."""
+"""Tests of the energy on features learned beforehand: they are learned, stay fixed, and are kept by a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gebm_kit.core.errors import DataError, Interrupted, RecipeError, UsageError
 from gebm_kit.core.interfaces import HasFitting
 from gebm_kit.core.progress import Progress
 from gebm_kit.data.digits import Digits
-from gebm_kit.energies.pretext import _uncut, classify, contrast, view
+from gebm_kit.energies.pretext import blanked_square, classify, contrast, view
 from gebm_kit.energies.projected import ProjectedEnergy
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
@@ -44,7 +44,7 @@ def digits() -> Digits:
 
 
 class Unlabelled:
-    """The digits without what `HasLabels` asks for."""
+    """The digits without labels."""
 
     def __init__(self, digits: Digits) -> None:
         self.data_shape, self.value_range, self.split = digits.data_shape, digits.value_range, digits.split
@@ -66,7 +66,7 @@ def features(model: ProjectedEnergy, x: Tensor) -> Tensor:
 
 class TestFit:
     def test_features_of_labels_tell_the_classes_apart(self, digits):
-        """A linear least-squares fit on the features gets nearly all held-out digits right, from random ones far fewer."""
+        """A linear least-squares fit on the features classifies nearly all held-out digits, on random ones far fewer."""
         right = {}
         for steps in (0, 200):
             model = energy(features="labels", steps=steps)
@@ -84,7 +84,7 @@ class TestFit:
         assert right[0] < right[200] - 0.1
 
     def test_contrastive_features_find_the_other_view_of_an_image(self, digits):
-        """Of the views of 200 images, fewer are nearer to a view than its partner is."""
+        """Among views of 200 images, fewer wrong views are nearer to a view than its partner is."""
         found = {}
         x = digits.split("test").batch(torch.arange(200))
         for steps in (0, 200):
@@ -138,9 +138,9 @@ class TestFit:
 
     def test_which_task(self, digits):
         bare = Unlabelled(digits)
-        assert energy()._pretext(digits) is classify
-        assert energy()._pretext(bare) is contrast
-        assert energy(features="contrastive")._pretext(digits) is contrast
+        assert energy().pretext(digits) is classify
+        assert energy().pretext(bare) is contrast
+        assert energy(features="contrastive").pretext(digits) is contrast
 
     def test_after_a_failure_the_features_are_fixed_all_the_same(self, digits):
         model = energy(steps=3)
@@ -177,9 +177,9 @@ class TestBadInput:
 class TestView:
     def test_blanked_square_is_dark_and_in_proportion(self):
         torch.manual_seed(0)
-        mask = _uncut(torch.zeros(2000, 1, 20, 20))
+        mask = blanked_square(torch.zeros(2000, 1, 20, 20))
         share = 1.0 - mask.mean().item()
-        # a square of 0.3 of the side whose centre is anywhere: what hangs over the edge is lost, E = (0.3 - 0.3^2 / 4)^2
+        # the square's side is 0.3 and its centre anywhere; the part beyond the edge is lost, so E = (0.3 - 0.3^2 / 4)^2
         assert share == pytest.approx((0.3 - 0.3**2 / 4) ** 2, rel=0.15)
 
     def test_values_stay_near_their_range(self):

@@ -1,4 +1,4 @@
-"""Contrastive divergence: its formula, the chains behind it, and a buffer that nothing non-finite enters."""
+"""Tests of contrastive divergence: its formula, its chains, and a buffer that nothing non-finite enters."""
 
 import math
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class Doubled(Base):
-    """G(z) = 2 z, with a batch norm beside it that shows whether a chain ran in training mode."""
+    """The base G(z) = 2 z. An unused batch norm shows whether a chain ran in training mode."""
 
     def __init__(self, dim: int = 2) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Doubled(Base):
 
 
 class Invertible(Doubled):
-    """The same with its inverse and density."""
+    """The same base with its inverse and density."""
 
     def encode(self, x: Tensor) -> Tensor:
         return 0.5 * x
@@ -39,7 +39,7 @@ class Invertible(Doubled):
 
 
 class Bowl(Energy):
-    """``stiffness |x|^2 / 2``, not a number beyond ``wall`` in the first coordinate."""
+    """The energy ``stiffness |x|^2 / 2``, which is NaN where the first coordinate exceeds ``wall``."""
 
     def __init__(self, stiffness: float = 1.0, wall: float = math.inf) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class TestLoss:
 class TestChains:
     @pytest.mark.parametrize("buffer_size", [0, 4000])
     def test_latent_chains_reach_the_latent_posterior(self, buffer_size: int) -> None:
-        """x = 2 z with E = |x|^2 / 2 has z ~ N(0, 1/5), x ~ N(0, 4/5)."""
+        """With x = 2 z and E = |x|^2 / 2 the posterior is z ~ N(0, 1/5), and x ~ N(0, 4/5)."""
         model = GEBM(Doubled(), Bowl())
         source = chains(buffer_size=buffer_size)
         source.fill(model)
@@ -127,7 +127,7 @@ class TestChains:
         assert negatives.var().item() == pytest.approx(0.8, rel=0.1)
         assert 0.4 < source.metrics["negatives_acceptance"] < 1
         assert source.metrics["negatives_replaced"] == 0
-        assert model.training  # the model is given back as it was, and no chain moved its statistics
+        assert model.training  # the model is back in its mode, and no chain changed the batch norm
         assert model.energy.stiffness.requires_grad
         assert torch.equal(model.base.norm.running_mean, torch.zeros(2))
 
@@ -145,7 +145,7 @@ class TestChains:
         assert chains("data").draw(model, x, x, generator()).var().item() == pytest.approx(0.25, rel=0.1)
 
     def test_images_and_bounded_data(self) -> None:
-        class Hill(Energy):  # chains run away
+        class Hill(Energy):  # chains diverge
             def forward(self, x: Tensor) -> Tensor:
                 return -2.0 * x.square().sum((1, 2, 3))
 
@@ -156,7 +156,7 @@ class TestChains:
         assert negatives.abs().max() == 1.0
 
     def test_a_buffer_keeps_its_states(self) -> None:
-        """With steps too small to move, what is drawn is what was put back, but for the fresh share."""
+        """With steps too small to move, the states drawn are those put back, except for the restarted share."""
         model = GEBM(Doubled(), Bowl())
         x = torch.zeros(100, 2)
         source = chains("latent", step_size=1e-10, steps=1, buffer_size=100, restart=0.2)
@@ -178,7 +178,7 @@ class TestChains:
             torch.testing.assert_close(source.tensors()["buffer"], expected, atol=1e-2, rtol=0)
 
     def test_starts_at_data_leave_the_law_of_a_model_that_has_arrived(self) -> None:
-        """Data from q itself, x ~ N(0, 4/5): half of the chains start afresh each time, and their variance stays."""
+        """The data are draws of q, x ~ N(0, 4/5). Half of the chains restart each time, and the variance stays."""
         model, noise = GEBM(Invertible(), Bowl()), generator()
         variances = {}
         for place in ("data", "base"):
@@ -201,7 +201,7 @@ class TestChains:
     @pytest.mark.parametrize("sampler", ["mala", "ula"])
     @pytest.mark.parametrize("space", ["latent", "data"])
     def test_states_without_an_energy_do_not_stay(self, space: str, sampler: str) -> None:
-        """Half of the buffer's states lie where the energy is not a number, and some are no numbers themselves."""
+        """Half of the buffer's states lie where the energy is NaN, and some states are NaN themselves."""
         model = GEBM(Doubled(), Bowl(wall=0.0))
         source = chains(space, sampler=sampler, buffer_size=100, restart=0.0, steps=5)
         source.fill(model)

@@ -1,4 +1,4 @@
-"""Hinge and Wasserstein critics against their formulas, and what drawing from such a model says."""
+"""Tests of the hinge and Wasserstein critics against their formulas, and of the warning when drawing from such a model."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FORMULAS = {
 
 
 class Shifted(Energy):
-    """Energies are the data plus a parameter for each row."""
+    """An energy that is the data plus a parameter for each row."""
 
     def __init__(self) -> None:
         super().__init__()

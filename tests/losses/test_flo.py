@@ -1,4 +1,4 @@
-"""FLO against its bound written out pair by pair, and against kale where its network is constant."""
+"""Tests of FLO against its bound written out pair by pair, and against kale where its network is constant."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def make() -> tuple[GEBM, Batch, Flo]:
 
 
 def bound(model: GEBM, batch: Batch, loss: Flo) -> Tensor:
-    """The published one, ``1 - E_P[u(x) + exp(-u(x)) E_B[exp(E(x) - E(x'))]]`` with u = E + v."""
+    """Return the published bound, ``1 - E_P[u(x) + exp(-u(x)) E_B[exp(E(x) - E(x'))]]`` with u = E + v."""
     data, base = model.energy(batch.x), model.energy(batch.x_base)
     u = data + loss.v(batch.x)
     return 1 - (u + torch.exp(-u) * torch.exp(data.unsqueeze(1) - base).mean(1)).mean()

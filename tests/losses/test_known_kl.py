@@ -1,4 +1,4 @@
-"""KALE of a trained energy against a known divergence: the cases of benchmarks/kale_known_kl.py, within 5 %."""
+"""Tests that a trained energy's KALE is within 5 % of a known divergence, on the cases of benchmarks/kale_known_kl.py."""
 
 import importlib.util
 import sys
@@ -27,7 +27,7 @@ def one_thread():
 
 
 def test_the_cases_have_the_divergence_they_claim():
-    """Against Monte Carlo of log p/b under P, with the densities of torch.distributions."""
+    """The divergences agree with Monte Carlo of log p/b under P, with the densities of torch.distributions."""
     for case in known.CASES:
         x = case.data(200_000, torch.Generator().manual_seed(0)).double()
         p = torch.distributions.Normal(case.mean.double(), case.std)
@@ -50,13 +50,13 @@ def test_other_losses_where_it_is_hardest(case, loss):
 
 @pytest.mark.parametrize("loss", ["smile", "smile, clipped gradient", "flo", "cd", "pcd"])
 def test_the_rest_of_those_that_learn_a_log_ratio(loss):
-    """Where the ratio stays within what smile clips to, and chains of a few steps reach their law."""
+    """The cases are those where the ratio stays within smile's clip and chains of a few steps converge."""
     case = known.Case("mean", 2, 0.5)
     assert known.measured(case, loss, steps=400) == pytest.approx(case.divergence, rel=0.05)
 
 
 def test_an_untrained_energy_fails():
-    """The negative control: a test that passes this proves nothing."""
+    """This is the negative control: a test that an untrained energy passes proves nothing."""
     case = known.CASES[0]
     model = known.GEBM(known.Identity(case.dim), known.Quadratic(case.dim))
     value = known.held_out_kale(case, model, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""ml and elbo on a base of the test's own, registered as a plugin's would be."""
+"""Tests of ml and elbo on a base that is registered as a plugin's would be."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = [
 
 
 class AffineFlow(Base):
-    """``G(z) = m + e^s z``: with a density, an encoder, and a loss of its own that is not the likelihood."""
+    """The base ``G(z) = m + e^s z``, with a density, an encoder, and a loss of its own that is not the likelihood."""
 
     def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class AffineFlow(Base):
 
 
 class Plain(Base):
-    """Neither density nor encoder."""
+    """A base with neither density nor encoder."""
 
     def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_maximum_likelihood_is_the_datas_mean_and_spread(recipe: Path, tmp_path:
 
 
 def test_the_elbo_is_the_bases_own(recipe: Path, tmp_path: Path) -> None:
-    """Both minimise the same but for a constant, so they end at the same weights; with ml the base's own is not asked."""
+    """ml and the base's own loss differ by a constant, so they end at the same weights. ml does not use the base's loss."""
     short = ["train.steps=20"]
     ml = gk.train(recipe, short, out=tmp_path / "ml")
     elbo = gk.train(recipe, [*short, "loss=elbo"], out=tmp_path / "elbo")
@@ -119,8 +119,11 @@ def test_the_elbo_is_the_bases_own(recipe: Path, tmp_path: Path) -> None:
 def test_what_can_not_be_trained_is_refused(loss: str, recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"train.part: 'both' does not go with loss '{loss}'; allowed: base"):
         gk.train(recipe, [f"loss={loss}", "train.part=both"], out=tmp_path / "run")
-    wanted = {"ml": r"a density \(log_prob\)", "elbo": r"an encoder \(encode\)"}[loss]
-    with pytest.raises(UsageError, match=f"{wanted}.*Plain has not"):
+    wanted = {
+        "ml": r"a density \(log_prob\), but Plain has none",
+        "elbo": r"an encoder \(encode\) .*, but Plain does not have both",
+    }[loss]
+    with pytest.raises(UsageError, match=wanted):
         gk.train(recipe, [f"loss={loss}", "base=test-plain"], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -140,5 +143,5 @@ def test_formula_and_gradient() -> None:
         )
         with pytest.raises(UsageError, match="needs data"):
             loss.base_loss(model, Batch(None, x, x))
-        with pytest.raises(UsageError, match="trains the base alone"):
+        with pytest.raises(UsageError, match="trains only the base and has no loss for the energy"):
             loss.energy_loss(model, batch)

@@ -1,4 +1,4 @@
-"""Losses against closed forms, in float64; properties of every registered loss."""
+"""Tests of the losses against closed forms, in float64, and of the properties of every registered loss."""
 
 import itertools
 import math
@@ -54,7 +54,7 @@ class Bent(Energy):
 
 
 class Given(Energy):
-    """Energies are the data themselves, (B, 1) -> (B,), so that gradients in E are gradients in x."""
+    """An energy that is the data themselves, (B, 1) -> (B,), so that gradients in E are gradients in x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(1)
@@ -69,13 +69,13 @@ def make(num: int = 9) -> tuple[GEBM, Batch]:
 
 
 def made(record) -> Loss:
-    """The registered loss with its defaults, for points in the plane."""
+    """Build the registered loss with its defaults, for points in the plane."""
     loss: Loss = build("loss", ComponentNode(record.component.name), {"data_shape": (2,)})
     return loss.double()
 
 
 def gradients_in_energies(loss: Loss, data: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """dL/dE at every data point and base draw: the energies enter through parameters of the energy."""
+    """Return dL/dE at every data point and base draw; the energies are parameters of the energy module."""
 
     class Table(Energy):
         def __init__(self) -> None:
@@ -118,13 +118,13 @@ class TestEveryLoss:
     def test_an_energy_loss_leaves_no_gradient_on_the_base(self, record):
         loss = made(record)
         model, batch = make()
-        assert batch.x_base.requires_grad  # even when the engine forgot to detach it
+        assert batch.x_base.requires_grad  # the loss must detach it even if the engine forgets to
         loss.energy_loss(model, batch).loss.backward()
         assert all(p.grad is None for p in model.base.parameters())
         assert all(p.grad is not None for p in model.energy.parameters())
 
     def test_a_base_loss_leaves_no_gradient_on_energy_and_loss(self, record):
-        """Differentiated the way the engine does it: the energy's and the loss's parameters are fixed meanwhile."""
+        """The loss is differentiated as in the engine, with the parameters of the energy and the loss fixed."""
         loss = made(record)
         model, batch = make()
         for parameter in (*model.energy.parameters(), *loss.parameters()):
@@ -160,7 +160,7 @@ def test_one_energy_forward_per_step(name):
 
 @pytest.mark.parametrize("name", sorted(VARIANTS.keys() - {"kale-dv-average"}))
 def test_parameters_follow_finite_differences(name):
-    """The whole chain from the loss's value to parameters, except where the gradient is corrected on purpose."""
+    """Gradients of parameters agree with finite differences of the loss, except where a loss corrects them on purpose."""
     model, batch = make()
     loss = VARIANTS[name]().double()
     loss.initialise(0.5 * model.energy(batch.x_base).detach())
@@ -212,7 +212,7 @@ class TestClosedForms:
         torch.testing.assert_close(on_base, -torch.exp(-self.base) / (7 * average))
         terms = self.terms(loss)
         torch.testing.assert_close(terms.loss, self.data.mean() + torch.exp(-self.base).mean().log())
-        assert loss.log_partition.item() == pytest.approx(math.log(before))  # committed after the step, not before
+        assert loss.log_partition.item() == pytest.approx(math.log(before))  # A changes after the step, not before
         loss.after_energy_step(terms.metrics)
         torch.testing.assert_close(loss.log_partition, average.log())
 
@@ -258,7 +258,7 @@ class TestLogPartition:
 
     @pytest.mark.parametrize("name", VARIANTS)
     def test_a_first_batch_counts_no_sample_that_never_existed(self, name):
-        """An accumulator that starts at exp(0) would hold A near log(1/2) here and not at -50."""
+        """An accumulator that starts at exp(0) would give A near log(1/2) here instead of -50."""
         loss = VARIANTS[name]().double()
         loss.initialise(torch.full((1,), 50.0, dtype=torch.float64))
         assert loss.log_partition_estimate().item() == pytest.approx(-50.0)
@@ -293,7 +293,7 @@ class TestLogPartition:
             terms = loss.energy_loss(model, batch)
             seen = terms.metrics["log_partition"].clone()
             loss.after_energy_step(terms.metrics)
-            assert torch.equal(terms.metrics["log_partition"], seen)  # a metric is A before the step, and stays so
+            assert torch.equal(terms.metrics["log_partition"], seen)  # still A before the step
             assert (loss.log_partition - best).item() == pytest.approx(error * (1 - rate) ** step, abs=1e-12)
 
     def test_an_a_that_adam_steps_is_not_stepped_twice(self):
@@ -304,7 +304,7 @@ class TestLogPartition:
         assert torch.equal(loss.log_partition, before)
 
     def test_bias_of_the_log_ratio_rule_is_what_the_docstring_says(self):
-        """Fixed point of A on fresh batches of N(0, 1) with E = a z: E[log mean] = A - (1/ess - 1) / (2 B)."""
+        """The fixed point of A on fresh batches of N(0, 1) with E = a z is E[log mean] = A - (1/ess - 1) / (2 B)."""
         a, size = 0.8, 64
         z = torch.randn(20_000, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         estimate = (torch.logsumexp(-a * z, 1) - math.log(size)).mean().item()
@@ -315,7 +315,7 @@ class TestLogPartition:
 
 
 class TestBias:
-    """Exact expectations over all batches of two from a small population of base draws."""
+    """Tests with exact expectations over all batches of two from a small population of base draws."""
 
     data, population = energies(2, 0), 1.5 * energies(4, 1)
 
@@ -363,7 +363,7 @@ class TestExtremeEnergies:
     @pytest.mark.parametrize("name", VARIANTS)
     @pytest.mark.parametrize("pattern", ["low", "high", "both"])
     def test_nothing_overflows(self, name, pattern):
-        """float32 energies of -1e4 and 1e4 on base draws, with A far away."""
+        """Energies of base draws are -1e4 and 1e4 in float32, and A is far off."""
         base = {"low": [-1e4, -1e4, 0.0], "high": [1e4, 1e4, 1e4], "both": [-1e4, 1e4, 0.0]}[pattern]
         energy = nn.Parameter(torch.tensor(base))
         loss = VARIANTS[name]()
@@ -407,7 +407,7 @@ def test_exp_linear_is_exp_with_a_tangent():
 
 
 def test_base_draws_of_another_precision():
-    """Under autocast base draws are bfloat16 beside float32 data."""
+    """Under autocast base draws are bfloat16 while data are float32."""
     torch.manual_seed(0)
     model = GEBM(Affine(), Bent())
     x = torch.randn(4, 2)

@@ -1,4 +1,4 @@
-"""Losses with weights or chains of their own on two ranks: what one process trains, and one replay buffer for both."""
+"""Tests of losses with importance weights or chains on two ranks: they train what one process trains, with one buffer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_two_ranks_train_what_one_process_trains(by_rank: list[dict[str, dict[st
 
 
 def test_chains_of_two_ranks_are_not_twins(by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Were the ranks' noise the same, moves would come in pairs."""
+    """If the ranks had the same noise, every move would occur twice."""
     buffer = by_rank[0][CHAINS[1]]["negatives/buffer"]
     assert len(torch.unique(buffer, dim=0)) == len(buffer)
     assert not torch.allclose(buffer, trained(CHAINS[1])["negatives/buffer"])

@@ -1,4 +1,4 @@
-"""Every loss trains through both phases, and a run that goes on from a checkpoint is the run that never stopped."""
+"""Tests that every loss trains through both phases, and that a resumed run equals one that was never stopped."""
 
 from pathlib import Path
 

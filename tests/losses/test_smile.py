@@ -1,4 +1,4 @@
-"""SMILE's clipped weights: its formula, what becomes of it as tau grows, and where A starts."""
+"""Tests of SMILE's clipped weights: its formula, its limit for large tau, and where A starts."""
 
 import math
 
@@ -18,14 +18,14 @@ DATA, BASE = (2.5 * torch.randn(n, generator=torch.Generator().manual_seed(n), d
 
 
 class Given(Energy):
-    """Energies are the data themselves."""
+    """An energy that is the data themselves."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(1)
 
 
 class Shifted(Energy):
-    """Energies are the data plus a parameter for each row."""
+    """An energy that is the data plus a parameter for each row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_the_logistic_gradient_goes_with_the_clipped_value() -> None:
         on_a += torch.autograd.grad(terms.loss, loss.log_partition)
         before = loss.log_partition.detach().clone()
         loss.after_energy_step(terms.metrics)
-        assert torch.equal(loss.log_partition, before)  # Adam's, and no rule's
+        assert torch.equal(loss.log_partition, before)  # only Adam changes A
     torch.testing.assert_close(on_a[0], on_a[1])
 
 

@@ -1,4 +1,4 @@
-"""Gradient penalties against closed forms on energies whose gradient is known."""
+"""Tests of the gradient penalties against closed forms, on energies whose gradient is known."""
 
 import math
 
@@ -17,7 +17,7 @@ RECORDS = installed().registry.of_kind("penalty")
 
 
 class Quadratic(Energy):
-    """``E(x) = a |x|^2 / 2``: gradient a x, squared norm a^2 |x|^2."""
+    """The energy ``E(x) = a |x|^2 / 2``, with gradient a x, whose squared norm is a^2 |x|^2."""
 
     def __init__(self, scale: float = 1.5) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class TestEveryPenalty:
         assert value > 0
         assert penalty.every >= 1
         (grad,) = torch.autograd.grad(value, energy.scale)
-        torch.testing.assert_close(grad, 2 * value.detach() / energy.scale.detach())  # it is proportional to a^2
+        torch.testing.assert_close(grad, 2 * value.detach() / energy.scale.detach())  # proportional to a^2
 
     def test_weight_is_a_factor_and_every_is_the_engines(self, record):
         energy = Quadratic()
@@ -95,7 +95,7 @@ def test_r1_and_r2():
     on_data, on_base = (x.square().sum(1).mean() * 1.5**2 for x in (given.x, given.x_base))
     torch.testing.assert_close(R1(10.0)(energy, given, generator()), 5.0 * on_data)
     torch.testing.assert_close(R2(10.0)(energy, given, generator()), 5.0 * on_base)
-    R2()(energy, Batch(None, given.z, given.x_base), generator())  # needs no data
+    R2()(energy, Batch(None, given.z, given.x_base), generator())  # R2 needs no data
     for penalty in (R1(), GradientPenalty()):
         with pytest.raises(UsageError, match="needs data"):
             penalty(energy, Batch(None, given.z, given.x_base), generator())
@@ -111,7 +111,7 @@ def test_gradient_penalty_where_the_segment_is_a_point():
 
 
 def test_interpolates_are_uniform_on_the_segment():
-    """E_u |u x + (1 - u) y|^2 = (|x|^2 + x.y + |y|^2) / 3, with one u for each row and not for each coordinate."""
+    """With one u a row (not one a coordinate), E_u |u x + (1 - u) y|^2 = (|x|^2 + x.y + |y|^2) / 3."""
     num = 100_000
     x, y = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([-1.0, 0.5, 1.0]).double()
     seen = []

@@ -1,4 +1,4 @@
-"""What is known of ChEES-HMC beyond the properties that all samplers share."""
+"""Tests of ChEES-HMC beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gebm_kit.testing.targets import Target, linear_gaussian, prior_only, two_mo
 
 
 def _warm(sampler: Sampler, target: Target, chains: int, steps: int, seed: int = 0) -> tuple[Sampler, Tensor, int]:
-    """The frozen sampler, positions of 150 steps with it from the prior, (150, C, Z), and its gradients a step."""
+    """Return the frozen sampler, positions of 150 steps with it from the prior, (150, C, Z), and its gradients a step."""
     generator, rows = torch.Generator().manual_seed(seed), []
     with target.potential() as potential:
         z = torch.randn(chains, target.model.latent_dim, generator=generator, dtype=torch.float64)
@@ -33,7 +33,7 @@ def _warm(sampler: Sampler, target: Target, chains: int, steps: int, seed: int =
 
 @pytest.mark.parametrize("mass", [None, [0.3, 0.8]])
 def test_steps_tell_the_slope_of_the_criterion(mass: list[float] | None) -> None:
-    """Against central differences of ¼ (|y(t)|² - |y(0)|²)² in log t, along one fine trajectory."""
+    """The slopes agree with central differences of ¼ (|y(t)|² - |y(0)|²)² in log t, along one fine trajectory."""
     generator, sampler = torch.Generator().manual_seed(0), Chees()
     centre, scale = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     if mass is not None:
@@ -67,12 +67,15 @@ def test_a_round_target_gets_the_length_that_maximises_its_criterion() -> None:
 
 
 def test_it_goes_further_than_hmc_for_a_gradient() -> None:
-    """On a rotated Gaussian of condition number 80, by the spread of the chains' own means: effective draws a gradient."""
+    """ChEES gives more effective draws a gradient than hmc on a rotated Gaussian of condition number 80.
+
+    The spread of the chains' own means gives the effective draws.
+    """
     target, found = linear_gaussian(20, stiffness=400.0), {}
     exact = target.exact(20_000, torch.Generator().manual_seed(9))
     for sampler in (Chees(), Hmc()):
         _, rows, grads = _warm(sampler, target, chains=200, steps=150)
-        share = exact.var(0) / rows.mean(0).var(0)  # effective draws of each chain, of each coordinate
+        share = exact.var(0) / rows.mean(0).var(0)  # effective draws of each chain and coordinate
         found[type(sampler)] = float(share.min()) / (150 * grads)
     assert found[Chees] > found[Hmc]  # measured: 1.7 to 1.9 times
 

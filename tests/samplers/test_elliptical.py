@@ -1,4 +1,4 @@
-"""What is known of elliptical slice sampling beyond the properties that all samplers share."""
+"""Tests of elliptical slice sampling beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gebm_kit.testing.targets import linear_gaussian
 @pytest.mark.parametrize("bracket", [0.5, 2 * math.pi])
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_exact_whatever_the_bracket_and_however_short_the_loop(rounds: int, bracket: float) -> None:
-    """Also when many chains run out of rounds, which the first assertion makes sure of."""
+    """It is exact even when many chains run out of rounds, as the first assertion checks."""
     target, sampler = linear_gaussian(), Elliptical(bracket, rounds)
     generator = torch.Generator().manual_seed(0)
     with target.potential() as potential:
@@ -29,7 +29,7 @@ def test_exact_whatever_the_bracket_and_however_short_the_loop(rounds: int, brac
 
 
 def test_a_point_beside_the_current_one_is_on_the_slice() -> None:
-    """With a vanishing bracket every chain moves in the first round, and hardly."""
+    """With a vanishing bracket every chain moves in the first round, by a tiny distance."""
     target, sampler = linear_gaussian(), Elliptical(1e-6, 1)
     generator = torch.Generator().manual_seed(0)
     with target.potential() as potential:

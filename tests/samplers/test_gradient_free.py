@@ -1,4 +1,4 @@
-"""Kernels that never ask for a gradient: what is known of each beyond the properties that all samplers share."""
+"""Tests of the kernels without gradients beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BY_THE_PRIOR = [Pcn, Imh, Elliptical, Isir]  # proposals that leave the prior in
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_no_gradient_is_spent_on_chains(name: str) -> None:
-    """Neither by the kernel nor by sampling with it; the draws' equipartition takes one each, a block's size six rows."""
+    """Only the equipartition check of the draws (one each) and the choice of a block size (six rows) take gradients."""
     found = gk.sample(linear_gaussian().model, name, num_samples=40, num_chains=20, warmup=50, steps=10).diagnostics
     assert (found.sampler, found.grad_evals) == (name, 40 + 6)
     assert found.forward_evals > 0

@@ -1,4 +1,4 @@
-"""What is known of independent Metropolis-Hastings beyond the properties that all samplers share."""
+"""Tests of independent Metropolis-Hastings beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gebm_kit.testing.targets import IdentityBase, LinearEnergy
 
 @pytest.mark.parametrize("slope", [0.5, 2.0])
 def test_mean_acceptance_is_the_known_one(slope: float) -> None:
-    """E(z) = c z: the model is N(-c, 1), and in equilibrium log alpha ~ N(-c², 2 c²), so the mean is 2 Phi(-c / sqrt 2)."""
+    """With E(z) = c z the model is N(-c, 1). In equilibrium log alpha ~ N(-c², 2 c²), so the mean is 2 Phi(-c / sqrt 2)."""
 
     def failures(seed: int) -> dict[str, float]:
         generator, sampler = torch.Generator().manual_seed(seed), Imh()

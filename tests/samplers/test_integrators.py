@@ -1,4 +1,4 @@
-"""The two Hamiltonian integrators in float64: reversible, volume preserving, of second order."""
+"""Tests of the two Hamiltonian integrators in float64: reversible, volume preserving, and of second order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_reversible(scheme: str, mass: str) -> None:
 @pytest.mark.parametrize("mass", MASSES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_unit_jacobian(scheme: str, mass: str) -> None:
-    """Central differences of (z, v) -> (z', v'), all eight perturbed starts as one batch."""
+    """The Jacobian comes from central differences of (z, v) -> (z', v'), with all perturbed starts in one batch."""
     potential, (z, v), eps = _potential(scheme), _start(1), 1e-5
     start = torch.cat([z, v], dim=1)
     moves = eps * torch.eye(4, dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_energy_error_is_of_second_order(scheme: str, mass: str) -> None:
 
 
 def test_rotation_is_that_of_the_mathematics() -> None:
-    """One step in velocities v = s p against the textbook formulas in momenta p."""
+    """One step in velocities v = s p agrees with the textbook formulas in momenta p."""
     target = linear_gaussian(2)
     s, h = torch.tensor([0.4, 1.5], dtype=torch.float64), 0.37
     z, p = _start(50)
@@ -102,7 +102,7 @@ def test_leapfrog_is_that_of_the_mathematics() -> None:
 
 
 def test_rotation_is_exact_on_the_prior() -> None:
-    """At inverse temperature 0 the energy is conserved to rounding, whatever the step."""
+    """At inverse temperature 0 the energy is conserved up to rounding for every step."""
     from gebm_kit.testing.targets import prior_only
 
     z, v = _start(100)

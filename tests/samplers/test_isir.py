@@ -1,4 +1,4 @@
-"""What is known of iterated sampling importance resampling beyond the properties that all samplers share."""
+"""Tests of iterated sampling importance resampling beyond the properties that all samplers share."""
 
 from __future__ import annotations
 

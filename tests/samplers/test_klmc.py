@@ -1,4 +1,4 @@
-"""What is known of kinetic Langevin: its bias, its equations, what it does where it explodes."""
+"""Tests of kinetic Langevin: its bias, its equations, and what it does where the integrator explodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from gebm_kit.testing.targets import linear_gaussian, prior_only
 
 
 class TextbookKlmc(Klmc):
-    """BAOAB line by line in momenta p ~ N(0, s^-2); ``wrong``: the noise of half the time, sqrt(1 - exp(-gamma h))."""
+    """BAOAB line by line in momenta p ~ N(0, s^-2). When ``wrong``, the noise is that of half the time.
+
+    That is sqrt(1 - exp(-gamma h)).
+    """
 
     def __init__(self, step_size: float, friction: float = 1.0, wrong: bool = False) -> None:
         super().__init__(step_size, friction)
@@ -39,7 +42,7 @@ class TextbookKlmc(Klmc):
 
 
 def _bias(sampler: Klmc, step_size: float, seed: int) -> dict[str, float]:
-    """Failed tests of the stationary variances on unit oscillators: z has 1, p has 1 - h²/4."""
+    """Return the failed tests of the stationary variances on unit oscillators, which are 1 for z and 1 - h²/4 for p."""
     target, generator = prior_only(3), torch.Generator().manual_seed(seed)
     expected = {"position": 1.0, "momentum": 1 - step_size**2 / 4}
     with target.potential() as potential:
@@ -80,7 +83,7 @@ def test_it_is_baoab(mass: list[float] | None) -> None:
 
 
 def test_shadow_work_vanishes_with_the_step() -> None:
-    """It is of third order in h."""
+    """The shadow work of a step is of third order in h."""
     target, means = linear_gaussian(), []
     for step_size in (0.04, 0.02):
         generator, sampler = torch.Generator().manual_seed(0), Klmc(step_size)

@@ -1,4 +1,4 @@
-"""What is known of the Metropolis-adjusted microcanonical sampler: its acceptance ratio, its trajectories, its tuning."""
+"""Tests of the Metropolis-adjusted microcanonical sampler: its acceptance ratio, its trajectories and its tuning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gebm_kit.testing.targets import linear_gaussian, prior_only
 
 @pytest.mark.parametrize("mass", [None, [0.3, 1.7, 1.0, 0.05]])
 def test_it_is_that_of_the_mathematics(mass: list[float] | None) -> None:
-    """One step against leapfrog line by line, kicks in hyperbolic functions, without jitter."""
+    """Without jitter one step agrees with leapfrog written line by line, with kicks in hyperbolic functions."""
     target = linear_gaussian()
     sampler = Mams(step_size=0.1, trajectory_length=0.4, jitter=0.0)
     s = torch.ones(4, dtype=torch.float64)
@@ -69,7 +69,7 @@ def test_number_of_steps(step: float, length: float, most: int, jitter: float, e
 
 
 def test_jitter_differs_from_chain_to_chain() -> None:
-    """From one point in one direction the distances travelled fill [1 - jitter, 1]."""
+    """Chains from one point in one direction travel distances that fill [1 - jitter, 1]."""
     target, generator = prior_only(2), torch.Generator().manual_seed(0)
     sampler = Mams(step_size=0.02, trajectory_length=0.01, jitter=0.5)
     with target.potential() as potential:

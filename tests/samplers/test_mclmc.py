@@ -1,4 +1,4 @@
-"""What is known of unadjusted microcanonical Langevin: its bias, what warm-up aims at, what it refuses."""
+"""Tests of unadjusted microcanonical Langevin: its bias, the aim of its warm-up, and what it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHAINS, DIM = 20_000, 5
 
 
 def _variance_error(sampler: Mclmc, seed: int) -> float:
-    """Of the sampler's stationary law on a standard normal; about 0.001 of it is noise."""
+    """Return the error of the stationary variance on a standard normal; about 0.001 of it is noise."""
     target, generator, found = prior_only(DIM), torch.Generator().manual_seed(seed), []
     with target.potential() as potential:
         state = sampler.init(target.exact(CHAINS, generator), potential, generator)
@@ -34,7 +34,7 @@ def _variance_error(sampler: Mclmc, seed: int) -> float:
 
 def _order(seed: int) -> dict[str, float]:
     coarse, fine = (_variance_error(Mclmc(h), seed) for h in (1.6, 0.8))
-    # second order quarters the error; at these steps there is some of fourth order as well
+    # halving the step quarters an error of second order; at these steps there is a part of fourth order too
     return {} if coarse < -0.04 and 3 < coarse / fine < 12 else {"coarse": coarse, "fine": fine}
 
 
@@ -43,7 +43,7 @@ def test_its_bias_is_of_second_order() -> None:
 
 
 def test_the_bias_test_fails_a_wrong_kick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kicks of 1/d instead of 1/(d - 1) sample exp(-U (d - 1)/d), whatever the step."""
+    """Kicks with 1/d instead of 1/(d - 1) sample exp(-U (d - 1)/d) for every step."""
     right = microcanonical.kick
 
     def weak(direction: Tensor, force: Tensor, time: Tensor) -> microcanonical.Kick:
@@ -54,7 +54,7 @@ def test_the_bias_test_fails_a_wrong_kick(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_tuned_it_has_the_moments_of_a_gaussian() -> None:
-    """Within 5 %, and the energy error has the variance that was asked for."""
+    """The tuned sampler's moments are within 5 %, and the energy error has the required variance."""
     target, generator = linear_gaussian(), torch.Generator().manual_seed(0)
     with target.potential() as potential:
         state = Mclmc().init(torch.randn(1000, 4, generator=generator, dtype=torch.float64), potential, generator)
@@ -74,7 +74,7 @@ def test_tuned_it_has_the_moments_of_a_gaussian() -> None:
 
 
 def test_the_energy_error_is_of_third_order_in_a_step() -> None:
-    """So its square, which tunes the step, grows with the sixth power."""
+    """The square of the energy error, which tunes the step, therefore grows with the sixth power."""
     target, squares = linear_gaussian(), []
     for step_size in (0.04, 0.02):
         generator, sampler = torch.Generator().manual_seed(0), Mclmc(step_size)
@@ -82,7 +82,7 @@ def test_the_energy_error_is_of_third_order_in_a_step() -> None:
             state = sampler.init(target.exact(4000, generator), potential, generator)
             _, info = sampler.step(state, potential, generator)
         assert info.tuning is not None
-        assert float(info.tuning.min()) > 0  # none was cut
+        assert float(info.tuning.min()) > 0  # no error was cut
         squares.append(float(1 - info.tuning.mean()))
     assert 48 < squares[0] / squares[1] < 80
 

@@ -1,4 +1,4 @@
-"""What is known of MEADS beyond the properties that all samplers share."""
+"""Tests of MEADS beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _normal(x: object) -> object:
 
 
 def test_momentum_and_level_keep_their_laws() -> None:
-    """N(0, I) and uniform on [-1, 1], with a step that is refused often enough to matter."""
+    """The laws are N(0, I) and uniform on [-1, 1]. The step is rejected often enough to matter."""
     target = linear_gaussian()
 
     def failures(seed: int) -> dict[str, float]:
@@ -57,7 +57,7 @@ def test_exact_with_refusals(damping: float, scale: list[float] | None) -> None:
 
 def test_a_refusal_turns_the_chain_round_and_keeps_its_level() -> None:
     target, generator = linear_gaussian(), torch.Generator().manual_seed(0)
-    sampler = Meads(COARSE, damping=1e-300)  # nothing is refreshed, and the level does not drift
+    sampler = Meads(COARSE, damping=1e-300)  # no refreshment, and no drift of the level
     with target.potential() as potential:
         before = sampler.init(target.exact(2000, generator), potential, generator)
         after, info = sampler.step(before, potential, generator)
@@ -85,7 +85,7 @@ def test_products_are_those_over_pairs(shape: tuple[int, int]) -> None:
 
 
 def test_frozen_values_are_those_of_a_known_gaussian() -> None:
-    """h = ½ (tr P² / tr P)^-½ and gamma = (tr C² / tr C)^-½ for C the correlations and P their inverse."""
+    """With correlations C and P = C^-1, h = ½ (tr P² / tr P)^-½ and gamma = (tr C² / tr C)^-½."""
     target, generator = linear_gaussian(6), torch.Generator().manual_seed(0)
     covariance = target.exact(200_000, torch.Generator().manual_seed(1)).T.cov()
     scale = covariance.diagonal().sqrt()
@@ -104,7 +104,10 @@ def test_frozen_values_are_those_of_a_known_gaussian() -> None:
 
 
 def test_a_far_start_does_not_shrink_the_step_for_long() -> None:
-    """Prior draws on standard deviations from 1 to 0.01, where squared gradients are 10,000 times what they become."""
+    """Chains start at the prior; the target's standard deviations go from 1 to 0.01.
+
+    Squared gradients are 10,000 times larger there than in equilibrium.
+    """
     precision = torch.diag(torch.logspace(0, 4, 30, dtype=torch.float64) - 1)
     model = GEBM(IdentityBase(30), QuadraticEnergy(precision, torch.zeros(30, dtype=torch.float64)))
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +123,7 @@ def _state(position: Tensor) -> MeadsState:
 
 
 def test_a_fold_is_tuned_by_the_one_before_it() -> None:
-    """Other states of fold 0 change what the chains of fold 1 use, and nothing else."""
+    """Changing the states of fold 0 changes only the parameters of the chains of fold 1."""
     generator, sampler = torch.Generator().manual_seed(0), Meads()
     z = torch.randn(22, 3, generator=generator, dtype=torch.float64)
     moved = z.clone()
@@ -139,7 +142,7 @@ def test_a_fold_is_tuned_by_the_one_before_it() -> None:
 
 @pytest.mark.parametrize("num_chains", [3, 5])
 def test_small_blocks_give_finite_parameters(num_chains: int) -> None:
-    """Fewer chains than two a fold, or than folds."""
+    """The blocks have fewer than two chains a fold, or fewer chains than folds."""
     adaptation, sampler = MeadsAdaptation(), Meads()
     state = _state(torch.randn(num_chains, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     flags = torch.zeros(num_chains, dtype=torch.bool)

@@ -43,7 +43,7 @@ def _info(acceptance: Tensor, accepted: Tensor, grad_evals: int) -> Info:
 
 
 class NoOp(Sampler):
-    """Never moves; every distribution is invariant."""
+    """A sampler that never moves; every distribution is invariant."""
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> MalaState:
         return MalaState(z, *potential.value_and_grad(z))
@@ -53,7 +53,7 @@ class NoOp(Sampler):
 
 
 class TextbookMala(NoOp):
-    """MALA as it is written in textbooks. Its correction reads |.|^2 / (4 h), or (h/4) |.|^2 when ``wrong``."""
+    """MALA as in textbooks. Its correction is |.|^2 / (4 h), or (h/4) |.|^2 when ``wrong``."""
 
     def __init__(self, step_size: float, wrong: bool) -> None:
         self.step_size, self.wrong = step_size, wrong
@@ -101,7 +101,7 @@ class StaleHmc(Hmc):
 
 
 class ColdPcn(Pcn):
-    """pCN that ignores beta: its ratio is of E, not of beta E."""
+    """pCN that ignores beta: it accepts on E instead of beta E."""
 
     def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
         return super().step(state, potential.at(1.0), generator)
@@ -111,7 +111,7 @@ class ColdPcn(Pcn):
 
 
 class PriorlessRwm(Rwm):
-    """Random walk that accepts on the tilt and forgets the prior."""
+    """A random walk that accepts on the tilt and forgets the prior."""
 
     def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
         return super().init(z, _TiltAsWhole(potential), generator)
@@ -121,14 +121,14 @@ class PriorlessRwm(Rwm):
 
 
 class _TiltAsWhole:
-    """A potential that passes its tilt off as U."""
+    """A potential that returns its tilt as U."""
 
     def __init__(self, inner: Any) -> None:
         self.value = inner.tilt
 
 
 class PriorTwiceImh(Imh):
-    """Prior proposals accepted on the whole potential, which counts the prior twice."""
+    """Prior proposals that are accepted on the whole potential, which counts the prior twice."""
 
     def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
         return ImhState(z, potential.value(z))
@@ -138,7 +138,7 @@ class PriorTwiceImh(Imh):
 
 
 class _WholeAsTilt:
-    """A potential that passes U off as its tilt (not one that says it is split, so |z|²/2 is taken off again)."""
+    """A potential whose tilt is U. It is not a split potential, so U must include |z|²/2 once more to lose it again."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -148,7 +148,7 @@ class _WholeAsTilt:
 
 
 class PriorTwiceElliptical(Elliptical):
-    """Ellipses of the prior with a level of the whole potential, which counts the prior twice."""
+    """Elliptical slices whose level is that of the whole potential, which counts the prior twice."""
 
     def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
         return super().init(z, _WholeAsTilt(potential), generator)
@@ -158,14 +158,14 @@ class PriorTwiceElliptical(Elliptical):
 
 
 class ForgetfulIsir(Isir):
-    """i-SIR that gives the chain's own point no weight: plain resampling of N - 1 prior draws, biased for finite N."""
+    """i-SIR that gives the chain's own point no weight. It just resamples N - 1 prior draws, with a bias for finite N."""
 
     def step(self, state: Any, potential: Any, generator: torch.Generator) -> tuple[Any, Info]:
         return super().step(state._replace(value=torch.full_like(state.value, math.inf)), potential, generator)
 
 
 class TextbookSir(Sir):
-    """SIR with the whole pool at once. When ``wrong``, draws are chosen from it without regard to their weights."""
+    """SIR with the whole pool at once. When ``wrong``, draws are chosen from the pool regardless of their weights."""
 
     def __init__(self, num_candidates: int, wrong: bool) -> None:
         super().__init__(num_candidates)
@@ -188,7 +188,7 @@ class OneSidedPt(Pt):
 
 
 class StalePt(Pt):
-    """Parallel tempering that swaps positions and leaves the tilts where they were."""
+    """Parallel tempering that swaps positions but not their tilts."""
 
     def swap(self, tilts: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         self.unswapped = tilts[:, 1:]
@@ -200,7 +200,7 @@ class StalePt(Pt):
 
 
 class KineticlessMams(mams.Mams):
-    """Microcanonical trajectories accepted on dU alone, as if isokinetic dynamics preserved volume."""
+    """Microcanonical trajectories that are accepted on dU alone, as if isokinetic dynamics preserved volume."""
 
     def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
         right = mams.integrate
@@ -235,7 +235,7 @@ class KineticlessChees(Chees):
 
 
 class LocalChees(Chees):
-    """ChEES-HMC that goes on adapting: a chain's trajectory is long or short depending on where it is."""
+    """ChEES-HMC that keeps adapting: a chain's trajectory is long or short depending on where it is."""
 
     def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
         far, info = super().step(state, potential, generator)
@@ -246,7 +246,10 @@ class LocalChees(Chees):
 
 
 class BrokenMeads(Meads):
-    """MEADS that is ``right``, that does not ``turn`` its momentum after a refusal, or never touches its ``level``."""
+    """MEADS with a ``fault``: ``turn`` does not reverse momenta after rejections, ``level`` never moves the level.
+
+    ``right`` has no fault.
+    """
 
     def __init__(self, fault: str) -> None:
         super().__init__(step_size=0.3, damping=0.3)
@@ -292,7 +295,7 @@ def test_hmc_with_a_stale_gradient_is_caught(wrong: bool) -> None:
 
 @pytest.mark.parametrize("fault", ["right", "turn", "level"])
 def test_a_broken_meads_is_caught(fault: str) -> None:
-    """With a step that is refused every second time; a turn less is invisible at an acceptance of 0.7."""
+    """The step is rejected every second time, because at an acceptance of 0.7 the fault ``turn`` is invisible."""
     check = functools.partial(invariance, BrokenMeads(fault), linear_gaussian(), tune=False, steps=40)
     assert bool(confirmed(check)) is (fault != "right")
 
@@ -318,7 +321,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("twin", BROKEN)
 def test_a_broken_twin_is_caught(twin: str) -> None:
-    """Its own class passes the very same test: test_samplers.py."""
+    """The correct class passes the same test in test_samplers.py."""
     assert confirmed(functools.partial(invariance, BROKEN[twin], linear_gaussian()))
 
 

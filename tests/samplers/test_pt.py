@@ -1,4 +1,4 @@
-"""What is known of parallel tempering beyond the properties that all samplers share."""
+"""Tests of parallel tempering beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gebm_kit.testing.targets import IdentityBase, Target, WalledEnergy, linear_
 def _run(
     sampler: Sampler, z: Tensor, potential: Potential, steps: int, warmup: int = 0, seed: int = 0
 ) -> tuple[Sampler, PtState, Tensor]:
-    """The tuned sampler, its last state, and the trace of positions (steps, C, Z)."""
+    """Return the tuned sampler, its last state, and the trace of positions (steps, C, Z)."""
     generator = torch.Generator().manual_seed(seed)
     state = sampler.init(z, potential, generator)
     if warmup:
@@ -58,14 +58,14 @@ def test_swaps_between_two_levels_are_in_detailed_balance(rungs: tuple[float, fl
     order, rate = sampler.swap(pairs, torch.zeros(len(pairs), 1, dtype=torch.float64))
     _, back = sampler.swap(pairs.flip(1), torch.zeros(len(pairs), 1, dtype=torch.float64))
     torch.testing.assert_close(weight * rate[:, 0], mirrored * back[:, 0])
-    assert bool((order == torch.tensor([1, 0])).all())  # at a uniform of 0 all swap, above their rate none
+    assert bool((order == torch.tensor([1, 0])).all())  # with a uniform of 0 all pairs swap, above their rate none does
     order, _ = sampler.swap(pairs, torch.nextafter(rate, torch.full_like(rate, 2)))
     assert bool((order == torch.tensor([0, 1])).all())
     assert 0 < float(rate.min()) < 0.5
 
 
 def test_swaps_keep_the_law_of_every_rung() -> None:
-    """Tilts of N(-lambda, 1) on the rung lambda: a standard normal, tilted by itself."""
+    """The tilts on the rung lambda are N(-lambda, 1), as for a standard normal with the tilt z."""
     sampler = Pt(5).tuned(ladder=(0.0, 0.2, 0.9, 1.7, 4.0))
     rungs = torch.tensor(sampler.ladder, dtype=torch.float64)
 
@@ -85,7 +85,7 @@ def test_swaps_keep_the_law_of_every_rung() -> None:
 
 
 def test_where_all_swaps_are_accepted_replicas_are_carried_on() -> None:
-    """At beta = 0: in each step the prior draw and those that came after it go up two rungs, the others down two."""
+    """At beta = 0 each step carries the prior draw and those that follow it up two rungs, and the others down two."""
     sampler = Pt(7)
     order, _ = sampler.swap(torch.zeros(1, 7), torch.full((1, 6), 0.99))
     assert order.tolist() == [[1, 3, 0, 5, 2, 6, 4]]
@@ -96,7 +96,7 @@ def test_where_all_swaps_are_accepted_replicas_are_carried_on() -> None:
         "swap_rate_min": 1.0,
         "swap_rate_mean": 1.0,
         "communication_barrier": 0.0,
-        "restarts": 12 - 2,  # a draw goes up to the rungs 2, 4 and 6, the last, and so arrives in its third step
+        "restarts": 12 - 2,  # a draw goes up to the rungs 2, 4 and 6, the last, so it arrives in its third step
     }
     assert float(sampler.log_partition(state)) == pytest.approx(0.0, abs=1e-12)
     assert torch.equal(state.steps, torch.full_like(state.steps, 12))
@@ -117,7 +117,7 @@ def test_what_is_cached_moves_with_the_replicas() -> None:
 
 
 def test_modes_far_apart_get_their_share_where_mala_fails_and_the_diagnostics_say_so() -> None:
-    """Half the mass lies in each of two modes 12 apart; four fifths of the chains start in one."""
+    """Two modes 12 apart have half of the mass each, and four fifths of the chains start in one of them."""
     target, num_chains = two_modes(distance=12.0), 300
     start = target.point.expand(num_chains, -1).clone()
     start[: num_chains // 5] *= -1
@@ -174,7 +174,7 @@ def test_replicas_do_not_start_where_the_tilt_is_not_finite() -> None:
 
 @pytest.fixture(scope="module")
 def tuned() -> tuple[Target, Pt, PtState]:
-    """A run on the linear-Gaussian target from prior draws."""
+    """Run pt on the linear-Gaussian target from prior draws."""
     target = linear_gaussian()
     z = torch.randn(100, target.model.latent_dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with target.potential() as potential:
@@ -192,13 +192,13 @@ def test_warm_up_makes_all_pairs_swap_equally_often(tuned: tuple[Target, Pt, PtS
     assert sampler.ladder[-1] == 1
     assert all(low < high for low, high in itertools.pairwise(sampler.ladder))
     assert not sampler.adapting
-    assert int(state.steps[0]) == 100  # those of warm-up are not counted
+    assert int(state.steps[0]) == 100  # warm-up steps are not counted
     summary = sampler.summary(state)
     assert float(summary["communication_barrier"]) == pytest.approx(float((1 - _rates(state)).sum()))
 
 
 def test_step_sizes_are_tuned_on_every_rung() -> None:
-    """On a stiff target the moves of the upper half are accepted at 0.7, with steps that get shorter; below, h is capped."""
+    """On a stiff target the rungs of the upper half have an acceptance of 0.7 and decreasing steps; below, h is capped."""
     target = linear_gaussian(16, stiffness=400.0)
     generator = torch.Generator().manual_seed(0)
     with target.potential() as potential:
@@ -217,7 +217,7 @@ def test_step_sizes_are_tuned_on_every_rung() -> None:
 
 
 def test_log_partition_by_stepping_stones() -> None:
-    """The mean of eight short runs is the known A within its error."""
+    """The mean over eight short runs agrees with the known A within its error."""
     target = linear_gaussian()
 
     def failures(seed: int) -> dict[str, float]:
@@ -231,7 +231,7 @@ def test_log_partition_by_stepping_stones() -> None:
         error = float(found.std()) / math.sqrt(len(found))
         assert error < 0.03
         p = math.nan if error == 0 else z_p_value((float(found.mean()) - target.log_partition) / error)
-        return {} if p > 1e-6 else {"mean": p}  # a t of 7 degrees of freedom, whose tails are longer: |t| > 4.9
+        return {} if p > 1e-6 else {"mean": p}  # t has 7 degrees of freedom and long tails: |t| > 4.9
 
     assert not confirmed(failures)
 

@@ -1,4 +1,4 @@
-"""Refiners do what they claim: drs is exact where its bound holds, dot lowers its objective, dgflow follows its flow."""
+"""Tests that refiners do what they claim: drs is exact if its bound holds, dot lowers its cost, dgflow follows its flow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gebm_kit.testing.targets import (
 
 
 def quadratic(curvature: float, latent_dim: int = 3) -> gk.GEBM:
-    """``E(z) = curvature |z|² / 2``."""
+    """Build a model with ``E(z) = curvature |z|² / 2``."""
     precision = curvature * torch.eye(latent_dim, dtype=torch.float64)
     return gk.GEBM(IdentityBase(latent_dim), QuadraticEnergy(precision, torch.zeros(latent_dim, dtype=torch.float64)))
 
@@ -42,7 +42,7 @@ def quadratic(curvature: float, latent_dim: int = 3) -> gk.GEBM:
 def refined(
     sampler: Sampler, potential: Any, num_chains: int, seed: int = 0, latent_dim: int = 3
 ) -> tuple[Tensor, Any]:
-    """Where the points come from, (C, Z), and the finished state."""
+    """Return the points' origins, (C, Z), and the finished state."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(num_chains, latent_dim, generator=generator, dtype=torch.float64)
     state = sampler.init(z, potential, generator)
@@ -88,7 +88,7 @@ def test_rejection_is_exact_where_its_bound_holds(name: str) -> None:
 
 
 def test_a_bound_that_does_not_hold_is_caught_and_reported() -> None:
-    """Half of the true bound: the very test that the true one passes fails, and violations are counted and said."""
+    """With half of the true bound the test that the true bound passes fails, and violations are counted and reported."""
     target, _ = BOUNDS["tilted-uniform"]
     assert confirmed(functools.partial(drs_is_off, target, Drs(bound=-2.0)))
     with pytest.warns(GebmKitWarning, match="energy below the bound"):
@@ -99,7 +99,7 @@ def test_a_bound_that_does_not_hold_is_caught_and_reported() -> None:
 
 
 def test_the_acceptance_is_what_the_log_partition_says() -> None:
-    """exp(A + m), of which each proposal is an independent trial."""
+    """The acceptance is exp(A + m); each proposal is an independent trial."""
     target, bound = BOUNDS["tilted-uniform"]
     expected = math.exp(target.log_partition + bound)
 
@@ -151,8 +151,10 @@ def test_accepted_draws_stay() -> None:
 
 
 def test_chains_that_give_up_hold_their_best_by_weight_and_are_counted() -> None:
-    """A bound far below everything accepts nothing: importance resampling of many proposals is near the target, of one
-    it is the prior."""
+    """A bound far below all tilts accepts nothing. The draws are then resampled by weight from the proposals.
+
+    With many proposals they are near the target; with one they are prior draws.
+    """
     target, _ = BOUNDS["tilted-uniform"]
     assert not confirmed(functools.partial(drs_is_off, target, Drs(bound=-1e3, max_proposals=300)))
     assert confirmed(functools.partial(drs_is_off, target, Drs(bound=-1e3, max_proposals=1)))
@@ -176,7 +178,10 @@ def test_bad_drs_arguments(arguments: dict) -> None:
 
 
 def transport_is_off(sampler: Sampler, curvature: float = 2.0, lipschitz: float = 1.5) -> float:
-    """Largest distance from where the transport on ``curvature |z|² / 2`` leads, the radius k / curvature from outside."""
+    """Return the largest distance from where the transport on ``curvature |z|² / 2`` ends.
+
+    From outside that is the radius k / curvature.
+    """
     with gk_potential(quadratic(curvature)) as potential:
         origin, state = refined(sampler, potential, 200)
     radius = origin.norm(dim=1, keepdim=True)
@@ -191,12 +196,12 @@ def gk_potential(model: gk.GEBM, inverse_temperature: float = 1.0) -> Any:
 
 
 def test_points_go_where_the_transport_is_worth_it() -> None:
-    """|z - z_0| + a |z|² / (2 k) is least at the radius k / a on the way to the origin, and at z_0 within it."""
+    """|z - z_0| + a |z|² / (2 k) is smallest at the radius k / a on the way to the origin; within that radius, at z_0."""
     assert transport_is_off(Dot(lipschitz=1.5)) < 0.02
 
 
 class Undivided(Dot):
-    """Descends on |z - z_0| + tilt(z): forgets to divide by k."""
+    """dot that descends on |z - z_0| + tilt(z), because it forgets to divide by k."""
 
     def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any:
         state = super().init(z, potential, generator)
@@ -232,7 +237,7 @@ def test_the_objective_falls_at_every_step_and_bounds_the_distance() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
 def test_on_a_slope_everybody_moves_or_nobody(share: float) -> None:
-    """|grad tilt| / k is 2 or a half of what the distance costs."""
+    """All points move when |grad tilt| / k is twice the slope of the distance, and none when it is half of it."""
     slope = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
     with gk_potential(gk.GEBM(IdentityBase(3), LinearEnergy(slope))) as potential:
         origin, state = refined(Dot(lipschitz=5 * share), potential, 50)
@@ -245,7 +250,7 @@ def test_on_a_slope_everybody_moves_or_nobody(share: float) -> None:
 
 
 def test_the_slope_of_the_tilt_is_estimated_from_pairs() -> None:
-    """At most the true one where that is constant, and nearly it; flat tilts have none and move nobody."""
+    """Where the slope is constant, the estimate is close to it and never above; on a flat tilt no point moves."""
     slope = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
     with gk_potential(gk.GEBM(IdentityBase(3), LinearEnergy(slope))) as potential:
         state = Dot(num_pairs=500).init(torch.zeros(9, 3).double(), potential, torch.Generator().manual_seed(0))
@@ -286,7 +291,7 @@ ETA = 0.2
 
 
 def stationary_law_is_off(sampler: Dgflow, seed: int, curvature: float = 1.5) -> dict[str, float]:
-    """On ``a |z|² / 2`` kl ends in the normal law of variance gamma / (a (1 - a eta / 2))."""
+    """Return the failed tests that kl on ``a |z|² / 2`` ends in the normal law of variance gamma / (a (1 - a eta / 2))."""
     variance = sampler.noise / (curvature * (1 - curvature * ETA / 2))
     with gk_potential(quadratic(curvature)) as potential:
         _, state = refined(sampler, potential, 10_000, seed)
@@ -305,7 +310,7 @@ def test_kl_ends_in_its_known_law(noise: float) -> None:
 
 
 class HalfNoise(Dgflow):
-    """Forgets the 2 in sqrt(2 gamma eta)."""
+    """dgflow that forgets the 2 in sqrt(2 gamma eta)."""
 
     def step(self, state: Any, potential: Any, generator: torch.Generator) -> Any:
         return Dgflow(self.num_steps, self.step_size, self.noise / 2).step(state, potential, generator)
@@ -323,7 +328,7 @@ def test_without_noise_kl_is_gradient_descent() -> None:
 
 @pytest.mark.parametrize("divergence", ["kl", "js", "logd"])
 def test_the_drift_is_the_gradient_of_the_derivative_of_f(divergence) -> None:
-    """f'(r) by hand, differentiated by autograd, with r = exp(tilt + A)."""
+    """The drift agrees with autograd's gradient of f'(r), with r = exp(tilt + A)."""
     derivative = {
         "kl": lambda r: r.log() + 1,
         "js": lambda r: (2 * r / (1 + r)).log(),
@@ -342,7 +347,7 @@ def test_the_drift_is_the_gradient_of_the_derivative_of_f(divergence) -> None:
 
 
 def test_a_larger_beta_makes_shorter_steps() -> None:
-    """The default step times the slope is the same from a slope of 1 on: the drift does not grow with beta."""
+    """From a slope of 1 on the default step times the slope is constant, so the drift does not grow with beta."""
     slope, found = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64), {}
     for beta in (0.1, 1.0, 100.0):
         with gk_potential(gk.GEBM(IdentityBase(3), LinearEnergy(slope)), beta) as potential:

@@ -1,4 +1,4 @@
-"""What is known of random-walk Metropolis beyond the properties that all samplers share."""
+"""Tests of random-walk Metropolis beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed")
 
 
 def test_step_size_is_that_of_the_theory() -> None:
-    """On a standard normal in d dimensions an acceptance of 2 Phi(-l/2) = 0.25 belongs to h = l / sqrt(d), l = 2.3."""
+    """On a standard normal in d dimensions h = l / sqrt(d) has the acceptance 2 Phi(-l/2), which is 0.25 for l = 2.3."""
     dim = 30
     found = gk.sample(
         prior_only(dim).model, "rwm", num_samples=500, num_chains=500, warmup=150, steps=40, inverse_temperature=0.0

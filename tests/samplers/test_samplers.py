@@ -1,4 +1,4 @@
-"""Every registered sampler, by property: what it must do, and that exact ones are exact."""
+"""Tests of every registered sampler, by property: what it must do, and that exact samplers are exact."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_populations_estimate_what_they_should(name: str, target: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_state_that_was_saved_goes_on_where_it_stopped(name: str, tmp_path: Path) -> None:
-    """Field by field through safetensors: two further steps are the same, bit for bit."""
+    """The state goes through safetensors field by field; two further steps are then the same to the last bit."""
     target, sampler, generator = linear_gaussian(), CLASSES[name](), torch.Generator().manual_seed(0)
     with target.potential(torch.float32) as potential:
         state = sampler.init(target.exact(24, generator).float(), potential, generator)
@@ -82,7 +82,7 @@ def test_exact_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_float32_follows_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same random numbers, three steps in float32 end where those in float64 do."""
+    """With the same random numbers three steps in float32 end where three steps in float64 do."""
     for function in ("randn", "rand"):
         draw = getattr(torch, function)
 
@@ -183,7 +183,7 @@ def test_hmc_caps_the_mean_of_the_total_angle() -> None:
 
 
 def test_scales_beyond_the_prior_do_not_shorten_leapfrog_steps() -> None:
-    """A potential of scale 10 is as easy as one of scale 1 once the preconditioner has it."""
+    """Once the preconditioner knows the scale, a potential of scale 10 is as easy as one of scale 1."""
     tunable = Hmc(num_leapfrog=4, jitter=0.0).tuned(inverse_mass=torch.tensor([100.0, 1.0])).tunable
     assert tunable.high * 4 == pytest.approx(math.pi / 2)
     tunable = Hmc(num_leapfrog=4, jitter=0.0).tuned(inverse_mass=torch.tensor([0.25, 0.01])).tunable

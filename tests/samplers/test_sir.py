@@ -1,4 +1,4 @@
-"""What is known of sampling importance resampling beyond the properties that all samplers share."""
+"""Tests of sampling importance resampling beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHAINS = 32
 
 
 def tilted_line(slope: float = 1.0) -> Target:
-    """``E(z) = slope z`` in one dimension: the posterior is N(-slope, 1), and A = slope² / 2."""
+    """Build ``E(z) = slope z`` in one dimension, with the posterior N(-slope, 1) and A = slope² / 2."""
     energy = LinearEnergy(torch.tensor([slope], dtype=torch.float64))
     return Target(
         "tilted-line", GEBM(IdentityBase(1), energy), 1.0, lambda n, g: torch.empty(n, 1), (), torch.zeros(1), 1.0
@@ -30,7 +30,7 @@ def tilted_line(slope: float = 1.0) -> Target:
 
 
 def island(sampler: Sampler, target: Target, num_chains: int, seed: int) -> Tensor:
-    """The draws of one pool, (C, Z)."""
+    """Return the draws of one pool, (C, Z)."""
     generator = torch.Generator().manual_seed(seed)
     with target.potential() as potential:
         z = torch.randn(num_chains, target.point.shape[0], generator=generator, dtype=torch.float64)
@@ -41,7 +41,7 @@ def island(sampler: Sampler, target: Target, num_chains: int, seed: int) -> Tens
 
 
 def bias_is_not_as_known(sampler: Sampler, num_candidates: int, seed: int) -> dict[str, float]:
-    """On the tilted line the draws' mean is -1 + e / n to first order, n candidates in the pool."""
+    """Return the failed tests that the draws' mean on the tilted line is -1 + e / n to first order, for n candidates."""
     target, first = tilted_line(), 100_000 * seed
     means = [float(island(sampler, target, CHAINS, first + index).mean()) for index in range(1200)]
     n = CHAINS * num_candidates
@@ -51,12 +51,12 @@ def bias_is_not_as_known(sampler: Sampler, num_candidates: int, seed: int) -> di
 
 @pytest.mark.parametrize("num_candidates", [2, 4])
 def test_the_bias_falls_as_one_over_the_candidates(num_candidates: int) -> None:
-    """e / 64 = 0.042 and e / 128 = 0.021, each seen to about 0.008."""
+    """The biases are e / 64 = 0.042 and e / 128 = 0.021, each measured to about 0.008."""
     assert not confirmed(functools.partial(bias_is_not_as_known, Sir(num_candidates), num_candidates))
 
 
 def test_a_small_pool_is_seen_to_be_biased() -> None:
-    """32 candidates: 0.085 to first order, which the test that larger pools pass tells from e / 256 = 0.011."""
+    """With 32 candidates the bias is 0.085 to first order; the test that larger pools pass tells it from e / 256 = 0.011."""
     assert confirmed(functools.partial(bias_is_not_as_known, Sir(1), 8))
 
 
@@ -70,7 +70,7 @@ def test_check_sampler_passes_it() -> None:
 
 
 def test_equal_weights_choose_among_all_candidates_alike() -> None:
-    """Flat tilt: a share of (1 - 1/C)^C of C candidates is left out of C choices from them, and A = 0."""
+    """With a flat tilt C choices among C candidates leave out a share (1 - 1/C)^C of them, and A = 0."""
     sampler, generator, target = Sir(1), torch.Generator().manual_seed(0), prior_only(2)
     with target.potential() as potential:
         z = target.exact(5000, generator)
@@ -110,4 +110,4 @@ def test_weights_of_zero_are_never_chosen() -> None:
     picks = multinomial(log_weights, 10_000, generator)
     assert set(picks.tolist()) == {1, 3}
     assert float((picks == 3).double().mean()) == pytest.approx(1 / (1 + math.exp(-2)), abs=0.02)
-    assert int(multinomial(torch.full((4,), -math.inf), 9, generator).max()) <= 3  # nothing to choose: still an index
+    assert int(multinomial(torch.full((4,), -math.inf), 9, generator).max()) <= 3  # no positive weight: still an index

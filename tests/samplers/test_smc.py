@@ -1,4 +1,4 @@
-"""What is known of sequential Monte Carlo beyond the properties that all samplers share."""
+"""Tests of sequential Monte Carlo beyond the properties that all samplers share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gebm_kit.testing.targets import IdentityBase, WalledEnergy, banana, linear_
 
 
 def population(sampler: Smc, target: Target, num_chains: int, seed: int) -> SmcState:
-    """A finished one."""
+    """Return a finished population."""
     generator = torch.Generator().manual_seed(seed)
     with target.potential() as potential:
         z = torch.randn(num_chains, target.point.shape[0], generator=generator, dtype=torch.float64)
@@ -39,7 +39,7 @@ def population(sampler: Smc, target: Target, num_chains: int, seed: int) -> SmcS
 
 
 def z_hat_is_biased(sampler: Smc, seed: int, num: int = 500) -> dict[str, float]:
-    """t-test of the mean of exp(A_hat - A) over populations of 16 only: 8 % off is seen."""
+    """Return the failed t-test of the mean of exp(A_hat - A) over populations of only 16; it detects an error of 8 %."""
     target = linear_gaussian(2, stiffness=10.0)
     estimates = [
         float(sampler.log_partition(population(sampler, target, 16, num * seed + index))) for index in range(num)
@@ -57,7 +57,7 @@ def test_z_is_unbiased_on_a_fixed_ladder(ladder) -> None:
 
 
 class WeightsAfterMoves(Smc):
-    """SMC that weighs particles where the moves have brought them, not where they were when the level rose."""
+    """SMC that weights particles by where they are after the moves instead of where they were when the level rose."""
 
     def step(self, state: Any, potential: Any, generator: torch.Generator) -> Any:
         new, info = super().step(state, potential, generator)
@@ -70,7 +70,7 @@ def test_weights_taken_after_the_moves_are_caught() -> None:
 
 
 def test_forgotten_resampling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Particles that keep no account of their weights: neither draws nor Z are right."""
+    """Without resampling the weights are lost, and neither the draws nor Z are right."""
     monkeypatch.setattr("gebm_kit.samplers.smc.systematic", lambda log_weights, *rest: torch.arange(len(log_weights)))
     sampler = Smc(ladder="equal", num_rungs=10, num_moves=1, num_leapfrog=1, final_rounds=0)
     failures = confirmed(functools.partial(estimates, sampler, linear_gaussian()))
@@ -94,7 +94,7 @@ def test_points_without_an_energy_have_weight_zero() -> None:
 
 
 def levels(sampler: Smc, target: Target, num_chains: int = 400) -> tuple[list[float], list[float]]:
-    """Levels of the ladder, and the effective share at each rung."""
+    """Return the levels of the ladder and the effective share at each rung."""
     generator, found, shares = torch.Generator().manual_seed(0), [], []
     with target.potential() as potential:
         z = torch.randn(num_chains, target.point.shape[0], generator=generator, dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_a_flat_tilt_is_climbed_in_one_rung_without_resampling() -> None:
 
 
 def test_a_wild_tilt_is_climbed_in_small_steps() -> None:
-    """The first rungs of a tilt that spans 10^9 nats are as narrow as they have to be."""
+    """The first rungs of a tilt that spans 10^9 nats are as narrow as necessary."""
     found, shares = levels(Smc(num_moves=1, num_leapfrog=1), linear_gaussian(1, stiffness=1e9), 100)
     assert found[0] < 1e-6
     assert min(shares) > 0.69
@@ -144,7 +144,7 @@ def test_a_wild_tilt_is_climbed_in_small_steps() -> None:
 
 @pytest.mark.parametrize("ladder", ["adaptive", "equal"])
 def test_the_moves_leave_every_level_as_it_is(ladder) -> None:
-    """Exact draws stay exact, of a target and of the prior itself (beta = 0)."""
+    """Exact draws of a target, and of the prior itself (beta = 0), stay exact."""
     sampler = Smc(ladder=ladder)
 
     def failures(seed: int, level: float) -> dict[str, float]:
@@ -207,14 +207,14 @@ def test_estimates_are_right_on_fixed_ladders(ladder) -> None:
 
 
 def test_a_narrow_target_is_reached_with_the_defaults() -> None:
-    """As at a large beta: curvature 4,000."""
+    """The curvature is 4,000, as with a large beta."""
     assert not confirmed(
         functools.partial(estimates, Smc(), linear_gaussian(stiffness=4000.0), num_islands=12, num_chains=200)
     )
 
 
 class UnequalModesEnergy(Energy):
-    """``q = w N(a, I) + (1 - w) N(-a, I)`` over a standard normal base: A = 0."""
+    """The energy of ``q = w N(a, I) + (1 - w) N(-a, I)`` over a standard normal base; A = 0."""
 
     def __init__(self, centre: Tensor, weight: float) -> None:
         super().__init__()
@@ -228,8 +228,10 @@ class UnequalModesEnergy(Energy):
 
 
 def test_two_far_modes_are_occupied_as_they_should_be_where_mala_fails_and_says_so() -> None:
-    """Four fifths of the mass 12 standard deviations from the rest. From the prior mala's chains go to the nearer mode and
-    stay; its diagnostics say that they have not mixed."""
+    """Four fifths of the mass lie 12 standard deviations from the rest.
+
+    From the prior mala's chains go to the nearer mode and stay there. Its diagnostics say that they have not mixed.
+    """
     weight, centre = 0.8, torch.tensor([6.0, 0.0])
     model = gk.GEBM(IdentityBase(2), UnequalModesEnergy(centre, weight))
     with pytest.warns(GebmKitWarning, match="not mixed|remember where they started"):

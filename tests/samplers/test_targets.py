@@ -1,4 +1,4 @@
-"""The targets themselves: their draws, their energies and their normalising constants agree."""
+"""Tests that the draws, energies and normalising constants of the targets agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_exact_draws_have_the_stated_projections(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_exact_draws_are_those_of_the_energy(name: str) -> None:
-    """Integration by parts: E[z_i dU/dz_j] is 1 for i = j and 0 otherwise, and E[dU/dz_j] = 0."""
+    """By integration by parts E[z_i dU/dz_j] is 1 for i = j and 0 otherwise, and E[dU/dz_j] = 0."""
     target = TARGETS[name]
 
     def failures(seed: int) -> dict[str, float]:
@@ -44,7 +44,7 @@ def test_exact_draws_are_those_of_the_energy(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_log_partition_is_that_of_the_energy(name: str) -> None:
-    """``exp(A) = E_eta[exp(-beta E)]`` by Monte Carlo."""
+    """``exp(A) = E_eta[exp(-beta E)]``, by Monte Carlo."""
     target: Target = TARGETS[name]
 
     def failures(seed: int) -> dict[str, float]:

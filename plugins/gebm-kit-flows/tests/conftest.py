@@ -1,4 +1,4 @@
-"""What these tests run under: one thread, and no other plugin than the one they are about."""
+"""Settings of these tests: one thread, and no plugin except this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bijections, densities and gradients of every flow, as bases and as energies."""
+"""Tests of every flow's bijection, density and gradients, as a base and as an energy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BASES = {
 def base(request):
     torch.manual_seed(0)
     base = BASES[request.param]((2,)).double()
-    with torch.no_grad():  # away from the near-identity of fresh weights
+    with torch.no_grad():  # move away from the initial weights, which are close to the identity
         for parameter in base.parameters():
             parameter.mul_(1.5)
     return base.eval()
@@ -61,7 +61,7 @@ def test_encoding_inverts_drawing(base):
 
 
 def test_the_density_is_that_of_the_draws(base):
-    """log b(x) against log N(z) - log |det dG/dz| by automatic differentiation of the draw."""
+    """log b(x) agrees with log N(z) - log |det dG/dz|, by automatic differentiation of the draw."""
     z = torch.randn(20, 2, dtype=torch.float64)
     jacobian = torch.stack([torch.autograd.functional.jacobian(lambda v: base(v[None])[0], row) for row in z])
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - jacobian.det().abs().log()
@@ -69,7 +69,7 @@ def test_the_density_is_that_of_the_draws(base):
 
 
 def test_the_density_integrates_to_one(base):
-    """Trapezoids over x = sinh(u), which reach far out with few points where little mass is."""
+    """The integral is by trapezoids over x = sinh(u), which reach far out with few points where the mass is small."""
     grid = torch.linspace(-6.0, 6.0, 481, dtype=torch.float64)
     x, width = torch.sinh(grid), torch.cosh(grid)
     points = torch.cartesian_prod(x, x)
@@ -95,7 +95,7 @@ def test_gradients_reach_latents_and_weights(base):
 
 
 def test_the_gradient_of_a_draw_by_weights_is_right(base):
-    """Through the slow direction too, which bisection differentiates implicitly."""
+    """This includes the slow direction, in which bisection is differentiated implicitly."""
     z = torch.randn(4, 2, dtype=torch.float64)
     name, weight = next((n, p) for n, p in base.named_parameters() if p.dim() > 0)
     (grad,) = torch.autograd.grad(base(z).sum(), weight)

@@ -1,4 +1,4 @@
-"""The plugin as the kit sees it: its components, their documentation, and the recipes that need it."""
+"""Tests of the plugin as part of the kit: its components, their documentation, and the recipes that need it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _few_initial_draws(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def table(name: str, folder: Path) -> Path:
-    """A file of the layout that the recipe reads, with numbers of a generator."""
+    """Write a file with the layout that the recipe reads, filled with random numbers."""
     rng = np.random.default_rng(0)
     if name == "miniboone":
         path = folder / "miniboone.npy"

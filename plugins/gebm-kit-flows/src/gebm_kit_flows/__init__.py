@@ -11,7 +11,7 @@ _MODULE = "gebm_kit_flows"
 
 @gebm_kit.hookimpl
 def gebm_components() -> list[gebm_kit.Component]:
-    """Four bases and an energy."""
+    """Return the records of four bases and an energy."""
     return [
         gebm_kit.Component("base", "realnvp", f"{_MODULE}.bases:RealNVP", "Affine coupling flow, fast both ways"),
         gebm_kit.Component("base", "maf", f"{_MODULE}.bases:MAF", "Masked autoregressive flow, fast one way"),

@@ -1,4 +1,4 @@
-"""Bases with an exact density: z ~ N(0, I) through a bijection.
+"""Bases with an exact density: bijections of z ~ N(0, I).
 
 References:
     Density estimation using Real NVP. L. Dinh, J. Sohl-Dickstein, S. Bengio, ICLR 2017. https://arxiv.org/abs/1605.08803
@@ -25,15 +25,15 @@ Direction = Literal["density", "sampling"]
 
 
 class FlowBase(Base):
-    """``x = G(z)``, z ~ N(0, I), G a bijection: ``log b(x) = log N(G^-1(x); 0, I) + log |det dG^-1/dx|``.
+    """A base ``x = G(z)``, z ~ N(0, I), G a bijection: ``log b(x) = log N(G^-1(x); 0, I) + log |det dG^-1/dx|``.
 
-    ``encode`` is G^-1, and the loss of its own is the mean of -log b(x) over a batch, in nats. Latent and data space have
-    the same number of dimensions, ``prod(data_shape)``.
+    ``encode`` is G^-1. ``pretraining_loss`` is the mean of -log b(x) over a batch, in nats. Latent and data space have the
+    same number of dimensions, ``prod(data_shape)``.
 
     Args:
-        bijection: one pass of its networks for each layer in one direction, perhaps many in the other.
+        bijection: a bijection that takes one pass of each layer's network in one direction, and may take many in the other.
         data_shape: ``*D``.
-        fast: whether one pass gives the density (the bijection is G^-1) or draws (it is G).
+        fast: the direction that takes one pass: ``density`` (the bijection is G^-1) or ``sampling`` (it is G).
     """
 
     def __init__(self, bijection: Bijection, data_shape: tuple[int, ...], fast: Direction = "density") -> None:
@@ -44,17 +44,17 @@ class FlowBase(Base):
         self.fast = fast
 
     def forward(self, z: Tensor) -> Tensor:
-        """G(z): (B, Z) -> (B, *D)."""
+        """Map codes to data, G(z): (B, Z) -> (B, *D)."""
         x = self.bijection.inverse(z) if self.fast == "density" else self.bijection(z)
         return x.unflatten(1, self.data_shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        """G^-1(x): (B, *D) -> (B, Z)."""
+        """Map data to codes, G^-1(x): (B, *D) -> (B, Z)."""
         rows = x.flatten(1)
         return self.bijection(rows) if self.fast == "density" else self.bijection.inverse(rows)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log b(x) in nats: (B, *D) -> (B,)."""
+        """Return log b(x) in nats: (B, *D) -> (B,)."""
         rows = x.flatten(1)
         if self.fast == "density":
             z, log_det = self.bijection.with_log_det(rows)
@@ -64,31 +64,36 @@ class FlowBase(Base):
         return log_normal(z) - log_det
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
-        """Mean of -log b(x) in nats: (B, *D) -> ()."""
+        """Return the mean of -log b(x) in nats: (B, *D) -> ()."""
         return -self.log_prob(x).mean()
 
 
 def _dimensions(name: str, data_shape: tuple[int, ...], least: int = 2) -> int:
+    """Return the number of dimensions of the data.
+
+    Raises:
+        RecipeError: it is below ``least``.
+    """
     dim = math.prod(data_shape)
     if dim < least:
-        raise RecipeError(f"the {name} base needs data of at least {least} dimensions, these have {dim}")
+        raise RecipeError(f"the {name} base needs data of at least {least} dimensions; these have {dim}")
     return dim
 
 
 class RealNVP(FlowBase):
-    """Affine coupling: half of the coordinates are shifted and scaled by what a network makes of the other half.
+    """Affine coupling: half of the coordinates are shifted and scaled by a network's function of the other half.
 
-    Draws and densities cost the same, one pass of each layer's network.
+    Draws and densities cost the same: one pass of each layer's network.
 
     Args:
         transforms: number of layers.
         hidden: widths of the hidden layers of each network.
-        activation: of the networks.
+        activation: activation of the networks.
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -106,22 +111,22 @@ class RealNVP(FlowBase):
 
 
 class MAF(FlowBase):
-    """Affine autoregressive: each coordinate is shifted and scaled by what a network makes of those before it.
+    """Affine autoregressive: each coordinate is shifted and scaled by a network's function of the coordinates before it.
 
-    With ``fast: density`` a density costs one pass of each layer's network and a draw D passes; with ``fast: sampling`` (an
-    inverse autoregressive flow) it is the other way round. Maximum likelihood wants the first, chains in latent space and
-    joint training want the second.
+    With ``fast: density`` a density costs one pass of each layer's network, and a draw D passes. With ``fast: sampling`` (an
+    inverse autoregressive flow) it is the other way round. Use the first for maximum likelihood, and the second for chains
+    in latent space and joint training.
 
     Args:
         transforms: number of layers.
         hidden: widths of the hidden layers of each network.
-        activation: of the networks.
-        fast: the direction that costs one pass.
+        activation: activation of the networks.
+        fast: the direction that takes one pass.
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -140,23 +145,23 @@ class MAF(FlowBase):
 
 
 class NSF(FlowBase):
-    """Monotonic rational-quadratic splines on [-5, 5] in each coordinate, the identity beyond; data are best standardised.
+    """Monotonic rational-quadratic splines on [-5, 5] in each coordinate, the identity beyond. Standardise the data.
 
-    ``scheme: coupling`` draws in two passes of each layer's network and gives a density in one; ``autoregressive`` is more
-    flexible, but its slow direction costs D passes.
+    With ``scheme: coupling`` a draw takes two passes of each layer's network and a density takes one. ``autoregressive`` is
+    more flexible, but its slow direction takes D passes.
 
     Args:
         transforms: number of layers.
         hidden: widths of the hidden layers of each network.
-        activation: of the networks.
-        bins: of each spline.
-        scheme: what the spline of a coordinate may depend on.
-        fast: the direction that costs one pass.
+        activation: activation of the networks.
+        bins: number of bins of each spline.
+        scheme: what a coordinate's spline depends on: the other half of the coordinates, or all coordinates before it.
+        fast: the direction that takes one pass.
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -178,18 +183,18 @@ class NSF(FlowBase):
 
 
 class Gaussianization(FlowBase):
-    """Layers of rotation and, in each coordinate, the inverse normal CDF of a mixture's CDF.
+    """Layers of a rotation and, in each coordinate, the CDF of a mixture followed by the inverse normal CDF.
 
-    A density costs one pass. A draw inverts every coordinate by bisection, 30 passes in float32, so it is the slow
-    direction; its gradient is that of the implicit function, one pass.
+    A density costs one pass. A draw is the slow direction: it inverts every coordinate by bisection, which takes 30 passes
+    in float32. Its gradient comes from the implicit function theorem and takes one pass.
 
     Args:
         transforms: number of layers.
-        components: of each coordinate's mixture.
+        components: number of components in each coordinate's mixture.
         data_shape: ``*D``.
 
     Raises:
-        UsageError: an argument is out of its range.
+        UsageError: an argument is outside its range.
     """
 
     def __init__(

@@ -18,23 +18,26 @@ from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import Activation, check_sizes
 from gebm_kit_flows.transforms import log_normal, maf, nsf, realnvp
 
+SPLINE_BINS = 8
+"""Bins of each spline, as by default in the ``nsf`` base."""
+
 
 class FlowEnergy(Energy):
-    """``E(x) = -log p(x)``, p the density of a flow: ``½|T(x)|² + D/2 log 2π - log |det dT/dx|``; (B, *D) -> (B,).
+    """Minus the log-density of a flow, ``E(x) = ½|T(x)|² + D/2 log 2π - log |det dT/dx|``; (B, *D) -> (B,).
 
-    One pass of the networks. It grows without bound away from the data, so that the tilted model keeps the base's mass in
-    place; with a base of its own kind the pair can express a ratio of densities.
+    It takes one pass of the networks. It grows without bound away from the data, so the tilted model's mass can't move far
+    out. With a flow of the same kind as the base, the two together can express a ratio of densities.
 
     Args:
         flow: the kind of flow.
         transforms: number of layers.
         hidden: widths of the hidden layers of each network.
-        activation: of the networks.
+        activation: activation of the networks.
         data_shape: ``*D``.
 
     Raises:
-        RecipeError: a width below 1, or data of one dimension.
-        UsageError: another argument is out of its range.
+        RecipeError: a width is below 1, or the data have one dimension.
+        UsageError: another argument is outside its range.
     """
 
     def __init__(
@@ -51,12 +54,12 @@ class FlowEnergy(Energy):
         check_sizes("hidden", hidden)
         dim = math.prod(data_shape)
         if dim < 2:
-            raise RecipeError(f"the flow energy needs data of at least 2 dimensions, these have {dim}")
+            raise RecipeError(f"the flow energy needs data of at least 2 dimensions; these have {dim}")
         match flow:
             case "maf":
                 self.bijection = maf(dim, transforms, hidden, activation)
             case "nsf":
-                self.bijection = nsf(dim, transforms, hidden, activation, 8, coupling=False)
+                self.bijection = nsf(dim, transforms, hidden, activation, SPLINE_BINS, coupling=False)
             case "realnvp":
                 self.bijection = realnvp(dim, transforms, hidden, activation)
 

@@ -1,7 +1,7 @@
-"""zuko's flows as one bijection of rows, with what the kit asks of it: no host syncs, any dtype, saved with its weights.
+"""zuko's flows as bijections of rows that never wait for the device, work in any dtype, and are saved with their weights.
 
-zuko builds the transform of a flow anew at every call. For coupling layers that looks up where the mask is set, for which a
-GPU's queue has to drain, so their transforms are built once and kept until the module moves.
+zuko builds the transform of a flow again at every call. For coupling layers that reads the mask's values, so a GPU's
+queue must drain. Their transforms are therefore built once and kept until the module moves.
 
 References:
     Zuko: normalizing flows in PyTorch. F. Rozet et al., 2022. https://github.com/probabilists/zuko
@@ -23,22 +23,22 @@ from gebm_kit.core.layers import activation_layer
 
 
 class Bijection(nn.Module):
-    """``u = T(v)``, both (B, D), from zuko's lazy transforms in turn, with the log-determinant of dT/dv."""
+    """A bijection ``u = T(v)``, both (B, D), composed of zuko's lazy transforms, with the log-determinant of dT/dv."""
 
     def __init__(self, flow: zuko.flows.Flow) -> None:
         super().__init__()
-        # zuko names the list `transforms`, and wraps it even where it holds one transform
+        # zuko calls the list `transforms`, and wraps even a single transform in one
         self.parts = nn.ModuleList(flow.transform.transforms)
         self._kept: dict[int, Any] = {}
 
     def forward(self, v: Tensor) -> Tensor:
-        """T(v)."""
+        """Return T(v)."""
         for transform in self._transforms():
             v = transform(v)
         return v
 
     def with_log_det(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """T(v) and log |det dT/dv|, (B,)."""
+        """Return T(v) and log |det dT/dv|, (B,)."""
         total = torch.zeros_like(v[:, 0])
         for transform in self._transforms():
             v, log_det = transform.call_and_ladj(v)
@@ -46,12 +46,13 @@ class Bijection(nn.Module):
         return v, total
 
     def inverse(self, u: Tensor) -> Tensor:
-        """The v with T(v) = u."""
+        """Return the v with T(v) = u."""
         for transform in reversed(self._transforms()):
             u = transform.inv(u)
         return u
 
     def _transforms(self) -> list[Any]:
+        """Return the transforms in turn; those of coupling layers are built once and kept."""
         found = []
         for number, part in enumerate(self.parts):
             if not isinstance(part, zuko.flows.coupling.GeneralCouplingTransform):
@@ -67,20 +68,20 @@ class Bijection(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}  # a copy must not compute with the original's networks
+        return {**self.__dict__, "_kept": {}}  # kept transforms hold the original's networks, which a copy must not use
 
 
 class QuickSpline(zuko.transforms.MonotonicRQSTransform):  # type: ignore[misc]  # zuko is untyped
-    """zuko's rational-quadratic spline, with the bins of its softmax as the outer axis of memory.
+    """zuko's rational-quadratic spline, with a softmax whose bins are the outer axis in memory.
 
-    On a CPU a softmax over an inner axis of eight entries takes 7 to 15 times what it takes over the outer one, and was
-    up to half of the time of a draw.
+    On a CPU a softmax over an inner axis of eight entries takes 7 to 15 times as long as one over the outer axis. It was up
+    to half of the time of a draw.
 
     Args:
-        widths, heights: of the bins, unconstrained, (*, K).
-        derivatives: at the inner knots, unconstrained, (*, K - 1).
-        bound: B of the interval [-B, B].
-        slope: the smallest of the spline.
+        widths, heights: unconstrained widths and heights of the bins, (*, K).
+        derivatives: unconstrained derivatives at the inner knots, (*, K - 1).
+        bound: B of the interval [-B, B]; 5 as in zuko.
+        slope: smallest slope of the spline; 1e-3 as in zuko.
     """
 
     def __init__(
@@ -100,26 +101,27 @@ class QuickSpline(zuko.transforms.MonotonicRQSTransform):  # type: ignore[misc] 
 
 
 def _knots(sizes: Tensor, bound: float, smallest: float) -> Tensor:
-    """The ends of bins on [-bound, bound], from their unconstrained sizes; (*, K) -> (*, K + 1)."""
+    """Return the ends of bins on [-bound, bound] from their unconstrained sizes; (*, K) -> (*, K + 1)."""
     sizes = sizes / (1 + abs(2 * sizes / smallest))
     shares = torch.softmax(sizes.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1)
     return bound * (2 * torch.cumsum(nn.functional.pad(shares, (1, 0)), dim=-1) - 1)
 
 
 INITIAL_SPREAD = 0.3
-"""Standard deviation of a fresh mixture's shifts and log scales: close to the identity, no two components alike."""
+"""Standard deviation of a new mixture's shifts and log scales. A smaller one starts closer to the identity, but makes the
+components more alike, so that they take longer to differ."""
 
 BISECTIONS = {torch.float32: 30, torch.float64: 60}
-"""Halvings of an inverse's bracket, down to the rounding of its type."""
+"""Halvings of an inverse's bracket, for each type: enough to reach the type's rounding error."""
 
 
 class MixtureGaussianization(zuko.transforms.MonotonicTransform):  # type: ignore[misc]  # zuko is untyped
-    """``u = Phi^-1(mean_k Phi(v_k))``, ``v_k = exp(a_k) x + b_k``, with both tails as accurate as the middle.
+    """The map ``u = Phi^-1(mean_k Phi(v_k))``, ``v_k = exp(a_k) x + b_k``, with tails as accurate as the middle.
 
-    zuko's own `GaussianizationTransform` goes no farther than |u| = 4.9 and is inverted on [-10, 10]: no bijection of the
-    line, and layers of it lose mass. Here log Phi is taken on the side where it is small, so that u has no end,
-    ``log du/dx = log mean_k exp(a_k - v_k^2 / 2) + u^2 / 2`` is a formula, and the inverse is bisected between the
-    components' own, ``min_k`` and ``max_k`` of ``(u - b_k) exp(-a_k)``, where it must lie.
+    zuko's own `GaussianizationTransform` ends at |u| = 4.9 and is inverted on [-10, 10]. It is not a bijection of the line,
+    and layers of it lose mass. This one takes log Phi on the side where Phi is small, so u is unbounded. The derivative is
+    a formula, ``log du/dx = log mean_k exp(a_k - v_k^2 / 2) + u^2 / 2``. The inverse is found by bisection between the
+    smallest and the largest inverse of a component, ``(u - b_k) exp(-a_k)``, where it must lie.
 
     Args:
         shift, scale: b and a, (..., K).
@@ -140,9 +142,9 @@ class MixtureGaussianization(zuko.transforms.MonotonicTransform):  # type: ignor
 
     def _inverse(self, y: Tensor) -> Tensor:
         ends = ((y.detach().unsqueeze(-1) - self.shift) * torch.exp(-self.log_scale)).detach()
-        side = torch.where(y.detach() < 0, 1.0, -1.0).to(y.dtype)  # below 0 the lower tail is compared, above the upper
+        side = torch.where(y.detach() < 0, 1.0, -1.0).to(y.dtype)  # compare lower tails below 0, upper ones above
 
-        def log_tail(x: Tensor) -> Tensor:  # grows with x, and is a fraction of the work of `f`
+        def log_tail(x: Tensor) -> Tensor:  # increases with x, and is cheaper than `f`
             tails = torch.special.log_ndtr(side.unsqueeze(-1) * self._scores(x))
             return side * torch.logsumexp(tails, dim=-1)
 
@@ -154,7 +156,7 @@ class MixtureGaussianization(zuko.transforms.MonotonicTransform):  # type: ignor
 
 
 def _normal_score(scores: Tensor) -> Tensor:
-    """``Phi^-1(mean Phi(scores))`` over the last axis, by the logarithm of the tail that is small; (..., K) -> (...)."""
+    """Return ``Phi^-1(mean Phi(scores))`` over the last axis, from the logarithm of the smaller tail; (..., K) -> (...)."""
     log_num = math.log(scores.shape[-1])
     below = torch.logsumexp(torch.special.log_ndtr(scores), dim=-1) - log_num
     above = torch.logsumexp(torch.special.log_ndtr(-scores), dim=-1) - log_num
@@ -162,12 +164,12 @@ def _normal_score(scores: Tensor) -> Tensor:
     with torch.no_grad():
         u = _tail_score(log_tail)
         slope = _log_tail_slope(u)
-    u = u - (torch.special.log_ndtr(-u) - log_tail) / slope  # a Newton step, which has the gradient of the solution
+    u = u - (torch.special.log_ndtr(-u) - log_tail) / slope  # a Newton step, whose gradient is that of the solution
     return torch.where(below < above, -u, u)
 
 
 def _tail_score(log_tail: Tensor) -> Tensor:
-    """The u >= 0 with ``log Phi(-u) = log_tail``, nearly: from the normal quantile or its asymptote by Newton steps."""
+    """Return u >= 0 with ``log Phi(-u)`` close to ``log_tail``: the normal quantile or its asymptote, then Newton steps."""
     near = -torch.special.ndtri(torch.exp(log_tail.clamp(min=-50.0)))
     square = -2.0 * log_tail.clamp(max=-10.0)
     far = (square - torch.log(2 * math.pi * square)).sqrt()
@@ -178,26 +180,29 @@ def _tail_score(log_tail: Tensor) -> Tensor:
 
 
 def _log_tail_slope(u: Tensor) -> Tensor:
-    """``d log Phi(-u) / du``."""
+    """Return ``d log Phi(-u) / du``."""
     return -torch.exp(-0.5 * u.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(-u))
 
 
 def realnvp(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bijection:
-    """Affine coupling layers, each of which changes every other coordinate, in turns."""
+    """Build affine coupling layers, which change the even and the odd coordinates in turn."""
     return Bijection(
         zuko.flows.RealNVP(dim, transforms=transforms, hidden_features=hidden, activation=_activation(activation))
     )
 
 
 def maf(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bijection:
-    """Affine autoregressive layers, in ascending and descending order in turns."""
+    """Build affine autoregressive layers, whose coordinates are in ascending and descending order in turn."""
     return Bijection(
         zuko.flows.MAF(dim, transforms=transforms, hidden_features=hidden, activation=_activation(activation))
     )
 
 
 def nsf(dim: int, transforms: int, hidden: Sequence[int], activation: str, bins: int, *, coupling: bool) -> Bijection:
-    """Rational-quadratic splines on [-5, 5], the identity beyond; coupling: in two halves instead of one by one."""
+    """Build layers of rational-quadratic splines on [-5, 5], the identity beyond.
+
+    With ``coupling`` a layer transforms the coordinates in two halves, otherwise one by one.
+    """
     flow = zuko.flows.NSF(
         dim,
         transforms=transforms,
@@ -212,7 +217,7 @@ def nsf(dim: int, transforms: int, hidden: Sequence[int], activation: str, bins:
 
 
 def gaussianization(dim: int, transforms: int, components: int) -> Bijection:
-    """Each coordinate through a mixture's CDF and the inverse normal CDF, with rotations in between."""
+    """Build layers that map each coordinate through a mixture's CDF and the inverse normal CDF, with rotations between."""
     flow = zuko.flows.GF(dim, transforms=transforms, components=components)
     for part in flow.transform.transforms:
         if isinstance(part, ElementWiseTransform):
@@ -228,5 +233,5 @@ def _activation(name: str) -> Callable[[], nn.Module]:
 
 
 def log_normal(z: Tensor) -> Tensor:
-    """Log-density of N(0, I) in nats; (B, D) -> (B,)."""
+    """Return the log-density of N(0, I) in nats; (B, D) -> (B,)."""
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
