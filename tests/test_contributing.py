@@ -16,7 +16,7 @@ FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", TEXT, flags=r
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that pip installed the printed plugin into."""
+    """Install the printed plugin into a folder with pip, and return that folder."""
     root = tmp_path_factory.mktemp("contributing")
     for name, content in FILES.items():
         (root / "src" / name).parent.mkdir(parents=True, exist_ok=True)

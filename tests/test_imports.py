@@ -1,9 +1,10 @@
-"""What starts fast must not import what is slow."""
+"""Commands that should start fast import nothing slow."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "arviz_stats", "scipy", "PIL")
 
 
 def imported_by(*words: str) -> set[str]:
-    """Modules that are loaded when ``gebm-kit WORDS`` is done."""
+    """Return the modules that are loaded after ``gebm-kit WORDS``."""
     program = f"""
 import sys
 from gebm_kit.cli.app import main
@@ -31,12 +32,21 @@ sys.exit(code)
         ["--version"],
         ["train", "--help"],
         ["sample", "--help"],
+        ["eval", "--help"],
+        ["refine", "--help"],
+        ["density", "--help"],
+        ["score", "--help"],
+        ["compare", "--help"],
         ["list"],
         ["list", "sampler", "--json"],
         ["plugins", "list"],
         ["recipes", "ls"],
         ["data", "--help"],
+        ["data", "prepare", "--help"],
+        ["describe", "--help"],
+        ["doctor", "--help"],
         ["recipes", "show", "quickstart"],
+        ["recipes", "check", "--help"],
         ["runs"],
         ["runs", "--json"],
     ],
@@ -44,6 +54,14 @@ sys.exit(code)
 )
 def test_quick_commands_import_nothing_heavy(words: list[str]) -> None:
     assert not imported_by(*words) & set(HEAVY)
+
+
+def test_listing_runs_imports_nothing_heavy(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "quickstart" / "first"
+    run.mkdir(parents=True)
+    (run / "resolved.yaml").write_text("{schema: 1, train: {steps: 9}}")
+    (run / "status.json").write_text('{"recipe": "quickstart", "state": "finished", "step": 9, "seconds": 1.0}')
+    assert not imported_by("runs", str(tmp_path), "--json") & set(HEAVY)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""The wheel that people install: what is in it, and that its program works from a folder of its own."""
+"""The wheel that people install: its content, and that its program works from another folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kit's wheel, built without network from a copy of what git would ship."""
+    """Build the kit's wheel without network, from a copy of the files that git would ship."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel"]
     offline = ["--no-deps", "--no-index", "--no-build-isolation"]

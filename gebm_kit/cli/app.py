@@ -1,4 +1,4 @@
-"""The program ``gebm-kit``: its commands, and what becomes of an error.
+"""The program ``gebm-kit``: its commands, and how errors become exit codes.
 
 Exit codes: 0 done, 1 the run failed, 2 usage, recipe or input data, 3 plugin missing or broken, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -41,7 +41,7 @@ from gebm_kit.core.version import __version__
 app = typer.Typer(
     name="gebm-kit",
     help="Train, sample and evaluate Generalized Energy-Based Models.",
-    epilog="Start with `gebm-kit train quickstart`; `gebm-kit recipes ls` shows what else there is.",
+    epilog="Start with `gebm-kit train quickstart`; `gebm-kit recipes ls` lists all recipes.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -77,7 +77,7 @@ def options(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program on ``argv`` (default: this process's) and return its exit code."""
+    """Run the program on ``argv`` (default: the arguments of this process) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
@@ -86,11 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _signals_raise(),
         trust_programs(False),
         warnings.catch_warnings(),
-    ):  # commands say how warnings are shown
+    ):  # each command sets how warnings are shown
         try:
             code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
             sys.stdout.flush()
-            if code == 128 + signal.SIGINT:  # what typer makes of a KeyboardInterrupt
+            if code == 128 + signal.SIGINT:  # typer's code for a KeyboardInterrupt
                 raise _Stopped(signal.SIGINT)
             return code if isinstance(code, int) else 0
         except GebmKitError as error:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return _reader_left()
         except SystemExit as stop:
-            if isinstance(stop.__context__, BrokenPipeError):  # typer's own end of a closed pipe, with code 1
+            if isinstance(stop.__context__, BrokenPipeError):  # typer exits with code 1 on a closed pipe
                 return _reader_left()
             raise
         except Exception as error:
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _first_rank_speaks(debug: bool) -> Iterator[None]:
-    """Of the processes of torchrun all but the first are silent, unless they are being debugged."""
+    """Silence every process of torchrun but the first, unless ``debug``."""
     if debug or int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0":
         yield
         return
@@ -127,7 +127,7 @@ def _first_rank_speaks(debug: bool) -> Iterator[None]:
 
 
 class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM where nothing has a state to save; no KeyboardInterrupt, which typer would take for itself."""
+    """Ctrl-C or SIGTERM where there is no state to save; not a KeyboardInterrupt, which typer would handle itself."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -140,7 +140,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM unwind the stack, so that what is half written is removed, and are reported."""
+    """Let SIGINT and SIGTERM unwind the stack, so that half-written files are removed, and report them."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -177,7 +177,7 @@ def _try_help(error: Any) -> str:
 
 
 def _reader_left() -> int:
-    """The reader of stdout closed it (``gebm-kit list | head -1``): end quietly, as SIGPIPE would."""
+    """End quietly, as SIGPIPE would, after the reader of stdout closed it (``gebm-kit list | head -1``)."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush fails loudly
     return 0

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; apart from ui.py because rich is slow to import."""
+"""Progress bars on a terminal, in a file of their own because rich is slow to import."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from gebm_kit.core.progress import Progress
 
 
-SHOWN = ("energy_loss", "kale", "acceptance")
-"""A bar has room for less than a line has: with these it fits into 80 columns."""
+BAR_SCALARS = ("energy_loss", "kale", "acceptance")
+"""Scalars that a bar shows, fewer than `LINE_SCALARS`, so that it fits into 80 columns."""
 
 
 class Bars:
-    """One bar a stage, with its scalars, steps per second and time left; gone when the work ends."""
+    """One bar for each stage, with its scalars, steps per second and time left; removed when the work ends."""
 
     def __init__(self, console: Console) -> None:
         self._progress = RichProgress(
@@ -50,8 +50,8 @@ class Bars:
             pace = Pace(report)
             self._tasks[report.stage] = task, pace
         pace.update(report)
-        detail = "  ".join(part for part in [*pace.scalars(SHOWN), pace.speed(), pace.left()] if part)
-        within = report.stage != next(iter(self._tasks))  # sampling for an evaluation in the middle of training
+        detail = "  ".join(part for part in [*pace.scalars(BAR_SCALARS), pace.speed(), pace.left()] if part)
+        within = report.stage != next(iter(self._tasks))  # such as sampling for an evaluation during training
         visible = not (within and 0 <= report.total <= report.step)
-        total = report.total if report.total >= 0 else report.step + 1  # where it is not known
+        total = report.total if report.total >= 0 else report.step + 1  # -1: unknown
         self._progress.update(task, completed=report.step, total=total, detail=detail, visible=visible)

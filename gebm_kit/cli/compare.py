@@ -10,14 +10,13 @@ import typer
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, Quiet
 from gebm_kit.cli.progress import duration
-from gebm_kit.cli.results import interval, show_protocols
+from gebm_kit.cli.results import COLUMN_LABELS, interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.comparison import Comparison
 
-LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
-OUTCOMES = {
+OUTCOME_LABELS = {
     "state": "state",
     "skipped_updates": "skipped updates",
     "restores": "times gone back",
@@ -29,21 +28,22 @@ OUTCOMES = {
     "acceptance": "acceptance",
     "divergences": "divergences",
 }
+"""Keys of `Comparison.outcomes` that have a row of the table, and what that row is called."""
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two run directories or more.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two or more run directories.")],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The picture, a .png; replaced if it is there.")
+        Path, typer.Option("--out", metavar="FILE", help="The picture, a .png; an existing file is replaced.")
     ] = Path("compare.png"),
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare runs: where their recipes differ, how they went, their scores, and a picture of their training."""
+    """Compare runs: differences of their recipes, how they went, their scores, and a picture of their training."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--out is a picture in PNG format, got {out}", hint="For example --out compare.png.")
+        raise UsageError(f"--out must be a PNG file, got {out}", hint="For example --out compare.png.")
     from gebm_kit.core.files import make_directory
     from gebm_kit.engine.run_directory.comparison import compare as engine_compare
 
@@ -70,7 +70,7 @@ def _show(comparison: Comparison, out: Path) -> None:
             mark = " !" if metric.reasons else ""
             for column, values in metric.columns.items():
                 if any(values):
-                    rows.append([f"{metric.name}{mark}", LABELS[column], *(interval(value) for value in values)])
+                    rows.append([f"{metric.name}{mark}", COLUMN_LABELS[column], *(interval(value) for value in values)])
         ui.table("", ["metric", "of", *comparison.labels], rows)
         ui.text("[95 % intervals over independent draw sets]")
         comparable = [metric for metric in comparison.metrics if not metric.reasons]
@@ -87,7 +87,7 @@ def _show(comparison: Comparison, out: Path) -> None:
 
 
 def _outcome_rows(outcomes: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [[label, *(ui.number(outcome[key]) for outcome in outcomes)] for key, label in OUTCOMES.items()]
+    rows = [[label, *(ui.number(outcome[key]) for outcome in outcomes)] for key, label in OUTCOME_LABELS.items()]
     steps = [ui.number(o["step"]) + ("" if o["total_steps"] is None else f"/{o['total_steps']}") for o in outcomes]
     times = ["-" if o["seconds"] is None else duration(o["seconds"]) for o in outcomes]
     rows[1:1] = [["step", *steps], ["time", *times]]

@@ -1,4 +1,4 @@
-"""``gebm-kit data``: images decoded once, so that training never waits for them."""
+"""``gebm-kit data``: decoding images once, so that training never waits for them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def prepare(
     recipe_word: RecipeWord,
     override_words: OverrideWords = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hold images that are prepared already against their checksums.")
+        bool, typer.Option("--verify", help="Check images that are already prepared against their checksums.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Prepare them anew, though they are up to date.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prepare them again even if they are up to date.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, metavar="N", help="Threads that decode; default: one a CPU.")
+        int | None, typer.Option("--threads", min=1, metavar="N", help="Decoding threads; default: one per CPU.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Decode the images of a RECIPE once, all parts, into a cache of bytes that training maps into memory.
+    """Decode all images of a RECIPE once, into a cache of bytes that training maps into memory.
 
-    Training with the same data finds it by itself. Nothing is done when it is there and the files have not changed.
+    Training on the same data uses the cache automatically. Nothing happens if it exists and the files have not changed.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     given = split_words([recipe_word, *(override_words or ())], "RECIPE")
     if given.target is None:
-        raise UsageError("no RECIPE is named, only overrides")
+        raise UsageError("no RECIPE given, only overrides")
     from gebm_kit.config.load import load_recipe
 
     recipe = load_recipe(given.target, given.overrides)

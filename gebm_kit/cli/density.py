@@ -19,20 +19,19 @@ from gebm_kit.cli.options import (
     only_sections,
     set_trust,
 )
-from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
+from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
-SECTIONS = ("eval", "sample", "nll")
+OVERRIDABLE = ("eval", "sample", "nll")
+"""Sections of the recipe that ``gebm-kit density`` can override."""
 
 
 def density(
     words: RunFileWords,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="A .csv, replaced if it is there; default: RUN/densities/<FILE>.csv."
-        ),
+        typer.Option("--out", metavar="FILE", help="A .csv, replaced if it exists; default: RUN/densities/<FILE>.csv."),
     ] = None,
     key: Key = None,
     checkpoint: CheckpointWord = "last",
@@ -43,54 +42,31 @@ def density(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the log-density of every row of FILE under a RUN whose base has a density, with the error of log Z."""
+    """Write the log-density of every row of FILE under a RUN whose base has a density, and the error of log Z."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = given_rows(words, "density")
-    only_sections(given.overrides, SECTIONS, "gebm-kit density")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":
-        raise UsageError(f"--out is a table in CSV format, got {out}", hint="For example --out densities.csv.")
+        raise UsageError(f"--out must be a CSV file, got {out}", hint="For example --out densities.csv.")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
-    from gebm_kit.core.files import make_directory
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
-    file = given.file
-    rows, names = read_rows(file, key, run)
-    with say.progress() as on_progress:
-        found = densities(
-            run.model,
-            run.dataset,
-            rows,
-            inverse_temperature=recipe.sample.inverse_temperature,
-            space=recipe.nll.space,
-            method=recipe.eval.log_partition,
-            seed=recipe.eval.seed,
-            device=device or recipe.device,
-            names=names,
-            source=str(file),
-            block_size=recipe.sample.block_size,
-            on_progress=on_progress,
-        )
-    place = out or run.path / "densities" / f"{file.stem}.csv"
-    make_directory(place.parent)
-    found.save(place)
+    found = compute_rows(densities, given, key, run, recipe, device, say)
     payload = {
         **found.as_dict(),
         "mean_log_density": found.gebm.mean().item(),
-        "run": str(run.path),
-        "checkpoint": str(run.checkpoint.path),
-        "file": str(file),
-        "out": str(place),
+        **save_rows(found, given, run, out, "densities"),
     }
 
     def show() -> None:
         show_log_partition(found.log_partition.as_dict())
         mean = ui.number(payload["mean_log_density"])
         ui.text(f"{len(found.gebm)} rows, mean log-density {mean} nats ({found.space})")
-        ui.text(f"log-densities: {place}")
+        ui.text(f"log-densities: {payload['out']}")
 
     say.result(payload, show)

@@ -1,4 +1,4 @@
-"""``gebm-kit describe``: one component, its parameters and what it says about itself."""
+"""``gebm-kit describe``: one component, its parameters and its documentation."""
 
 from __future__ import annotations
 

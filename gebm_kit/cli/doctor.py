@@ -1,4 +1,4 @@
-"""``gebm-kit doctor``: what this installation can do, for a bug report or a new machine."""
+"""``gebm-kit doctor``: what this installation has and can do, for a bug report or a new machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Show Python, torch, devices, threads, plugins, cache and versions, and what is wrong with them."""
+    """Show Python, torch, devices, threads, plugins, cache and versions, and any problems with them."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     facts = _facts()
 
@@ -57,7 +57,7 @@ def _facts() -> dict[str, Any]:
     torch_version, threads = None, None
     try:
         import torch
-    except Exception as error:  # whatever a broken install raises is what the user needs to read
+    except Exception as error:  # a broken installation may raise anything, and the user needs to read it
         problems.append(f"torch can't be imported: {type(error).__name__}: {error}")
     else:
         torch_version, threads = torch.__version__, torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""``gebm-kit eval``: how good a trained run's draws are, beside its base's and held-out data."""
+"""``gebm-kit eval``: how good a trained run's draws are, compared with draws of its base and held-out data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gebm_kit.cli.options import (
 )
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 
-SECTIONS = ("eval", "sampler", "sample", "nll")
+OVERRIDABLE = ("eval", "sampler", "sample", "nll")
+"""Sections of the recipe that ``gebm-kit eval`` can override."""
 
 
 def evaluate(
@@ -33,11 +34,11 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and draw the pictures again."""
+    """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and redraw the pictures."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
-    only_sections(given.overrides, SECTIONS, "gebm-kit eval")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit eval")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
     from gebm_kit.engine.evaluation.evaluation import score_recipe

@@ -1,4 +1,4 @@
-"""``gebm-kit list``: the components that are installed."""
+"""``gebm-kit list``: the installed components."""
 
 from __future__ import annotations
 

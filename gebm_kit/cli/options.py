@@ -1,44 +1,51 @@
-"""Options that several commands share, and what is common to the words after a command."""
+"""Options that several commands share, and the parsing of a command's words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gebm_kit.core.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Shell completion: names of the shipped recipes."""
+    """Complete names of shipped recipes in the shell."""
     from gebm_kit.config.load import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def complete_sampler(incomplete: str) -> list[str]:
-    """Shell completion: names of samplers."""
+    """Complete names of samplers in the shell."""
+    return _components("sampler", incomplete)
+
+
+def complete_metric(incomplete: str) -> list[str]:
+    """Complete names of metrics in the shell."""
+    return _components("metric", incomplete)
+
+
+def _components(kind: str, incomplete: str) -> list[str]:
     from gebm_kit.core.plugins import installed
 
     registry = installed().registry
-    names = [registry.short_name(record) for record in registry.of_kind("sampler")]
+    names = [registry.short_name(record) for record in registry.of_kind(kind)]
     return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_kind(incomplete: str) -> list[str]:
-    """Shell completion: kinds of component."""
+    """Complete kinds of component in the shell."""
     from gebm_kit.core.components import KINDS
 
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
 OUTPUT = "Output"
+"""Heading of these options in a command's help."""
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
@@ -68,7 +75,9 @@ RunDirectory = Annotated[
 ]
 
 
-ResumeRun = Annotated[bool, typer.Option("--resume", help="Go on with the run there; start one when there is none.")]
+ResumeRun = Annotated[
+    bool, typer.Option("--resume", help="Resume the unfinished run there, or start one if there is none.")
+]
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, measure a few steps, and write nothing.")]
@@ -78,7 +87,7 @@ TrustProgram = Annotated[
     bool,
     typer.Option(
         "--trust-program",
-        help="Load a generator that is a program (TorchScript, torch.export): code that its author wrote.",
+        help="Allow a generator that is a program (TorchScript, torch.export), whose code then runs here.",
     ),
 ]
 
@@ -99,7 +108,7 @@ RunWord = Annotated[
 CheckpointWord = Annotated[
     str,
     typer.Option(
-        "--checkpoint", metavar="last|best|step-N", help="Which of the run's checkpoints: see train.keep_best."
+        "--checkpoint", metavar="last|best|step-N", help="Which of the run's checkpoints; for best see train.keep_best."
     ),
 ]
 
@@ -112,14 +121,14 @@ OverrideWords = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words after a command: the one without ``=``, if any, and the overrides."""
+    """The words after a command: the one without ``=`` (None: not given), and the overrides."""
 
     target: str | None
     overrides: tuple[str, ...]
 
 
 def split_words(words: Sequence[str] | None, what: str) -> Words:
-    """A word with ``=`` is an override, the one without is the ``what`` (RUN or RECIPE).
+    """Split words into overrides, which contain ``=``, and the one word without, the ``what`` (RUN, RECIPE or DATA).
 
     Raises:
         UsageError: there are two words without ``=``.
@@ -127,14 +136,14 @@ def split_words(words: Sequence[str] | None, what: str) -> Words:
     targets = [word for word in words or () if "=" not in word]
     if len(targets) > 1:
         raise UsageError(
-            f"one {what} is expected, got {len(targets)}: {', '.join(targets)}",
-            hint="An override is written KEY=VALUE, without blanks around '='.",
+            f"expected one {what}, got {len(targets)}: {', '.join(targets)}",
+            hint="Write an override as KEY=VALUE, without blanks around '='.",
         )
     return Words(targets[0] if targets else None, tuple(word for word in words or () if "=" in word))
 
 
 def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str) -> None:
-    """Refuse overrides of what is already trained into a run.
+    """Refuse overrides of sections that are fixed once a run is trained.
 
     Raises:
         UsageError: a key outside the ``allowed`` sections.
@@ -144,12 +153,12 @@ def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str
         if section not in allowed:
             raise UsageError(
                 f"`{command}` can't override {section!r}; it can override {', '.join(allowed)}",
-                hint="What a run was trained with is fixed; `gebm-kit train RECIPE KEY=VALUE` trains another.",
+                hint="What a run was trained with is fixed; `gebm-kit train RECIPE KEY=VALUE` trains another run.",
             )
 
 
 def set_trust(trusted: bool) -> None:
-    """Whether programs may be loaded, until this command is done."""
+    """Allow or forbid loading generators that are programs, until this command is done."""
     from gebm_kit.core.trust import set_trusted
 
     set_trusted(trusted)

@@ -1,4 +1,4 @@
-"""``gebm-kit plugins``: the plugin packages that were found, and what became of them."""
+"""``gebm-kit plugins``: the plugin packages that were found, and whether they loaded."""
 
 from __future__ import annotations
 

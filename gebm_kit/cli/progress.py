@@ -1,4 +1,4 @@
-"""Progress as lines of text, for pipes and log files; and the pace of a stage, which the bars show too."""
+"""Progress as lines of text, for pipes and log files, and the pace of a stage, which progress bars also show."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 LINES_PER_STAGE = 20
-"""Where stderr is no terminal, a stage of progress prints about that many lines."""
+"""Approximate number of progress lines in each stage, where stderr is not a terminal."""
 
 
 SECONDS_PER_LINE = 10
-"""The same where it is not known how long the stage is."""
+"""Time between lines in a stage of unknown length."""
 
 
-SHOWN_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
-"""Scalars of a progress report that are shown, in this order; a run's metrics.jsonl has them all."""
+LINE_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
+"""Scalars that a line of progress shows, in this order; a run's metrics.jsonl has them all."""
 
 
 class PlainProgress:
-    """One line every N steps of a stage, N being about a twentieth of it."""
+    """One line every N steps of a stage, where N is about a twentieth of its length."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -43,21 +43,21 @@ class PlainProgress:
             pace.last_line = report.step
             parts = [
                 f"{report.stage} {report.step}" + (f"/{report.total}" if report.total >= 0 else ""),
-                *pace.scalars(SHOWN_SCALARS),
+                *pace.scalars(LINE_SCALARS),
                 pace.speed(),
                 pace.left(),
             ]
             self._say("  ".join(part for part in parts if part))
 
     def _mark(self, report: Progress, pace: Pace) -> int:
-        """A number that grows by one where a line is due."""
+        """Return a number that grows by one whenever a line is due."""
         if report.total < 0:
             return int(pace.seconds // SECONDS_PER_LINE)
         return report.step // max(1, math.ceil(report.total / LINES_PER_STAGE))
 
 
 class Pace:
-    """Speed and time left of one stage, from the reports about it."""
+    """Speed and remaining time of one stage, computed from its progress reports."""
 
     def __init__(self, report: Progress) -> None:
         self.first_step = report.step
@@ -69,22 +69,22 @@ class Pace:
 
     def update(self, report: Progress) -> None:
         self.step, self.total = report.step, report.total
-        if report.scalars:  # all of them: energy-only training no longer has a base_loss
+        if report.scalars:  # replaced, not merged: energy-only training no longer has a base_loss
             self._scalars = dict(report.scalars)
 
     def scalars(self, names: Sequence[str]) -> list[str]:
-        """``loss 0.123``, ``kale 0.456``, for those of ``names`` that are known."""
+        """Return ``loss 0.123``, ``kale 0.456``, ... for the ``names`` that were reported."""
         known = [name for name in names if name in self._scalars]
         return [f"{'loss' if name == 'energy_loss' else name} {self._scalars[name]:.4g}" for name in known]
 
     @property
     def seconds(self) -> float:
-        """Since the first report."""
+        """Seconds since the first report."""
         return time.monotonic() - self.started
 
     @property
     def rate(self) -> float:
-        """Steps a second since the first report; 0 before the second one."""
+        """Steps per second since the first report; 0 before the second report."""
         seconds = self.seconds
         return (self.step - self.first_step) / seconds if seconds > 0 else 0.0
 
@@ -92,7 +92,7 @@ class Pace:
         return f"{self.rate:.3g} steps/s" if self.rate > 0 else ""
 
     def left(self) -> str:
-        """Time left, or when there is none, the time it took; "" where that is not known."""
+        """Return the time left, or the time taken once the stage is done; "" if the length is unknown."""
         if self.total < 0:
             return ""
         if self.step >= self.total:
@@ -101,7 +101,7 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Write a duration as ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

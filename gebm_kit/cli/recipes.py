@@ -1,4 +1,4 @@
-"""``gebm-kit recipes``: the recipes that come with the kit, and the check of any recipe."""
+"""``gebm-kit recipes``: list, show and copy the recipes that come with the kit, and check any recipe."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def show(name: RecipeWord, json: Json = False, quiet: Quiet = False, debug: Debu
 def cp(
     name: RecipeWord,
     destination: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where to; a directory, or a file name.")
+        Path, typer.Argument(metavar="FILE", help="The target, a directory or a file name.")
     ] = Path(),
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe, to change it. An existing file is never overwritten."""
+    """Copy a recipe so that you can change it. An existing file is never overwritten."""
     from gebm_kit.config.load import find_recipe
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
@@ -87,14 +87,14 @@ def check(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     given = split_words([recipe_word, *(override_words or ())], "RECIPE")
     if given.target is None:
-        raise UsageError("no RECIPE is named, only overrides")
+        raise UsageError("no RECIPE given, only overrides")
     recipe = load_recipe(given.target, given.overrides)
     payload = {"name": recipe.name, "path": str(recipe.path), "ok": True}
     say.result(payload, lambda: ui.text(f"{recipe.path}: no problems"))
 
 
 def summary(content: str) -> str:
-    """The recipe's first comment line."""
+    """Return the recipe's first comment line."""
     for line in content.splitlines():
         if line.startswith("#") and line.strip("# "):
             return line.strip("# ").strip()

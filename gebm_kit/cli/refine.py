@@ -1,4 +1,4 @@
-"""``gebm-kit refine``: an energy on top of a generator that was trained elsewhere, and what that is worth."""
+"""``gebm-kit refine``: train an energy on top of a generator that was trained elsewhere, and measure the gain."""
 
 from __future__ import annotations
 
@@ -32,29 +32,38 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
 
 
+Generator = Annotated[
+    str,
+    typer.Argument(
+        metavar="GENERATOR", help="A .safetensors file of weights, or a program (TorchScript, torch.export)."
+    ),
+]
+
+
+DataWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DATA [KEY=VALUE ...]",
+        help="A dataset's name, a folder of images or in MNIST's format, or a file of arrays; then values that replace "
+        "those of the recipe `refine`.",
+    ),
+]
+
+
+LatentShape = Annotated[
+    str | None,
+    typer.Option(
+        "--latent",
+        metavar="SHAPE",
+        help="Shape of one latent code of a program: 100, or 100x1x1. torch.export programs state it.",
+    ),
+]
+
+
 def refine(
-    generator: Annotated[
-        str,
-        typer.Argument(
-            metavar="GENERATOR", help="A .safetensors file of weights, or a program (TorchScript, torch.export)."
-        ),
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="DATA [KEY=VALUE ...]",
-            help="A dataset's name, a folder of images or in MNIST's format, or a file of arrays; then values that replace "
-            "those of the recipe refine.",
-        ),
-    ] = None,
-    latent: Annotated[
-        str | None,
-        typer.Option(
-            "--latent",
-            metavar="SHAPE",
-            help="Of one code of a program: 100, or 100x1x1. torch.export programs state it.",
-        ),
-    ] = None,
+    generator: Generator,
+    words: DataWords = None,
+    latent: LatentShape = None,
     out: RunDirectory = None,
     resume: ResumeRun = False,
     dry_run: DryRun = False,
@@ -91,7 +100,7 @@ def refine(
                 return
             found = refined(run) or engine_refine(run, device=device or recipe.device, on_progress=on_progress)
     except Interrupted as stopped:
-        stopped.hint = f"Go on with `{_resuming(generator, words or [], latent, out, device)}`."
+        stopped.hint = f"Resume with `{_resuming(generator, words or [], latent, out, device)}`."
         raise
     payload = {**train_payload(run), "refined": found}
     say.result(payload, lambda: _show(run, found, payload["figures"]))
@@ -101,7 +110,7 @@ def _recipe(generator: str, words: Sequence[str] | None, latent: str | None) -> 
     given = split_words(words, "DATA")
     if given.target is None and not any(word.startswith("data") for word in given.overrides):
         raise UsageError(
-            "no DATA is named", hint="For example `gebm-kit refine generator.pt photos/ --latent 100 --trust-program`."
+            "no DATA given", hint="For example `gebm-kit refine generator.pt photos/ --latent 100 --trust-program`."
         )
     from gebm_kit.config.load import load_recipe
     from gebm_kit.engine.refine import RECIPE, recipe_words
@@ -110,7 +119,7 @@ def _recipe(generator: str, words: Sequence[str] | None, latent: str | None) -> 
 
 
 def _resuming(generator: str, words: Sequence[str], latent: str | None, out: Path | None, device: str | None) -> str:
-    """The command that goes on with what was interrupted."""
+    """Return the command that resumes the interrupted work."""
     import torch
 
     from gebm_kit.core.trust import trust_words

@@ -1,4 +1,4 @@
-"""Tables of results that more than one command ends with."""
+"""Tables of results that several commands print."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from gebm_kit.cli import ui
 if TYPE_CHECKING:
     from gebm_kit.engine.sampling.diagnostics import Diagnostics
 
-COLUMNS = ("data", "base", "gebm", "ratio")
+COLUMN_LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
+"""Keys of an evaluation's ``metrics``, in the order of the table's columns, and what heads them."""
+
 DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")
-HEADINGS = ("metric", "held-out data", "base", "GEBM", "GEBM / base")
+EVALUATION_HEADINGS = ("metric", *COLUMN_LABELS.values())
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """The JSON of `eval` as a table: values with their 95 % intervals, then KALE and the log-partition."""
+    """Print the JSON of ``eval`` as a table: values with 95 % intervals, then KALE and the log-partition."""
     metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
-    names = list(dict.fromkeys(name for column in COLUMNS for name in metrics.get(column) or {}))
+    names = list(dict.fromkeys(name for column in COLUMN_LABELS for name in metrics.get(column) or {}))
     if names:
-        rows = [[name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
-        ui.table("", HEADINGS, rows)
+        rows = [
+            [name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMN_LABELS)] for name in names
+        ]
+        ui.table("", EVALUATION_HEADINGS, rows)
         beta = evaluation.get("inverse_temperature", 1.0)
         at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
         ui.text(f"[95 % intervals over independent draw sets]{at}")
@@ -37,7 +41,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 
 def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the values of metrics depend on, a line for all that depend on the same."""
+    """Print what the values of metrics depend on, with one line for all metrics that share a protocol."""
     found: dict[str, list[str]] = {}
     for name, protocol in protocols.items():
         if text := protocol_words(protocol):
@@ -47,8 +51,11 @@ def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def protocol_words(protocol: Mapping[str, Any]) -> str:
-    """The numbers of draws and of reference rows, the features with their checksum, what is done to images, and how many
-    held-out rows are scored where they are fewer than the draws: many values depend on that."""
+    """Describe what a metric's values depend on.
+
+    That is the numbers of draws and reference rows, the features with their checksum, and how images are resized. The
+    number of held-out rows in a set is added where it differs from the number of draws.
+    """
     words = []
     if protocol.get("samples") is not None:
         against = [protocol, protocol["train"]] if "train" in protocol else [protocol]
@@ -63,7 +70,7 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
 
 
 def show_log_partition(partition: Mapping[str, Any]) -> None:
-    """A with its interval, why by that method, and the cross-check."""
+    """Print the log-partition A with its interval, the method, the reason for that method, and the cross-check."""
     why = f"; {partition['reason']}" if partition.get("reason") else ""
     ui.text(f"log partition: {_with_error(partition)} ({partition.get('method', '')}{why})")
     if partition.get("gap") is not None:
@@ -78,7 +85,7 @@ def show_log_partition(partition: Mapping[str, Any]) -> None:
 
 
 def show_nll(nll: Mapping[str, Any]) -> None:
-    """Negative log-likelihoods of held-out data, of GEBM and base."""
+    """Print the negative log-likelihoods of held-out data under GEBM and base."""
     ui.text(f"NLL of {nll['num_rows']} held-out rows, nats ({nll['space']}): {_with_error(nll['gebm'])}")
     ui.text(f"  of the base: {_with_error(nll['base'])}; GEBM - base: {_with_error(nll['difference'])}")
 
@@ -88,12 +95,12 @@ def _with_error(cell: Mapping[str, Any]) -> str:
 
 
 def show_diagnostics(diagnostics: Diagnostics) -> None:
-    """All numbers as a table, each with its limit and whether it keeps it, where there is one, and the verdict in a line."""
+    """Print all numbers as a table, each with its limit and verdict where it has one, then the overall verdict."""
     checks = {check.name: check for check in diagnostics.checks()}
     rows = []
     for name, value in (diagnostics.as_dict() | diagnostics.details).items():
         if isinstance(value, list | dict | bool):
-            continue  # the verdict, which has a line of its own, and details, which have lines each
+            continue  # the overall verdict and nested details do not fit into a cell
         check = checks.get(name)
         verdict = "" if check is None else "ok" if check.ok else "BAD"
         rows.append([name, ui.number(value), "" if check is None else check.good, verdict])
@@ -104,7 +111,7 @@ def show_diagnostics(diagnostics: Diagnostics) -> None:
 
 
 def interval(cell: Mapping[str, Any] | None) -> str:
-    """A value with its 95 % interval, as far as there is one."""
+    """Write a value with its 95 % interval, if it has one; a dash for no value."""
     if not cell or cell.get("value") is None:
         return "-"
     low, high = cell.get("low"), cell.get("high")
@@ -113,11 +120,11 @@ def interval(cell: Mapping[str, Any] | None) -> str:
 
 
 def figure_paths(directory: Path) -> list[str]:
-    """The pictures in a run's figures directory, by name."""
+    """Return the paths of the pictures in a run's figures directory, sorted by name."""
     return [str(path) for path in sorted(directory.glob("*.png"))]
 
 
 def show_figures(paths: list[str]) -> None:
-    """One line a picture."""
+    """Print one line for each picture."""
     for path in paths:
         ui.text(f"figure: {path}")

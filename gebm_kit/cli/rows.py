@@ -1,11 +1,11 @@
-"""Rows of data that a command is given in a file, and the run that they are held against."""
+"""Commands on rows of a file, `score` and `density`: their words, their rows and their output files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -14,11 +14,15 @@ from gebm_kit.core.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gebm_kit.cli.ui import Ui
+    from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.run_directory.run import Run
 
 RunFileWords = Annotated[
     list[str],
-    typer.Argument(metavar="[RUN] FILE [KEY=VALUE ...]", help="The run (default: the newest finished one), the rows."),
+    typer.Argument(
+        metavar="[RUN] FILE [KEY=VALUE ...]", help="The run (default: the newest finished one), then the file of rows."
+    ),
 ]
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
@@ -26,7 +30,7 @@ Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The arra
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The words of such a command: a run or None, the file, overrides."""
+    """The words after `score` or `density`: the run (None: not given), the file and the overrides."""
 
     run: str | None
     file: Path
@@ -34,27 +38,29 @@ class Given:
 
 
 def given_rows(words: Sequence[str], command: str) -> Given:
-    """Tell run, file and overrides apart.
+    """Sort the words into run, file and overrides.
 
     Raises:
-        UsageError: there is no file, or a word too many.
+        UsageError: no file is given, or there are too many words.
     """
     overrides = tuple(word for word in words if "=" in word)
     places = [word for word in words if "=" not in word]
     if not 1 <= len(places) <= 2:
         raise UsageError(
-            f"a FILE, or a RUN and a FILE, are expected, got {len(places)} words: {', '.join(places) or 'none'}",
+            f"expected a FILE, or a RUN and a FILE, got {len(places)} words: {', '.join(places) or 'none'}",
             hint=f"For example `gebm-kit {command} runs/redwine/... rows.csv`.",
         )
     return Given(places[0] if len(places) == 2 else None, Path(places[-1]), overrides)
 
 
 def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
-    """Rows of a file and the names of their columns, () for data that are no table. Columns that the run was not trained on
-    may hold anything, where they are told apart by name; images of bytes are scaled to [-1, 1], as for training.
+    """Read the rows of a file and the names of their columns, which are () for data that are not a table.
+
+    Where columns are identified by name, those that the run was not trained on may hold anything. Images of bytes are
+    scaled to [-1, 1], as in training.
 
     Raises:
-        DataError: anything that keeps the file from being read.
+        DataError: the file can't be read.
     """
     from gebm_kit.core.interfaces import HasStandardisation
     from gebm_kit.data.arrays import image_rows
@@ -70,3 +76,66 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
     places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
     table = read_table(file, key, [names[place] for place in places])
     return table.rows, table.columns
+
+
+class RowValues(Protocol):
+    """Values of N rows that a command writes to a file, such as `RowScores` and `LogDensities`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what holds for all rows, as plain JSON."""
+
+    def save(self, path: Path) -> None:
+        """Write one line for each row."""
+
+
+V = TypeVar("V", bound=RowValues)
+
+
+def compute_rows(
+    compute: Callable[..., V], given: Given, key: str | None, run: Run, recipe: Recipe, device: str | None, say: Ui
+) -> V:
+    """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
+
+    Args:
+        compute: `row_scores` or `densities`.
+        key: the array in the file, or None.
+        device: in place of the recipe's.
+
+    Raises:
+        DataError: the file can't be read, or its rows do not fit the run.
+    """
+    rows, names = read_rows(given.file, key, run)
+    with say.progress() as on_progress:
+        return compute(
+            run.model,
+            run.dataset,
+            rows,
+            inverse_temperature=recipe.sample.inverse_temperature,
+            space=recipe.nll.space,
+            method=recipe.eval.log_partition,
+            seed=recipe.eval.seed,
+            device=device or recipe.device,
+            names=names,
+            source=str(given.file),
+            block_size=recipe.sample.block_size,
+            on_progress=on_progress,
+        )
+
+
+def save_rows(found: RowValues, given: Given, run: Run, out: Path | None, folder: str) -> dict[str, str]:
+    """Write the values to ``out``, or to ``folder`` in the run directory under the file's name.
+
+    Returns:
+        What the JSON says of places: ``run``, ``checkpoint``, ``file``, ``out``.
+    """
+    from gebm_kit.core.files import make_directory
+
+    place = out or run.path / folder / f"{given.file.stem}.csv"
+    make_directory(place.parent)
+    found.save(place)
+    return {
+        "run": str(run.path),
+        "checkpoint": str(run.checkpoint.path),
+        "file": str(given.file),
+        "out": str(place),
+    }

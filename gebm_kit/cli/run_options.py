@@ -1,18 +1,20 @@
-"""What commands that compute share: CPU threads, the run that is named, and its recipe with overrides."""
+"""Steps that commands share: setting CPU threads, finding the run, and applying overrides to its recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.run_directory.run import Run
+    from gebm_kit.engine.sampling.settings import SampleSettings
 
 
 def set_up_cpu(threads: int | None) -> None:
-    """Let torch use that many CPU threads, and keep memory that was freed."""
+    """Set the number of torch's CPU threads, and keep freed memory for reuse."""
     from gebm_kit.engine.process.devices import keep_freed_memory
 
     keep_freed_memory()
@@ -23,7 +25,7 @@ def set_up_cpu(threads: int | None) -> None:
 
 
 def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
-    """The run directory that was named, or the newest finished run, saying which; with the checkpoint that is asked for."""
+    """Open the run ``word`` at the given checkpoint; None: the newest finished run, which a note on stderr names."""
     from gebm_kit.engine.run_directory.run import load_run, newest_run
 
     if word is not None:
@@ -34,13 +36,28 @@ def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
 
 
 def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
-    """The run's recipe with ``overrides`` on top.
+    """Return the run's recipe with ``overrides`` applied.
 
     Raises:
-        RecipeError: they are no valid overrides; all problems at once.
+        RecipeError: the overrides are not valid; all problems are listed at once.
     """
     from gebm_kit.config.load import load_recipe
 
     if not overrides:
         return run.recipe
     return load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory)
+
+
+def overrides_with_sampler(run: Run, sampler: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
+    """Put ``--sampler`` in front of the overrides, so that ``sampler.step_size=0.1`` is a value of that sampler."""
+    if sampler is None or sampler == run.recipe.sampler.name:
+        return tuple(overrides)
+    return (f"sampler={sampler}", *overrides)
+
+
+def changed_settings(recipe: Recipe, changes: Mapping[str, Any]) -> SampleSettings:
+    """Return the recipe's sampling settings, changed by the ``changes`` that are not None."""
+    from gebm_kit.engine.sampling.settings import settings_of
+
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(settings_of(recipe.sample), **given)

@@ -1,4 +1,4 @@
-"""``gebm-kit runs``: what was trained, how far it is, and how good it is."""
+"""``gebm-kit runs``: a list of runs with their progress and scores."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 HEADINGS = ("run", "recipe", "state", "step", "metric", "base", "GEBM", "GEBM / base", "best", "time", "changed")
 
 FIRST_TO_GO = ("recipe", "best", "base", "GEBM / base", "time", "changed")
-"""What is left out of the table on a narrow terminal, in this order; a pipe and --json get everything."""
+"""Columns that are left out on a narrow terminal, in this order; a pipe and --json get everything."""
 
 
 def runs(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Where to look, to any depth; default: runs.")
+        Path | None, typer.Argument(metavar="DIR", help="Directory to search, at any depth; default: runs.")
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", metavar="NAME", help="The value to show; default: the first one of each run."),
+        typer.Option("--metric", metavar="NAME", help="The value to show; default: the first value of each run."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """List the runs under DIR, the latest first, with their state, their progress and their scores."""
+    """List the runs under DIR, newest first, with state, progress and scores."""
     from gebm_kit.engine.run_directory.comparison import protocol_groups
     from gebm_kit.engine.run_directory.record import find_records
 
@@ -86,22 +86,22 @@ def _show(root: Path, scored: list[tuple[RunRecord, Score | None]], groups: list
     marks = _marks([None if score is None else score.name for _, score in scored], groups)
     for row, mark in zip(rows, marks, strict=True):
         row[HEADINGS.index("metric")] += mark
-    # a run that was evaluated once has no best one to tell
+    # with a single evaluation, the best and the last are the same
     several = any(len(record.evaluated_rows) > 1 for record, _ in scored)
     shown = [index for index, heading in enumerate(HEADINGS) if heading != "best" or several]
     if ui.is_terminal(sys.stdout):
-        shown = _fitting(shown, rows, shutil.get_terminal_size().columns)
+        shown = fitting_columns(shown, rows, shutil.get_terminal_size().columns)
     ui.table("", [HEADINGS[i] for i in shown], [[row[i] for i in shown] for row in rows])
     if any(marks):
         ui.text(
             "values of one name are comparable where they have the same number; a ? was never evaluated after training. "
-            "`gebm-kit compare` says how protocols and data differ"
+            "`gebm-kit compare` shows how protocols and data differ"
         )
 
 
 def _marks(names: list[str | None], groups: list[int | None]) -> list[str]:
-    """`` #1``, `` #2``, ... after the names of values that were taken by different protocols, `` ?`` where that is not
-    known; nothing where all of a name are comparable."""
+    """Return a mark for the name of each value: `` #1``, `` #2``, ... number the protocols that values of one name were
+    computed by, `` ?`` stands for an unknown protocol, and "" means that all values of that name are comparable."""
     by_name: dict[str, set[int | None]] = {}
     for name, group in zip(names, groups, strict=True):
         if name is not None:
@@ -112,9 +112,9 @@ def _marks(names: list[str | None], groups: list[int | None]) -> list[str]:
     ]
 
 
-def _fitting(shown: list[int], rows: list[list[str]], width: int) -> list[int]:
-    """The columns that a terminal of ``width`` has room for, less `FIRST_TO_GO` as far as it must be."""
-    needed = {i: 3 + max(len(HEADINGS[i]), *(len(row[i]) for row in rows)) for i in shown}  # 3: a line and two blanks
+def fitting_columns(shown: list[int], rows: list[list[str]], width: int) -> list[int]:
+    """Return the columns that fit into ``width``, after dropping as many of `FIRST_TO_GO` as necessary."""
+    needed = {i: 3 + max(len(HEADINGS[i]), *(len(row[i]) for row in rows)) for i in shown}  # 3: a border and two blanks
     for heading in FIRST_TO_GO:
         if 1 + sum(needed.values()) <= width:
             break
@@ -144,7 +144,7 @@ def _row(record: RunRecord, score: Score | None) -> list[str]:
 
 
 def _age(seconds: float) -> str:
-    """``12 s``, ``5 min``, ``3 h``, ``9 days``."""
+    """Write an age as ``12 s``, ``5 min``, ``3 h`` or ``9 days``."""
     for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{max(int(seconds // unit), 0)} {name}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import enum
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,14 +23,21 @@ from gebm_kit.cli.options import (
     RunWord,
     Threads,
     TrustProgram,
+    complete_metric,
     complete_sampler,
     only_sections,
     set_trust,
     split_words,
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
-from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
-from gebm_kit.cli.trace import complete_metric, run_trace, with_long_beta
+from gebm_kit.cli.run_options import (
+    changed_settings,
+    find_run,
+    overridden_recipe,
+    overrides_with_sampler,
+    set_up_cpu,
+)
+from gebm_kit.cli.trace import run_trace, with_long_beta
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
@@ -42,59 +49,87 @@ if TYPE_CHECKING:
     from gebm_kit.engine.sampling.settings import SampleSettings
     from gebm_kit.engine.sampling.shards import ShardedDraws
 
-SECTIONS = ("sampler", "sample")
+OVERRIDABLE = ("sampler", "sample")
+"""Sections of the recipe that ``gebm-kit sample`` can override."""
 
 
 class Start(enum.StrEnum):
-    """Where chains start."""
+    """Starting points of chains."""
 
     PRIOR = "prior"
     DATA = "data"
 
 
+SamplerWord = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="NAME", help="default: the recipe's", autocompletion=complete_sampler),
+]
+
+
+NumSamples = Annotated[
+    int | None, typer.Option("--num-samples", metavar="N", min=1, help="draws to keep; default: the recipe's")
+]
+
+
+Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="default: the recipe's")]
+
+
+DrawsPlace = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE|DIR",
+        help="A .safetensors or .npz file, or, without a suffix, a directory of shards; default: new in RUN/samples/.",
+    ),
+]
+
+
+ResumeSampling = Annotated[
+    bool,
+    typer.Option("--resume", help="Resume an interrupted sampling into shards, or start one if there is none."),
+]
+
+
+ImagesFolder = Annotated[
+    Path | None, typer.Option("--images", metavar="DIR", help="Also write the draws as PNGs, for image data.")
+]
+
+
+RequireConverged = Annotated[
+    bool,
+    typer.Option("--require-converged", help="Exit with code 1 when the diagnostics say that the draws are bad."),
+]
+
+
+StartWord = Annotated[
+    Start,
+    typer.Option("--start", help="Where chains start: at draws of the prior, or at encodings of training rows."),
+]
+
+
+TraceMetric = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        metavar="METRIC",
+        help="Keep no draws; record METRIC along the chains, for each of inverse_temperature=[...], and draw it.",
+        autocompletion=complete_metric,
+    ),
+]
+
+
 def sample(
     run_word: RunWord = None,
     override_words: OverrideWords = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option("--sampler", metavar="NAME", help="default: the recipe's", autocompletion=complete_sampler),
-    ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option("--num-samples", metavar="N", min=1, help="draws to keep; default: the recipe's")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="default: the recipe's")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FILE|DIR",
-            help="A .safetensors or .npz file, or, without a suffix, a directory of shards; default: new in RUN/samples/.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the shards of an interrupted sampling; begin when there are none."),
-    ] = False,
-    images: Annotated[
-        Path | None, typer.Option("--images", metavar="DIR", help="Also write the draws as PNGs, for image data.")
-    ] = None,
-    require_converged: Annotated[
-        bool,
-        typer.Option("--require-converged", help="Exit with code 1 when the diagnostics say that the draws are bad."),
-    ] = False,
-    start: Annotated[
-        Start,
-        typer.Option("--start", help="Where chains start: at draws of the prior, or at encodings of training rows."),
-    ] = Start.PRIOR,
-    trace: Annotated[
-        str | None,
-        typer.Option(
-            "--trace",
-            metavar="METRIC",
-            help="Keep no draws; record METRIC along the chains, for each of inverse_temperature=[...], and draw it.",
-            autocompletion=complete_metric,
-        ),
-    ] = None,
+    sampler: SamplerWord = None,
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    out: DrawsPlace = None,
+    resume: ResumeSampling = False,
+    images: ImagesFolder = None,
+    require_converged: RequireConverged = False,
+    start: StartWord = Start.PRIOR,
+    trace: TraceMetric = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     device: Device = None,
@@ -115,88 +150,96 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
-        run_trace(
-            trace,
-            given,
-            say,
-            sampler,
-            changes,
-            of_draws,
-            checkpoint=checkpoint,
-            out=out,
-            device=device,
-            threads=threads,
-        )
+        place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
+        run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
-    only_sections(given.overrides, SECTIONS, "gebm-kit sample")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit sample")
     set_up_cpu(threads)
+    run = find_run(given.target, say, checkpoint)
+    wanted = _Wanted(out, images, start, device, resume, require_converged)
+    _sample(run, overrides_with_sampler(run, sampler, given.overrides), changes, wanted, say)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Options about draws.
+
+    Attributes:
+        out: file or directory of the draws; None for a new one in the run directory.
+        images: a directory for PNGs, or None.
+        start: where chains start.
+        device: replaces the recipe's, unless None.
+        resume: whether an interrupted sampling is continued.
+        require_converged: whether bad diagnostics end the command with code 1.
+    """
+
+    out: Path | None
+    images: Path | None
+    start: Start
+    device: str | None
+    resume: bool
+    require_converged: bool
+
+
+def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], wanted: _Wanted, say: ui.Ui) -> None:
+    """Draw, write the draws and pictures of the chains, and show the diagnostics.
+
+    Args:
+        changes: settings from options; None keeps the recipe's.
+    """
     from gebm_kit.engine.process.distributed import first_rank
 
-    run = find_run(given.target, say, checkpoint)
-    overrides = given.overrides
-    if sampler is not None and sampler != run.recipe.sampler.name:
-        overrides = (f"sampler={sampler}", *overrides)  # first, so that sampler.step_size=0.1 is a value of this one
     recipe = overridden_recipe(run, overrides)
-    place, draws = _drawn(run, recipe, overrides, changes, out, images, say, resume=resume, device=device, start=start)
+    place, draws = _drawn(run, recipe, overrides, changes, wanted, say)
     if not first_rank():
         return
     figures = _figures(run, draws, say)
-    refused = require_converged and not draws.diagnostics.converged
-    if not (json and refused):  # the error is that one object on stdout
-        _show(say, run, place, draws, images, figures)
+    refused = wanted.require_converged and not draws.diagnostics.converged
+    if not (say.json and refused):  # with --json the error is the one object on stdout
+        _show(say, run, place, draws, wanted.images, figures)
     if refused:
         text = "the draws were written, but their diagnostics are bad:"
         raise NotConverged(text, problems=draws.diagnostics.problems, hint=f"They are in {place}.")
 
 
 def _drawn(
-    run: Run,
-    recipe: Recipe,
-    overrides: Sequence[str],
-    changes: Mapping[str, Any],
-    out: Path | None,
-    images: Path | None,
-    say: ui.Ui,
-    *,
-    resume: bool,
-    device: str | None,
-    start: Start,
+    run: Run, recipe: Recipe, overrides: Sequence[str], changes: Mapping[str, Any], wanted: _Wanted, say: ui.Ui
 ) -> tuple[Path, Draws | ShardedDraws]:
-    """The draws, and where they have been written."""
+    """Draw, and return the file or directory of the draws with the draws themselves."""
     from gebm_kit.engine.figures.png_files import check_images, save_images
     from gebm_kit.engine.process.distributed import joined, local_device
     from gebm_kit.engine.sampling.draw import draw_to
-    from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
+    from gebm_kit.engine.sampling.settings import resolve_sampler
 
-    settings = dataclasses.replace(
-        settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
-    )
-    if images is not None:
-        check_images(images, run.model.data_shape, run.value_range)
+    settings = changed_settings(recipe, changes)
+    if wanted.images is not None:
+        check_images(wanted.images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
-    rows = _training_rows(run, settings) if start == Start.DATA else None
+    rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
     with joined() as ranks, ranks.together(), say.progress() as on_progress:
-        place = Path(ranks.from_first(str(out or _new_place(run, recipe.sampler.name, settings, resume=resume))))
+        place = Path(
+            ranks.from_first(str(wanted.out or _new_place(run, recipe.sampler.name, settings, resume=wanted.resume)))
+        )
         draws = draw_to(
             place,
             run.model,
             kernel,
             settings,
-            resume=resume,
+            resume=wanted.resume,
             value_range=run.value_range,
-            device=local_device(device or run.recipe.device),
+            device=local_device(wanted.device or run.recipe.device),
             on_progress=on_progress,
             ranks=ranks,
             start=rows,
-            hint=f"Go on with `{_resuming(run, overrides, settings, place, device, start)}`.",
+            hint=f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`.",
         )
-        if images is not None and run.value_range is not None and ranks.rank == 0:
-            save_images(draws.pictures(), settings.num_samples, images, run.value_range)
+        if wanted.images is not None and run.value_range is not None and ranks.rank == 0:
+            save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range)
     return place, draws
 
 
 def _training_rows(run: Run, settings: SampleSettings) -> Tensor:
-    """One for each chain, chosen at random by the seed."""
+    """Return one training row for each chain, chosen at random by the seed."""
     import torch
 
     from gebm_kit.core.seeds import stream
@@ -231,7 +274,7 @@ def _show(
 
 
 def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
-    """Pictures of the chains in RUN/figures; that they can't be written takes nothing from the draws."""
+    """Draw pictures of the chains in RUN/figures; a failure to write them is only a warning."""
     from gebm_kit.engine.figures.chain_figures import draw_chains
 
     try:
@@ -242,9 +285,10 @@ def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
 
 
 def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool) -> Path:
-    """The newest unfinished sampling in RUN/samples to ``resume``; else a name there that is not taken.
+    """Return the newest unfinished sampling in RUN/samples to ``resume``, otherwise a free name there.
 
-    A file; a directory for more draws than one should hold in memory, and for those that may have to be resumed.
+    The name is that of a directory of shards with ``resume`` or for more draws than should be held in memory, otherwise
+    that of a file.
     """
     from gebm_kit.engine.sampling.draws_on_disk import newest_unfinished
     from gebm_kit.engine.sampling.shards import too_many
@@ -262,10 +306,8 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
     return path
 
 
-def _resuming(
-    run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, device: str | None, start: Start
-) -> str:
-    """The command that goes on with an interrupted sampling."""
+def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, wanted: _Wanted) -> str:
+    """Return the command that resumes an interrupted sampling."""
     from gebm_kit.core.trust import trust_words
     from gebm_kit.engine.process.distributed import launcher
 
@@ -279,7 +321,7 @@ def _resuming(
         "--resume",
     ]
     options += ["--checkpoint", run.which] if run.which != "last" else []
-    options += ["--device", device] if device else []
-    options += ["--start", start] if start == Start.DATA else []
+    options += ["--device", wanted.device] if wanted.device else []
+    options += ["--start", wanted.start] if wanted.start == Start.DATA else []
     options += trust_words()
     return shlex.join([*launcher(), "sample", str(run.path), *overrides, *options])

@@ -19,10 +19,11 @@ from gebm_kit.cli.options import (
     only_sections,
     set_trust,
 )
-from gebm_kit.cli.rows import Key, RunFileWords, given_rows, read_rows
+from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 
-SECTIONS = ("eval", "sample", "nll")
+OVERRIDABLE = ("eval", "sample", "nll")
+"""Sections of the recipe that ``gebm-kit score`` can override."""
 
 
 def score(
@@ -46,42 +47,17 @@ def score(
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = given_rows(words, "score")
-    only_sections(given.overrides, SECTIONS, "gebm-kit score")
+    only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
-    from gebm_kit.core.files import make_directory
     from gebm_kit.engine.score import check_output, row_scores
 
     if out is not None:
         check_output(out)
     run = find_run(given.run, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
-    rows, names = read_rows(given.file, key, run)
-    with say.progress() as on_progress:
-        found = row_scores(
-            run.model,
-            run.dataset,
-            rows,
-            inverse_temperature=recipe.sample.inverse_temperature,
-            space=recipe.nll.space,
-            method=recipe.eval.log_partition,
-            seed=recipe.eval.seed,
-            device=device or recipe.device,
-            names=names,
-            source=str(given.file),
-            block_size=recipe.sample.block_size,
-            on_progress=on_progress,
-        )
-    place = out or run.path / "scores" / f"{given.file.stem}.csv"
-    make_directory(place.parent)
-    found.save(place)
-    payload = {
-        **found.as_dict(),
-        "run": str(run.path),
-        "checkpoint": str(run.checkpoint.path),
-        "file": str(given.file),
-        "out": str(place),
-    }
+    found = compute_rows(row_scores, given, key, run, recipe, device, say)
+    payload = {**found.as_dict(), **save_rows(found, given, run, out, "scores")}
 
     def show() -> None:
         text = f"{len(found.energy)} rows, mean energy {ui.number(payload['mean_energy'])}"
@@ -89,6 +65,6 @@ def score(
             show_log_partition(found.log_partition.as_dict())
             text += f", mean log-density {ui.number(payload['mean_log_density'])} nats ({found.space})"
         ui.text(text)
-        ui.text(f"scores: {place}")
+        ui.text(f"scores: {payload['out']}")
 
     say.result(payload, show)

@@ -1,8 +1,7 @@
-"""``gebm-kit sample --trace METRIC``: quality along the chain, and the words of a temperature sweep."""
+"""``gebm-kit sample --trace METRIC``: quality along the chain, for one temperature or a sweep over several."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,43 +10,44 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Words, only_sections
 from gebm_kit.cli.results import interval, show_protocols
-from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
+from gebm_kit.cli.run_options import (
+    changed_settings,
+    find_run,
+    overridden_recipe,
+    overrides_with_sampler,
+    set_up_cpu,
+)
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.evaluation.trace_result import Trace
     from gebm_kit.engine.run_directory.run import Run
+    from gebm_kit.engine.sampling.settings import SampleSettings
 
-SECTIONS = ("sampler", "sample", "eval")
+OVERRIDABLE = ("sampler", "sample", "eval")
+"""Sections of the recipe that ``gebm-kit sample --trace`` can override."""
+
 EVAL_KEYS = ("eval.metrics", "eval.num_sets", "eval.num_reference", "eval.features")
-"""What of an evaluation a trace has too; the draws are those of the section ``sample``."""
+"""Keys of ``eval`` that a trace reads; the section ``sample`` says how it draws."""
 
 BETA = "sample.inverse_temperature"
 COST = {"grad_evals": "gradients", "forward_evals": "evaluations"}
-
-
-def complete_metric(incomplete: str) -> list[str]:
-    """Shell completion: names of metrics."""
-    from gebm_kit.core.plugins import installed
-
-    registry = installed().registry
-    names = [registry.short_name(record) for record in registry.of_kind("metric")]
-    return [name for name in names if name.startswith(incomplete)]
+"""Axes of a trace, and the unit of cost that each counts."""
 
 
 def with_long_beta(words: Words, *, sweep: bool) -> Words:
-    """``inverse_temperature=...`` written out as ``sample.inverse_temperature=...``.
+    """Write ``inverse_temperature=...`` out as ``sample.inverse_temperature=...``.
 
     Raises:
-        UsageError: it is given a list and there is no ``sweep`` to make.
+        UsageError: its value is a list, which needs ``sweep``.
     """
     short = BETA.partition(".")[2]
     overrides = tuple(f"sample.{word.strip()}" if _key(word) == short else word for word in words.overrides)
     lists = [word for word in overrides if _is_beta(word) and _listed(word) is not None]
     if lists and not sweep:
         raise UsageError(
-            f"{lists[0]!r} lists several temperatures, and draws are of one; a sweep over them goes with --trace METRIC",
+            f"{lists[0]!r} lists several temperatures, but draws have one; a sweep over several goes with --trace METRIC",
             hint="For example: --trace frechet inverse_temperature=[1,10,100]",
         )
     return Words(words.target, overrides)
@@ -66,13 +66,13 @@ def run_trace(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Record ``metric`` along the chains of a run, draw it, and say what came out.
+    """Record ``metric`` along the chains of a run, draw the curves, and print the result.
 
     Args:
         given: RUN and overrides.
         sampler, checkpoint, out, device, threads: the options of ``gebm-kit sample``.
-        changes: settings that options gave in place of the recipe's; None where they did not.
-        of_draws: options that have to do with draws and were possibly given; none of them may be.
+        changes: settings from options; None keeps the recipe's.
+        of_draws: values of the options about draws; if any was given, UsageError is raised.
     """
     _check_words(given.overrides)
     for option, value in of_draws.items():
@@ -81,40 +81,16 @@ def run_trace(
                 f"--trace keeps no draws, so there is nothing for {option}", hint="Leave out one of the two."
             )
     set_up_cpu(threads)
-    from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
     from gebm_kit.engine.evaluation.trace_result import check_output
     from gebm_kit.engine.process.distributed import under_torchrun
-    from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
-    from gebm_kit.engine.trace import chosen_metric, record
 
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")
     if out is not None:
         check_output(out)
     run = find_run(given.target, say, checkpoint)
-    overrides = given.overrides
-    if sampler is not None and sampler != run.recipe.sampler.name:
-        overrides = (f"sampler={sampler}", *overrides)
-    recipe, betas = _sweep(run, overrides)
-    settings = dataclasses.replace(
-        settings_of(recipe.sample), **{key: value for key, value in changes.items() if value is not None}
-    )
-    chosen = chosen_metric(metric, recipe)
-    kernel = resolve_sampler(None, recipe.sampler, run.model)
-    with say.progress() as on_progress:
-        trace = record(
-            run.model,
-            run.dataset,
-            chosen,
-            kernel,
-            settings,
-            betas,
-            recipe.eval.num_sets,
-            num_reference=recipe.eval.num_reference,
-            features=FeatureSettings.of(recipe),
-            device=device or run.recipe.device,
-            on_progress=on_progress,
-        )
+    recipe, betas = _sweep(run, overrides_with_sampler(run, sampler, given.overrides))
+    trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say)
     target = trace.save(out or _new_file(run, trace))
     picture = trace.draw(run.figures / f"along-{_plain_name(trace.metric)}.png")
     found = trace.as_dict()
@@ -127,23 +103,55 @@ def run_trace(
     say.result({"trace": found, "out": str(target), "run": str(run.path), "figures": [str(picture)]}, show)
 
 
+def _recorded(
+    metric: str,
+    run: Run,
+    recipe: Recipe,
+    settings: SampleSettings,
+    betas: Sequence[float],
+    device: str | None,
+    say: ui.Ui,
+) -> Trace:
+    """Run chains at each of the ``betas`` and score them along the way."""
+    from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+    from gebm_kit.engine.sampling.settings import resolve_sampler
+    from gebm_kit.engine.trace import chosen_metric, record
+
+    chosen = chosen_metric(metric, recipe)
+    kernel = resolve_sampler(None, recipe.sampler, run.model)
+    with say.progress() as on_progress:
+        return record(
+            run.model,
+            run.dataset,
+            chosen,
+            kernel,
+            settings,
+            betas,
+            recipe.eval.num_sets,
+            num_reference=recipe.eval.num_reference,
+            features=FeatureSettings.of(recipe),
+            device=device or run.recipe.device,
+            on_progress=on_progress,
+        )
+
+
 def _check_words(overrides: Sequence[str]) -> None:
-    """Refuse what belongs to training, and what would change nothing here."""
-    only_sections(overrides, SECTIONS, "gebm-kit sample --trace")
+    """Refuse overrides that belong to training, and those that would have no effect."""
+    only_sections(overrides, OVERRIDABLE, "gebm-kit sample --trace")
     for word in overrides:
         key = _key(word)
         if key.split(".")[0] == "eval" and not key.startswith(EVAL_KEYS):
             raise UsageError(
                 f"{word!r} changes nothing here: of eval, `gebm-kit sample --trace` reads "
                 f"{', '.join(EVAL_KEYS[:-1])} and {EVAL_KEYS[-1]}",
-                hint="The draws are those of the section sample: sample.num_samples, sample.seed.",
+                hint="The section sample says how to draw: sample.num_samples, sample.seed.",
             )
         if key == "sample.thin":
             raise UsageError(f"{word!r} changes nothing here: `gebm-kit sample --trace` takes one draw of each chain")
 
 
 def _sweep(run: Run, overrides: Sequence[str]) -> tuple[Recipe, list[float]]:
-    """The recipe with the overrides on top, and the betas: one, or those of a list, each checked as a recipe's would be."""
+    """Return the recipe with the overrides applied, and the betas: one, or the items of a list, each checked."""
     given = [word for word in overrides if _is_beta(word)]
     others = [word for word in overrides if not _is_beta(word)]
     values = _listed(given[-1]) if given else None
@@ -165,7 +173,7 @@ def _is_beta(word: str) -> bool:
 
 
 def _listed(word: str) -> list[str] | None:
-    """The items of ``KEY=[a, b]``, or None for a value that is no list."""
+    """Return the items of ``KEY=[a, b]``, or None if the value is not a list."""
     text = word.partition("=")[2].strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
@@ -174,7 +182,7 @@ def _listed(word: str) -> list[str] | None:
 
 
 def show_trace(trace: Mapping[str, Any]) -> None:
-    """The JSON of a trace as a table: costs and values with their 95 % intervals, then what the curves come to."""
+    """Print the JSON of a trace as a table: costs and values with 95 % intervals, then a summary of each curve."""
     cost = COST[trace["axis"]]
     names = list(trace["base"])
     besides = trace["axis"] == "grad_evals" and any(row["forward_evals"] for row in trace["points"])
@@ -196,7 +204,7 @@ def show_trace(trace: Mapping[str, Any]) -> None:
 
 
 def _show_curve(trace: Mapping[str, Any], curve: Mapping[str, Any], name: str, cost: str) -> None:
-    """One sentence: what was gained, when 95 % of it was there, and what tuning had cost before."""
+    """Print in one sentence the gain, the cost of 95 % of it, and the cost of the warm-up before."""
     label = f"inverse temperature {curve['inverse_temperature']:g}: {name}"
     warmup = curve[f"warmup_{trace['axis']}"]
     tuning = f"; the warm-up before cost {warmup} {cost} per chain" if warmup else "; no warm-up"
@@ -207,7 +215,7 @@ def _show_curve(trace: Mapping[str, Any], curve: Mapping[str, Any], name: str, c
     elif name in curve["improvement"]:
         ui.text(f"{label} has not clearly improved: by {interval(curve['improvement'][name])}{tuning}")
     else:
-        ui.text(f"{label} has no better or worse{tuning}")
+        ui.text(f"{label} can't be called better or worse{tuning}")
 
 
 def _plain_name(metric: str) -> str:
@@ -215,7 +223,7 @@ def _plain_name(metric: str) -> str:
 
 
 def _new_file(run: Run, trace: Trace) -> Path:
-    """A name in RUN/samples that is not taken."""
+    """Return a free name in RUN/samples."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     stem = f"along-{_plain_name(trace.metric)}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
     path = run.path / "samples" / f"{stem}.json"

@@ -1,4 +1,4 @@
-"""``gebm-kit train``: a recipe becomes a run directory."""
+"""``gebm-kit train``: train a recipe into a run directory."""
 
 from __future__ import annotations
 
@@ -43,19 +43,21 @@ def train(
 ) -> None:
     """Train a base and an energy from a RECIPE, evaluate them and draw pictures.
 
-    Ctrl-C and SIGTERM save the state and print the command that goes on.
+    Ctrl-C and SIGTERM save the state and print the command that resumes training.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program)
     given = split_words([recipe_word, *(override_words or ())], "RECIPE")
     if given.target is None:
         raise UsageError(
-            "no RECIPE is named, only overrides",
-            hint="For example `gebm-kit train quickstart`; `gebm-kit recipes ls` shows the recipes.",
+            "no RECIPE given, only overrides",
+            hint="For example `gebm-kit train quickstart`; `gebm-kit recipes ls` lists the recipes.",
         )
     from gebm_kit.config.load import load_recipe
 
-    recipe = load_recipe(given.target, given.overrides)  # first of all: a misspelt key answers before any work is done
+    recipe = load_recipe(
+        given.target, given.overrides
+    )  # first, so that a misspelt key is reported before any work is done
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
     from gebm_kit.engine.process.distributed import first_rank
@@ -86,7 +88,7 @@ def train(
 
 
 def train_payload(run: Run) -> dict[str, Any]:
-    """The JSON of a finished run."""
+    """Return the JSON of a finished run."""
     from gebm_kit.cli.results import figure_paths
 
     return {
@@ -101,7 +103,7 @@ def train_payload(run: Run) -> dict[str, Any]:
 
 
 def show_plan(planned: dict[str, Any]) -> None:
-    """What a dry run found, as lines."""
+    """Print what a dry run found."""
     parameters, data = planned["parameters"], planned["data"]
     ui.text(f"recipe      {planned['recipe']}")
     ui.text(f"device      {planned['device']}")

@@ -1,6 +1,6 @@
-"""How a command speaks: results on stdout, everything else on stderr, for a person, a pipe or a program.
+"""Output of a command: results on stdout, everything else on stderr, for a person, a pipe or a program.
 
-rich is imported only where a terminal is at the other end, so that a piped command starts fast.
+rich is imported only if the output is a terminal, so that a piped command starts fast.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from gebm_kit.core.progress import OnProgress
 
 
-SCHEMA = 1
+JSON_SCHEMA = 1
+"""Version of the JSON that commands print, raised when a key changes its meaning or is removed."""
 
 
 class Ui:
-    """What one command says, and how.
+    """Output of one command.
 
     Args:
-        json: the result is one JSON object.
-        quiet: no progress and no notes.
-        debug: warnings with their place, tracebacks of errors.
+        json: print the result as one JSON object.
+        quiet: print no progress and no notes.
+        debug: print warnings with the line that raised them.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False) -> None:
@@ -43,16 +44,16 @@ class Ui:
             warnings.showwarning = self._warning
 
     def note(self, text: str) -> None:
-        """A line worth knowing, on stderr."""
+        """Print a note on stderr, unless ``--quiet``."""
         if not self.quiet:
             self._say(f"gebm-kit: {text}")
 
     def warn(self, text: str) -> None:
-        """A line that must be seen, on stderr, ``--quiet`` or not."""
+        """Print a warning on stderr, even with ``--quiet``."""
         self._say(f"gebm-kit: warning: {' '.join(text.split())}")
 
     def result(self, payload: Mapping[str, Any], show: Callable[[], None]) -> None:
-        """The command's result: ``payload`` as JSON, or whatever ``show`` prints."""
+        """Print the command's result: ``payload`` as JSON, or whatever ``show`` prints."""
         if self.json:
             emit_json(payload)
         else:
@@ -60,7 +61,7 @@ class Ui:
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
-        """A watcher to hand to the engine: bars on a terminal, lines elsewhere, nothing when quiet."""
+        """Yield a progress callback for the engine: bars on a terminal, lines elsewhere, nothing when quiet."""
         if self.quiet:
             yield lambda report: None
         elif not is_terminal(sys.stderr):
@@ -78,7 +79,7 @@ class Ui:
                 self._err = None
 
     def _say(self, line: str) -> None:
-        if self._err is not None:  # a live bar must be told, or the line is drawn into it
+        if self._err is not None:  # rich must print it, or the line is drawn into the live bar
             self._err.print(line, markup=False, soft_wrap=True)
         else:
             sys.stderr.write(line + "\n")
@@ -90,12 +91,12 @@ class Ui:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person with a capable terminal is at the other end."""
+    """Return whether ``stream`` is a terminal that can draw tables and bars."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def number(value: object) -> str:
-    """A figure for a table: four significant digits, a dash for what is unknown."""
+    """Write a value for a table: floats with four significant digits, a dash for None, NaN and infinity."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     if isinstance(value, float):
@@ -104,7 +105,7 @@ def number(value: object) -> str:
 
 
 def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows under headers on stdout: a rich table on a terminal, aligned columns of plain text elsewhere."""
+    """Print rows under headers on stdout: a rich table on a terminal, aligned plain columns elsewhere."""
     if is_terminal(sys.stdout):
         from rich.console import Console
         from rich.table import Table
@@ -124,17 +125,17 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def text(line: str = "") -> None:
-    """A line of the result, on stdout."""
+    """Print a line of the result on stdout."""
     sys.stdout.write(line + "\n")
 
 
 def emit_json(payload: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, with the schema's version first; what is not finite becomes null."""
-    text(jsonlib.dumps({"schema": SCHEMA, **plain(payload)}, ensure_ascii=False, allow_nan=False))
+    """Print one JSON object on stdout, with the schema's version first; NaN and infinity become null."""
+    text(jsonlib.dumps({"schema": JSON_SCHEMA, **plain(payload)}, ensure_ascii=False, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
-    """``value`` in types that strict JSON has."""
+    """Convert ``value`` to types that strict JSON has."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

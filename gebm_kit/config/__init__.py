@@ -1,1 +1,1 @@
-"""A recipe file becomes checked, built objects."""
+"""Recipes: reading a file, checking it, and building the objects it names."""

@@ -1,4 +1,4 @@
-"""Built objects from a checked recipe, through registry records and never by import."""
+"""Building the objects of a checked recipe, through registry records and never by import."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from gebm_kit.core.plugins import installed
 
 
 def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = None) -> Any:
-    """Construct the component that ``node`` names, with what it asks to be injected.
+    """Construct the component that ``node`` names, and the components nested in its parameters.
+
+    Args:
+        injected: values for constructor parameters that the kit fills in, by name.
 
     Raises:
-        RecipeError: the constructor refuses a combination of values, or asks for an injected value that is not known here.
-        PluginError: its class can't be imported.
+        RecipeError: the constructor refuses a combination of values, or needs an injected value that is not known here.
+        PluginError: the component's class can't be imported.
     """
     target = installed().registry.get(kind, node.name).load()
     injected = injected or {}
@@ -43,10 +46,10 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
 
 
 def build_dataset(recipe: Recipe) -> Any:
-    """The recipe's dataset.
+    """Build the recipe's dataset.
 
     Raises:
-        DataError: its files are missing or malformed.
+        DataError: its files are missing or malformed, or one of its parts is empty.
     """
     dataset = build("dataset", recipe.data, {"directory": recipe.directory})
     for name in ("train", "valid", "test"):
@@ -56,7 +59,7 @@ def build_dataset(recipe: Recipe) -> Any:
 
 
 def data_facts(recipe: Recipe, dataset: Any) -> dict[str, Any]:
-    """What components that see data may ask to be injected."""
+    """Return the facts about data and recipe that a component may ask to be injected."""
     return {
         "data_shape": tuple(dataset.data_shape),
         "value_range": dataset.value_range,
@@ -67,7 +70,7 @@ def data_facts(recipe: Recipe, dataset: Any) -> dict[str, Any]:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data with every default written out; loading it again gives the same recipe."""
+    """Return the recipe as plain data with every default written out; loading it again gives the same recipe."""
     tree: dict[str, Any] = {"schema": SCHEMA_VERSION, "requires": list(recipe.requires)}
     for name in COMPONENT_SECTIONS:
         if name != "sampler":
@@ -79,7 +82,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """`resolved` as YAML text."""
+    """Return `resolved` as YAML text."""
     return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
 
 

@@ -1,7 +1,7 @@
-"""Everything about a recipe is checked here, before anything is built; all problems are reported at once.
+"""Checks of a recipe, made before anything is built; all problems are reported at once.
 
-The same rules serve the fixed sections (dataclasses of schema.py) and component nodes (constructors): a value conforms to
-an annotation, a number lies in its range, a key exists.
+The same rules hold for the fixed sections (dataclasses of schema.py) and for component nodes (constructors): every key
+exists, every value has the annotated type, and every number lies in its range.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> R
     """Turn a tree into a Recipe, with every default filled in.
 
     Raises:
-        RecipeError: all problems, one a line: place, key, what was seen, what is allowed.
-        PluginError: the same, when every problem is a missing or broken plugin.
+        RecipeError: the recipe has problems. Each line of the message has place, key, value seen, and what is allowed.
+        PluginError: every problem is a missing or broken plugin; same message.
     """
     checker = _Checker(tree, registry or installed().registry)
     recipe = checker.recipe(directory)
@@ -60,12 +60,12 @@ def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> R
 
 
 def conform(value: Any, annotation: Any, interval: Range | None = None) -> Any:
-    """``value`` as the type that ``annotation`` asks for.
+    """Return ``value`` as the type that ``annotation`` asks for.
 
-    Integers stand for floats; nothing else is converted. Lists become tuples where the annotation says so.
+    Integers may stand for floats, text for paths, and lists for tuples; nothing else is converted.
 
     Raises:
-        ValueError: it is not of that type, or outside its range; the message says what is allowed.
+        ValueError: the value has another type, or is out of range; the message says what is allowed.
     """
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *marks = typing.get_args(annotation)
@@ -99,12 +99,12 @@ def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None)
             return conform(value, option, interval)
         except ValueError as error:
             failures.append(str(error))
-    # one real option: its own message says more than a list of types
+    # with one real option, its own message says more than a list of types
     raise ValueError(failures[0] if len(failures) == 1 else f"{value!r} is none of {describe_type_union(options)}")
 
 
 def describe_type_union(options: tuple[Any, ...]) -> str:
-    """``int, list of int or null``."""
+    """Describe the types of a union, as in ``int, list of int or null``."""
     names = [describe_type(o) for o in options]
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
@@ -222,7 +222,7 @@ class _Checker:
         return tuple(value)
 
     def node(self, key: Key, value: Any, kind: str) -> ComponentNode | None:
-        """Check a component node; None when something is wrong with it."""
+        """Check a component node; return None after reporting a problem."""
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             names = [self.registry.short_name(r) for r in self.registry.of_kind(kind)]
             self.report(key, f"needs a component: {{name: NAME}}; names: {', '.join(names)}")
@@ -232,7 +232,7 @@ class _Checker:
             schema = parameters(record.load())
         except GebmKitError as error:
             place = f"{self.tree.place((*key, 'name'))}: {dotted(key)}: {error}"
-            # a plugin that the recipe requires and that is not here may be what would provide the name
+            # the name may come from a plugin that the recipe requires and that is not installed
             by_plugin = isinstance(error, PluginError) or not self.requirements_met
             (self.plugin_problems if by_plugin else self.problems).append(place)
             if isinstance(error, PluginError):
@@ -266,7 +266,7 @@ class _Checker:
         return self.node(key, {"name": value} if isinstance(value, str) else value, parameter.kind)
 
     def nodes(self, key: Key, value: Any) -> tuple[ComponentNode | None, ...]:
-        """Check a list of component nodes, or one alone; None in the place of what is wrong."""
+        """Check a component node or a list of them; None stands for a node with a problem."""
         items = value if isinstance(value, list) else [value]
         kind = NODE_LISTS[tuple(str(part) for part in key)]
         return tuple(self.node((*key, i), part, kind) for i, part in enumerate(items))
@@ -280,7 +280,7 @@ class _Checker:
         return found
 
     def section(self, key: Key, value: Any, kind: type) -> Any:
-        """Check a fixed section against its dataclass; None when something is wrong with it."""
+        """Check a fixed section against its dataclass; return None after reporting a problem."""
         if value is None:
             value = {}
         if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A recipe by path or short name: found, read, overridden and checked."""
+"""Loading a recipe by path or short name: finding, reading, overriding and checking it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gebm_kit.core.errors import RecipeError, UsageError, nearest
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Short names of the recipes that come with the kit, and their files."""
+    """Return the recipes that come with the kit: short name to file."""
     package = Path(__file__).parents[1]
     for folder in (package / "recipes", package.parent / "recipes"):
         if folder.is_dir():
@@ -21,7 +21,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """The file that ``source`` names: a path, or the short name of a shipped recipe.
+    """Return the file that ``source`` names: a path, or the short name of a shipped recipe.
 
     Raises:
         UsageError: there is no such file and no such recipe.
@@ -30,7 +30,7 @@ def find_recipe(source: str | Path) -> Path:
     if path.is_file():
         return path
     shipped = shipped_recipes()
-    if str(source) in shipped:  # also where a folder is called so: data often lie in one named like their recipe
+    if str(source) in shipped:  # even if a folder has that name: data often lie in a folder named like their recipe
         return shipped[str(source)]
     if path.is_dir():
         raise UsageError(f"{path} is a directory, not a recipe file")
@@ -45,14 +45,14 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, directory:
     """Read, override, resolve and check a recipe.
 
     Args:
-        source: path, or short name of a shipped recipe.
+        source: a path, or the short name of a shipped recipe.
         overrides: words ``key=value``.
-        directory: where relative paths start; the current directory when None.
+        directory: start of relative paths; None: the current directory.
 
     Raises:
         UsageError: the file can't be found or read.
-        RecipeError: it has problems; all of them are in the message.
-        PluginError: it needs a plugin that is missing or broken.
+        RecipeError: the recipe has problems; the message lists all of them.
+        PluginError: the recipe needs a plugin that is missing or broken.
     """
     if isinstance(overrides, str):
         raise UsageError(f"overrides are a list of words, for example [{overrides!r}], not one text")
@@ -60,7 +60,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, directory:
 
 
 def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Tree:
-    """Read a recipe file and apply overrides and interpolation, without checking what the values mean."""
+    """Read a recipe file and apply overrides and interpolation, without checking the values."""
     path = find_recipe(source)
     try:
         raw = path.read_bytes()

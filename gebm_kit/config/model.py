@@ -1,4 +1,4 @@
-"""A recipe's model: base and energy with fresh weights, in the recipe's precision."""
+"""Building a recipe's model: base and energy with fresh weights, in the recipe's precision."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.model import GEBM
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-"""Type of parameters and data under each precision (bfloat16 is autocast on float32 parameters)."""
+"""Data type of parameters and data for each precision (bfloat16 is autocast on float32 parameters)."""
 
 
 def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
-    """The recipe's base and energy, with fresh weights from torch's default generator, in the recipe's precision."""
+    """Build the recipe's base and energy in its precision, with fresh weights from torch's default generator.
+
+    Args:
+        facts: what components may ask to be injected (`data_facts`). A checkpoint's facts also hold ``log_ratio``, whether
+            the energy is a log density ratio. Without it, the recipe's loss is built once to find out.
+    """
     base = build("base", recipe.base, facts)
     energy = build("energy", recipe.energy, {**facts, "latent_dim": base.latent_dim})
-    with torch.random.fork_rng(devices=[]):  # a loss may have weights of its own; the model's do not depend on them
-        loss = build("loss", recipe.loss, {**facts, "latent_dim": base.latent_dim})
-    model = GEBM(base, energy, log_ratio=bool(getattr(loss, "log_ratio", True)))
+    log_ratio = facts.get("log_ratio")
+    if log_ratio is None:
+        with torch.random.fork_rng(devices=[]):  # a loss may draw weights of its own; later draws must not depend on it
+            loss = build("loss", recipe.loss, {**facts, "latent_dim": base.latent_dim})
+        log_ratio = getattr(loss, "log_ratio", True)
+    model = GEBM(base, energy, log_ratio=bool(log_ratio))
     return model.to(DTYPES[recipe.precision])

@@ -1,6 +1,6 @@
-"""The sections of a recipe as dataclasses: their keys, types, ranges and defaults. Free of torch.
+"""Sections of a recipe as dataclasses: keys, types, ranges and defaults. This file does not import torch.
 
-`Annotated` carries the range of a number; `check.py` reads it for these sections and for component constructors alike.
+`Annotated` holds the range of a number; `check.py` reads it both here and in component constructors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from gebm_kit.core.components import Range
 
 SCHEMA_VERSION = 1
+"""Value of a recipe's key ``schema``."""
 
 Count = Annotated[int, Range(0, None)]
 Positive = Annotated[int, Range(1, None)]
@@ -21,7 +22,7 @@ Fraction = Annotated[float, Range(0, 1, high_open=True)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 PRETRAINED = "base-then-"
-"""How those values of ``train.part`` begin that train the base alone first."""
+"""Prefix of the values of ``train.part`` that first train the base alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +38,20 @@ class ComponentNode:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSection:
-    """One optimiser.
+    """Settings of one optimiser.
 
     Attributes:
         name: adam, adamw or sgd.
         lr: learning rate.
         beta1, beta2: Adam's decay rates (sgd: beta1 is the momentum).
         weight_decay: decoupled for adamw, L2 otherwise.
-        schedule: constant; cosine or linear, from lr to ``end_scale * lr`` at the end of the phase; or multi-step, times
-            ``factor`` at each of the ``milestones``.
+        schedule: constant; cosine or linear, which fall from lr to ``end_scale * lr`` at the end of the phase; or
+            multi-step, which multiplies the rate by ``factor`` at each of the ``milestones``.
         decay_start: share of the phase after which cosine and linear begin to fall.
         end_scale: see schedule.
-        milestones: of multi-step: a number below 1 is a share of the phase, one from 1 on a number of its cycles.
+        milestones: times of multi-step's changes; a number below 1 is a share of the phase, any other a number of cycles.
         factor: see schedule.
-        warmup_steps: cycles over which the rate rises from 0 in proportion, whatever the schedule; 0: none.
+        warmup_steps: cycles over which the rate rises linearly from 0, with any schedule; 0: no warm-up.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -70,16 +71,16 @@ class OptimizerSection:
 class FinalSection:
     """The final phase, which trains the energy alone against the base that sampling uses (the EMA base, in eval mode).
 
-    It starts from the energy of the main phase with a fresh optimiser, and A is initialised again. A rate that falls to
-    zero and an average of the energy's weights keep the energy from wandering: what it forgets between two batches shows
-    in the samples.
+    It starts from the energy of the main phase with a fresh optimiser, and A is initialised again. The learning rate falls
+    to zero and the energy's weights are averaged, so that the energy settles: its drift from batch to batch would show in
+    the samples.
 
     Attributes:
         steps: cycles of this phase, after those of the main phase.
         energy_steps: energy updates in a cycle.
-        batch_size: null: that of the main phase.
-        penalty: one, a list, [] for none, or null for those of the main phase.
-        optimizer: of the energy.
+        batch_size: batch size of this phase; null: that of the main phase.
+        penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
+        optimizer: optimiser of the energy.
         ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
     """
 
@@ -93,16 +94,16 @@ class FinalSection:
 
 @dataclass(frozen=True, slots=True)
 class PretrainSection:
-    """The first phase of ``part: base-then-energy`` and ``base-then-both``, in which the base learns alone by its own loss:
-    maximum likelihood of a flow, the ELBO of a VAE. Other values of ``part`` have no such phase.
+    """The first phase of ``part: base-then-energy`` and ``base-then-both``, which trains the base alone by its own loss.
 
-    The main phase begins with the base's averaged weights, if there are any, and a fresh optimiser.
+    That loss is the negative log-likelihood for a flow and the negative ELBO for a VAE. Other values of ``part`` have no
+    such phase. The main phase begins with the base's averaged weights, if there are any, and a fresh optimiser.
 
     Attributes:
-        steps: cycles of this phase, a base update each, before those of the main phase.
-        eval_every: cycles between looks at the base's loss on the validation part (early stopping): the averaged weights
-            with the lowest one go on to the main phase; 0: those of the end do.
-        optimizer: of the base.
+        steps: cycles of this phase, each one base update, before those of the main phase.
+        eval_every: cycles between evaluations of the base's loss on the validation part (early stopping). The main phase
+            starts from the averaged weights with the lowest loss; 0: from the last ones.
+        optimizer: optimiser of the base.
     """
 
     steps: Positive = 3000
@@ -112,12 +113,12 @@ class PretrainSection:
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteSection:
-    """What happens when a loss or a gradient is not finite. Such an update is skipped: nothing of the state changes.
+    """Reaction to a loss or a gradient that is not finite. Such an update is skipped and leaves the state unchanged.
 
     Attributes:
-        limit: so many skipped updates of a part in a row and training goes back to the last good checkpoint (to the start
-            when there is none) with fresh randomness.
-        restores: how many times in a run; after that the run fails.
+        limit: number of skipped updates of a part in a row after which training returns to the last good checkpoint (the
+            start if there is none), with fresh random numbers.
+        restores: how many times training may return in a run; after that the run fails.
     """
 
     limit: Positive = 20
@@ -126,12 +127,12 @@ class NonFiniteSection:
 
 @dataclass(frozen=True, slots=True)
 class KeepBestSection:
-    """Which checkpoint stays besides the last ones.
+    """Choice of a checkpoint that is kept besides the last ones.
 
     Attributes:
-        metric: one of ``eval.metrics``, or one of its values (``modes.covered``), or ``nll`` where the base has a density:
-            the checkpoint of the evaluation, every ``eval_every`` cycles and at the end, that is best by it for the GEBM
-            and the validation part stays; null: none does.
+        metric: one of ``eval.metrics``, or one of its values (``modes.covered``), or ``nll`` where the base has a density.
+            Evaluations every ``eval_every`` cycles and at the end compute it for the GEBM on the validation part; the
+            checkpoint with the best value is kept. null: none is.
     """
 
     metric: str | None = None
@@ -139,41 +140,42 @@ class KeepBestSection:
 
 @dataclass(frozen=True, slots=True)
 class TrainSection:
-    """How the two parts are trained. One step is one cycle: ``energy_steps`` energy updates, then one base update.
+    """Training of base and energy. One step is one cycle: ``energy_steps`` energy updates, then one base update.
 
     Attributes:
         steps: cycles of the main phase.
-        part: train both parts, the energy alone (frozen base), or the base alone (by its own pretraining loss where it
-            has one, otherwise by the loss's base objective against the frozen energy); or first the base by its own loss
-            and then the energy on top of it (``base-then-energy``) or both from there (``base-then-both``).
-        pretrain: that first phase.
-        base_update: how the base learns from the energy: *pathwise*, by the loss's base objective, differentiated through
-            base draws; or, for bases with a density, by maximum likelihood on draws of the model with the averaged base,
-            which the energy learns against then: *weighted-likelihood*, on draws of the averaged base weighted by exp(-E),
-            or *mcmc-teaching*, on the chains of the losses ``pcd`` and ``cd``.
-        base_update_ess: share of such a batch that stays effective: where the weights leave less, a power of them below 1
-            takes their place.
+        part: what is trained. ``both``; ``energy`` alone, with a frozen base; ``base`` alone, by its own pretraining loss
+            if it has one, otherwise by the loss's base objective against the frozen energy; or first the base by its own
+            loss and then the energy on top of it (``base-then-energy``) or both (``base-then-both``).
+        pretrain: the first phase of ``base-then-energy`` and ``base-then-both``.
+        base_update: how the base learns from the energy. *pathwise*: by the loss's base objective, differentiated through
+            base draws. The other two are for bases with a density: they maximise the likelihood of draws of the model with
+            the averaged base, against which the energy then learns too. *weighted-likelihood* takes draws of the averaged
+            base weighted by exp(-E), *mcmc-teaching* the chains of the losses ``pcd`` and ``cd``.
+        base_update_ess: smallest effective share of a batch with *weighted-likelihood*; where the weights leave less, they
+            are raised to a power below 1.
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
             that the base's first gradients come from an energy that has learned something.
-        start_every: so many energy updates again at every ``start_every``-th cycle, as GEBM was published with; 0: never.
+        start_every: every ``start_every``-th cycle has ``start_energy_steps`` energy updates again, as in the published
+            GEBM; 0: none has.
         final: the energy-only phase at the end.
-        batch_size: data points and base draws in an update, of all processes together.
-        noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units; it
-            gives the two overlapping supports. Sampling and evaluation add none, so the energy is then the log-ratio of the
-            two laws smoothed by that noise.
+        batch_size: data points and base draws in an update, over all processes.
+        noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units. It
+            makes their supports overlap. Sampling and evaluation add none, so the energy is then the log-ratio of the two
+            distributions smoothed by that noise.
         flip: mirror each training image left to right with probability 1/2, on the device.
-        seed: of weights, data order, latent codes and noise.
+        seed: seed of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
-        compile: compile base and energy with `torch.compile`, which takes a while at the start; without a compiler training
-            goes on without, and says so.
+        compile: compile base and energy with `torch.compile`, which takes a while at the start. Without a compiler,
+            training warns and runs uncompiled.
         clip_grad_norm: largest gradient norm of an update; null: no clipping.
         on_non_finite: what happens when a loss or a gradient is not finite.
         log_every, eval_every, checkpoint_every: cycles between log lines, evaluations with pictures (0: only at the end)
             and checkpoints.
-        keep_checkpoints: how many of the last checkpoints stay.
-        keep_best: a checkpoint that stays besides.
+        keep_checkpoints: how many of the last checkpoints are kept.
+        keep_best: which checkpoint is kept besides them.
     """
 
     steps: Positive = 3000
@@ -213,18 +215,18 @@ class TrainSection:
 
     @property
     def pretrain_steps(self) -> int:
-        """Cycles of the base alone before the main phase."""
+        """Cycles of the first phase, of the base alone; 0 if there is none."""
         return self.pretrain.steps if self.part.startswith(PRETRAINED) else 0
 
     @property
     def main_part(self) -> Literal["both", "energy", "base"]:
-        """What the main phase trains."""
+        """Part that the main phase trains."""
         return cast(Literal["both", "energy", "base"], self.part.removeprefix(PRETRAINED))
 
 
 @dataclass(frozen=True, slots=True)
 class OptimSection:
-    """Optimisers of the two parts. A learned log-partition uses the energy's."""
+    """Optimisers of energy and base. A learned log-partition uses the energy's."""
 
     energy: OptimizerSection = OptimizerSection()
     base: OptimizerSection = OptimizerSection()
@@ -232,7 +234,7 @@ class OptimSection:
 
 @dataclass(frozen=True, slots=True)
 class EmaSection:
-    """Exponential moving average of the base, which sampling uses; decay 0 switches it off."""
+    """Exponential moving average of the base, which sampling uses; ``decay: 0`` switches it off."""
 
     decay: Fraction = 0.999
 
@@ -258,12 +260,12 @@ class EvalSection:
     Attributes:
         metrics: component nodes.
         num_samples: draws in each set.
-        num_sets: independent draw sets, from which the intervals come.
+        num_sets: number of independent draw sets, from which the intervals are computed.
         features: feature maps with parameters, for metrics that name them.
-        num_reference: rows of held-out data, and of training data, to score against; a larger part is thinned out evenly.
-        seed: of the draws.
-        log_partition: how A is estimated; auto: by importance sampling while Pareto k of the weights is below 0.5, by
-            annealed populations (smc) otherwise, and for an energy on codes always.
+        num_reference: rows of held-out data, and of training data, to score against; a larger part is thinned evenly.
+        seed: seed of the draws.
+        log_partition: how A is estimated. auto: by importance sampling if Pareto k of the weights is below 0.5, otherwise
+            by annealed populations (smc); always by smc for an energy on codes.
     """
 
     metrics: tuple[ComponentNode, ...] = ()
@@ -277,11 +279,11 @@ class EvalSection:
 
 @dataclass(frozen=True, slots=True)
 class NllSection:
-    """Negative log-likelihoods, of models whose base has a density.
+    """Negative log-likelihoods, for models whose base has a density.
 
     Attributes:
-        space: standardised: of the data as the model sees them; raw: of the measurements in the file, with the Jacobian of
-            every preprocessing step (datasets that state it, such as tabular).
+        space: whose density is computed. standardised: that of the data as the model sees them; raw: that of the
+            measurements in the file, with the Jacobian of every preprocessing step, for datasets that state it (tabular).
     """
 
     space: Literal["standardised", "raw"] = "standardised"
@@ -289,14 +291,14 @@ class NllSection:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A checked recipe: everything that is needed to train, sample and evaluate, and where it came from.
+    """A checked recipe: everything needed to train, sample and evaluate, and where it came from.
 
     Attributes:
-        name: file stem, under which runs are filed.
-        path: the file, None for a recipe built in memory.
-        directory: where relative paths of the recipe start.
-        text: the file's text as it was read.
-        overrides: ``key=value`` words applied on top of it.
+        name: stem of the file; runs lie in a folder of that name.
+        path: the file; None for a recipe built in memory.
+        directory: start of the recipe's relative paths.
+        text: the file's text.
+        overrides: ``key=value`` words that were applied to it.
     """
 
     name: str
@@ -332,12 +334,13 @@ class Recipe:
 
 
 COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}
-"""Recipe keys that hold one component node, with the component's kind."""
+"""Recipe keys that hold one component node, and the kind of that component."""
 
 DEFAULT_COMPONENTS = {"loss": "kale", "sampler": "hmc"}
-"""What sections that are left out name, with default parameters."""
+"""Components of sections that may be left out, used with default parameters."""
 
 REQUIRED_SECTIONS = ("schema", "data", "base", "energy")
+"""Keys that every recipe must have."""
 
 SECTIONS: dict[str, type] = {
     "train": TrainSection,
@@ -347,5 +350,7 @@ SECTIONS: dict[str, type] = {
     "eval": EvalSection,
     "nll": NllSection,
 }
+"""Fixed sections, all optional, and the dataclass of each."""
 
 TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "device", "precision")
+"""All keys of a recipe."""

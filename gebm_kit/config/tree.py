@@ -1,4 +1,4 @@
-"""From a recipe's text and override words to one plain tree of values, each with the place where it was written.
+"""Parsing a recipe's text and override words into a plain tree of values that remembers where each was written.
 
 YAML is read with PyYAML's safe loader under OmegaConf's rules for numbers. OmegaConf merges overrides and resolves plain
 interpolation (``${train.seed}``). Every resolver (``${oc.env:HOME}``) is refused before anything is resolved.
@@ -20,7 +20,7 @@ from gebm_kit.config.schema import COMPONENT_SECTIONS
 from gebm_kit.core.errors import RecipeError
 
 MAX_BYTES = 1_000_000
-"""Of a recipe as it is written, and about that much once its interpolation is written out."""
+"""Largest size of a recipe's text, and about the largest size after interpolation."""
 
 
 _PLAIN_INTERPOLATION = re.compile(r"\$\{([A-Za-z0-9_][A-Za-z0-9_.\[\]-]*)\}")
@@ -39,17 +39,17 @@ NODE_LISTS: dict[tuple[str, ...], str] = {
     ("train", "final", "penalty"): "penalty",
     ("loggers",): "logger",
 }
-"""Keys that hold a list of component nodes, with their kind."""
+"""Keys that hold a list of component nodes, and the kind of these components."""
 
 
 class _AliasError(yaml.composer.ComposerError):
-    """Somewhere an alias ``*name`` is used."""
+    """Error for an alias ``*name`` in YAML."""
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a float, as OmegaConf does, and refuses aliases.
 
-    A few nested aliases stand for a tree of any size, or for one that contains itself.
+    A few nested aliases could stand for a tree of any size, or for one that contains itself.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -80,9 +80,9 @@ class Tree:
 
     Attributes:
         values: nested dicts, lists and scalars.
-        places: ``file:line`` or ``override 'word'`` for every key path.
-        problems: what was already found wrong while reading.
-        refused: keys among those problems, which need no second complaint about their value.
+        places: ``file:line`` or ``override 'word'`` for each key.
+        problems: problems found while reading.
+        refused: keys of values that are among these problems, so that they are not reported a second time.
     """
 
     name: str
@@ -95,14 +95,14 @@ class Tree:
     refused: set[Key] = field(default_factory=set)
 
     def place(self, key: Key) -> str:
-        """Where ``key``, or the nearest thing around it, was written."""
+        """Return where ``key`` was written, or else the nearest key that contains it."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, str(self.path or self.name))
 
 
 def parse(text: str, *, name: str, path: Path | None = None, overrides: Sequence[str] = ()) -> Tree:
-    """`read_tree` for text in memory."""
+    """Parse a recipe from text in memory, as `read_tree` does from a file."""
     label = str(path) if path else name
     loader = _Loader(text)
     try:
@@ -137,7 +137,7 @@ def parse(text: str, *, name: str, path: Path | None = None, overrides: Sequence
 
 
 def dotted(key: Key) -> str:
-    """``('eval', 'metrics', 0)`` as ``eval.metrics[0]``."""
+    """Write the key ``('eval', 'metrics', 0)`` as ``eval.metrics[0]``."""
     text = ""
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
@@ -145,7 +145,7 @@ def dotted(key: Key) -> str:
 
 
 def _parts(name: str) -> Key:
-    """``eval.metrics[0].name`` as ``('eval', 'metrics', 0, 'name')``."""
+    """Read ``eval.metrics[0].name`` as the key ``('eval', 'metrics', 0, 'name')``."""
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", name) if part)
 
 
@@ -162,7 +162,7 @@ def _walk(node: yaml.Node, key: Key) -> Iterator[tuple[Key, yaml.Node]]:
 
 
 def _expand_names(values: dict[str, Any]) -> None:
-    """``sampler: hmc`` is short for ``sampler: {name: hmc}``, likewise in lists of metrics, penalties and loggers."""
+    """Write ``sampler: hmc`` out as ``sampler: {name: hmc}``, likewise in lists of metrics, penalties and loggers."""
     for section in COMPONENT_SECTIONS:
         if isinstance(values.get(section), str) and "${" not in values[section]:
             values[section] = {"name": values[section]}
@@ -180,7 +180,7 @@ def _expand_names(values: dict[str, Any]) -> None:
 
 
 def _expanded(value: Any, parts: tuple[str, ...]) -> Any:
-    """``value`` of the key ``parts`` with short component names written out."""
+    """Return the value of the key ``parts`` with short component names written out."""
     holder: Any = value
     for part in reversed(parts):
         holder = {part: holder}
@@ -191,7 +191,7 @@ def _expanded(value: Any, parts: tuple[str, ...]) -> Any:
 
 
 def _escaped_keys(tree: Tree) -> dict[str, Any]:
-    """The values, with non-text keys reported and dropped (OmegaConf would keep numbers as keys)."""
+    """Return the values without non-text keys, which are reported (OmegaConf would keep numbers as keys)."""
 
     def clean(value: Any, key: Key) -> Any:
         if isinstance(value, dict):
@@ -223,7 +223,7 @@ def _override(config: DictConfig, word: str, tree: Tree) -> DictConfig:
     name, equals, text = word.partition("=")
     parts = _parts(name.strip())
     if not equals or not _OVERRIDE_KEY.fullmatch(name.strip()):
-        tree.problems.append(f"{place}: an override reads key=value, for example train.steps=500")
+        tree.problems.append(f"{place}: an override has the form key=value, for example train.steps=500")
         return config
     try:
         value = yaml.load(text, Loader=_Loader) if text.strip() else None
@@ -252,14 +252,14 @@ def _resolve(config: DictConfig, tree: Tree) -> None:
             tree.refused.add(key)
             tree.problems.append(
                 f"{tree.place(key)}: {dotted(key)}: {text!r} is refused: "
-                "recipes allow plain interpolation such as ${train.seed} and no resolver"
+                "recipes allow plain interpolation such as ${train.seed}, but no resolvers"
             )
     assert isinstance(raw, dict)
     tree.values = {str(k): v for k, v in raw.items()}
     if tree.refused:
         return
     if _resolved_size(raw, raw, {}) > MAX_BYTES:
-        tree.problems.append(f"{tree.place(())}: its interpolation grows without measure; write the values out")
+        tree.problems.append(f"{tree.place(())}: its interpolation grows too large; write the values out")
         return
     try:
         resolved = OmegaConf.to_container(config, resolve=True)
@@ -273,7 +273,7 @@ def _resolve(config: DictConfig, tree: Tree) -> None:
 
 
 def _resolved_size(value: Any, root: Any, known: dict[str, int]) -> int:
-    """About how many characters ``value`` has once its interpolation is written out, found without writing it out."""
+    """Estimate the number of characters of ``value`` after interpolation, without interpolating."""
     if isinstance(value, dict | list):
         items = value.values() if isinstance(value, dict) else value
         return 1 + sum(_resolved_size(item, root, known) for item in items)
@@ -282,14 +282,14 @@ def _resolved_size(value: Any, root: Any, known: dict[str, int]) -> int:
     size = len(value)
     for name in _PLAIN_INTERPOLATION.findall(value):
         if name not in known:
-            known[name] = 0  # a reference to itself ends here, and is OmegaConf's to report
+            known[name] = 0  # a self-reference ends here; OmegaConf reports it
             known[name] = _resolved_size(_target(root, name), root, known)
         size += known[name]
     return size
 
 
 def _target(root: Any, name: str) -> Any:
-    """What ``${name}`` refers to, or None when there is no such key."""
+    """Return the value that ``${name}`` refers to, or None if there is no such key."""
     for part in _parts(name):
         try:
             root = root[part]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -16,16 +16,12 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.distributed import joined, local_device
-from gebm_kit.engine.run_directory.run import open_run
+from gebm_kit.engine.run_directory.run import Run, subject_of
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw, draw_into, draw_to
 from gebm_kit.engine.sampling.draws import Draws, check_output
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 from gebm_kit.engine.sampling.shards import ShardedDraws
-
-if TYPE_CHECKING:
-    from gebm_kit.engine.run_directory.run import Run
-
 
 __all__ = [
     "Diagnostics",
@@ -156,10 +152,15 @@ def _asked(
     run_or_model: Run | GEBM | str | Path, given: Mapping[str, Any]
 ) -> tuple[Run | None, GEBM, SampleSettings, Any]:
     """The run, if it is one; the model; the settings, with what was ``given``; and the recipe's sampler."""
-    if isinstance(run_or_model, GEBM):
-        run, model, settings, sampler = None, run_or_model, SampleSettings(), None
+    subject = subject_of(run_or_model)
+    if isinstance(subject, Run):
+        run, model, settings, sampler = (
+            subject,
+            subject.model,
+            settings_of(subject.recipe.sample),
+            subject.recipe.sampler,
+        )
     else:
-        run = open_run(run_or_model)
-        model, settings, sampler = run.model, settings_of(run.recipe.sample), run.recipe.sampler
+        run, model, settings, sampler = None, subject, SampleSettings(), None
     chosen = {name: value for name, value in given.items() if value is not None}
     return run, model, replace(settings, **chosen), sampler

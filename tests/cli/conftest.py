@@ -1,4 +1,4 @@
-"""The command line in this process, and a small trained run that tests copy."""
+"""Fixtures that run the command line in this process, and a small trained run that tests copy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ device: cpu
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ class Result:
 
     @property
     def json(self) -> Any:
-        """stdout, which must be one JSON object on one line."""
+        """Parse stdout, which must be one JSON object on one line."""
         assert self.out.count("\n") == 1, self.out
         return json.loads(self.out)
 
@@ -48,7 +48,7 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run ``gebm-kit WORDS`` in this process."""
+    """Return a function that runs ``gebm-kit WORDS`` in this process."""
 
     def run(*words: object) -> Result:
         capfd.readouterr()
@@ -60,7 +60,7 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run directory; copy it before changing it."""
+    """Return a finished run directory; copy it before changing it."""
     folder = tmp_path_factory.mktemp("trained")
     recipe = folder / "tiny.yaml"
     recipe.write_text(RECIPE)
@@ -70,13 +70,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A finished run of the test's own."""
+    """Return a finished run that the test may change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe file in an empty working directory."""
+    """Return a recipe file in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE)

@@ -1,4 +1,4 @@
-"""What all commands have in common: errors, exit codes, output for people and for programs."""
+"""Behaviour that all commands share: errors, exit codes, output for people and for programs."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_every_command_has_help_and_the_common_options(cli: Any, words: list[str
         (["list", "samplr"], "component kind 'samplr' is unknown; did you mean sampler?"),
         (["describe", "sampler", "malla"], "sampler 'malla' is unknown; did you mean mala?"),
         (["train", "quickstrat"], "did you mean quickstart?"),
-        (["train", "a", "b"], "one RECIPE is expected, got 2: a, b"),
-        (["train", "train.steps=3"], "no RECIPE is named"),
+        (["train", "a", "b"], "expected one RECIPE, got 2: a, b"),
+        (["train", "train.steps=3"], "no RECIPE given"),
         (["sample", "no/such/run"], "no/such/run does not exist"),
         (["eval", "data.name=digits"], "can't override 'data'; it can override eval, sampler, sample"),
     ],
@@ -192,7 +192,7 @@ def test_piped_tables_are_plain_and_whole(cli: Any) -> None:
 
 
 def on_terminal(*words: str, **environ: str) -> tuple[int, str]:
-    """Run the program with a terminal for stdout and stderr; exit code and what the terminal saw."""
+    """Run the program with a terminal for stdout and stderr; return the exit code and the terminal's text."""
     master, slave = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environ}
     process = subprocess.Popen([*PROGRAM, *words], stdin=slave, stdout=slave, stderr=slave, env=env)
@@ -253,7 +253,7 @@ def test_progress_shows_no_scalar_of_an_earlier_phase() -> None:
 
 
 def test_progress_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line every ten seconds without an end, and the last one when the end is known."""
+    """A stage of unknown length prints a line every ten seconds, and a last one when it ends."""
     now = [0.0]
     monkeypatch.setattr("gebm_kit.cli.progress.time.monotonic", lambda: now[0])
     lines: list[str] = []

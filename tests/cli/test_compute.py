@@ -265,7 +265,7 @@ def test_sampler_option_and_overrides(cli: Any, run: Path, tmp_path: Path) -> No
         (["--out", "/proc/nothing/draws.npz"], "can't be written"),
         (["--images", "full"], "full is not an empty directory"),
         (["--device", "gpu"], "device 'gpu'"),
-        (["again"], "one RUN is expected, got 2"),
+        (["again"], "expected one RUN, got 2"),
     ],
 )
 def test_bad_words_for_sample(cli: Any, run: Path, recipe: Path, words: list[str], message: str) -> None:

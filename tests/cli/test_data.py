@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def words(formats: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Recipe and override, in an empty working directory with a cache of its own."""
+    """Return recipe and override, in an empty working directory with its own cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEBM_KIT_DATA_CACHE", str(tmp_path / "cache"))
     folder = formats.celeba(tmp_path / "faces", (6, 3, 2))
@@ -59,8 +59,8 @@ def test_verify_names_what_is_damaged(cli: Any, words: list[str]) -> None:
 
 def test_errors(cli: Any, words: list[str]) -> None:
     for given, code, message in (
-        (["data.path=faces"], 2, "no RECIPE is named"),
-        (["quickstart"], 2, "'digits' is not one of images in files"),
+        (["data.path=faces"], 2, "no RECIPE given"),
+        (["quickstart"], 2, "'digits' does not consist of image files"),
         (["celeba", "data.path=nowhere"], 2, "does not exist"),
         (["celeba", "data.pth=faces"], 2, "did you mean"),
         ([*words, "data.max_corrupt=0"], 2, "000002.jpg can't be decoded"),
@@ -72,6 +72,6 @@ def test_errors(cli: Any, words: list[str]) -> None:
 
 
 def test_a_recipe_is_found_beside_a_folder_of_its_name(cli: Any, words: list[str]) -> None:
-    """Data often lie in a folder that is called as their recipe is."""
+    """A shipped recipe is found even if a data folder has its name."""
     Path("faces").rename("celeba")
     assert cli("data", "prepare", "celeba", "data.path=celeba", "--quiet").code == 0

@@ -64,7 +64,7 @@ def registered() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def flow(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished run whose base has a density, and rows.csv beside it."""
+    """Return a finished run whose base has a density, with rows.csv next to it."""
     folder = tmp_path_factory.mktemp("density")
     rows = np.random.default_rng(0).normal(size=(200, 2))
     text = "\n".join(["a,b", *(f"{x:.6f},{y:.6f}" for x, y in rows)])
@@ -164,7 +164,7 @@ def test_bad_rows(cli: Any, here: Path, content: str, message: str) -> None:
 
 @pytest.fixture(scope="module")
 def wine(flow: Path) -> Path:
-    """A finished run on the red wines, whose columns have names, units and scales."""
+    """Return a finished run on the red wines, whose columns have names, units and scales."""
     text = RECIPE.replace("{name: arrays, path: rows.csv}", "{name: redwine}")
     (flow / "wine.yaml").write_text(text)
     assert main(["train", "wine.yaml", "--out", "wine", "--quiet"]) == 0
@@ -172,7 +172,7 @@ def wine(flow: Path) -> Path:
 
 
 def test_measurements_in_their_own_units(cli: Any, wine: Path, here: Path) -> None:
-    """Columns are found by name among others, standardised, and the Jacobian is carried where it is asked for."""
+    """Columns are found by name among others and standardised; ``raw`` densities include the Jacobian."""
     dataset = gk.load_run("wine").dataset
     rows = dataset.split("test").first(5).double() * dataset.std + dataset.mean
     order = list(reversed(range(11)))
@@ -201,7 +201,7 @@ def test_bad_words(cli: Any, here: Path) -> None:
         (("run", "rows.csv", "more.csv"), "got 3 words: run, rows.csv, more.csv"),
         (("eval.seed=1",), "got 0 words"),
         (("run", "nowhere.csv"), "data file nowhere.csv does not exist"),
-        (("run", "rows.csv", "--out", "d.npz"), "--out is a table in CSV format"),
+        (("run", "rows.csv", "--out", "d.npz"), "--out must be a CSV file"),
         (("run", "rows.csv", "train.steps=3"), "can't override 'train'"),
         (("run", "rows.csv", "--key", "x"), "key='x' has no meaning"),
     ):

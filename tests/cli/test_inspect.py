@@ -64,7 +64,7 @@ def test_describe_shows_type_default_and_range(cli: Any) -> None:
 
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of this machine none is found, not even blocked ones."""
+    """Hide the plugins installed on this machine, even blocked ones."""
     monkeypatch.setattr("gebm_kit.core.plugins._entry_points", lambda: ([], []))
     installed.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""Two ranks in two processes: the same draws as one, one voice, one end."""
+"""Two ranks in two processes: the same draws as one process, one of them prints, both end together."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(place: Path, trained: Path) -> list[Rank]:
-    """Two processes that went through all scenarios together."""
+    """Run two processes through all scenarios."""
     (place / "run").symlink_to(trained)
     ports = []
     for _ in range(12):
@@ -141,7 +141,7 @@ def alone(sampler, **changes):
     ("name", "sampler", "changes"), [("hmc", Hmc(), {}), ("idle", Mala(), {"block_size": 50}), ("islands", Sir(4), {})]
 )
 def test_two_ranks_make_the_draws_of_one(place: Path, ranks: list[Rank], name: str, sampler, changes: dict) -> None:
-    """Of three blocks of chains, of one block alone (the second rank idles), and of islands; on both ranks."""
+    """Draws are equal for three blocks of chains, one block (the second rank idles) and islands, on both ranks."""
     expected = alone(sampler, **changes)
     for rank in (0, 1):
         assert ranks[rank].said(name) == str(expected.diagnostics.step_size)

@@ -1,4 +1,4 @@
-"""``gebm-kit refine``: what its words stand for, one command from a generator to a table, and how beta is chosen."""
+"""``gebm-kit refine``: the meaning of its words, one command from generator to table, and the choice of beta."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_one_command_from_a_generator_to_a_table(folder, capfd, monkeypatch):
         (Path(__file__).parents[2] / "docs" / "cli.md").read_text().partition("\n## refine\n")[2].partition("\n## ")[0]
     )
     assert all(f"`{key}`" in documented for key in (*found, *found["generator"], *found["tried"][0], "refined"))
-    # again: nothing is left to do, and what was found is shown as people read it
+    # again: nothing is left to do, and the result is shown as a table
     stamp = (folder / "run" / "refined.json").stat().st_mtime_ns
     words = ["refine", "generator.pt", "digits", *TINY, "--latent", "4x1x1", "--trust-program", "--quiet"]
     assert main([*words, "--out", "run", "--resume"]) == 0
@@ -123,7 +123,7 @@ def test_a_dry_run_writes_nothing(folder, capfd):
     [
         (["digts"], "did you mean digits"),
         (["generator.pt"], "is no file of a known kind"),
-        ([], "no DATA is named"),
+        ([], "no DATA given"),
         (["digits", "trian.steps=1"], "did you mean train"),
         (["digits", "train.part=both"], "a program is never changed"),
         (["digits", "base.latent_shape=[5, 1, 1]"], r"fails on 16 codes of shape \[5, 1, 1\]"),
@@ -164,7 +164,7 @@ def test_what_data_a_word_stands_for(tmp_path):
 
 
 class TestChoice:
-    """Draws whose distance to the data is known at every beta."""
+    """The choice of beta, with draws at a known distance from the data."""
 
     @staticmethod
     def choose(
@@ -204,7 +204,7 @@ class TestChoice:
 
 def test_what_is_interrupted_is_gone_on_with_by_the_same_command(folder, capfd, monkeypatch):
     def stopped(*_: Any, **__: Any) -> None:
-        raise Interrupted("stopped", signum=15, hint="Go on with `gebm-kit train ...`.")
+        raise Interrupted("stopped", signum=15, hint="Resume with `gebm-kit train ...`.")
 
     monkeypatch.setattr("gebm_kit.engine.train.train", stopped)
     assert refined("digits", "train.steps=3", "--out", "my run") == 143

@@ -1,4 +1,4 @@
-"""``gebm-kit runs`` and ``gebm-kit compare``: their tables, their JSON, and what they do with runs that are damaged."""
+"""``gebm-kit runs`` and ``gebm-kit compare``: tables, JSON, and damaged runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gebm_kit.cli.runs import FIRST_TO_GO, HEADINGS, _fitting
+from gebm_kit.cli.runs import FIRST_TO_GO, HEADINGS, fitting_columns
 
 KEYS = {
     "run", "recipe", "state", "step", "total_steps", "seconds", "updated", "metric", "data", "base", "gebm", "ratio",
@@ -23,7 +23,7 @@ def test_no_runs(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert cli("runs", "--json").json == {"schema": 1, "directory": "runs", "runs": []}
     result = cli("runs", "elsewhere")
     assert (result.code, result.out) == (2, "")
-    assert "elsewhere is not there" in result.err
+    assert "elsewhere does not exist" in result.err
 
 
 def test_the_list(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +87,9 @@ def test_values_of_different_protocols_are_marked(
 def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
     rows = [["runs/quickstart/20261123T030107Z-f1b08a", *["12345678"] * (len(HEADINGS) - 1)]]
     everything = list(range(len(HEADINGS)))
-    assert _fitting(everything, rows, 1000) == everything
+    assert fitting_columns(everything, rows, 1000) == everything
     for width in (80, 100, 120, 140):
-        kept = _fitting(everything, rows, width)
+        kept = fitting_columns(everything, rows, width)
         assert 1 + sum(3 + max(len(HEADINGS[i]), len(rows[0][i])) for i in kept) <= max(width, 87)
         gone = [heading for heading in HEADINGS if HEADINGS.index(heading) not in kept]
         assert set(gone) == set(FIRST_TO_GO[: len(gone)])
@@ -129,7 +129,7 @@ def test_compare(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["one"], "two runs or more"),
+        (["one"], "at least two runs"),
         (["one", "one"], "one is named twice"),
         (["one", "nowhere"], "nowhere does not exist"),
         (["one", "two", "--out", "compare.svg"], "PNG"),

@@ -87,7 +87,7 @@ def _whole(cli: Any, run: Path, words: list[str], tmp_path: Path) -> torch.Tenso
 
 
 def test_a_killed_program_goes_on(cli: Any, run: Path, tmp_path: Path) -> None:
-    """SIGKILL while it draws, at whatever moment that is; the repeated command finds the unfinished directory itself."""
+    """After SIGKILL at any moment of drawing, the repeated command finds the unfinished directory by itself."""
     words = ["sample", str(run), "--num-samples", "9000", "sample.block_size=10", "--resume", "--quiet"]
     program = subprocess.Popen(
         [sys.executable, "-m", "gebm_kit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -55,7 +55,7 @@ class Scored(Base):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Finished runs: ``flow``, whose base has a density, ``plain`` without, ``digits`` of images; and rows.csv."""
+    """Return a folder of finished runs and rows.csv: ``flow`` has a density, ``plain`` has none, ``digits`` has images."""
     folder = tmp_path_factory.mktemp("score")
     rows = np.random.default_rng(0).normal(size=(200, 2)) * [1, 30] + [5, 0]
     (folder / "rows.csv").write_text("\n".join(["a,b", *(f"{x:.6f},{y:.6f}" for x, y in rows)]) + "\n")

@@ -1,4 +1,4 @@
-"""Recipes: every problem at once with its place, plain interpolation only, overrides, a resolved form that round-trips."""
+"""Recipes: all problems at once with their places, plain interpolation, overrides, and a resolved form that round-trips."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_interpolation_that_explodes_is_refused(kind: str) -> None:
     for level in range(1, 40):
         reference = f"${{k{level - 1}}}"
         lines.append(f"k{level}: {json.dumps([reference] * 9 if kind == 'lists' else reference * 9)}")
-    assert any("grows without measure" in line for line in problems(GOOD + "\n".join(lines)))
+    assert any("grows too large" in line for line in problems(GOOD + "\n".join(lines)))
     assert any("is refused" in line for line in problems(GOOD + "sample:\n  seed: ${.x}\n"))
 
 

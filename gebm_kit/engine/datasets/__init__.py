@@ -1,1 +1,1 @@
-"""The data of a recipe: opened, prepared, cut into batches."""
+"""The data of a recipe: opening, preparing and batching them."""

@@ -1,11 +1,12 @@
-"""Batches of training data in an order that depends on the seed and the position alone.
+"""Batches of training data, in an order that depends only on the seed and the position.
 
 The permutation of each epoch is a function of (seed, epoch), so the state of the feed is one number: how many rows were
-handed out. A resumed run sees exactly the rows that it would have seen. Of several ranks each takes its part of every batch,
-whose rows and order are those of one process: none is seen twice in an epoch, and any number of ranks can go on.
+handed out. A resumed run sees exactly the rows that it would have seen without the stop. Each of several ranks takes its
+part of every batch, and the batches are those of one process: no row is seen twice in an epoch, and a run can be resumed
+with any number of ranks.
 
-Data that fit are held on the device as the dataset stores them (images stay bytes) and are brought to their value range
-there; the rest is read ahead by a thread, into pinned memory for a CUDA device.
+Data that fit are held on the device as the dataset stores them (images stay bytes) and are converted to their value range
+there. Larger data are read ahead by a thread, into pinned memory for a CUDA device.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from gebm_kit.core.errors import DataError, RecipeError
 from gebm_kit.core.interfaces import HasStoredRows, Split
 
 RESIDENT_BYTES = 512 * 2**20
-"""Data of at most that size, as stored, is held on the device."""
+"""Largest size of data, as stored, that are held on the device."""
 
 
 READ_AHEAD = 2
-"""Batches that are being read while one is worked on."""
+"""Number of batches that are read ahead while one is in use."""
 
 
 class Feed:
@@ -35,13 +36,13 @@ class Feed:
 
     Args:
         split: the data.
-        batch_size: rows in a batch, of all ranks together; a batch may span two epochs, so that none is short.
-        seed: of the order.
-        device, dtype: of the batches.
+        batch_size: rows in a batch, over all ranks; a batch may span two epochs, so that none is short.
+        seed: seed of the order.
+        device, dtype: device and type of the batches.
 
     Attributes:
-        position: rows handed out so far, to all ranks; set it to resume.
-        seed, batch_size: may be set anew; what was read ahead under the old ones is dropped.
+        position: rows handed out so far, over all ranks; set it to resume.
+        seed, batch_size: may be changed; batches read ahead with the old values are dropped.
         epoch_size: rows in the split.
 
     Raises:
@@ -62,7 +63,7 @@ class Feed:
         self._ahead = _ReadAhead(self._read) if self._resident is None else None
 
     def next(self) -> Tensor:
-        """The next batch, or this rank's part of it, (B, *D)."""
+        """Return the next batch, or this rank's part of it, (B, *D)."""
         place = _Place(self.seed, self.position, self.batch_size)
         if self._ahead is not None:
             stored = self._ahead.take(place).to(self.device, non_blocking=True)
@@ -74,11 +75,11 @@ class Feed:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that the data takes on the device; 0 when it is read batch by batch."""
+        """Bytes that the data take on the device; 0 if they are read batch by batch."""
         return 0 if self._resident is None else self._resident.numel() * self._resident.element_size()
 
     def _indices(self, place: _Place) -> Tensor:
-        """Rows of the batch at that place, or of this rank's part of it, (B,)."""
+        """Return the row indices of the batch at ``place``, or of this rank's part of it, (B,)."""
         parts, wanted, position = [], place.size, place.position
         while wanted:
             epoch, offset = divmod(position, self.epoch_size)
@@ -97,13 +98,13 @@ class Feed:
         return self._order
 
     def _read(self, place: _Place) -> Tensor:
-        """The batch as it is stored, on the CPU; called by the thread that reads ahead, which alone permutes then."""
+        """Read a batch as stored, on the CPU. The read-ahead thread calls this, and alone computes permutations then."""
         indices = self._indices(place)
         rows = self.split.stored(indices) if isinstance(self.split, HasStoredRows) else self.split.batch(indices)
         return rows.pin_memory() if self.device.type == "cuda" and rows.device.type == "cpu" else rows
 
     def _decoded(self, stored: Tensor) -> Tensor:
-        """Stored rows in the dataset's value range."""
+        """Convert stored rows to the dataset's value range."""
         rows = self.split.decode(stored) if isinstance(self.split, HasStoredRows) else stored
         return rows.to(self.dtype)
 
@@ -130,7 +131,7 @@ class Feed:
 
 
 class _Place(NamedTuple):
-    """Where in the endless sequence a batch begins, and its size."""
+    """Start of a batch in the endless sequence of a seed, and its size."""
 
     seed: int
     position: int
@@ -138,7 +139,7 @@ class _Place(NamedTuple):
 
 
 class _ReadAhead:
-    """Batches from a background thread, in order; asking for another place than the next one starts afresh."""
+    """Batches from a background thread, in order; asking for any place but the next one starts over."""
 
     def __init__(self, read: Callable[[_Place], Tensor]) -> None:
         self._read = read
@@ -165,5 +166,5 @@ def check_flips(data_shape: tuple[int, ...]) -> None:
 
 
 def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability 1/2; (B, C, H, W) -> (B, C, H, W)."""
+    """Mirror each image left to right with probability 1/2; (B, C, H, W) -> (B, C, H, W)."""
     return torch.where(reduce.rand_rows(images, generator) < 0.5, images.flip(-1), images)

@@ -1,4 +1,4 @@
-"""Held-out data for evaluation: rows of a split, rows given as a tensor, and sets of them for the floor."""
+"""Held-out data for evaluation: rows of a split, rows given as a tensor, and sets of rows for the floor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 
 MAX_ROWS = 10_000
-"""Rows of a part that are scored against; a larger part is thinned out evenly."""
+"""Largest number of rows of a part to score against; a larger part is thinned evenly."""
 
 
 class _Rows(Split):
@@ -24,10 +24,10 @@ class _Rows(Split):
 
 
 class HeldOut(Dataset):
-    """Rows (N, *D) that no training has seen, for models built by hand.
+    """Rows (N, *D) that were not used in training, for models built by hand.
 
-    Even rows are the reference (``test``), odd ones the floor (``valid``). There is no training part: ``train`` is
-    ``valid`` too, for feature maps that ask for one, and no KALE is reported on it.
+    Even rows are the reference (``test``), odd rows the floor (``valid``). There is no training part: ``train`` is
+    ``valid`` too, for feature maps that need one, and KALE is not reported on it.
 
     Raises:
         DataError: fewer than four rows, or a value that is not finite.
@@ -46,7 +46,7 @@ class HeldOut(Dataset):
 
 
 def every_row(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
-    """All rows of a split on the CPU, or ``limit`` of them, evenly spaced; (N, *D).
+    """Return all rows of a split on the CPU, or ``limit`` evenly spaced ones; (N, *D).
 
     Raises:
         DataError: a value is not finite.
@@ -62,7 +62,10 @@ def every_row(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
 
 
 def floor_sets(rows: Tensor, num_samples: int, num_sets: int) -> list[Tensor]:
-    """Disjoint sets of ``num_samples`` rows, as many as there are, at most ``num_sets``; one of all rows when there are
-    fewer. Sets take every k-th row, so that a file's order does not tell them apart."""
+    """Split ``rows`` into disjoint sets of ``num_samples`` rows, as many as possible but at most ``num_sets``.
+
+    With fewer than ``num_samples`` rows there is one set, of all rows. Each set takes every k-th row, so that sets do not
+    differ by the order of a file.
+    """
     count = max(1, min(num_sets, len(rows) // num_samples))
     return [rows[start::count][:num_samples] for start in range(count)]

@@ -1,4 +1,4 @@
-"""Opening a recipe's dataset, or the folder that it was prepared into."""
+"""Opening a recipe's dataset, or the images prepared from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gebm_kit.engine.datasets.prepared_cache import PreparedDataset, find_prepar
 
 
 def open_dataset(recipe: Recipe) -> Dataset:
-    """The recipe's dataset: prepared if it was, else read from its files.
+    """Open the recipe's dataset: the prepared one if there is one, otherwise the files.
 
     Raises:
         DataError: its files are missing or malformed, and nothing is prepared.
@@ -26,7 +26,7 @@ def open_dataset(recipe: Recipe) -> Dataset:
     command = prepare_command(recipe)
     if found.index is not None:
         if found.gone:
-            warn(f"the files that {found.folder} was prepared from are gone; what is prepared stands in for them")
+            warn(f"the files that {found.folder} was prepared from are gone; the prepared data are used instead")
         if skipped := found.index["skipped"]:
             names = ", ".join(entry["image"] for entry in skipped[:3])
             warn(
@@ -35,15 +35,15 @@ def open_dataset(recipe: Recipe) -> Dataset:
             )
         return PreparedDataset(found.folder, found.index)
     if found.problem:
-        warn(f"the prepared data in {found.folder} are not used: {found.problem}. `{command}` makes them anew")
+        warn(f"the prepared data in {found.folder} are not used: {found.problem}. `{command}` prepares them again")
     dataset: Dataset = build_dataset(recipe)
     if not found.problem and isinstance(dataset, HasSources) and _is_large(dataset):
-        warn(f"images are read from their files while training, which may wait for them; `{command}` decodes them once")
+        warn(f"images are read from their files during training, which may slow it down; `{command}` decodes them once")
     return dataset
 
 
 def prepare_command(recipe: Recipe) -> str:
-    """The command that prepares the recipe's data, as a shell reads it."""
+    """Return the shell command that prepares the recipe's data."""
     words = [word for word in recipe.overrides if word.partition("=")[0].partition(".")[0].strip() == "data"]
     shipped = recipe.path is None or shipped_recipes().get(recipe.name) == recipe.path
     return shlex.join(["gebm-kit", "data", "prepare", recipe.name if shipped else str(recipe.path), *words])

@@ -36,10 +36,10 @@ from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
 from gebm_kit.core.sources import HasPieces, HasSources, Piece, fingerprint
 from gebm_kit.core.version import __version__
 from gebm_kit.engine.datasets.prepared_cache import (
-    FORMAT,
-    INDEX,
+    CACHE_FORMAT,
+    INDEX_FILE,
     PARTS,
-    ROWS,
+    ROWS_FOLDER,
     VALUE_RANGE,
     described_node,
     find_prepared,
@@ -50,14 +50,15 @@ from gebm_kit.engine.datasets.prepared_cache import (
 from gebm_kit.engine.process.lock import RunLock
 
 PIECE_ROWS = 64
-"""Images that a thread decodes at a time."""
+"""Number of images that a thread decodes at a time."""
 
 
 PIECES_AHEAD = 4
-"""Pieces a thread that are decoded before they are written."""
+"""Number of pieces per thread that may wait to be written."""
 
 
 NEW, OLD = ".new-", ".old-"
+"""Prefixes of folders that are being written, and that are being replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Prepared:
     Attributes:
         path: the folder.
         index: its ``index.json``: ``shape``, ``counts`` by part, ``num_classes``, ``checksum``, ``skipped``, ...
-        made: whether it was made just now, and was not there already.
+        made: whether this call made the folder; False: it was up to date.
     """
 
     path: Path
@@ -83,52 +84,53 @@ def prepare(
     check: bool = False,
     on_progress: OnProgress = ignore,
 ) -> Prepared:
-    """Decode all parts of the recipe's dataset into a folder of the cache, unless that is there and up to date.
+    """Decode all parts of the recipe's dataset into a folder of the cache, unless that is already up to date.
 
-    The folder is written beside its place and renamed, so that a kill at any instant leaves the old one, or none.
+    The folder is written under another name and renamed, so that a kill at any instant leaves the old one, or none.
 
     Args:
-        threads: that decode; default: one a CPU.
-        force: make it anew in any case.
-        check: hold a folder that is there against its checksums.
+        threads: number of decoding threads; None: one per CPU.
+        force: prepare the images again even if they are up to date.
+        check: verify the checksums of a folder that is up to date.
         on_progress: called now and then with a `Progress`.
 
     Raises:
-        DataError: the files are missing or malformed, or too many can't be decoded; a checksum does not hold (``check``).
-        UsageError: the dataset is none of images in files; the place can't be written, or another process prepares it.
+        DataError: the files are missing or malformed, or too many can't be decoded; a checksum is wrong (``check``).
+        UsageError: the dataset does not consist of image files; the cache can't be written, or another process is
+            preparing the same data.
         RunFailed: the disk is full.
     """
     root = place_of(recipe)
     dataset = None
     if force or find_prepared(recipe).index is None:
-        dataset = _from_files(recipe)  # before anything is written: most likely there is a folder missing
+        dataset = _from_files(recipe)  # before anything is written: the likeliest failure is a missing folder
         make_directory(root)
     with RunLock(work="preparing", hint="Wait for it.", active=dataset is not None) as lock:
         lock.hold(root)
-        found = find_prepared(recipe)  # again: whoever held the lock may have made it
+        found = find_prepared(recipe)  # again: another process may have made it while holding the lock
         if found.index is not None and not force:
             if check:
                 verify(found.folder, found.index)
             return Prepared(found.folder, found.index, made=False)
         if found.problem and not force:
-            warn(f"the prepared data in {found.folder} are made anew: {found.problem}")
+            warn(f"the prepared data in {found.folder} are made again: {found.problem}")
         _remove(root, NEW, OLD)
         new = root / f"{NEW}{os.getpid()}"
         with writing(root):
             try:
                 new.mkdir()
                 index = _write(new, recipe, dataset, threads or _cpus(), on_progress)
-                _replace(new, root / ROWS)
+                _replace(new, root / ROWS_FOLDER)
             finally:
                 _remove(root, NEW, OLD)
-    return Prepared(root / ROWS, index, made=True)
+    return Prepared(root / ROWS_FOLDER, index, made=True)
 
 
 def _from_files(recipe: Recipe) -> Any:
-    """The dataset as it is read from its files, without decoded images kept in memory.
+    """Build the dataset that reads the image files, without its cache of decoded images in memory.
 
     Raises:
-        UsageError: it is none of images in files.
+        UsageError: the dataset does not consist of image files.
     """
     node, name = recipe.data, recipe.data.name
     target = installed().registry.get("dataset", name).load()
@@ -137,13 +139,13 @@ def _from_files(recipe: Recipe) -> Any:
     dataset = build("dataset", node, {"directory": recipe.directory})
     if not (isinstance(dataset, HasSources) and isinstance(dataset, Dataset) and len(dataset.data_shape) == 3):
         raise UsageError(
-            f"dataset {name!r} is not one of images in files: there is nothing to prepare, training reads it as it is"
+            f"dataset {name!r} does not consist of image files: there is nothing to prepare, training reads it as it is"
         )
     return dataset
 
 
 def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress: OnProgress) -> dict[str, Any]:
-    """Rows, labels and index of the dataset; the index."""
+    """Write rows, labels and index of the dataset, and return the index."""
     sources = [source_entry(source, fingerprint(source)) for source in dataset.sources()]
     shape = tuple(dataset.data_shape)
     labelled = isinstance(dataset, HasLabels)
@@ -165,7 +167,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
     on_progress(Progress("prepare", done, done))
     index: dict[str, Any] = {
         "schema": 1,
-        "format": FORMAT,
+        "format": CACHE_FORMAT,
         "data": described_node(recipe),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": time.monotonic() - started,
@@ -181,12 +183,12 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
     }
     if empty := [part for part, count in index["counts"].items() if count == 0]:
         raise DataError(f"dataset {recipe.data.name!r} has an empty {empty[0]} part")
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX_FILE, index)
     return index
 
 
 class _Part:
-    """Files of one part, open for writing."""
+    """Writer for the files of one part."""
 
     def __init__(self, folder: Path, part: SplitName, shape: tuple[int, ...], labelled: bool) -> None:
         self._rows = folder / f"{part}.u8"
@@ -216,7 +218,7 @@ class _Part:
             self._classes.append(piece.labels)
 
     def close(self) -> dict[str, dict[str, Any]]:
-        """Bring the files to the disk; size and checksum of each, by its name."""
+        """Sync the files to disk, and return the size and checksum of each by name."""
         self._file.flush()
         os.fsync(self._file.fileno())
         facts = {self._rows.name: {"bytes": self._file.tell(), "sha256": self._digest.hexdigest()}}
@@ -235,22 +237,23 @@ class _Part:
 
 
 def _stored(dataset: Dataset, part: SplitName) -> Split:
-    """The split, which keeps its rows as bytes.
+    """Return a split after checking that it stores its rows as bytes.
 
     Raises:
-        UsageError: it does not, or maps them to other values than `scale_bytes` does.
+        UsageError: it does not, or maps bytes to other values than `scale_bytes` does.
+        DataError: the split is empty.
     """
     split = dataset.split(part)
     if len(split) == 0:
         raise DataError(f"the dataset has an empty {part} part")
     row = split.stored(torch.arange(1)) if isinstance(split, HasStoredRows) else None
     if row is None or row.dtype != torch.uint8 or not torch.equal(split.batch(torch.arange(1)), scale_bytes(row)):
-        raise UsageError("this dataset does not keep images as bytes: there is nothing to prepare")
+        raise UsageError("this dataset does not store images as bytes: there is nothing to prepare")
     return split
 
 
 def _pieces(dataset: Any, labelled: bool) -> Iterator[Callable[[], Sequence[Piece]]]:
-    """A dataset that can be indexed, cut into pieces."""
+    """Cut an indexable dataset into pieces; yield the functions that read them."""
     for part in PARTS:
         split = dataset.split(part)
         labels: Tensor | None = dataset.labels(part) if labelled else None
@@ -264,7 +267,7 @@ def _piece(split: Any, part: SplitName, indices: Tensor, labels: Tensor | None) 
 
 @contextlib.contextmanager
 def _side_by_side(work: Iterable[Callable[[], Sequence[Piece]]], threads: int) -> Iterator[Iterator[Sequence[Piece]]]:
-    """Results of ``work`` in its order, made by that many threads; what has not begun when the block ends never does."""
+    """Yield the results of ``work`` in order, computed by threads; jobs that have not begun when the block ends never do."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="gebm-kit-prepare")
 
     def results() -> Iterator[Sequence[Piece]]:
@@ -292,7 +295,7 @@ def _check_space(folder: Path, size: int) -> None:
 
 
 def _replace(new: Path, place: Path) -> None:
-    """Rename ``new`` to ``place``; what was there is renamed first, since a folder that holds files can't be replaced."""
+    """Rename ``new`` to ``place``; an old folder there is renamed first, since a non-empty folder can't be replaced."""
     sync_directory(new)
     if place.exists():
         place.rename(place.parent / f"{OLD}{os.getpid()}")
@@ -301,7 +304,7 @@ def _replace(new: Path, place: Path) -> None:
 
 
 def _remove(root: Path, *prefixes: str) -> None:
-    """What killed processes left."""
+    """Remove folders that killed processes left."""
     for prefix in prefixes:
         for path in root.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,16 +1,16 @@
 """Images that `gebm-kit data prepare` decoded once: a folder of bytes that training maps into memory, and its index.
 
-The rows are the bytes that the dataset itself would hand out, so that training with and without them is the same, bit for
-bit. They are used where they were made from the same ``data`` node and the dataset's files have kept their names, sizes and
-times of change; otherwise a warning says why not, and the files themselves are read.
+The rows are the bytes that the dataset itself would return, so training with and without them is the same, bit for bit. They
+are used if they were made from the same ``data`` node and the dataset's files have kept their names, sizes and modification
+times. Otherwise a warning gives the reason, and the files are read.
 
 Layout, in `data_cache_directory`:
 
-    celeba-1f0c.../             one folder for each data node; in it ``.lock``
-      rows/                     renamed to this name when it is whole
+    celeba-1f0c.../             one folder for each data node, with its ``.lock``
+      rows/                     renamed to this name when it is complete
         index.json              what the rows are, what they were made from, checksums
         train.u8 valid.u8 test.u8            (N, C, H, W) unsigned bytes, row-major
-        train.labels.npy ...                 (N,) int64, where there are labels
+        train.labels.npy ...                 (N,) int64, if there are labels
 """
 
 from __future__ import annotations
@@ -37,34 +37,36 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.sources import Fingerprint, Source, fingerprint
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
+"""Splits that are prepared."""
 
 
-ROWS, INDEX = "rows", "index.json"
+ROWS_FOLDER, INDEX_FILE = "rows", "index.json"
+"""Names of the folder of rows and of the index in it."""
 
 
-FORMAT = 1
-"""Of the folder; another number is made anew."""
+CACHE_FORMAT = 1
+"""Version of the folder's layout; a folder of another version is not used."""
 
 
 OF_READING = ("cache_mb",)
-"""Parameters of datasets that say how they read, and nothing about what."""
+"""Parameters of datasets that change how they read, but not what."""
 
 
 VALUE_RANGE = (-1.0, 1.0)
-"""Of images in bytes, see `scale_bytes`."""
+"""Value range of prepared images, see `scale_bytes`."""
 
 
 HASHED_BYTES = 2**24
-"""Bytes of a file that are hashed at a time."""
+"""Number of bytes of a file that are hashed at a time."""
 
 
 class PreparedSplit(Split):
-    """One part, mapped into memory: what is not being read takes none of it.
+    """One part, mapped into memory, which only the rows in use occupy.
 
     Args:
-        path: its file.
-        num: rows in it, N.
-        shape: (C, H, W) of each.
+        path: file of the part.
+        num: number of rows, N.
+        shape: shape (C, H, W) of each row.
 
     Raises:
         OSError, ValueError: the file is missing, or too short.
@@ -82,7 +84,7 @@ class PreparedSplit(Split):
     def stored(self, indices: Tensor | None) -> Tensor:
         if indices is None:
             return torch.from_numpy(self._rows.copy())
-        # by numpy and not by torch, whose threads would compete with those that train
+        # by numpy, because torch's threads would compete with training
         return torch.from_numpy(np.take(self._rows, indices.numpy(), axis=0))
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -90,14 +92,14 @@ class PreparedSplit(Split):
 
 
 class PreparedDataset(Dataset):
-    """Images from a prepared folder, with labels where the dataset has them.
+    """Images from a prepared folder, with labels if the dataset has them.
 
     Args:
         folder: the folder ``rows``.
-        index: what `read_index` read there.
+        index: the index of that folder, from `read_index`.
 
     Raises:
-        OSError, ValueError: a file is not what the index says.
+        OSError, ValueError: a file does not match the index.
     """
 
     num_classes: int
@@ -116,10 +118,10 @@ class PreparedDataset(Dataset):
         return self._splits[name]
 
     def labels(self, name: SplitName) -> Tensor:
-        """Class indices, (N,) int64.
+        """Return the class indices of a part, (N,) int64.
 
         Raises:
-            UsageError: the data came without labels.
+            UsageError: the dataset has no labels.
         """
         if not hasattr(self, "num_classes"):
             raise UsageError("this dataset has no labels")
@@ -128,13 +130,13 @@ class PreparedDataset(Dataset):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What there is for a data node.
+    """Prepared data for a data node, if there are any.
 
     Attributes:
-        folder: where the rows are, or would be.
-        index: read from there; None: nothing is prepared, or what there is can't be used.
-        problem: why what there is can't be used; "" when there is nothing, or it can.
-        gone: the files that it was made from are no longer there.
+        folder: the folder of the rows, whether or not it exists.
+        index: the folder's index; None: nothing is prepared, or it can't be used.
+        problem: why prepared data can't be used; "" if they can, or if there are none.
+        gone: whether the files that they were made from no longer exist.
     """
 
     folder: Path
@@ -144,11 +146,12 @@ class Found:
 
 
 def find_prepared(recipe: Recipe) -> Found:
-    """What is prepared for the recipe's ``data`` node, checked against the files that it was made from.
+    """Find the prepared data for the recipe's ``data`` node, and check them against the files they were made from.
 
-    Names, sizes and times of those files are looked at, and the sizes of the prepared ones; no content is read.
+    The check compares names, sizes and modification times of those files, and the sizes of the prepared ones. It reads no
+    content.
     """
-    folder = place_of(recipe) / ROWS
+    folder = place_of(recipe) / ROWS_FOLDER
     if not folder.is_dir():
         return Found(folder)
     try:
@@ -162,7 +165,7 @@ def find_prepared(recipe: Recipe) -> Found:
     try:
         now = [fingerprint(source) for source, _ in then]
     except OSError as error:
-        return Found(folder, problem=f"the files that they were made from can't be looked at ({error})")
+        return Found(folder, problem=f"the files that they were made from can't be checked ({error})")
     if then and not any(seen.files for seen in now):
         return Found(folder, index, gone=True)
     for (source, before), after in zip(then, now, strict=True):
@@ -172,10 +175,10 @@ def find_prepared(recipe: Recipe) -> Found:
 
 
 def verify(folder: Path, index: Mapping[str, Any]) -> None:
-    """Read every prepared file and hold it against its checksum.
+    """Read every prepared file and verify its checksum.
 
     Raises:
-        DataError: one is not what was written.
+        DataError: a file can't be read, or its checksum is wrong.
     """
     for name, facts in index["files"].items():
         digest = hashlib.sha256()
@@ -188,19 +191,19 @@ def verify(folder: Path, index: Mapping[str, Any]) -> None:
         if digest.hexdigest() != facts["sha256"]:
             raise DataError(
                 f"{folder / name} is damaged: its checksum is not the one that was written",
-                hint="Prepare it anew with --force.",
+                hint="Prepare it again with --force.",
             )
 
 
 def place_of(recipe: Recipe) -> Path:
-    """The folder for the recipe's ``data`` node, which holds ``rows`` once they are prepared."""
+    """Return the cache folder for the recipe's ``data`` node, which holds ``rows`` once they are prepared."""
     node = described_node(recipe)
-    key = hashlib.sha256(json.dumps([FORMAT, node], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([CACHE_FORMAT, node], sort_keys=True).encode()).hexdigest()
     return data_cache_directory() / f"{node['name'].rpartition(':')[2]}-{key[:20]}"
 
 
 def described_node(recipe: Recipe) -> dict[str, Any]:
-    """The ``data`` node with its component's full address and an absolute path, without what changes no pixel."""
+    """Return the ``data`` node with full component address and absolute path, without parameters that change no pixel."""
     node = {key: value for key, value in recipe.data.as_dict().items() if key not in OF_READING}
     node["name"] = installed().registry.get("dataset", recipe.data.name).address
     if isinstance(node.get("path"), str):
@@ -209,19 +212,19 @@ def described_node(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What ``index.json`` says.
+    """Read ``index.json``.
 
     Raises:
         OSError, ValueError: it is missing or malformed.
     """
-    index = read_json(folder / INDEX)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{INDEX} is not of format {FORMAT}")
+    index = read_json(folder / INDEX_FILE)
+    if not isinstance(index, dict) or index.get("format") != CACHE_FORMAT:
+        raise ValueError(f"{INDEX_FILE} is not of format {CACHE_FORMAT}")
     return index
 
 
 def source_entry(source: Source, seen: Fingerprint) -> dict[str, Any]:
-    """A source and its fingerprint as the index keeps them."""
+    """Return a source and its fingerprint in the form that the index stores."""
     return {"path": str(source.path), "suffixes": list(source.suffixes), **dataclasses.asdict(seen)}
 
 
@@ -234,10 +237,10 @@ def _fingerprint(entry: Mapping[str, Any]) -> Fingerprint:
 
 
 def _change(source: Source, before: Fingerprint, after: Fingerprint) -> str:
-    """In words, what became of files."""
+    """Say how the files changed."""
     if before.files != after.files:
         return f"{source.path} had {before.files:,} file(s) when they were made and has {after.files:,} now"
     if after.newest > before.newest:
         name = source.path / after.newest_file if source.path.is_dir() else source.path
         return f"{name} was changed since they were made"
-    return f"{source.path} is no longer what it was when they were made (names, sizes or times of files differ)"
+    return f"{source.path} has changed since they were made (names, sizes or times of files differ)"

@@ -26,18 +26,15 @@ def eval_section(recipe: Recipe | None) -> EvalSection:
 
 def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
     """The recipe (None for a hand-built model), the model, and the data to score against."""
-    from gebm_kit.engine.run_directory.run import Run, load_run
+    from gebm_kit.engine.run_directory.run import Run, subject_of
 
-    if isinstance(run_or_model, str | Path):
-        run_or_model = load_run(run_or_model)
-    if not isinstance(run_or_model, Run | GEBM):
-        raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
+    subject = subject_of(run_or_model)
     if isinstance(data, Tensor):
         data = HeldOut(data)
     if data is not None and not isinstance(data, Dataset):
         raise UsageError(f"data must be a tensor of rows or a Dataset, got {type(data).__name__}")
-    if isinstance(run_or_model, Run):
-        return run_or_model.recipe, run_or_model.model, run_or_model.dataset if data is None else data
+    if isinstance(subject, Run):
+        return subject.recipe, subject.model, subject.dataset if data is None else data
     if data is None:
         raise UsageError("a model built by hand comes without data: give evaluate(model, data=...) held-out rows")
-    return None, run_or_model, data
+    return None, subject, data

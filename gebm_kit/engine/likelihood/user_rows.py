@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
 
@@ -29,17 +29,15 @@ def model_of(
     """Model, dataset and settings, of which those that are None come from the run's recipe, for a model from the defaults.
 
     Raises:
-        UsageError: neither a run nor a model.
+        UsageError: it is neither a run, a path nor a model.
     """
-    from gebm_kit.engine.run_directory.run import Run, load_run
+    from gebm_kit.engine.run_directory.run import Run, subject_of
 
-    if isinstance(run_or_model, str | Path):
-        run_or_model = load_run(run_or_model)
-    recipe, model, dataset = None, run_or_model, None
-    if isinstance(run_or_model, Run):
-        recipe, model, dataset = run_or_model.recipe, run_or_model.model, run_or_model.dataset
-    if not isinstance(model, GEBM):
-        raise UsageError(f"a run, its path or a GEBM is needed, got {type(model).__name__}")
+    subject = subject_of(run_or_model)
+    if isinstance(subject, Run):
+        recipe, model, dataset = subject.recipe, subject.model, subject.dataset
+    else:
+        recipe, model, dataset = None, subject, None
     if recipe is not None:
         space = space or recipe.nll.space
         method = method or recipe.eval.log_partition

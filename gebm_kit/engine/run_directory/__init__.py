@@ -1,1 +1,1 @@
-"""A run on disk: made, read, checkpointed, compared."""
+"""Runs on disk: creating, reading, checkpointing and comparing them."""

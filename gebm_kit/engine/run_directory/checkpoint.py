@@ -1,8 +1,8 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, a sha256 for every file, and no pickle.
 
-A checkpoint is a directory ``checkpoints/step-0003000`` that is written under another name, synced and renamed, so that a
-kill at any instant leaves the previous one whole. What is to go is renamed before it is taken apart, so that under the name
-of a checkpoint there never is half of one.
+A checkpoint is a directory ``checkpoints/step-0003000``. It is written under another name, synced and renamed, so that a
+kill at any instant leaves the previous checkpoint whole. A checkpoint is also renamed before it is removed, so that a
+directory with a checkpoint's name is always complete.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from gebm_kit.core.files import plain, sync_directory, write_atomic, writing
 from gebm_kit.core.progress import warn
 
 _WRITING = ".writing-"
-"""What the name of a checkpoint begins with until it is whole."""
+"""Prefix of a checkpoint's name until it is completely written."""
 
 
 _REPLACED = ".replaced-"
-"""What it begins with while another of the same step takes its place; until that is there, this is the checkpoint."""
+"""Prefix of its name while another of the same step replaces it; until then, this one is the checkpoint."""
 
 
 _REMOVING = ".removing-"
-"""What it begins with while it is taken apart."""
+"""Prefix of its name while it is being removed."""
 
 
-_NAME = re.compile(r"step-(\d+)")
+_STEP_NAME = re.compile(r"step-(\d+)")
 
-PARTS = ("model", "loss", "optim", "ema", "rng")
-"""Parts that every checkpoint has; ``negatives`` comes with a loss that keeps chains, ``best-base`` with early stopping."""
+TENSOR_PARTS = ("model", "loss", "optim", "ema", "rng")
+"""Parts of every checkpoint. Losses that keep chains add ``negatives``, early stopping adds ``best-base``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         path: its directory.
         step: cycles trained.
-        tensors: part name (`PARTS`) to tensors by name, on the CPU.
-        state: plain data.
+        tensors: part name (`TENSOR_PARTS`) to tensors by name, on the CPU.
+        state: plain data, such as counters.
     """
 
     path: Path
@@ -69,16 +69,16 @@ def save_checkpoint(
     keep: int,
     best: int | None = None,
 ) -> Path:
-    """Write ``folder/step-NNNNNNN`` whole, then remove what is no longer kept and what a killed process left unfinished.
+    """Write ``folder/step-NNNNNNN`` atomically, then remove checkpoints that are no longer kept, and unfinished ones.
 
     Args:
-        folder: made if it is not there; its parent must be.
-        keep: how many of the last checkpoints stay. Later steps are those of a run that went on from an older checkpoint,
-            because they were damaged: they go.
-        best: the step of one that stays besides.
+        folder: created if it does not exist; its parent must exist.
+        keep: how many of the last checkpoints are kept. Later steps than this one are removed: the run resumed from an older
+            checkpoint because they were damaged.
+        best: the step of another checkpoint to keep, or None.
 
     Raises:
-        UsageError, RunFailed: the disk is full, or the place not writable; what was there before is untouched.
+        UsageError, RunFailed: the disk is full, or the folder is not writable; earlier checkpoints are untouched.
     """
     final = folder / _name(step)
     temporary = folder / f"{_WRITING}{final.name}-{os.getpid()}"
@@ -87,7 +87,7 @@ def save_checkpoint(
             if not folder.is_dir():
                 folder.mkdir()
                 sync_directory(folder.parent)
-            if temporary.exists():  # of a killed process that had this one's number
+            if temporary.exists():  # left by a killed process that had the same process id
                 shutil.rmtree(temporary)
             temporary.mkdir()
             sums = {}
@@ -110,42 +110,42 @@ def save_checkpoint(
 
 
 def _remove_all_but(folder: Path, step: int, keep: int, best: int | None) -> None:
-    """Remove all checkpoints but the last ``keep`` up to ``step`` and that of the step ``best``, and all unfinished ones."""
+    """Remove all checkpoints except the last ``keep`` up to ``step`` and that of step ``best``, and all unfinished ones."""
     for path in list_checkpoints(folder):
-        if path.name.startswith(_REPLACED):  # a kill came before its successor had the name
+        if path.name.startswith(_REPLACED):  # a kill came before its replacement was renamed
             os.rename(path, folder / _name(step_of(path)))
     paths = list_checkpoints(folder)
     stay = {*[p for p in paths if step_of(p) <= step][-keep:], folder / _name(step if best is None else best)}
     for path in paths:
         if path not in stay:
             remove_checkpoint(path)
-    for path in folder.glob(f"{_REPLACED}*"):  # of which there is another one now
+    for path in folder.glob(f"{_REPLACED}*"):  # their replacements are in place
         shutil.rmtree(path, ignore_errors=True)
     remove_unfinished(folder)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; at no instant is there half of one under its name."""
+    """Remove a checkpoint; a kill at any instant leaves it whole or gone under its name."""
     going = path.with_name(f"{_REMOVING}{path.name}-{os.getpid()}")
     os.rename(path, going)
     shutil.rmtree(going, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process was writing or taking apart."""
+    """Remove checkpoints that a killed process was writing or removing."""
     for beginning in (_WRITING, _REMOVING):
         for path in folder.glob(f"{beginning}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
-    """Change entries of the plain state of a checkpoint, if there is one of that step.
+    """Change entries of a checkpoint's plain state; do nothing if there is no checkpoint of that step.
 
-    Its ``state.json`` is replaced in one piece, and nothing else touched.
+    Only ``state.json`` is written, atomically.
 
     Raises:
-        CheckpointError: that file is damaged.
-        UsageError, RunFailed: it can't be written; the checkpoint is as it was.
+        CheckpointError: ``state.json`` is damaged.
+        UsageError, RunFailed: ``state.json`` can't be written; the checkpoint is unchanged.
     """
     path = folder / _name(step)
     if path.is_dir():
@@ -155,18 +155,18 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> Non
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return the finished checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = {p.name: p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()}
+    found = {p.name: p for p in folder.glob("step-*") if _STEP_NAME.fullmatch(p.name) and p.is_dir()}
     for path in folder.glob(f"{_REPLACED}step-*"):
         found.setdefault(path.name.removeprefix(_REPLACED).rpartition("-")[0], path)
     return [found[name] for name in sorted(found, key=lambda name: int(name.removeprefix("step-")))]
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint."""
-    match = _NAME.search(path.name)
+    """Return the step in a checkpoint's name."""
+    match = _STEP_NAME.search(path.name)
     assert match is not None
     return int(match[1])
 
@@ -176,7 +176,7 @@ def _name(step: int) -> str:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The plain state of a checkpoint, verified, without its tensors.
+    """Read and verify the plain state of a checkpoint, without its tensors.
 
     Raises:
         CheckpointError: ``state.json`` is missing, truncated or altered.
@@ -211,7 +211,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with the newer ones (one line each)."""
+    """Return the newest checkpoint that verifies, and one line for each newer one on what is wrong with it."""
     complaints: list[str] = []
     paths = list_checkpoints(folder)
     while paths:
@@ -221,7 +221,7 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except CheckpointError as error:
             if path.exists():
                 complaints.append(str(error))
-            else:  # a run that is being trained has put newer ones in its place
+            else:  # a run in training has replaced it: look again
                 paths = list_checkpoints(folder)
                 complaints.clear()
     return None, complaints
@@ -251,7 +251,7 @@ def _signed(record: Mapping[str, Any]) -> bytes:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    """sha256 of what a JSON object says, however it is laid out."""
+    """Return the sha256 of a JSON object's content, whatever its layout."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -260,33 +260,31 @@ def _reason(error: Exception) -> str:
 
 
 LAST, BEST = "last", "best"
-
-
-_STEP = re.compile(r"step-(\d+)")
+"""Words for a checkpoint, besides ``step-N``: the newest that is whole, and the best (`best_record`)."""
 
 
 def check_word(word: str) -> str:
-    """``word`` itself.
+    """Return ``word``.
 
     Raises:
-        UsageError: it is none of last, best, step-N.
+        UsageError: ``word`` is not last, best or step-N.
     """
-    if word not in (LAST, BEST) and not _STEP.fullmatch(word):
+    if word not in (LAST, BEST) and not _STEP_NAME.fullmatch(word):
         raise UsageError(f"checkpoint {word!r} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
     return word
 
 
 def chosen_checkpoint(folder: Path, word: str, hint: str) -> Checkpoint:
-    """The checkpoint in ``folder`` that ``word`` asks for, verified.
+    """Return the checkpoint in ``folder`` that ``word`` asks for, verified.
 
-    ``last`` is the newest one that is whole: a warning names what is damaged in newer ones. Nothing takes the place of the
-    others, which are asked for by name.
+    ``last`` is the newest whole checkpoint: a warning names what is damaged in newer ones. ``best`` and ``step-N`` have no
+    such substitute.
 
     Args:
-        hint: how training goes on.
+        hint: how to resume training, for messages.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is no such checkpoint, or it is damaged.
     """
     if word == LAST:
         found, complaints = newest_whole(folder)
@@ -306,10 +304,10 @@ def chosen_checkpoint(folder: Path, word: str, hint: str) -> Checkpoint:
 
 
 def best_record(folder: Path) -> dict[str, Any]:
-    """``metric``, ``value`` and ``step`` of the best checkpoint, as the newest readable one knows it.
+    """Return ``metric``, ``value`` and ``step`` of the best checkpoint, as recorded in the newest readable one.
 
     Raises:
-        CheckpointError: none is marked as the best.
+        CheckpointError: no checkpoint is recorded as the best.
     """
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -321,5 +319,5 @@ def best_record(folder: Path) -> dict[str, Any]:
         break
     raise CheckpointError(
         f"{folder.parent} has no best checkpoint: none was evaluated by train.keep_best.metric",
-        hint="Take the last one, or train with train.keep_best.metric=NAME train.eval_every=N.",
+        hint="Use the last one, or train with train.keep_best.metric=NAME train.eval_every=N.",
     )

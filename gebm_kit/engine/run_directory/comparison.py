@@ -1,7 +1,7 @@
-"""Runs side by side: how their recipes differ, how they went, and their scores, as far as these can be compared.
+"""Comparison of runs: how their recipes differ, how they went, and which of their scores are comparable.
 
-Two values of a metric are comparable when they were taken by the same protocol (number of draws and of reference rows,
-features and their checksum, bandwidths, ...) on the same data; the number of draw sets only changes the intervals' width.
+Two values of a metric are comparable if they were computed by the same protocol (numbers of draws and of reference rows,
+features and their checksum, bandwidths, ...) on the same data. The number of draw sets only changes the intervals' width.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.engine.run_directory.record import COLUMNS, RunRecord, read_record
 
 IRRELEVANT = ("sets", "interval", "ratio_interval", "held_out", "held_out_sets", "held_out_part", "lower_is_better")
-"""Entries of a protocol on which the values of base and GEBM do not depend."""
+"""Entries of a protocol that do not affect the values of base and GEBM."""
 
 
 IMPLIED = {"resize": "none"}
-"""What an entry says in protocols that were written before there was such an entry."""
+"""Values of entries that older protocols lack."""
 
 
 class Absent:
-    """In place of a recipe's value under a key that it does not have."""
+    """Placeholder for the value of a key that a recipe does not have."""
 
     def __repr__(self) -> str:
         return "-"
@@ -38,10 +38,11 @@ class ComparedMetric:
     """One value of a metric for all runs.
 
     Attributes:
-        name: of the value.
-        columns: ``data``, ``base``, ``gebm``, ``ratio`` to one estimate (``value``, ``low``, ``high``, ``n``) or None a run.
-        reasons: why the runs can't be compared by it, one a line; empty when they can.
-        protocols: what each run's values depend on; empty where nothing says so.
+        name: name of the value.
+        columns: for each of ``data``, ``base``, ``gebm`` and ``ratio`` one estimate (``value``, ``low``, ``high``, ``n``)
+            or None per run.
+        reasons: why the runs can't be compared by this value; empty if they can.
+        protocols: what each run's value depends on; empty where that is unknown.
     """
 
     name: str
@@ -57,12 +58,13 @@ class ComparedMetric:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Several runs side by side.
 
     Attributes:
+        records: the runs.
         labels: the shortest ends of their paths that tell them apart.
-        differences: recipe keys that differ, to one value (or `ABSENT`) a run.
-        metrics: the values by which any of them was scored.
+        differences: for each recipe key that differs, one value (or `ABSENT`) per run.
+        metrics: all values by which at least one run was scored.
     """
 
     records: tuple[RunRecord, ...]
@@ -71,11 +73,11 @@ class Comparison:
     metrics: tuple[ComparedMetric, ...]
 
     def outcomes(self) -> list[dict[str, Any]]:
-        """How each run went."""
+        """Return how each run went."""
         return [_outcome(label, record) for label, record in zip(self.labels, self.records, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON of ``gebm-kit compare``."""
+        """Return the JSON of ``gebm-kit compare``."""
         differences = {
             key: [None if value is ABSENT else value for value in values] for key, values in self.differences.items()
         }
@@ -87,18 +89,18 @@ class Comparison:
 
 
 def compare(paths: Sequence[str | Path]) -> Comparison:
-    """Read run directories and lay them side by side.
+    """Read run directories and compare them.
 
     Raises:
-        UsageError: fewer than two, or the same one twice.
-        CheckpointError: one is no run directory, or damaged.
+        UsageError: fewer than two paths are given, or one of them twice.
+        CheckpointError: a path is not a run directory, or the run is damaged.
     """
     places = [Path(path).resolve() for path in paths]
     twice = [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UsageError(f"{twice[-1]} is named twice")
     if len(paths) < 2:
-        raise UsageError("two runs or more can be compared", hint="`gebm-kit runs` lists the runs under runs/.")
+        raise UsageError("at least two runs are needed", hint="`gebm-kit runs` lists the runs under runs/.")
     records = tuple(read_record(path) for path in paths)
     names = list(dict.fromkeys(name for record in records for name in record.value_names()))
     return Comparison(
@@ -110,8 +112,12 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
 
 
 def protocol_groups(records: Sequence[RunRecord], names: Sequence[str | None]) -> list[int | None]:
-    """For the value ``names[i]`` of ``records[i]`` the number, from 1, of the protocol and data that it was taken by among
-    all values of that name; None where there is no value, or nothing says by which it was taken."""
+    """Group the values ``names[i]`` of ``records[i]`` by protocol and data.
+
+    Returns:
+        For each record the number of its group, counted from 1 among values of the same name; None where there is no value
+        or its protocol is unknown.
+    """
     found: dict[str, list[RunRecord]] = {}
     groups: list[int | None] = []
     for record, name in zip(records, names, strict=True):
@@ -128,7 +134,7 @@ def protocol_groups(records: Sequence[RunRecord], names: Sequence[str | None]) -
 
 
 def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """The keys under which resolved recipes differ, with the value (or `ABSENT`) in each."""
+    """Return the keys in which resolved recipes differ, each with one value (or `ABSENT`) per recipe."""
     leaves = [_leaves(recipe) for recipe in recipes]
     keys = dict.fromkeys(key for one in leaves for key in one)
     values = {key: tuple(one.get(key, ABSENT) for one in leaves) for key in keys}
@@ -136,7 +142,7 @@ def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
 
 
 def shortest_ends(paths: Sequence[Path]) -> tuple[str, ...]:
-    """For each path as few of its last parts as tell it from all others.
+    """Shorten each path to as few last parts as tell it from all others.
 
     >>> shortest_ends([Path("a/x"), Path("b/x"), Path("b/y")])
     ('a/x', 'b/x', 'y')
@@ -188,7 +194,7 @@ def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
 
 
 def _skipped_updates(record: RunRecord) -> int | None:
-    """Updates of both parts that were skipped because they were not finite; None when nothing says so."""
+    """Return the number of non-finite updates of base and energy that were skipped; None if unknown."""
     counts = [_mapping(part).get("total") for part in _mapping(record.checkpoint_state.get("non_finite")).values()]
     known = [count for count in counts if isinstance(count, int)]
     return sum(known) if known else None
@@ -225,7 +231,7 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Equal, up to the last bits of what another machine computes."""
+    """Return whether two entries are equal, up to rounding differences between machines."""
     if isinstance(a, float) and isinstance(b, int | float):
         return math.isclose(a, b, rel_tol=1e-6)
     if isinstance(a, list) and isinstance(b, list):

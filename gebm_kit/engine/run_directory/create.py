@@ -1,4 +1,4 @@
-"""Making a run directory, tidying up what a killed process left there, and the copy of the base's file that a run keeps."""
+"""Creating a run directory, tidying up after a killed process, and keeping a copy of the base's file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from gebm_kit.engine.process.lock import LOCK, RunLock
 from gebm_kit.engine.run_directory.checkpoint import remove_unfinished
 from gebm_kit.engine.run_directory.run import RUNS, STATUS, Run
 
-FOLDER = "base"
-"""Of a run directory."""
+SOURCE_FOLDER = "base"
+"""Folder of a run directory that holds the copy of the base's file."""
 
 
 def keep_source(run: Path, base: Base) -> None:
-    """Copy the file that ``base`` was read from to ``run``/base, its sha256 beside it, so that the run needs nothing else.
+    """Copy the file that ``base`` was read from, and its sha256, to ``run``/base, so that the run needs no other file.
 
     Raises:
-        RunFailed: the file has changed since it was read, or the disk is full.
+        RunFailed: the file changed after it was read, or the disk is full.
     """
     if not isinstance(base, HasSource):
         return
-    folder = run / FOLDER
+    folder = run / SOURCE_FOLDER
     place = folder / base.source_file.name
     noted = place.with_name(f"{place.name}.sha256")
     if noted.is_file() and place.is_file():
@@ -48,17 +48,24 @@ def keep_source(run: Path, base: Base) -> None:
 
 
 _FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)
+"""Files of a new run directory; ``status.json`` is written last."""
+
 
 _FOLDERS = ("checkpoints", "samples", "figures")
+"""Folders of a new run directory."""
 
 
 def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
-    """Make a new run directory, ``out`` itself, or one under ``runs/<recipe>/``, and hold ``lock`` on it.
+    """Create a new run directory and hold ``lock`` on it.
 
-    ``status.json`` is written last: with it the run exists. What a kill before that leaves is made again.
+    ``status.json`` is written last, and makes the directory a run. A kill before that leaves a directory in which a run can
+    be created again.
+
+    Args:
+        out: the run directory; None: a new one under ``runs/<recipe>/``.
 
     Raises:
-        UsageError: ``out`` is not empty, is a file, can't be written, or another process trains there.
+        UsageError: ``out`` is not empty, is a file, can't be written, or is used by another process.
     """
     if out is None:
         path = _new_directory(recipe)
@@ -80,7 +87,7 @@ def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
 
 
 def is_unmade(path: Path) -> bool:
-    """Whether ``path`` is free for a new run: missing, empty, or what a process left that was killed while it made one."""
+    """Return whether ``path`` is free for a new run: missing, empty, or left by a process killed while creating a run."""
     if not path.is_dir():
         return not path.exists()
     names = {entry.name for entry in path.iterdir()}
@@ -97,23 +104,23 @@ def _check_free(path: Path) -> None:
         is_run = (path / STATUS).exists()
         raise UsageError(
             f"{path} is not empty" + (": it holds a run" if is_run else ""),
-            hint="Add --resume to go on with it, or choose another --out." if is_run else "Choose another --out.",
+            hint="Add --resume to resume it, or choose another --out." if is_run else "Choose another --out.",
         )
 
 
 def tidy(run: Run) -> None:
-    """Remove half-written files of a killed process, and write a damaged status file again; for who holds the lock."""
+    """Remove half-written files of a killed process, and rewrite a damaged status file. The caller must hold the lock."""
     remove_leftovers(run.path, (*_FILES, "evaluation.json", "metrics.jsonl"))
     remove_unfinished(run.checkpoints)
     try:
         _ = run.status
     except CheckpointError as error:
-        warn(f"{error}; it is written again, without the seconds of earlier attempts")
+        warn(f"{error}; it is rewritten, without the seconds of earlier attempts")
         write_json(run.path / STATUS, {"recipe": run.recipe.name, "state": "interrupted", "step": 0, "seconds": 0.0})
 
 
 def write_resolved(path: Path, recipe: Recipe) -> None:
-    """The recipe as it is in force; a resumed run may have changed what comes after training."""
+    """Write the resolved recipe; resuming a run may change its settings for sampling and evaluation."""
     write_atomic(path / "resolved.yaml", resolved_yaml(recipe).encode())
 
 

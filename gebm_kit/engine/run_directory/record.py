@@ -1,7 +1,7 @@
-"""What a run directory says about its run, read without torch, without building anything, and whatever its state.
+"""Records of runs, read from their directories without torch and without building anything, whatever their state.
 
-For looking over many runs at once: one that is damaged, being written, or trained with plugins that are gone is still read.
-`gebm_kit.engine.run_directory.run.Run` is the one to sample from.
+They are for looking at many runs at once: a run that is damaged, in training, or trained with plugins that are gone can
+still be read. To sample from a run, use `gebm_kit.engine.run_directory.run.Run`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ except ImportError:  # Windows, where a killed run can't be told from a running 
 
 
 COLUMNS = ("data", "base", "gebm", "ratio")
+"""Keys of an evaluation\'s ``metrics``."""
+
 
 _EVALUATED = "eval.gebm."
+"""Prefix of the keys of metrics.jsonl that hold a metric of the GEBM."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class Score:
     """One value of a metric in the last evaluation.
 
     Attributes:
-        name: of the value.
-        columns: `COLUMNS` to ``value``, ``low``, ``high``, ``n``, as ``gebm-kit eval`` has them; None where there is none.
-        best: the GEBM's best value over the evaluations of the run, and its step; None where there is no better or worse.
+        name: name of the value.
+        columns: for each of `COLUMNS` its ``value``, ``low``, ``high`` and ``n``, as in ``gebm-kit eval``, or None.
+        best: the GEBM's best value over the evaluations of the run, and its step; None if no direction counts as better.
     """
 
     name: str
@@ -54,20 +57,20 @@ class Score:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its directory tells it.
+    """A run as its directory describes it.
 
     Attributes:
         path: the directory.
         recipe: name of the recipe.
-        state: as ``status.json`` has it (running, interrupted, trained, finished, failed), or ``killed``: said to be
-            running, but no process holds the directory; or ``damaged``.
-        step: cycles: of the last log line while the run is running, otherwise of the newest checkpoint.
+        state: the state in ``status.json`` (running, interrupted, trained, finished, failed); or ``killed``, if that says
+            running but no process holds the directory; or ``damaged``.
+        step: cycles trained, by the last log line while the run is running, otherwise by the newest checkpoint.
         total_steps: cycles of all phases.
         seconds: wall time of all attempts.
-        updated: when the status last changed, in seconds since the epoch.
-        resolved: the recipe in force, as plain data.
-        evaluation: the last one, as the JSON of ``gebm-kit eval``, or None.
-        problem: what is damaged, in a sentence.
+        updated: time of the last change of the status, in seconds since the epoch.
+        resolved: the resolved recipe, as plain data.
+        evaluation: the last evaluation, as the JSON of ``gebm-kit eval``, or None.
+        problem: what is damaged, in a sentence; "" if nothing is.
     """
 
     path: Path
@@ -88,13 +91,13 @@ class RunRecord:
 
     @functools.cached_property
     def evaluated_rows(self) -> list[dict[str, Any]]:
-        """Those of evaluations, the last one at each step."""
+        """Rows of evaluations, the last one at each step."""
         rows = read_rows(self.path, containing=_EVALUATED)
         return list({row["step"]: row for row in rows if isinstance(row.get("step"), int)}.values())
 
     @functools.cached_property
     def checkpoint_state(self) -> dict[str, Any]:
-        """The plain state in the newest checkpoint, not verified; empty when there is none that can be read."""
+        """Plain state in the newest readable checkpoint, not verified; empty if there is none."""
         for path in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
             found = _mapping(path / "state.json", []).get("state")
             if isinstance(found, dict):
@@ -102,14 +105,14 @@ class RunRecord:
         return {}
 
     def value_names(self) -> list[str]:
-        """Names of the values that the run was scored by, in the recipe's order."""
+        """Return the names of the values that the run was scored by, in the recipe's order."""
         found = list((self._metrics.get("gebm") or {}).keys())
         if not found and self.evaluated_rows:
             return [name.removeprefix(_EVALUATED) for name in self.evaluated_rows[-1] if name.startswith(_EVALUATED)]
         return found
 
     def score(self, name: str | None = None) -> Score | None:
-        """The last evaluation by the value ``name``, None: by the first one; None when the run has no such value."""
+        """Return the score of the last evaluation by the value ``name`` (None: the first one), or None if there is none."""
         names = self.value_names()
         if name is None and names:
             name = names[0]
@@ -124,7 +127,7 @@ class RunRecord:
         return Score(name, columns, self._best(name))
 
     def protocol(self, name: str) -> dict[str, Any]:
-        """What the value ``name`` depends on."""
+        """Return what the value ``name`` depends on; empty if unknown."""
         protocols = (self.evaluation or {}).get("protocol")
         for metric, protocol in (protocols if isinstance(protocols, dict) else {}).items():
             if name == metric or name.startswith(f"{metric}."):
@@ -146,23 +149,23 @@ class RunRecord:
 
 
 def find_records(root: Path) -> list[RunRecord]:
-    """Every run under ``root``, which may be one itself, the latest change first.
+    """Read every run under ``root``, which may itself be a run; the latest change comes first.
 
     Raises:
-        UsageError: ``root`` is no directory.
+        UsageError: ``root`` is not a directory.
     """
     if not root.is_dir():
         raise UsageError(
-            f"{root} is {'no directory' if root.exists() else 'not there'}", hint="Name a directory of runs."
+            f"{root} {'is not a directory' if root.exists() else 'does not exist'}", hint="Name a directory of runs."
         )
     return sorted((_read(path) for path in _directories(root)), key=lambda record: record.updated, reverse=True)
 
 
 def read_record(path: str | Path) -> RunRecord:
-    """One run.
+    """Read one run.
 
     Raises:
-        CheckpointError: ``path`` is no run directory, or a damaged one.
+        CheckpointError: ``path`` is not a run directory, or the run is damaged.
     """
     path = Path(path)
     if not _is_run(path):
@@ -175,7 +178,7 @@ def read_record(path: str | Path) -> RunRecord:
 
 
 def read_rows(path: Path, containing: str = "") -> list[dict[str, Any]]:
-    """Rows of ``path``/metrics.jsonl with the text ``containing`` in them; a line cut off by a kill is left out."""
+    """Read the rows of ``path``/metrics.jsonl that contain a text; a line cut off by a kill is left out."""
     rows = []
     try:
         with open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as lines:
@@ -192,12 +195,12 @@ def _directories(root: Path) -> Iterator[Path]:
     for folder, inner, _ in os.walk(root):
         path = Path(folder)
         if _is_run(path):
-            inner.clear()  # nothing in a run is another one
+            inner.clear()  # runs do not contain runs
             yield path
 
 
 def _is_run(path: Path) -> bool:
-    """Whether there is anything of a run; a recipe's resolved form has that name nowhere else."""
+    """Return whether ``path`` holds a run, however damaged; only run directories have a ``resolved.yaml``."""
     return (path / "resolved.yaml").is_file() or ((path / "status.json").is_file() and (path / "env.json").is_file())
 
 
@@ -240,13 +243,13 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path} is missing or damaged: {reason}")
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{path} is damaged: it holds no mapping")
+        problems.append(f"{path} is damaged: it does not hold a mapping")
         return {}
     return value
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether no process holds the run's lock. A shared lock is asked for: it is refused while training holds its own."""
+    """Return whether no process holds the run's lock, by trying a shared lock, which fails while training holds its own."""
     try:
         handle = os.open(path / LOCK, os.O_RDONLY)
     except OSError:
@@ -272,7 +275,7 @@ def _changed(path: Path) -> float:
 
 
 def _last_step(path: Path) -> int:
-    """Step of the last whole row, found from the end of the file; 0 without one."""
+    """Return the step of the last whole row, read from the end of the file; 0 if there is none."""
     try:
         with open(path, "rb") as stream:
             stream.seek(max(stream.seek(0, os.SEEK_END) - 16_384, 0))

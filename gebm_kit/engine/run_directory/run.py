@@ -1,4 +1,4 @@
-"""A run directory, found and read.
+"""Finding and reading run directories. Layout:
 
 runs/<recipe>/<utc>-<short hash>/
   recipe.yaml  resolved.yaml  overrides.txt  env.json  status.json  evaluation.json  metrics.jsonl
@@ -27,8 +27,11 @@ from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_wor
 from gebm_kit.engine.run_directory.record import read_rows
 
 RUNS = Path("runs")
+"""Default folder in which runs are created and looked for."""
+
 
 STATUS = "status.json"
+"""Name of the file that holds a run's state, see `Run.status`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Run:
 
     Attributes:
         path: the directory.
-        which: its checkpoint: ``last`` (the newest that is whole), ``best`` (see ``train.keep_best``), or ``step-N``.
+        which: the checkpoint to read: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
     """
 
     path: Path
@@ -53,17 +56,20 @@ class Run:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """The resolved recipe that the run was trained with."""
+        """Resolved recipe that the run was trained with."""
         return load_recipe(self.path / "resolved.yaml", directory=Path(self.environment["directory"]))
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
-        """``env.json``: versions, platform, and the directory that relative paths start from."""
+        """Content of ``env.json``: versions, platform, and the directory that relative paths start from."""
         return _object(self.path / "env.json")
 
     @property
     def status(self) -> dict[str, Any]:
-        """``status.json``: recipe, state (running, interrupted, trained, finished, failed), step, seconds, best."""
+        """Content of ``status.json``: recipe, state, step, seconds, best.
+
+        The state is running, interrupted, trained, finished or failed.
+        """
         return _object(self.path / "status.json")
 
     @property
@@ -72,43 +78,43 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Cycles in the checkpoint."""
+        """Cycles trained, according to the checkpoint."""
         return self.checkpoint.step
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """The last evaluation written by train or eval, as the JSON of ``gebm-kit eval``."""
+        """Last evaluation written by train or eval, as the JSON of ``gebm-kit eval``; None if there is none."""
         path = self.path / "evaluation.json"
         return _object(path) if path.exists() else None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl; a last line cut off by a kill is left out."""
+        """Return the rows of metrics.jsonl; a last line cut off by a kill is left out."""
         return read_rows(self.path)
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint that `which` asks for, verified.
+        """Checkpoint that `which` asks for, verified.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is no such checkpoint, or it is damaged.
         """
         words = ["gebm-kit", "train", str(self.path / "resolved.yaml"), "--out", str(self.path), "--resume"]
-        return chosen_checkpoint(self.checkpoints, self.which, f"Training goes on with `{shlex.join(words)}`.")
+        return chosen_checkpoint(self.checkpoints, self.which, f"Resume training with `{shlex.join(words)}`.")
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """The run's data."""
+        """Dataset that the run was trained on."""
         return open_dataset(self.recipe)
 
     @property
     def value_range(self) -> tuple[float, float] | None:
-        """Of the data, as the checkpoint remembers it, so that sampling needs no data; None where it has none."""
+        """Value range of the data, or None; read from the checkpoint, so that sampling does not need the data."""
         found = self.checkpoint.state["facts"].get("value_range")
         return None if found is None else (float(found[0]), float(found[1]))
 
     @functools.cached_property
     def model(self) -> GEBM:
-        """The model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
+        """Model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
 
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit the recipe.
@@ -126,9 +132,14 @@ class Run:
         return model.eval()
 
 
-def facts_for_checkpoint(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """What the model needs to know of the data, so that it can be rebuilt without the data."""
-    return {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
+def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool) -> dict[str, Any]:
+    """Return what a checkpoint keeps to rebuild the model without its data and its loss.
+
+    Args:
+        log_ratio: whether the trained energy is a log density ratio (`GEBM.log_ratio`).
+    """
+    facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
+    return facts | {"log_ratio": log_ratio}
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,27 +150,39 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
     """Open a run directory.
 
     Args:
-        checkpoint: ``last`` (the newest that is whole), ``best`` (see ``train.keep_best``), or ``step-N``.
+        checkpoint: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
 
     Raises:
         UsageError: ``checkpoint`` is none of these.
-        CheckpointError: ``path`` is no run directory.
+        CheckpointError: ``path`` is not a run directory.
     """
     path = Path(path)
     missing = [name for name in ("resolved.yaml", "status.json", "env.json") if not (path / name).is_file()]
     if missing:
         what = "does not exist" if not path.exists() else f"is not a run directory: it has no {missing[0]}"
-        raise CheckpointError(
-            f"{path} {what}", hint="A run directory is what `gebm-kit train` made, runs/<recipe>/<time>."
-        )
+        raise CheckpointError(f"{path} {what}", hint="`gebm-kit train` makes run directories, runs/<recipe>/<time>.")
     return Run(path, check_word(checkpoint))
 
 
-def newest_run(root: str | Path = RUNS) -> Run:
-    """The newest finished run under ``root``.
+def subject_of(run_or_model: Run | GEBM | str | Path) -> Run | GEBM:
+    """Return the run or model itself, or open the run directory that a path names.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it is neither a run, a path nor a model.
+        CheckpointError: the path is not a run directory.
+    """
+    if isinstance(run_or_model, str | Path):
+        return load_run(run_or_model)
+    if isinstance(run_or_model, Run | GEBM):
+        return run_or_model
+    raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
+
+
+def newest_run(root: str | Path = RUNS) -> Run:
+    """Open the newest finished run under ``root``.
+
+    Raises:
+        UsageError: there is no finished run.
     """
     runs = [run for run in _runs(Path(root)) if run.state == "finished"]
     if not runs:
@@ -170,7 +193,7 @@ def newest_run(root: str | Path = RUNS) -> Run:
 
 
 def unfinished_runs(recipe_name: str, root: Path = RUNS) -> list[Run]:
-    """Runs of a recipe that training can go on with, the newest first."""
+    """Return the runs of a recipe that can be resumed, newest first."""
     runs = [run for run in _runs(root / recipe_name) if run.state != "finished"]
     return sorted(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime, reverse=True)
 
@@ -195,12 +218,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return value
-
-
-def open_run(run_or_model: Run | str | Path) -> Run:
-
-    if isinstance(run_or_model, str | Path):
-        return load_run(run_or_model)
-    if isinstance(run_or_model, Run):
-        return run_or_model
-    raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")

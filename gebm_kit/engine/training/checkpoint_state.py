@@ -20,7 +20,7 @@ from gebm_kit.engine.training.trainer import Trainer
 
 
 def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Every tensor of the state by checkpoint part (`gebm_kit.engine.run_directory.checkpoint.PARTS`)."""
+    """Every tensor of the state by checkpoint part (`gebm_kit.engine.run_directory.checkpoint.TENSOR_PARTS`)."""
     rng = {"generator": trainer.generator.get_state(), "torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(trainer.device)

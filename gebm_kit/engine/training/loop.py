@@ -211,7 +211,7 @@ class _Job:
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
         if not self.writes:
             return
-        facts = facts_for_checkpoint(self.recipe, self.dataset)
+        facts = facts_for_checkpoint(self.recipe, self.dataset, trainer.model.log_ratio)
         check_place(self.run)
         save_checkpoint(
             self.run.checkpoints,

@@ -1,4 +1,4 @@
-"""Images decoded once: the same bytes as from the files, noticed when out of date, whole or absent."""
+"""Images decoded once: the same bytes as from the files, checked for being up to date, whole or absent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.datasets import batches as feed, prepare as making, prepared_cache as prepared
+from gebm_kit.engine.datasets import batches as feed, open as opening, prepare as making
 from gebm_kit.engine.datasets.batches import Feed
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepare import prepare
@@ -49,7 +49,7 @@ device: cpu
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, quick_evaluation: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, in a working directory of its own."""
+    """Return an empty cache in an empty working directory."""
     monkeypatch.setenv("GEBM_KIT_DATA_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
@@ -118,7 +118,7 @@ skips = pytest.mark.filterwarnings("ignore:.*is skipped", "ignore:.*were skipped
 
 
 def same(a: Dataset, b: Dataset) -> bool:
-    """Whether all rows and labels are the same, bit for bit, and so is what is known about them."""
+    """Return whether all rows, labels and facts about them are the same, bit for bit."""
     facts = [(tuple(d.data_shape), d.value_range, getattr(d, "num_classes", None)) for d in (a, b)]
     rows = all(torch.equal(a.split(part).first(10**6), b.split(part).first(10**6)) for part in PARTS)
     labels = not isinstance(a, HasLabels) or (
@@ -166,7 +166,7 @@ class TestRows:
         assert can == set(MAKERS)
 
     def test_data_larger_than_memory_is_mapped(self, formats: Any) -> None:
-        """50 GB, of which a file with holes takes nothing: only what is asked for is read."""
+        """Only the requested rows of a part are read; the file has 50 GB, but is sparse and takes no space."""
         made = prepare(recipe(make_folder(formats)))
         num = 50 * 10**9 // (3 * 8 * 8)
         os.truncate(made.path / "train.u8", num * 3 * 8 * 8)
@@ -182,7 +182,7 @@ class TestRows:
 class TestTraining:
     @pytest.mark.parametrize("resident", [True, False])
     def test_it_is_the_same_bit_for_bit(self, resident: bool, formats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """With the files, with what is prepared, and resumed with it after half of the steps from the files."""
+        """Training is the same from files, from prepared data, and resumed from prepared data after half of the steps."""
         if not resident:
             monkeypatch.setattr(feed, "RESIDENT_BYTES", 0)
         wanted = recipe(make_folder(formats))
@@ -221,7 +221,7 @@ class TestTraining:
         self, formats: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wanted = recipe(make_folder(formats), "data.size=4", "train.seed=3")
-        monkeypatch.setattr(prepared, "RESIDENT_BYTES", 100)
+        monkeypatch.setattr(opening, "RESIDENT_BYTES", 100)
         with pytest.warns(
             GebmKitWarning, match=r"`gebm-kit data prepare \S*tiny\.yaml data\.size=4` decodes them once"
         ):
@@ -242,10 +242,10 @@ class TestOutOfDate:
 
     def refused(self, wanted: Recipe, message: str) -> None:
         with pytest.warns(
-            GebmKitWarning, match=rf"are not used: .*{message}.*`gebm-kit data prepare .*` makes them anew"
+            GebmKitWarning, match=rf"are not used: .*{message}.*`gebm-kit data prepare .*` prepares them again"
         ):
             assert not isinstance(open_dataset(wanted), PreparedDataset)
-        with pytest.warns(GebmKitWarning, match=f"are made anew: .*{message}"):
+        with pytest.warns(GebmKitWarning, match=f"are made again: .*{message}"):
             assert prepare(wanted).made
         opened = open_dataset(wanted)
         assert isinstance(opened, PreparedDataset)
@@ -257,7 +257,7 @@ class TestOutOfDate:
 
     def test_a_file_put_back_to_an_older_one(self, wanted: Recipe) -> None:
         os.utime("files/cats/01.png", (1, 1))
-        self.refused(wanted, "files is no longer what it was")
+        self.refused(wanted, "files has changed since they were made")
 
     def test_a_new_file(self, wanted: Recipe) -> None:
         Image.new("RGB", (12, 10)).save("files/dogs/new.png")
@@ -265,7 +265,7 @@ class TestOutOfDate:
 
     def test_a_renamed_file(self, wanted: Recipe) -> None:
         os.rename("files/dogs/00.png", "files/dogs/99.png")
-        self.refused(wanted, "files is no longer what it was")
+        self.refused(wanted, "files has changed since they were made")
 
     def test_what_is_no_image_does_not_count(self, wanted: Recipe) -> None:
         Path("files/notes.txt").write_text("none")
@@ -295,7 +295,7 @@ class TestOutOfDate:
         for part in PARTS:
             before.split(part).stored(None)  # keeps them in memory
         Path("files").rename("elsewhere")
-        with pytest.warns(GebmKitWarning, match="are gone; what is prepared stands in"):
+        with pytest.warns(GebmKitWarning, match="are gone; the prepared data are used instead"):
             assert same(before, open_dataset(wanted))
         with pytest.raises(DataError, match="does not exist"):
             prepare(wanted, force=True)
@@ -356,7 +356,7 @@ class TestWholeOrAbsent:
         program = """
 import os, signal, sys
 from gebm_kit.cli.app import main
-from gebm_kit.engine import prepare
+from gebm_kit.engine.datasets import prepare
 real = prepare._Part.add
 def add(self, piece):
     real(self, piece)
@@ -419,7 +419,7 @@ class TestRefusals:
         assert sum(made.index["counts"].values()) == 40
 
     def test_what_is_no_dataset_of_image_files(self) -> None:
-        with pytest.raises(UsageError, match="'digits' is not one of images in files"):
+        with pytest.raises(UsageError, match="'digits' does not consist of image files"):
             prepare(recipe("{name: digits}"))
 
     def test_files_that_are_not_there(self, cache: Path) -> None:

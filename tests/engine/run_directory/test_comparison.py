@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, what is comparable and what is only said to be, and the picture of it."""
+"""Comparison of runs: differences, comparable and incomparable values, and the picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def estimate(value: float) -> dict[str, Any]:
 
 
 def made(path: Path, *, value: float | None = 0.5, recipe: Any = None, looks: bool = False, **protocol: Any) -> Path:
-    """A run directory without weights; ``value``: of the evaluation, None: there was none."""
+    """Write a run directory without weights; ``value``: result of its evaluation, None: no evaluation."""
     path.mkdir(parents=True)
     resolved = {"data": {"name": "digits"}, "loss": {"name": "kale"}, "train": {"steps": 60, "seed": 0}}
     (path / "env.json").write_text("{}")
@@ -118,7 +118,7 @@ def test_a_value_of_a_look_during_training_is_marked(tmp_path: Path) -> None:
 
 def test_what_can_not_be_compared(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a"), made(tmp_path / "b")
-    with pytest.raises(UsageError, match="two runs or more"):
+    with pytest.raises(UsageError, match="at least two runs"):
         compare([a])
     with pytest.raises(UsageError, match="is named twice"):
         compare([a, b, tmp_path / "b" / ".." / "a"])

@@ -1,4 +1,4 @@
-"""Run directories as they are found: every state, every kind of damage, and what the scores are."""
+"""Records of run directories: every state, every kind of damage, and the scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def estimate(value: float) -> dict[str, Any]:
 def made(
     path: Path, *, state: str = "finished", step: int = 12, seconds: float = 3.0, age: float = 0.0, **score: Any
 ) -> Path:
-    """A run directory without weights."""
+    """Write a run directory without weights."""
     path.mkdir(parents=True)
     (path / "env.json").write_text("{}")
     (path / "resolved.yaml").write_text(yaml.safe_dump({"train": {"steps": 10, "final": {"steps": 2}}}))
@@ -59,7 +59,7 @@ def test_runs_are_found_at_any_depth_the_latest_first(tmp_path: Path) -> None:
     assert [record.path.name for record in find_records(tmp_path)] == ["b", "a", "c"]
     assert [record.path for record in find_records(tmp_path / "b")] == [tmp_path / "b"]
     assert find_records(tmp_path / "draws") == []
-    with pytest.raises(UsageError, match="nowhere is not there"):
+    with pytest.raises(UsageError, match="nowhere does not exist"):
         find_records(tmp_path / "nowhere")
 
 

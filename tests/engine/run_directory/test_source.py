@@ -53,7 +53,7 @@ class Generator(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where commands are started: a recipe, and generators beside it."""
+    """Return the working directory, with a recipe and generators."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     module = Generator()
@@ -71,7 +71,7 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def interrupt(at: int) -> Any:
-    """A watcher that asks training to stop after cycle ``at``."""
+    """Return a progress callback that asks training to stop after cycle ``at``."""
 
     def watch(report: Progress) -> None:
         if report.stage == "train" and report.step == at:
@@ -89,7 +89,7 @@ def test_an_energy_on_a_program_from_the_first_step_to_the_draws(folder, capfd):
         with pytest.raises(Interrupted) as stopped:
             train("mine.yaml", out="run", on_progress=interrupt(2))
     assert "--trust-program" in stopped.value.hint
-    # from here on the run is all there is
+    # from here on only the run directory is left
     (folder / "generator.pt").rename(folder / "elsewhere.pt")
     shutil.move("run", "moved")
     words = ["mine.yaml", "--out", "moved", "--resume", "--quiet", "--json"]

@@ -189,5 +189,5 @@ def test_a_damaged_status_is_written_again_by_resume(recipe: Path, tmp_path: Pat
     with pytest.raises(Interrupted):
         train(recipe, out=out, on_progress=at(5, lambda: os.kill(os.getpid(), 15)))
     (out / "status.json").write_text('{"state": "inter')
-    with pytest.warns(GebmKitWarning, match=r"status.json is missing or damaged.*; it is written again"):
+    with pytest.warns(GebmKitWarning, match=r"status.json is missing or damaged.*; it is rewritten"):
         assert sums(train(recipe, out=out, resume=True)) == sums(straight)
