@@ -17,7 +17,7 @@ from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
-from gebm_kit.engine.likelihood.log_densities import densities
+from gebm_kit.engine.likelihood.log_densities import check_density, densities
 from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.model_fit import BLOCK, energies
 from gebm_kit.engine.likelihood.nll import Space
@@ -124,7 +124,8 @@ def score(
         seed: of the base draws and populations behind A.
 
     Raises:
-        UsageError: no run and no model; ``raw`` without a Jacobian, or without a density.
+        UsageError: neither a run nor a model; ``space="raw"`` for a base without a density or a dataset that states no
+            Jacobian.
         DataError: rows that do not fit the model, or are not finite.
     """
     model, dataset, settings = model_of(
@@ -135,6 +136,8 @@ def score(
         seed=seed,
         device=device,
     )
+    if space == "raw":  # the recipe's own ``nll.space`` asks for nothing where there is no density
+        check_density(model, dataset, space)
     return row_scores(model, dataset, rows, on_progress=on_progress, **settings)
 
 
