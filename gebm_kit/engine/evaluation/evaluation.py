@@ -24,7 +24,7 @@ from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
+from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.metrics import _check_metrics, _default_metrics, build_metrics
@@ -162,11 +162,11 @@ def score(
     check_space(dataset, nll_space)
     features = features or FeatureSettings()
     _check_metrics(metrics, dataset, features)
-    data = every_row(dataset.split(reference), f"{reference} data", num_reference)
+    data = evenly_spaced_rows(dataset.split(reference), f"{reference} data", num_reference)
     train_data = None
     if against_train and not isinstance(dataset, HeldOut) and any(m.against_train for m in metrics.values()):
-        train_data = every_row(dataset.split("train"), "train data", num_reference)
-    held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+        train_data = evenly_spaced_rows(dataset.split("train"), "train data", num_reference)
+    held_out = evenly_spaced_rows(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     floor = floor_sets(held_out, num_samples, num_sets)
     check_rows(metrics, {"draws": num_samples, "reference rows": len(data), "held-out rows": len(floor[0])})
     with placed(model, device) as (where, _):

@@ -14,7 +14,7 @@ from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
 from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.nll import Likelihood, Space, likelihood, log_base_density
@@ -46,17 +46,20 @@ class ModelFit:
             that mean and A comes from annealing, it is set to 1, its value at the true A.
         log_partition: A(beta).
         nll: negative log-likelihoods of the reference; None where the base has no density.
+        kale_train_rows: training rows behind ``kale_train``, at most `MAX_ROWS` evenly spaced ones; None without any.
     """
 
     kale_train: float | None
     kale_test: float
     log_partition: LogPartition
     nll: Likelihood | None = None
+    kale_train_rows: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; what is not finite is null."""
         return {
             "kale_train": _finite(self.kale_train),
+            "kale_train_rows": self.kale_train_rows,
             "kale_test": _finite(self.kale_test),
             "log_partition": self.log_partition.as_dict(),
             "nll": None if self.nll is None else self.nll.as_dict(),
@@ -98,7 +101,7 @@ def model_fit(
         of_test = beta * energies(model, test, device, dtype)
         of_train = None
         if train is not None:
-            of_train = beta * energies(model, every_row(train, "training data"), device, dtype)
+            of_train = beta * energies(model, evenly_spaced_rows(train, "training data"), device, dtype)
         of_draws = None
         if draws is not None:
             of_draws = beta * torch.stack([energies(model, part, device, dtype) for part in draws.sets])
@@ -119,6 +122,7 @@ def model_fit(
         kale_test=_kale(of_test, second, estimate),
         log_partition=estimate,
         nll=None if log_base is None else likelihood(log_base, of_test, estimate, log_det, space),
+        kale_train_rows=None if of_train is None else len(of_train),
     )
 
 
