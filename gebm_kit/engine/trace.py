@@ -34,10 +34,11 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.held_out import MAX_ROWS, evenly_spaced_rows, floor_sets
-from gebm_kit.engine.evaluation.evaluation import FLOOR_PART, check_request
+from gebm_kit.engine.evaluation.evaluation import check_request
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
+from gebm_kit.engine.evaluation.settings import FLOOR_PART
 from gebm_kit.engine.evaluation.subject import eval_section, opened
 from gebm_kit.engine.evaluation.trace_chains import Schedule, Tracer, Watch
 from gebm_kit.engine.evaluation.trace_result import Trace

@@ -26,6 +26,7 @@ from gebm_kit.engine.evaluate import evaluate
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
 from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.metrics.mmd import Mmd
 
@@ -425,7 +426,7 @@ def test_build_metrics_names_them_as_registered() -> None:
 def test_score_is_what_evaluate_calls() -> None:
     dataset: Dataset = HeldOut(data(200))
     settings = SampleSettings(seed=5)
-    first = score(model(), dataset, build_metrics(["mmd"]), Exact(), settings, 100, 2)
+    first = score(model(), dataset, build_metrics(["mmd"]), Exact(), settings, EvaluationSettings(100, 2))
     second = evaluate(model(), data=dataset, metrics=["mmd"], sampler=Exact(), num_samples=100, num_sets=2, seed=5)
     assert first.metrics == second.metrics
 

@@ -21,6 +21,7 @@ from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score, score_recipe
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.training.best_checkpoint import Tracker
 from gebm_kit.metrics.frechet import Fid
@@ -49,12 +50,11 @@ def model() -> GEBM:
 
 
 def scored(dataset: Any = None, names: list[Any] | None = None, **arguments: Any) -> Evaluation:
-    settings = SampleSettings(num_chains=60, warmup=5, steps=8, thin=1)
+    sampling = SampleSettings(num_chains=60, warmup=5, steps=8, thin=1)
     metrics = build_metrics(["fid"] if names is None else names)
     arguments = {"features": FeatureSettings((ComponentNode("classifier", {"steps": 30}),)), **arguments}
-    return score(
-        model(), dataset or Shifted(), metrics, Hmc(), settings, 60, 2, log_partition="importance-sampling", **arguments
-    )
+    settings = EvaluationSettings(60, 2, log_partition="importance-sampling", **arguments)
+    return score(model(), dataset or Shifted(), metrics, Hmc(), sampling, settings)
 
 
 @pytest.fixture(scope="module")
