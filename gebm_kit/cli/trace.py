@@ -82,7 +82,7 @@ def run_trace(
             )
     set_up_cpu(threads)
     from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
-    from gebm_kit.engine.evaluation.trace_result import check_output
+    from gebm_kit.engine.evaluation.trace_result import check_trace_output
     from gebm_kit.engine.process.distributed import under_torchrun
     from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
     from gebm_kit.engine.trace import chosen_metric, record
@@ -90,7 +90,7 @@ def run_trace(
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")
     if out is not None:
-        check_output(out)
+        check_trace_output(out)
     run = find_run(given.target, say, checkpoint)
     overrides = given.overrides
     if sampler is not None and sampler != run.recipe.sampler.name:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_METRICS = ("frechet", "mmd", "sliced-wasserstein")
+"""The metrics used when none are named. They apply to data of any kind."""
 
 DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
-"""Metrics when none are named, without and with known modes."""
+"""The metrics used when none are named and the data has known modes."""
 
 
 def check_metrics(recipe: Recipe, dataset: Dataset) -> None:

@@ -35,9 +35,9 @@ NAMES = ["fid", "kid", "prdc", "inception-score", "mmd"]
 class Shifted(TensorDataset):
     """Normal points; those of the training part are shifted, so that values against it are different."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_valid: int = 60) -> None:
         generator = torch.Generator().manual_seed(0)
-        sizes: dict[SplitName, int] = {"train": 150, "valid": 60, "test": 90}
+        sizes: dict[SplitName, int] = {"train": 150, "valid": num_valid, "test": 90}
         parts = {part: torch.randn(num, 3, generator=generator) for part, num in sizes.items()}
         parts["train"] += 2.0
         labels = {part: torch.arange(num) % 2 for part, num in sizes.items()}
@@ -106,10 +106,8 @@ def test_too_few_rows_are_refused_before_anything_is_drawn(metric: Metric, monke
     monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation.base_sets", lambda *arguments: pytest.fail("drawn"))
     with pytest.raises(UsageError, match="needs at least 61 draws, and there are 60"):
         scored(names=[metric])
-    few = HeldOut(torch.randn(120, 3, generator=torch.Generator().manual_seed(1)))
-    few._valid = few._valid.__class__(torch.zeros(50, 3))
     with pytest.raises(UsageError, match="metric prdc needs at least 56 held-out rows, and there are 50"):
-        scored(few, [Prdc("pixels", nearest_k=55)])
+        scored(Shifted(num_valid=50), [Prdc("pixels", nearest_k=55)])
 
 
 def test_looks_during_training_leave_it_out() -> None:
