@@ -20,7 +20,7 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.estimators import PARETO_K_LIMIT
 from gebm_kit.core.interfaces import Dataset, HasDensity, OnCodes
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.likelihood import annealing
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_partition import LogPartition, from_tilt
@@ -88,7 +88,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     trainer = Trainer(recipe, dataset, CPU)
     trainer.initialise()
     annealing.MAX_EVALS = 0  # one attempt: more particles would take minutes, and its spread is in the error
-    rows = every_row(dataset.split("valid"), "validation part")
+    rows = evenly_spaced_rows(dataset.split("valid"), "validation part")
     looks: list[tuple[int, float]] = []
     best: dict[str, Tensor] = {}
     first, every = recipe.train.pretrain_steps, LOOK_EVERY[job.method]
@@ -161,7 +161,7 @@ def _test(model: GEBM, dataset: Dataset, recipe: Any, *, chosen: int, first: int
     An energy on codes is always annealed, which finds narrow dips that no base draw meets. If the flow alone was best, its
     energy is left out.
     """
-    rows = every_row(dataset.split("test"), "test part")
+    rows = evenly_spaced_rows(dataset.split("test"), "test part")
     start = time.process_time()
     on_codes = isinstance(model.energy, OnCodes)
     weighed = None if on_codes else _importance(model)

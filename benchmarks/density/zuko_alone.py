@@ -95,7 +95,7 @@ def train_with_the_kit(name: str, words: list[str], steps: int, seed: int) -> Re
     from benchmarks.density.settings import overrides
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
-    from gebm_kit.engine.datasets.held_out import every_row
+    from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
     from gebm_kit.engine.training.trainer import Trainer
 
     recipe = load_recipe(
@@ -120,7 +120,7 @@ def train_with_the_kit(name: str, words: list[str], steps: int, seed: int) -> Re
     seconds = time.process_time() - start - looking[0]
     base = trainer.model.base
     base.load_state_dict(trainer.best_base.tensors)
-    rows = every_row(dataset.split("test"), "test part")
+    rows = evenly_spaced_rows(dataset.split("test"), "test part")
     with torch.no_grad():
         nll = float(base.eval().pretraining_loss(rows))  # type: ignore[operator]
     return Result(nll, trainer.best_base.step, seconds)
@@ -130,14 +130,14 @@ def parts_of(words: list[str]) -> Parts:
     """Return the rows as the kit's dataset makes them, so that both sides see the same."""
     from gebm_kit.config.build import build_dataset
     from gebm_kit.config.load import load_recipe
-    from gebm_kit.engine.datasets.held_out import every_row
+    from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 
     dataset = build_dataset(load_recipe("redwine", words))
     train = dataset.split("train")
     return Parts(
         train.first(len(train)).float(),
-        every_row(dataset.split("valid"), "validation part").float(),
-        every_row(dataset.split("test"), "test part").float(),
+        evenly_spaced_rows(dataset.split("valid"), "validation part").float(),
+        evenly_spaced_rows(dataset.split("test"), "test part").float(),
     )
 
 

@@ -18,7 +18,7 @@ from benchmarks.fashion_mnist.settings import BASE_SHARE, BETAS, CHAINS, COMMON,
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import Dataset, HasFitting
 from gebm_kit.core.progress import Progress
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
 from gebm_kit.engine.evaluation.score_table import Scorer
@@ -114,7 +114,7 @@ class Fid:
 
     def __init__(self, run: gk.Run, part: str, seed: int, features: str = "auto") -> None:
         dataset = run.dataset
-        rows = every_row(dataset.split(part), part)  # type: ignore[arg-type]
+        rows = evenly_spaced_rows(dataset.split(part), part)  # type: ignore[arg-type]
         self.rows, self._metric = rows, fid.Fid(features)
         self._scorer = Scorer(run.model, dataset, rows, FeatureMaps(dataset, CPU), seed)
 
@@ -153,7 +153,7 @@ def scores(kind: str, run: gk.Run, samplers: list[str], setting: Setting, seed: 
     found: dict[str, Any] = {
         "base": [test(draws) for draws in sets],
         "base_pixels": [pixels(draws) for draws in sets],
-        "data": test(every_row(run.dataset.split("valid"), "valid")[: setting.num_draws]),
+        "data": test(evenly_spaced_rows(run.dataset.split("valid"), "valid")[: setting.num_draws]),
     }
     if kind not in ON_BASE:
         return found

@@ -28,7 +28,7 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.interfaces import Loss, named_scalars
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
 from gebm_kit.engine.evaluation.metrics import build_metrics
@@ -129,7 +129,7 @@ def trained(job: Job) -> dict[str, Any]:
 def _base_metric(trainer: Trainer, recipe: Recipe, dataset: Any, problem: Problem) -> float:
     """Compute the problem's metric of draws of the averaged base."""
     device = torch.device("cpu")
-    reference = every_row(dataset.split("test"), "test data")
+    reference = evenly_spaced_rows(dataset.split("test"), "test data")
     with torch.random.fork_rng(devices=[]), trainer.averaged(), torch.no_grad():
         base = trainer.model.base
         draws = base(base.sample_prior(recipe.eval.num_samples, torch.Generator().manual_seed(trainer.step)))

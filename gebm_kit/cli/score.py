@@ -50,10 +50,10 @@ def score(
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_log_partition
-    from gebm_kit.engine.score import check_output, row_scores
+    from gebm_kit.engine.score import check_score_output, row_scores
 
     if out is not None:
-        check_output(out)
+        check_score_output(out)
     run = find_run(given.run, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
     found = compute_rows(row_scores, given, key, run, recipe, device, say)

@@ -81,13 +81,13 @@ def run_trace(
                 f"--trace keeps no draws, so there is nothing for {option}", hint="Leave out one of the two."
             )
     set_up_cpu(threads)
-    from gebm_kit.engine.evaluation.trace_result import check_output
+    from gebm_kit.engine.evaluation.trace_result import check_trace_output
     from gebm_kit.engine.process.distributed import under_torchrun
 
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")
     if out is not None:
-        check_output(out)
+        check_trace_output(out)
     run = find_run(given.target, say, checkpoint)
     recipe, betas = _sweep(run, overrides_with_sampler(run, sampler, given.overrides))
     trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
-from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
-from gebm_kit.engine.evaluation.metrics import _default_metrics, build_metrics
+from gebm_kit.engine.evaluation.metrics import build_metrics, default_metrics
+from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.evaluation.subject import eval_section, opened
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
@@ -68,12 +68,20 @@ def evaluate(
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
     recipe, model, dataset = opened(run_or_model, data)
-    settings = SampleSettings() if recipe is None else settings_of(recipe.sample)
+    sampling = SampleSettings() if recipe is None else settings_of(recipe.sample)
     section = eval_section(recipe)
     if inverse_temperature is not None:
-        settings = replace(settings, inverse_temperature=inverse_temperature)
-    settings = replace(settings, seed=section.seed if seed is None else seed)
-    chosen = metrics if metrics is not None else [*section.metrics] or _default_metrics(dataset)
+        sampling = replace(sampling, inverse_temperature=inverse_temperature)
+    sampling = replace(sampling, seed=section.seed if seed is None else seed)
+    settings = replace(EvaluationSettings.of(recipe), reference=reference)
+    given: dict[str, Any] = {
+        "num_samples": num_samples,
+        "num_sets": num_sets,
+        "log_partition": log_partition,
+        "nll_space": nll_space,
+    }
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    chosen = metrics if metrics is not None else [*section.metrics] or default_metrics(dataset)
     where = device if device is not None or recipe is None else recipe.device
     with joined(work="evaluation") as ranks:
         return score(
@@ -81,15 +89,9 @@ def evaluate(
             dataset,
             build_metrics(chosen),
             resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
+            sampling,
             settings,
-            section.num_samples if num_samples is None else num_samples,
-            section.num_sets if num_sets is None else num_sets,
             device=local_device(where),
-            reference=reference,
-            log_partition=log_partition or section.log_partition,
-            nll_space=nll_space or ("standardised" if recipe is None else recipe.nll.space),
-            num_reference=section.num_reference,
-            features=FeatureSettings.of(recipe),
             on_progress=on_progress,
             ranks=ranks,
         )

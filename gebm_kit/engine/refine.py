@@ -25,7 +25,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
@@ -201,7 +201,7 @@ def choose_beta(
     sampler = resolve_sampler(None, recipe.sampler, model)
     seed = stream(recipe.eval.seed, "choice of beta").initial_seed()
     settings, num = replace(settings_of(recipe.sample), seed=seed), recipe.eval.num_samples
-    valid = every_row(dataset.split("valid"), "valid data", recipe.eval.num_reference)
+    valid = evenly_spaced_rows(dataset.split("valid"), "valid data", recipe.eval.num_reference)
     with placed(model, device) as (where, _):
         place = where if where.type == "cuda" else torch.device("cpu")
         rows = valid.to(place)

@@ -17,9 +17,9 @@ from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
-from gebm_kit.engine.likelihood.log_densities import densities
-from gebm_kit.engine.likelihood.log_partition import LogPartition
-from gebm_kit.engine.likelihood.model_fit import BLOCK, energies
+from gebm_kit.engine.likelihood.log_densities import check_density, densities
+from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
+from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
 
 
-SUFFIXES = (".csv", ".npz")
+SCORE_SUFFIXES = (".csv", ".npz")
+"""Files that `RowScores.save` writes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RowScores:
             UsageError: another suffix, or the place can't be written.
             RunFailed: the disk is full.
         """
-        place = check_output(path)
+        place = check_score_output(path)
         columns = {name: values.tolist() for name, values in self.columns().items()}
         if place.suffix.lower() == ".npz":
             archive, arrays = io.BytesIO(), {name: np.array(values) for name, values in columns.items()}
@@ -90,15 +91,15 @@ class RowScores:
         write_atomic(place, text.getvalue().encode())
 
 
-def check_output(path: str | Path) -> Path:
+def check_score_output(path: str | Path) -> Path:
     """The place for scores.
 
     Raises:
         UsageError: its suffix is none that can be written.
     """
     place = Path(path)
-    if place.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"scores are written to {' or '.join(SUFFIXES)}, got {place}")
+    if place.suffix.lower() not in SCORE_SUFFIXES:
+        raise UsageError(f"scores are written to {' or '.join(SCORE_SUFFIXES)}, got {place}")
     return place
 
 
@@ -124,7 +125,8 @@ def score(
         seed: of the base draws and populations behind A.
 
     Raises:
-        UsageError: no run and no model; ``raw`` without a Jacobian, or without a density.
+        UsageError: neither a run nor a model; ``space="raw"`` for a base without a density or a dataset that states no
+            Jacobian.
         DataError: rows that do not fit the model, or are not finite.
     """
     model, dataset, settings = model_of(
@@ -135,6 +137,8 @@ def score(
         seed=seed,
         device=device,
     )
+    if space == "raw":  # the recipe's own ``nll.space`` asks for nothing where there is no density
+        check_density(model, dataset, space)
     return row_scores(model, dataset, rows, on_progress=on_progress, **settings)
 
 
@@ -174,7 +178,7 @@ def row_scores(
     x = as_data(rows, names, source, model, dataset)
     with (
         placed(model, device) as (where, dtype),
-        LatentPotential(model, inverse_temperature, block_size=block_size or BLOCK),
+        LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE),
     ):
         tilt = inverse_temperature * energies(model, x, where, dtype)
     return RowScores(tilt, None, None, None, None, inverse_temperature)

@@ -33,11 +33,12 @@ from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.datasets.held_out import MAX_ROWS, every_row, floor_sets
-from gebm_kit.engine.evaluation.evaluation import FLOOR_PART, check_request
+from gebm_kit.engine.datasets.held_out import MAX_ROWS, evenly_spaced_rows, floor_sets
+from gebm_kit.engine.evaluation.evaluation import check_request
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
+from gebm_kit.engine.evaluation.settings import FLOOR_PART
 from gebm_kit.engine.evaluation.subject import eval_section, opened
 from gebm_kit.engine.evaluation.trace_chains import Schedule, Tracer, Watch
 from gebm_kit.engine.evaluation.trace_result import Trace
@@ -167,8 +168,8 @@ def record(
     scored.check(dataset)
     features.check([scored], dataset)
     schedule = Schedule.of(sampler, settings, at_steps)
-    data = every_row(dataset.split(reference), f"{reference} data", num_reference)
-    held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+    data = evenly_spaced_rows(dataset.split(reference), f"{reference} data", num_reference)
+    held_out = evenly_spaced_rows(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     floor = floor_sets(held_out, settings.num_samples, num_sets)
     check_rows({name: scored}, {"draws": settings.num_samples, "held-out rows": len(floor[0])})
     with placed(model, device) as (where, dtype):

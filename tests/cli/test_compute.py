@@ -21,7 +21,9 @@ SAMPLE_KEYS = {
     "sampler", "num_samples", "num_chains", "warmup_steps", "steps", "acceptance", "divergences", "rhat_max", "ess_min",
     "ess_per_grad", "grad_evals", "forward_evals", "seconds", "inverse_temperature", "seed", "out",
 }  # fmt: skip
-EVAL_KEYS = {"metrics", "protocol", "kale_train", "kale_test", "log_partition", "inverse_temperature"}
+EVAL_KEYS = {
+    "metrics", "protocol", "kale_train", "kale_train_rows", "kale_test", "log_partition", "inverse_temperature",
+}  # fmt: skip
 
 
 # --- train -----------------------------------------------------------------------------------------------------------

@@ -161,6 +161,18 @@ def test_from_python(here: Path) -> None:
         gk.score(3, rows)  # type: ignore[arg-type]
 
 
+def test_raw_densities_need_a_density_and_a_jacobian(here: Path) -> None:
+    rows = torch.from_numpy(np.loadtxt("rows.csv", delimiter=",", skiprows=1))
+    plain, flow = gk.load_run("plain"), gk.load_run("flow")
+    for subject in ("plain", plain, plain.model):
+        with pytest.raises(UsageError, match="the base MlpBase has no density"):
+            gk.score(subject, rows, space="raw")
+        assert gk.score(subject, rows, space="standardised").space is None
+    with pytest.raises(UsageError, match="space='raw' needs a run"):
+        gk.score(flow.model, rows, space="raw")
+    assert gk.score(flow, rows, space="raw").space == "raw"
+
+
 @pytest.mark.parametrize("run", ["flow", "plain"])
 @pytest.mark.parametrize(
     ("content", "message"),

@@ -21,11 +21,12 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwentyFiveGaussians
-from gebm_kit.engine.datasets.held_out import HeldOut, every_row, floor_sets
+from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluate import evaluate
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
 from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.metrics.mmd import Mmd
 
@@ -157,7 +158,7 @@ class TestProtocol:
     def test_json_has_the_documented_keys(self, result: Evaluation) -> None:
         tree = json.loads(json.dumps(result.as_dict(), allow_nan=False))
         assert set(tree) >= {
-            "metrics", "protocol", "kale_train", "kale_test", "log_partition", "inverse_temperature"
+            "metrics", "protocol", "kale_train", "kale_train_rows", "kale_test", "log_partition", "inverse_temperature"
         }  # fmt: skip
         assert set(tree["metrics"]) == {"data", "base", "gebm", "ratio"}
         for values in tree["metrics"].values():
@@ -196,6 +197,15 @@ class TestProtocol:
         assert found.metrics["gebm"]["kale"].n == 1
         assert found.metrics["data"]["modes.high_quality"].value > 0.98
         assert found.fit.kale_train is not None
+
+    def test_the_number_of_rows_behind_kale_on_training_data(self, result: Evaluation) -> None:
+        assert result.as_dict()["kale_train_rows"] is None  # rows of a tensor are all held out
+        toy = TwentyFiveGaussians(num_train=70, num_valid=60, num_test=50)
+        found = evaluate(model(), data=toy, metrics=["mmd"], sampler=Exact(), **QUICK)
+        assert found.as_dict()["kale_train_rows"] == 70
+        large = TwentyFiveGaussians(num_train=MAX_ROWS + 1, num_valid=60, num_test=50)
+        found = evaluate(model(), data=large, metrics=["mmd"], sampler=Exact(), **QUICK)
+        assert found.as_dict()["kale_train_rows"] == MAX_ROWS
 
     def test_default_metrics_follow_the_data(self) -> None:
         toy = TwentyFiveGaussians(num_train=50, num_valid=300, num_test=300)
@@ -312,7 +322,7 @@ class TestHeldOut:
             pass
 
         split = Counting(torch.arange(5000.0)[:, None]).split("test")  # 0, 2, 4, ...
-        rows = every_row(split, "data", limit=100)
+        rows = evenly_spaced_rows(split, "data", limit=100)
         assert len(rows) == 100
         assert torch.equal(rows[:, 0], torch.arange(100) * 50.0)
 
@@ -416,7 +426,7 @@ def test_build_metrics_names_them_as_registered() -> None:
 def test_score_is_what_evaluate_calls() -> None:
     dataset: Dataset = HeldOut(data(200))
     settings = SampleSettings(seed=5)
-    first = score(model(), dataset, build_metrics(["mmd"]), Exact(), settings, 100, 2)
+    first = score(model(), dataset, build_metrics(["mmd"]), Exact(), settings, EvaluationSettings(100, 2))
     second = evaluate(model(), data=dataset, metrics=["mmd"], sampler=Exact(), num_samples=100, num_sets=2, seed=5)
     assert first.metrics == second.metrics
 

@@ -24,7 +24,7 @@ from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.evaluation import trace_chains as along_chains
 from gebm_kit.engine.evaluation.trace_chains import Scored, aligned
-from gebm_kit.engine.evaluation.trace_result import Trace, check_output, evals_to_reach, improvement
+from gebm_kit.engine.evaluation.trace_result import Trace, check_trace_output, evals_to_reach, improvement
 
 MEAN, STD = torch.tensor([0.5, -0.5]), math.sqrt(0.5)  # of the posterior of `model` at beta = 1
 RATE = 0.5
@@ -425,10 +425,10 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["trace.txt", "trace", "trace.npz"])
     def test_other_suffixes_are_refused(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"\.json or \.csv"):
-            check_output(tmp_path / name)
+            check_trace_output(tmp_path / name)
         (tmp_path / "folder.csv").mkdir()
         with pytest.raises(UsageError, match="is a directory"):
-            check_output(tmp_path / "folder.csv")
+            check_trace_output(tmp_path / "folder.csv")
 
     @pytest.mark.parametrize("names", [1, 2, 5])
     def test_a_picture_has_a_panel_for_each_value(self, swept: Trace, names: int, tmp_path: Path) -> None:

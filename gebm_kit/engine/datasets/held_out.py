@@ -1,4 +1,4 @@
-"""Held-out data for evaluation: rows of a split, rows given as a tensor, and sets of rows for the floor."""
+"""Held-out data for evaluation: evenly spaced rows of a split, rows given as a tensor, and sets of them for the floor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 
 MAX_ROWS = 10_000
-"""Largest number of rows of a part to score against; a larger part is thinned evenly."""
+"""Most rows read from one part of a dataset. A larger part is thinned evenly, so that an evaluation's cost is bounded."""
 
 
 class _Rows(Split):
@@ -24,10 +24,10 @@ class _Rows(Split):
 
 
 class HeldOut(Dataset):
-    """Rows (N, *D) that were not used in training, for models built by hand.
+    """A dataset of rows (N, *D) that no model was trained on, for models built by hand.
 
-    Even rows are the reference (``test``), odd rows the floor (``valid``). There is no training part: ``train`` is
-    ``valid`` too, for feature maps that need one, and KALE is not reported on it.
+    Even rows are the reference (``test``) and odd rows the floor (``valid``). There is no training part, so no KALE on
+    training data is reported. Feature maps that ask for ``train`` get ``valid``.
 
     Raises:
         DataError: fewer than four rows, or a value that is not finite.
@@ -45,8 +45,12 @@ class HeldOut(Dataset):
         return self._test if name == "test" else self._valid
 
 
-def every_row(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
-    """Return all rows of a split on the CPU, or ``limit`` evenly spaced ones; (N, *D).
+def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
+    """Return all rows of a split, or ``limit`` evenly spaced ones of a larger split; (N, *D) on the CPU.
+
+    Args:
+        what: name of the rows, for messages.
+        limit: most rows returned; `MAX_ROWS` unless given.
 
     Raises:
         DataError: a value is not finite.
@@ -62,10 +66,10 @@ def every_row(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
 
 
 def floor_sets(rows: Tensor, num_samples: int, num_sets: int) -> list[Tensor]:
-    """Split ``rows`` into disjoint sets of ``num_samples`` rows, as many as possible but at most ``num_sets``.
+    """Divide rows into disjoint sets of ``num_samples``: as many as the rows fill, at most ``num_sets``.
 
-    With fewer than ``num_samples`` rows there is one set, of all rows. Each set takes every k-th row, so that sets do not
-    differ by the order of a file.
+    When the rows do not fill one set, the only set holds all of them. Each of k sets takes every k-th row, so that the
+    order of a file makes no difference between sets.
     """
     count = max(1, min(num_sets, len(rows) // num_samples))
     return [rows[start::count][:num_samples] for start in range(count)]

@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
-from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
+from gebm_kit.core.interfaces import Dataset, Metric, Sampler, Split
 from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, every_row, floor_sets
+from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
-from gebm_kit.engine.evaluation.metrics import _check_metrics, _default_metrics, build_metrics
+from gebm_kit.engine.evaluation.metrics import build_metrics, check_data_serves, metrics_of
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows, score_table
-from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.evaluation.settings import BRIEF_SETS, FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.model_fit import ModelDraws, ModelFit, model_fit
-from gebm_kit.engine.likelihood.nll import Likelihood, Space, check_space, log_det_of
+from gebm_kit.engine.likelihood.nll import Likelihood, check_space, log_det_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -40,14 +40,6 @@ from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, s
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
-
-
-BRIEF_SETS = 3
-"""Draw sets of an evaluation in the middle of training."""
-
-
-FLOOR_PART: Mapping[SplitName, SplitName] = {"test": "valid", "valid": "test", "train": "test"}
-"""Which held-out part the floor is measured on, for each reference part."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +97,29 @@ def score_recipe(
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """`score` with everything as a recipe says; ``brief``: with three sets at most and A by importance sampling, for a look
-    during training, against the validation part alone: what is chosen by looks must not have seen the test part."""
-    section = recipe.eval
+    """Score a model as its recipe says.
+
+    Args:
+        brief: for a look during training: at most `BRIEF_SETS` sets, A by importance sampling, no training data, and the
+            validation part as the reference. Looks choose checkpoints, so they must not see the test part.
+    """
+    settings = EvaluationSettings.of(recipe)
+    if brief:
+        settings = replace(
+            settings,
+            num_sets=min(settings.num_sets, BRIEF_SETS),
+            reference="valid",
+            log_partition="importance-sampling",
+            against_train=False,
+        )
     return score(
         model,
         dataset,
-        build_metrics([*section.metrics] or _default_metrics(dataset)),
+        build_metrics(metrics_of(recipe, dataset)),
         resolve_sampler(None, recipe.sampler, model),
-        replace(settings_of(recipe.sample), seed=section.seed),
-        section.num_samples,
-        min(section.num_sets, BRIEF_SETS) if brief else section.num_sets,
+        replace(settings_of(recipe.sample), seed=recipe.eval.seed),
+        settings,
         device=device,
-        reference="valid" if brief else "test",
-        log_partition="importance-sampling" if brief else section.log_partition,
-        nll_space=recipe.nll.space,
-        num_reference=section.num_reference,
-        features=FeatureSettings.of(recipe),
-        against_train=not brief,
         on_progress=on_progress,
         ranks=ranks,
     )
@@ -133,85 +130,128 @@ def score(
     dataset: Dataset,
     metrics: Mapping[str, Metric],
     sampler: Sampler,
-    settings: SampleSettings,
-    num_samples: int,
-    num_sets: int,
+    sampling: SampleSettings,
+    settings: EvaluationSettings,
     *,
     device: torch.device | str | None = None,
-    reference: SplitName = "test",
-    log_partition: Method = "auto",
-    nll_space: Space = "standardised",
-    num_reference: int = MAX_ROWS,
-    features: FeatureSettings | None = None,
-    against_train: bool = True,
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Draw ``num_sets`` sets of ``num_samples`` from base and GEBM and score them; see the protocol above.
+    """Draw sets from base and GEBM and score them; see the protocol above.
 
-    Chains, warm-up, thinning, beta and seed come from ``settings``; its ``num_samples`` is not used. Several ranks share the
-    drawing from the GEBM; the first computes the metrics while the others wait, and all get the result. Metrics that ask for
-    it score against training data too, unless ``against_train`` is False; of both at most ``num_reference`` rows are taken.
+    Several ranks share the drawing from the GEBM. The first rank computes the metrics while the others wait, and all ranks
+    return the result.
+
+    Args:
+        sampling: chains, warm-up, thinning, beta and seed; its ``num_samples`` is not used.
 
     Raises:
         UsageError: fewer than one set or two draws; a metric that needs what the dataset does not have.
         DataError: the data does not fit the model, or is not finite.
         RunFailed: draws that are not finite.
     """
+    num_samples, num_sets = settings.num_samples, settings.num_sets
     check_request(model, dataset, num_samples, num_sets)
-    check_space(dataset, nll_space)
-    features = features or FeatureSettings()
-    _check_metrics(metrics, dataset, features)
-    data = every_row(dataset.split(reference), f"{reference} data", num_reference)
-    train_data = None
-    if against_train and not isinstance(dataset, HeldOut) and any(m.against_train for m in metrics.values()):
-        train_data = every_row(dataset.split("train"), "train data", num_reference)
-    held_out = every_row(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
-    floor = floor_sets(held_out, num_samples, num_sets)
-    check_rows(metrics, {"draws": num_samples, "reference rows": len(data), "held-out rows": len(floor[0])})
+    check_space(dataset, settings.nll_space)
+    check_data_serves(metrics, dataset, settings.features)
+    rows = _data_rows(dataset, metrics, settings)
+    check_rows(
+        metrics, {"draws": num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
+    )
     with placed(model, device) as (where, _):
-        base = base_sets(model, settings, num_samples, num_sets, where)
-        gebm = gebm_sets(model, sampler, settings, num_samples, num_sets, where, on_progress, ranks)
-        # Metrics compute in float64, which only CUDA has besides the CPU.
-        place = where if where.type == "cuda" else torch.device("cpu")
-        columns = {
-            column: [samples.to(place) for samples in sets]
-            for column, sets in (("data", floor), ("base", base.sets), ("gebm", gebm.sets))
-        }
-        references = data.to(place), None if train_data is None else train_data.to(place)
-        constant = [*columns["data"], *(rows for rows in references if rows is not None)]
-        maps = FeatureMaps(dataset, where, features, constant)
-        scorer = Scorer(model, dataset, references[0], maps, settings.seed, references[1])
+        base = base_sets(model, sampling, num_samples, num_sets, where)
+        gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
+        scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():
             scores = None
             if ranks.rank == 0:
-                train = None if isinstance(dataset, HeldOut) else dataset.split("train")
                 draws = None if sampler.family == "refiner" else ModelDraws(gebm.sets, _worth(sampler, gebm))
-                fit = model_fit(
-                    model,
-                    train,
-                    data,
-                    settings,
-                    where,
-                    draws=draws,
-                    method=log_partition,
-                    space=nll_space,
-                    log_det=log_det_of(dataset),
-                    on_progress=on_progress,
-                )
+                fit = _fit(model, dataset, rows.reference, draws, sampling, settings, where, on_progress)
                 scores = Scores(*score_table(metrics, columns, scorer, on_progress), fit)
             scores = Scores.from_first(scores, ranks)
     for entry in scores.protocol.values():
-        entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
+        entry["reference_part"], entry["held_out_part"] = settings.reference, FLOOR_PART[settings.reference]
     return Evaluation(
         metrics=scores.metrics,
         protocol=scores.protocol,
         fit=scores.fit,
-        inverse_temperature=settings.inverse_temperature,
+        inverse_temperature=sampling.inverse_temperature,
         diagnostics=_diagnostics(gebm),
-        data=data,
+        data=rows.reference,
         base_draws=base.sets[0],
         gebm_draws=gebm.sets[0],
+    )
+
+
+@dataclass(frozen=True)
+class _DataRows:
+    """Rows of the dataset, (N, *D) on the CPU: the reference, training data or None, and the floor's sets."""
+
+    reference: Tensor
+    train: Tensor | None
+    floor: list[Tensor]
+
+
+def _data_rows(dataset: Dataset, metrics: Mapping[str, Metric], settings: EvaluationSettings) -> _DataRows:
+    """Read the rows that draws are scored against, and the held-out rows of the floor."""
+    part, floor_part = settings.reference, FLOOR_PART[settings.reference]
+    reference = evenly_spaced_rows(dataset.split(part), f"{part} data", settings.num_reference)
+    train, train_split = None, _train_split(dataset)
+    if settings.against_train and train_split is not None and any(m.against_train for m in metrics.values()):
+        train = evenly_spaced_rows(train_split, "train data", settings.num_reference)
+    held_out = evenly_spaced_rows(dataset.split(floor_part), f"{floor_part} data")
+    return _DataRows(reference, train, floor_sets(held_out, settings.num_samples, settings.num_sets))
+
+
+def _train_split(dataset: Dataset) -> Split | None:
+    """Return the training part; None for held-out rows that came without one."""
+    return None if isinstance(dataset, HeldOut) else dataset.split("train")
+
+
+def _ready_to_score(
+    model: GEBM,
+    dataset: Dataset,
+    rows: _DataRows,
+    base: DrawSets,
+    gebm: DrawSets,
+    features: FeatureSettings,
+    seed: int,
+    where: torch.device,
+) -> tuple[Scorer, dict[str, list[Tensor]]]:
+    """Bring rows and draws to where metrics compute; return the scorer and the sets of each column."""
+    # Metrics compute in float64, which only CUDA has besides the CPU.
+    place = where if where.type == "cuda" else torch.device("cpu")
+    columns = {
+        column: [samples.to(place) for samples in sets]
+        for column, sets in (("data", rows.floor), ("base", base.sets), ("gebm", gebm.sets))
+    }
+    reference, train = rows.reference.to(place), None if rows.train is None else rows.train.to(place)
+    constant = [*columns["data"], reference, *([] if train is None else [train])]
+    return Scorer(model, dataset, reference, FeatureMaps(dataset, where, features, constant), seed, train), columns
+
+
+def _fit(
+    model: GEBM,
+    dataset: Dataset,
+    reference: Tensor,
+    draws: ModelDraws | None,
+    sampling: SampleSettings,
+    settings: EvaluationSettings,
+    where: torch.device,
+    on_progress: OnProgress,
+) -> ModelFit:
+    """Compute KALE, the log-partition and the likelihood."""
+    return model_fit(
+        model,
+        _train_split(dataset),
+        reference,
+        sampling,
+        where,
+        draws=draws,
+        method=settings.log_partition,
+        space=settings.nll_space,
+        log_det=log_det_of(dataset),
+        on_progress=on_progress,
     )
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 REMEMBERED = 4
-"""Tensors whose features are kept: two references, and the set at hand for metrics that share a feature map."""
+"""Tensors whose features are kept in memory: the reference, the training data and the latest sets of draws.
+Metrics with the same feature map share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +144,12 @@ class _RememberingClasses(_Remembering):
         return self._inner.logits(features)
 
 
-VERSION = 1
-"""Raised whenever what is stored changes."""
+CACHE_VERSION = 1
+"""The version of the files that hold cached features; raise it whenever their content changes."""
 
 
-BLOCK = 1024
-"""Rows that are hashed at a time."""
+ROWS_HASHED_AT_ONCE = 1024
+"""Rows hashed at a time, which bounds the copy of them on the CPU."""
 
 
 def features_of(name: str, features: FeatureMap, x: Tensor) -> Tensor:
@@ -164,11 +165,11 @@ def features_of(name: str, features: FeatureMap, x: Tensor) -> Tensor:
 
 def _key(name: str, features: FeatureMap, x: Tensor) -> str:
     facts = {
-        "version": VERSION, "features": name, "checksum": features.checksum, "resize": features.resize,
+        "version": CACHE_VERSION, "features": name, "checksum": features.checksum, "resize": features.resize,
         "shape": list(x.shape), "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for block in x.split(BLOCK):
+    for block in x.split(ROWS_HASHED_AT_ONCE):
         digest.update(_bytes(block))
     return digest.hexdigest()
 

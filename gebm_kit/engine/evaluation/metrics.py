@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_METRICS = ("frechet", "mmd", "sliced-wasserstein")
+"""The metrics used when none are named. They apply to data of any kind."""
 
 DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
-"""Metrics when none are named, without and with known modes."""
+"""The metrics used when none are named and the data has known modes."""
 
 
 def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
@@ -28,10 +29,11 @@ def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
         UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
     """
     check_space(dataset, recipe.nll.space)
-    _check_metrics(build_metrics(metrics_of(recipe, dataset)), dataset, FeatureSettings.of(recipe))
+    check_data_serves(build_metrics(metrics_of(recipe, dataset)), dataset, FeatureSettings.of(recipe))
 
 
-def _check_metrics(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:
+def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:
+    """Raise UsageError where a metric, or a feature map that it names, needs what the dataset does not have."""
     for metric in metrics.values():
         metric.check(dataset)
     features.check(metrics.values(), dataset)
@@ -39,7 +41,7 @@ def _check_metrics(metrics: Mapping[str, Metric], dataset: Dataset, features: Fe
 
 def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:
     """The metrics of a recipe: names, or nodes."""
-    return [*recipe.eval.metrics] or _default_metrics(dataset)
+    return [*recipe.eval.metrics] or default_metrics(dataset)
 
 
 def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
@@ -67,6 +69,7 @@ def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
     return built
 
 
-def _default_metrics(dataset: Dataset) -> list[str]:
+def default_metrics(dataset: Dataset) -> list[str]:
+    """Return the names of the metrics for a dataset when none are chosen."""
     known: object = dataset
     return [*(DEFAULT_MODE_METRICS if isinstance(known, HasModes) else DEFAULT_METRICS)]

@@ -15,11 +15,12 @@ from gebm_kit.core.files import make_directory, plain, write_atomic, write_json
 from gebm_kit.core.intervals import Estimate, mean_interval
 from gebm_kit.engine.figures.trace_series import Line, Panel
 
-SUFFIXES = (".json", ".csv")
+TRACE_SUFFIXES = (".json", ".csv")
+"""Files that `Trace.save` writes."""
 
-SHARE = 0.95
-"""Of the whole improvement that `Trace.evals_to_95` waits for."""
 
+IMPROVEMENT_SHARE = 0.95
+"""The share of the whole improvement that `Trace.evals_to_95` waits for."""
 
 Axis = Literal["grad_evals", "forward_evals"]
 
@@ -184,7 +185,7 @@ class Trace:
             RunFailed: the disk is full.
         """
         path = Path(path)
-        check_output(path)
+        check_trace_output(path)
         make_directory(path.parent)
         if path.suffix == ".json":
             write_json(path, {"schema": 1, **self.as_dict()})
@@ -207,7 +208,7 @@ class Trace:
         title = f"{self.metric} along the chain of {self.sampler}{bands}"
         kind = "gradient evaluations" if self.axis == "grad_evals" else "evaluations (no gradients)"
         cost = f"{kind} per chain{self._other_cost()}"
-        return draw_trace(path, title, cost, f"{100 * SHARE:.0f} % of the improvement", self._panels())
+        return draw_trace(path, title, cost, f"{100 * IMPROVEMENT_SHARE:.0f} % of the improvement", self._panels())
 
     def _panels(self) -> list[Panel]:
         """One panel for each of the metric's values."""
@@ -245,17 +246,17 @@ class Trace:
         return f",\nand {last.forward_evals / last.grad_evals:.2g} without gradient for each"
 
 
-def check_output(path: str | Path) -> None:
+def check_trace_output(path: str | Path) -> None:
     """Raises UsageError unless `Trace.save` knows the suffix of ``path``; for callers to ask before they compute."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"a trace is written to a {' or '.join(SUFFIXES)} file, not to {path.name!r}")
+    if path.suffix not in TRACE_SUFFIXES:
+        raise UsageError(f"a trace is written to a {' or '.join(TRACE_SUFFIXES)} file, not to {path.name!r}")
     if path.is_dir():
         raise UsageError(f"{path} is a directory; name a file")
 
 
 def evals_to_reach(
-    evals: Sequence[int], values: Sequence[float], share: float = SHARE, *, final: float | None = None
+    evals: Sequence[int], values: Sequence[float], share: float = IMPROVEMENT_SHARE, *, final: float | None = None
 ) -> int | None:
     """First of ``evals`` at which ``value <= base - share (base - final)``, lower being better; base is ``values[0]``.
 

@@ -15,16 +15,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gebm_kit.core.files import make_directory
-from gebm_kit.engine.figures.plotting import COLOURS, finite_values, robust_limits, save_figure
+from gebm_kit.engine.figures.plotting import COLOURS, Array, finite_values, robust_limits, save_figure
 from gebm_kit.engine.sampling.convergence import ess_bulk, ranks
 from gebm_kit.engine.sampling.recorder import joined
-
-Array = NDArray[np.floating[Any]]
-
 
 NUM_PANELS = 4
 """Quantities drawn: the potential and three coordinates."""
@@ -35,9 +31,10 @@ NUM_LINES = 8
 
 
 NUM_BINS = 20
+"""Bins of a rank plot; with more of them, noise would hide the shape."""
 
-ROUND = (1, 2, 5, 10)
-"""Mantissas of ticks."""
+TICK_MANTISSAS = (1, 2, 5, 10)
+"""Mantissas allowed for ticks, so that their labels are round numbers."""
 
 
 LINE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")
@@ -130,7 +127,7 @@ def trace_plot(path: Path, traces: Traces) -> Path:
         for colour, chain in zip(LINE_COLOURS, lines, strict=False):
             axis.plot(steps, values[:, chain], color=colour, linewidth=0.8, alpha=0.85)
         axis.set(ylabel=label, ylim=_around(limits))
-        axis.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+        axis.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_MANTISSAS))
         axis.grid(alpha=0.25)
     _step_axis(axes[-1], steps)
     figure.align_ylabels(axes)
@@ -216,7 +213,7 @@ def _steps(traces: Traces) -> Array:
 
 def _step_axis(axis: Axes, steps: Array) -> None:
     axis.set(xlabel="step after warm-up", xlim=(steps[0], steps[-1]))
-    axis.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=ROUND))
+    axis.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=TICK_MANTISSAS))
 
 
 def _with_gaps(values: Array) -> Array:
@@ -266,7 +263,7 @@ def _draw_potentials(axis: Axes, shown: Mapping[str, Array]) -> None:
             axis.plot([], [], **style)
     axis.set(xlabel="potential", xlim=(low, high), ylim=(0, None))
     axis.set_ylabel("density, each to its own height" if own_height else "density")
-    axis.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_MANTISSAS))
 
 
 def _draw_ranks(axis: Axes, traces: Traces, i: int) -> None:
@@ -292,5 +289,5 @@ def _draw_ranks(axis: Axes, traces: Traces, i: int) -> None:
         axis.stairs(density, np.linspace(0, 1, NUM_BINS + 1), color=colour, linewidth=1.5, baseline=None, label=name)
         top = max(top, float(density.max()))
     axis.set(xlim=(0, 1), ylim=(0, max(1.1 * top, 2.0)))
-    axis.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=TICK_MANTISSAS))
     axis.grid(alpha=0.25)

@@ -12,16 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gebm_kit.engine.figures.plotting import COLOURS, draw_curve, save_figure, series, stay_with_the_bulk
+from gebm_kit.engine.figures.plotting import COLOURS, LINE_STYLES, draw_curve, save_figure, series, stay_with_the_bulk
 from gebm_kit.engine.run_directory.comparison import ComparedMetric, Comparison
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's colours without the yellow; further runs begin again with another line style."""
 
 
-STYLES = ("-", "--", "-.", ":")
-
-CURVES = {
+TRAINING_CURVES = {
     "energy_loss": "energy loss",
     "base_loss": "base loss",
     "kale": "KALE (nats)",
@@ -35,11 +33,15 @@ SMOOTH_FROM = 250
 
 
 PANELS_A_ROW = 4
+"""Most panels side by side, 4 inches wide each."""
+
 
 LEGEND_COLUMNS = 4
+"""Entries in a row of the legend: one for each panel above it."""
+
 
 MOST_METRICS = 4
-"""Values of metrics that are drawn; the table has all."""
+"""Most values of metrics drawn, one row of panels; the table has all of them."""
 
 
 COLUMN_LABELS = {
@@ -84,18 +86,18 @@ def draw_comparison(path: Path, comparison: Comparison) -> Path:
 def _style(index: int) -> dict[str, Any]:
     return {
         "color": RUN_COLOURS[index % len(RUN_COLOURS)],
-        "linestyle": STYLES[index // len(RUN_COLOURS) % len(STYLES)],
+        "linestyle": LINE_STYLES[index // len(RUN_COLOURS) % len(LINE_STYLES)],
     }
 
 
-Panel = Callable[[Axes], None]
+DrawPanel = Callable[[Axes], None]
 
 
-def _curve_panels(comparison: Comparison) -> list[Panel]:
-    """One panel for each of `CURVES` that any run logged."""
+def _curve_panels(comparison: Comparison) -> list[DrawPanel]:
+    """One panel for each of `TRAINING_CURVES` that any run logged."""
     other_losses = any(key == "loss" or key.startswith("loss.") for key in comparison.differences)
-    panels: list[Panel] = []
-    for name, title in CURVES.items():
+    panels: list[DrawPanel] = []
+    for name, title in TRAINING_CURVES.items():
         drawn = [series(record.rows, name) for record in comparison.records]
         if any(np.isfinite(values).any() for _, values in drawn):
             warning = "\n(the runs' losses differ)" if other_losses and name.endswith("_loss") else ""
@@ -103,9 +105,9 @@ def _curve_panels(comparison: Comparison) -> list[Panel]:
     return panels
 
 
-def _look_panels(comparison: Comparison) -> list[Panel]:
+def _look_panels(comparison: Comparison) -> list[DrawPanel]:
     """The GEBM's values against the step, where a run was evaluated more than once."""
-    panels: list[Panel] = []
+    panels: list[DrawPanel] = []
     for metric in comparison.metrics[:MOST_METRICS]:
         drawn = [series(record.evaluated_rows, f"eval.gebm.{metric.name}") for record in comparison.records]
         if any(len(steps) > 1 for steps, _ in drawn):
@@ -113,7 +115,7 @@ def _look_panels(comparison: Comparison) -> list[Panel]:
     return panels
 
 
-def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> Panel:
+def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> DrawPanel:
     def panel(axis: Axes) -> None:
         for index, (steps, values) in enumerate(drawn):
             if np.isfinite(values).any():
@@ -127,12 +129,12 @@ def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> Panel:
     return panel
 
 
-def _score_panels(comparison: Comparison) -> list[Panel]:
+def _score_panels(comparison: Comparison) -> list[DrawPanel]:
     """Final values of held-out data, base and GEBM with their intervals, run by run."""
     return [_scores(metric, comparison.labels) for metric in comparison.metrics[:MOST_METRICS]]
 
 
-def _scores(metric: ComparedMetric, labels: Sequence[str]) -> Panel:
+def _scores(metric: ComparedMetric, labels: Sequence[str]) -> DrawPanel:
     def panel(axis: Axes) -> None:
         for shift, (column, (_, colour)) in zip((-0.18, 0.0, 0.18), COLUMN_LABELS.items(), strict=True):
             found = [

@@ -22,6 +22,9 @@ Array = NDArray[np.floating[Any]]
 COLOURS = {"data": "#4d4d4d", "base": "#e69f00", "GEBM": "#0072b2"}
 """Okabe and Ito's orange and blue, told apart by readers of every colour vision, and grey for the data."""
 
+LINE_STYLES = ("-", "--", "-.", ":")
+"""Styles for further lines when the colours are used up."""
+
 
 # --- for other pictures too ------------------------------------------------------------------------------------------
 def save_figure(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:

@@ -43,12 +43,14 @@ MOST_POINTS = 5000
 
 
 CONTOUR_CELLS = 200
+"""Points of the contours' grid along each axis; a panel is about 500 pixels wide."""
 
 LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#4d9bd0", "#a6cfe8", "#dcebf5", "#fcfcfc"])
 """Energy from low to high: pale enough for points to stand out on it."""
 
 
-BLOCK = 1024
+ENERGIES_AT_ONCE = 1024
+"""Rows whose energies are computed at once, which bounds memory."""
 
 
 def draw_all(
@@ -101,13 +103,13 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
     panels = {label: images[:count].detach().float().cpu().numpy() for label, images in rows.items()}
     if value_range is None:
         value_range = robust_limits(np.concatenate([p.ravel() for p in panels.values()]), 0.005)
-    mosaics = {label: _mosaic(images, value_range) for label, images in panels.items()}
+    mosaics = {label: mosaic(images, value_range) for label, images in panels.items()}
     height, width = next(iter(mosaics.values())).shape[:2]
     side = 3.6
     figure = Figure(figsize=(side * len(mosaics), side * height / width + 0.4), layout=_layout(0.12))
     axes = figure.subplots(1, len(mosaics), squeeze=False)[0]
-    for axis, (label, mosaic) in zip(axes, mosaics.items(), strict=True):
-        axis.imshow(mosaic, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    for axis, (label, picture) in zip(axes, mosaics.items(), strict=True):
+        axis.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         axis.set_title(label, fontsize=13)
         axis.set_axis_off()
         axis.set_anchor("N")
@@ -117,7 +119,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
 def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: Energy) -> Path:
     """Data, base draws and GEBM draws, (N, 2) each, on the same axes over the contours of ``energy`` (dark is low)."""
     clouds = {"data": _points(data), "base": _points(base), "GEBM": _points(gebm)}
-    horizontal, vertical = (_cloud_limits(clouds.values(), axis) for axis in (0, 1))
+    horizontal, vertical = (cloud_limits(clouds.values(), axis) for axis in (0, 1))
     xs, ys = (np.linspace(*limits, CONTOUR_CELLS) for limits in (horizontal, vertical))
     grid = torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)).to(data.dtype)
     heights = _energies(energy, grid, (2,)).numpy().reshape(len(ys), len(xs))
@@ -199,7 +201,7 @@ def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
     """Energies of (N, *D) in eval mode, block by block on the energy's own device; (N,) on the CPU."""
     parameter = next(energy.parameters(), x)
     rows = x.detach().flatten(1).to(parameter.device, parameter.dtype)
-    with DataPotential(energy, data_shape, block_size=min(BLOCK, max(len(rows), 1))) as potential:
+    with DataPotential(energy, data_shape, block_size=min(ENERGIES_AT_ONCE, max(len(rows), 1))) as potential:
         return potential.value(rows).float().cpu()
 
 
@@ -210,7 +212,7 @@ def _rebuilt(model: GEBM, x: Tensor) -> Tensor:
         return model.reconstruct(x.to(parameter.device, parameter.dtype)).float().cpu()
 
 
-def _mosaic(images: Array, value_range: tuple[float, float]) -> Array:
+def mosaic(images: Array, value_range: tuple[float, float]) -> Array:
     """Images (N, C, H, W) as one picture (rows, columns[, 3]) in [0, 1], one white pixel between them."""
     low, high = value_range
     scaled = np.nan_to_num((images - low) / max(high - low, 1e-12), nan=0.5, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
@@ -219,11 +221,11 @@ def _mosaic(images: Array, value_range: tuple[float, float]) -> Array:
     num, channels, height, width = scaled.shape
     columns = min(GRID_SIDE, max(num, 1))
     lines = max(math.ceil(num / columns), 1)
-    mosaic = np.ones((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), dtype=scaled.dtype)
+    picture = np.ones((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), dtype=scaled.dtype)
     for i, image in enumerate(scaled):
         top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
-        mosaic[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return mosaic[..., 0] if channels == 1 else mosaic
+        picture[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return picture[..., 0] if channels == 1 else picture
 
 
 def _points(cloud: Tensor) -> Array:
@@ -231,7 +233,7 @@ def _points(cloud: Tensor) -> Array:
     return points[np.isfinite(points).all(axis=1)]
 
 
-def _cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
+def cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
     """Limits that hold all the data (the first cloud) and the central 99 % of every other."""
     data, *others = (cloud[:, axis] for cloud in clouds)
     limits = [robust_limits(data, 0.0), *(robust_limits(other, 0.005) for other in others if other.size)]

@@ -11,21 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from gebm_kit.engine.figures.plotting import COLOURS, save_figure
+from gebm_kit.engine.figures.plotting import COLOURS, LINE_STYLES, save_figure
 from gebm_kit.engine.figures.trace_series import Line, Panel
 
-CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442")
+CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442")
 """Okabe and Ito's colours without the base's; further curves begin again with another line style."""
 
-
-STYLES = ("-", "--", "-.", ":")
 
 RING: dict[str, Any] = {"markersize": 10, "markeredgewidth": 1.4, "fillstyle": "none"}
 """Around the first point that has made 95 % of the improvement."""
 
 
-PANELS_A_ROW = 3
-"""Panels of a metric with several values."""
+TRACE_PANELS_A_ROW = 3
+"""Most panels side by side: one for each value of a metric, 5.6 inches wide."""
 
 
 def draw_trace(path: Path, title: str, cost: str, ring: str, panels: Sequence[Panel]) -> Path:
@@ -39,7 +37,7 @@ def draw_trace(path: Path, title: str, cost: str, ring: str, panels: Sequence[Pa
         ring: what a ring around a point means, for the legend.
         panels: one for each value of the metric.
     """
-    columns = min(len(panels), PANELS_A_ROW)
+    columns = min(len(panels), TRACE_PANELS_A_ROW)
     rows = math.ceil(len(panels) / columns)
     height = 1.1 + 0.1 * len(panels[0].lines) + 3.6 * rows
     figure = Figure(figsize=(0.9 + 5.6 * columns, height), layout="constrained")
@@ -59,7 +57,8 @@ def draw_trace(path: Path, title: str, cost: str, ring: str, panels: Sequence[Pa
 def _panel(axes: Axes, panel: Panel, cost: str, ring: str) -> None:
     """One value of the metric: every line, the base's level and the floor."""
     for index, line in enumerate(panel.lines):
-        _line(axes, line, CURVES[index % len(CURVES)], STYLES[index // len(CURVES) % len(STYLES)])
+        times, colour = divmod(index, len(CURVE_COLOURS))
+        _line(axes, line, CURVE_COLOURS[colour], LINE_STYLES[times % len(LINE_STYLES)])
     if any(line.marked is not None for line in panel.lines):
         axes.plot([], [], "o", color="#4d4d4d", **RING, label=ring)
     axes.axhline(panel.base, color=COLOURS["base"], linestyle="--", linewidth=1.3, label="base", zorder=1)

@@ -28,12 +28,15 @@ from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.engine.sampling.run_populations import EFFECTIVE_SIZE, has_finished, start_population
 
 REPLICATES = 10
+"""Independent populations behind an estimate: enough for an interval with Student's t (9 degrees of freedom)."""
+
 
 PARTICLES = 256
-"""Of a replicate, at first."""
+"""Particles of a replicate in the first attempt."""
 
 
 PILOT_PARTICLES = 512
+"""Fewest particles of the pilot: more than a replicate has at first, since all replicates depend on the pilot's ladder."""
 
 LADDER = {"ess_target": 0.9, "num_moves": 2, "num_leapfrog": 4, "final_rounds": 0}
 """Of the sampler smc. Rungs are short: at the last ones of a model wider than its base, weights with 70 % effective have a
@@ -141,7 +144,7 @@ def _attempt(
 ) -> tuple[Annealed, int]:
     """One pilot and its replicates, and how many gradients these took."""
     pilot: AnnealedSampler = build("sampler", ComponentNode("smc", LADDER))
-    plan = _ladder(pilot, potential, max(PILOT_PARTICLES, particles), generator, dtype)
+    plan = learn_ladder(pilot, potential, max(PILOT_PARTICLES, particles), generator, dtype)
     climber = pilot.frozen(plan, replicates)
     before = potential.grad_evals
     state = start_population(potential, climber, replicates * particles, generator, dtype)
@@ -160,7 +163,7 @@ def _attempt(
     return found, potential.grad_evals - before
 
 
-def _ladder(
+def learn_ladder(
     pilot: AnnealedSampler, potential: LatentPotential, particles: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
     """The plan that a population finds on its way, (K, ...)."""

@@ -21,7 +21,9 @@ from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
 
-BLOCK = 1024
+ROWS_AT_ONCE = 1024
+"""Rows, or latent codes, evaluated at once where no block size is given. It bounds memory, and results do not depend on it
+beyond rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
     """``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
     dtype = next(model.parameters()).dtype
     z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=dtype)
-    with LatentPotential(model, block_size=min(num, BLOCK)) as potential:
+    with LatentPotential(model, block_size=min(num, ROWS_AT_ONCE)) as potential:
         return potential.energy(z).double()
 
 

@@ -14,17 +14,14 @@ from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
-from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.nll import Likelihood, Space, likelihood, log_base_density
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 NUM_DRAWS = 20_000
 """Base draws behind A by importance sampling, and as many again behind Pareto k and the mean over the base in KALE."""
-
-
-BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +43,20 @@ class ModelFit:
             that mean and A comes from annealing, it is set to 1, its value at the true A.
         log_partition: A(beta).
         nll: negative log-likelihoods of the reference; None where the base has no density.
+        kale_train_rows: training rows behind ``kale_train``, at most `MAX_ROWS` evenly spaced ones; None without any.
     """
 
     kale_train: float | None
     kale_test: float
     log_partition: LogPartition
     nll: Likelihood | None = None
+    kale_train_rows: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; what is not finite is null."""
         return {
             "kale_train": _finite(self.kale_train),
+            "kale_train_rows": self.kale_train_rows,
             "kale_test": _finite(self.kale_test),
             "log_partition": self.log_partition.as_dict(),
             "nll": None if self.nll is None else self.nll.as_dict(),
@@ -93,12 +93,12 @@ def model_fit(
     beta = settings.inverse_temperature
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
-    with LatentPotential(model, beta, block_size=settings.block_size or BLOCK) as potential:
+    with LatentPotential(model, beta, block_size=settings.block_size or ROWS_AT_ONCE) as potential:
         first, second = base_tilts(potential, generator, dtype)
         of_test = beta * energies(model, test, device, dtype)
         of_train = None
         if train is not None:
-            of_train = beta * energies(model, every_row(train, "training data"), device, dtype)
+            of_train = beta * energies(model, evenly_spaced_rows(train, "training data"), device, dtype)
         of_draws = None
         if draws is not None:
             of_draws = beta * torch.stack([energies(model, part, device, dtype) for part in draws.sets])
@@ -119,6 +119,7 @@ def model_fit(
         kale_test=_kale(of_test, second, estimate),
         log_partition=estimate,
         nll=None if log_base is None else likelihood(log_base, of_test, estimate, log_det, space),
+        kale_train_rows=None if of_train is None else len(of_train),
     )
 
 
@@ -139,7 +140,7 @@ def _kale(tilt: Tensor, base: Tensor, estimate: LogPartition) -> float:
 def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``E(x)`` in float64; the model is frozen by the caller's potential."""
     with torch.no_grad():
-        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(BLOCK)])
+        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(ROWS_AT_ONCE)])
 
 
 def _finite(value: float | None) -> float | None:

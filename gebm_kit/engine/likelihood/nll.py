@@ -19,12 +19,9 @@ from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset, HasDensity, HasStandardisation
 from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 
 Space = Literal["standardised", "raw"]
-
-
-BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +131,4 @@ def log_base_density(model: GEBM, rows: Tensor, device: torch.device, dtype: tor
     if not isinstance(base, HasDensity):
         return None
     with torch.no_grad():
-        return torch.cat([base.log_prob(part.to(device, dtype)).double().cpu() for part in rows.split(BLOCK)])
+        return torch.cat([base.log_prob(part.to(device, dtype)).double().cpu() for part in rows.split(ROWS_AT_ONCE)])

@@ -17,7 +17,7 @@ from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Dataset, HasPretraining
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 
 ROWS_AT_ONCE = 1024
 """Validation rows in one evaluation of the base's loss."""
@@ -51,7 +51,7 @@ class BestBase:
                 "train.pretrain.eval_every needs validation rows, and the data have none",
                 hint="Give the dataset a validation part, or set train.pretrain.eval_every=0.",
             )
-        self.rows = every_row(split, "validation part").to(device, dtype)
+        self.rows = evenly_spaced_rows(split, "validation part").to(device, dtype)
         self.loss, self.step = float("inf"), 0
         self.tensors: dict[str, Tensor] = {}
         self._every, self._last = every, last

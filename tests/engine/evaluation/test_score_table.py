@@ -21,6 +21,7 @@ from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score, score_recipe
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.training.best_checkpoint import Tracker
 from gebm_kit.metrics.frechet import Fid
@@ -34,9 +35,9 @@ NAMES = ["fid", "kid", "prdc", "inception-score", "mmd"]
 class Shifted(TensorDataset):
     """Normal points; those of the training part are shifted, so that values against it are different."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_valid: int = 60) -> None:
         generator = torch.Generator().manual_seed(0)
-        sizes: dict[SplitName, int] = {"train": 150, "valid": 60, "test": 90}
+        sizes: dict[SplitName, int] = {"train": 150, "valid": num_valid, "test": 90}
         parts = {part: torch.randn(num, 3, generator=generator) for part, num in sizes.items()}
         parts["train"] += 2.0
         labels = {part: torch.arange(num) % 2 for part, num in sizes.items()}
@@ -49,12 +50,11 @@ def model() -> GEBM:
 
 
 def scored(dataset: Any = None, names: list[Any] | None = None, **arguments: Any) -> Evaluation:
-    settings = SampleSettings(num_chains=60, warmup=5, steps=8, thin=1)
+    sampling = SampleSettings(num_chains=60, warmup=5, steps=8, thin=1)
     metrics = build_metrics(["fid"] if names is None else names)
     arguments = {"features": FeatureSettings((ComponentNode("classifier", {"steps": 30}),)), **arguments}
-    return score(
-        model(), dataset or Shifted(), metrics, Hmc(), settings, 60, 2, log_partition="importance-sampling", **arguments
-    )
+    settings = EvaluationSettings(60, 2, log_partition="importance-sampling", **arguments)
+    return score(model(), dataset or Shifted(), metrics, Hmc(), sampling, settings)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +106,8 @@ def test_too_few_rows_are_refused_before_anything_is_drawn(metric: Metric, monke
     monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation.base_sets", lambda *arguments: pytest.fail("drawn"))
     with pytest.raises(UsageError, match="needs at least 61 draws, and there are 60"):
         scored(names=[metric])
-    few = HeldOut(torch.randn(120, 3, generator=torch.Generator().manual_seed(1)))
-    few._valid = few._valid.__class__(torch.zeros(50, 3))
     with pytest.raises(UsageError, match="metric prdc needs at least 56 held-out rows, and there are 50"):
-        scored(few, [Prdc("pixels", nearest_k=55)])
+        scored(Shifted(num_valid=50), [Prdc("pixels", nearest_k=55)])
 
 
 def test_looks_during_training_leave_it_out() -> None:

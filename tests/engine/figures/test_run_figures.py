@@ -57,14 +57,14 @@ class TestImageGrid:
 
     def test_values_are_mapped_to_the_range(self):
         images = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1).numpy()
-        mosaic = figures._mosaic(images, (-1.0, 1.0))
+        mosaic = figures.mosaic(images, (-1.0, 1.0))
         assert mosaic.shape == (1, 5)
         assert mosaic.tolist() == [[0.0, 1.0, 0.5, 1.0, 1.0]]  # a white pixel between the images
 
     def test_colours_and_order(self):
         images = np.zeros((9, 3, 2, 2))
         images[8, 0] = 1.0  # the ninth image, all red, begins the second line
-        mosaic = figures._mosaic(images, (0.0, 1.0))
+        mosaic = figures.mosaic(images, (0.0, 1.0))
         assert mosaic.shape == (5, 8 * 3 - 1, 3)
         assert mosaic[3, 0].tolist() == [1.0, 0.0, 0.0]
 
@@ -72,7 +72,7 @@ class TestImageGrid:
         images = draws(4, 1, 8, 8)
         images[0], images[1], images[2] = math.nan, math.inf, -math.inf
         pixels(figures.image_grid(tmp_path / "grid.png", {"data": images}, None))
-        mosaic = figures._mosaic(images.numpy(), (0.0, 1.0))
+        mosaic = figures.mosaic(images.numpy(), (0.0, 1.0))
         assert np.isfinite(mosaic).all()
 
 
@@ -93,7 +93,7 @@ class TestPointClouds:
             base[0], base[1, 0] = math.nan, math.inf
         elif kind == "far":
             base[0] = 1e9
-            assert figures._cloud_limits([data.numpy(), base[1:].numpy()], 0)[1] < 10
+            assert figures.cloud_limits([data.numpy(), base[1:].numpy()], 0)[1] < 10
         elif kind == "one":
             data = base = torch.ones(1, 2)
         elif kind == "flat energy":
@@ -105,7 +105,7 @@ class TestPointClouds:
     def test_limits_hold_all_data_and_not_the_stray_draws(self):
         data, base = draws(1000, 2).numpy(), draws(1000, 2, seed=1).numpy()
         base[0] = 1e6
-        low, high = figures._cloud_limits([data, base], 0)
+        low, high = figures.cloud_limits([data, base], 0)
         assert low < data[:, 0].min() < data[:, 0].max() < high < 100
 
 

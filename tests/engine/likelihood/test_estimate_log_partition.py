@@ -18,7 +18,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.resampling import systematic
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.likelihood.annealing import Annealed, _ladder, anneal
+from gebm_kit.engine.likelihood.annealing import Annealed, anneal, learn_ladder
 from gebm_kit.engine.likelihood.bridge import bridge
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
 from gebm_kit.engine.likelihood.log_partition import LogPartition
@@ -32,7 +32,7 @@ NARROW = linear_gaussian(4, stiffness=150.0)
 
 
 def plan_of(potential: LatentPotential, seed: int, particles: int = 128) -> Tensor:
-    return _ladder(Smc(final_rounds=0), potential, particles, stream(seed, "pilot"), torch.float64)
+    return learn_ladder(Smc(final_rounds=0), potential, particles, stream(seed, "pilot"), torch.float64)
 
 
 def estimated(target: Target, seed: int = 0, method: Method = "auto", **rest: object) -> LogPartition:

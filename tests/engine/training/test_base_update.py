@@ -28,7 +28,7 @@ from gebm_kit.core.interfaces import Base, Batch
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
-from gebm_kit.engine.datasets.held_out import every_row
+from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint
 from gebm_kit.engine.training.base_update import McmcTeaching, WeightedLikelihood, tempering
 from gebm_kit.engine.training.ema import EMA
@@ -262,7 +262,7 @@ def test_the_base_comes_to_the_likelihood_of_its_best_without_seeing_data(words:
     trainer.model.base.mean.data.fill_(0.7)
     trainer.ema = EMA(trainer.model.base, 0.9)
     trainer.follow_average()
-    rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
+    rows = evenly_spaced_rows(build_dataset(trainer.recipe).split("train"), "training part").double()
     best = (rows.var(0, correction=0).log().sum() / 2 + math.log(2 * math.pi) + 1).item()
     before = -trainer.likelihood.reference.log_prob(rows).mean().item() - best  # type: ignore[operator, union-attr]
     for _ in range(400):
@@ -295,7 +295,7 @@ def test_of_an_energy_on_codes_training_sees_codes_of_the_average() -> None:
     reference = trainer.likelihood.reference
     batch = trainer._batch()
     assert batch.x_base is batch.z or torch.equal(batch.x_base, batch.z)
-    rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
+    rows = evenly_spaced_rows(build_dataset(trainer.recipe).split("train"), "training part").double()
     codes = reference.encode(rows)  # type: ignore[operator]
     assert all((codes - row).abs().sum(1).min() < 1e-9 for row in batch.x)
     torch.testing.assert_close(trainer.model.energy(rows), trainer.side.energy(codes))
@@ -327,7 +327,7 @@ def test_chains_that_start_at_data_do_so_at_the_averages_codes_without_noise() -
     for _ in range(3):
         trainer.cycle()
     assert trainer.likelihood is not None
-    rows = every_row(build_dataset(trainer.recipe).split("train"), "training part").double()
+    rows = evenly_spaced_rows(build_dataset(trainer.recipe).split("train"), "training part").double()
     codes = trainer.likelihood.reference.encode(rows)  # type: ignore[operator]
     batch = trainer._batch()
     ends, negatives = trainer.chain_ends(), batch.negatives

@@ -1,0 +1,63 @@
+"""The settings of one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gebm_kit.core.interfaces import SplitName
+from gebm_kit.engine.datasets.held_out import MAX_ROWS
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+from gebm_kit.engine.evaluation.subject import eval_section
+from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.likelihood.nll import Space
+
+if TYPE_CHECKING:
+    from gebm_kit.config.schema import Recipe
+
+
+BRIEF_SETS = 3
+"""Most draw sets of an evaluation during training, where speed matters more than narrow intervals. Student's interval over
+three sets is 4.3 standard errors on each side; over two it would be 12.7."""
+
+
+FLOOR_PART: Mapping[SplitName, SplitName] = {"test": "valid", "valid": "test", "train": "test"}
+"""The held-out part that the floor is measured on, for each reference part."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How draws are scored; how they are drawn is `SampleSettings`.
+
+    Attributes:
+        num_samples, num_sets: draws in each set, and sets.
+        reference: part of the dataset to score against.
+        log_partition: how A is estimated, as the recipe key ``eval.log_partition``.
+        nll_space: the space of likelihoods, as the recipe key ``nll.space``.
+        num_reference: most rows of the reference, and of the training data, to score against.
+        features: parameters of feature maps.
+        against_train: whether metrics that ask for it (`Metric.against_train`) are scored against training data too.
+    """
+
+    num_samples: int
+    num_sets: int
+    reference: SplitName = "test"
+    log_partition: Method = "auto"
+    nll_space: Space = "standardised"
+    num_reference: int = MAX_ROWS
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    against_train: bool = True
+
+    @classmethod
+    def of(cls, recipe: Recipe | None) -> EvaluationSettings:
+        """Return a recipe's settings; without a recipe, the defaults of recipes."""
+        section = eval_section(recipe)
+        return cls(
+            num_samples=section.num_samples,
+            num_sets=section.num_sets,
+            log_partition=section.log_partition,
+            nll_space="standardised" if recipe is None else recipe.nll.space,
+            num_reference=section.num_reference,
+            features=FeatureSettings.of(recipe),
+        )
