@@ -119,12 +119,12 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 def _scores(model: GEBM, rows: Tensor) -> dict[str, Tensor]:
     """By name, high where the model does not expect data; (N, *D) -> (N,) float64 each."""
-    weight = next(model.parameters(), rows)
+    device = next(model.parameters(), rows).device
     base: object = model.base
     energies, densities = [], []
     with LatentPotential(model, block_size=BLOCK), torch.no_grad():
         for part in rows.split(BLOCK):
-            x = part.to(weight)
+            x = part.to(device, model.dtype)
             energies.append(model.energy(x).cpu().double())
             if isinstance(base, HasDensity):
                 densities.append(base.log_prob(x).cpu().double())
