@@ -210,7 +210,7 @@ def prepared(
     ):
         chains = chains_of(settings, sampler)
         with enough_memory(where, max(PROBES)):
-            coupled = sampler.coupled or sampler.family != "kernel"
+            coupled = sampler.needs_one_block()
             if settings.block_size is None:
                 row_bytes = activation_bytes(potential, where, dtype)
                 size = automatic_block_size(potential, sampler, where, dtype, row_bytes)
