@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from types import TracebackType
@@ -51,6 +52,25 @@ class GEBM(nn.Module):
     def data_shape(self) -> tuple[int, ...]:
         """``*D``."""
         return self.base.data_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of base and energy; torch's default type when they hold no floating-point tensor."""
+        example = self._floating_tensor()
+        return torch.get_default_dtype() if example is None else example.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of base and energy; the CPU when they hold no floating-point tensor."""
+        example = self._floating_tensor()
+        return torch.device("cpu") if example is None else example.device
+
+    def _floating_tensor(self) -> Tensor | None:
+        """The first floating-point parameter or buffer of the base, else of the energy."""
+        parts = itertools.chain(
+            self.base.parameters(), self.base.buffers(), self.energy.parameters(), self.energy.buffers()
+        )
+        return next((tensor for tensor in parts if tensor.is_floating_point()), None)
 
     def forward(self, z: Tensor) -> Tensor:
         """Latent energy ``E(G(z))``; (B, Z) -> (B,)."""

@@ -169,6 +169,14 @@ class Sampler(ABC):
     def tunable(self) -> Tunable | None:
         return None
 
+    @classmethod
+    def needs_one_block(cls) -> bool:
+        """Whether all chains of a run stay in one block: those of coupled kernels, populations and refiners do.
+
+        Such chains are neither cut into blocks nor split into independent sets afterwards: each set is a run of its own.
+        """
+        return cls.coupled or cls.family != "kernel"
+
     def adaptation(self) -> Adaptation | None:
         """A fresh object that tunes whatever else warm-up should tune, or None."""
         return None

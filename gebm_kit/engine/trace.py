@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
@@ -43,6 +43,7 @@ from gebm_kit.engine.evaluation.subject import eval_section, opened
 from gebm_kit.engine.evaluation.trace_chains import Schedule, Tracer, Watch
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
+from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler, settings_of
 
 if TYPE_CHECKING:
@@ -179,11 +180,9 @@ def record(
         scorer = Scorer(model, dataset, data, FeatureMaps(dataset, where, features, [data]), settings.seed)
         tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
         watch = Watch(on_progress, len(betas) * num_sets, schedule.last)
-        try:
+        doing, hint = f"with {settings.num_samples} chains", "Set block_size, or trace fewer chains: num_samples."
+        with enough_memory(where, doing, hint):
             curves = tuple(tracer.curve(sampler, beta, num_sets, watch) for beta in betas)
-        except torch.cuda.OutOfMemoryError as error:
-            text = f"{where} is out of memory with {settings.num_samples} chains"
-            raise RunFailed(text, hint="Set block_size, or trace fewer chains: num_samples.") from error
         floor_values = [tracer.score(x, index) for index, x in enumerate(floor)]
     protocol = {
         **tracer.protocol,

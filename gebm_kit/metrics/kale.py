@@ -42,12 +42,12 @@ class KaleMetric(Metric):
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         model = self._model(context)
-        weight = next(model.parameters(), context.reference)
+        place = next(model.parameters(), context.reference).device, model.dtype
         num = 2 * self.num_draws
-        z = torch.randn(num, model.latent_dim, generator=context.generator).to(weight)
+        z = torch.randn(num, model.latent_dim, generator=context.generator).to(*place)
         with LatentPotential(model, block_size=min(num, MODEL_ROWS)) as potential, torch.no_grad():
             base = potential.energy(z).cpu().double()
-            data = torch.cat([model.energy(x.to(weight)).cpu().double() for x in context.reference.split(MODEL_ROWS)])
+            data = torch.cat([model.energy(x.to(*place)).cpu().double() for x in context.reference.split(MODEL_ROWS)])
         log_partition = estimators.log_partition(base[: self.num_draws])
         return {"kale": float(estimators.kale(data, base[self.num_draws :], log_partition))}
 

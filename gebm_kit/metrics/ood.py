@@ -121,12 +121,12 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 def _scores(model: GEBM, rows: Tensor) -> dict[str, Tensor]:
     """Return each score by name, high where the model does not expect data; (N, *D) -> (N,) float64 each."""
-    weight = next(model.parameters(), rows)
+    device = next(model.parameters(), rows).device
     base: object = model.base
     energies, densities = [], []
     with LatentPotential(model, block_size=MODEL_ROWS), torch.no_grad():
         for part in rows.split(MODEL_ROWS):
-            x = part.to(weight)
+            x = part.to(device, model.dtype)
             energies.append(model.energy(x).cpu().double())
             if isinstance(base, HasDensity):
                 densities.append(base.log_prob(x).cpu().double())

@@ -71,6 +71,28 @@ def test_gebm_is_its_parts():
     assert "log_partition" in model.state_dict()
 
 
+class TestDtypeAndDevice:
+    def test_they_are_the_parameters(self):
+        assert (make().dtype, make().float().dtype) == (torch.float64, torch.float32)
+        assert make().to("meta").device == torch.device("meta")
+
+    def test_a_buffer_does_where_there_is_no_parameter(self):
+        energy = Quadratic()
+        energy.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        energy.register_buffer("scale", torch.ones((), dtype=torch.float16))
+        base = CurvedBase()
+        base.layers = nn.Identity()
+        assert GEBM(base, energy).dtype == torch.float16
+
+    def test_torch_decides_where_there_is_neither(self, monkeypatch):
+        base = CurvedBase()
+        base.layers = nn.Identity()
+        model = GEBM(base, Quadratic())
+        assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
+        monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+        assert model.dtype == torch.float64
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 2.5])
 @pytest.mark.parametrize("block_size", [None, 7, 3, 10])

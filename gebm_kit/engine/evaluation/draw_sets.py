@@ -56,7 +56,7 @@ def gebm_sets(
     A coupled sampler, whose chains exchange information, is run once for each set, every time from a seed of its own, and so
     are populations and refiners; the diagnostics are then those of the first run.
     """
-    if sampler.coupled or sampler.family != "kernel":
+    if sampler.needs_one_block():
         runs = []
         for index in range(num_sets):
             seed = stream(settings.seed, "set", index).initial_seed()

@@ -269,7 +269,7 @@ def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int
 
 def _worth(sampler: Sampler, gebm: DrawSets) -> float:
     """Independent draws that all sets together are worth; `gebm_sets` says whose the diagnostics are."""
-    runs = len(gebm.sets) if sampler.coupled or sampler.family != "kernel" else 1
+    runs = len(gebm.sets) if sampler.needs_one_block() else 1
     return runs * _diagnostics(gebm).ess_min
 
 

@@ -207,9 +207,9 @@ def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
 
 def _rebuilt(model: GEBM, x: Tensor) -> Tensor:
     """`GEBM.reconstruct` in eval mode on the model's own device; (N, *D) -> (N, *D) on the CPU."""
-    parameter = next(model.parameters(), x)
+    device = next(model.parameters(), x).device
     with LatentPotential(model), torch.no_grad():
-        return model.reconstruct(x.to(parameter.device, parameter.dtype)).float().cpu()
+        return model.reconstruct(x.to(device, model.dtype)).float().cpu()
 
 
 def mosaic(images: Array, value_range: tuple[float, float]) -> Array:

@@ -104,8 +104,7 @@ class LogPartition:
 
 def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
     """``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
-    dtype = next(model.parameters()).dtype
-    z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=dtype)
+    z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=model.dtype)
     with LatentPotential(model, block_size=min(num, ROWS_AT_ONCE)) as potential:
         return potential.energy(z).double()
 

@@ -91,7 +91,7 @@ def model_fit(
         space, log_det: see `gebm_kit.engine.likelihood.nll.Likelihood`.
     """
     beta = settings.inverse_temperature
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    dtype = model.dtype
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
     with LatentPotential(model, beta, block_size=settings.block_size or ROWS_AT_ONCE) as potential:
         first, second = base_tilts(potential, generator, dtype)

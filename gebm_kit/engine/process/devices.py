@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,12 +36,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 @contextmanager
 def placed(model: GEBM, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
     """The model on ``device`` (None: where it is) for the block, then back; yields the device and its floating type."""
-    parts = itertools.chain(
-        model.base.parameters(), model.base.buffers(), model.energy.parameters(), model.energy.buffers()
-    )
-    example = next((t for t in parts if t.is_floating_point()), None)
-    home = torch.device("cpu") if example is None else example.device
-    dtype = torch.get_default_dtype() if example is None else example.dtype
+    home, dtype = model.device, model.dtype
     there = home if device is None else resolve_device(device)
     if there == home:
         yield there, dtype

@@ -150,7 +150,7 @@ def _rows_at_once(potential: LatentPotential, sampler: Sampler, device: torch.de
 
     What is coupled is evaluated in pieces, whatever it asks for.
     """
-    if sampler.coupled or sampler.family != "kernel":
+    if sampler.needs_one_block():
         return 1
     seen = [0]
     hook = potential.model.base.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.sampling.blocks import (
     PROBES,
@@ -38,8 +39,8 @@ from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan, row_bytes
 from gebm_kit.engine.sampling.starting_points import check_starts, digest_of, encodings
 
-if TYPE_CHECKING:
-    pass
+FEWER_CHAINS = "Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks."
+"""Hint for a device that has too little memory for its blocks of chains."""
 
 
 def draw(
@@ -209,8 +210,8 @@ def prepared(
         LatentPotential(model, settings.inverse_temperature) as potential,
     ):
         chains = chains_of(settings, sampler)
-        with enough_memory(where, max(PROBES)):
-            coupled = sampler.coupled or sampler.family != "kernel"
+        with enough_memory(where, f"with blocks of {max(PROBES)} chains", FEWER_CHAINS):
+            coupled = sampler.needs_one_block()
             if settings.block_size is None:
                 row_bytes = activation_bytes(potential, where, dtype)
                 size = automatic_block_size(potential, sampler, where, dtype, row_bytes)
@@ -220,27 +221,6 @@ def prepared(
                 layout = lay_out(chains, settings.block_size, coupled=coupled)
         potential.block_size = layout.piece
         probed = Counts.of(potential)
-        with enough_memory(where, layout.piece or layout.rows):
+        with enough_memory(where, f"with blocks of {layout.piece or layout.rows} chains", FEWER_CHAINS):
             starts = None if start is None else Starts(encodings(model, start, where, dtype), digest_of(start))
             yield Job(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed, starts)
-
-
-@contextmanager
-def enough_memory(device: torch.device, chains: int) -> Iterator[None]:
-    """Turn running out of memory inside the block, on the device or beside it, into an error of the kit.
-
-    Args:
-        chains: that are evaluated at once.
-
-    Raises:
-        RunFailed: it is out of memory.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
-            raise
-        raise RunFailed(
-            f"{device} is out of memory with blocks of {chains} chains",
-            hint="Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks.",
-        ) from error

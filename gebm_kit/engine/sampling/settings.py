@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gebm_kit.config.schema import SampleSection
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
@@ -14,7 +15,7 @@ from gebm_kit.core.progress import warn
 from gebm_kit.engine.sampling.warmup import require_positive
 
 
-def settings_of(section: Any) -> SampleSettings:
+def settings_of(section: SampleSection) -> SampleSettings:
     """The recipe's ``sample`` section as settings."""
     return SampleSettings(**{field.name: getattr(section, field.name) for field in fields(SampleSettings)})
 
@@ -73,8 +74,8 @@ def _check_model(model: GEBM) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleSettings:
-    """How to sample.
+class SampleSettings(SampleSection):
+    """How to sample: the fields and defaults of a recipe's ``sample`` section, checked.
 
     Attributes:
         num_samples: draws to keep.
@@ -90,15 +91,6 @@ class SampleSettings:
     Raises:
         UsageError: a value outside its range.
     """
-
-    num_samples: int = 2000
-    num_chains: int = 500
-    warmup: int = 200
-    steps: int = 100
-    thin: int = 10
-    inverse_temperature: float = 1.0
-    seed: int = 0
-    block_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"num_samples": 1, "num_chains": 1, "warmup": 0, "steps": 1, "thin": 1, "seed": 0}.items():

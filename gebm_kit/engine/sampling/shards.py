@@ -92,8 +92,7 @@ def most_rows(row_bytes: int) -> int:
 
 def too_many(num_samples: int, model: GEBM) -> bool:
     """Whether so many draws are streamed, unless a file is asked for: they take more than `MOST_IN_MEMORY`."""
-    tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return num_samples * row_bytes(model.data_shape, model.latent_dim, tensor.dtype) > MOST_IN_MEMORY
+    return num_samples * row_bytes(model.data_shape, model.latent_dim, model.dtype) > MOST_IN_MEMORY
 
 
 def row_bytes(data_shape: tuple[int, ...], latent_dim: int, dtype: torch.dtype) -> int:

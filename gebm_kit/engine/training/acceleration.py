@@ -31,8 +31,7 @@ def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
         base, energy = torch.compile(model.base, **options), torch.compile(model.energy, **options)
         made = GEBM(cast(Any, base), cast(Any, energy), log_ratio=model.log_ratio)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            dtype = next(model.parameters()).dtype
-            z = torch.zeros(rows, model.latent_dim, device=device, dtype=dtype)
+            z = torch.zeros(rows, model.latent_dim, device=device, dtype=model.dtype)
             made.energy(made.base(z)).sum().backward()
     except Exception as error:  # what a missing or failing compiler raises is of many types
         reason = str(error).strip().partition("\n")[0]

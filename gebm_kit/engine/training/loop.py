@@ -28,6 +28,7 @@ from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.lock import RunLock
+from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, keep_source, tidy, write_resolved
@@ -147,20 +148,17 @@ class _Job:
             self.logger.close()
 
     def _execute(self) -> None:
+        smaller = "Lower train.batch_size, or the width of base and energy; earlier checkpoints are whole."
         try:
-            self.loop()
-            if self.writes and self.run.state != "trained":
-                self._status("trained")
-            self.stop.immediate = True
-            if self.stop.received:
-                raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
-            self.evaluate()
-            self._status("finished")
-        except torch.OutOfMemoryError as error:
-            raise RunFailed(
-                f"{self.trainer.device} is out of memory at step {self.trainer.step}",
-                hint="Lower train.batch_size, or the width of base and energy; earlier checkpoints are whole.",
-            ) from error
+            with enough_memory(self.trainer.device, lambda: f"at step {self.trainer.step}", smaller):
+                self.loop()
+                if self.writes and self.run.state != "trained":
+                    self._status("trained")
+                self.stop.immediate = True
+                if self.stop.received:
+                    raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
+                self.evaluate()
+                self._status("finished")
         except UsageError as error:  # of a place that could be written when the run began
             raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
 

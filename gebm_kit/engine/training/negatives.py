@@ -201,11 +201,11 @@ def _kernel(settings: NegativeSettings) -> Sampler:
     registry = installed().registry
     record = registry.get("sampler", settings.sampler)
     target: Any = record.load()
-    if target.family != "kernel" or target.coupled or "step_size" not in parameters(target):
+    if target.needs_one_block() or "step_size" not in parameters(target):
         fitting = []
         for other in registry.of_kind("sampler"):
             kind: Any = other.load()
-            if kind.family == "kernel" and not kind.coupled and "step_size" in parameters(kind):
+            if not kind.needs_one_block() and "step_size" in parameters(kind):
                 fitting.append(registry.short_name(other))
         raise RecipeError(
             f"loss.sampler {settings.sampler!r} is no kernel with a step size; allowed: {', '.join(sorted(fitting))}"
