@@ -1,4 +1,4 @@
-"""``gebm-kit refine``: what its words stand for, one command from a generator to a table, and how beta is chosen."""
+"""``gebm-kit refine``: how its words become a recipe, one command from a generator to a table, and how beta is chosen."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TINY = [
 
 
 class Generator(nn.Module):
-    """(B, 4, 1, 1) -> (B, 1, 8, 8)."""
+    """A generator that maps codes (B, 4, 1, 1) to images (B, 1, 8, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_one_command_from_a_generator_to_a_table(folder, capfd, monkeypatch):
         (Path(__file__).parents[2] / "docs" / "cli.md").read_text().partition("\n## refine\n")[2].partition("\n## ")[0]
     )
     assert all(f"`{key}`" in documented for key in (*found, *found["generator"], *found["tried"][0], "refined"))
-    # again: nothing is left to do, and what was found is shown as people read it
+    # once more: nothing is left to do, and the result is shown as text
     stamp = (folder / "run" / "refined.json").stat().st_mtime_ns
     words = ["refine", "generator.pt", "digits", *TINY, "--latent", "4x1x1", "--trust-program", "--quiet"]
     assert main([*words, "--out", "run", "--resume"]) == 0
@@ -113,7 +113,7 @@ def test_a_beta_that_is_given_is_not_chosen_and_is_reported(folder, capfd):
 def test_a_dry_run_writes_nothing(folder, capfd):
     assert refined("digits", *TINY, "--dry-run", "--out", "run") == 0
     planned = json.loads(capfd.readouterr().out)
-    assert planned["parameters"]["base"] == 0  # to train
+    assert planned["parameters"]["base"] == 0  # the base has nothing to train
     assert planned["steps"] == 5
     assert not (folder / "run").exists()
 
@@ -122,7 +122,7 @@ def test_a_dry_run_writes_nothing(folder, capfd):
     ("words", "message"),
     [
         (["digts"], "did you mean digits"),
-        (["generator.pt"], "is no file of a known kind"),
+        (["generator.pt"], "is not a file of a known kind"),
         ([], "no DATA is named"),
         (["digits", "trian.steps=1"], "did you mean train"),
         (["digits", "train.part=both"], "a program is never changed"),
@@ -164,7 +164,7 @@ def test_what_data_a_word_stands_for(tmp_path):
 
 
 class TestChoice:
-    """Draws whose distance to the data is known at every beta."""
+    """The choice among draws whose distance to the data is known at every beta."""
 
     @staticmethod
     def choose(
