@@ -1,9 +1,10 @@
-"""Refining a generator: what the words of ``gebm-kit refine`` stand for, and draws before and after at a chosen beta.
+"""Refining a generator: the words of ``gebm-kit refine`` as overrides, the choice of beta, and draws before and after.
 
-Protocol. The run is evaluated at inverse temperature 1 as every run is, against the test part. Then beta is chosen on the
-validation part, by the first value of the recipe's first metric: 1, 2, 3, 5, 8 are tried in turn, `CHOICE_SETS` sets of
-draws each, until a value is worse than the one before; the best is chosen. Where that is not 1, the GEBM is evaluated at it
-against the test part, with fresh draws, and the result says which beta it is for. Test data take no part in the choice.
+Protocol. Like every run, the run is evaluated at inverse temperature 1 against the test part. Beta is then chosen on the
+validation part, by the first value of the recipe's first metric. The values 1, 2, 3, 5, 8 are tried in turn, with
+`CHOICE_SETS` sets of draws each, until one is worse than the one before; the best is chosen. If it is not 1, the GEBM is
+evaluated at it against the test part, with fresh draws, and the result names the beta. Test data take no part in the
+choice.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ RECIPE = "refine"
 BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 
 CHOICE_SETS = 2
-"""Draw sets at each of them."""
+"""Number of draw sets at each beta."""
 
 FILE = "refined.json"
-"""Of a run directory: what was chosen and found."""
+"""File of a run directory that records what was chosen and found."""
 
 TABLES = (".npz", ".npy", ".safetensors", ".csv")
 
@@ -57,15 +58,16 @@ TABLES = (".npz", ".npy", ".safetensors", ".csv")
 
 
 def recipe_words(generator: str, data: str | None, latent: str | None = None) -> list[str]:
-    """Overrides of the recipe `RECIPE` that name the generator's file, the data and the shape of a latent code.
+    """Return the overrides of the recipe `RECIPE` that name the generator's file, the data and a latent code's shape.
 
     Args:
-        data: name of a registered dataset, else a folder in MNIST's format, any other folder (of images), or a file of
-            arrays; None: other overrides say.
-        latent: ``100`` or ``100x1x1``.
+        generator: path of the generator's file.
+        data: name of a registered dataset, a folder in MNIST's format, any other folder (of images), or a file of
+            arrays; None: other overrides name the data.
+        latent: shape of a latent code, such as ``100`` or ``100x1x1``; None: no override.
 
     Raises:
-        UsageError: data that can't be guessed, or a shape that is none.
+        UsageError: the kind of data can't be guessed, or ``latent`` is not a shape.
     """
     words = [f"base.path={json.dumps(generator)}"]
     if latent is not None:
@@ -90,11 +92,11 @@ def _data_word(data: str) -> str:
     elif path.suffix.lower() in TABLES and path.is_file():
         name = "arrays"
     else:
-        what = "is no file of a known kind" if path.exists() else "is neither a dataset, a folder nor a file"
+        what = "is not a file of a known kind" if path.exists() else "is neither a dataset, a folder nor a file"
         raise UsageError(
             f"DATA {data!r} {what}; {nearest(data, names)}",
             hint=f"DATA is a dataset's name, a folder of images, a folder in MNIST's format, or a file {', '.join(TABLES)}; "
-            "anything else is written out in place of it: data='{name: celeba, path: celeba, size: 64}'.",
+            "for anything else, write an override instead: data='{name: celeba, path: celeba, size: 64}'.",
         )
     return f"data={{name: {name}, path: {json.dumps(data)}}}"
 
@@ -104,7 +106,7 @@ def _data_word(data: str) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One beta: the mean of the metric over the draw sets, on the validation part; and some draws, for a picture."""
+    """Result at one beta: the metric's mean over the draw sets, on the validation part, and some draws for a picture."""
 
     inverse_temperature: float
     value: float
@@ -116,12 +118,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which beta was chosen, by which value, among which.
+    """The chosen beta, and what it was chosen from.
 
     Attributes:
-        name: the value that it was chosen by.
-        base: that value of the base's own draws.
-        base_draws: some of them.
+        name: name of the value that decided.
+        trials: one result for every beta that was tried, in order.
+        best: the trial of the chosen beta.
+        base: the same value for the base's own draws.
+        base_draws: some of the base's draws.
     """
 
     name: str
@@ -132,15 +136,15 @@ class Choice:
 
 
 def refine(run: Run, *, device: torch.device | str | None = None, on_progress: OnProgress = ignore) -> dict[str, Any]:
-    """Choose beta for a trained run, evaluate at it, write ``refined.json`` and ``figures/refine.png``.
+    """Choose beta for a trained run, evaluate the run at it, and write ``refined.json`` and ``figures/refine.png``.
 
-    Where the recipe sets ``sample.inverse_temperature`` to other than 1, nothing is chosen: the run's own evaluation is at
-    that beta.
+    If the recipe sets ``sample.inverse_temperature`` to a value other than 1, nothing is chosen: the run's own evaluation
+    is at that beta.
 
     Returns:
-        What is in ``refined.json``: ``step``, ``generator`` (``path``, ``sha256``), ``chosen_by`` (a value; None: given),
-        ``reference_part``, ``tried`` (each ``inverse_temperature``, ``value``), ``base_value`` (of the base's draws),
-        ``inverse_temperature``, and ``evaluation`` at it, as the JSON of ``gebm-kit eval``.
+        The content of ``refined.json``: ``step``, ``generator`` (``path``, ``sha256``), ``chosen_by`` (name of the value;
+        None: beta was given), ``reference_part``, ``tried`` (each ``inverse_temperature``, ``value``), ``base_value`` (of
+        the base's draws), ``inverse_temperature``, and ``evaluation`` at it, as the JSON of ``gebm-kit eval``.
     """
     recipe, model, dataset = run.recipe, run.model, run.dataset
     base = model.base
@@ -169,7 +173,7 @@ def refine(run: Run, *, device: torch.device | str | None = None, on_progress: O
 
 
 def refined(run: Run) -> dict[str, Any] | None:
-    """What `refine` found for the run as it is now, or None."""
+    """Return what `refine` found for the run at its current step, or None."""
     path = run.path / FILE
     if not path.is_file():
         return None
@@ -186,16 +190,18 @@ def choose_beta(
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
 ) -> Choice:
-    """The best of ``betas`` (None: `BETAS`) by the first metric, on the validation part, tried in turn until one is worse.
+    """Choose the best of ``betas`` (None: `BETAS`) by the first metric, on the validation part.
+
+    They are tried in turn until one is worse than the one before.
 
     Raises:
-        UsageError: that metric has no better and worse, or is none of draws.
+        UsageError: the metric has no better and worse, or does not judge draws.
     """
     name, metric = next(iter(build_metrics(metrics_of(recipe, dataset)).items()))
     if metric.of_model or metric.lower_is_better is None:
         raise UsageError(
-            f"beta is chosen by the first metric, and {name!r} can't tell better draws from worse",
-            hint="Put another one first in eval.metrics, or set sample.inverse_temperature yourself.",
+            f"beta is chosen by the first metric, but {name!r} can't tell better draws from worse",
+            hint="Put another metric first in eval.metrics, or set sample.inverse_temperature yourself.",
         )
     sign = 1.0 if metric.lower_is_better else -1.0
     sampler = resolve_sampler(None, recipe.sampler, model)
@@ -226,7 +232,7 @@ def choose_beta(
 
 
 def draw_before_after(run: Run, choice: Choice) -> Path | None:
-    """``figures/refine.png``: data, the generator, the GEBM at 1 and at the chosen beta; None: no images."""
+    """Draw ``figures/refine.png``: data, the generator, the GEBM at 1 and at the chosen beta; None: data are not images."""
     if len(run.model.data_shape) != 3:
         return None
     rows = run.dataset.split("test").first(GRID_SIDE**2)

@@ -1,4 +1,4 @@
-"""Training a recipe: it becomes a run directory with a trained model, an evaluation and pictures."""
+"""Training a recipe: the result is a run directory with a trained model, an evaluation and pictures."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ def train(
 ) -> Run:
     """Train a recipe and evaluate the result.
 
-    Under torchrun, or where the caller made a process group, the ranks share every batch: call
-    it on all of them. The first alone writes, and only it needs the place of the run directory. Where torchrun has restarted
-    the processes after one failed, the run is resumed.
+    Under torchrun, or in a process group that the caller made, the ranks share every batch: call `train` on all of them.
+    Only the first rank writes, and only it needs access to the run directory. If torchrun restarted the processes after
+    one of them failed, the run is resumed.
 
     Args:
         recipe: path, short name of a shipped recipe, or a checked Recipe.
-        overrides: words ``key=value`` on top of it.
-        out: the run directory; one under ``runs/<recipe>/`` when None.
-        resume: continue the run in ``out`` (without ``out``: the newest unfinished run of the recipe), or start one.
-        device: overrides the recipe's.
-        on_progress: called now and then with a `Progress`.
+        overrides: ``key=value`` words that change the recipe.
+        out: the run directory; None: a new one under ``runs/<recipe>/``.
+        resume: continue the run in ``out`` (without ``out``: the newest unfinished run of the recipe), or start one if
+            there is none.
+        device: overrides the recipe's device.
+        on_progress: called regularly with a `Progress`.
 
     Returns:
-        The finished run (on ranks other than the first, its place, which may be on another machine).
+        The finished run. Its directory is on the machine of the first rank, which the other ranks may not see.
 
     Raises:
-        UsageError, RecipeError, DataError, PluginError, CheckpointError: nothing was started.
+        UsageError, RecipeError, DataError, PluginError, CheckpointError: the run was not started.
         RunFailed: the loss is no longer finite, or the disk is full; earlier checkpoints are whole.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved and the hint says how to go on.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved and the hint says how to resume.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     elif overrides:
-        raise UsageError("overrides apply to a recipe's file; this recipe is built already")
+        raise UsageError("overrides apply to a recipe file, and this recipe is already built")
     where = resolve_device(local_device(device or recipe.device))
     with (
         joined(where, "training") as ranks,

@@ -41,7 +41,7 @@ TINY = [
 
 
 class Generator(nn.Module):
-    """(B, 4, 1, 1) -> (B, 1, 8, 8)."""
+    """A generator that maps codes (B, 4, 1, 1) to images (B, 1, 8, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_a_beta_that_is_given_is_not_chosen_and_is_reported(folder, capfd):
 def test_a_dry_run_writes_nothing(folder, capfd):
     assert refined("digits", *TINY, "--dry-run", "--out", "run") == 0
     planned = json.loads(capfd.readouterr().out)
-    assert planned["parameters"]["base"] == 0  # to train
+    assert planned["parameters"]["base"] == 0  # the base has nothing to train
     assert planned["steps"] == 5
     assert not (folder / "run").exists()
 
@@ -122,7 +122,7 @@ def test_a_dry_run_writes_nothing(folder, capfd):
     ("words", "message"),
     [
         (["digts"], "did you mean digits"),
-        (["generator.pt"], "is no file of a known kind"),
+        (["generator.pt"], "is not a file of a known kind"),
         ([], "no DATA given"),
         (["digits", "trian.steps=1"], "did you mean train"),
         (["digits", "train.part=both"], "a program is never changed"),

@@ -1,4 +1,4 @@
-"""Training end to end on a toy: same seed same weights, resumed equals never stopped, and every way of going wrong."""
+"""Training end to end on a toy: one seed gives the same weights, resumed equals never stopped, and failures are clear."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ sample: {num_samples: 40, num_chains: 20, warmup: 4, steps: 4, thin: 2}
 eval: {metrics: [mmd], num_samples: 40, num_sets: 2}
 """
 
-# Chains this short never mix, and say so.
+# Chains this short never mix, and a warning says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed")
 
 
@@ -71,7 +71,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def only_marked_tests_draw(request: pytest.FixtureRequest) -> None:
-    """Only the tests marked with `pictures` need figures."""
+    """Skip figures, except in the tests marked with `pictures`."""
     if "pictures" not in request.keywords:
         request.getfixturevalue("no_pictures")
 
@@ -130,7 +130,7 @@ def test_training_does_not_touch_the_callers_random_state(recipe: Path, tmp_path
 
 
 class StopAt:
-    """Sends this process a signal when training reports a step."""
+    """Callback that sends this process a signal when training reports a step."""
 
     def __init__(self, step: int, number: int) -> None:
         self.step, self.number, self.done = step, number, False
@@ -264,7 +264,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_older_one_when_training_goes_on
 
 @pytest.mark.parametrize("lost", ["newest", "all"])
 def test_a_finished_run_that_lost_checkpoints_makes_them_again(recipe: Path, tmp_path: Path, lost: str) -> None:
-    """What the error of `sample` advises must work: --resume goes on from what is left, or from the start."""
+    """The advice of `sample`'s error works: --resume continues from the remaining checkpoints, or from the start."""
     run = train(recipe, out=tmp_path / "run")
     before = weights(run)
     if lost == "newest":
@@ -360,7 +360,7 @@ def test_float64_runs_in_float64(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_words(recipe: Path, tmp_path: Path) -> None:
     options = ["optim.energy.lr=1e30", "optim.energy.name=sgd", "train.steps=40", "loss=kale-dv"]
-    with pytest.raises(RunFailed, match="training diverged: at step"):
+    with pytest.raises(RunFailed, match=r"training diverged: \d+ \w+ updates in a row had been skipped by step \d+"):
         train(recipe, options, out=tmp_path / "run")
     assert load_run(tmp_path / "run").state == "failed"
 

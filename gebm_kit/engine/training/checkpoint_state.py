@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a `Trainer`, and how training goes on from it, bit for bit on the CPU."""
+"""The state of a `Trainer` in a checkpoint, and how training resumes from it: bit for bit on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gebm_kit.engine.training.trainer import Trainer
 
 
 def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Every tensor of the state by checkpoint part (`gebm_kit.engine.run_directory.checkpoint.TENSOR_PARTS`)."""
+    """Return every tensor of the state, by checkpoint part (`gebm_kit.engine.run_directory.checkpoint.TENSOR_PARTS`)."""
     rng = {"generator": trainer.generator.get_state(), "torch": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(trainer.device)
@@ -48,7 +48,7 @@ def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 def counters_of(trainer: Trainer) -> dict[str, Any]:
-    """The plain part of the state."""
+    """Return the part of the state that is not tensors, as plain values."""
     return {
         "energy_updates": trainer.energy_updates,
         "feed_position": trainer.feed.position,
@@ -60,10 +60,10 @@ def counters_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Continue from a checkpoint.
+    """Set the trainer to the state in a checkpoint.
 
     Raises:
-        CheckpointError: it does not fit the recipe.
+        CheckpointError: the checkpoint does not fit the recipe.
     """
     parts = checkpoint.tensors
     entered_main = checkpoint.step > trainer.settings.pretrain_steps or not trainer.settings.pretrain_steps
@@ -74,7 +74,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     try:
         trainer.model.load_state_dict(parts["model"])
         trainer.loss.load_state_dict(parts["loss"])
-        if trainer.negatives is not None and entered_main:  # which is what fills them
+        if trainer.negatives is not None and entered_main:  # the main phase fills them
             trainer.negatives.restore(parts.get("negatives", {}))
         restore_optimizer(trainer.energy_optimizer, "energy", parts["optim"])
         restore_optimizer(trainer.base_optimizer, "base", parts["optim"])
@@ -102,7 +102,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 # --- the state of all ranks ------------------------------------------------------------------------------------------
 def share_state(trainer: Trainer, ranks: Ranks) -> None:
-    """Give every rank the state of the first: weights, averages, optimisers, random numbers, position in the data."""
+    """Give every rank the first rank's state: weights, averages, optimisers, random numbers, position in the data."""
     if ranks.size == 1:
         return
     content = b""

@@ -1,16 +1,21 @@
 """Training on several ranks: each computes on its part of every batch, and all make the same update.
 
-The gradients are averaged after the backward pass by a flattened all-reduce, not by wrapping modules in
-DistributedDataParallel, whose reducer assumes one forward and one backward pass of one module whose parameters always
-require gradients. Here two networks are trained in turn, each while the other is frozen; an energy step calls the energy
-several times, once inside ``torch.autograd.grad`` for a penalty that is differentiated again, which that reducer does not
-support; the log-partition is a parameter of neither network; and `torch.compile` sees plain modules, whose names in a
-checkpoint are those of one process. What this gives up is the overlap of communication and backward pass.
+A flattened all-reduce averages the gradients after the backward pass. Modules are not wrapped in
+DistributedDataParallel: its reducer assumes one forward and one backward pass of one module whose parameters always
+require gradients. Here:
 
-The convention is DistributedDataParallel's, an average over ranks (core/reduce.py has the estimates that go with it: the
-log-partition and the importance weights are those of the global batch). Random numbers are drawn for the global batch on
-every rank, from generators in the same state, so that W ranks train what one process trains, up to the rounding of sums.
-What is random in another way (dropout) differs from rank to rank and from one process.
+- two networks are trained in turn, each while the other is frozen;
+- an energy step calls the energy several times, once inside ``torch.autograd.grad`` for a penalty that is differentiated
+  again, which that reducer does not support;
+- the log-partition is a parameter of neither network;
+- `torch.compile` sees plain modules, and their names in a checkpoint are those of one process.
+
+The price is that communication does not overlap with the backward pass.
+
+Gradients are averages over ranks, as in DistributedDataParallel. core/reduce.py has the estimates that go with this: the
+log-partition and the importance weights are those of the global batch. Every rank draws random numbers for the global
+batch, from generators in the same state. W ranks therefore train what one process trains, up to the rounding of sums.
+Other randomness (dropout) differs from rank to rank, and from one process.
 
 References:
     PyTorch Distributed: Experiences on Accelerating Data Parallel Training. S. Li et al., VLDB 2020.
@@ -41,14 +46,14 @@ if TYPE_CHECKING:
 
 
 BUCKET_BYTES = 25 * 2**20
-"""Gradients in one all-reduce, at least, where there are that many: DistributedDataParallel's default."""
+"""Least size of the gradients in one all-reduce, unless fewer are left; DistributedDataParallel's default."""
 
 
 def check_batches(recipe: Recipe, size: int) -> None:
-    """Refuse batches that ``size`` ranks can't share evenly.
+    """Raise if ``size`` ranks can't share every batch evenly.
 
     Raises:
-        UsageError: names the key, its value, and values near it that will do.
+        UsageError: they can't; the error names the key, its value, and nearby values that work.
     """
     sizes = {"train.batch_size": recipe.train.batch_size}
     if recipe.train.final.steps and recipe.train.final.batch_size is not None:
@@ -63,27 +68,27 @@ def check_batches(recipe: Recipe, size: int) -> None:
 
 
 def check_ranks(recipe: Recipe, device: str | None, ranks: Ranks) -> None:
-    """Refuse, before anything is built, what several ranks can't do.
+    """Raise, before anything is built, if the ranks can't train the recipe on this device.
 
     Raises:
-        UsageError: a batch that they can't share evenly; one GPU for all of them.
+        UsageError: they can't share a batch evenly, or one GPU is named for all of them.
     """
     check_batches(recipe, ranks.size)
     asked = device or recipe.device
     if ranks.size > 1 and asked.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            f"device {asked} is one GPU, and there are {os.environ['LOCAL_WORLD_SIZE']} processes on this machine",
+            f"device {asked} is one GPU, but there are {os.environ['LOCAL_WORLD_SIZE']} processes on this machine",
             hint="Use device cuda or auto: each process takes the GPU of its number.",
         )
 
 
 def note_ranks(checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Say so when another number of processes goes on: it is the same training, but for the rounding of sums."""
+    """Warn if another number of processes resumes the run: training is the same, except for the rounding of sums."""
     before = int(checkpoint.state.get("ranks", 1))
     if before != ranks.size:
         warn(
-            f"{checkpoint.path.name} was trained by {_processes(before)}, and {_processes(ranks.size)} go on: the batches "
-            "stay the same, but sums are rounded in another order, so the weights will not be the same to the last bit"
+            f"{checkpoint.path.name} was trained by {_processes(before)} and is resumed by {_processes(ranks.size)}: the "
+            "batches stay the same, but sums are rounded in another order, so the weights will differ in the last bits"
         )
 
 
@@ -93,7 +98,7 @@ def _processes(count: int) -> str:
 
 @contextmanager
 def voice(ranks: Ranks) -> Iterator[None]:
-    """Inside the block only the first rank's warnings are shown: those of the others are the same."""
+    """Show only the first rank's warnings inside the block: the other ranks give the same ones."""
     with warnings.catch_warnings():
         if ranks.rank > 0:
             warnings.simplefilter("ignore", GebmKitWarning)
@@ -101,7 +106,7 @@ def voice(ranks: Ranks) -> Iterator[None]:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the ranks; they are the same bits on all of them afterwards.
+    """Replace every gradient by its mean over the ranks; afterwards all ranks hold the same bits.
 
     Raises:
         RankLost: another rank is gone.
@@ -117,7 +122,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of one type that take `BUCKET_BYTES` or more together, and what is left."""
+    """Group consecutive tensors of one dtype until they take `BUCKET_BYTES` or more; the last group may be smaller."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and (
@@ -132,13 +137,13 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 # --- batch norm ------------------------------------------------------------------------------------------------------
 def synchronise_batch_norm(model: nn.Module, device: torch.device, rows: int) -> nn.Module:
-    """``model`` with batch norms that normalise over the batch of all ranks, where torch can: on CUDA devices.
+    """Return ``model`` with batch norms that normalise over the batch of all ranks, where torch can: on CUDA devices.
 
-    On a CPU each rank normalises its own rows, which trains something else than one process does, and a warning says so;
-    running statistics are averaged over the ranks (`average_statistics`).
+    On a CPU each rank normalises its own rows. A warning says that this trains something other than one process does.
+    Running statistics are averaged over the ranks (`average_statistics`).
 
     Args:
-        rows: of the smallest batch, on one rank.
+        rows: number of rows of the smallest batch on one rank.
 
     Raises:
         UsageError: a rank would have to normalise over a single row.
@@ -151,20 +156,20 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device, rows: int) ->
         return synchronised
     if rows < 2:
         raise UsageError(
-            f"batch norm needs more than one row, and each of {reduce.world_size()} processes has {rows} of a batch",
-            hint="Raise train.batch_size, start fewer processes, or take a base with another norm.",
+            f"batch norm needs more than one row, but each of {reduce.world_size()} processes has {rows} of a batch",
+            hint="Raise train.batch_size, start fewer processes, or use a base with another norm.",
         )
     if reduce.rank() == 0:
         warn(
-            f"each of the {reduce.world_size()} processes normalises its own {rows} rows of a batch: batch norm over all of "
-            "them needs CUDA, so what is trained depends on the number of processes. A base with norm: layer has no such "
-            "dependence."
+            f"each of the {reduce.world_size()} processes normalises its own {rows} rows of a batch, because batch norm "
+            "over the whole batch needs CUDA. The trained model therefore depends on the number of processes; with a base "
+            "with norm: layer it does not."
         )
     return model
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Make batch norms' running statistics their means over the ranks, where these keep their own.
+    """Replace batch norms' running statistics by their means over the ranks, where each rank keeps its own.
 
     Raises:
         RankLost: another rank is gone.
@@ -181,6 +186,9 @@ def average_statistics(model: nn.Module) -> None:
 
 # --- random numbers ------------------------------------------------------------------------------------------
 def seed_rank(seed: int, step: int) -> None:
-    """Give each of several ranks random numbers of its own for a cycle (dropout), which need not be saved to go on."""
+    """Give each of several ranks random numbers of its own for one cycle (dropout).
+
+    Seed, rank and step alone determine them, so a checkpoint need not save them.
+    """
     if reduce.world_size() > 1:
         torch.manual_seed(stream(seed, "rank", reduce.rank(), step).initial_seed())

@@ -1,4 +1,4 @@
-"""What a training run would cost, without making one."""
+"""The cost of a training run, estimated without making one."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.trainer import Trainer
 
 SLOW = 5.0
-"""Seconds; the first cycle that takes longer is the measurement."""
+"""Seconds; a cycle that takes longer is not repeated: it alone is the measurement."""
 
 
 def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[str, Any]:
-    """What a run would cost, without making one: parameters, memory, measured cycles per second, time in all.
+    """Return what a run would cost, without making one: parameters, memory, measured cycles per second, total time.
 
     Raises:
-        DataError, UsageError, PluginError: as `train`.
+        DataError, UsageError, PluginError: as in `train`.
     """
     where = resolve_device(local_device(device or recipe.device))
     with joined(where, "training") as ranks, ranks.together():
@@ -50,9 +50,9 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
         trainer = Trainer(recipe, dataset, where)
         if trainer.negatives is not None:
             trainer.negatives.fill(trainer.model)
-        # past the longer cycles of the start, and past the one that enters the main phase
+        # a usual cycle: after the longer ones at the start, and after the one that enters the main phase
         usual = recipe.train.pretrain_steps + min(max(recipe.train.start_steps, 1), recipe.train.steps - 1)
-        rate = _rate(trainer, usual, 1)  # allocates and starts threads, which takes no share of a slow cycle
+        rate = _rate(trainer, usual, 1)  # also allocates and starts threads: negligible in a slow cycle
         if rate * SLOW > 1:
             rate = _rate(trainer, usual, 1)
         if rate * SLOW > 1:
@@ -85,12 +85,12 @@ def _dataset(recipe: Recipe) -> Dataset:
         found = stand_in(recipe)
         if found is None:
             raise
-        warn(f"{error.message}; for the dry run random images of the published shape and number stand in")
+        warn(f"{error.message}; the dry run uses random images of the published shape and number")
         return found
 
 
 def _rate(trainer: Trainer, step: int, cycles: int) -> float:
-    """Cycles per second, all as the one after ``step``."""
+    """Return cycles per second, measured by repeating the cycle after ``step``."""
     start = time.monotonic()
     for _ in range(cycles):
         trainer.step = step
@@ -100,7 +100,7 @@ def _rate(trainer: Trainer, step: int, cycles: int) -> float:
 
 
 def memory_estimate(trainer: Trainer) -> int:
-    """Bytes of parameters, gradients, optimiser states, moving average and resident data; activations are not counted."""
+    """Return the bytes of parameters, gradients, optimiser states, moving average and resident data, without activations."""
     states = [
         value
         for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
@@ -115,11 +115,11 @@ def memory_estimate(trainer: Trainer) -> int:
 
 
 KEPT = 1024
-"""Images that are drawn; further rows repeat them."""
+"""Number of images that are drawn; further rows repeat them."""
 
 
 class StandIn(Dataset):
-    """Random bytes in [-1, 1], of the expected shape and number; all three parts are the same."""
+    """Dataset of random bytes scaled to [-1, 1], with the expected shape and number; all three parts are the same."""
 
     num_classes: int
 
@@ -134,7 +134,7 @@ class StandIn(Dataset):
         return self._split
 
     def labels(self, name: SplitName) -> Tensor:
-        """Class indices in turn, (N,) int64."""
+        """Return each class index in turn, (N,) int64."""
         return torch.arange(len(self._split)) % self.num_classes
 
 
@@ -158,7 +158,10 @@ class _Repeated(Split):
 
 
 def stand_in(recipe: Recipe) -> StandIn | None:
-    """Images like those of the recipe's published data, where ``data.path`` does not exist; None: nothing can stand in."""
+    """Return random images like the recipe's published data, for a ``data.path`` that does not exist.
+
+    The result is None if the recipe has no ``data.path``, if it exists, or if the data are not published ones.
+    """
     path = recipe.data.parameters.get("path")
     if path is None or (recipe.directory / Path(path).expanduser()).exists():
         return None

@@ -1,8 +1,8 @@
-"""Updates whose loss or gradient is not finite are skipped, and counted, without waiting for the device.
+"""Updates whose loss or gradient is not finite: they are skipped and counted, without waiting for the device.
 
-A flag on the device says whether an update is bad. The fused optimisers read it in their kernel and leave parameters,
-moments and step counts as they are; buffers (batch norm's statistics, the vectors of spectral norm, a log-partition that
-follows its own rule) are put back by `torch.where`. The counts are read at log steps and at checkpoints alone.
+A flag on the device says whether an update is bad. The fused optimisers read it in their kernel and then leave
+parameters, moments and step counts unchanged. `torch.where` restores the buffers: batch norm's statistics, the vectors of
+spectral norm, a log-partition that follows its own rule. The counts are read only at log steps and at checkpoints.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _COUNTS = ("total", "recent", "in_a_row", "longest", "step")
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What became of one part's updates.
+    """Counts of one part's skipped updates.
 
     Attributes:
         part: ``energy`` or ``base``.
-        total: skipped since training began.
-        recent: skipped since the last reading.
-        in_a_row: skipped just now without a good one in between.
-        longest: the longest such row since the last reading.
-        step: cycle of the last one.
-        value: its loss; finite when it was a gradient that was not.
+        total: updates skipped since training began.
+        recent: updates skipped since the last reading.
+        in_a_row: updates skipped since the last good one.
+        longest: the highest value of ``in_a_row`` since the last reading.
+        step: cycle of the last skipped update.
+        value: loss of that update; finite if only its gradient was not.
     """
 
     part: str
@@ -45,23 +45,23 @@ class Skipped:
 
     @property
     def going_on(self) -> bool:
-        """Whether the last updates were skipped, more than one."""
+        """Whether at least the last two updates were skipped."""
         return self.in_a_row > 1
 
     def __str__(self) -> str:
         seen = f"{self.part} loss = {self.value:g}"
         if abs(self.value) < float("inf"):
-            seen += " with a gradient that was not"
+            seen += " with a gradient that was not finite"
         count = f"{self.recent} of the latest {self.part} updates ({self.total} in all)"
-        return f"{count} were skipped, since loss or gradient was not finite, the last one at step {self.step}: {seen}"
+        return f"{count} were skipped because loss or gradient was not finite, the last one at step {self.step}: {seen}"
 
 
 class Guard:
-    """Flags, counts and undoes bad updates.
+    """A guard that flags, counts and undoes bad updates.
 
     Args:
-        modules: whose buffers an update may change.
-        device: of the counts.
+        modules: the modules whose buffers an update may change.
+        device: where the counts are kept.
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
@@ -70,13 +70,13 @@ class Guard:
         self._values = {part: torch.zeros((), device=device) for part in PARTS}
 
     def keep(self) -> list[Tensor | None]:
-        """Copies of the buffers before an update, for `undo`."""
+        """Return copies of the buffers before an update, for `undo`."""
         buffers = [part._buffers[name] for part, name in self._buffers]
         return [None if buffer is None else buffer.detach().clone() for buffer in buffers]
 
     @torch.no_grad()
     def undo(self, kept: Sequence[Tensor | None], bad: Tensor) -> None:
-        """Put the buffers back where the update was bad; bad: (), 0 or 1."""
+        """Restore the buffers to ``kept`` if the update was bad: ``bad``, of shape (), is 0 or 1."""
         flag = bad.bool()
         for (part, name), before in zip(self._buffers, kept, strict=True):
             now = part._buffers[name]
@@ -85,7 +85,7 @@ class Guard:
 
     @torch.no_grad()
     def judge(self, part: str, step: int, loss: Tensor, gradient_norm: Tensor) -> Tensor:
-        """Count the update and say whether it is bad: 1.0 where loss or gradient norm is not finite, on any rank; ()."""
+        """Count the update and return a flag, (): 1.0 if loss or gradient norm is not finite on any rank, else 0.0."""
         bad = torch.logical_not(torch.isfinite(loss) & torch.isfinite(gradient_norm))
         flag = reduce.maximum(bad.float())
         bad = flag.bool()
@@ -100,7 +100,7 @@ class Guard:
         return flag
 
     def read(self) -> list[Skipped]:
-        """The counts of both parts; those since the last reading begin again. Waits for the device."""
+        """Return the counts of both parts and restart those since the last reading. This waits for the device."""
         report = self.look()
         for counts in self._counts.values():
             _, recent, in_a_row, longest, _ = counts.unbind()
@@ -109,7 +109,7 @@ class Guard:
         return report
 
     def look(self) -> list[Skipped]:
-        """The counts as they are, without a new beginning. Waits for the device."""
+        """Return the counts of both parts without restarting any. This waits for the device."""
         counts = torch.stack([self._counts[part] for part in PARTS]).tolist()
         values = torch.stack([self._values[part] for part in PARTS]).tolist()
         return [
@@ -118,22 +118,24 @@ class Guard:
         ]
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """For a checkpoint."""
+        """Return the counts as plain values, for a checkpoint."""
         return {
             seen.part: {name: getattr(seen, name) for name in _COUNTS} | {"value": str(seen.value)}
             for seen in self.look()
         }
 
     def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """The inverse of `state`."""
+        """Restore the counts that `state` returned."""
         for part, counts in state.items():
             self._counts[part].copy_(torch.tensor([int(counts[name]) for name in _COUNTS]))
             self._values[part].fill_(float(counts["value"]))
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Norm of all gradients together, (); 0 where there is none. It overflows, and is not finite, beyond 1e19 in float32:
-    the squares of such a gradient are what Adam keeps."""
+    """Return the norm of all gradients together, (); 0 if there are none.
+
+    In float32 it overflows beyond 1e19 and is then not finite. Adam, which keeps squared gradients, would overflow too.
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros((), device=parameters[0].device if parameters else None)

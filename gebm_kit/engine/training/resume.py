@@ -1,4 +1,4 @@
-"""Going on with a run: which one, whether the recipe is still the same, and the command that does it."""
+"""Resuming a run: which run, whether the recipe is still the same, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ CHANGEABLE = (
 
 
 AFTERWARDS = ("sampler.", "sample.", "eval.", "nll.")
-"""Sections that say what happens to the trained model."""
+"""Sections that only say what is done with the trained model: draws, evaluation, likelihood."""
 
 
 def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
-    """The run to go on with: the one in ``out``, else the newest unfinished run of this very recipe; None: start one.
+    """Return the run to resume, or None if a new one must be started.
+
+    It is the run in ``out``. Without ``out``, it is the newest unfinished run of this very recipe.
 
     Raises:
-        CheckpointError: ``out`` holds something that is no run.
+        CheckpointError: ``out`` holds something that is not a run.
     """
     if out is not None:
         path = Path(out)
@@ -49,7 +51,7 @@ def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
 
 
 def is_done(run: Run, recipe: Recipe) -> bool:
-    """Whether the run is finished, whole, and what the recipe asks for, so that there is nothing to do."""
+    """Return whether nothing is left to do: the run is finished, whole, and what the recipe asks for."""
     return run.state == "finished" and resolved(run.recipe) == resolved(recipe) and _is_whole(run)
 
 
@@ -57,7 +59,7 @@ def check_same(old: Recipe, new: Recipe) -> None:
     """Refuse to resume under a recipe that would have trained something else.
 
     Raises:
-        UsageError: the differences, one a line.
+        UsageError: the recipes differ; the message lists the differences, one a line.
     """
     found = differences(old, new)
     if found:
@@ -68,7 +70,7 @@ def check_same(old: Recipe, new: Recipe) -> None:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys that a resumed run can't change, with their values then and now."""
+    """Return the differing keys that a resumed run can't change, each with its values then and now."""
     before, after = _leaves(resolved(old)), _leaves(resolved(new))
     found = [
         f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
@@ -86,21 +88,21 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def check_place(run: Run) -> None:
-    """Notice, before a checkpoint is written, that somebody took the place away.
+    """Check, before a checkpoint is written, that the run directory is still there; warn if its checkpoints are gone.
 
     Raises:
         RunFailed: the run directory is gone, and with it what sampling needs besides a checkpoint.
     """
     if not (run.path / "resolved.yaml").is_file():
         raise RunFailed(
-            f"{run.path} was removed while training", hint="Start again; what else uses that place must leave it alone."
+            f"{run.path} was removed while training", hint="Start again, and keep other programs from removing it."
         )
     if not run.checkpoints.is_dir():
-        warn(f"{run.checkpoints} was removed while training, with all checkpoints; training goes on and makes it again")
+        warn(f"{run.checkpoints} was removed while training, with all checkpoints; training continues and remakes it")
 
 
 def drop_rows_after(run: Run, step: int) -> None:
-    """Remove log rows that a resumed run is about to write again."""
+    """Remove the log rows after ``step``, which a resumed run writes again."""
     rows = run.metrics()
     kept = [row for row in rows if row.get("step", 0) <= step]
     path = run.path / "metrics.jsonl"
@@ -109,9 +111,9 @@ def drop_rows_after(run: Run, step: int) -> None:
 
 
 def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
-    """The command that goes on with the run: the one that started it, as a shell reads it.
+    """Return the command that resumes the run, quoted for a shell: the one that started it, with ``--resume``.
 
-    It names the number of threads, since the last bits of a sum on the CPU depend on it.
+    It names the number of threads, because the last bits of a sum on the CPU depend on it.
     """
     source = str(recipe.path) if recipe.path else recipe.name
     words = [*launcher(), "train", source, *recipe.overrides, "--out", str(run.path), "--resume"]
@@ -120,7 +122,7 @@ def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
 
 
 def _is_whole(run: Run) -> bool:
-    """Whether the newest checkpoint can be read; otherwise training makes it again."""
+    """Return whether the newest checkpoint can be read; if not, training makes it again."""
     found, complaints = newest_whole(run.checkpoints)
     return found is not None and not complaints
 

@@ -1,4 +1,4 @@
-"""Going back to the last good state when updates keep being skipped because loss or gradient is not finite."""
+"""Rollback to the last good checkpoint when updates keep being skipped, because loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ WHAT_TO_TRY = "Lower optim.energy.lr, set train.clip_grad_norm=1, raise the pena
 
 
 def exceeded(seen: Sequence[Skipped], limit: int) -> Skipped | None:
-    """The part of which ``limit`` updates in a row were skipped since the last reading, if any."""
+    """Return the first part that has had ``limit`` updates skipped in a row since the last reading, or None."""
     return next((part for part in seen if part.longest >= limit), None)
 
 
 def failure(trainer: Trainer, part: Skipped) -> RunFailed:
-    """The error that ends a run for good: what was seen, and what to try."""
+    """Return the error that ends a run for good: it says what was seen, and what to try."""
     back = f"; going back {trainer.restores} times did not help" if trainer.restores else ""
     return RunFailed(
-        f"training diverged: at step {trainer.step} {part.longest} {part.part} updates in a row had been skipped{back}. "
+        f"training diverged: {part.longest} {part.part} updates in a row had been skipped by step {trainer.step}{back}. "
         f"{part}",
         hint=WHAT_TO_TRY,
     )
@@ -35,17 +35,19 @@ def go_back(
     fresh: Callable[[], Trainer],
     begin: Callable[[Trainer, Checkpoint | None], None],
 ) -> Trainer:
-    """A trainer at the last good checkpoint in ``folder``, or at the start, with other random numbers ahead of it.
+    """Return a new trainer at the last good checkpoint in ``folder``, or at the start, with other random numbers ahead.
 
-    A checkpoint is good when the last two updates before it were not skipped. One that training went back to before without
-    making a new one since then is passed over, and the checkpoints after the chosen one are removed. Those of an interrupted
-    run, in between the regular ones, are the last choice, so that a run goes back to where it would have gone uninterrupted.
+    A checkpoint is good unless the last two updates of a part before it were both skipped. A checkpoint is passed over if
+    training already went back to it and has saved no new one since. The checkpoints after the chosen one are removed.
+
+    An interrupted run saves a checkpoint between the regular ones. Such checkpoints are the last choice, so that a run goes
+    back to where it would have gone without the interruption.
 
     Args:
-        trainer: the one that failed.
-        folder: of the checkpoints, which the first of several ranks reads for all of them.
+        trainer: the trainer whose updates were skipped.
+        folder: holds the checkpoints; of several ranks only the first reads it, for all of them.
         fresh: makes a trainer with fresh weights.
-        begin: brings such a trainer to a checkpoint, or to where training starts.
+        begin: brings such a trainer to a checkpoint or, given None, to the start of training.
     """
     checkpoint = None
     if reduce.rank() == 0:

@@ -1,4 +1,4 @@
-"""What happens once, before the first step: weights of another run (``train.init_from``), parts fitted to the data."""
+"""Preparation before the first step: weights from another run (``train.init_from``), and parts fitted to the data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from gebm_kit.engine.training.trainer import Trainer
 
 
 def start_from(trainer: Trainer, recipe: Recipe) -> None:
-    """Give ``trainer`` the weights of ``train.init_from``, if any.
+    """Load the base and energy of the run that ``train.init_from`` names, if it names one.
+
+    An energy that does not fit the recipe's leads to a warning.
 
     Raises:
-        CheckpointError: there is no such run, or its base does not fit.
+        CheckpointError: there is no such run, or its base does not fit the recipe's.
     """
     if recipe.train.init_from is None:
         return
@@ -42,10 +44,10 @@ def start_from(trainer: Trainer, recipe: Recipe) -> None:
 
 
 def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> None:
-    """Let an energy that learns a part of itself from the data beforehand do so, unless its weights came with that part.
+    """Fit the part of the energy that is learned from the data beforehand, unless loaded weights already contain it.
 
     Raises:
-        UsageError: it can't learn from these data.
+        UsageError: the energy can't be fitted to these data.
     """
     energy = trainer.model.energy
     if isinstance(energy, HasFitting) and not energy.fitted:
@@ -56,7 +58,7 @@ def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> N
 def begin(
     trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks, dataset: Dataset, on_progress: OnProgress
 ) -> None:
-    """Bring every rank to the checkpoint that the first has, or where there is none to the start of training."""
+    """Start every rank from the first rank's checkpoint or, without one, from the beginning of training."""
     if checkpoint is not None:
         restore(trainer, checkpoint)
         data_parallel.note_ranks(checkpoint, ranks)

@@ -1,4 +1,4 @@
-"""Two ranks train what one process trains, stop and fail together, and go on after one of them was killed."""
+"""Two ranks train what one process trains and hold the same state; what they can't do is refused."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ def trainer_of(recipe: Recipe) -> Trainer:
 
 
 def trained(recipe: Recipe, steps: int = STEPS) -> dict[str, Tensor]:
-    """Every tensor of the state that a checkpoint would hold after ``steps`` cycles, but for torch's own generator and for
-    the model's log-partition, which is unknown until a checkpoint is saved."""
+    """Return every tensor of the state that a checkpoint would hold after ``steps`` cycles.
+
+    Torch's own generator is left out, and so is the model's log-partition, which is unknown until a checkpoint is saved.
+    """
     trainer = trainer_of(recipe)
     for _ in range(steps):
         trainer.cycle()
@@ -83,7 +85,7 @@ PROJECTED = (
 
 
 def begun(recipe: Recipe) -> dict[str, Tensor]:
-    """The model's tensors after `train`'s start, where the first rank alone fits the energy to the data, and 3 cycles."""
+    """Return the model's tensors after 3 cycles from `begin`, in which only the first rank fits the energy to the data."""
     dataset = build_dataset(recipe)
     torch.manual_seed(0)
     trainer = Trainer(recipe, dataset, torch.device("cpu"))
@@ -95,7 +97,7 @@ def begun(recipe: Recipe) -> dict[str, Tensor]:
 
 
 def averaged_logsumexp(values: Tensor) -> Tensor:
-    """The mistake: each rank's own log-mean-exp, averaged over the ranks, with importance weights of each rank alone."""
+    """Make the mistake: average each rank's own log-mean-exp over the ranks, with importance weights of each rank alone."""
     local = torch.logsumexp(values, dim=0)
     average = local.detach().clone()
     reduce.all_reduce(average)
@@ -128,14 +130,17 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
 
 
 def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest difference between two states."""
+    """Return the largest difference between two states."""
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_ranks_train_what_one_process_trains(loss: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Weights, averages, optimisers, log-partition, generator and position, with penalty, noise, clipping, final phase."""
+    """The whole state is compared: weights, averages, optimisers, log-partition, generator and position in the data.
+
+    Training has a penalty, noise, clipping and a final phase.
+    """
     alone, start = (trained(toy(f"loss={LOSSES[loss]}"), steps) for steps in (STEPS, 0))
     for name in ("energy.layers.0.weight", "base.layers.0.weight"):
         assert float((alone[f"model/{name}"] - start[f"model/{name}"]).abs().max()) > 0.01
@@ -171,7 +176,7 @@ def test_a_batch_norm_needs_two_rows_on_every_rank(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("size", [1, 100, 10**9])
 def test_gradients_are_averaged_in_buckets(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any size, several types and memory layouts; parameters without a gradient stay so."""
+    """Buckets may have any size, gradients several dtypes and memory layouts; parameters without a gradient keep none."""
     monkeypatch.setattr(parallel, "BUCKET_BYTES", size)
     monkeypatch.setattr(reduce, "world_size", lambda: 4)
     monkeypatch.setattr(reduce, "all_reduce", lambda tensor: tensor.mul_(3))

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: skipped without a trace, counted, and after too many training goes back."""
+"""Losses and gradients that are not finite are skipped without a trace and counted; after too many, training goes back."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def toy_trainer(overrides: Sequence[str] = ()) -> Trainer:
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    """Everything that an update may change, but for random numbers."""
+    """Return everything that an update may change, except random numbers."""
     parts = tensors_of(trainer)
     return {f"{part}/{k}": v.clone() for part, named in parts.items() if part != "rng" for k, v in named.items()}
 
@@ -103,7 +103,7 @@ POISONS = {"nan": value_is(torch.nan), "inf": value_is(torch.inf), "gradient": g
 
 
 def poisoned_step(trainer: Trainer, part: str, poison: Callable[[LossTerms], LossTerms]) -> LossTerms:
-    """One update of the part whose loss has gone through ``poison``."""
+    """Make one update of the part with a loss that has gone through ``poison``."""
     name = f"{part}_loss"
     healthy = getattr(trainer.loss, name)
     setattr(trainer.loss, name, lambda model, batch: poison(healthy(model, batch)))
@@ -155,7 +155,7 @@ def test_without_the_guard_a_bad_update_ruins_the_part(part: str, monkeypatch: p
 
 @pytest.mark.parametrize("overrides", OPTIMISERS)
 def test_a_bad_first_update_leaves_the_optimiser_as_new(overrides: str) -> None:
-    """The next update is what it would have been: step counts, moments and momentum start there."""
+    """The next update is the one that a new optimiser makes: step counts, moments and momentum start there."""
     poisoned, clean = toy_trainer([overrides]), toy_trainer([overrides])
     poisoned_step(poisoned, "energy", POISONS["nan"])
     kept = clean.guard.keep()
@@ -189,7 +189,7 @@ def test_no_cycle_waits_for_the_device(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("limit", [1e-3, 1e3])
 def test_the_gradient_of_loss_and_penalties_together_is_clipped(limit: float) -> None:
-    """One step of gradient descent at rate 1 moves by the gradient: its norm is the limit, or what it was below it."""
+    """One step of gradient descent at rate 1 moves by the gradient: its norm is the limit, or unchanged if it was below."""
     words = ["optim.energy={name: sgd, lr: 1, beta1: 0}", "train.penalty={name: r2, weight: 50}"]
     plain, clipped = toy_trainer(words), toy_trainer([*words, f"train.clip_grad_norm={limit}"])
     moves = []
@@ -226,7 +226,7 @@ def test_counts_are_read_written_and_restored() -> None:
 
 
 def poison_data(monkeypatch: pytest.MonkeyPatch, when: Callable[[Trainer], bool]) -> None:
-    """Batches of NaN whenever ``when`` says so."""
+    """Make batches NaN whenever ``when`` says so."""
     healthy = Trainer._batch
 
     def batch(self: Trainer) -> Batch:
@@ -261,10 +261,10 @@ def test_too_many_in_a_row_go_back_to_the_last_good_checkpoint(tmp_path: Path, m
     assert run.step == 16
     assert run.checkpoint.state["restores"] == 1
     steps = [row["step"] for row in run.metrics() if "energy_loss" in row]
-    assert steps == sorted(set(steps))  # what was logged on the way that was given up is gone
+    assert steps == sorted(set(steps))  # rows logged after the restored checkpoint are gone
 
 
-@pytest.mark.parametrize("step", [6, 11])  # before it goes back, and after
+@pytest.mark.parametrize("step", [6, 11])  # before and after going back
 def test_a_run_that_went_back_resumes_to_the_bit(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gebm_kit.engine.training.loop.PROGRESS_EVERY", 1)
     poison_data(monkeypatch, lambda trainer: trainer.restores == 0 and trainer.step >= 6)
@@ -290,7 +290,7 @@ def test_a_failure_that_comes_back_each_time_ends_the_run_in_words(
 ) -> None:
     poison_data(monkeypatch, lambda trainer: trainer.step >= 6)
     with pytest.raises(
-        RunFailed, match="training diverged: at step 9 6 energy updates in a row had been skipped"
+        RunFailed, match="training diverged: 6 energy updates in a row had been skipped by step 9"
     ) as caught:
         quietly(toy(), tmp_path / "run")
     assert "going back 2 times did not help" in str(caught.value)
@@ -299,7 +299,7 @@ def test_a_failure_that_comes_back_each_time_ends_the_run_in_words(
     assert load_run(tmp_path / "run").state == "failed"
 
 
-# --- where it goes back to -------------------------------------------------------------------------------------------
+# --- which checkpoint it goes back to --------------------------------------------------------------------------------
 
 
 def save(trainer: Trainer, folder: Path) -> None:
@@ -324,7 +324,7 @@ def test_it_goes_back_one_further_each_time_and_last_to_the_start(tmp_path: Path
     for _ in range(2):
         poisoned_step(trainer, "energy", POISONS["nan"])
     trainer.step = 8
-    save(trainer, folder)  # not a good one
+    save(trainer, folder)  # not a good checkpoint
     steps, trainers = [], [trainer]
     for _ in range(4):
         trainers.append(back(trainers[-1], folder))

@@ -1,4 +1,4 @@
-"""Training by two processes: one voice, one end, one run directory, and a restart that ends where it would have ended."""
+"""Training by two processes: only the first speaks, both end together, and a restart leads to the same weights."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_ports(count: int) -> list[str]:
-    """Below those that systems hand out to connections, or another process could be given one before it is used."""
+    """Find free ports below those that systems hand out to connections, which another process could be given first."""
     found = []
     for port in random.SystemRandom().sample(range(15_000, 32_000), 1_000):
         with socket.socket() as tried, contextlib.suppress(OSError):
@@ -175,7 +175,7 @@ def free_ports(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ranks(place: Path) -> list[Rank]:
-    """Two processes that went through all scenarios together."""
+    """Run two processes through all scenarios together."""
     ports = free_ports(20)
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     processes = [
@@ -199,12 +199,12 @@ def ranks(place: Path) -> list[Rank]:
 
 @pytest.fixture(scope="module")
 def alone(place: Path) -> Run:
-    """The run of one process."""
+    """Train the run of one process."""
     return train(place / "toy.yaml", out=place / "alone")
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint, but for torch's own generator: each rank has its own."""
+    """Return every tensor of the last checkpoint except the state of torch's own generator, which differs by rank."""
     tensors = {f"{part}/{k}": v for part, named in run.checkpoint.tensors.items() for k, v in named.items()}
     del tensors["rng/torch"]
     return tensors
@@ -290,11 +290,11 @@ def test_the_first_alone_speaks(place: Path, ranks: list[Rank]) -> None:
 def test_another_number_of_processes_goes_on_and_says_so(
     place: Path, ranks: list[Rank], alone: Run, tmp_path: Path
 ) -> None:
-    """From a checkpoint of two to the end by one."""
+    """One process trains to the end from a checkpoint of two."""
     path = Path(shutil.copytree(place / "straight", tmp_path / "fewer"))
     shutil.rmtree(list_checkpoints(path / "checkpoints")[-1])
     (path / "status.json").write_text((place / "failed" / "status.json").read_text())
-    with pytest.warns(GebmKitWarning, match="was trained by 2 processes, and one process go"):
+    with pytest.warns(GebmKitWarning, match="was trained by 2 processes and is resumed by one process: the batches"):
         fewer = train(place / "toy.yaml", out=path, resume=True)
     for name, value in weights(alone).items():
         torch.testing.assert_close(value, weights(fewer)[name], rtol=0, atol=1e-9)
@@ -315,11 +315,11 @@ def test_torchrun_restarts_after_one_was_killed_and_ends_with_the_same_weights(p
     try:
         _, err = process.communicate(timeout=200)
     finally:
-        process.terminate()  # which ends its processes first
+        process.terminate()  # torchrun ends its processes first
         process.wait()
     assert process.returncode == 0, err
     said = [line for line in err.splitlines() if line.startswith("gebm-kit: ") and "warning" not in line]
-    # of the other's end: its connection broke, or, on a busy machine, torchrun stopped it before it noticed
+    # the other process ends too: its connection broke or, on a busy machine, torchrun stopped it before it noticed
     assert len(said) == 1, err
     assert "another rank of this training is gone" in said[0] or "stopped by SIGTERM" in said[0], err
     assert_same(load_run(place / "straight"), load_run(place / "elastic"))
@@ -334,7 +334,7 @@ def meet(store: dist.Store, size: int) -> list[str]:
 
 
 def test_processes_meet_in_a_store_that_remembers_those_before_them() -> None:
-    """torchrun keeps it over restarts: an address of a process that has ended would be waited for in vain."""
+    """torchrun keeps the store over restarts: waiting at the address of a process that has ended would be in vain."""
     store = dist.HashStore()
     names = {name for _ in range(20) for name in {*meet(store, 3)}}
     assert len(names) == 20
