@@ -42,8 +42,8 @@ class Tracker:
     """The schedule of evaluations during training, and a record of the best step.
 
     Args:
-        recipe, dataset: give the metric's name and the components to evaluate; the metric's component says whether lower is
-            better.
+        recipe: names the metric; the metric's component says whether lower is better.
+        dataset: decides the default metrics if the recipe lists none.
 
     Attributes:
         best: best evaluation so far; None before the first one, and without ``train.keep_best.metric``.
