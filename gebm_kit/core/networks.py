@@ -1,8 +1,8 @@
-"""The two networks of a model, and what a base or an energy may be able to do besides.
+"""The two networks of a model, base and energy, and their optional capabilities.
 
 Shapes: B batch, Z latent size, ``*D`` data shape (``(2,)`` for points, ``(channels, height, width)`` for images).
-Capabilities are separate runtime-checkable protocols: code asks ``isinstance(base, HasDensity)`` for what it needs and
-never for a class.
+Capabilities are separate runtime-checkable protocols: code asks for the capability it needs, as in
+``isinstance(base, HasDensity)``, and never for a concrete class.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Base(nn.Module):
     """A map ``x = G(z)`` from the latent space to the data space, with the prior of z.
 
-    Subclasses set ``latent_dim`` and ``data_shape`` (and ``prior`` when it is not the standard normal) in their
-    constructor and implement ``forward(z: (B, Z)) -> x: (B, *D)``.
+    Subclasses set ``latent_dim`` and ``data_shape`` in their constructor and implement
+    ``forward(z: (B, Z)) -> x: (B, *D)``. They override ``prior`` if it is not the standard normal.
     """
 
     latent_dim: int
@@ -33,18 +33,19 @@ class Base(nn.Module):
 
     @property
     def prior(self) -> Prior:
-        """Distribution of z; the standard normal unless a subclass says otherwise."""
+        """Distribution of z; the standard normal unless a subclass overrides it."""
         return StandardNormal(self.latent_dim)
 
     def sample_prior(self, num: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``num`` latent codes from the prior, (num, Z), on the generator's device."""
+        """Draw ``num`` latent codes from the prior, (num, Z), on the generator's device."""
         return prior_sample(self.prior, num, generator, dtype)
 
 
 class Energy(nn.Module):
     """A scalar function of a data point, low on data: ``forward(x: (B, *D)) -> (B,)``.
 
-    Only ``E + A`` is identified, so an energy has no output bias; it is never clamped with a dead gradient.
+    Only ``E + A`` is identified, so an energy has no output bias. Its values are never clamped in a way that makes the
+    gradient zero.
     """
 
 
@@ -53,7 +54,7 @@ class HasDensity(Protocol):
     """A base, or a toy dataset, whose log-density is known."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density in nats; (B, *D) -> (B,)."""
+        """Return the log-density in nats; (B, *D) -> (B,)."""
         ...
 
 
@@ -62,19 +63,19 @@ class HasEncoder(Protocol):
     """A base that maps data to latent codes."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """(B, *D) -> (B, Z)."""
+        """Map data to latent codes; (B, *D) -> (B, Z)."""
         ...
 
 
 @runtime_checkable
 class OnCodes(Protocol):
-    """An energy that sees a point through the code that its base has for it, ``E(x) = h(G^-1(x))``, ``E(G(z)) = h(z)``.
+    """An energy defined on the base's codes of points: ``E(x) = h(G^-1(x))``, so ``E(G(z)) = h(z)``.
 
-    A `GEBM` binds such an energy to its base. Training and sampling evaluate it at codes, without the base.
+    A `GEBM` binds such an energy to its base. Training and sampling evaluate h directly at codes, without the base.
     """
 
     def bind(self, base: Base) -> None:
-        """From here on G is this base's, of which the energy keeps no copy and learns nothing.
+        """Use this base's G from now on; the energy keeps no copy of the base and does not train it.
 
         Raises:
             UsageError: the base has no inverse.
@@ -82,26 +83,26 @@ class OnCodes(Protocol):
         ...
 
     def encode(self, x: Tensor) -> Tensor:
-        """``G^-1(x)``; (B, *D) -> (B, Z)."""
+        """Return ``G^-1(x)``; (B, *D) -> (B, Z)."""
         ...
 
     def of_codes(self, z: Tensor) -> Tensor:
-        """``h(z)``; (B, Z) -> (B,)."""
+        """Return ``h(z)``; (B, Z) -> (B,)."""
         ...
 
 
 @runtime_checkable
 class HasPretraining(Protocol):
-    """A base with a loss of its own (negative log-likelihood, negative ELBO)."""
+    """A base with its own loss (negative log-likelihood, negative ELBO)."""
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
-        """Mean loss of a batch; (B, *D) -> ()."""
+        """Return the mean loss of a batch; (B, *D) -> ()."""
         ...
 
 
 @runtime_checkable
 class HasSource(Protocol):
-    """A base that was read from a file, of which a run keeps a copy."""
+    """A base that was read from a file; a run keeps a copy of that file."""
 
     source_file: Path
     source_sha256: str
@@ -109,16 +110,23 @@ class HasSource(Protocol):
 
 @runtime_checkable
 class HasFitting(Protocol):
-    """An energy with a part that is learned from the data before training begins, and fixed from then on.
+    """An energy with a part that is learned from the data before training begins and stays fixed during training.
 
-    The part's tensors belong to ``state_dict()``; its parameters take no gradient.
+    ``state_dict()`` includes that part's tensors; its parameters take no gradient.
     """
 
     fitted: Tensor
-    """Whether that is done, () bool; a buffer."""
+    """Flag, () bool buffer: whether the part has been learned."""
 
     def fit(
         self, dataset: Dataset, device: torch.device, seed: int, on_step: Callable[[int, int], None] | None = None
     ) -> None:
-        """Learn it; ``on_step`` is told the number of steps done, and of all."""
+        """Learn the part from the data.
+
+        Args:
+            dataset: the data.
+            device: device to compute on.
+            seed: seed of the random numbers.
+            on_step: called with the number of steps done and the total number of steps.
+        """
         ...

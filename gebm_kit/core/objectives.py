@@ -1,4 +1,4 @@
-"""What training minimises: losses and penalties, and the batch that they are computed on.
+"""Losses and penalties, which training minimises, and the batch that they are computed on.
 
 Shapes: B batch, Z latent size, ``*D`` data shape.
 """
@@ -23,10 +23,10 @@ Part = Literal["both", "energy", "base"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one training step computes on; filled by the engine, so that nothing is computed twice.
+    """The inputs of one training step, filled by the engine so that nothing is computed twice.
 
     Attributes:
-        x: data, (B, *D); None in a base step of a loss that does not need it.
+        x: data, (B, *D); None in a base step of a loss that does not need data.
         z: latent codes, (B, Z).
         x_base: ``G(z)``, (B, *D), with gradient in a base step and without in an energy step.
         negatives: chain states for contrastive losses, (B, *D).
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The scalar to minimise, and named metrics as detached scalar tensors (read by the engine at log steps only)."""
+    """The scalar to minimise, and named metrics as detached scalar tensors, which the engine reads at log steps only."""
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
@@ -48,16 +48,17 @@ class LossTerms:
 
 @dataclass(frozen=True, slots=True)
 class NegativeSettings:
-    """How the engine draws `Batch.negatives` for a loss: short chains that walk on the energy as it is now.
+    """Settings by which the engine draws `Batch.negatives` for a loss: short chains on the current energy.
 
     Attributes:
-        space: ``latent``: on U(z), negatives are G(z); ``data``: on E(x) itself.
+        space: space of the chains. ``latent``: they run on U(z), and negatives are G(z); ``data``: they run on E(x) itself.
         sampler: registered name of a kernel with a ``step_size``.
-        step_size: of that kernel.
-        steps: of each chain, at every energy step.
-        buffer_size: chain states kept from one energy step to the next; 0: every chain starts afresh.
-        restart: share of the chains taken from the buffer that start afresh.
-        restart_at: where: ``base``, at draws of the prior or the base; ``data``, at data, by their codes in latent space.
+        step_size: the kernel's step size.
+        steps: number of steps of each chain at every energy step.
+        buffer_size: number of chain states kept from one energy step to the next; 0: every chain starts afresh.
+        restart: probability that a chain taken from the buffer starts afresh.
+        restart_at: where chains start afresh. ``base``: at draws of the prior or the base; ``data``: at data, or at the
+            codes of data in latent space.
     """
 
     space: Literal["latent", "data"]
@@ -72,17 +73,17 @@ class NegativeSettings:
 class Loss(nn.Module):
     """A pair of objectives: one for the energy (and A), one for the base.
 
-    An energy loss leaves no gradient on the base, a base loss none on the energy; the engine sees to the second by
-    differentiating with respect to one part's parameters alone.
+    An energy loss leaves no gradient on the base, and a base loss leaves none on the energy. The engine ensures the latter
+    by differentiating with respect to one part's parameters alone.
 
     Attributes:
         needs: fields of `Batch` that the energy loss reads.
-        base_needs: fields of `Batch` that the base loss reads. The engine fills every field that is named: data, base draws,
-            or both; negatives are those of the last energy update.
-        parts: which parts have an objective; with the base's alone, ``train.part`` must be ``base``.
+        base_needs: fields of `Batch` that the base loss reads. The engine fills every named field: data, base draws, or
+            both; negatives come from the last energy update.
+        parts: parts that have an objective; if only the base has one, ``train.part`` must be ``base``.
         log_ratio: whether the optimal energy is a log density ratio relative to the base, so that sampling from it is
-            meaningful; where that depends on the loss's parameters, its constructor sets it.
-        negatives: how negatives are drawn, for losses that need them.
+            meaningful. If that depends on the loss's parameters, the constructor sets it.
+        negatives: settings for drawing negatives, for losses that need them.
     """
 
     needs: frozenset[str] = frozenset({"x", "x_base"})
@@ -92,39 +93,43 @@ class Loss(nn.Module):
     negatives: NegativeSettings | None = None
 
     def check(self, model: GEBM) -> None:
-        """Called before training; raises UsageError when the loss can't train ``model``."""
+        """Check, before training, that the loss can train ``model``.
+
+        Raises:
+            UsageError: the loss can't train this model.
+        """
         return
 
     def energy_loss(self, model: GEBM, batch: Batch) -> LossTerms:
-        """Objective of the energy step, with ``kale`` and ``log_partition`` among its metrics where they are defined."""
+        """Compute the objective of the energy step; its metrics include ``kale`` and ``log_partition`` if defined."""
         raise NotImplementedError
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
-        """Objective of the base step."""
+        """Compute the objective of the base step."""
         raise NotImplementedError
 
     def log_partition_estimate(self) -> Tensor | None:
-        """The loss's current estimate of A, (), or None when it keeps none."""
+        """Return the loss's current estimate of A, (), or None if it keeps none."""
         return None
 
     def initialise(self, energy_base: Tensor) -> None:
-        """Called once before training with energies of base draws, (N,); sets a learned A to its optimum."""
+        """Set a learned A to its optimum; called once before training with energies of base draws, (N,)."""
 
     def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
-        """Called after each optimiser step on the energy, for closed-form updates of A and moving averages."""
+        """Update A in closed form and moving averages; called after each optimiser step on the energy."""
 
 
 class Penalty(nn.Module):
     """A regulariser of the energy, added to the energy loss.
 
-    Lazy penalties: the engine adds ``every * weight * penalty`` at every ``every``-th energy step.
+    The engine evaluates penalties lazily: it adds ``every * weight * penalty`` at every ``every``-th energy step.
 
     Attributes:
-        every: energy steps from one evaluation to the next.
+        every: number of energy steps from one evaluation to the next.
     """
 
     every: int = 1
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The weighted penalty, ()."""
+        """Compute the weighted penalty, ()."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""What makes training steps faster and changes no result beyond rounding: compiled modules, and channels-last weights.
+"""Faster training steps with the same results up to rounding: compiled modules and channels-last weights.
 
-Channels last is the order of weights in memory with which convolutions are fastest. A convolution with channels-last weights
-returns channels-last output, so the whole network follows. Numbers agree up to the rounding of sums. Weights in a
-checkpoint are in the usual order.
+Channels-last is the memory layout in which convolutions run fastest. A convolution with channels-last weights returns
+channels-last output, so the whole network follows. Results agree up to the rounding of sums. Checkpoints store weights in
+the usual layout.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gebm_kit.engine.training.non_finite import Guard
 
 
 def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
-    """A model of the same modules whose ``base(z)`` and ``energy(x)`` are compiled when they are first called.
+    """Return a model of the same modules whose ``base(z)`` and ``energy(x)`` are compiled at their first call.
 
-    Penalties differentiate the energy twice, which compiled functions can't, so they take the model itself. Both networks
-    are tried out, forward and backward, on ``rows`` rows; where that fails, or torch has no compiler, a warning says so and
-    the model itself comes back.
+    Penalties differentiate the energy twice, which compiled functions do not support, so they use the uncompiled model.
+    This function first tries both networks on ``rows`` rows, forward and backward. If that fails, or torch has no compiler,
+    it warns and returns ``model`` itself.
     """
     guard = Guard([model.base, model.energy], device)
     kept = guard.keep()
@@ -33,9 +33,11 @@ def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             z = torch.zeros(rows, model.latent_dim, device=device, dtype=model.dtype)
             made.energy(made.base(z)).sum().backward()
-    except Exception as error:  # what a missing or failing compiler raises is of many types
+    except Exception as error:  # a missing or failing compiler raises errors of many types
         reason = str(error).strip().partition("\n")[0]
-        warn(f"train.compile: the model can't be compiled here ({type(error).__name__}: {reason}); going on without")
+        warn(
+            f"train.compile: the model can't be compiled here ({type(error).__name__}: {reason}); continuing uncompiled"
+        )
         return model
     finally:
         guard.undo(kept, torch.ones((), device=device))
@@ -44,14 +46,17 @@ def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
 
 
 def channels_last(model: nn.Module) -> None:
-    """Lay out the weights of a model's two-dimensional convolutions with the channels last; other models are left alone."""
+    """Put the weights of a model's two-dimensional convolutions in channels-last layout; leave other models unchanged."""
     if any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in model.modules()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
 def lay_out_states(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser's tensors the layout of their parameters: its fused kernels walk through both in memory order."""
+    """Give the optimiser's state tensors the memory layout of their parameters.
+
+    Fused kernels walk through both in memory order.
+    """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():

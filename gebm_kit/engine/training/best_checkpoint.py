@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 NLL = "nll"
-"""The negative log-likelihood of the GEBM, which is no component: with a base that has a density it may name the best."""
+"""Metric name for the GEBM's negative log-likelihood, which is not a component; it needs a base with a density."""
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best evaluation so far: the value ``value`` of ``metric`` for the GEBM's draws, at ``step``."""
+    """The best evaluation so far: ``metric`` had the value ``value`` for the GEBM's draws at ``step``."""
 
     metric: str
     value: float
@@ -39,17 +39,18 @@ class Best:
 
 
 class Tracker:
-    """Which evaluations during training are due, and which step was the best.
+    """The schedule of evaluations during training, and a record of the best step.
 
     Args:
-        recipe, dataset: name the metric and, with its component, the direction.
+        recipe: names the metric; the metric's component says whether lower is better.
+        dataset: decides the default metrics if the recipe lists none.
 
     Attributes:
-        best: None before the first evaluation, and without ``train.keep_best.metric``.
+        best: best evaluation so far; None before the first one, and without ``train.keep_best.metric``.
         looked: step of the last evaluation.
 
     Raises:
-        UsageError: the metric is none of ``eval.metrics``, or has no better and worse.
+        UsageError: the metric is not one of ``eval.metrics``, or has no direction (neither lower nor higher is better).
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
@@ -60,14 +61,14 @@ class Tracker:
         self._lower = self.name is None or _lower_is_better(self.name, recipe, dataset)
 
     def check(self, model: GEBM) -> None:
-        """Refuse, before training, a likelihood that there is none of.
+        """Raise before training if the metric is ``nll`` but the base has no density.
 
         Raises:
             UsageError: the metric is ``nll``, and the base has no density.
         """
         if self.name == NLL and not isinstance(model.base, HasDensity):
             raise UsageError(
-                f"train.keep_best.metric: nll needs a base with a density, which {type(model.base).__name__} has not",
+                f"train.keep_best.metric: nll needs a base with a density, and {type(model.base).__name__} has none",
                 hint="Use a normalizing flow as the base, or name one of eval.metrics.",
             )
 
@@ -76,24 +77,25 @@ class Tracker:
         return None if self.best is None else self.best.step
 
     def due(self, step: int) -> bool:
-        """Whether there is an evaluation after cycle ``step``: every so many, and after the last where the best is kept.
+        """Return whether an evaluation follows cycle ``step``.
 
-        Without, the evaluation of the finished run follows anyway.
+        Evaluations follow every ``train.eval_every`` cycles, and the last cycle if the best checkpoint is kept. Otherwise
+        the last cycle needs none here, because the finished run is evaluated anyway.
         """
         if step == self._last:
             return self.name is not None
         return bool(self._every) and step > 0 and step % self._every == 0
 
     def missed(self, step: int) -> bool:
-        """Whether training was stopped after it saved ``step`` and before it evaluated it."""
+        """Return whether training was stopped after it saved ``step`` but before it evaluated that step."""
         return self.due(step) and self.looked < step
 
     def saves(self, step: int) -> bool:
-        """Whether the evaluation after ``step`` needs a checkpoint, which may become the best."""
+        """Return whether the evaluation after ``step`` needs a checkpoint, because that step may become the best."""
         return self.name is not None and self.due(step)
 
     def look(self, step: int, evaluation: Evaluation) -> None:
-        """Take in the evaluation at ``step``. One that is not a number never is the best, and the first of equals stays."""
+        """Record the evaluation at ``step``. A non-finite value is never the best; the earliest of equal values stays."""
         self.looked = step
         if self.name is None:
             return
@@ -101,13 +103,11 @@ class Tracker:
         if self.name == NLL and evaluation.fit.nll is not None:
             found[NLL] = evaluation.fit.nll.gebm.value
             if evaluation.fit.log_partition.pareto_k >= PARETO_K_LIMIT:
-                # A is too low then, by more the worse the model is: the worst would be the best
-                warn(
-                    f"train.keep_best.metric: step {step} is passed over, since its log-partition is not to be trusted"
-                )
+                # the estimate of A is then too low, and more so for a worse model: the worst model would look best
+                warn(f"train.keep_best.metric: step {step} is skipped, because its log-partition is unreliable")
                 found[NLL] = math.nan
         if self.name not in found:
-            warn(f"train.keep_best.metric: there is no value {self.name!r}; there are {', '.join(found)}")
+            warn(f"train.keep_best.metric: there is no value {self.name!r}; available: {', '.join(found)}")
             return
         value = found[self.name]
         better = self.best is None or (value < self.best.value if self._lower else value > self.best.value)
@@ -115,23 +115,26 @@ class Tracker:
             self.best = Best(self.name, value, step)
 
     def record(self) -> dict[str, Any]:
-        """For the state of a checkpoint."""
+        """Return what a checkpoint's state stores: the last evaluated step and the best evaluation."""
         return {"looked": self.looked, "best": self.best.as_dict() if self.best else None}
 
     def memory(self, checkpoint: Checkpoint | None) -> str:
-        """`record` of a checkpoint, as JSON."""
+        """Return the `record` stored in a checkpoint, as JSON.
+
+        A state without a ``looked`` entry counts as evaluated at its own step.
+        """
         state = {} if checkpoint is None else {"looked": checkpoint.step, **checkpoint.state}
         return json.dumps({key: state[key] for key in ("looked", "best") if key in state})
 
     def restore(self, memory: str) -> None:
-        """Go on from `memory`; the best by another metric is left aside."""
+        """Resume from `memory`; ignore a best evaluation by another metric."""
         found = json.loads(memory)
         self.looked = found.get("looked", 0)
         best = found.get("best")
         self.best = Best(**best) if best and best["metric"] == self.name else None
 
     def go_back(self, step: int) -> None:
-        """Forget what came after ``step``, whose checkpoints are gone."""
+        """Forget evaluations after ``step``; the checkpoints after it are gone."""
         self.looked = min(self.looked, step)
         if self.best is not None and self.best.step > step:
             self.best = None
@@ -144,15 +147,15 @@ def _lower_is_better(name: str, recipe: Recipe, dataset: Dataset) -> bool:
     owners = [metric for metric in metrics if name == metric or name.startswith(f"{metric}.")]
     if not owners:
         raise UsageError(
-            f"train.keep_best.metric: {name!r} is none of the recipe's metrics: {', '.join(metrics)}",
+            f"train.keep_best.metric: {name!r} is not one of the recipe's metrics: {', '.join(metrics)}",
             hint="Name one of eval.metrics, or one of its values as METRIC.VALUE; or nll, where the base has a density.",
         )
     if name.endswith(f".{AGAINST_TRAIN}"):
         raise UsageError(
-            f"train.keep_best.metric: {name!r} is against training data, which looks during training leave out",
+            f"train.keep_best.metric: {name!r} is scored against training data, which evaluations during training leave out",
             hint=f"Name {name.removesuffix(f'.{AGAINST_TRAIN}')!r}, the value against held-out data.",
         )
     lower = metrics[max(owners, key=len)].lower_is_better
     if lower is None:
-        raise UsageError(f"train.keep_best.metric: {name!r} has no better and worse")
+        raise UsageError(f"train.keep_best.metric: {name!r} has no direction: neither lower nor higher is better")
     return lower

@@ -1,4 +1,4 @@
-"""Early stopping of the first phase: the base goes on with the weights that fit the validation part best.
+"""Early stopping of the pretraining phase: training continues from the weights with the lowest validation loss.
 
 References:
     Early Stopping - But When? L. Prechelt, in: Neural Networks: Tricks of the Trade, 1998.
@@ -20,23 +20,23 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 
 ROWS_AT_ONCE = 1024
-"""Validation rows in one evaluation of the base's loss."""
+"""Validation rows in one forward evaluation of the base's loss."""
 
 
 class BestBase:
-    """The base's weights with the lowest loss of its own on the validation part, of those looked at.
+    """The base's weights with the lowest validation loss so far, by the base's own loss.
 
     Args:
-        dataset: of whose validation part at most `held_out.MAX_ROWS` rows are read, evenly spaced.
-        every: cycles between two looks; there is one more after the last cycle of the phase.
-        last: that cycle.
-        seed: of the loss's noise, if it has any, which is the same at every look.
-        device, dtype: of the rows.
+        dataset: source of the validation rows: at most `held_out.MAX_ROWS`, evenly spaced.
+        every: cycles between two evaluations; one more follows the last cycle of the phase.
+        last: last cycle of the phase.
+        seed: seed of the loss's noise, if it has any; every evaluation uses the same noise.
+        device, dtype: device and dtype of the rows.
 
     Attributes:
-        loss: the lowest loss, in the units of the base's loss (nats for flows and VAEs); infinite before the first look.
-        step: cycles done by then.
-        tensors: the weights; empty before the first look.
+        loss: lowest loss, in the units of the base's loss (nats for flows and VAEs); infinite before the first evaluation.
+        step: number of cycles done when the lowest loss was found.
+        tensors: the weights with the lowest loss; empty before the first evaluation.
 
     Raises:
         UsageError: the dataset has no validation rows.
@@ -58,13 +58,14 @@ class BestBase:
         self._seed = stream(seed, "validation").initial_seed()
 
     def due(self, step: int) -> bool:
-        """Whether the base is looked at after cycle ``step``."""
+        """Return whether the base is evaluated after cycle ``step``."""
         return step == self._last or (step < self._last and step % self._every == 0)
 
     def look(self, base: Base, step: int) -> dict[str, Tensor]:
-        """Take in the base after cycle ``step``, in eval mode with the weights that would go on; scalars for the log.
+        """Evaluate the base after cycle ``step``, keep its weights if they are the best, and return scalars for the log.
 
-        The first of equals stays, and a loss that is not a number never is the best. No random stream of training moves.
+        The caller passes the base in eval mode, with the weights that training would continue from. The earliest of equal
+        losses stays, and a NaN loss is never the best. Training's random streams do not advance.
         """
         loss = self._loss(base)
         if float(loss) < self.loss:
@@ -80,15 +81,15 @@ class BestBase:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed)
             sums = [base.pretraining_loss(rows).double() * len(rows) for rows in self.rows.split(ROWS_AT_ONCE)]
-        # of all ranks, which have the same rows and weights: none may go on with other weights than the rest
+        # averaged over ranks, which have the same rows and weights, so that all ranks choose the same weights
         return reduce.mean((torch.stack(sums).sum() / len(self.rows)).reshape(1))
 
     def state(self) -> dict[str, Any]:
-        """For the plain state of a checkpoint, whose tensors are `tensors`."""
+        """Return what a checkpoint's plain state stores; its tensors are `tensors`."""
         return {"loss": self.loss, "step": self.step} if self.tensors else {}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from `state` and `tensors`."""
+        """Resume from a checkpoint's `state` and `tensors`."""
         if state:
             self.loss, self.step = float(state["loss"]), int(state["step"])
             self.tensors = {name: value.to(self.rows.device) for name, value in tensors.items()}

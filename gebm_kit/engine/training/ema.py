@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 COUNT = "num_updates"
-"""Key of the number of updates in an average's state; every other key is a tensor of the module."""
+"""Key of the number of updates in an average's state; every other key names a tensor of the module."""
 
 
 class EMA:
     """``average <- d average + (1 - d) parameter`` with ``d = min(decay, (1 + n) / (10 + n))`` at the n-th update, n >= 0.
 
-    The warm-up of d (TensorFlow's rule) forgets the random start; without it d is the decay from the first update. Batch
-    norm's running statistics are averaged too, so that they belong to the averaged weights; other buffers (spectral norm's
-    vectors, counters) are copied as they are.
+    The warm-up of d (TensorFlow's rule) forgets the random start. Without warm-up, d equals ``decay`` from the first
+    update. Batch norm's running statistics are averaged too, so that they match the averaged weights. Other buffers
+    (spectral norm's vectors, counters) are copied unchanged.
 
     Args:
-        module: what is averaged; the average starts as a copy of it.
+        module: module to average; the average starts as a copy of it.
         decay: upper limit of d, 0 <= decay < 1.
-        warmup: whether d rises to it.
+        warmup: whether d rises to ``decay`` gradually.
 
     Attributes:
         num_updates: n, () int64 on the module's device.
@@ -50,7 +50,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module, skip: Tensor | None = None) -> None:
-        """Take in the module's current parameters; where ``skip`` is 1 (a flag on the device, ()) change nothing."""
+        """Update the average with the module's current tensors; change nothing if ``skip``, a device flag (), is 1."""
         now = module.state_dict()
         taken = torch.ones_like(self.num_updates) if skip is None else 1 - skip.to(torch.int64)
         n = self.num_updates.double()
@@ -74,12 +74,12 @@ class EMA:
         _foreach("_foreach_copy_", self._of(target, names), self._of(self._tensors, names))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average under the module's own names, and the number of updates under `COUNT`."""
+        """Return the average under the module's own names, and the number of updates under `COUNT`."""
         return {**self._tensors, COUNT: self.num_updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`.
+        """Restore the average from a `state_dict`.
 
         Raises:
             KeyError: a tensor is missing.
@@ -97,20 +97,23 @@ class EMA:
 
 
 def _foreach(operation: str, targets: list[Tensor], *arguments: object) -> None:
-    """One of torch's operations on lists of tensors, in place; a list may be empty."""
+    """Apply one of torch's in-place operations to lists of tensors; do nothing if the lists are empty."""
     if targets:
         getattr(torch, operation)(targets, *arguments)
 
 
 def averages_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The state of one part's moving average (``base`` or ``energy``) in a checkpoint; empty when it has none."""
+    """Return the state of one part's moving average (``base`` or ``energy``) in a checkpoint; empty if it has none."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @contextlib.contextmanager
 def carrying(model: nn.Module, averages: Sequence[tuple[nn.Module, EMA | None]]) -> Iterator[None]:
-    """Inside the block parts of ``model`` carry their averages, where they have one, and all of it is in eval mode."""
+    """Load each part's average, if it has one, into ``model`` inside the block, with the whole model in eval mode.
+
+    Afterwards restore the parts' own tensors and every module's mode.
+    """
     modes = {module: module.training for module in model.modules()}
     found = [(part, ema) for part, ema in averages if ema is not None]
     kept = [{name: value.clone() for name, value in part.state_dict().items()} for part, _ in found]

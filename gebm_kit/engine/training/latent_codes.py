@@ -1,7 +1,7 @@
-"""The model as the energy's own updates see it: on the base of its draws, in codes where the energy is on them.
+"""The model as the energy's own updates see it: on latent codes if the energy is defined on codes, else on the data.
 
-For ``E(x) = h(G^-1(x))`` a GEBM on the data is one on codes: the energy is h, the base the prior itself, and the data are
-the codes of the data. Losses, penalties and chains need to know no more.
+For ``E(x) = h(G^-1(x))`` a GEBM on the data is equivalent to one on codes: its energy is h, its base is the prior itself,
+and its data are the codes of the data. Losses, penalties and chains work on this model without knowing the difference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gebm_kit.core.priors import Prior
 
 
 class Codes(Base):
-    """``G(z) = z`` with the prior of another base; that base's draw of a code is `draws`."""
+    """A base with ``G(z) = z`` and another base's prior; `draws` maps a code to data with that other base."""
 
     def __init__(self, energy: OnCodes, base: Base) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Codes(Base):
 
 
 class OfCodes(Energy):
-    """h of ``E(x) = h(G^-1(x))``."""
+    """The energy h on codes, for an energy ``E(x) = h(G^-1(x))`` on data."""
 
     def __init__(self, energy: OnCodes) -> None:
         super().__init__()
@@ -41,7 +41,10 @@ class OfCodes(Energy):
 
 
 def energy_side(model: GEBM, base: Base) -> GEBM:
-    """``model`` with its draws from ``base``, its own one or an average of it; on codes where its energy is."""
+    """Return ``model`` with draws from ``base`` (its own base, or an average of it); on codes if its energy is on codes.
+
+    An energy on codes is bound to ``base``.
+    """
     if isinstance(model.energy, OnCodes):
         model.energy.bind(base)
         return GEBM(Codes(model.energy, base), OfCodes(model.energy), log_ratio=model.log_ratio)
@@ -49,7 +52,7 @@ def energy_side(model: GEBM, base: Base) -> GEBM:
 
 
 def points(side: GEBM, x: Tensor) -> Tensor:
-    """Data as the energy of ``side`` sees them; (B, *D) -> (B, *D) or (B, Z)."""
+    """Return data as the energy of ``side`` sees them: as they are, or as codes; (B, *D) -> (B, *D) or (B, Z)."""
     if not isinstance(side.base, Codes):
         return x
     z: Tensor = side.base.encode(x)
@@ -57,7 +60,7 @@ def points(side: GEBM, x: Tensor) -> Tensor:
 
 
 def codes(side: GEBM, seen: Tensor) -> Tensor:
-    """The base's codes of data, from what the energy of ``side`` sees of them; (B, *D) or (B, Z) -> (B, Z)."""
+    """Return the base's codes of data, given the data as the energy of ``side`` sees them; (B, *D) or (B, Z) -> (B, Z)."""
     if isinstance(side.base, Codes):
         return seen
     assert isinstance(side.base, HasEncoder)
@@ -65,7 +68,7 @@ def codes(side: GEBM, seen: Tensor) -> Tensor:
 
 
 def data(side: GEBM, seen: Tensor) -> Tensor:
-    """Draws of the base as data, from what the energy of ``side`` sees of them: the inverse of `points`."""
+    """Return base draws as data, given the draws as the energy of ``side`` sees them: the inverse of `points`."""
     if not isinstance(side.base, Codes):
         return seen
     x: Tensor = side.base.draws(seen)

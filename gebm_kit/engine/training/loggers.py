@@ -1,7 +1,7 @@
-"""The loggers of a run behind a guard: one that fails is reported, and never stops training.
+"""A run's loggers behind a guard: a failing logger is reported but never stops training.
 
-metrics.jsonl is always kept; a recipe's ``loggers`` adds others. What a logger can say before anything is trained (its
-package is missing, its constructor fails) is an error; what happens to it later is a warning.
+Every run writes metrics.jsonl; a recipe's ``loggers`` adds others. A logger that fails before training (its package is
+missing, its constructor raises) is an error. A later failure is a warning.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gebm_kit.engine.training.resume import drop_rows_after
 JSONL = "jsonl"
 
 PATIENCE = 3
-"""Failures in a row after which a logger is left alone: one that waits for a server would slow training down for good."""
+"""Failures in a row after which a logger is no longer called: waiting for a lost server would slow down every step."""
 
 
 def check_loggers(recipe: Recipe) -> None:
-    """Called before anything is trained or written.
+    """Check that every logger of the recipe can be used; called before anything is trained or written.
 
     Raises:
         PluginError: a logger's package is not installed.
@@ -38,10 +38,10 @@ def check_loggers(recipe: Recipe) -> None:
 
 
 def open_loggers(recipe: Recipe, run_directory: Path, start_step: int) -> Loggers:
-    """The loggers of a run that trains from ``start_step`` on, each of which has been given the resolved recipe.
+    """Open the loggers of a run that trains from ``start_step`` on, and log the resolved recipe to each.
 
     Raises:
-        PluginError, RecipeError, RunFailed: one can't be started.
+        PluginError, RecipeError, RunFailed: a logger can't be started.
     """
     loggers = Loggers(recipe, run_directory)
     for node in _nodes(recipe):
@@ -60,14 +60,14 @@ def open_loggers(recipe: Recipe, run_directory: Path, start_step: int) -> Logger
 
 
 class Loggers(Logger):
-    """Several loggers as one that never raises.
+    """Several loggers combined into one that never raises.
 
-    The first failure of each is a warning that names it and the error; it is tried again at the next call, and after
-    `PATIENCE` failures in a row it is only closed. metrics.jsonl is tried every time. How much a logger has missed is said
-    when all are closed.
+    A logger's first failure is a warning that names the logger and the error. The logger is called again next time; after
+    `PATIENCE` failures in a row it is only closed. The writer of metrics.jsonl is called every time. When the loggers are
+    closed, a warning says how many records each one missed.
 
     Args:
-        recipe, run_directory: of the run; without them there are no loggers but those that are added.
+        recipe, run_directory: the run's recipe and directory; without them, the only loggers are those passed to `add`.
     """
 
     def __init__(self, recipe: Recipe | None = None, run_directory: Path | None = None) -> None:
@@ -75,7 +75,7 @@ class Loggers(Logger):
         self._guarded: list[_Guarded] = []
 
     def open(self, node: ComponentNode, start_step: int) -> None:
-        """Build a logger of the recipe; whatever its constructor raises is raised here."""
+        """Build and add one of the recipe's loggers; errors of its constructor are not caught."""
         assert self.recipe is not None
         facts = {"run_directory": self.run_directory, "directory": self.recipe.directory, "start_step": start_step}
         self.add(node.name, build("logger", node, facts))
@@ -96,7 +96,7 @@ class Loggers(Logger):
             one.call(f"with picture {name}", lambda logger: logger.log_image(step, name, path))
 
     def go_back(self, step: int) -> None:
-        """Training goes on from an earlier ``step``: what was logged after it is dropped, and all loggers are made anew."""
+        """Rebuild all loggers for training that resumes from an earlier ``step``, and drop the rows logged after it."""
         if self.recipe is None or self.run_directory is None:
             return
         self.close()
@@ -110,7 +110,7 @@ class Loggers(Logger):
             except Interrupted:
                 raise
             except (Exception, SystemExit) as error:
-                warn(f"logger {node.name!r} can't be started again: {_words(error)}; training goes on without it")
+                warn(f"logger {node.name!r} can't be started again: {_words(error)}; training continues without it")
         self.log_config(resolved(self.recipe))
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class _Guarded:
         self.in_a_row += 1
         self.missed += 1
         if self.missed == 1:
-            warn(f"logger {self.name!r} failed {where}: {_words(error)}; training goes on without what it missed")
+            warn(f"logger {self.name!r} failed {where}: {_words(error)}; training continues without that record")
 
     def close(self) -> None:
         error = self._attempt(lambda logger: logger.close())
@@ -148,12 +148,15 @@ class _Guarded:
             warn(f"logger {self.name!r} missed {self.missed} of {self.calls} records")
 
     def _attempt(self, what: Callable[[Logger], None]) -> BaseException | None:
-        """The error of the call, None when it succeeded. Ctrl-C, raised by a signal wherever it comes, is no such error."""
+        """Return the error of the call, or None if it succeeded.
+
+        `Interrupted`, which a signal such as Ctrl-C can raise at any point, is not a logger's error and is raised again.
+        """
         try:
             what(self.logger)
         except Interrupted:
             raise
-        except (Exception, SystemExit) as error:  # some client libraries end the program
+        except (Exception, SystemExit) as error:  # some client libraries exit the program
             return error
         return None
 

@@ -1,6 +1,6 @@
-"""Negatives of contrastive losses: short chains on the energy as it is, from fresh points or from a replay buffer.
+"""Negatives of contrastive losses: short chains on the current energy, from fresh points or from a replay buffer.
 
-Chains are those of a registered kernel on `LatentPotential` or `DataPotential`, in the precision of the data, with the model
+The chains run a registered kernel on `LatentPotential` or `DataPotential`, in the precision of the data, with the model
 frozen and in eval mode. Nothing here waits for the device.
 
 References:
@@ -29,32 +29,34 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine.training.latent_codes import codes
 
 FILLED_AT_ONCE = 1024
-"""Buffer states that are drawn from the base together."""
+"""Number of buffer states drawn from the base in one batch."""
 
 
 class NegativeChains:
-    """Draws `Batch.negatives` as a loss's `NegativeSettings` say.
+    """Chains that draw `Batch.negatives` according to a loss's `NegativeSettings`.
 
-    Latent chains are in normal coordinates (the base sees ``prior.from_normal(z)``). With bounded data, states of data-space
+    Latent chains run in normal coordinates (the base sees ``prior.from_normal(z)``). With bounded data, states of data-space
     chains are clamped to the data's range when a chain ends. A state that ends with a non-finite position or energy is
     replaced by a fresh starting point, in the negatives and in the buffer.
 
-    The buffer is one for all ranks: each advances its share of the states chosen in a step, and all learn of the others'.
-    The noise of the chains is each rank's own, so that it depends on their number, unlike everything else that is random.
+    All ranks share one buffer. Each rank advances its share of the states chosen in a step, and the new states are gathered
+    on every rank. Each rank's chains have their own noise, so the noise depends on the number of ranks. All other random
+    numbers here do not.
 
     Args:
-        settings: of the loss.
-        batch_size: the largest number of rows, over all ranks, that a step will ask for.
-        value_range: of the data.
-        seed: of the choice of buffer states.
-        device, dtype: of the chains.
+        settings: the loss's settings for negatives.
+        batch_size: largest number of rows, over all ranks, that one step requests.
+        value_range: range of the data; None if unbounded.
+        seed: seed of the choice of buffer states.
+        device, dtype: device and dtype of the chains.
 
     Attributes:
-        metrics: of the last draw, over its chains on this rank: mean acceptance, shares of chains that diverged at least
-            once and that were replaced.
+        metrics: metrics of the last draw, over this rank's chains: mean acceptance, share of chains that diverged at least
+            once, share of chains that were replaced.
 
     Raises:
-        RecipeError: the sampler is no kernel with a step size, or needs coupled chains; the buffer is smaller than a batch.
+        RecipeError: the sampler is not a kernel with a step size, or needs coupled chains; the buffer is smaller than a
+            batch.
     """
 
     def __init__(
@@ -80,24 +82,24 @@ class NegativeChains:
         self._buffer: Tensor | None = None
 
     def check(self, model: GEBM) -> None:
-        """Refuse a model whose data have no codes for chains to start at.
+        """Raise if latent chains start at the codes of data but the model has no suitable codes.
 
         Raises:
-            UsageError: chains in latent space start at data, and the base has no inverse or another prior.
+            UsageError: latent chains start at data, and the base has no inverse or its prior is not the standard normal.
         """
         if self.settings.space == "data" or self.settings.restart_at == "base":
             return
         base = model.base
         if not (isinstance(base, HasEncoder) and isinstance(base, HasDensity) and base.prior.name == "normal"):
             raise UsageError(
-                f"latent chains start at data by their codes, for which {type(base).__name__} has no inverse to a standard "
+                f"latent chains start at the codes of data, but {type(base).__name__} has no inverse to a standard "
                 "normal prior",
                 hint="Use a normalizing flow as the base, or loss.restart_at=base.",
             )
 
     @torch.no_grad()
     def fill(self, model: GEBM) -> None:
-        """(Re)fill the buffer with draws of the base; nothing to do for chains that start afresh."""
+        """Fill or refill the buffer with base draws, as codes or as data; do nothing if there is no buffer."""
         if not self.settings.buffer_size:
             return
         size = self.settings.buffer_size
@@ -111,13 +113,13 @@ class NegativeChains:
 
     @torch.no_grad()
     def draw(self, model: GEBM, x: Tensor, x_base: Tensor, generator: torch.Generator, update: int = 0) -> Tensor:
-        """Negatives, one for each row of ``x`` (B, *D) -> (B, *D), and `metrics`.
+        """Draw one negative for each row of ``x``, (B, *D) -> (B, *D), and set `metrics`.
 
         Args:
-            x: data as the energy sees them, at which data-space chains without a buffer start, and fresh ones where the
-                settings say so.
-            x_base: base draws, at which fresh ones with a buffer start.
-            generator: of the noise, in the same state on every rank.
+            x: data as the energy sees them. Data-space chains start here if there is no buffer; fresh chains in either space
+                do so with ``restart_at="data"``.
+            x_base: base draws, where fresh data-space chains start if there is a buffer and ``restart_at="base"``.
+            generator: generator of the noise, in the same state on every rank.
             update: number of the energy step.
         """
         fresh = self._fresh(model, x, x_base, generator)
@@ -149,16 +151,16 @@ class NegativeChains:
         return negatives.to(x.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, for a checkpoint; empty where chains start afresh."""
+        """Return the state for a checkpoint; empty if there is no buffer."""
         if self._buffer is None:
             return {}
         return {"buffer": self._buffer, "generator": self._generator.get_state()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`.
+        """Restore the state from `tensors`.
 
         Raises:
-            ValueError: the buffer has another size.
+            ValueError: the stored buffer's size differs from the recipe's.
         """
         if not self.settings.buffer_size:
             return
@@ -174,7 +176,7 @@ class NegativeChains:
         return DataPotential(model.energy, tuple(x.shape[1:]))
 
     def _fresh(self, model: GEBM, x: Tensor, x_base: Tensor, generator: torch.Generator) -> Tensor:
-        """Starting points that owe nothing to the buffer, (B, Z) or (B, prod D)."""
+        """Return starting points that do not come from the buffer, (B, Z) or (B, prod D)."""
         if self.settings.restart_at == "data":
             return (codes(model, x) if self.settings.space == "latent" else x.flatten(1)).detach().to(self.dtype)
         if self.settings.space == "latent":
@@ -183,7 +185,7 @@ class NegativeChains:
         return (x_base if self.settings.buffer_size else x).detach().flatten(1).to(self.dtype)
 
     def _start(self, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Where this rank's chains start, and which buffer states all ranks' chains are."""
+        """Return this rank's starting points, and the indices of the buffer states chosen for all ranks' chains."""
         if self._buffer is None:
             return fresh, None
         rows, device = fresh.shape[0] * reduce.world_size(), self._generator.device
@@ -193,10 +195,10 @@ class NegativeChains:
 
 
 def _kernel(settings: NegativeSettings) -> Sampler:
-    """The registered kernel, with the step size that the loss asks for.
+    """Build the registered kernel with the step size that the loss sets.
 
     Raises:
-        RecipeError: it is none, or has no step size.
+        RecipeError: the sampler is not a kernel, needs coupled chains or has no step size; the step size is not positive.
     """
     registry = installed().registry
     record = registry.get("sampler", settings.sampler)
@@ -208,7 +210,7 @@ def _kernel(settings: NegativeSettings) -> Sampler:
             if not kind.needs_one_block() and "step_size" in parameters(kind):
                 fitting.append(registry.short_name(other))
         raise RecipeError(
-            f"loss.sampler {settings.sampler!r} is no kernel with a step size; allowed: {', '.join(sorted(fitting))}"
+            f"loss.sampler {settings.sampler!r} is not a kernel with a step size; allowed: {', '.join(sorted(fitting))}"
         )
     if not (math.isfinite(settings.step_size) and settings.step_size > 0):
         raise RecipeError(f"loss.step_size must be positive, got {settings.step_size}")

@@ -1,4 +1,4 @@
-"""The optimisers that a recipe names, in their fused form, which also skips an update by a flag on the device."""
+"""The optimisers that a recipe names, in their fused form, which can skip an update through a flag on the device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gebm_kit.config.schema import OptimizerSection
 
 
 def make_optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The section's optimiser of ``parameters``, which may be none: a base that is a program has none."""
+    """Build the section's optimiser for ``parameters``, which may be empty: a base that is a program has none."""
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if section.name == "sgd":
         momentum, weight_decay = section.beta1, section.weight_decay
         made = torch.optim.SGD(groups, section.lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-        if momentum > 0:  # or a skipped first step would leave them uninitialised
+        if momentum > 0:  # otherwise a skipped first step would leave the buffers uninitialised
             for parameter in parameters:
                 made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return made
@@ -28,13 +28,13 @@ def make_optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The learning rate from here on."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """Tensors of an optimiser's state as ``prefix.INDEX.NAME``. Hyper-parameters come from the recipe instead."""
+    """Return the tensors of an optimiser's state as ``prefix.INDEX.NAME``; hyper-parameters come from the recipe."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
         f"{prefix}.{index}.{name}": value
@@ -45,7 +45,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `flatten_optimizer`."""
+    """Restore an optimiser's state from `flatten_optimizer`'s tensors."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         head, _, rest = key.partition(".")
@@ -56,20 +56,24 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Ma
 
 
 def rate(section: OptimizerSection, cycle: int, length: int) -> float:
-    """Learning rate in cycle ``cycle`` (from 0) of a phase of ``length`` cycles: ``lr * warm-up * decay``."""
+    """Return the learning rate in cycle ``cycle`` (from 0) of a phase of ``length`` cycles: ``lr * warm-up * decay``."""
     return section.lr * warmup(section, cycle) * decay(section, cycle, length)
 
 
 def warmup(section: OptimizerSection, cycle: int) -> float:
-    """``(cycle + 1) / warmup_steps`` up to 1: on a line through 0 just before the first cycle, 1 from the last one on."""
+    """Return the warm-up factor ``min(1, (cycle + 1) / warmup_steps)``; 1 without warm-up.
+
+    The factor rises linearly from 0 just before the first cycle to 1 in the last warm-up cycle, and stays 1.
+    """
     return min(1.0, (cycle + 1) / section.warmup_steps) if section.warmup_steps else 1.0
 
 
 def decay(section: OptimizerSection, cycle: int, length: int) -> float:
-    """The schedule without warm-up, 1 at first.
+    """Return the schedule's factor without warm-up, which starts at 1.
 
-    ``cosine`` and ``linear`` fall from 1 at the share ``decay_start`` of the phase to ``end_scale`` at its end;
-    ``multi-step`` multiplies by ``factor`` at each milestone that has been reached.
+    ``cosine`` and ``linear`` fall from 1 at the fraction ``decay_start`` of the phase to ``end_scale`` at its end.
+    ``multi-step`` multiplies by ``factor`` once for each milestone reached: a fraction of the phase if below 1, else a
+    cycle.
     """
     if section.schedule == "constant":
         return 1.0

@@ -1,4 +1,4 @@
-"""Warnings in words for the known ways in which training goes wrong, from what is logged, at log steps alone."""
+"""Warnings about known ways in which training goes wrong, computed from the logged scalars, at log steps only."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from gebm_kit.core.interfaces import Batch, Loss
 from gebm_kit.core.model import GEBM
 
 FLAT = 1e-2
-"""Standard deviation of the energy, in nats, below which it tells nothing apart."""
+"""Standard deviation of the energy, in nats, below which the energy distinguishes no points."""
 
 
 ALONE = 2.0
-"""Effective number of base draws at and below which the importance weights rest on one of them."""
+"""Effective number of base draws at or below which the importance weights rest on one or two draws."""
 
 
 OFF = 3.0
-"""Distance of A from its estimate on a batch, in nats, beyond sampling error: a factor of 20."""
+"""Difference between A and its estimate on a batch, in nats, too large for sampling error: a factor of 20."""
 
 
 FAR = 1e3
-"""Size of A, in nats, that no density ratio of a useful model asks for."""
+"""Absolute value of A, in nats, beyond what the density ratio of a useful model needs."""
 
 
 NARROW = 0.2
-"""Spread of base draws over that of the data below which most of the data's variation is missing."""
+"""Ratio of the spread of base draws to the spread of data, below which the base misses most of the data's variation."""
 
 
 PATIENCE = 2
-"""Log lines in a row that must show a thing before it is said."""
+"""Number of consecutive log lines that must show a failure before its warning."""
 
 
 @torch.no_grad()
 def vital_signs(model: GEBM, loss: Loss, batch: Batch, noise: float) -> dict[str, Tensor]:
-    """What the loss's own metrics do not show, on the rows of an energy step; nothing of the training state changes.
+    """Return scalars that the loss's own metrics do not include, on the rows of an energy step.
 
-    ``energy_std``: standard deviation of E over data and base draws together. ``base_spread``: square root of the total
-    variance of base draws over that of the data, instance noise taken out. ``log_mean_weight`` = log mean exp(-E) - A over
-    base draws, for losses that estimate A.
+    - ``energy_std``: standard deviation of E over data and base draws together;
+    - ``base_spread``: square root of the ratio of the total variance of base draws to the total variance of the data, both
+      without the instance noise;
+    - ``log_mean_weight``: log mean exp(-E) - A over base draws, for losses that estimate A.
+
+    The result is empty if the step has no data. The training state does not change.
     """
     if batch.x is None:
         return {}
@@ -63,16 +66,16 @@ def vital_signs(model: GEBM, loss: Loss, batch: Batch, noise: float) -> dict[str
 
 
 def _variance(rows: Tensor, noise: float) -> Tensor:
-    """Total variance without the noise, at least a rounding error's."""
+    """Return the total variance of the rows minus that of the noise, clamped to 1e-12 or more against rounding."""
     flat = rows.flatten(1).float()
     return (flat.var(0).sum() - flat.shape[1] * noise**2).clamp_min(1e-12)
 
 
 class Watch:
-    """Says each thing once, until it has cleared up.
+    """A memory of failures seen in the log, which warns about each one once until it clears up.
 
     Args:
-        start: cycles of the start, of which nothing is said.
+        start: number of cycles at the start without warnings.
     """
 
     def __init__(self, start: int) -> None:
@@ -80,12 +83,12 @@ class Watch:
         self._seen: dict[str, int] = {}
 
     def say(self, step: int, scalars: Mapping[str, float], batch_size: int) -> list[str]:
-        """What is to be said at a log step.
+        """Return the warnings to give at a log step.
 
         Args:
-            step: cycles done.
-            scalars: the log line.
-            batch_size: base draws in an energy step, of all ranks.
+            step: number of cycles done.
+            scalars: scalars of the log line.
+            batch_size: number of base draws in an energy step, over all ranks.
         """
         if step <= self._start:
             return []
@@ -95,7 +98,7 @@ class Watch:
 
 
 def findings(scalars: Mapping[str, float], batch_size: int) -> dict[str, str]:
-    """The failures that a log line shows, by name, in words with the number seen and what to try."""
+    """Return the failures that a log line shows, by name: a text with the number seen and what to try."""
     found: dict[str, str] = {}
     std = scalars.get("energy_std")
     if std is not None and std < FLAT:

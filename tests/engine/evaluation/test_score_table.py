@@ -125,7 +125,7 @@ def test_looks_during_training_leave_it_out() -> None:
 def test_the_best_checkpoint_is_chosen_on_held_out_data() -> None:
     words = ["eval.metrics=[{name: fid, features: pixels}]", "train.eval_every=5"]
     Tracker(load_recipe("quickstart", [*words, "train.keep_best.metric=fid"]), Shifted())
-    with pytest.raises(UsageError, match=r"'fid.train' is against training data"):
+    with pytest.raises(UsageError, match=r"'fid.train' is scored against training data"):
         Tracker(load_recipe("quickstart", [*words, "train.keep_best.metric=fid.train"]), Shifted())
 
 

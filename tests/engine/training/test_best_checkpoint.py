@@ -1,4 +1,4 @@
-"""The best checkpoint by a metric: it stays, it is known after any interruption, and it can be asked for by name."""
+"""The best checkpoint by a metric is kept, is known after any interruption, and can be loaded by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ eval: {metrics: [mmd, modes], num_samples: 40, num_sets: 2}
 """
 
 VALUES = {3: 0.5, 6: 0.2, 9: 0.3, 12: 0.4}
-"""What the evaluations of these tests find."""
+"""Metric values that the made-up evaluations return, by step."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed", "ignore:the effective sample size")
 
@@ -57,7 +57,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Evaluations are made up; the steps at which one was asked for are noted."""
+    """Replace evaluations by made-up ones, and return the list of steps at which one was requested."""
     found: list[int] = []
 
     def look(self: Any) -> Any:
@@ -118,7 +118,7 @@ def test_what_is_not_a_number_is_never_the_best(recipe: Path, tmp_path: Path, lo
 
 @pytest.mark.parametrize("step", [3, 4, 6, 7, 9])
 def test_a_run_that_is_stopped_knows_its_best(recipe: Path, tmp_path: Path, looks: list[int], step: int) -> None:
-    """Also when it is stopped between a cycle and the evaluation after it, which is then made first of all."""
+    """A run stopped between a cycle and its evaluation makes that evaluation first when it resumes."""
 
     def stop(progress: Progress) -> None:
         if progress.stage == "train" and progress.step == step:
@@ -142,9 +142,9 @@ def test_without_it_nothing_changes(recipe: Path, tmp_path: Path, looks: list[in
 def test_what_can_not_be_the_best_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train.keep_best.metric: needs evaluations during training"):
         train(recipe, ["train.eval_every=0"], out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"'frechet' is none of the recipe's metrics: mmd, modes"):
+    with pytest.raises(UsageError, match=r"'frechet' is not one of the recipe's metrics: mmd, modes"):
         train(recipe, ["train.keep_best.metric=frechet"], out=tmp_path / "run")
-    with pytest.raises(UsageError, match="has no better and worse"):
+    with pytest.raises(UsageError, match="'kale' has no direction: neither lower nor higher is better"):
         train(recipe, ["eval.metrics=[kale]", "train.keep_best.metric=kale"], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -196,7 +196,7 @@ def test_sampling_takes_the_newest_whole_checkpoint_with_a_warning(
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     recipe: Path, tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint was saved before it; the evaluation is made again by the run that goes on."""
+    """The checkpoint was saved before the evaluation; the resumed run evaluates again."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_pictures", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
         with pytest.raises(Interrupted) as caught:
@@ -244,9 +244,9 @@ def test_the_best_by_likelihood_is_that_of_the_validation_part(recipe: Path, tmp
     rows = {part: run.dataset.split(part).first(50) for part in ("valid", "test")}
     with torch.no_grad():
         nll = {part: float((model.energy(x) - model.base.log_prob(x)).mean()) for part, x in rows.items()}
-    shift = best["value"] - nll["valid"]  # A, by the evaluation's own draws
+    shift = best["value"] - nll["valid"]  # A, estimated from the evaluation's own draws
     assert shift == pytest.approx(float(model.log_partition), abs=0.02)
-    assert abs(nll["valid"] - nll["test"]) > 0.1  # or this test shows nothing
+    assert abs(nll["valid"] - nll["test"]) > 0.1  # otherwise this test would show nothing
     assert best["step"] == 12 or logged[best["step"]] == pytest.approx(best["value"])
     assert all(value >= best["value"] for step, value in logged.items() if step < 12)
 
@@ -262,7 +262,7 @@ def test_a_likelihood_with_a_log_partition_not_to_be_trusted_is_never_the_best(r
         return SimpleNamespace(metrics={"gebm": {}}, fit=fit)
 
     tracker.look(3, seen(2.0, 0.3))
-    with pytest.warns(GebmKitWarning, match="step 6 is passed over"):
+    with pytest.warns(GebmKitWarning, match="step 6 is skipped"):
         tracker.look(6, seen(-5.0, 0.8))
     tracker.look(9, seen(1.5, 0.69))
     assert tracker.best_step == 9

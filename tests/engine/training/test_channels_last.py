@@ -1,4 +1,4 @@
-"""Convolutional models train with the channels last: the same numbers, also through a checkpoint."""
+"""Convolutional models train in channels-last layout with the same numbers, also when resumed from a checkpoint."""
 
 from __future__ import annotations
 

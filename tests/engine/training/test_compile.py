@@ -1,6 +1,7 @@
-"""`train.compile` changes no more than rounding, falls back in words, and autocast leaves energies and penalties in float32.
+"""`train.compile` changes results by rounding alone and falls back with a warning; autocast keeps energies in float32.
 
-Graphs are traced and run by PyTorch's own `aot_eager` backend: what generates machine code is torch's to test.
+Penalties stay in float32 too. PyTorch's own `aot_eager` backend traces and runs the graphs: testing the generation of
+machine code is torch's job.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def broken_backend(*_: Any) -> Any:
 def test_without_a_compiler_training_goes_on_and_says_so(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = broken_backend if when == "at once" else functools.partial(torch.compile, backend=broken_backend)
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.warns(GebmKitWarning, match="can't be compiled here .*going on without"):
+    with pytest.warns(GebmKitWarning, match="can't be compiled here .*continuing uncompiled"):
         trainer = made(["train.compile=true"])
     assert trainer._stepped is trainer.model
     plain = after(made(), 3)
@@ -88,7 +89,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(when: str, monkeypatch:
 
 
 def test_under_autocast_energies_and_penalties_are_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such runs are for CUDA devices; a CPU's autocast shows the types as well."""
+    """Autocast runs are meant for CUDA devices, but a CPU's autocast shows the same dtypes."""
     trainer = made(["train.penalty={name: r2, every: 1}"])
     trainer._autocast = True
     seen: dict[str, set[torch.dtype]] = {"energy": set(), "hidden": set(), "penalty": set(), "penalised": set()}
@@ -110,7 +111,7 @@ def test_under_autocast_energies_and_penalties_are_in_full_precision(monkeypatch
     monkeypatch.setattr(type(penalty), "forward", forward)
     terms = trainer.energy_step()
     trainer.base_step()
-    assert seen["hidden"] == {torch.bfloat16}  # or there would be nothing to guard against
+    assert seen["hidden"] == {torch.bfloat16}  # otherwise this test would show nothing
     assert seen["penalised"] == seen["penalty"] == seen["energy"] == {torch.float32}
     assert {value.dtype for value in (terms.loss, *terms.metrics.values())} == {torch.float32}
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Loggers: metrics.jsonl always, others by name, and none of them can stop a run."""
+"""Loggers: every run writes metrics.jsonl, a recipe names others, and no logger's failure stops a run."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ pytestmark = [
 
 @pytest.fixture
 def diary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A plugin with the logger ``diary``."""
+    """Install a plugin with the logger ``diary``."""
     (tmp_path / "diary_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     record = Registered(Component("logger", "diary", "diary_plugin:Diary", "A diary"), "gebm-kit-diary", "1")
@@ -167,7 +167,7 @@ def test_whatever_a_logger_raises_the_run_is_the_same(diary: None, tmp_path: Pat
     said = [str(w.message) for w in caught if issubclass(w.category, GebmKitWarning) and "logger" in str(w.message)]
     assert "logger 'diary' failed" in said[0]
     assert "ConnectionError: the server is gone" in said[0]
-    # after PATIENCE failures in a row it is left alone, so that its picture is missing too
+    # after PATIENCE failures in a row the logger is no longer called, so it misses its picture too
     missed = {"log": "10 of 11", "log_config": "1 of 11", "log_image": "1 of 11"}
     assert said[1:] == ([f"logger 'diary' missed {missed[method]} records"] if method in missed else [])
 
@@ -221,17 +221,18 @@ def test_training_that_goes_back_logs_no_step_twice(
     loggers = open_loggers(toy("loggers=[diary]"), run, 3)
     monkeypatch.setattr(diary_plugin.Diary, "__init__", gone)
     with pytest.warns(
-        GebmKitWarning, match="logger 'diary' can't be started again: ConnectionError: .* goes on without it"
+        GebmKitWarning,
+        match="logger 'diary' can't be started again: ConnectionError: .*; training continues without it",
     ):
         loggers.go_back(1)
     loggers.log(2, {"kale": 2.0})
     loggers.close()
     assert [row["step"] for row in load_rows(run)] == [1, 2]
-    Loggers().go_back(1)  # of a rank that writes nothing
+    Loggers().go_back(1)  # the loggers of a rank that writes nothing
 
 
 class Moody(Logger):
-    """Fails as the list says, one entry a call."""
+    """A logger that fails as the list says: each call takes one entry."""
 
     def __init__(self, moods: list[BaseException | None]) -> None:
         self.moods, self.seen, self.closed = moods, list[int](), False
@@ -247,7 +248,7 @@ class Moody(Logger):
 
 
 def logged(logger: Logger, name: str = "moody", steps: int = 8) -> list[str]:
-    """The warnings of a few rows."""
+    """Return the warnings from logging ``steps`` rows."""
     loggers = Loggers()
     loggers.add(name, logger)
     with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the cycle."""
+"""Learning-rate schedules as pure functions of the cycle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three ways to train a base that has a loss of its own: energy on top, joint from pretrained, joint from the start."""
+"""Three ways to train a base with its own loss: an energy on top, both after pretraining, both from the start."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Affine(Base):
 
 
 class Plain(Base):
-    """Without a loss of its own."""
+    """A base without its own loss."""
 
     def __init__(self, *, data_shape: Annotated[tuple[int, ...], Injected]) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_an_energy_on_top_of_the_finished_base(recipe: Path, tmp_path: Path) -> 
     assert all("energy_loss" not in rows[step] and "base_loss" in rows[step] for step in range(1, 61))
     assert all("energy_loss" in rows[step] and "base_loss" not in rows[step] for step in range(61, 91))
     assert rows[60]["base_loss"] < rows[1]["base_loss"]
-    # the main phase's base is the averaged one of the first phase, and does not move
+    # the main phase starts from the averaged base of the pretraining phase and leaves it fixed
     assert same(base_at(run, 70), base_at(run, 60, "ema"))
     assert same(base_at(run, 90), base_at(run, 70))
 
@@ -124,7 +124,7 @@ def test_both_from_a_pretrained_base(recipe: Path, tmp_path: Path) -> None:
     assert all("energy_loss" in rows[step] for step in range(61, 81))
     assert not same(base_at(run, 80), base_at(run, 60, "ema"))
     updates = read_checkpoint(run.checkpoints / "step-0000070").state["energy_updates"]
-    assert updates == 2 * 3 + 8  # the longer cycles of the start are those of the main phase
+    assert updates == 2 * 3 + 8  # the start cycles, with more energy steps, belong to the main phase
 
 
 def test_without_it_nothing_changes(recipe: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_without_it_nothing_changes(recipe: Path, tmp_path: Path) -> None:
     ("part", "word", "at"),
     [
         *itertools.product(["base-then-energy", "base-then-both"], ["loss=kale"], [35, 60, 61, 75, 85]),
-        *itertools.product(["base-then-energy"], ["loss=pcd"], [35, 61]),  # which keeps chains besides
+        *itertools.product(["base-then-energy"], ["loss=pcd"], [35, 61]),  # pcd also keeps chains
         *itertools.product(["base-then-energy"], ["train.pretrain.eval_every=7"], [35, 60, 61]),
     ],
 )
@@ -162,13 +162,13 @@ def test_resumed_in_every_phase_it_ends_at_the_same_weights(
 def test_early_stopping_goes_on_with_the_weights_that_fit_the_validation_part_best(
     recipe: Path, tmp_path: Path
 ) -> None:
-    # steps so long that the loss on the validation part goes up and down from look to look
+    # a learning rate so high that the validation loss goes up and down between evaluations
     words = ["train.pretrain.eval_every=7", "train.pretrain.optimizer={lr: 1.0, schedule: constant}", "ema.decay=0"]
     run = gk.train(recipe, words, out=tmp_path / "run")
     looks = {row["step"]: row["base_valid_loss"] for row in run.metrics() if "base_valid_loss" in row}
     assert list(looks) == [*range(7, 60, 7), 60]
     best = min(looks, key=lambda step: looks[step])
-    assert best not in (7, 60)  # or this test shows nothing
+    assert best not in (7, 60)  # otherwise this test would show nothing
     assert next(row["base_best_step"] for row in run.metrics() if row["step"] == 60) == best
     rows = run.dataset.split("valid").first(50)
     run.model.base.double()

@@ -1,4 +1,4 @@
-"""Each warning appears on a case made for it, once until it clears up, and none in the quickstart's early steps."""
+"""Each warning appears on a case made for it, once until it clears up; the quickstart's early steps give no warning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Identity(Base):
 
 
 class Linear(Energy):
-    """``slope * x_1``, with a dropout that must be off when it is looked at."""
+    """The energy ``slope * x_1`` with a dropout layer, which must be off while vital signs are computed."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -41,7 +41,10 @@ class Linear(Energy):
 
 
 def signs(slope: float = 1.0, log_partition: float = 0.5, scale: float = 1.0, noise: float = 0.0) -> dict[str, float]:
-    """Of 10,000 standard normal data and as many base draws, ``scale`` times as wide, noise added to both."""
+    """Return the vital signs of 10,000 standard normal data and 10,000 base draws.
+
+    Base draws are ``scale`` times as wide; noise of standard deviation ``noise`` is added to both.
+    """
     generator = torch.Generator().manual_seed(0)
     x, z, first, second = torch.randn(4, 10_000, 2, generator=generator)
     loss = Kale()
