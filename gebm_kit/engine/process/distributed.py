@@ -61,6 +61,14 @@ class Ranks:
         """
         return [payload]
 
+    def wait(self) -> None:
+        """Wait until every rank has come here. Every rank must call it.
+
+        Raises:
+            GebmKitError: another rank failed; it is that rank's error.
+        """
+        self.gather(b"")
+
     def from_first(self, text: str) -> str:
         """What the first rank says, on every rank."""
         return self.gather(text.encode())[0].decode()
@@ -154,7 +162,7 @@ class _Torchrun(Ranks):
     def together(self) -> Iterator[None]:
         try:
             yield
-            self.gather(b"")
+            self.wait()
         except reduce.RankLost as error:
             raise self._ending() from error
         except BaseException as error:

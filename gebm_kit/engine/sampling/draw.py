@@ -162,7 +162,7 @@ def draw_into(
         if ranks.rank == 0:
             check_directory(path, resume=resume)
         request = requested(job)
-        ranks.gather(b"")
+        ranks.wait()
         if (known := finished(path, request)) is not None:
             return known
         size = row_bytes(model.data_shape, model.latent_dim, job.dtype)

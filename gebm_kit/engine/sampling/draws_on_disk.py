@@ -130,7 +130,7 @@ class Directory:
                 _require_same(self.path, _read_request(known), self._request)
             else:
                 write_json(known, {"schema": 1, "request": self._request})
-        self._ranks.gather(b"")
+        self._ranks.wait()
 
     # --- a Keeper ------------------------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Directory:
     def begin(self, units: Sequence[Unit], shared: Callable[[], Saved]) -> None:
         for unit in units:
             self._save(unit)
-        self._ranks.gather(b"")
+        self._ranks.wait()
         if self._ranks.rank == 0:
             tensors, record = shared()
             write_atomic(self._state / BEGUN, packed(tensors, {**record, "seconds": self.seconds()}))
@@ -176,7 +176,7 @@ class Directory:
             self._save(unit)
 
     def records(self, count: int) -> list[Mapping[str, Tensor]]:
-        self._ranks.gather(b"")
+        self._ranks.wait()
         return [read_packed(self._unit(number))[0] for number in range(count)]
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Directory:
             shutil.rmtree(self._state, ignore_errors=True)
             for left in self.path.glob(".*-*"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-        self._ranks.gather(b"")
+        self._ranks.wait()
         return replace(open_draws(self.path), records=tuple(outcome.records))
 
     def _save(self, unit: Unit) -> None:
