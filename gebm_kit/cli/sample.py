@@ -164,7 +164,7 @@ def _drawn(
 ) -> tuple[Path, Draws | ShardedDraws]:
     """The draws, and where they have been written."""
     from gebm_kit.engine.figures.png_files import check_images, save_images
-    from gebm_kit.engine.process.distributed import joined, local_device
+    from gebm_kit.engine.process.distributed import joined_ranks, local_device
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
 
@@ -175,7 +175,7 @@ def _drawn(
         check_images(images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
     rows = _training_rows(run, settings) if start == Start.DATA else None
-    with joined() as ranks, ranks.together(), say.progress() as on_progress:
+    with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:
         place = Path(ranks.from_first(str(out or _new_place(run, recipe.sampler.name, settings, resume=resume))))
         draws = draw_to(
             place,

@@ -13,7 +13,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.process.distributed import joined, local_device
+from gebm_kit.engine.process.distributed import joined_ranks, local_device
 from gebm_kit.engine.run_directory.run import Run, open_run
 from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws
@@ -113,7 +113,7 @@ def sample(
     kernel = resolve_sampler(sampler, recipe_sampler, model)
     if out is None and resume:
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
-    with joined() as ranks:
+    with joined_ranks() as ranks:
         place: dict[str, Any] = {
             "device": local_device(device),
             "on_progress": options.get("on_progress", ignore),

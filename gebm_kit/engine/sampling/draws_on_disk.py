@@ -26,7 +26,7 @@ from gebm_kit.core.plugins import component_name
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.sampling.draws import Part
-from gebm_kit.engine.sampling.interfaces import Job, Outcome, Saved, Unit
+from gebm_kit.engine.sampling.interfaces import Outcome, SamplingJob, Saved, Unit
 from gebm_kit.engine.sampling.saved_state import differences, model_digest, parameters
 from gebm_kit.engine.sampling.shards import (
     INDEX,
@@ -225,7 +225,7 @@ def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
-def requested(job: Job) -> dict[str, Any]:
+def requested(job: SamplingJob) -> dict[str, Any]:
     """What the draws of a job follow from, as plain data; two jobs with the same give the same draws."""
     settings, model = job.settings, job.potential.model
     return {

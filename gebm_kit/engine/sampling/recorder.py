@@ -156,7 +156,7 @@ def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Conve
 
     Effective sizes, errors and stuck chains are scaled from the chains recorded to all ``num_chains``.
     """
-    trace, start = joined(records)
+    trace, start = side_by_side(records)
     found = convergence(trace, start)
     scale = num_chains / max(trace.shape[1], 1)
     return dataclasses.replace(
@@ -168,7 +168,7 @@ def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Conve
     )
 
 
-def joined(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+def side_by_side(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
     """All blocks' chains side by side: trace (N, C, Q) and start (C, Q), as far as every block has come."""
     steps = min(len(record["trace"]) for record in records)
     trace = torch.cat([record["trace"][:steps] for record in records], dim=1)

@@ -17,7 +17,7 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.engine.sampling.blocks import Layout, block_generator
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
-from gebm_kit.engine.sampling.interfaces import Counts, Job, Keeper, Outcome, Saved
+from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Saved
 from gebm_kit.engine.sampling.recorder import (
     Recorder,
     equipartition,
@@ -54,7 +54,7 @@ class Warm:
         return cls(sampler, record["divergences"], Counts.read(tensors["counts"]))
 
 
-def run_kernel(job: Job, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
+def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
     """Start, warm up, freeze, run this rank's blocks, and keep; the diagnostics are those of all blocks of all ranks."""
     begun = keeper.begun()
     if begun is None:
@@ -80,7 +80,7 @@ def run_kernel(job: Job, keeper: Keeper, seconds: Callable[[], float]) -> Outcom
     return _diagnosed(job, warm, keeper.records(job.layout.num_blocks), seconds())
 
 
-def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
+def _warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     """All blocks started, from the prior or from encodings, and warmed up together; this rank's.
 
     A rank without blocks goes through warm-up with the first one, of which it tells nobody.
@@ -127,7 +127,7 @@ def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
 class _Watch:
     """Reports the two parts of warm-up as one."""
 
-    job: Job
+    job: SamplingJob
     keeper: Keeper
 
     def tempered(self, steps: int) -> Callable[[int, Sampler], None]:
@@ -150,7 +150,7 @@ class _Watch:
 
 
 def _block_run(
-    job: Job, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
+    job: SamplingJob, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
 ) -> BlockRun:
     """A block at the end of warm-up; ``start`` is where its chains were before it, (C, Q)."""
     layout = job.layout
@@ -164,7 +164,7 @@ def _block_run(
     return BlockRun(block, sampler, job.potential, job.settings, layout, state, generator, recorder)
 
 
-def _restored(job: Job, sampler: Sampler, block: int, keeper: Keeper) -> BlockRun:
+def _restored(job: SamplingJob, sampler: Sampler, block: int, keeper: Keeper) -> BlockRun:
     """A block as it was saved."""
     found = keeper.saved(block)
     assert found is not None, f"warm-up is over and block {block} was not saved"
@@ -182,7 +182,7 @@ def _restored(job: Job, sampler: Sampler, block: int, keeper: Keeper) -> BlockRu
     return run
 
 
-def _diagnosed(job: Job, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
+def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
     """The diagnostics of all blocks together."""
     settings, sampler = job.settings, warm.sampler
     recorded, steps, checks, sums = block_records(records)

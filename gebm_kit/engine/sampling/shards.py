@@ -58,7 +58,7 @@ class Planned:
         return f"draws-{self.number + 1:0{width}d}-of-{self.count:0{width}d}.safetensors"
 
 
-def plan(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
+def plan_shards(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
     """Number the shards: for each unit of work, in order, the rows of its shards, of which empty ones are left out."""
     filled = [[rows for rows in group if rows > 0] for group in groups]
     count, planned, number = sum(map(len, filled)), [], 0
