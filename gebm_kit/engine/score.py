@@ -18,8 +18,8 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import densities
-from gebm_kit.engine.likelihood.log_partition import LogPartition
-from gebm_kit.engine.likelihood.model_fit import BLOCK, energies
+from gebm_kit.engine.likelihood.log_partition import ENERGY_ROWS, LogPartition
+from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
@@ -174,7 +174,7 @@ def row_scores(
     x = as_data(rows, names, source, model, dataset)
     with (
         placed(model, device) as (where, dtype),
-        LatentPotential(model, inverse_temperature, block_size=block_size or BLOCK),
+        LatentPotential(model, inverse_temperature, block_size=block_size or ENERGY_ROWS),
     ):
         tilt = inverse_temperature * energies(model, x, where, dtype)
     return RowScores(tilt, None, None, None, None, inverse_temperature)

@@ -16,7 +16,7 @@ from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.settings import SampleSettings
 
-BLOCK = 1024
+EVALUATED_ROWS = 1024
 """Rows evaluated at once where the recipe sets no block size."""
 
 
@@ -33,7 +33,7 @@ def base_sets(model: GEBM, settings: SampleSettings, num_samples: int, num_sets:
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
     example = next((p for p in model.base.parameters() if p.is_floating_point()), torch.empty(0))
     sets = []
-    with LatentPotential(model, block_size=min(num_samples, settings.block_size or BLOCK)) as potential:
+    with LatentPotential(model, block_size=min(num_samples, settings.block_size or EVALUATED_ROWS)) as potential:
         for _ in range(num_sets):
             shape = (num_samples, model.latent_dim)
             z = torch.randn(shape, generator=generator, device=device, dtype=example.dtype)

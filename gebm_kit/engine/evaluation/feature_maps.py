@@ -147,7 +147,7 @@ VERSION = 1
 """Raised whenever what is stored changes."""
 
 
-BLOCK = 1024
+HASHED_ROWS = 1024
 """Rows that are hashed at a time."""
 
 
@@ -168,7 +168,7 @@ def _key(name: str, features: FeatureMap, x: Tensor) -> str:
         "shape": list(x.shape), "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for block in x.split(BLOCK):
+    for block in x.split(HASHED_ROWS):
         digest.update(_bytes(block))
     return digest.hexdigest()
 

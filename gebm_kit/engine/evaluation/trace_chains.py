@@ -20,7 +20,7 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, Progress, warn
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.evaluation.draw_sets import BLOCK
+from gebm_kit.engine.evaluation.draw_sets import EVALUATED_ROWS
 from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.evaluation.trace_result import Curve, Point, Tuning, improvement
 from gebm_kit.engine.sampling.run_populations import MAX_STEPS, has_finished, start_population
@@ -227,7 +227,7 @@ class Tracer:
 
     def _potential(self, beta: float, num_chains: int) -> LatentPotential:
         """At ``beta``, in as few blocks of one size as the settings allow for ``num_chains``."""
-        blocks = -(-num_chains // (self.settings.block_size or BLOCK))
+        blocks = -(-num_chains // (self.settings.block_size or EVALUATED_ROWS))
         return LatentPotential(self.scorer.model, beta, block_size=-(-num_chains // blocks))
 
     def _generator(self, *purpose: object) -> torch.Generator:

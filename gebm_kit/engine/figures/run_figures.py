@@ -48,7 +48,8 @@ LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#4d9bd0", "#a6cfe8"
 """Energy from low to high: pale enough for points to stand out on it."""
 
 
-BLOCK = 1024
+ENERGY_ROWS = 1024
+"""Rows whose energy is computed at once, as many as a block of chains has on a CPU."""
 
 
 def draw_all(
@@ -199,7 +200,7 @@ def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
     """Energies of (N, *D) in eval mode, block by block on the energy's own device; (N,) on the CPU."""
     parameter = next(energy.parameters(), x)
     rows = x.detach().flatten(1).to(parameter.device, parameter.dtype)
-    with DataPotential(energy, data_shape, block_size=min(BLOCK, max(len(rows), 1))) as potential:
+    with DataPotential(energy, data_shape, block_size=min(ENERGY_ROWS, max(len(rows), 1))) as potential:
         return potential.value(rows).float().cpu()
 
 

@@ -18,8 +18,8 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
-from gebm_kit.engine.likelihood.log_partition import LogPartition
-from gebm_kit.engine.likelihood.model_fit import BLOCK, base_tilts, energies
+from gebm_kit.engine.likelihood.log_partition import ENERGY_ROWS, LogPartition
+from gebm_kit.engine.likelihood.model_fit import base_tilts, energies
 from gebm_kit.engine.likelihood.nll import Space, check_space, log_base_density, log_det_of
 from gebm_kit.engine.likelihood.user_rows import as_data
 from gebm_kit.engine.process.devices import placed
@@ -98,7 +98,7 @@ def densities(
     log_det = None if dataset is None else log_det_of(dataset)
     with placed(model, device) as (where, dtype):
         generator = torch.Generator(where).manual_seed(stream(seed, "model fit").initial_seed())
-        with LatentPotential(model, inverse_temperature, block_size=block_size or BLOCK) as potential:
+        with LatentPotential(model, inverse_temperature, block_size=block_size or ENERGY_ROWS) as potential:
             log_base = log_base_density(model, x, where, dtype)
             assert log_base is not None
             tilt = inverse_temperature * energies(model, x, where, dtype)

@@ -21,7 +21,8 @@ from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
 
-BLOCK = 1024
+ENERGY_ROWS = 1024
+"""Rows whose energy is computed at once, as many as a block of chains has on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class LogPartition:
 def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
     """``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
     z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=model.dtype)
-    with LatentPotential(model, block_size=min(num, BLOCK)) as potential:
+    with LatentPotential(model, block_size=min(num, ENERGY_ROWS)) as potential:
         return potential.energy(z).double()
 
 

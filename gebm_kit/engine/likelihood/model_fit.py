@@ -16,15 +16,12 @@ from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.held_out import every_row
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
-from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.log_partition import ENERGY_ROWS, LogPartition
 from gebm_kit.engine.likelihood.nll import Likelihood, Space, likelihood, log_base_density
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 NUM_DRAWS = 20_000
 """Base draws behind A by importance sampling, and as many again behind Pareto k and the mean over the base in KALE."""
-
-
-BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ def model_fit(
     beta = settings.inverse_temperature
     dtype = model.dtype
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
-    with LatentPotential(model, beta, block_size=settings.block_size or BLOCK) as potential:
+    with LatentPotential(model, beta, block_size=settings.block_size or ENERGY_ROWS) as potential:
         first, second = base_tilts(potential, generator, dtype)
         of_test = beta * energies(model, test, device, dtype)
         of_train = None
@@ -139,7 +136,7 @@ def _kale(tilt: Tensor, base: Tensor, estimate: LogPartition) -> float:
 def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``E(x)`` in float64; the model is frozen by the caller's potential."""
     with torch.no_grad():
-        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(BLOCK)])
+        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(ENERGY_ROWS)])
 
 
 def _finite(value: float | None) -> float | None:

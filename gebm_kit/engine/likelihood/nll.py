@@ -24,7 +24,8 @@ from gebm_kit.engine.likelihood.log_partition import LogPartition
 Space = Literal["standardised", "raw"]
 
 
-BLOCK = 1024
+DENSITY_ROWS = 1024
+"""Rows whose base density is computed at once, as many as a block of chains has on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +135,4 @@ def log_base_density(model: GEBM, rows: Tensor, device: torch.device, dtype: tor
     if not isinstance(base, HasDensity):
         return None
     with torch.no_grad():
-        return torch.cat([base.log_prob(part.to(device, dtype)).double().cpu() for part in rows.split(BLOCK)])
+        return torch.cat([base.log_prob(part.to(device, dtype)).double().cpu() for part in rows.split(DENSITY_ROWS)])
