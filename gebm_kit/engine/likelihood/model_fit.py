@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
+from gebm_kit.core.files import finite_or_none
 from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
@@ -53,8 +54,8 @@ class ModelFit:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; what is not finite is null."""
         return {
-            "kale_train": _finite(self.kale_train),
-            "kale_test": _finite(self.kale_test),
+            "kale_train": finite_or_none(self.kale_train),
+            "kale_test": finite_or_none(self.kale_test),
             "log_partition": self.log_partition.as_dict(),
             "nll": None if self.nll is None else self.nll.as_dict(),
         }
@@ -137,7 +138,3 @@ def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype
     """``E(x)`` in float64; the model is frozen by the caller's potential."""
     with torch.no_grad():
         return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(ENERGY_ROWS)])
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
