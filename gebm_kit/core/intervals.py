@@ -26,6 +26,7 @@ _T_975 = (
 
 
 _Z_975 = 1.9599639845
+"""97.5 % quantile of the standard normal, the limit of Student's."""
 
 
 @dataclass(frozen=True, slots=True)

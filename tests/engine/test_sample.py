@@ -28,7 +28,7 @@ from gebm_kit.engine.sample import SampleOptions, sample
 from gebm_kit.engine.sampling.draw import draw, prepared
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.draws_in_memory import Assembly, InMemory
-from gebm_kit.engine.sampling.run_kernel import _warmed
+from gebm_kit.engine.sampling.run_kernel import warmed
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
@@ -168,7 +168,7 @@ def _in_waves(model: gk.GEBM, waves: list[list[int]]) -> Tensor:
     """x of chains in blocks of four, of which those of a wave take their steps in turn."""
     settings = SampleSettings(**QUICK | {"num_chains": 18, "block_size": 4})
     with prepared(model, Hmc(), settings, None, ignore, ALONE) as job:
-        _, runs = _warmed(job, InMemory(60, ALONE))
+        _, runs = warmed(job, InMemory(60, ALONE))
         assembly = Assembly(60)
         for wave in waves:
             turns = [runs[block].parts(lambda run: None) for block in wave]

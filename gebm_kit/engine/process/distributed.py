@@ -111,6 +111,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""The only rank of a process that shares its work with no other."""
 
 
 class _Torchrun(Ranks):

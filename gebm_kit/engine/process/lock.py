@@ -24,6 +24,7 @@ except ImportError:  # Windows, where nothing keeps two processes apart
 
 
 LOCK = ".lock"
+"""Name of the locked file in a run directory."""
 
 LOCK_SECONDS = 1.0
 """Seconds that a lock is asked for: whoever lists runs holds a shared one for an instant."""

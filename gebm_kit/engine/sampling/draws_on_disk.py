@@ -42,10 +42,15 @@ from gebm_kit.engine.sampling.shards import (
 )
 
 STATE = "state"
+"""Folder of what is needed to resume; the files in it are listed at the top."""
+
 
 REQUEST = "request.json"
+"""The file in `STATE` that says what was asked for."""
+
 
 BEGUN = "begun.safetensors"
+"""The file in `STATE` with the result of warm-up."""
 
 
 def check_directory(path: Path, *, resume: bool) -> None:

@@ -15,10 +15,15 @@ from gebm_kit.core.interfaces import Info
 from gebm_kit.engine.sampling.convergence import MIN_STEPS, measure, nested_rhat, slowest_direction
 
 MAX_TRACE_STEPS = 200
+"""Steps that a trace holds: all of those in the default settings, and twice as many. Longer runs are thinned out."""
+
 
 MAX_TRACE_COORDINATES = 32
+"""Coordinates that a trace holds. Every one costs the diagnostics two sorts and four Fourier transforms."""
+
 
 MAX_TRACE_NUMBERS = 2**22
+"""Numbers that the traces of all blocks hold together, 16 MiB in float32."""
 
 
 # --- recording -------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from gebm_kit.engine.sampling.recorder import (
 from gebm_kit.engine.sampling.saved_state import changes, restored_state, state_tensors, with_changes
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start_counted, starts_of, warn_of_redrawn
-from gebm_kit.engine.sampling.tempered_start import SHARE, tempered_start
+from gebm_kit.engine.sampling.tempered_start import TEMPERED_SHARE, tempered_start
 from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up_blocks
 
 
@@ -58,7 +58,7 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
     """Start, warm up, freeze, run this rank's blocks, and keep; the diagnostics are those of all blocks of all ranks."""
     begun = keeper.begun()
     if begun is None:
-        warm, runs = _warmed(job, keeper)
+        warm, runs = warmed(job, keeper)
         keeper.begin(runs, lambda: warm.saved(job.sampler))
     else:
         warm = Warm.restored(begun, job.sampler, job.device)
@@ -80,7 +80,7 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
     return _diagnosed(job, warm, keeper.records(job.layout.num_blocks), seconds())
 
 
-def _warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
+def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     """All blocks started, from the prior or from encodings, and warmed up together; this rank's.
 
     A rank without blocks goes through warm-up with the first one, of which it tells nobody.
@@ -104,7 +104,7 @@ def _warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
     watch = _Watch(job, keeper)
     # under a weak tilt chains would wander off from where they were put
-    share = round(SHARE * settings.warmup) if job.starts is None else 0
+    share = round(TEMPERED_SHARE * settings.warmup) if job.starts is None else 0
     early = tempered_start(
         job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
     )

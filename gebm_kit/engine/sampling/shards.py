@@ -28,8 +28,12 @@ from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, load_f
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 INDEX = "index.json"
+"""The file that lists the shards; a directory that has it is complete."""
+
 
 TENSORS = ("x", "z", "chain", "index")
+"""Names of a shard's tensors."""
+
 
 SHARD_ROWS = 2**16
 """Draws of a shard, at most."""

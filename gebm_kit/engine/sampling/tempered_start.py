@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.sampling.warmup import Reduce
 
 
-SHARE = 0.3
+TEMPERED_SHARE = 0.3
 """Of the steps of warm-up, for callers: what remains must do for tuning."""
 
 
