@@ -44,12 +44,12 @@ def evaluate(
     from gebm_kit.engine.evaluation.evaluation import score_recipe
     from gebm_kit.engine.evaluation.evaluation_files import write_report
     from gebm_kit.engine.process.devices import resolve_device
-    from gebm_kit.engine.process.distributed import first_rank, joined, local_device
+    from gebm_kit.engine.process.distributed import first_rank, joined_ranks, local_device
 
     run = find_run(given.target, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
     where = resolve_device(local_device(device or recipe.device))
-    with joined(work="evaluation") as ranks, ranks.together(), say.progress() as on_progress:
+    with joined_ranks(work="evaluation") as ranks, ranks.together(), say.progress() as on_progress:
         evaluation = score_recipe(run.model, run.dataset, recipe, device=where, on_progress=on_progress, ranks=ranks)
         figures = [str(path) for path in write_report(run, evaluation)] if ranks.rank == 0 else []
     if not first_rank():

@@ -207,7 +207,7 @@ def _drawn(
 ) -> tuple[Path, Draws | ShardedDraws]:
     """Draw, and return the file or directory of the draws with the draws themselves."""
     from gebm_kit.engine.figures.png_files import check_images, save_images
-    from gebm_kit.engine.process.distributed import joined, local_device
+    from gebm_kit.engine.process.distributed import joined_ranks, local_device
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler
 
@@ -216,7 +216,7 @@ def _drawn(
         check_images(wanted.images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
     rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
-    with joined() as ranks, ranks.together(), say.progress() as on_progress:
+    with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:
         place = Path(
             ranks.from_first(str(wanted.out or _new_place(run, recipe.sampler.name, settings, resume=wanted.resume)))
         )

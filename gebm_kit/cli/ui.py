@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gebm_kit.cli.progress import PlainProgress
+from gebm_kit.core.files import finite_or_none
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,7 +142,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite_or_none(value)
     if value is None or isinstance(value, str | int | bool):
         return value
     return str(value)

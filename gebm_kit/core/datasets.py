@@ -6,16 +6,13 @@ Shapes: B batch, N rows, ``*D`` data shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
-
 SplitName = Literal["train", "valid", "test"]
+"""The parts of a dataset: training, validation and held-out data."""
 
 
 @runtime_checkable

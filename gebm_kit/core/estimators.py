@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SEARCH_STEPS = 24
+BISECTIONS = 24
 """Halvings of the interval, on a logarithmic scale, in which `largest` looks: to a millionth of its width."""
 
 
@@ -57,7 +57,7 @@ def largest(enough: Callable[[Tensor], Tensor], top: Tensor, share: float) -> Te
     """
     high = top.log()
     low = high + math.log(share)
-    for _ in range(SEARCH_STEPS):
+    for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
         is_enough = enough(middle.exp())
         low, high = torch.where(is_enough, middle, low), torch.where(is_enough, high, middle)

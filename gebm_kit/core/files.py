@@ -29,7 +29,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files private
         os.replace(temporary, path)
         sync_directory(path.parent)
     except BaseException as error:
@@ -70,10 +70,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def finite_or_none(value: float | None) -> float | None:
+    """``value``, or None where it is NaN or infinite, which JSON can't hold."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def plain(value: Any) -> Any:
     """``value`` with every non-finite float as None, for JSON."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite_or_none(value)
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -115,7 +120,8 @@ def writing(path: Path) -> Iterator[None]:
         raise write_error(path, error) from error
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permission bits that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from gebm_kit.core.files import finite_or_none
+
 # Student's t, 97.5 % quantile at 1 to 30 degrees of freedom.
 _T_975 = (
     12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139,
@@ -24,6 +26,7 @@ _T_975 = (
 
 
 _Z_975 = 1.9599639845
+"""97.5 % quantile of the standard normal, the limit of Student's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Estimate:
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Plain JSON; a value that is not finite is null."""
-        return {"value": _finite(self.value), "low": _finite(self.low), "high": _finite(self.high), "n": self.n}
+        value, low, high = finite_or_none(self.value), finite_or_none(self.low), finite_or_none(self.high)
+        return {"value": value, "low": low, "high": high, "n": self.n}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,3 @@ def _fieller(pairs: list[tuple[float, float]]) -> Estimate:
         return Estimate(value, None, None, num)
     root = math.sqrt(max(0.0, linear**2 - square * constant))
     return Estimate(value, (linear - root) / square, (linear + root) / square, num)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

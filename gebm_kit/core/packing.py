@@ -14,6 +14,7 @@ from torch import Tensor
 from gebm_kit.core.errors import CheckpointError
 
 Record = dict[str, Any]
+"""Plain data by name, as JSON holds it."""
 
 
 def packed(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:

@@ -42,6 +42,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+"""A function that is called with every report of progress."""
 
 
 def ignore(progress: Progress) -> None:

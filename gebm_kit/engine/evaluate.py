@@ -22,7 +22,7 @@ from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.evaluation.subject import eval_section, opened
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
-from gebm_kit.engine.process.distributed import joined, local_device
+from gebm_kit.engine.process.distributed import joined_ranks, local_device
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def evaluate(
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     chosen = metrics if metrics is not None else [*section.metrics] or default_metrics(dataset)
     where = device if device is not None or recipe is None else recipe.device
-    with joined(work="evaluation") as ranks:
+    with joined_ranks(work="evaluation") as ranks:
         return score(
             model,
             dataset,

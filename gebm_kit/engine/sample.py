@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -13,30 +12,46 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.process.distributed import joined, local_device
+from gebm_kit.engine.process.distributed import joined_ranks, local_device
 from gebm_kit.engine.run_directory.run import Run, subject_of
-from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draw import draw, draw_into, draw_to
-from gebm_kit.engine.sampling.draws import Draws, check_output
+from gebm_kit.engine.sampling.draw import draw, draw_to
+from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 from gebm_kit.engine.sampling.shards import ShardedDraws
 
-__all__ = [
-    "Diagnostics",
-    "Draws",
-    "SampleSettings",
-    "ShardedDraws",
-    "check_output",
-    "component_name",
-    "draw",
-    "draw_into",
-    "draw_to",
-    "resolve_sampler",
-    "sample",
-    "settings_of",
-]
+
+class SampleOptions(TypedDict, total=False):
+    """Keyword arguments of `sample`. One that is absent or None means the recipe's value or the default.
+
+    Keys:
+        num_samples: draws to keep.
+        num_chains: chains to run; never more than ``num_samples``, unless the sampler needs more.
+        warmup: steps that tune the sampler; their states are not kept.
+        steps: steps of each chain after warm-up, at least.
+        thin: steps from one kept state of a chain to the next.
+        inverse_temperature: beta; 1 is the model itself, 0 the base.
+        seed: seed of starting points and sampler.
+        block_size: chains on which the model is evaluated at a time, at most.
+        start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder (`HasEncoder`).
+            None: chains start at draws of the prior.
+        device: a torch device or ``auto``; None: the recipe's device, or the device that a hand-built model is on.
+        resume: with a directory as ``out``: resume an interrupted sampling, or begin when there is none.
+        on_progress: called with the progress of the chains.
+    """
+
+    num_samples: int | None
+    num_chains: int | None
+    warmup: int | None
+    steps: int | None
+    thin: int | None
+    inverse_temperature: float | None
+    seed: int | None
+    block_size: int | None
+    start: Tensor | None
+    device: torch.device | str | None
+    resume: bool
+    on_progress: OnProgress
 
 
 @overload
@@ -44,19 +59,8 @@ def sample(
     run_or_model: Run | GEBM | str | Path,
     sampler: str | Sampler | None = None,
     *,
-    num_samples: int | None = None,
-    num_chains: int | None = None,
-    warmup: int | None = None,
-    steps: int | None = None,
-    thin: int | None = None,
-    inverse_temperature: float | None = None,
-    seed: int | None = None,
-    block_size: int | None = None,
-    start: Tensor | None = None,
-    device: torch.device | str | None = None,
     out: None = None,
-    resume: bool = False,
-    on_progress: OnProgress = ignore,
+    **options: Unpack[SampleOptions],
 ) -> Draws: ...
 
 
@@ -65,19 +69,8 @@ def sample(
     run_or_model: Run | GEBM | str | Path,
     sampler: str | Sampler | None = None,
     *,
-    num_samples: int | None = None,
-    num_chains: int | None = None,
-    warmup: int | None = None,
-    steps: int | None = None,
-    thin: int | None = None,
-    inverse_temperature: float | None = None,
-    seed: int | None = None,
-    block_size: int | None = None,
-    start: Tensor | None = None,
-    device: torch.device | str | None = None,
     out: str | Path,
-    resume: bool = False,
-    on_progress: OnProgress = ignore,
+    **options: Unpack[SampleOptions],
 ) -> Draws | ShardedDraws: ...
 
 
@@ -85,63 +78,48 @@ def sample(
     run_or_model: Run | GEBM | str | Path,
     sampler: str | Sampler | None = None,
     *,
-    num_samples: int | None = None,
-    num_chains: int | None = None,
-    warmup: int | None = None,
-    steps: int | None = None,
-    thin: int | None = None,
-    inverse_temperature: float | None = None,
-    seed: int | None = None,
-    block_size: int | None = None,
-    start: Tensor | None = None,
-    device: torch.device | str | None = None,
     out: str | Path | None = None,
-    resume: bool = False,
-    on_progress: OnProgress = ignore,
+    **options: Unpack[SampleOptions],
 ) -> Draws | ShardedDraws:
     """Draw from a trained run, or from any GEBM built by hand.
 
-    What is not given comes from the run's recipe, for a hand-built model from `SampleSettings`. Under torchrun, or where
-    the caller made a process group, the ranks share the work: call it on all of them.
+    Options that are not given come from the run's recipe; for a hand-built model, from the defaults of `SampleSettings`.
+    Under torchrun, or inside a process group that the caller made, the ranks share the work: call it on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The recipe's own name keeps
-            the recipe's parameters, any other name means that sampler's defaults.
-        start: rows of data, (N, *D), at whose encodings chains start, in turn, for bases with an encoder (`HasEncoder`);
-            None: draws of the prior.
-        device: a torch device or ``auto``; None: the recipe's device, for a hand-built model the one that it is on.
-        out: a .safetensors or .npz file to write the draws to as well; or, by a name without suffix, a directory to stream
-            them into, whatever their number, and `ShardedDraws` are returned.
-        resume: with a directory: go on with an interrupted sampling; begin when there is none.
+        sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The name in the recipe keeps
+            the recipe's parameters; any other name means that sampler's defaults.
+        out: where to write the draws as well. A .safetensors or .npz file holds all of them; a name without a suffix is a
+            directory into which they are streamed, however many there are, and `ShardedDraws` are returned.
+        options: see `SampleOptions`.
 
     Raises:
-        UsageError: a value outside its range, an energy that is finite nowhere, a prior that the sampler does not serve,
-            fewer chains than it needs; ``out`` can't be written or was asked for otherwise.
+        TypeError: an option that `SampleOptions` does not have.
+        UsageError: a value is outside its range; the energy is finite nowhere; the sampler does not serve the base's prior,
+            or needs more chains; ``out`` can't be written, or holds draws of another request.
         RecipeError, PluginError: no installed component is called ``sampler``.
-        CheckpointError: the path is no run, or the run is damaged.
+        CheckpointError: the path is not a run, or the run is damaged.
         RunFailed: out of memory, a full disk.
         Interrupted: Ctrl-C or SIGTERM, once the state is saved in ``out``.
     """
-    given: dict[str, Any] = {
-        "num_samples": num_samples,
-        "num_chains": num_chains,
-        "warmup": warmup,
-        "steps": steps,
-        "thin": thin,
-        "inverse_temperature": inverse_temperature,
-        "seed": seed,
-        "block_size": block_size,
-    }
-    run, model, settings, recipe_sampler = _asked(run_or_model, given)
+    for name in options:
+        if name not in SampleOptions.__annotations__:
+            raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
+    run, model, settings, recipe_sampler = _asked(run_or_model, options)
+    device, resume = options.get("device"), options.get("resume", False)
     if run is not None and device is None:
         device = run.recipe.device
     kernel = resolve_sampler(sampler, recipe_sampler, model)
     if out is None and resume:
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
-    with joined() as ranks:
-        place: dict[str, Any] = {"device": local_device(device), "on_progress": on_progress, "ranks": ranks}
-        place["start"] = start
+    with joined_ranks() as ranks:
+        place: dict[str, Any] = {
+            "device": local_device(device),
+            "on_progress": options.get("on_progress", ignore),
+            "ranks": ranks,
+            "start": options.get("start"),
+        }
         if out is None:
             return draw(model, kernel, settings, **place)
         value_range = None if run is None else run.value_range
@@ -149,18 +127,15 @@ def sample(
 
 
 def _asked(
-    run_or_model: Run | GEBM | str | Path, given: Mapping[str, Any]
+    run_or_model: Run | GEBM | str | Path, options: SampleOptions
 ) -> tuple[Run | None, GEBM, SampleSettings, Any]:
-    """The run, if it is one; the model; the settings, with what was ``given``; and the recipe's sampler."""
+    """Return the run, if it is one; the model; the settings, with those of ``options``; and the recipe's sampler."""
     subject = subject_of(run_or_model)
     if isinstance(subject, Run):
-        run, model, settings, sampler = (
-            subject,
-            subject.model,
-            settings_of(subject.recipe.sample),
-            subject.recipe.sampler,
-        )
+        run, model = subject, subject.model
+        settings, sampler = settings_of(subject.recipe.sample), subject.recipe.sampler
     else:
         run, model, settings, sampler = None, subject, SampleSettings(), None
-    chosen = {name: value for name, value in given.items() if value is not None}
+    names = {field.name for field in fields(SampleSettings)}
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name in names and value is not None}
     return run, model, replace(settings, **chosen), sampler

@@ -10,7 +10,7 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.devices import resolve_device
-from gebm_kit.engine.process.distributed import joined, local_device, restarted
+from gebm_kit.engine.process.distributed import joined_ranks, local_device, restarted
 from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.training import data_parallel
@@ -55,7 +55,7 @@ def train(
         raise UsageError("overrides apply to a recipe file, and this recipe is already built")
     where = resolve_device(local_device(device or recipe.device))
     with (
-        joined(where, "training") as ranks,
+        joined_ranks(where, "training") as ranks,
         RunLock(active=ranks.rank == 0) as lock,
         data_parallel.voice(ranks),
         ranks.together(),

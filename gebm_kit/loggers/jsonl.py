@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated
 
 from gebm_kit.core.components import Injected
 from gebm_kit.core.errors import RunFailed
+from gebm_kit.core.files import finite_or_none
 from gebm_kit.core.interfaces import Logger
 
 
@@ -38,7 +38,7 @@ class Jsonl(Logger):
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         row: dict[str, float | int | None] = {"step": step}
         for name, value in scalars.items():
-            row[name] = value if math.isfinite(value) else None
+            row[name] = finite_or_none(value)
         line = memoryview((json.dumps(row, allow_nan=False) + "\n").encode())
         before = os.fstat(self._file.fileno()).st_size
         try:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gebm_kit as gk
-from gebm_kit.engine.process.distributed import ALONE, joined, local_device, under_torchrun
+from gebm_kit.engine.process.distributed import ALONE, joined_ranks, local_device, under_torchrun
 from gebm_kit.engine.sampling.shards import load_draws
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
@@ -196,7 +196,7 @@ def test_the_first_rank_alone_speaks(place: Path, ranks: list[Rank]) -> None:
 def test_a_process_alone_has_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with joined() as ranks, ranks.together():
+    with joined_ranks() as ranks, ranks.together():
         assert ranks is ALONE
         assert ranks.gather(b"word") == [b"word"]
         assert list(ranks.mine(3)) == [0, 1, 2]

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine.process.distributed import ALONE
 from gebm_kit.engine.run_directory.run import Run
-from gebm_kit.engine.sample import sample
+from gebm_kit.engine.sample import SampleOptions, sample
 from gebm_kit.engine.sampling.draw import draw, prepared
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.draws_in_memory import Assembly, InMemory
-from gebm_kit.engine.sampling.run_kernel import _warmed
+from gebm_kit.engine.sampling.run_kernel import warmed
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
@@ -167,7 +168,7 @@ def _in_waves(model: gk.GEBM, waves: list[list[int]]) -> Tensor:
     """x of chains in blocks of four, of which those of a wave take their steps in turn."""
     settings = SampleSettings(**QUICK | {"num_chains": 18, "block_size": 4})
     with prepared(model, Hmc(), settings, None, ignore, ALONE) as job:
-        _, runs = _warmed(job, InMemory(60, ALONE))
+        _, runs = warmed(job, InMemory(60, ALONE))
         assembly = Assembly(60)
         for wave in waves:
             turns = [runs[block].parts(lambda run: None) for block in wave]
@@ -306,6 +307,20 @@ def test_a_run_brings_its_own_settings(model: gk.GEBM, tmp_path) -> None:
 def test_arguments_out_of_range(model: gk.GEBM, arguments: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         sample(model, **arguments)
+
+
+def test_an_unknown_option_is_named(model: gk.GEBM) -> None:
+    with pytest.raises(TypeError, match=r"sample\(\) got an unexpected keyword argument 'num_sample'"):
+        sample(model, num_sample=3)
+
+
+def test_every_setting_is_an_option() -> None:
+    assert {field.name for field in fields(SampleSettings)} <= set(SampleOptions.__annotations__)
+
+
+def test_an_option_that_is_none_is_one_not_given(model: gk.GEBM) -> None:
+    unset = {name: None for name in SampleOptions.__annotations__ if name not in ("resume", "on_progress", *QUICK)}
+    assert torch.equal(sample(model, "mala", **QUICK, **unset).x, sample(model, "mala", **QUICK).x)
 
 
 def test_a_misspelt_sampler_gets_the_nearest_name(model: gk.GEBM) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from gebm_kit.core.files import make_directory
 from gebm_kit.engine.figures.plotting import COLOURS, Array, finite_values, robust_limits, save_figure
 from gebm_kit.engine.sampling.convergence import ess_bulk, ranks
-from gebm_kit.engine.sampling.recorder import joined
+from gebm_kit.engine.sampling.recorder import side_by_side
 
 NUM_PANELS = 4
 """Quantities drawn: the potential and three coordinates."""
@@ -96,7 +96,7 @@ def chosen(records: Sequence[Mapping[str, Tensor]]) -> Traces | None:
     """The potential and the coordinates whose chains differ most, by the share of the variance that lies between chains."""
     if not records:
         return None
-    trace, start = joined(records)
+    trace, start = side_by_side(records)
     if len(trace) < 2 or trace.shape[1] == 0:
         return None
     wide = trace[..., :-1].double()

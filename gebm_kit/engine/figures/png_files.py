@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.files import make_directory, writing
+from gebm_kit.core.files import make_directory, umask, writing
 
 
 def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tuple[float, float] | None) -> None:
@@ -58,7 +58,7 @@ def save_images(
                 for image in _pixels(part, value_range):
                     content = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
                     Image.fromarray(content).save(temporary / next(left))
-            os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes directories private
+            os.chmod(temporary, 0o777 & ~umask())  # mkdtemp makes directories private
             os.replace(temporary, directory)  # replaces an empty directory
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -69,9 +69,3 @@ def _pixels(x: Tensor, value_range: tuple[float, float]) -> NDArray[np.uint8]:
     low, high = value_range
     scaled = ((x.double() - low) / (high - low)).clamp(0, 1).mul(255).round()
     return scaled.to("cpu").numpy().astype(np.uint8)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -27,15 +27,15 @@ from gebm_kit.core import reduce
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.reduce import in_block_order
 
-PATIENCE = datetime.timedelta(days=1)
+RANK_TIMEOUT = datetime.timedelta(days=1)
 """How long ranks wait for one that works alone (metrics, pictures); of one that ended they hear at once."""
 
 
-FAREWELL = 10.0
+FAREWELL_SECONDS = 10.0
 """Seconds that a failed rank stays for the others to read its error."""
 
 
-ARRIVAL = 900.0
+ARRIVAL_SECONDS = 900.0
 """Seconds that ranks wait for one another at the beginning."""
 
 
@@ -44,7 +44,7 @@ _FAILED, _LEFT = "failed", "left"
 
 
 class Ranks:
-    """A process alone; see `joined` for several.
+    """A process alone; see `joined_ranks` for several.
 
     Attributes:
         rank, size: which of how many this is.
@@ -60,6 +60,14 @@ class Ranks:
             GebmKitError: another rank failed; it is that rank's error.
         """
         return [payload]
+
+    def wait(self) -> None:
+        """Wait until every rank has come here. Every rank must call it.
+
+        Raises:
+            GebmKitError: another rank failed; it is that rank's error.
+        """
+        self.gather(b"")
 
     def from_first(self, text: str) -> str:
         """What the first rank says, on every rank."""
@@ -103,6 +111,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""The only rank of a process that shares its work with no other."""
 
 
 class _Torchrun(Ranks):
@@ -154,7 +163,7 @@ class _Torchrun(Ranks):
     def together(self) -> Iterator[None]:
         try:
             yield
-            self.gather(b"")
+            self.wait()
         except reduce.RankLost as error:
             raise self._ending() from error
         except BaseException as error:
@@ -174,7 +183,7 @@ class _Torchrun(Ranks):
             return
         with suppress(RuntimeError):
             self._store.add(_LEFT, 1)
-            end = time.monotonic() + FAREWELL
+            end = time.monotonic() + FAREWELL_SECONDS
             while self._teller and self._store.add(_LEFT, 0) < self.size and time.monotonic() < end:
                 time.sleep(0.02)
 
@@ -237,7 +246,7 @@ class _Torchrun(Ranks):
 
 
 @contextmanager
-def joined(device: torch.device | None = None, work: str = "sampling") -> Iterator[Ranks]:
+def joined_ranks(device: torch.device | None = None, work: str = "sampling") -> Iterator[Ranks]:
     """The ranks of this training or sampling: torchrun's, or of a process group that the caller has made; else this process
     alone.
 
@@ -251,10 +260,10 @@ def joined(device: torch.device | None = None, work: str = "sampling") -> Iterat
         if dist.get_world_size() == 1:
             yield ALONE
             return
-        group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
+        group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
         yield _Torchrun(group, None, work)
     elif under_torchrun():
-        ranks = _joined_torchrun(device, work)
+        ranks = _join_torchrun(device, work)
         try:
             yield ranks
         except BaseException:
@@ -266,16 +275,16 @@ def joined(device: torch.device | None = None, work: str = "sampling") -> Iterat
         yield ALONE
 
 
-def _joined_torchrun(device: torch.device | None, work: str) -> _Torchrun:
+def _join_torchrun(device: torch.device | None, work: str) -> _Torchrun:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     shared = dist.PrefixStore("gebm_kit", _store(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]))
     store = dist.PrefixStore(_met(shared, rank, size), shared)
     if device is None or device.type != "cuda":
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=RANK_TIMEOUT)
         return _Torchrun(None, store, work)
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=size)
-    return _Torchrun(dist.new_group(backend="gloo", timeout=PATIENCE), store, work)
+    return _Torchrun(dist.new_group(backend="gloo", timeout=RANK_TIMEOUT), store, work)
 
 
 def _met(store: dist.Store, rank: int, size: int) -> str:
@@ -288,7 +297,7 @@ def _met(store: dist.Store, rank: int, size: int) -> str:
     Raises:
         RunFailed: not all of them came.
     """
-    end = time.monotonic() + ARRIVAL
+    end = time.monotonic() + ARRIVAL_SECONDS
     name, word, missing = uuid.uuid4().hex, uuid.uuid4().hex, set(range(1, size))
     if rank > 0:
         store.set(f"hello/{rank}", word)
@@ -306,7 +315,7 @@ def _met(store: dist.Store, rank: int, size: int) -> str:
                     store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
         time.sleep(0.01)
     raise RunFailed(
-        f"of {size} processes, not all have come within {ARRIVAL / 60:.0f} minutes",
+        f"of {size} processes, not all have come within {ARRIVAL_SECONDS / 60:.0f} minutes",
         hint="What the others said, if anything, stands above.",
     )
 

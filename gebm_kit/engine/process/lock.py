@@ -24,8 +24,9 @@ except ImportError:  # Windows, where nothing keeps two processes apart
 
 
 LOCK = ".lock"
+"""Name of the locked file in a run directory."""
 
-PATIENCE = 1.0
+LOCK_SECONDS = 1.0
 """Seconds that a lock is asked for: whoever lists runs holds a shared one for an instant."""
 
 
@@ -88,7 +89,7 @@ class RunLock:
 
 
 def _lock(handle: int) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LOCK_SECONDS
     while fcntl is not None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

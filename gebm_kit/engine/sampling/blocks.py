@@ -38,6 +38,8 @@ THREAD_PIECE = 2**21
 
 
 MOST_PIECES = 16
+"""Pieces of a block, at most. A piece runs on one thread, so more would help only CPUs with more cores than this."""
+
 
 SMALLEST_PIECE = 16
 """Rows of a piece, at least: with fewer, an SNGAN's convolutions are slower (1.8, 1.5 and 1.0 times a plain loop's steps per

@@ -29,6 +29,8 @@ MIN_STEPS = 4
 
 
 SLICE_NUMBERS = 2**19
+"""Numbers of a trace that are worked through at a time, 4 MiB in float64: a few copies of them cost little memory."""
+
 
 TAIL = (0.05, 0.95)
 """The tails whose effective sample size is measured."""
@@ -279,12 +281,12 @@ def _nested_rhat(scores: _Scores, x: Tensor, start: Tensor | None) -> Tensor:
         in_time = z.unflatten(1, (2, num_chains))
         whole = in_time.transpose(1, 2).flatten(2)
         rows = torch.arange(num, device=x.device)[:, None, None]
-        found = torch.fmax(found, _plain_nested_rhat(whole[rows, superchains(key)]))
-        found = torch.fmax(found, _plain_nested_rhat(in_time))
+        found = torch.fmax(found, grouped_rhat(whole[rows, superchains(key)]))
+        found = torch.fmax(found, grouped_rhat(in_time))
     return found.where(torch.isfinite(start).all(1), math.nan)
 
 
-def _plain_nested_rhat(z: Tensor) -> Tensor:
+def grouped_rhat(z: Tensor) -> Tensor:
     """(q, K, M, n) -> (q,)."""
     mean, variance = _moments(z)
     within = (mean.var(2) + variance.mean(2)).mean(1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gebm_kit.core.estimators import PARETO_K_LIMIT
+from gebm_kit.core.files import plain
 from gebm_kit.core.progress import warn
 
 
@@ -97,23 +98,13 @@ class Diagnostics:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with the verdict: numbers that are not finite are None."""
         verdict = {"converged": self.converged, "problems": self.problems}
-        return _finite_or_none(dataclasses.asdict(self)) | verdict
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        return values | verdict
 
     def warn(self) -> None:
         """Emit each of `problems` as a `GebmKitWarning`."""
         for problem in self.problems:
             warn(problem)
-
-
-def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _finite_or_none(value)
-        if isinstance(value, dict)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for key, value in values.items()
-    }
 
 
 RHAT_LIMIT = 1.05

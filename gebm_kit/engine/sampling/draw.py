@@ -32,11 +32,11 @@ from gebm_kit.engine.sampling.blocks import (
 from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.draws_in_memory import InMemory
 from gebm_kit.engine.sampling.draws_on_disk import Directory, check_directory, finished, requested
-from gebm_kit.engine.sampling.interfaces import Counts, Job, Keeper, Outcome, Starts
+from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Starts
 from gebm_kit.engine.sampling.run_kernel import run_kernel
 from gebm_kit.engine.sampling.run_populations import run_populations
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan, row_bytes
+from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan_shards, row_bytes
 from gebm_kit.engine.sampling.starting_points import check_starts, digest_of, encodings
 
 FEWER_CHAINS = "Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks."
@@ -162,7 +162,7 @@ def draw_into(
         if ranks.rank == 0:
             check_directory(path, resume=resume)
         request = requested(job)
-        ranks.gather(b"")
+        ranks.wait()
         if (known := finished(path, request)) is not None:
             return known
         size = row_bytes(model.data_shape, model.latent_dim, job.dtype)
@@ -171,20 +171,20 @@ def draw_into(
         else:
             groups = _islands(job, most_rows(size) // job.layout.rows)
             rows = island_rows(groups, job.layout.rows, settings.num_samples)
-        keeper = Directory(path, request, plan(rows), ranks, stop)
+        keeper = Directory(path, request, plan_shards(rows), ranks, stop)
         keeper.open()
         draws = keeper.draws(_run(job, keeper, groups, keeper.seconds), value_range)
     draws.diagnostics.warn()
     return draws
 
 
-def _run(job: Job, keeper: Keeper, islands: Sequence[range], seconds: Callable[[], float]) -> Outcome:
+def _run(job: SamplingJob, keeper: Keeper, islands: Sequence[range], seconds: Callable[[], float]) -> Outcome:
     if job.sampler.family == "kernel":
         return run_kernel(job, keeper, seconds)
     return run_populations(job, keeper, islands, seconds)
 
 
-def _islands(job: Job, together: int) -> list[range]:
+def _islands(job: SamplingJob, together: int) -> list[range]:
     """The islands of a population in units of ``together``; a kernel has none."""
     if job.sampler.family == "kernel":
         return []
@@ -201,7 +201,7 @@ def prepared(
     on_progress: OnProgress,
     ranks: Ranks,
     start: Tensor | None = None,
-) -> Iterator[Job]:
+) -> Iterator[SamplingJob]:
     """The model on its device and its chains laid out, for the block; running out of memory in it becomes a `RunFailed`."""
     if start is not None:
         check_starts(model, sampler, start)
@@ -223,4 +223,4 @@ def prepared(
         probed = Counts.of(potential)
         with enough_memory(where, f"with blocks of {layout.piece or layout.rows} chains", FEWER_CHAINS):
             starts = None if start is None else Starts(encodings(model, start, where, dtype), digest_of(start))
-            yield Job(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed, starts)
+            yield SamplingJob(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed, starts)

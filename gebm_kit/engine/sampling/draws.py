@@ -23,6 +23,7 @@ from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums
 
 SUFFIXES = (".safetensors", ".npz")
+"""Formats that `Draws.save` writes."""
 
 
 @dataclass(frozen=True, slots=True)

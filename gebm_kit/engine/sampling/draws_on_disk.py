@@ -26,7 +26,7 @@ from gebm_kit.core.plugins import component_name
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.sampling.draws import Part
-from gebm_kit.engine.sampling.interfaces import Job, Outcome, Saved, Unit
+from gebm_kit.engine.sampling.interfaces import Outcome, SamplingJob, Saved, Unit
 from gebm_kit.engine.sampling.saved_state import differences, model_digest, parameters
 from gebm_kit.engine.sampling.shards import (
     INDEX,
@@ -42,10 +42,15 @@ from gebm_kit.engine.sampling.shards import (
 )
 
 STATE = "state"
+"""Folder of what is needed to resume; the files in it are listed at the top."""
+
 
 REQUEST = "request.json"
+"""The file in `STATE` that says what was asked for."""
+
 
 BEGUN = "begun.safetensors"
+"""The file in `STATE` with the result of warm-up."""
 
 
 def check_directory(path: Path, *, resume: bool) -> None:
@@ -130,7 +135,7 @@ class Directory:
                 _require_same(self.path, _read_request(known), self._request)
             else:
                 write_json(known, {"schema": 1, "request": self._request})
-        self._ranks.gather(b"")
+        self._ranks.wait()
 
     # --- a Keeper ------------------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class Directory:
     def begin(self, units: Sequence[Unit], shared: Callable[[], Saved]) -> None:
         for unit in units:
             self._save(unit)
-        self._ranks.gather(b"")
+        self._ranks.wait()
         if self._ranks.rank == 0:
             tensors, record = shared()
             write_atomic(self._state / BEGUN, packed(tensors, {**record, "seconds": self.seconds()}))
@@ -176,7 +181,7 @@ class Directory:
             self._save(unit)
 
     def records(self, count: int) -> list[Mapping[str, Tensor]]:
-        self._ranks.gather(b"")
+        self._ranks.wait()
         return [read_packed(self._unit(number))[0] for number in range(count)]
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ class Directory:
             shutil.rmtree(self._state, ignore_errors=True)
             for left in self.path.glob(".*-*"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-        self._ranks.gather(b"")
+        self._ranks.wait()
         return replace(open_draws(self.path), records=tuple(outcome.records))
 
     def _save(self, unit: Unit) -> None:
@@ -225,7 +230,7 @@ def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
-def requested(job: Job) -> dict[str, Any]:
+def requested(job: SamplingJob) -> dict[str, Any]:
     """What the draws of a job follow from, as plain data; two jobs with the same give the same draws."""
     settings, model = job.settings, job.potential.model
     return {

@@ -62,7 +62,7 @@ class Starts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """One sampling.
 
     Attributes:

@@ -15,10 +15,15 @@ from gebm_kit.core.interfaces import Info
 from gebm_kit.engine.sampling.convergence import MIN_STEPS, measure, nested_rhat, slowest_direction
 
 MAX_TRACE_STEPS = 200
+"""Steps that a trace holds: all of those in the default settings, and twice as many. Longer runs are thinned out."""
+
 
 MAX_TRACE_COORDINATES = 32
+"""Coordinates that a trace holds. Every one costs the diagnostics two sorts and four Fourier transforms."""
+
 
 MAX_TRACE_NUMBERS = 2**22
+"""Numbers that the traces of all blocks hold together, 16 MiB in float32."""
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -156,7 +161,7 @@ def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Conve
 
     Effective sizes, errors and stuck chains are scaled from the chains recorded to all ``num_chains``.
     """
-    trace, start = joined(records)
+    trace, start = side_by_side(records)
     found = convergence(trace, start)
     scale = num_chains / max(trace.shape[1], 1)
     return dataclasses.replace(
@@ -168,7 +173,7 @@ def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Conve
     )
 
 
-def joined(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+def side_by_side(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
     """All blocks' chains side by side: trace (N, C, Q) and start (C, Q), as far as every block has come."""
     steps = min(len(record["trace"]) for record in records)
     trace = torch.cat([record["trace"][:steps] for record in records], dim=1)

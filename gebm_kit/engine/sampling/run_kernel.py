@@ -17,7 +17,7 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.engine.sampling.blocks import Layout, block_generator
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
-from gebm_kit.engine.sampling.interfaces import Counts, Job, Keeper, Outcome, Saved
+from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Saved
 from gebm_kit.engine.sampling.recorder import (
     Recorder,
     equipartition,
@@ -29,7 +29,7 @@ from gebm_kit.engine.sampling.recorder import (
 from gebm_kit.engine.sampling.saved_state import changes, restored_state, state_tensors, with_changes
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start_counted, starts_of, warn_of_redrawn
-from gebm_kit.engine.sampling.tempered_start import SHARE, tempered_start
+from gebm_kit.engine.sampling.tempered_start import TEMPERED_SHARE, tempered_start
 from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up_blocks
 
 
@@ -54,11 +54,11 @@ class Warm:
         return cls(sampler, record["divergences"], Counts.read(tensors["counts"]))
 
 
-def run_kernel(job: Job, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
+def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
     """Start, warm up, freeze, run this rank's blocks, and keep; the diagnostics are those of all blocks of all ranks."""
     begun = keeper.begun()
     if begun is None:
-        warm, runs = _warmed(job, keeper)
+        warm, runs = warmed(job, keeper)
         keeper.begin(runs, lambda: warm.saved(job.sampler))
     else:
         warm = Warm.restored(begun, job.sampler, job.device)
@@ -80,7 +80,7 @@ def run_kernel(job: Job, keeper: Keeper, seconds: Callable[[], float]) -> Outcom
     return _diagnosed(job, warm, keeper.records(job.layout.num_blocks), seconds())
 
 
-def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
+def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     """All blocks started, from the prior or from encodings, and warmed up together; this rank's.
 
     A rank without blocks goes through warm-up with the first one, of which it tells nobody.
@@ -104,7 +104,7 @@ def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
     watch = _Watch(job, keeper)
     # under a weak tilt chains would wander off from where they were put
-    share = round(SHARE * settings.warmup) if job.starts is None else 0
+    share = round(TEMPERED_SHARE * settings.warmup) if job.starts is None else 0
     early = tempered_start(
         job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
     )
@@ -127,7 +127,7 @@ def _warmed(job: Job, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
 class _Watch:
     """Reports the two parts of warm-up as one."""
 
-    job: Job
+    job: SamplingJob
     keeper: Keeper
 
     def tempered(self, steps: int) -> Callable[[int, Sampler], None]:
@@ -150,7 +150,7 @@ class _Watch:
 
 
 def _block_run(
-    job: Job, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
+    job: SamplingJob, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
 ) -> BlockRun:
     """A block at the end of warm-up; ``start`` is where its chains were before it, (C, Q)."""
     layout = job.layout
@@ -164,7 +164,7 @@ def _block_run(
     return BlockRun(block, sampler, job.potential, job.settings, layout, state, generator, recorder)
 
 
-def _restored(job: Job, sampler: Sampler, block: int, keeper: Keeper) -> BlockRun:
+def _restored(job: SamplingJob, sampler: Sampler, block: int, keeper: Keeper) -> BlockRun:
     """A block as it was saved."""
     found = keeper.saved(block)
     assert found is not None, f"warm-up is over and block {block} was not saved"
@@ -182,7 +182,7 @@ def _restored(job: Job, sampler: Sampler, block: int, keeper: Keeper) -> BlockRu
     return run
 
 
-def _diagnosed(job: Job, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
+def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
     """The diagnostics of all blocks together."""
     settings, sampler = job.settings, warm.sampler
     recorded, steps, checks, sums = block_records(records)

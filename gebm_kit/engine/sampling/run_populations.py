@@ -26,7 +26,7 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
-from gebm_kit.engine.sampling.interfaces import Counts, Job, Keeper, Outcome
+from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob
 from gebm_kit.engine.sampling.recorder import equipartition
 from gebm_kit.engine.sampling.starting_points import start
 
@@ -72,7 +72,7 @@ class Island:
         return {name: torch.tensor(value, dtype=types[type(value)]) for name, value in found.items()}
 
 
-def run_populations(job: Job, keeper: Keeper, groups: Sequence[range], seconds: Callable[[], float]) -> Outcome:
+def run_populations(job: SamplingJob, keeper: Keeper, groups: Sequence[range], seconds: Callable[[], float]) -> Outcome:
     """Make this rank's islands until all of them hold ``num_samples`` positions; the diagnostics are those of all islands.
 
     An island has as many particles as a block of the layout has chains. Warm-up, steps and thinning of the settings do not
@@ -111,7 +111,7 @@ class Islands:
         step: islands finished so far.
     """
 
-    def __init__(self, job: Job, number: int, islands: range) -> None:
+    def __init__(self, job: SamplingJob, number: int, islands: range) -> None:
         self.number, self.step = number, 0
         self._job, self._islands = job, islands
         self._records: dict[str, list[Tensor]] = defaultdict(list)
@@ -251,7 +251,7 @@ def start_population(
     return state
 
 
-def _diagnosed(job: Job, units: Sequence[Mapping[str, Tensor]], seconds: float) -> Diagnostics:
+def _diagnosed(job: SamplingJob, units: Sequence[Mapping[str, Tensor]], seconds: float) -> Diagnostics:
     """The diagnostics of all islands together: of the sampler's own numbers counts are added up, others averaged."""
     settings, num_chains = job.settings, job.layout.rows
     found = {name: torch.cat([unit[name] for unit in units if name in unit]) for name in units[0]}

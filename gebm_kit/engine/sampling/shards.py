@@ -28,8 +28,12 @@ from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, load_f
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 INDEX = "index.json"
+"""The file that lists the shards; a directory that has it is complete."""
+
 
 TENSORS = ("x", "z", "chain", "index")
+"""Names of a shard's tensors."""
+
 
 SHARD_ROWS = 2**16
 """Draws of a shard, at most."""
@@ -58,7 +62,7 @@ class Planned:
         return f"draws-{self.number + 1:0{width}d}-of-{self.count:0{width}d}.safetensors"
 
 
-def plan(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
+def plan_shards(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
     """Number the shards: for each unit of work, in order, the rows of its shards, of which empty ones are left out."""
     filled = [[rows for rows in group if rows > 0] for group in groups]
     count, planned, number = sum(map(len, filled)), [], 0

@@ -18,6 +18,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
 
 START_ATTEMPTS = 10
+"""Prior draws tried for each chain. Where the energy is finite at half of all points, one chain in 1,024 needs more."""
 
 
 def start(
@@ -80,7 +81,8 @@ def _finite(state: Any) -> Tensor:
     return usable if grad is None else usable & torch.isfinite(grad).all(1)
 
 
-ROWS_AT_ONCE = 512
+ENCODED_ROWS = 512
+"""Rows of data that the base encodes at once; a bound on memory."""
 
 
 def check_starts(model: GEBM, sampler: Sampler, rows: Tensor) -> None:
@@ -122,7 +124,7 @@ def check_rows(model: GEBM, rows: Tensor) -> None:
 def encodings(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Latent codes of data rows under a model in eval mode, on the device; (N, *D) -> (N, Z)."""
     assert isinstance(model.base, HasEncoder)
-    return torch.cat([model.base.encode(part.to(device, dtype)) for part in rows.split(ROWS_AT_ONCE)])
+    return torch.cat([model.base.encode(part.to(device, dtype)) for part in rows.split(ENCODED_ROWS)])
 
 
 def starts_of(codes: Tensor, first: int, num: int) -> Tensor:

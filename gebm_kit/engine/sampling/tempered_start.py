@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.sampling.warmup import Reduce
 
 
-SHARE = 0.3
+TEMPERED_SHARE = 0.3
 """Of the steps of warm-up, for callers: what remains must do for tuning."""
 
 
@@ -34,7 +34,7 @@ LEVELS = 5
 """Strengths of the tilt below 1. Each costs an evaluation and makes kernels forget their momentum, so few."""
 
 
-ARRIVAL = 1 / 3
+ARRIVAL_SHARE = 1 / 3
 """Share of the steps at full strength, with a step size that suits the chains in the steepest places as well."""
 
 
@@ -122,7 +122,7 @@ def tempered_start(
         return TemperedStart(sampler, tuple(states), 0, 0)
     run = _Start(sampler, states, potential, generators, reduce, on_step)
     spread = run.spread()
-    tempered = steps - math.ceil(steps * ARRIVAL) if spread > 1 else 0
+    tempered = steps - math.ceil(steps * ARRIVAL_SHARE) if spread > 1 else 0
     for level in range(LEVELS):
         begin, end = tempered * level // LEVELS, tempered * (level + 1) // LEVELS
         if begin < end:

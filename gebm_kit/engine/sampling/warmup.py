@@ -51,6 +51,7 @@ decide the step size of all. At the target few chains reach it."""
 
 
 REPORT_EVERY = 10
+"""Steps between two reports of progress: often enough to watch, too rare to slow the chains down."""
 
 
 Reduce = Callable[[Sequence[Tensor]], Tensor]

@@ -20,7 +20,7 @@ from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.process.devices import resolve_device
-from gebm_kit.engine.process.distributed import joined, local_device
+from gebm_kit.engine.process.distributed import joined_ranks, local_device
 from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.trainer import Trainer
@@ -36,7 +36,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
         DataError, UsageError, PluginError: as in `train`.
     """
     where = resolve_device(local_device(device or recipe.device))
-    with joined(where, "training") as ranks, ranks.together():
+    with joined_ranks(where, "training") as ranks, ranks.together():
         data_parallel.check_ranks(recipe, device, ranks)
         return _plan(recipe, where, cycles)
 

@@ -381,7 +381,7 @@ sys.exit(main(["data", "prepare", "tiny.yaml"]))
         assert self.left(wanted) == {"rows"}
 
     def test_one_process_at_a_time(self, formats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gebm_kit.engine.process.lock.PATIENCE", 0.0)
+        monkeypatch.setattr("gebm_kit.engine.process.lock.LOCK_SECONDS", 0.0)
         wanted = recipe(make_folder(formats))
         place_of(wanted).mkdir(parents=True)
         with RunLock() as lock:

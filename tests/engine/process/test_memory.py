@@ -31,12 +31,15 @@ def test_every_kind_becomes_one_message(fail):
 
 def test_what_was_being_done_may_be_known_only_then():
     step = 1
-    with (
-        pytest.raises(RunFailed, match="^cpu is out of memory at step 7$"),
-        enough_memory(CPU, lambda: f"at step {step}", ""),
-    ):
-        step = 7
-        allocate_far_too_much()
+
+    def step_then_fail() -> None:
+        nonlocal step
+        with enough_memory(CPU, lambda: f"at step {step}", ""):
+            step = 7
+            allocate_far_too_much()
+
+    with pytest.raises(RunFailed, match="^cpu is out of memory at step 7$"):
+        step_then_fail()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), NotImplementedError("can't allocate memory")])

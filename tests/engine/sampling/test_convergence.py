@@ -153,7 +153,7 @@ def test_the_nested_rhat_of_arviz() -> None:
             trace[:, order, i].numpy(), np.repeat(np.arange(4), 25), method="identity", chain_axis=1, draw_axis=0
         )
         superchain = trace[:, order, i].T.reshape(1, 4, 25, 40)
-        assert float(convergence._plain_nested_rhat(superchain)) == pytest.approx(float(expected), rel=1e-12)
+        assert float(convergence.grouped_rhat(superchain)) == pytest.approx(float(expected), rel=1e-12)
 
 
 @pytest.mark.parametrize("chains", [64, 128, 500])
@@ -178,7 +178,7 @@ def test_the_null_distribution(chains: int) -> None:
     num, size = superchains(torch.zeros(1, chains)).shape[1:]
     trace = autoregressive(50, chains, 300, 0.0, seed=3)
     grouped = trace[:, : num * size].permute(2, 1, 0).reshape(300, num, size, 50)
-    ratio = (convergence._plain_nested_rhat(grouped).square() - 1) * size * 50
+    ratio = (convergence.grouped_rhat(grouped).square() - 1) * size * 50
     assert float(ratio.mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / (num - 1) / 300))
     assert float(ratio.var()) == pytest.approx(2 / (num - 1), rel=0.5)
 

@@ -23,9 +23,9 @@ from gebm_kit.engine.sampling.recorder import (
     convergence,
     equipartition,
     equipartition_sums,
-    joined,
     mean_acceptance,
     quantities,
+    side_by_side,
     summarise,
     total_divergences,
 )
@@ -177,7 +177,7 @@ def test_recorders_bound_their_traces_together(monkeypatch: pytest.MonkeyPatch) 
         _run(noise[:, a : a + 7], num_chains=60, first_chain=a, start=_noise(60, 5)[a : a + 7]).tensors()
         for a in range(0, 60, 7)
     ]
-    trace, start = joined(records)
+    trace, start = side_by_side(records)
     assert trace.shape == (20, 20, 5)  # every third chain, every fifth step
     torch.testing.assert_close(trace[:, :, :-1], noise[4::5, ::3][..., [0, 3, 5, 8]])
     torch.testing.assert_close(start, _noise(60, 5)[::3])

@@ -19,7 +19,7 @@ from gebm_kit.config.tree import parse
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import GebmKitWarning, ignore
-from gebm_kit.engine.process.distributed import joined
+from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.training import data_parallel as parallel
 from gebm_kit.engine.training.checkpoint_state import tensors_of
 from gebm_kit.engine.training.starting_state import begin
@@ -89,7 +89,7 @@ def begun(recipe: Recipe) -> dict[str, Tensor]:
     dataset = build_dataset(recipe)
     torch.manual_seed(0)
     trainer = Trainer(recipe, dataset, torch.device("cpu"))
-    with joined(torch.device("cpu"), "training") as ranks:
+    with joined_ranks(torch.device("cpu"), "training") as ranks:
         begin(trainer, None, ranks, dataset, ignore)
         for _ in range(3):
             trainer.cycle()

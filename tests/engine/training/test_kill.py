@@ -238,7 +238,7 @@ def test_a_kill_at_changes_that_training_makes(recipe: Path, tmp_path: Path) -> 
 def test_the_second_process_in_a_directory_gets_one_message(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.1)
     out = tmp_path / "run"
     code = (
         "import sys, time\nfrom gebm_kit.engine.process.lock import RunLock\nfrom pathlib import Path\n"
@@ -264,7 +264,7 @@ def test_the_second_process_in_a_directory_gets_one_message(
 def test_two_that_begin_at_once_do_not_share_a_directory(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.1)
     loaded, out = load_recipe(recipe), tmp_path / "run"
     out.mkdir()
     with RunLock() as first, RunLock() as second:

@@ -343,7 +343,7 @@ def test_processes_meet_in_a_store_that_remembers_those_before_them() -> None:
 def test_a_process_that_does_not_come_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
     meet(store, 2)
-    monkeypatch.setattr(distributed, "ARRIVAL", 0.1)
+    monkeypatch.setattr(distributed, "ARRIVAL_SECONDS", 0.1)
     for rank in (0, 1):
         with pytest.raises(RunFailed, match="of 2 processes, not all have come"):
             distributed._met(store, rank, 2)
