@@ -40,7 +40,7 @@ from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
 from gebm_kit.engine.evaluation.settings import FLOOR_PART
 from gebm_kit.engine.evaluation.subject import eval_section, opened
-from gebm_kit.engine.evaluation.trace_chains import Schedule, Tracer, Watch
+from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tracer
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
@@ -179,7 +179,7 @@ def record(
         data = data.to(place)
         scorer = Scorer(model, dataset, data, FeatureMaps(dataset, where, features, [data]), settings.seed)
         tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
-        watch = Watch(on_progress, len(betas) * num_sets, schedule.last)
+        watch = TraceProgress(on_progress, len(betas) * num_sets, schedule.last)
         doing, hint = f"with {settings.num_samples} chains", "Set block_size, or trace fewer chains: num_samples."
         with enough_memory(where, doing, hint):
             curves = tuple(tracer.curve(sampler, beta, num_sets, watch) for beta in betas)

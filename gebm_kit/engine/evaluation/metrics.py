@@ -22,14 +22,16 @@ DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
 """The metrics used when none are named and the data has known modes."""
 
 
-def check_metrics(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse, before anything is trained, a recipe whose metrics can't serve its data.
+def check_metrics(recipe: Recipe, dataset: Dataset) -> dict[str, Metric]:
+    """Build the recipe's metrics, and refuse, before anything is trained, those that can't serve its data.
 
     Raises:
         UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
     """
     check_space(dataset, recipe.nll.space)
-    check_data_serves(build_metrics(metrics_of(recipe, dataset)), dataset, FeatureSettings.of(recipe))
+    metrics = build_metrics(metrics_of(recipe, dataset))
+    check_data_serves(metrics, dataset, FeatureSettings.of(recipe))
+    return metrics
 
 
 def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:

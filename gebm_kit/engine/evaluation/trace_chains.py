@@ -100,7 +100,7 @@ class Meter:
         return -(-grads // self._num), -(-values // self._num)
 
 
-class Watch:
+class TraceProgress:
     """Progress over all groups of all curves: in steps, or in groups where the number of steps is not known before."""
 
     def __init__(self, on_progress: OnProgress, groups: int, steps: int | None) -> None:
@@ -141,7 +141,7 @@ class Tracer:
         self.protocol = self.protocol or dict(self.metric.protocol(context))
         return self.metric(context)
 
-    def curve(self, sampler: Sampler, beta: float, num_sets: int, watch: Watch) -> Curve:
+    def curve(self, sampler: Sampler, beta: float, num_sets: int, watch: TraceProgress) -> Curve:
         """Tune, freeze, run and score at one beta."""
         sampler, tuning = self._tuned(sampler, beta, watch)
         together = chains_together(sampler, self.settings)
@@ -168,7 +168,7 @@ class Tracer:
             improvement=improvement(starts, ends, self.metric.lower_is_better),
         )
 
-    def _tuned(self, sampler: Sampler, beta: float, watch: Watch) -> tuple[Sampler, Tuning]:
+    def _tuned(self, sampler: Sampler, beta: float, watch: TraceProgress) -> tuple[Sampler, Tuning]:
         """The sampler as its own warm-up leaves it, and what that cost; as it is when there is nothing to tune."""
         steps, chains = self.settings.warmup, max(self.settings.chains, sampler.min_chains)
         if sampler.family != "kernel" or steps == 0 or (sampler.tunable is None and sampler.adaptation() is None):
@@ -180,7 +180,7 @@ class Tracer:
             return warm.sampler, Tuning(steps, chains, *meter.read(), _step_size(warm.sampler))
 
     def _island(
-        self, sampler: Sampler, potential: LatentPotential, num_chains: int, watch: Watch, *purpose: int
+        self, sampler: Sampler, potential: LatentPotential, num_chains: int, watch: TraceProgress, *purpose: int
     ) -> Island:
         """Chains that run together, from prior draws to their end.
 

@@ -1,15 +1,15 @@
 """The ways to train the base: its own loss, the recipe's loss, or maximum likelihood on draws of the model.
 
-The last takes no derivative of the draws.
-KALE(P||B_theta) = -E_P[E] - log E_B[exp(-E)] has, with the energy fixed, the gradient
+Maximum likelihood takes no derivative of the draws. With the energy fixed, KALE(P||B_theta) = -E_P[E] - log E_B[exp(-E)]
+has the gradient
 
     E_q[grad_x E(G(z)) dG/dtheta] = -E_q[grad_theta log b_theta(x)],     q(x) = b(x) exp(-E(x)) / Z,
 
-the first by differentiating the draws, the second by differentiating the density, which is that of the forward KL divergence
-KL(q || b_theta). Both hold at the base whose draws are weighed. The second can hold q fixed while theta moves, so that its
-minimum is the model itself, which is the data's law where E is the log-ratio of base and data; a base that follows the first
-under an energy that lags behind goes past it. q belongs to a slowly moving copy of the base, the moving average that
-sampling uses, and so do the base draws that the energy learns from.
+The first form differentiates the draws. The second differentiates the density; it is the gradient of the forward KL
+divergence KL(q || b_theta). Both hold at the base whose draws are weighted. The second can hold q fixed while theta moves. Its
+minimum is then the model itself, which is the data's law if E is the log-ratio of base and data. A base that follows the
+first under an energy that lags behind overshoots it. q belongs to a slowly moving copy of the base: the moving average that
+sampling uses. The base draws that the energy learns from come from the same copy.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033
@@ -91,16 +91,16 @@ class LossOnBatch:
 
 
 SMALLEST_POWER = 1e-6
-"""Of the weights; where that leaves too few of them effective, they are as good as equal anyway."""
+"""Smallest power of the weights that is tried. Weights to this power are nearly equal, so no smaller one is needed."""
 
 
 class BaseLikelihood:
-    """What both ways have in common: the averaged base, and the model on it as the energy sees it.
+    """The parts that both likelihood updates share: the averaged base, and the model on it as the energy sees it.
 
     Args:
         model: whose base is trained; it must have a density.
         loss: its energy must be a log density ratio.
-        average: of the base.
+        average: moving average of the base.
 
     Attributes:
         reference: the base with its averaged weights, in eval mode.
@@ -130,19 +130,20 @@ class BaseLikelihood:
         self.follow(average)
 
     def follow(self, average: EMA) -> None:
-        """Take over the average's weights."""
+        """Copy the average's weights into the reference."""
         average.copy_to(self.reference)
 
 
 class WeightedLikelihood(BaseLikelihood):
     """Loss of the base ``-sum_i w_i log b_theta(x_i)`` with x_i from its moving average, ``w = softmax(-t E(x))``.
 
-    From its gradient that of the average b_a's own mean likelihood, ``-(1/N) sum_i grad_a log b_a(x_i)``, is taken away as a
-    control variate: its expectation is zero, and where the base is near its average and the weights near 1/N it is all of
-    the noise.
+    A control variate is subtracted from its gradient: the gradient of the average's own mean likelihood,
+    ``-(1/N) sum_i grad_a log b_a(x_i)``. Its expectation is zero. Where the base is near its average and the weights are
+    near 1/N, it is all of the noise.
 
     The power t is the largest up to 1 at which the effective sample size (sum w)² / sum w² of the global batch is at least
-    ``least_ess`` of it. Below 1 the base goes towards the model's law in part: b exp(-t E) is between the base and q.
+    ``least_ess`` of the batch's size. Below 1 the base moves only part of the way to the model's law: b exp(-t E) lies
+    between the base and q.
 
     Args:
         model, loss, average: as in `BaseLikelihood`.
@@ -160,7 +161,7 @@ class WeightedLikelihood(BaseLikelihood):
         return self.loss(base, inputs.latents())
 
     def loss(self, base: Base, z: Tensor) -> LossTerms:
-        """The loss on draws of codes z, (B, Z), with ``weight_power``, which is t, among its metrics."""
+        """Compute the loss on draws of the codes z, (B, Z); its metric ``weight_power`` is t."""
         with torch.no_grad():
             seen = self.side.base(z)
             x = data(self.side, seen)
@@ -173,7 +174,7 @@ class WeightedLikelihood(BaseLikelihood):
         return LossTerms(value - self._control_variate(base, x), {"weight_power": power})
 
     def _control_variate(self, base: nn.Module, x: Tensor) -> Tensor:
-        """Zero, with the gradient of the average's ``-mean log b_a(x)`` in its weights, carried over to the base's, ()."""
+        """Return zero, (), with the gradient of the average's ``-mean log b_a(x)``, carried over to the base's weights."""
         assert isinstance(self.reference, HasDensity)
         both = zip(base.parameters(), self.reference.parameters(), strict=True)
         pairs = [(own, averaged) for own, averaged in both if own.requires_grad]
@@ -186,8 +187,8 @@ class WeightedLikelihood(BaseLikelihood):
 class McmcTeaching(BaseLikelihood):
     """Loss of the base ``-mean log b_theta(x_i)``, ``x_i = G_a(z_i)``, z_i the ends of the loss's chains in latent space.
 
-    The chains need not start among good draws, as weights of base draws do: where KL(q || b) is several nats, next to none
-    of a batch is where the model has its mass.
+    Weights of base draws need good draws to begin with; chains do not. Where KL(q || b) is several nats, hardly a draw of a
+    batch lies where the model has its mass.
 
     Args:
         model, loss, average: as in `BaseLikelihood`; the loss has chains in latent space (``pcd``, ``cd``), and the base
@@ -213,7 +214,7 @@ class McmcTeaching(BaseLikelihood):
         return self.loss(base, inputs.chain_ends())
 
     def loss(self, base: Base, negatives: Tensor) -> LossTerms:
-        """The loss on the chains' ends, as the energy sees them: (B, *D), or (B, Z) for an energy on codes."""
+        """Compute the loss on the chains' last states as the energy sees them: (B, *D), or (B, Z) for one on codes."""
         assert isinstance(base, HasDensity)
         with torch.no_grad():
             x = data(self.side, negatives)
@@ -223,10 +224,10 @@ class McmcTeaching(BaseLikelihood):
 def base_likelihood(
     settings: TrainSection, model: GEBM, loss: Loss, average: EMA | None
 ) -> WeightedLikelihood | McmcTeaching | None:
-    """What ``train.base_update`` asks for; None: the gradient through base draws.
+    """Build the likelihood update that ``train.base_update`` asks for; None means the gradient through base draws.
 
     Raises:
-        UsageError: model and loss do not go with it.
+        UsageError: model or loss can't be used with it.
     """
     if isinstance(model.energy, OnCodes) and loss.negatives is not None and loss.negatives.space == "data":
         raise UsageError(
@@ -292,7 +293,7 @@ def check_needs(loss: Loss, settings: TrainSection) -> None:
 
 
 def tempering(log_weights: Tensor, least_ess: float) -> Tensor:
-    """The largest t <= 1 at which ``exp(t log_weights)`` has an effective share of at least ``least_ess``; (N,) -> ()."""
+    """Find the largest t <= 1 for which ``exp(t log_weights)`` has an effective share of ``least_ess``; (N,) -> ()."""
     values, wanted = log_weights.double(), least_ess * len(log_weights)
     whole = values.new_ones(())
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.estimators import PARETO_K_LIMIT
-from gebm_kit.core.interfaces import HasDensity
+from gebm_kit.core.interfaces import HasDensity, Metric
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.core.interfaces import Dataset
+    from gebm_kit.core.interfaces import Metric
     from gebm_kit.core.model import GEBM
     from gebm_kit.engine.evaluation.evaluation import Evaluation
     from gebm_kit.engine.run_directory.checkpoint import Checkpoint
@@ -38,12 +38,12 @@ class Best:
         return asdict(self)
 
 
-class Tracker:
+class BestCheckpoint:
     """The schedule of evaluations during training, and a record of the best step.
 
     Args:
         recipe: names the metric; the metric's component says whether lower is better.
-        dataset: decides the default metrics if the recipe lists none.
+        metrics: the recipe's metrics by name, as `check_metrics` built them.
 
     Attributes:
         best: best evaluation so far; None before the first one, and without ``train.keep_best.metric``.
@@ -53,12 +53,12 @@ class Tracker:
         UsageError: the metric is not one of ``eval.metrics``, or has no direction (neither lower nor higher is better).
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+    def __init__(self, recipe: Recipe, metrics: Mapping[str, Metric]) -> None:
         self.name = recipe.train.keep_best.metric
         self.best: Best | None = None
         self.looked = 0
         self._every, self._last = recipe.train.eval_every, recipe.train.total_steps
-        self._lower = self.name is None or _lower_is_better(self.name, recipe, dataset)
+        self._lower = self.name is None or _lower_is_better(self.name, metrics)
 
     def check(self, model: GEBM) -> None:
         """Raise before training if the metric is ``nll`` but the base has no density.
@@ -140,10 +140,9 @@ class Tracker:
             self.best = None
 
 
-def _lower_is_better(name: str, recipe: Recipe, dataset: Dataset) -> bool:
+def _lower_is_better(name: str, metrics: Mapping[str, Metric]) -> bool:
     if name == NLL:
         return True
-    metrics = build_metrics(metrics_of(recipe, dataset))
     owners = [metric for metric in metrics if name == metric or name.startswith(f"{metric}.")]
     if not owners:
         raise UsageError(

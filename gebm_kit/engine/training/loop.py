@@ -33,14 +33,14 @@ from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, keep_source, tidy, write_resolved
 from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, load_run
-from gebm_kit.engine.training.best_checkpoint import Tracker
+from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
 from gebm_kit.engine.training.loggers import Loggers, check_loggers, open_loggers
 from gebm_kit.engine.training.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.training.rollback import exceeded, failure, go_back
 from gebm_kit.engine.training.starting_state import begin
 from gebm_kit.engine.training.trainer import Trainer
-from gebm_kit.engine.training.vital_signs import Watch
+from gebm_kit.engine.training.vital_signs import VitalSigns
 
 LOG_PARTITION_DRAWS = 20_000
 """Base draws behind the log-partition that a checkpoint stores."""
@@ -60,32 +60,32 @@ def run_training(
     device: str | None,
     on_progress: OnProgress,
 ) -> Run:
-    """`train` on one of the ranks, of which the first has a lock that holds the run directory from here on."""
+    """Train on this rank. The first rank's lock holds the run directory from here on."""
     run = find_run(recipe, out) if resume and ranks.rank == 0 else None
     done = False
     if run is not None:
         lock.hold(run.path)
         tidy(run)
-        check_same(run.recipe, recipe)
+        if out is not None:  # a run that was found by itself was chosen because its recipe is the same
+            check_same(run.recipe, recipe)
         done = is_done(run, recipe)
     if found := ranks.from_first(str(run.path) if run is not None and done else ""):
         return Run(Path(found))
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = open_dataset(recipe)
-    check_metrics(recipe, dataset)
-    tracker = Tracker(recipe, dataset)
+    best = BestCheckpoint(recipe, check_metrics(recipe, dataset))
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where, None if run is None else run.path)
-        tracker.check(trainer.model)
+        best.check(trainer.model)
         checkpoint = None
         if run is not None:
             checkpoint, complaints = newest_whole(run.checkpoints)
             for complaint in complaints:
                 warn(f"{complaint}; going on from {checkpoint.path.name if checkpoint else 'the start'}")
-        tracker.restore(ranks.from_first(tracker.memory(checkpoint)))
-        with stop.at_once():  # what was there before is as it was
+        best.restore(ranks.from_first(best.memory(checkpoint)))
+        with stop.at_once():  # nothing has been changed on disk yet, so a signal may interrupt at once
             begin(trainer, checkpoint, ranks, dataset, on_progress)
         if run is not None:
             write_resolved(run.path, recipe)
@@ -94,14 +94,14 @@ def run_training(
         if run is not None:
             keep_source(run.path, trainer.model.base)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
-        job = _Job(run, trainer, dataset, stop, on_progress, ranks, tracker)
+        job = TrainingRun(run, trainer, dataset, stop, on_progress, ranks, best)
         stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
         job.execute()
     return run
 
 
-class _Job:
-    """One execution of a run: the loop, its log, its checkpoints, its evaluation."""
+class TrainingRun:
+    """One execution of a run: its cycles, log, checkpoints, looks and final evaluation."""
 
     def __init__(
         self,
@@ -111,16 +111,16 @@ class _Job:
         stop: StopSignals,
         on_progress: OnProgress,
         ranks: Ranks,
-        tracker: Tracker,
+        best: BestCheckpoint,
     ) -> None:
-        self.run, self.trainer, self.dataset, self.stop, self.tracker = run, trainer, dataset, stop, tracker
+        self.run, self.trainer, self.dataset, self.stop, self.best = run, trainer, dataset, stop, best
         self.ranks, self.writes = ranks, ranks.rank == 0
         self.recipe = trainer.recipe
         self.settings = trainer.recipe.train
         self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
         self.skipping, self.skipped = False, 0
-        self.watch = Watch(self.settings.pretrain_steps + self.settings.start_steps)
+        self.vital_signs = VitalSigns(self.settings.pretrain_steps + self.settings.start_steps)
         if not self.writes:
             self.logger, self.seconds = Loggers(), 0.0
             return
@@ -133,7 +133,7 @@ class _Job:
             raise
 
     def execute(self) -> None:
-        """Train to the end, then evaluate; the status file says how it ended."""
+        """Train to the end, then evaluate, and write to the status file how it ended."""
         try:
             with self.ranks.together():
                 self._execute()
@@ -159,48 +159,48 @@ class _Job:
                     raise self.stop.interrupted(f"stopped after training, before the evaluation, in {self.run.path}")
                 self.evaluate()
                 self._status("finished")
-        except UsageError as error:  # of a place that could be written when the run began
+        except UsageError as error:  # the run directory could be written when the run began
             raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
 
     def loop(self) -> None:
-        """Cycles, with a line every ``log_every``, a checkpoint every ``checkpoint_every``."""
+        """Run the cycles, log every ``log_every`` of them and save a checkpoint every ``checkpoint_every``."""
         settings, trainer = self.settings, self.trainer
-        if self.tracker.missed(trainer.step):
+        if self.best.missed(trainer.step):
             with self.stop.at_once():
                 self.look()
         while trainer.step < settings.total_steps:
             metrics = trainer.cycle()
             last = trainer.step == settings.total_steps
             log = trainer.step % settings.log_every == 0 or last or trainer.step == 1 or trainer.looks
-            if (log or trainer.step % settings.checkpoint_every == 0) and self._went_back():
+            if (log or trainer.step % settings.checkpoint_every == 0) and self._handle_skipped_updates():
                 trainer = self.trainer
                 continue
             if log:
                 self._log(metrics)
             elif trainer.step % PROGRESS_EVERY == 0:
                 self.on_progress(Progress("train", trainer.step, settings.total_steps))
-            # none while updates are being skipped: it would take the place of a good one
+            # no checkpoint while updates are being skipped: it would replace a good one
             regular = trainer.step % settings.checkpoint_every == 0
-            due = (regular or self.tracker.saves(trainer.step)) and not self.skipping
-            stopping = self._stopping()
+            due = (regular or self.best.saves(trainer.step)) and not self.skipping
+            stopping = self._agree_to_stop()
             if due or last or stopping:
                 self.save("interrupted" if stopping and not last else "running")
             if stopping and not last:
                 raise self.stop.interrupted(
                     f"stopped at step {trainer.step} of {settings.total_steps}; saved in {self.run.path}"
                 )
-            if self.tracker.due(trainer.step):
+            if self.best.due(trainer.step):
                 with self.stop.at_once(due):
                     self.look()
 
-    def _stopping(self) -> bool:
-        """Whether a signal has come, to any rank; all of them learn of it after the same cycle."""
+    def _agree_to_stop(self) -> bool:
+        """Agree among the ranks whether to stop: True once a signal has come to any rank, on all after the same cycle."""
         number = self.ranks.agreed(self.stop.received or 0)
         self.stop.received = number or self.stop.received
         return bool(number)
 
     def save(self, state: str) -> None:
-        """A checkpoint of everything, with A estimated for the base that sampling uses."""
+        """Save a checkpoint of everything, with A estimated for the base that sampling uses."""
         trainer = self.trainer
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
@@ -215,15 +215,15 @@ class _Job:
             self.run.checkpoints,
             trainer.step,
             tensors_of(trainer),
-            {**counters_of(trainer), **self.tracker.record(), "facts": facts, "ranks": self.ranks.size},
+            {**counters_of(trainer), **self.best.record(), "facts": facts, "ranks": self.ranks.size},
             keep=self.settings.keep_checkpoints,
-            best=self.tracker.best_step,
+            best=self.best.best_step,
         )
         self._status(state)
 
     def evaluate(self) -> None:
         """Score base and GEBM as ``gebm-kit eval`` would, and draw the pictures."""
-        # Other ranks may be on machines without the run directory: what they hold are the weights of the last checkpoint.
+        # Other ranks may be on machines without the run directory. They hold the weights of the last checkpoint.
         several = self.ranks.size > 1
         with self.trainer.averaged() if several else contextlib.nullcontext():
             evaluation = score_recipe(
@@ -238,7 +238,7 @@ class _Job:
             self._log_evaluation(evaluation, write_report(load_run(self.run.path), evaluation))
 
     def look(self) -> None:
-        """A brief evaluation in the middle of training; training's own random streams are not touched."""
+        """Evaluate briefly in the middle of training, without touching its random streams."""
         trainer = self.trainer
         with trainer.averaged():
             evaluation = score_recipe(
@@ -250,7 +250,7 @@ class _Job:
                 on_progress=self.on_progress,
                 ranks=self.ranks,
             )
-            self.tracker.look(trainer.step, evaluation)
+            self.best.look(trainer.step, evaluation)
             if not self.writes:
                 return
             pictures = write_pictures(
@@ -261,7 +261,7 @@ class _Job:
                 self.run.metrics(),
             )
         self._log_evaluation(evaluation, pictures)
-        amend_checkpoint(self.run.checkpoints, trainer.step, self.tracker.record())
+        amend_checkpoint(self.run.checkpoints, trainer.step, self.best.record())
         self._status(self.run.state)
 
     def _log_evaluation(self, evaluation: Evaluation, pictures: Sequence[Path]) -> None:
@@ -273,16 +273,16 @@ class _Job:
         scalars = dict(named_scalars({**self.trainer.vital_signs(), **metrics}))
         if self.skipped:
             scalars["skipped_updates"] = self.skipped
-        for text in self.watch.say(self.trainer.step, scalars, self.trainer.feed.batch_size):
+        for text in self.vital_signs.say(self.trainer.step, scalars, self.trainer.feed.batch_size):
             warn(text)
         self.logger.log(self.trainer.step, scalars)
         self.on_progress(Progress("train", self.trainer.step, self.settings.total_steps, scalars))
 
-    def _went_back(self) -> bool:
-        """Say how many updates were skipped; after too many in a row go back to the last good state, or fail."""
+    def _handle_skipped_updates(self) -> bool:
+        """Warn of skipped updates. After too many in a row, go back to the last good state and return True, or fail."""
         trainer, settings = self.trainer, self.settings.on_non_finite
         seen = trainer.guard.read()
-        self.skipping = any(part.going_on for part in seen)
+        self.skipping = any(part.still_skipping for part in seen)
         self.skipped = sum(part.total for part in seen)
         for part in seen:
             if part.recent:
@@ -305,7 +305,7 @@ class _Job:
             f"{settings.restores} times)"
         )
         self.logger.go_back(self.trainer.step)
-        self.tracker.go_back(self.trainer.step)
+        self.best.go_back(self.trainer.step)
         self.save("running")
         return True
 
@@ -315,7 +315,7 @@ class _Job:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         status = {"recipe": self.recipe.name, "state": state, "step": self.trainer.step, "seconds": self.seconds}
-        status |= {"best": self.tracker.best.as_dict()} if self.tracker.best else {}
+        status |= {"best": self.best.best.as_dict()} if self.best.best else {}
         write_json(self.run.path / "status.json", status)
 
     def _try_status(self, state: str) -> None:
@@ -326,7 +326,7 @@ class _Job:
 
 
 def _warn_of_unseen_base(recipe: Recipe) -> None:
-    """An energy that never met the base that sampling uses refines it by accident."""
+    """Warn if the energy never meets the base that sampling uses: it would refine that base by accident."""
     running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
     if running and recipe.ema.decay > 0 and not recipe.train.final.steps:
         warn(

@@ -44,7 +44,7 @@ class Skipped:
     value: float
 
     @property
-    def going_on(self) -> bool:
+    def still_skipping(self) -> bool:
         """Whether at least the last two updates were skipped."""
         return self.in_a_row > 1
 

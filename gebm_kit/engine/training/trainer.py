@@ -48,13 +48,13 @@ INITIAL_DRAWS = 4096
 
 
 class Trainer:
-    """Everything that changes while training.
+    """The state of a training run: everything that changes while training.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe to train.
         dataset: its data.
-        device: where.
-        run_directory: of a run that is resumed, which has a copy of the file that its base was read from.
+        device: the device to train on.
+        run_directory: directory of the run that is resumed; it keeps a copy of the file that the base was read from.
 
     Attributes:
         model, loss: the parts.
@@ -64,7 +64,8 @@ class Trainer:
         guard: skips and counts updates that are not finite.
         likelihood: the base's update by maximum likelihood on draws of the model, or None.
         side: the model as the energy's updates see it.
-        restores: how often training went back because of them; ``went_back``: that no cycle was trained since.
+        restores: how often training went back because of non-finite updates.
+        went_back: whether no cycle has been trained since.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Trainer:
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
-        # what the steps evaluate: the same modules, compiled where the recipe asks for it
+        # the steps evaluate these: the same modules, compiled if the recipe asks for it
         self._stepped = compiled(self.side, device, rows) if self.settings.compile else self.side
         self._pretraining_update: BaseUpdate = OwnLoss()
         self._base_update = base_update(self.settings, self.model.base, self.loss, self._stepped, self.likelihood)
@@ -140,11 +141,11 @@ class Trainer:
 
     @property
     def looks(self) -> bool:
-        """Whether the last cycle was one of the first phase after which the base was held against the validation part."""
+        """Whether the base was scored on the validation part after the last cycle, which belongs to pretraining."""
         return self.best_base is not None and self.best_base.due(self.step)
 
     def cycle(self) -> dict[str, Tensor]:
-        """One training step: energy updates, then a base update, each where the recipe's ``part`` has it."""
+        """Run one training step: energy updates, then a base update, as the phase and the recipe's ``part`` have them."""
         if self.step == self.settings.pretrain_steps > 0:
             self._enter_main_phase()
         if self.step == self.settings.main_end and self.settings.final.steps:
@@ -166,7 +167,7 @@ class Trainer:
         return metrics
 
     def energy_step(self) -> LossTerms:
-        """One update of the energy (and of A); the base is not differentiated."""
+        """Update the energy (and A) once; the base is not differentiated."""
         kept = self.guard.keep()
         batch = self._batch()
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
@@ -187,7 +188,7 @@ class Trainer:
         return LossTerms(terms.loss, {**terms.metrics, **chains, "energy_loss": total.detach()})
 
     def base_step(self) -> LossTerms:
-        """One update of the base with the energy fixed, then of its moving average."""
+        """Update the base once with the energy fixed, then its moving average."""
         kept = self.guard.keep()
         update = self._pretraining_update if self.phase is Phase.PRETRAINING else self._base_update
         with fixed(self.model.energy, self.loss), self._forward_context():
@@ -201,11 +202,11 @@ class Trainer:
         return LossTerms(terms.loss, {**terms.metrics, "base_loss": terms.loss.detach()})
 
     def vital_signs(self) -> dict[str, Tensor]:
-        """Scalars of the last energy step for `watch`, computed when they are asked for."""
+        """Compute the vital signs of the last energy step."""
         return {} if self._seen is None else vital_signs(self.side, self.loss, self._seen, self.settings.noise)
 
     def initialise(self) -> None:
-        """Before a phase: a learned A starts at its optimum, log mean exp(-E) over base draws. The base alone needs none."""
+        """Set a learned A to its optimum before a phase: log mean exp(-E) over base draws. Pretraining needs no A."""
         if self.phase is Phase.PRETRAINING:
             return
         with torch.no_grad(), self._forward_context():
@@ -220,14 +221,14 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block the model carries the weights that sampling uses (the averages), in eval mode."""
+        """Give the model, inside the block, the weights that sampling uses (the averages), in eval mode."""
         with carrying(self.model, self.averages()):
             yield
 
     # --- state -------------------------------------------------------------------------------------------------------
 
     def refresh_randomness(self) -> None:
-        """Other latent codes, noise and data order from here on: what went wrong is not to happen in the same way again."""
+        """Change latent codes, noise and data order from here on, so that what went wrong does not repeat itself."""
         seed = stream(self.settings.seed, "restore", self.restores).initial_seed()
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)
@@ -240,20 +241,20 @@ class Trainer:
         return [*learned, *self.loss.parameters()]
 
     def averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
-        """The two parts, each with its moving average at present, if it has one."""
+        """Return the two parts, each with its present moving average, or None."""
         return (self.model.base, self.ema), (self.model.energy, self.energy_ema)
 
     def new_average(self) -> EMA:
-        """Of the base as it is; one that the energy has to keep up with is not to be fast at first."""
+        """Start a moving average of the base. It warms up only if the energy does not have to keep up with it."""
         return EMA(self.model.base, self.recipe.ema.decay, warmup=self.settings.base_update == "pathwise")
 
     def follow_average(self) -> None:
-        """After a change of the base's average."""
+        """Copy the base's average into the reference base of a likelihood update, after the average has changed."""
         if self.likelihood is not None and self.ema is not None:
             self.likelihood.follow(self.ema)
 
     def data_seed(self) -> int:
-        """Of the data's order, which is another one after going back."""
+        """Return the seed of the data's order. It changes whenever training goes back."""
         seed = self.settings.seed
         return stream(seed, "data order", self.restores).initial_seed() if self.restores else seed
 
@@ -307,7 +308,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
 
     def _update(self, part: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        """One step of the optimiser, unless loss or gradient is not finite; whether it is not: 1 or 0, () on the device."""
+        """Take one optimiser step unless loss or gradient is not finite; return 1 if it was skipped, else 0, () on the device."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -330,7 +331,7 @@ class Trainer:
             set_rate(self.base_optimizer, rates.base)
 
     def _enter_main_phase(self) -> None:
-        """From here on the base is the pretrained one, with its best weights or those that sampling would use."""
+        """Enter the main phase with the pretrained base: its best weights, or those that sampling would use."""
         if self.best_base is not None and self.best_base.tensors:
             self.model.base.load_state_dict(self.best_base.tensors)
         elif self.ema is not None:
@@ -339,7 +340,7 @@ class Trainer:
         self.initialise()
 
     def start_main_phase(self) -> None:
-        """Optimisers and averages as the main phase begins with them."""
+        """Make the optimisers and averages that the main phase begins with."""
         self.base_optimizer = make_optimizer(self.recipe.optim.base, list(self.model.base.parameters()))
         if self.ema is not None:
             self.ema = self.new_average()
@@ -348,14 +349,14 @@ class Trainer:
             self.model.base.eval()
 
     def _enter_final_phase(self) -> None:
-        """From here on the base is the one that sampling uses, and only the energy learns."""
+        """Enter the final phase: the base takes the weights that sampling uses, and only the energy learns."""
         if self.ema is not None:
             self.ema.copy_to(self.model.base)
         self.start_final_phase()
         self.initialise()
 
     def start_final_phase(self) -> None:
-        """Optimisers, averages and batches as the final phase begins with them."""
+        """Make the optimisers, averages and batches that the final phase begins with."""
         final = self.settings.final
         self.model.base.eval()
         self.feed.batch_size = final.batch_size or self.settings.batch_size

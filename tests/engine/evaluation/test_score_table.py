@@ -11,7 +11,7 @@ import torch
 from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.cli.results import protocol_words, show_evaluation
 from gebm_kit.config.load import load_recipe
-from gebm_kit.config.schema import ComponentNode
+from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Metric, SplitName
 from gebm_kit.core.model import GEBM
@@ -20,10 +20,10 @@ from gebm_kit.energies.mlp import MlpEnergy
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score, score_recipe
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
-from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings
-from gebm_kit.engine.training.best_checkpoint import Tracker
+from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 from gebm_kit.metrics.frechet import Fid
 from gebm_kit.metrics.inception_score import InceptionScore
 from gebm_kit.metrics.prdc import Prdc
@@ -123,10 +123,13 @@ def test_looks_during_training_leave_it_out() -> None:
 
 
 def test_the_best_checkpoint_is_chosen_on_held_out_data() -> None:
+    def best_of(recipe: Recipe) -> BestCheckpoint:
+        return BestCheckpoint(recipe, build_metrics(metrics_of(recipe, Shifted())))
+
     words = ["eval.metrics=[{name: fid, features: pixels}]", "train.eval_every=5"]
-    Tracker(load_recipe("quickstart", [*words, "train.keep_best.metric=fid"]), Shifted())
+    best_of(load_recipe("quickstart", [*words, "train.keep_best.metric=fid"]))
     with pytest.raises(UsageError, match=r"'fid.train' is scored against training data"):
-        Tracker(load_recipe("quickstart", [*words, "train.keep_best.metric=fid.train"]), Shifted())
+        best_of(load_recipe("quickstart", [*words, "train.keep_best.metric=fid.train"]))
 
 
 def test_printed_values_come_with_their_protocol(result: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:

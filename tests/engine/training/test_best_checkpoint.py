@@ -24,11 +24,12 @@ from gebm_kit.core.errors import CheckpointError, Interrupted, RecipeError, Usag
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning, Progress
+from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_state
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training import loop as module
-from gebm_kit.engine.training.best_checkpoint import Tracker
+from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 
 RECIPE = """\
 schema: 1
@@ -67,7 +68,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         gebm = {name: SimpleNamespace(value=value) for name, value in values.items()}
         return SimpleNamespace(metrics={"gebm": gebm}, scalars=lambda: {"eval.gebm.mmd": VALUES[step]})
 
-    class Job(module._Job):
+    class Job(module.TrainingRun):
         def look(self) -> None:
             step = self.trainer.step
             module.score_recipe = lambda *_, **__: look(self)
@@ -75,10 +76,10 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
                 super().look()
             finally:
                 module.score_recipe = real
-            assert self.tracker.looked == step
+            assert self.best.looked == step
 
     real = module.score_recipe
-    monkeypatch.setattr(module, "_Job", Job)
+    monkeypatch.setattr(module, "TrainingRun", Job)
     monkeypatch.setattr(module, "write_pictures", lambda *_, **__: [])
     monkeypatch.setattr(Job, "evaluate", lambda self: None)
     return found
@@ -253,7 +254,7 @@ def test_the_best_by_likelihood_is_that_of_the_validation_part(recipe: Path, tmp
 
 def test_a_likelihood_with_a_log_partition_not_to_be_trusted_is_never_the_best(recipe: Path) -> None:
     checked = load_recipe(recipe, ["train.keep_best.metric=nll"])
-    tracker = Tracker(checked, build_dataset(checked))
+    tracker = BestCheckpoint(checked, build_metrics(metrics_of(checked, build_dataset(checked))))
 
     def seen(value: float, pareto_k: float) -> Any:
         fit = SimpleNamespace(

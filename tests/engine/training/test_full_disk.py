@@ -37,7 +37,7 @@ NUM_FILES = 6
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(module._Job, "evaluate", lambda self: None)
+    monkeypatch.setattr(module.TrainingRun, "evaluate", lambda self: None)
     path = tmp_path / "toy.yaml"
     path.write_text(RECIPE)
     return path

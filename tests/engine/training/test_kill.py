@@ -186,7 +186,7 @@ def test_a_kill_while_a_file_is_replaced_leaves_the_old_or_the_new(tmp_path: Pat
 def _kill_training_everywhere(recipe: Path, folder: Path, stride: int) -> None:
     """A program of its own, since a process that has differentiated can't be forked. Prints what was seen at each kill."""
     warnings.simplefilter("ignore")
-    module._Job.evaluate = lambda self: None  # type: ignore[method-assign]
+    module.TrainingRun.evaluate = lambda self: None  # type: ignore[method-assign]
     module.LOG_PARTITION_DRAWS = 64
 
     def go(out: Path) -> None:
