@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
-from gebm_kit.engine.evaluation.metrics import build_metrics, default_metrics
-from gebm_kit.engine.evaluation.settings import EvaluationSettings
-from gebm_kit.engine.evaluation.subject import eval_section, opened
+from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
+from gebm_kit.engine.evaluation.settings import EvaluationSettings, with_given
+from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.process.distributed import joined, local_device
-from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
+from gebm_kit.engine.sampling.settings import resolve_sampler
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
@@ -68,26 +68,18 @@ def evaluate(
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
     recipe, model, dataset = opened(run_or_model, data)
-    sampling = SampleSettings() if recipe is None else settings_of(recipe.sample)
-    section = eval_section(recipe)
-    if inverse_temperature is not None:
-        sampling = replace(sampling, inverse_temperature=inverse_temperature)
-    sampling = replace(sampling, seed=section.seed if seed is None else seed)
+    seed = eval_section(recipe).seed if seed is None else seed
+    sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)
     settings = replace(EvaluationSettings.of(recipe), reference=reference)
-    given: dict[str, Any] = {
-        "num_samples": num_samples,
-        "num_sets": num_sets,
-        "log_partition": log_partition,
-        "nll_space": nll_space,
-    }
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    chosen = metrics if metrics is not None else [*section.metrics] or default_metrics(dataset)
+    settings = with_given(
+        settings, num_samples=num_samples, num_sets=num_sets, log_partition=log_partition, nll_space=nll_space
+    )
     where = device if device is not None or recipe is None else recipe.device
     with joined(work="evaluation") as ranks:
         return score(
             model,
             dataset,
-            build_metrics(chosen),
+            build_metrics(metrics_of(recipe, dataset) if metrics is None else metrics),
             resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
             sampling,
             settings,

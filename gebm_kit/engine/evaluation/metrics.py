@@ -39,9 +39,9 @@ def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features:
     features.check(metrics.values(), dataset)
 
 
-def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:
-    """The metrics of a recipe: names, or nodes."""
-    return [*recipe.eval.metrics] or default_metrics(dataset)
+def metrics_of(recipe: Recipe | None, dataset: Dataset) -> list[Any]:
+    """Return a recipe's metrics as nodes, or the default names where it lists none."""
+    return [*(() if recipe is None else recipe.eval.metrics)] or default_metrics(dataset)
 
 
 def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:

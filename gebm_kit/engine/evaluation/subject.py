@@ -11,6 +11,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.engine.sampling.settings import SampleSettings, settings_of
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import EvalSection, Recipe
@@ -22,6 +23,11 @@ def eval_section(recipe: Recipe | None) -> EvalSection:
     from gebm_kit.config.schema import EvalSection
 
     return EvalSection() if recipe is None else recipe.eval
+
+
+def sampling_settings(recipe: Recipe | None) -> SampleSettings:
+    """Return the settings of the recipe's ``sample`` section, or the defaults."""
+    return SampleSettings() if recipe is None else settings_of(recipe.sample)
 
 
 def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
