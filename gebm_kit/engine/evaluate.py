@@ -47,23 +47,22 @@ def evaluate(
 ) -> Evaluation:
     """Score a trained run, or any GEBM built by hand.
 
-    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes. Under torchrun, or
-    where the caller made a process group, the ranks share the sampling: call it on all of them.
+    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults of recipes. Under torchrun,
+    or inside the caller's own process group, the ranks share the sampling: call it on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        data: a dataset, or held-out rows (N, *D); of rows, every second is reference and the others are the floor. None: the
-            run's own data.
-        metrics: component names or metric objects; None: the recipe's, else frechet, mmd, sliced-wasserstein and, for toys
+        data: a dataset, or held-out rows (N, *D), which alternate between reference and floor. None: the run's own data.
+        metrics: component names or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
         sampler: name or object; None: the recipe's, else hmc.
         num_samples, num_sets: draws in each set, and sets.
-        seed: of the draws.
+        seed: seed of the draws.
         reference: part of the dataset to score against.
         log_partition, nll_space: recipe keys ``eval.log_partition`` and ``nll.space``.
 
     Raises:
-        UsageError: values that make no sense together, or no data for a hand-built model.
+        UsageError: inconsistent arguments, or no data for a hand-built model.
         DataError: the data does not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """

@@ -1,4 +1,4 @@
-"""What is evaluated: a run or a model built by hand, its data, and the settings of its recipe."""
+"""The subject of an evaluation: a run or a model built by hand, its data, and its recipe's settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def eval_section(recipe: Recipe | None) -> EvalSection:
-    """The recipe's ``eval`` section, or its defaults."""
+    """Return the recipe's ``eval`` section, or its defaults."""
     from gebm_kit.config.schema import EvalSection
 
     return EvalSection() if recipe is None else recipe.eval
@@ -31,7 +31,12 @@ def sampling_settings(recipe: Recipe | None) -> SampleSettings:
 
 
 def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
-    """The recipe (None for a hand-built model), the model, and the data to score against."""
+    """Return the recipe (None for a hand-built model), the model, and the data to score against.
+
+    Raises:
+        UsageError: neither a run nor a model, data of another type, or a model without data.
+        CheckpointError: the path is not a run directory with a usable checkpoint.
+    """
     from gebm_kit.engine.run_directory.run import Run, load_run
 
     if isinstance(run_or_model, str | Path):
