@@ -125,7 +125,7 @@ def chosen_metric(metric: str | Metric, recipe: Recipe | None) -> tuple[str, Met
     ((name, built),) = build_metrics([next((node for node in nodes if node.name == metric), metric)]).items()
     if built.of_model:
         raise UsageError(
-            f"metric {name!r} is a property of the model and does not depend on draws, so it has no course along a chain",
+            f"metric {name!r} is a property of the model and does not depend on draws, so it can't be traced along a chain",
             hint="`gebm-kit eval` reports it.",
         )
     return name, built

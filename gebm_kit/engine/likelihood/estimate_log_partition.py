@@ -163,7 +163,7 @@ def _warn_of_bridge(estimate: LogPartition, groups: int) -> None:
         warn(
             f"the log-partition is {estimate.value:.2f} by {estimate.method} and {estimate.bridge:.2f} by bridge sampling "
             f"between base draws and {source}, which is further apart than their errors allow: the draws may not have "
-            "reached the whole model, or weights are missing that matter."
+            "reached the whole model, or important weights may be missing."
         )
 
 

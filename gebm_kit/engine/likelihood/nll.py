@@ -118,7 +118,7 @@ def check_space(dataset: Dataset, space: Space) -> None:
     if space == "raw" and log_det_of(dataset) is None:
         raise UsageError(
             f"nll.space=raw needs a dataset that states the Jacobian of its preprocessing, and {type(dataset).__name__} "
-            "states none; allowed: standardised, the data as the model sees them",
+            "states none; allowed: standardised, the data as the model sees it",
             hint="The dataset tabular states it.",
         )
 
