@@ -137,7 +137,7 @@ def score(
         seed=seed,
         device=device,
     )
-    if space == "raw":  # a recipe's ``nll.space`` is ignored where there is no density; an argument is not
+    if space == "raw":  # only the argument raises; a recipe's ``nll.space`` is ignored where there is no density
         check_density(model, dataset, space)
     return row_scores(model, dataset, rows, on_progress=on_progress, **settings)
 

@@ -137,7 +137,7 @@ class _Remembering(FeatureMap):
 
 
 class _RememberingClasses(_Remembering):
-    """The same for a feature map with class logits."""
+    """A remembering feature map that has class logits too."""
 
     def logits(self, features: Tensor) -> Tensor:
         assert isinstance(self._inner, HasLogits)

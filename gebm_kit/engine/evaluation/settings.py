@@ -1,4 +1,4 @@
-"""The settings of one evaluation."""
+"""The settings of an evaluation, and settings with some values replaced."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ three sets is 4.3 standard errors on each side; over two it would be 12.7."""
 
 Settings = TypeVar("Settings", SampleSettings, "EvaluationSettings")
 
+
 FLOOR_PART: Mapping[SplitName, SplitName] = {"test": "valid", "valid": "test", "train": "test"}
 """The held-out part that the floor is measured on, for each reference part."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """How draws are scored; how they are drawn is `SampleSettings`.
+    """Settings of how draws are scored; `SampleSettings` says how they are drawn.
 
     Attributes:
         num_samples, num_sets: draws in each set, and sets.

@@ -48,7 +48,7 @@ GROUP_COLOURS = ("#440154", "#31688e", "#35b779", "#e6a100")
 
 
 FURTHEST = 30.0
-"""How far the axis of potentials reaches beyond the chains' histogram towards the base's, in widths of that histogram;
+"""Most that the axis of potentials reaches beyond the chains' histogram towards the base's, in widths of that histogram;
 further out, the chains' histogram would be a single line."""
 
 

@@ -34,7 +34,7 @@ class ModelDraws:
 
 @dataclass(frozen=True, slots=True)
 class ModelFit:
-    """How well the tilt ``beta E`` fits: KALE, the log-partition and the likelihood.
+    """The fit of the tilt ``beta E`` that was sampled: KALE, the log-partition and the likelihood.
 
     Attributes:
         kale_train, kale_test: ``1 - beta E_P[E] - A - E_B[exp(-(beta E + A))]`` on training data (None without any) and on
