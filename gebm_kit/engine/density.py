@@ -30,19 +30,20 @@ def log_density(
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
 ) -> LogDensities:
-    """Log-densities of ``rows`` (N, *D), in nats.
+    """Compute the log-densities of ``rows`` (N, *D), in nats.
 
-    Of a run whose dataset standardises, rows are measurements as they are in its file; of every other run and model they are
-    data as the model sees them. What is not given comes from the run's recipe, for a hand-built model from the defaults.
+    For a run whose dataset standardises, rows are measurements like those in its file. For any other run or model, rows are
+    data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Args:
-        space: see `LogDensities`; ``raw`` needs a dataset that states the Jacobian of its preprocessing.
-        log_partition: how A is estimated, as the recipe key ``eval.log_partition``.
-        seed: of the base draws and populations behind A.
+        space: the space of the densities, see `LogDensities`; ``raw`` needs a dataset that states the Jacobian of its
+            preprocessing.
+        log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
+        seed: seed of the base draws and populations behind A.
 
     Raises:
         UsageError: the base has no density; ``raw`` without a Jacobian.
-        DataError: rows that do not fit the model, or are not finite.
+        DataError: rows that do not fit the model or are not finite.
     """
     model, dataset, settings = model_of(
         run_or_model,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
-from gebm_kit.engine.evaluation.metrics import build_metrics, default_metrics
-from gebm_kit.engine.evaluation.settings import EvaluationSettings
-from gebm_kit.engine.evaluation.subject import eval_section, opened
+from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
+from gebm_kit.engine.evaluation.settings import EvaluationSettings, with_given
+from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.process.distributed import joined_ranks, local_device
-from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
+from gebm_kit.engine.sampling.settings import resolve_sampler
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
@@ -47,47 +47,38 @@ def evaluate(
 ) -> Evaluation:
     """Score a trained run, or any GEBM built by hand.
 
-    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes. Under torchrun, or
-    where the caller made a process group, the ranks share the sampling: call it on all of them.
+    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults of recipes. Under torchrun,
+    or inside the caller's own process group, the ranks share the sampling: call it on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        data: a dataset, or held-out rows (N, *D); of rows, every second is reference and the others are the floor. None: the
-            run's own data.
-        metrics: component names or metric objects; None: the recipe's, else frechet, mmd, sliced-wasserstein and, for toys
+        data: a dataset, or held-out rows (N, *D), which alternate between reference and floor. None: the run's own data.
+        metrics: component names or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
         sampler: name or object; None: the recipe's, else hmc.
         num_samples, num_sets: draws in each set, and sets.
-        seed: of the draws.
+        seed: seed of the draws.
         reference: part of the dataset to score against.
         log_partition, nll_space: recipe keys ``eval.log_partition`` and ``nll.space``.
 
     Raises:
-        UsageError: values that make no sense together, or no data for a hand-built model.
+        UsageError: inconsistent arguments, or no data for a hand-built model.
         DataError: the data does not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
     recipe, model, dataset = opened(run_or_model, data)
-    sampling = SampleSettings() if recipe is None else settings_of(recipe.sample)
-    section = eval_section(recipe)
-    if inverse_temperature is not None:
-        sampling = replace(sampling, inverse_temperature=inverse_temperature)
-    sampling = replace(sampling, seed=section.seed if seed is None else seed)
+    seed = eval_section(recipe).seed if seed is None else seed
+    sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)
     settings = replace(EvaluationSettings.of(recipe), reference=reference)
-    given: dict[str, Any] = {
-        "num_samples": num_samples,
-        "num_sets": num_sets,
-        "log_partition": log_partition,
-        "nll_space": nll_space,
-    }
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    chosen = metrics if metrics is not None else [*section.metrics] or default_metrics(dataset)
+    settings = with_given(
+        settings, num_samples=num_samples, num_sets=num_sets, log_partition=log_partition, nll_space=nll_space
+    )
     where = device if device is not None or recipe is None else recipe.device
     with joined_ranks(work="evaluation") as ranks:
         return score(
             model,
             dataset,
-            build_metrics(chosen),
+            build_metrics(metrics_of(recipe, dataset) if metrics is None else metrics),
             resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
             sampling,
             settings,

@@ -1,4 +1,4 @@
-"""How unlike the data rows are under a trained model: their energy and, where the base has a density, their log-density."""
+"""Scores that tell rows unlike the data under a trained model: energies and, if the base has a density, log-densities."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class RowScores:
     """Scores of N rows.
 
     Attributes:
-        energy: ``beta E(x)``, (N,) float64; high where the model does not expect data, up to a constant.
+        energy: ``beta E(x)``, (N,) float64, up to a constant; high where the model does not expect data.
         log_density: ``log q(x) = log b(x) - beta E(x) - A`` in nats, (N,); None where the base has no density.
         log_base: ``log b(x)``, (N,), or None.
         log_partition: A with its error, or None.
-        space: of the densities, ``raw`` or ``standardised``; None without.
+        space: the space of the densities, ``raw`` or ``standardised``; None without densities.
         inverse_temperature: beta.
     """
 
@@ -53,12 +53,12 @@ class RowScores:
     inverse_temperature: float
 
     def columns(self) -> dict[str, Tensor]:
-        """What there is of ``energy``, ``log_density`` and ``log_base``, by name."""
+        """Return the available ones of ``energy``, ``log_density`` and ``log_base``, by name."""
         named = {"energy": self.energy, "log_density": self.log_density, "log_base": self.log_base}
         return {name: values for name, values in named.items() if values is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """What holds for all rows, as plain JSON."""
+        """Return what all rows share, and the means over them, as plain JSON."""
         return {
             "num_rows": len(self.energy),
             "columns": list(self.columns()),
@@ -70,10 +70,10 @@ class RowScores:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a .csv (row number from 1, then `columns`) or a .npz (an array for each); whole or not at all.
+        """Write a .csv (row number from 1, then `columns`) or a .npz (an array for each column), completely or not at all.
 
         Raises:
-            UsageError: another suffix, or the place can't be written.
+            UsageError: another suffix, or the path can't be written.
             RunFailed: the disk is full.
         """
         place = check_score_output(path)
@@ -92,10 +92,10 @@ class RowScores:
 
 
 def check_score_output(path: str | Path) -> Path:
-    """The place for scores.
+    """Check the path of a file for scores, and return it.
 
     Raises:
-        UsageError: its suffix is none that can be written.
+        UsageError: the suffix is not one of `SCORE_SUFFIXES`.
     """
     place = Path(path)
     if place.suffix.lower() not in SCORE_SUFFIXES:
@@ -114,20 +114,20 @@ def score(
     device: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> RowScores:
-    """Energies of ``rows`` (N, *D) and, where the base has a density, their log-densities in nats.
+    """Compute the energies of ``rows`` (N, *D) and, if the base has a density, their log-densities in nats.
 
-    Of a run whose dataset standardises, rows are measurements as they are in its file; of every other run and model they are
-    data as the model sees them. What is not given comes from the run's recipe, for a hand-built model from the defaults.
+    For a run whose dataset standardises, rows are measurements like those in its file. For any other run or model, rows are
+    data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Args:
-        space: of the log-densities: ``raw`` needs a dataset that states the Jacobian of its preprocessing.
-        log_partition: how A is estimated, as the recipe key ``eval.log_partition``.
-        seed: of the base draws and populations behind A.
+        space: the space of the log-densities; ``raw`` needs a dataset that states the Jacobian of its preprocessing.
+        log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
+        seed: seed of the base draws and populations behind A.
 
     Raises:
         UsageError: neither a run nor a model; ``space="raw"`` for a base without a density or a dataset that states no
             Jacobian.
-        DataError: rows that do not fit the model, or are not finite.
+        DataError: rows that do not fit the model or are not finite.
     """
     model, dataset, settings = model_of(
         run_or_model,
@@ -137,7 +137,7 @@ def score(
         seed=seed,
         device=device,
     )
-    if space == "raw":  # the recipe's own ``nll.space`` asks for nothing where there is no density
+    if space == "raw":  # only the argument raises; a recipe's ``nll.space`` is ignored where there is no density
         check_density(model, dataset, space)
     return row_scores(model, dataset, rows, on_progress=on_progress, **settings)
 
@@ -157,7 +157,12 @@ def row_scores(
     block_size: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> RowScores:
-    """`score` with everything said; ``names`` of the rows' columns, ``source`` of the rows, for messages."""
+    """Compute the scores of `score`, with nothing left to a recipe.
+
+    Args:
+        names: names of the rows' columns, () without names.
+        source: where the rows come from, for messages.
+    """
     base: object = model.base
     if isinstance(base, HasDensity):
         found = densities(

@@ -1,16 +1,19 @@
-"""Quality along the chain: a metric of the chains' positions against what each chain has spent so far.
+"""Quality along the chain: a metric of the chains' positions against the evaluations that each chain has spent so far.
 
-Protocol. In each of ``num_sets`` independent groups, ``num_samples`` chains start from prior draws and run side by side. At
-the steps 0, 1, 2, 4, 8, ... and at the last one the positions of a group's chains, one draw of each, are scored against the
-same reference and with the same shuffles as in an evaluation; the value is the mean over the groups and the interval is
-Student's over them. Step 0 is the base itself: it costs nothing, and is the same for every beta. Every step of these chains
-is made with a frozen sampler. A kernel is tuned before, by its own warm-up on ``num_chains`` chains of its own, which are
-not used again; what that cost each of them is reported beside the curve (`Tuning`), and is part of the price of arriving.
-With ``warmup`` 0 the sampler is run as it is given. A population method or a refiner is not tuned, and runs until it has
-finished, its start counting as its first step. Coupled chains run in islands of ``num_chains``, as they do when drawing.
+Protocol:
 
-Costs are evaluations of the potential for each chain: those with gradient (`Point.grad_evals`), and those without
-(`Point.forward_evals`). The curve's axis is the former, unless the sampler uses no gradients.
+- Groups. In each of ``num_sets`` independent groups, ``num_samples`` chains start from prior draws and run side by side.
+- Scores. At the steps 0, 1, 2, 4, 8, ... and at the last step, the positions of a group's chains, one draw from each, are
+  scored against the same reference and with the same shuffles as in an evaluation. The value is the mean over the groups,
+  and the interval is Student's over them. Step 0 is the base itself: it costs nothing and is the same for every beta.
+- Tuning. The traced chains run with a frozen sampler. A kernel is tuned first, by a warm-up on ``num_chains`` separate
+  chains that are then discarded. The warm-up's cost per chain is reported beside the curve (`Tuning`); it is part of the
+  total cost. With ``warmup`` 0 the sampler is used as given.
+- Other families. A population method or a refiner is not tuned and runs until it has finished. Its start counts as its first
+  step. Coupled chains run in islands of ``num_chains``, as they do when drawing.
+
+Costs are evaluations of the potential per chain, with gradient (`Point.grad_evals`) and without (`Point.forward_evals`). The
+curve's axis counts evaluations with gradient, unless the sampler uses none.
 
 References:
     Generalized Energy Based Models. M. Arbel, L. Zhou, A. Gretton, ICLR 2021. https://arxiv.org/abs/2003.05033 (the FID
@@ -20,7 +23,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +40,13 @@ from gebm_kit.engine.evaluation.evaluation import check_request
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
-from gebm_kit.engine.evaluation.settings import FLOOR_PART
-from gebm_kit.engine.evaluation.subject import eval_section, opened
+from gebm_kit.engine.evaluation.settings import FLOOR_PART, with_given
+from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
 from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tracer
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
-from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler, settings_of
+from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -70,42 +72,32 @@ def trace_quality(
     reference: SplitName = "test",
     on_progress: OnProgress = ignore,
 ) -> Trace:
-    """A metric along the chains of a trained run, or of any GEBM built by hand; see the protocol above.
+    """Measure a metric along the chains of a trained run, or of any GEBM built by hand; see the protocol above.
 
-    What is not given comes from the run's recipe, for a hand-built model from the defaults of recipes.
+    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults of recipes.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        metric: component name (with the parameters that the recipe's ``eval.metrics`` give it, if they do) or an object.
+        metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
         data: as for `gebm_kit.evaluate`.
         sampler: name or object; None: the recipe's, else hmc.
-        inverse_temperature: beta, or several of them: one curve each.
-        num_samples: chains, and so draws at every point, of a group.
-        num_sets: groups; None: the recipe's ``eval.num_sets``.
-        num_chains, warmup: chains and steps of the warm-up that tunes the sampler beforehand; 0 steps: no tuning.
-        steps: the traced chains run for ``warmup + steps`` steps, as long as those of `gebm_kit.sample` at the least.
-        at_steps: steps to measure at in place of the doubling ones; the largest is the last.
-        seed: of starting points and sampler.
+        inverse_temperature: beta, or several betas, each with a curve of its own.
+        num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
+        num_chains, warmup: chains and steps of the warm-up that tunes the sampler first; 0 steps: no tuning.
+        steps: the traced chains run for ``warmup + steps`` steps, the least that `gebm_kit.sample` runs.
+        at_steps: steps to measure at, in place of 0, 1, 2, 4, 8, ...; the largest is the last step.
+        seed: seed of starting points and sampler.
         reference: part of the dataset to score against.
 
     Raises:
-        UsageError: values that make no sense together, a metric that does not depend on draws, no data for a hand-built
-            model, a prior that the sampler does not serve.
-        DataError: the data does not fit the model.
+        UsageError: inconsistent arguments, a metric that does not depend on draws, no data for a hand-built model, or a
+            prior that the sampler does not support.
+        DataError: the data does not fit the model; RunFailed: draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
-        RunFailed: draws that are not finite, or a device out of memory.
     """
     recipe, model, dataset = opened(run_or_model, data)
-    given: dict[str, Any] = {
-        "num_samples": num_samples,
-        "num_chains": num_chains,
-        "warmup": warmup,
-        "steps": steps,
-        "seed": seed,
-        "block_size": block_size,
-    }
-    settings = SampleSettings() if recipe is None else settings_of(recipe.sample)
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    settings = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
+    settings = with_given(settings, steps=steps, seed=seed, block_size=block_size)
     return record(
         model,
         dataset,
@@ -124,17 +116,17 @@ def trace_quality(
 
 
 def chosen_metric(metric: str | Metric, recipe: Recipe | None) -> tuple[str, Metric]:
-    """Name and metric, by name with the parameters that the recipe's ``eval.metrics`` give it, if they do.
+    """Return the metric and its name; a name takes its parameters from the recipe's ``eval.metrics`` if it is listed there.
 
     Raises:
-        UsageError: a metric of the model, which no draw changes, or something that is no metric.
-        RecipeError, PluginError: no installed metric is called so.
+        UsageError: a metric of the model, which draws do not change, or something that is not a metric.
+        RecipeError, PluginError: no installed metric has this name.
     """
     nodes = () if recipe is None else recipe.eval.metrics
     ((name, built),) = build_metrics([next((node for node in nodes if node.name == metric), metric)]).items()
     if built.of_model:
         raise UsageError(
-            f"metric {name!r} is a property of the model and does not depend on draws, so it has no course along a chain",
+            f"metric {name!r} is a property of the model and does not depend on draws, so it can't be traced along a chain",
             hint="`gebm-kit eval` reports it.",
         )
     return name, built
@@ -156,10 +148,10 @@ def record(
     features: FeatureSettings | None = None,
     on_progress: OnProgress = ignore,
 ) -> Trace:
-    """`trace_quality` with everything chosen: a named metric, a sampler, settings and the betas.
+    """Trace a chosen metric, sampler and sweep of betas; `trace_quality` with nothing left to a recipe.
 
-    ``thin`` and ``inverse_temperature`` of ``settings`` are not used. Groups run one after another, so that memory holds the
-    chains of one.
+    ``thin`` and ``inverse_temperature`` of ``settings`` are not used. Groups run one after another, so memory holds the
+    chains of one group only.
     """
     betas = _betas(inverse_temperature)
     check_request(model, dataset, settings.num_samples, num_sets)
@@ -184,15 +176,6 @@ def record(
         with enough_memory(where, doing, hint):
             curves = tuple(tracer.curve(sampler, beta, num_sets, watch) for beta in betas)
         floor_values = [tracer.score(x, index) for index, x in enumerate(floor)]
-    protocol = {
-        **tracer.protocol,
-        "sets": num_sets,
-        "interval": "95 %, Student's t over sets",
-        "held_out": len(floor[0]),
-        "held_out_sets": len(floor),
-        "reference_part": reference,
-        "held_out_part": FLOOR_PART[reference],
-    }
     return Trace(
         metric=name,
         sampler=component_name("sampler", sampler),
@@ -201,12 +184,24 @@ def record(
         seed=settings.seed,
         curves=curves,
         floor={key: mean_interval([row[key] for row in floor_values]) for key in floor_values[0]},
-        protocol=protocol,
+        protocol=tracer.protocol | _protocol(num_sets, floor, reference),
     )
 
 
+def _protocol(num_sets: int, floor: Sequence[Tensor], reference: SplitName) -> dict[str, Any]:
+    """Describe the groups, the floor and the parts of the dataset, besides the metric's own protocol."""
+    return {
+        "sets": num_sets,
+        "interval": "95 %, Student's t over sets",
+        "held_out": len(floor[0]),
+        "held_out_sets": len(floor),
+        "reference_part": reference,
+        "held_out_part": FLOOR_PART[reference],
+    }
+
+
 def _betas(inverse_temperature: float | Sequence[float]) -> tuple[float, ...]:
-    """The betas, each checked, in the order given."""
+    """Check the betas and return them in the order given."""
     several = isinstance(inverse_temperature, Sequence) and not isinstance(inverse_temperature, str)
     sweep: Sequence[Any] = inverse_temperature if several else [inverse_temperature]  # type: ignore[assignment]
     betas = tuple(SampleSettings(inverse_temperature=beta).inverse_temperature for beta in sweep)

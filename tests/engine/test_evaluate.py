@@ -62,7 +62,7 @@ class ExactState(NamedTuple):
 
 
 class Exact(Sampler):
-    """Independent draws of the posterior of the model above at beta = 1."""
+    """A sampler with independent draws from the posterior of the model above at beta = 1."""
 
     def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> ExactState:
         return ExactState(z, potential.value(z))
@@ -78,7 +78,7 @@ class Coupled(Exact):
 
 
 class FirstMean(Metric):
-    """Mean of the first coordinate: unbiased, with a known truth."""
+    """The mean of the first coordinate, an unbiased metric with a known truth."""
 
     ratio: ClassVar[bool] = False
 
@@ -140,7 +140,7 @@ class TestKnownTruth:
         assert abs(found.metrics["gebm"]["frechet"].value - result.metrics["gebm"]["frechet"].value) < 0.04
 
     def test_intervals_cover_the_truth(self) -> None:
-        """The mean of the first coordinate, over many draws of four sets with seeds of their own."""
+        """Intervals for the mean of the first coordinate, over many evaluations of four sets with different seeds."""
         hits: dict[str, int] = {"base": 0, "gebm": 0}
         repeats = 150
         for seed in range(repeats):
@@ -186,7 +186,7 @@ class TestProtocol:
         other = evaluate(model(), data=data(), sampler=Exact(), num_samples=500, num_sets=5, seed=4)
         assert other.metrics["gebm"] != result.metrics["gebm"]
         assert other.metrics["base"] != result.metrics["base"]
-        assert other.metrics["data"]["mmd"] == result.metrics["data"]["mmd"]  # no draws in it
+        assert other.metrics["data"]["mmd"] == result.metrics["data"]["mmd"]  # this column has no draws
 
     def test_values_with_several_names_and_without_ratio(self) -> None:
         toy = TwentyFiveGaussians(num_train=50, num_valid=600, num_test=600)
@@ -277,7 +277,7 @@ class TestDrawSets:
         assert found.diagnostics.num_chains == 90
 
     def test_a_chain_never_serves_two_sets(self) -> None:
-        """A sampler that never moves leaves one value a chain: every value then belongs to one set alone."""
+        """A sampler that never moves leaves one value per chain, so each value must appear in one set only."""
 
         class Still(Exact):
             def step(self, state: ExactState, potential: Any, generator: torch.Generator) -> tuple[ExactState, Info]:
@@ -340,11 +340,11 @@ class TestBadInput:
             evaluate(model())
 
     @pytest.mark.parametrize("subject", [3, None, Identity()])
-    def test_something_that_is_no_model(self, subject: Any) -> None:
+    def test_something_that_is_not_a_model(self, subject: Any) -> None:
         with pytest.raises(UsageError, match="a run, its path or a GEBM"):
             evaluate(subject, data=data(10))
 
-    def test_a_path_that_is_no_run(self, tmp_path: Path) -> None:
+    def test_a_path_that_is_not_a_run(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="does not exist"):
             evaluate(tmp_path / "nothing")
         with pytest.raises(CheckpointError, match="not a run directory"):
@@ -410,7 +410,7 @@ class TestBadInput:
         with pytest.raises(RecipeError, match="did you mean pixels"):
             evaluate(model(), data=data(20), metrics=[Mmd(features="pixel")], sampler=Exact(), **QUICK)
 
-    def test_a_base_that_makes_no_numbers(self) -> None:
+    def test_a_base_that_makes_values_that_are_not_finite(self) -> None:
         class Broken(Identity):
             def forward(self, z: Tensor) -> Tensor:
                 return torch.where(z[:, :1] > 2.5, torch.full_like(z, math.nan), z)

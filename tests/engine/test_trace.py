@@ -1,4 +1,4 @@
-"""Quality along the chain: known curves, what it cost, sweeps, populations, files, bad input."""
+"""Quality along the chain: known curves, costs, sweeps, populations, files, bad input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Identity(Base):
 
 
 class Quadratic(Energy):
-    """``|x|^2 / 2 - 2 MEAN x``; counts the rows that it sees, with and without gradient."""
+    """The energy ``|x|^2 / 2 - 2 MEAN x``, which counts the rows it sees, with and without gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Nearer(NamedTuple):
 
 
 class Autoregressive(Sampler):
-    """``z' = m + r (z - m) + s sqrt(1 - r^2) xi``: after t steps from the prior the mean is ``m (1 - r^t)``."""
+    """The kernel ``z' = m + r (z - m) + s sqrt(1 - r^2) xi``; t steps from the prior, the mean is ``m (1 - r^t)``."""
 
     def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Nearer:
         return Nearer(z, potential.value(z), torch.zeros(()))
@@ -76,7 +76,7 @@ class Autoregressive(Sampler):
 
 
 class Population(Autoregressive):
-    """Arrives after four to eight steps, as its first draw of the generator says."""
+    """A sampler that finishes after four to eight steps; its first random number says which."""
 
     family: ClassVar[Any] = "population"
     coupled: ClassVar[bool] = True
@@ -95,14 +95,14 @@ class Endless(Population):
 
 
 class FirstMean(Metric):
-    """Distance of the first coordinate's mean from the truth, with a sign: positive for the base."""
+    """The signed distance of the first coordinate's mean from the truth, positive for the base."""
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         return {"FirstMean": float(MEAN[0] - context.samples[:, 0].double().mean())}
 
 
 class TwoMeans(Metric):
-    """Means of both coordinates, the larger the better."""
+    """The means of both coordinates; higher is better."""
 
     lower_is_better: ClassVar[bool | None] = False
 
@@ -141,7 +141,7 @@ class TestTheNumberToReachAShare:
         ("values", "share", "answer"),
         [
             ([10, 5, 1, 0.4, 0.2, 0], 0.95, 4),
-            ([10, 0.5, 0], 0.95, 1),  # just on the level
+            ([10, 0.5, 0], 0.95, 1),  # exactly at the level
             ([10, 0.51, 0], 0.95, 2),
             ([10, -3, 5, 0], 0.95, 1),  # the first time counts
             ([10, 9, 8, 7], 1.0, 4),
@@ -153,7 +153,7 @@ class TestTheNumberToReachAShare:
         ],
     )
     def test_examples(self, values: list[float], share: float, answer: int | None) -> None:
-        """At costs 0, 1, 2, 4, 8, ...: the first whose value is no more than base - share (base - final)."""
+        """The answer is the first of the costs 0, 1, 2, 4, 8, ... whose value is at most base - share (base - final)."""
         evals = [0, 1, 2, 4, 8, 16][: len(values)]
         assert evals_to_reach(evals, values, share) == answer
 
@@ -167,11 +167,11 @@ class TestTheNumberToReachAShare:
         (curve,) = found.curves
         first = [point.values["means.first"].value for point in curve.points]
         assert curve.improvement["means.first"].value == pytest.approx(first[-1] - first[0])
-        # the mean of the first coordinate comes up to 0.5 as 1 - 2^-t; that of the second goes down, and is no better
+        # the mean of the first coordinate rises to 0.5 as 1 - 2^-t; the second mean falls, so it does not improve
         assert found.evals_to_95(curve, "means.first") in (5, 9)  # steps 4 and 8, and one value at the start
         assert found.evals_to_95(curve, "means.second") is None
 
-    def test_what_is_not_clear_is_not_called_improvement(self) -> None:
+    def test_an_unclear_gain_is_not_an_improvement(self) -> None:
         assert trace(sampler="mala", inverse_temperature=0).curves[0].improvement["mmd"].low < 0  # type: ignore[operator]
         found = trace(sampler="mala", inverse_temperature=0, seed=4)
         assert all(found.evals_to_95(curve, "mmd") is None for curve in found.curves)
@@ -185,7 +185,7 @@ class TestTheNumberToReachAShare:
 
 class TestTheCurve:
     def test_a_known_relaxation(self) -> None:
-        """Against ``m (1 - r^t)``: every point within five standard errors, and the start is the base."""
+        """Every point is within five standard errors of ``m (1 - r^t)``, and the start is the base."""
         found = trace(FirstMean(), sampler=Autoregressive(), num_samples=5000, num_sets=4, steps=10, warmup=0)
         (curve,) = found.curves
         assert [point.step for point in curve.points] == [0, 1, 2, 4, 8, 10]
@@ -196,7 +196,7 @@ class TestTheCurve:
         assert found.evals_to_95(curve, "FirstMean") in (5, 9)
 
     def test_a_real_sampler_goes_from_the_base_to_the_floor(self) -> None:
-        """Fréchet distance of N(0, I) from N(m, s^2 I): |m|^2 + 2 (1 - s)^2; that of the model is zero."""
+        """The Fréchet distance of N(0, I) from N(m, s^2 I) is |m|^2 + 2 (1 - s)^2; the model's distance is zero."""
         found = trace("frechet", sampler="hmc", num_samples=500, warmup=60, steps=4, at_steps=[1, 20])
         truth = float(MEAN.square().sum()) + 2 * (1 - STD) ** 2
         start, _, end = values(found, "frechet")
@@ -215,7 +215,7 @@ class TestTheCurve:
             assert (estimate.low, estimate.high) == pytest.approx((np.mean(row) - half, np.mean(row) + half))
             assert estimate.n == 3
 
-    def test_steps_of_ones_own(self) -> None:
+    def test_chosen_steps(self) -> None:
         found = trace(FirstMean(), sampler=Autoregressive(), at_steps=[3, 7, 5])
         assert [point.step for point in found.curves[0].points] == [0, 3, 5, 7]
 
@@ -242,7 +242,7 @@ class TestCost:
         [("mala", 1, 0), ("hmc", 4, 0), ("pcn", 0, 1), ("isir", 2, 7)],
     )
     def test_what_the_energy_saw(self, sampler: str, grads: int, values: int) -> None:
-        """The rows that reached the energy are those that trace and warm-up report, one evaluation at the start included."""
+        """The energy sees as many rows as trace and warm-up report, including one evaluation at the start."""
         gebm = model()
         energy = gebm.energy
         assert isinstance(energy, Quadratic)
@@ -289,7 +289,7 @@ class TestSweep:
         assert alone.base == swept.base
 
     def test_beta_moves_the_chains(self) -> None:
-        """At beta the posterior's mean is m 2 beta / (1 + beta), which a long chain reaches."""
+        """A long chain reaches the posterior's mean at beta, m 2 beta / (1 + beta)."""
         found = trace(
             FirstMean(), sampler="hmc", inverse_temperature=[0, 3], num_samples=2000, warmup=40, at_steps=[30]
         )
@@ -348,7 +348,7 @@ class TestPopulations:
 
 @pytest.mark.parametrize("name", [record.component.name for record in discover({}, []).registry.of_kind("sampler")])
 def test_every_sampler_has_a_trace(name: str) -> None:
-    """Whatever its family: from the base at no cost, at growing cost, to an end of its own."""
+    """A trace of any family starts at the base at no cost, has growing costs, and ends."""
     found = trace(FirstMean(), sampler=name, num_samples=64, num_chains=64, num_sets=2, warmup=4)
     (curve,) = found.curves
     base = trace(FirstMean(), sampler=Autoregressive(), num_samples=64, num_sets=2).base
@@ -395,7 +395,7 @@ class TestBadInput:
         with pytest.raises(UsageError, match="held-out rows"):
             gk.trace_quality(model())
 
-    def test_divergences_are_said(self) -> None:
+    def test_a_warning_reports_divergences(self) -> None:
         class Diverging(Autoregressive):
             def step(self, state: Nearer, potential: Any, generator: torch.Generator) -> tuple[Nearer, Info]:
                 state, info = super().step(state, potential, generator)
@@ -454,7 +454,7 @@ class TestFiles:
 
 
 def _groups(step: int) -> list[Tensor]:
-    """The groups' positions after ``step`` steps of `Autoregressive`, by hand."""
+    """Compute the groups' positions after ``step`` steps of `Autoregressive` by hand."""
     found = []
     for index in range(3):
         generator = torch.Generator().manual_seed(stream(0, "trace", index, 0).initial_seed())

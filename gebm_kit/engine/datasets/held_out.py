@@ -11,8 +11,13 @@ from gebm_kit.core.interfaces import Dataset, Split, SplitName
 MAX_ROWS = 10_000
 """Most rows read from one part of a dataset. A larger part is thinned evenly, so that an evaluation's cost is bounded."""
 
+ROWS_READ_AT_ONCE = 1024
+"""Rows read from a split at a time, which bounds what a split on a device or on disk must hold at once."""
+
 
 class _Rows(Split):
+    """A split of rows in memory."""
+
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
 
@@ -30,7 +35,7 @@ class HeldOut(Dataset):
     training data is reported. Feature maps that ask for ``train`` get ``valid``.
 
     Raises:
-        DataError: fewer than four rows, or a value that is not finite.
+        DataError: fewer than four rows. Values are checked when rows are read, see `evenly_spaced_rows`.
     """
 
     def __init__(self, rows: Tensor) -> None:
@@ -57,7 +62,7 @@ def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor
     """
     num = len(split)
     index = torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
-    rows = torch.cat([split.batch(part).cpu() for part in index.split(1024)])
+    rows = torch.cat([split.batch(part).cpu() for part in index.split(ROWS_READ_AT_ONCE)])
     finite = torch.isfinite(rows.flatten(1)).all(1)
     if not bool(finite.all()):
         row = int(index[int((~finite).nonzero()[0])])

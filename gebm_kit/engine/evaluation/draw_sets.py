@@ -1,4 +1,4 @@
-"""Independent sets of draws, from which intervals come."""
+"""Independent sets of draws, over which intervals are computed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DRAWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class DrawSets:
-    """``sets``: tensors (num_samples, *D) on the CPU, independent of each other; diagnostics of the chains behind them."""
+    """Independent sets, (num_samples, *D) each on the CPU, and the diagnostics of the chains behind them."""
 
     sets: list[Tensor]
     diagnostics: Diagnostics | None = None
 
 
 def base_sets(model: GEBM, settings: SampleSettings, num_samples: int, num_sets: int, device: torch.device) -> DrawSets:
-    """Draws ``x = G(z), z ~ eta`` of the base."""
+    """Draw sets from the base, ``x = G(z), z ~ eta``."""
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
     example = next((p for p in model.base.parameters() if p.is_floating_point()), torch.empty(0))
     sets = []
@@ -51,10 +51,10 @@ def gebm_sets(
     on_progress: OnProgress,
     ranks: Ranks = ALONE,
 ) -> DrawSets:
-    """Draws of the GEBM: one run of ``num_sets`` groups of chains, which share nothing but the frozen tuning.
+    """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
-    A coupled sampler, whose chains exchange information, is run once for each set, every time from a seed of its own, and so
-    are populations and refiners; the diagnostics are then those of the first run.
+    Coupled samplers, whose chains exchange information, populations and refiners are run once for each set instead, each run
+    with its own seed. The diagnostics are then those of the first run.
     """
     if sampler.needs_one_block():
         runs = []

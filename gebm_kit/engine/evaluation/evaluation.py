@@ -1,12 +1,16 @@
-"""How good the draws are: metrics of held-out data, base and GEBM, their paired ratio, KALE and the log-partition.
+"""Evaluation of a model: metrics of held-out data, base and GEBM, the paired ratio, KALE and the log-partition.
 
-Protocol. The *reference* is the dataset's test part (or the part that is asked for). Base and GEBM are each drawn in
-``num_sets`` independent sets of ``num_samples``; every set is scored against the same reference, the value is the mean
-over the sets and the interval is Student's over the sets. The intervals are given these reference rows: they cover the
-randomness of the draws and leave out the reference's own sampling, which all columns share. *data* is held-out data that is
-not in the reference, scored in the same way: the floor, what held-out data of that size scores. From few held-out rows it is
-noisy, and not exactly what a perfect model would get. *ratio* is GEBM over base, paired: set k against set k, with the same
-reference and the same shuffles; the draws of the two are independent.
+Protocol:
+
+- The *reference* is the dataset's test part, unless another part is asked for.
+- *base* and *gebm* are ``num_sets`` independent sets of ``num_samples`` draws each. Every set is scored against the same
+  reference. The value is the mean over the sets, and the interval is Student's over the sets. The intervals are conditional
+  on the reference rows: they cover the randomness of the draws, but not the sampling of the reference, which all columns
+  share.
+- *data*, the floor, is held-out data outside the reference, scored in the same way. With few held-out rows it is noisy, and
+  not exactly what a perfect model would score.
+- *ratio* is GEBM over base, paired: set k against set k, with the same reference and the same shuffles. The draws of the two
+  are independent.
 """
 
 from __future__ import annotations
@@ -49,9 +53,9 @@ class Evaluation:
     Attributes:
         metrics: column (``data``, ``base``, ``gebm``, ``ratio``) -> value name -> estimate.
         protocol: metric -> what its values depend on.
-        fit: KALE on training and held-out data, and the log-partition.
+        fit: KALE on training and held-out data, the log-partition and the likelihood.
         inverse_temperature: beta of the GEBM draws and of ``fit``.
-        diagnostics: of the GEBM's chains.
+        diagnostics: diagnostics of the GEBM's chains.
         data, base_draws, gebm_draws: the reference and the first set of each, (N, *D), for pictures.
     """
 
@@ -65,7 +69,7 @@ class Evaluation:
     gebm_draws: Tensor = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON of ``gebm-kit eval``."""
+        """Return the JSON of ``gebm-kit eval``."""
         return {
             "metrics": {
                 column: {name: estimate.as_dict() for name, estimate in values.items()}
@@ -78,7 +82,7 @@ class Evaluation:
         }
 
     def scalars(self) -> dict[str, float]:
-        """Values alone, for loggers: ``eval.gebm.frechet`` and so on."""
+        """Return the values alone, for loggers: ``eval.gebm.frechet`` and so on."""
         flat = {
             f"eval.{column}.{name}": estimate.value
             for column, values in self.metrics.items()
@@ -256,7 +260,7 @@ def _fit(
 
 
 def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:
-    """Raises UsageError or DataError for numbers of draws, or data, that can't be scored."""
+    """Raise UsageError for a number of draws, or DataError for data, that can't be scored."""
     for name, value, least in (("num_samples", num_samples, 2), ("num_sets", num_sets, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
@@ -268,7 +272,10 @@ def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int
 
 
 def _worth(sampler: Sampler, gebm: DrawSets) -> float:
-    """Independent draws that all sets together are worth; `gebm_sets` says whose the diagnostics are."""
+    """Return the number of independent draws that all sets together are worth.
+
+    The diagnostics cover all sets, or the first set alone where each set was a run of its own; see `gebm_sets`.
+    """
     runs = len(gebm.sets) if sampler.needs_one_block() else 1
     return runs * _diagnostics(gebm).ess_min
 
@@ -280,7 +287,7 @@ def _diagnostics(gebm: DrawSets) -> Diagnostics:
 
 @dataclass(frozen=True)
 class Scores:
-    """The fields of `gebm_kit.engine.evaluation.evaluation.Evaluation` by these names."""
+    """The fields of `Evaluation` with these names, which the first rank computes."""
 
     metrics: dict[str, dict[str, Estimate]]
     protocol: dict[str, dict[str, Any]]
@@ -288,7 +295,7 @@ class Scores:
 
     @classmethod
     def from_first(cls, scores: Scores | None, ranks: Ranks) -> Scores:
-        """The first rank's scores, on every rank."""
+        """Return the first rank's scores, on every rank."""
         text = ranks.from_first("" if scores is None or ranks.size == 1 else json.dumps(asdict(scores)))
         if scores is not None:
             return scores

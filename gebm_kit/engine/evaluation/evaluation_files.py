@@ -1,4 +1,4 @@
-"""An evaluation of a run, kept in its directory: evaluation.json and the pictures."""
+"""The files of an evaluation in its run directory: evaluation.json and the pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
-    """Write ``evaluation.json`` and ``figures/``, replacing those of an earlier evaluation; returns the pictures' paths.
+    """Write ``evaluation.json`` and ``figures/`` in place of an earlier evaluation's, and return the pictures' paths.
 
     Raises:
         UsageError: the run directory can't be written.
@@ -34,7 +34,7 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
 def write_pictures(
     folder: Path, model: GEBM, dataset: Dataset, evaluation: Evaluation, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
-    """Every picture that suits the data, in ``folder``; ``rows`` are those of metrics.jsonl."""
+    """Draw every picture that suits the data into ``folder``; ``rows`` are those of metrics.jsonl."""
     make_directory(folder)
     mixed = torch.randperm(len(evaluation.data), generator=stream(0, "pictures"))  # a split may come sorted by class
     return draw_all(

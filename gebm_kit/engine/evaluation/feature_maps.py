@@ -1,4 +1,4 @@
-"""Feature maps by name: built through the registry, fitted to the dataset once, and their results remembered."""
+"""Feature maps by name: built through the registry, fitted to the dataset once, with their results cached."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class FeatureSettings:
     """Parameters of feature maps.
 
     Attributes:
-        nodes: maps with parameters, recipe key ``eval.features``; all others have their defaults.
-        directory: where relative paths among the parameters start; None: the current directory.
+        nodes: maps with parameters, from the recipe key ``eval.features``; all other maps have their defaults.
+        directory: the directory that relative paths among the parameters start from; None: the current directory.
     """
 
     nodes: tuple[ComponentNode, ...] = ()
@@ -46,14 +46,14 @@ class FeatureSettings:
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> FeatureSettings:
-        """Those of a recipe."""
+        """Return a recipe's settings; the defaults without a recipe."""
         return cls() if recipe is None else cls(recipe.eval.features, recipe.directory)
 
     def build(self, name: str, device: torch.device) -> FeatureMap:
-        """The map that metrics call ``name``, not fitted.
+        """Build the map that metrics call ``name``, without fitting it.
 
         Raises:
-            RecipeError, PluginError: no installed feature map is called so.
+            RecipeError, PluginError: no installed feature map has this name.
             UsageError: ``eval.features`` lists it twice.
         """
         registry = installed().registry
@@ -66,10 +66,10 @@ class FeatureSettings:
         return built
 
     def check(self, metrics: Iterable[Metric], dataset: Dataset) -> None:
-        """Let the maps that metrics name look at the dataset, before anything is trained or drawn.
+        """Check the maps that metrics name against the dataset, before anything is trained or drawn.
 
         Raises:
-            UsageError, PluginError: a map can't serve the dataset, or a file or package that it needs is missing.
+            UsageError, PluginError: a map does not work on the dataset, or lacks a file or package that it needs.
         """
         names = dict.fromkeys(getattr(metric, "features", "auto") for metric in metrics)
         for name in names:
@@ -81,10 +81,10 @@ class FeatureMaps:
     """``features(name)`` for metrics (see `EvalContext`).
 
     Args:
-        dataset: what maps are fitted to.
-        device: where they compute.
-        settings: their parameters.
-        constant: data that is the same at every evaluation, whose features are kept on disk.
+        dataset: the dataset that maps are fitted to.
+        device: the device that maps compute on.
+        settings: parameters of the maps.
+        constant: data that is the same at every evaluation; its features are cached on disk.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class FeatureMaps:
         self._fitted: dict[str, FeatureMap] = {}
 
     def __call__(self, name: str) -> FeatureMap:
-        """The fitted map.
+        """Return the fitted map.
 
         Raises:
-            RecipeError, PluginError: no installed feature map is called so.
+            RecipeError, PluginError: no installed feature map has this name.
             UsageError: it can't be fitted to this dataset.
         """
         if name not in self._fitted:
@@ -114,7 +114,7 @@ class FeatureMaps:
 
 
 class _Remembering(FeatureMap):
-    """A map that keeps the features of the last few tensors, by identity, and those of constant ones on disk."""
+    """A feature map that keeps the features of the last few tensors, by identity, and caches constant data on disk."""
 
     def __init__(self, name: str, inner: FeatureMap, constant: Sequence[Tensor]) -> None:
         self._name, self._inner, self._constant = name, inner, constant
@@ -137,7 +137,7 @@ class _Remembering(FeatureMap):
 
 
 class _RememberingClasses(_Remembering):
-    """The same for a map that has class logits."""
+    """A remembering feature map that has class logits too."""
 
     def logits(self, features: Tensor) -> Tensor:
         assert isinstance(self._inner, HasLogits)
@@ -153,7 +153,7 @@ ROWS_HASHED_AT_ONCE = 1024
 
 
 def features_of(name: str, features: FeatureMap, x: Tensor) -> Tensor:
-    """``features(x)``, from the cache where it holds them; (N, *D) -> (N, F)."""
+    """Return ``features(x)``, from the cache if it holds them; (N, *D) -> (N, F)."""
     key = _key(name, features, x)
     path = cache_directory() / f"features-{key[:32]}.safetensors"
     found = _load(path, key, len(x))
@@ -175,7 +175,7 @@ def _key(name: str, features: FeatureMap, x: Tensor) -> str:
 
 
 def _load(path: Path, key: str, rows: int) -> Tensor | None:
-    """The features stored under ``key``; None when there are none, or when they are damaged (with a warning)."""
+    """Load the features stored under ``key``; None without a file, or with a warning when it is damaged."""
     try:
         if not path.is_file():
             return None

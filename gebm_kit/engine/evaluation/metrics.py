@@ -1,4 +1,4 @@
-"""The metrics of a recipe: which there are, built by name, and whether they can serve the data."""
+"""The metrics of a recipe: choosing them, building them by name, and checking them against the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_MODE_METRICS = (*DEFAULT_METRICS, "modes")
 
 
 def check_metrics(recipe: Recipe, dataset: Dataset) -> dict[str, Metric]:
-    """Build the recipe's metrics, and refuse, before anything is trained, those that can't serve its data.
+    """Build a recipe's metrics; raise, before training, if they do not work on its data.
 
     Raises:
         UsageError: a metric, or ``nll.space``, needs what the dataset does not have.
@@ -41,17 +41,17 @@ def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features:
     features.check(metrics.values(), dataset)
 
 
-def metrics_of(recipe: Recipe, dataset: Dataset) -> list[Any]:
-    """The metrics of a recipe: names, or nodes."""
-    return [*recipe.eval.metrics] or default_metrics(dataset)
+def metrics_of(recipe: Recipe | None, dataset: Dataset) -> list[Any]:
+    """Return a recipe's metrics as nodes, or the default names where it lists none."""
+    return [*(() if recipe is None else recipe.eval.metrics)] or default_metrics(dataset)
 
 
 def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
-    """Metrics by name, from names, recipe nodes or objects.
+    """Build metrics from names, recipe nodes or objects; returns name -> metric.
 
     Raises:
-        UsageError: the same metric twice, or something that is no metric.
-        RecipeError, PluginError: no installed metric is called so.
+        UsageError: the same metric twice, or something that is not a metric.
+        RecipeError, PluginError: no installed metric has this name.
     """
     from gebm_kit.config.build import build
     from gebm_kit.config.schema import ComponentNode

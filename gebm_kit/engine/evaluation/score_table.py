@@ -1,4 +1,4 @@
-"""Every metric of every draw set, as a table of estimates."""
+"""The table of estimates: every metric of every draw set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
 
 AGAINST_TRAIN = "train"
-"""A value against training data goes by its name with ``.train`` after it, and what differs there by this key of the
-metric's protocol."""
+"""The suffix of values against training data (``fid.train``), and the key in the metric's protocol for what differs."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Everything of an `EvalContext` that does not change from set to set.
+    """The parts of an `EvalContext` that are the same for all sets.
 
     Attributes:
-        train: training data that metrics which ask for it (`Metric.against_train`) score against too, or None.
+        train: training data to score against too, for metrics that ask for it (`Metric.against_train`); or None.
     """
 
     model: GEBM
@@ -36,7 +35,7 @@ class Scorer:
     train: Tensor | None = None
 
     def context(self, name: str, samples: Tensor, index: int, reference: Tensor | None = None) -> EvalContext:
-        """The context of a metric for one set. Sets of the same index share reference and shuffles: they are paired."""
+        """Return a metric's context for one set. Sets of the same index are paired: they share reference and shuffles."""
         return EvalContext(
             samples=samples,
             reference=self.reference if reference is None else reference,
@@ -47,7 +46,7 @@ class Scorer:
         )
 
     def values(self, name: str, metric: Metric, samples: Tensor, index: int) -> dict[str, float]:
-        """Values of one set against the reference and, by names of their own, against training data."""
+        """Score one set against the reference and, under names that end in ``.train``, against training data."""
         values = metric(self.context(name, samples, index))
         if self.train is not None and metric.against_train:
             beside = metric(self.context(name, samples, index, self.train))
@@ -55,7 +54,7 @@ class Scorer:
         return values
 
     def protocol(self, name: str, metric: Metric, samples: Tensor) -> dict[str, Any]:
-        """What the values depend on; of those against training data what is different."""
+        """Return what the values depend on, with what differs against training data under `AGAINST_TRAIN`."""
         found = dict(metric.protocol(self.context(name, samples, 0)))
         if self.train is not None and metric.against_train:
             beside = metric.protocol(self.context(name, samples, 0, self.train))
@@ -66,10 +65,13 @@ class Scorer:
 
 
 def check_rows(metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> None:
-    """Refuse metrics that can't be computed from so few rows; ``counts``: how many there are, by what they are.
+    """Raise if there are too few rows for a metric.
+
+    Args:
+        counts: number of rows by kind, such as "draws".
 
     Raises:
-        UsageError: they are fewer than a metric needs.
+        UsageError: a metric needs more rows.
     """
     for name, metric in metrics.items():
         for what, count in counts.items():
@@ -83,11 +85,11 @@ def check_rows(metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> None
 def score_table(
     metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: Scorer, on_progress: OnProgress
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Any]]]:
-    """Estimates by column and value name, and protocols by metric."""
+    """Compute estimates by column and value name, and protocols by metric."""
     of_draws = {name: metric for name, metric in metrics.items() if not metric.of_model}
     done, total = 0, len(metrics) - len(of_draws) + len(of_draws) * sum(map(len, columns.values()))
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {key: [] for key in columns} for name in of_draws}
-    # all metrics of one set before the next: they share its features
+    # all metrics of one set before the next set, since they share its features
     for column, sets in columns.items():
         for index, samples in enumerate(sets):
             for name, metric in of_draws.items():

@@ -1,10 +1,10 @@
-"""The settings of one evaluation."""
+"""The settings of an evaluation, and settings with some values replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.engine.datasets.held_out import MAX_ROWS
@@ -12,6 +12,7 @@ from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.subject import eval_section
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -22,13 +23,16 @@ BRIEF_SETS = 3
 three sets is 4.3 standard errors on each side; over two it would be 12.7."""
 
 
+Settings = TypeVar("Settings", SampleSettings, "EvaluationSettings")
+
+
 FLOOR_PART: Mapping[SplitName, SplitName] = {"test": "valid", "valid": "test", "train": "test"}
 """The held-out part that the floor is measured on, for each reference part."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """How draws are scored; how they are drawn is `SampleSettings`.
+    """Settings of how draws are scored; `SampleSettings` says how they are drawn.
 
     Attributes:
         num_samples, num_sets: draws in each set, and sets.
@@ -61,3 +65,8 @@ class EvaluationSettings:
             num_reference=section.num_reference,
             features=FeatureSettings.of(recipe),
         )
+
+
+def with_given(settings: Settings, **given: Any) -> Settings:
+    """Return the settings with each given value that is not None in place of theirs."""
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What is evaluated: a run or a model built by hand, its data, and the settings of its recipe."""
+"""The subject of an evaluation: a run or a model built by hand, its data, and its recipe's settings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.engine.sampling.settings import SampleSettings, settings_of
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import EvalSection, Recipe
@@ -18,14 +19,24 @@ if TYPE_CHECKING:
 
 
 def eval_section(recipe: Recipe | None) -> EvalSection:
-    """The recipe's ``eval`` section, or its defaults."""
+    """Return the recipe's ``eval`` section, or its defaults."""
     from gebm_kit.config.schema import EvalSection
 
     return EvalSection() if recipe is None else recipe.eval
 
 
+def sampling_settings(recipe: Recipe | None) -> SampleSettings:
+    """Return the settings of the recipe's ``sample`` section, or the defaults."""
+    return SampleSettings() if recipe is None else settings_of(recipe.sample)
+
+
 def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
-    """The recipe (None for a hand-built model), the model, and the data to score against."""
+    """Return the recipe (None for a hand-built model), the model, and the data to score against.
+
+    Raises:
+        UsageError: neither a run nor a model, data of another type, or a model without data.
+        CheckpointError: the path is not a run directory with a usable checkpoint.
+    """
     from gebm_kit.engine.run_directory.run import Run, subject_of
 
     subject = subject_of(run_or_model)

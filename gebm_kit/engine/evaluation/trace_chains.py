@@ -1,4 +1,4 @@
-"""The chains behind a trace of quality: tuning, islands from prior draws to their end, and the scores of their positions.
+"""The chains behind a trace of quality: tuning, islands of chains run from prior draws, and scores of their positions.
 
 See the protocol in `gebm_kit.engine.trace`.
 """
@@ -33,14 +33,14 @@ _M = TypeVar("_M", "Mark", "Scored")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When to measure besides step 0, and when to stop: ``last``, or None for until the sampler has finished."""
+    """The steps to measure at besides step 0, and the step to stop at: ``last``; None: when the sampler has finished."""
 
     at: frozenset[int] | None
     last: int | None
 
     @classmethod
     def of(cls, sampler: Sampler, settings: SampleSettings, at_steps: Sequence[int] | None) -> Schedule:
-        """From the settings' steps, or from ``at_steps``; raises UsageError when those are not steps."""
+        """Build a schedule from the settings' steps, or from ``at_steps``; raises UsageError for invalid steps."""
         if at_steps is not None:
             for step in at_steps:
                 if not isinstance(step, int) or isinstance(step, bool) or step < 0:
@@ -53,13 +53,13 @@ class Schedule:
         return cls(at, settings.warmup + settings.steps if at is None else max(at))
 
     def measures(self, step: int) -> bool:
-        """Whether ``step``, which is not the last, is one to measure at."""
+        """Return whether to measure at ``step``, which is not the last."""
         return step & (step - 1) == 0 if self.at is None else step == 0 or step in self.at
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Some chains at one step: what each has spent, and their positions in normal coordinates, (C, Z)."""
+    """Chains at one step: what each chain has spent, and the positions in normal coordinates, (C, Z)."""
 
     step: int
     grad_evals: int
@@ -79,7 +79,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Island:
-    """Chains that ran together: their marks, how often they moved, acceptance added up over moves, divergences over all."""
+    """Chains that ran together: their marks, moves, acceptance summed over moves, and divergences summed over chains."""
 
     marks: tuple[Mark, ...]
     moves: int
@@ -88,32 +88,34 @@ class Island:
 
 
 class Meter:
-    """What has been evaluated since it was made, for each of ``num_chains``, rounded up."""
+    """A counter of the evaluations per chain since it was made, rounded up."""
 
     def __init__(self, potential: LatentPotential, num_chains: int) -> None:
         self._potential, self._num = potential, num_chains
         self._grads, self._values = potential.grad_evals, potential.forward_evals
 
     def read(self) -> tuple[int, int]:
-        """Evaluations with and without gradient."""
+        """Return the evaluations with and without gradient."""
         grads, values = self._potential.grad_evals - self._grads, self._potential.forward_evals - self._values
         return -(-grads // self._num), -(-values // self._num)
 
 
 class TraceProgress:
-    """Progress over all groups of all curves: in steps, or in groups where the number of steps is not known before."""
+    """Progress over all groups of all curves: in steps, or in groups where the number of steps is not known in advance."""
 
     def __init__(self, on_progress: OnProgress, groups: int, steps: int | None) -> None:
         self.report, self._by_steps = on_progress, steps is not None
         self._done, self._total = 0, groups * (steps or 1)
 
     def step(self) -> None:
+        """Count one step of one group."""
         if self._by_steps:
             self._done += 1
             if self._done % REPORT_EVERY == 0 or self._done == self._total:
                 self.report(Progress("trace", self._done, self._total))
 
     def group(self) -> None:
+        """Count one finished group."""
         if not self._by_steps:
             self._done += 1
             self.report(Progress("trace", self._done, self._total))
@@ -121,7 +123,7 @@ class TraceProgress:
 
 @dataclass
 class Tracer:
-    """Runs the groups and scores their positions."""
+    """A metric's tracer, which runs the groups of chains and scores their positions."""
 
     name: str
     metric: Metric
@@ -136,7 +138,7 @@ class Tracer:
         self.protocol: dict[str, Any] = {}
 
     def score(self, x: Tensor, index: int) -> dict[str, float]:
-        """Values of the metric for group ``index``, whose reference and shuffles are the same at every step."""
+        """Score draws as group ``index``, whose reference and shuffles are the same at every step."""
         context = self.scorer.context(self.name, x.to(self.place), index)
         self.protocol = self.protocol or dict(self.metric.protocol(context))
         return self.metric(context)
@@ -169,7 +171,7 @@ class Tracer:
         )
 
     def _tuned(self, sampler: Sampler, beta: float, watch: TraceProgress) -> tuple[Sampler, Tuning]:
-        """The sampler as its own warm-up leaves it, and what that cost; as it is when there is nothing to tune."""
+        """Return the sampler after its own warm-up, and the cost; the sampler unchanged when there is nothing to tune."""
         steps, chains = self.settings.warmup, max(self.settings.chains, sampler.min_chains)
         if sampler.family != "kernel" or steps == 0 or (sampler.tunable is None and sampler.adaptation() is None):
             return sampler, Tuning(step_size=_step_size(sampler))
@@ -182,7 +184,7 @@ class Tracer:
     def _island(
         self, sampler: Sampler, potential: LatentPotential, num_chains: int, watch: TraceProgress, *purpose: int
     ) -> Island:
-        """Chains that run together, from prior draws to their end.
+        """Run chains together, from prior draws to the last step.
 
         Mark 0 is the prior draws themselves. A population's `init` may choose among them, so it counts as its first step.
         """
@@ -207,7 +209,7 @@ class Tracer:
                     f"sampler {component_name('sampler', sampler)!r} has not finished after {MAX_STEPS:,} steps"
                 )
             if not self.schedule.measures(marks[-1].step):
-                del marks[-1]  # it was kept in case that it were the last
+                del marks[-1]  # kept only in case it was the last
             state, info = sampler.step(state, potential, generator)
             moves += 1
             acceptance = acceptance + info.acceptance.double().mean()
@@ -217,7 +219,7 @@ class Tracer:
         return Island(tuple(marks), moves, float(acceptance), int(diverged))
 
     def _scored(self, potential: LatentPotential, islands: Sequence[Sequence[Mark]], index: int) -> tuple[Scored, ...]:
-        """The group's points: the positions of its islands put together, decoded and scored."""
+        """Join the positions of a group's islands at each step, decode and score them."""
         scored = []
         for step in _steps(islands):
             row = _at(step, islands)
@@ -226,22 +228,22 @@ class Tracer:
         return tuple(scored)
 
     def _potential(self, beta: float, num_chains: int) -> LatentPotential:
-        """At ``beta``, in as few blocks of one size as the settings allow for ``num_chains``."""
+        """Return the potential at ``beta``, evaluating ``num_chains`` in as few equal blocks as the settings allow."""
         blocks = -(-num_chains // (self.settings.block_size or DRAWS_AT_ONCE))
         return LatentPotential(self.scorer.model, beta, block_size=-(-num_chains // blocks))
 
     def _generator(self, *purpose: object) -> torch.Generator:
-        """The same at every beta, so that the curves of a sweep start from the same draws."""
+        """Return a generator that is the same at every beta, so that the curves of a sweep start from the same draws."""
         return torch.Generator(self.where).manual_seed(stream(self.settings.seed, *purpose).initial_seed())
 
 
 def chains_together(sampler: Sampler, settings: SampleSettings) -> int:
-    """Chains that run side by side in a group: all of them, or, where they are coupled, as many as when drawing."""
+    """Return how many chains of a group run side by side: all of them, or, if coupled, as many as when drawing."""
     return max(settings.chains if sampler.coupled else settings.num_samples, sampler.min_chains)
 
 
 def aligned(groups: Sequence[Sequence[Scored]]) -> tuple[Point, ...]:
-    """Points over the groups, at the steps of the longest; a group that has finished before counts with its last one."""
+    """Average the groups at the steps of the longest one; a group that finished earlier counts with its last values."""
     points = []
     for step in _steps(groups):
         row = _at(step, groups)
@@ -251,16 +253,17 @@ def aligned(groups: Sequence[Sequence[Scored]]) -> tuple[Point, ...]:
 
 
 def _steps(rows: Sequence[Sequence[_M]]) -> list[int]:
-    """Those of the longest row."""
+    """Return the steps of the longest row."""
     return [mark.step for mark in max(rows, key=lambda marks: marks[-1].step)]
 
 
 def _at(step: int, rows: Sequence[Sequence[_M]]) -> list[_M]:
-    """The last mark of each row that is not after ``step``."""
+    """Return the last mark of each row that is not after ``step``."""
     return [max((mark for mark in marks if mark.step <= step), key=lambda mark: mark.step) for marks in rows]
 
 
 def _mean_cost(row: Sequence[Mark | Scored]) -> tuple[int, int]:
+    """Return the mean evaluations per chain, with and without gradient."""
     return (
         round(sum(mark.grad_evals for mark in row) / len(row)),
         round(sum(mark.forward_evals for mark in row) / len(row)),
@@ -268,4 +271,5 @@ def _mean_cost(row: Sequence[Mark | Scored]) -> tuple[int, int]:
 
 
 def _step_size(sampler: Sampler) -> float:
+    """Return the sampler's step size; NaN for a sampler without one to tune."""
     return math.nan if sampler.tunable is None else float(getattr(sampler, sampler.tunable.name))

@@ -1,4 +1,4 @@
-"""What a trace of quality along the chain holds: its points, curves, costs, and how it is written down."""
+"""The result of a trace of quality along the chain: points, curves and costs, and their files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Point:
 
     Attributes:
         step: 0 is the base.
-        grad_evals, forward_evals: evaluations of the potential with and without gradient for each chain by then; where
-            groups of chains differ, their mean.
+        grad_evals, forward_evals: evaluations of the potential with and without gradient, per chain so far; the mean where
+            groups of chains differ.
         values: value name -> estimate over the groups.
     """
 
@@ -44,12 +44,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The warm-up that a sampler had before the traced chains started; all zero when it had none.
+    """The warm-up of a sampler before the traced chains started; all zero without a warm-up.
 
     Attributes:
-        steps, chains: of the warm-up.
-        grad_evals, forward_evals: evaluations with and without gradient for each of its chains, trial steps included.
-        step_size: what the traced chains used; nan for a sampler that has none to tune.
+        steps, chains: steps and chains of the warm-up.
+        grad_evals, forward_evals: evaluations with and without gradient per warm-up chain, trial steps included.
+        step_size: the step size of the traced chains; NaN for a sampler without one to tune.
     """
 
     steps: int = 0
@@ -66,11 +66,11 @@ class Curve:
     Attributes:
         inverse_temperature: beta.
         points: from the base to the last step.
-        tuning: what came before.
+        tuning: the warm-up before the traced chains.
         acceptance: mean over chains and steps.
         divergences: divergent steps, over all chains.
         improvement: value name -> gain of the last point over the base, positive when better, with an interval over the
-            groups, each of which is compared with its own start. Empty for a metric that has no better or worse.
+            groups. Each group is compared with its own start. Empty for a metric without a better direction.
     """
 
     inverse_temperature: float
@@ -87,9 +87,9 @@ class Trace:
 
     Attributes:
         metric, sampler: component names.
-        axis: which of a point's costs is the horizontal axis: ``forward_evals`` for a sampler without gradients.
-        lower_is_better: of the metric; None when it has no direction.
-        seed: of starting points and sampler.
+        axis: the cost on the horizontal axis: ``grad_evals``, or ``forward_evals`` for a sampler without gradients.
+        lower_is_better: the metric's direction; None when it has none.
+        seed: seed of starting points and sampler.
         curves: in the order in which the betas were given.
         floor: value name -> estimate for held-out data.
         protocol: what the values depend on.
@@ -106,7 +106,7 @@ class Trace:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metric's values."""
+        """Names of the metric's values."""
         return tuple(self.curves[0].points[0].values)
 
     @property
@@ -115,13 +115,13 @@ class Trace:
         return self.curves[0].points[0].values
 
     def evals(self, point: Point) -> int:
-        """A point's place on the axis."""
+        """Return a point's place on the axis."""
         return point.grad_evals if self.axis == "grad_evals" else point.forward_evals
 
     def evals_to_95(self, curve: Curve, name: str) -> int | None:
-        """`evals_to_reach` of 95 % of the improvement, on the trace's axis and without the warm-up's cost.
+        """Return the cost at which a chain first has 95 % of the improvement, on the trace's axis and without warm-up.
 
-        None when the last point is not better than the base beyond the interval of that difference.
+        None unless the interval of the improvement lies above zero; see `evals_to_reach`.
         """
         gain = curve.improvement.get(name)
         if gain is None or (gain.low is not None and gain.low <= 0):
@@ -131,7 +131,7 @@ class Trace:
         return evals_to_reach([self.evals(point) for point in curve.points], values)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each beta, value name and step, as in the JSON and the CSV file."""
+        """Return one row for each beta, value name and step, as in the JSON and the CSV file."""
         return [
             {
                 "inverse_temperature": curve.inverse_temperature,
@@ -147,7 +147,7 @@ class Trace:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON of ``gebm-kit sample --trace``."""
+        """Return the JSON of ``gebm-kit sample --trace``."""
         found = {
             "metric": self.metric,
             "sampler": self.sampler,
@@ -178,10 +178,10 @@ class Trace:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a .json file, or the rows alone to a .csv file; whole or not at all.
+        """Write everything to a .json file, or the rows alone to a .csv file, completely or not at all.
 
         Raises:
-            UsageError: another suffix, or the place can't be written.
+            UsageError: another suffix, or the path can't be written.
             RunFailed: the disk is full.
         """
         path = Path(path)
@@ -211,7 +211,7 @@ class Trace:
         return draw_trace(path, title, cost, f"{100 * IMPROVEMENT_SHARE:.0f} % of the improvement", self._panels())
 
     def _panels(self) -> list[Panel]:
-        """One panel for each of the metric's values."""
+        """Return one panel for each of the metric's values."""
         better = {True: " (lower is better)", False: " (higher is better)", None: ""}[self.lower_is_better]
         return [
             Panel(
@@ -224,7 +224,7 @@ class Trace:
         ]
 
     def _line(self, curve: Curve, name: str) -> Line:
-        """One value of the metric at one beta."""
+        """Return the line of one value at one beta."""
         estimates = [point.values[name] for point in curve.points]
         spent = curve.tuning.grad_evals if self.axis == "grad_evals" else curve.tuning.forward_evals
         kind = "gradients" if self.axis == "grad_evals" else "evaluations"
@@ -239,7 +239,7 @@ class Trace:
         )
 
     def _other_cost(self) -> str:
-        """The evaluations without gradient of a sampler whose axis counts gradients."""
+        """Describe the evaluations without gradient per gradient evaluation, where the axis counts gradients."""
         last = self.curves[0].points[-1]
         if self.axis == "forward_evals" or not last.forward_evals:
             return ""
@@ -247,7 +247,7 @@ class Trace:
 
 
 def check_trace_output(path: str | Path) -> None:
-    """Raises UsageError unless `Trace.save` knows the suffix of ``path``; for callers to ask before they compute."""
+    """Raise UsageError unless `Trace.save` knows the suffix of ``path``; call it before computing a trace."""
     path = Path(path)
     if path.suffix not in TRACE_SUFFIXES:
         raise UsageError(f"a trace is written to a {' or '.join(TRACE_SUFFIXES)} file, not to {path.name!r}")
@@ -258,15 +258,15 @@ def check_trace_output(path: str | Path) -> None:
 def evals_to_reach(
     evals: Sequence[int], values: Sequence[float], share: float = IMPROVEMENT_SHARE, *, final: float | None = None
 ) -> int | None:
-    """First of ``evals`` at which ``value <= base - share (base - final)``, lower being better; base is ``values[0]``.
+    """Return the first of ``evals`` at which ``value <= base - share (base - final)``, where lower is better.
 
-    None when ``final`` is not below the base, or when no value comes down so far.
+    The base is ``values[0]``. None when ``final`` is not below the base, or when no value is that low.
 
     Args:
-        evals: what had been spent at each point, increasing.
+        evals: evaluations spent at each point, increasing.
         values: the metric at each point.
-        share: of the improvement, in (0, 1].
-        final: the last of ``values``, unless the improvement to wait for is another curve's.
+        share: share of the improvement, in (0, 1].
+        final: the value that counts as the whole improvement; None: the last of ``values``.
     """
     base = values[0]
     final = values[-1] if final is None else final
@@ -279,7 +279,10 @@ def evals_to_reach(
 def improvement(
     starts: Sequence[Mapping[str, float]], ends: Sequence[Mapping[str, float]], lower_is_better: bool | None
 ) -> dict[str, Estimate]:
-    """Gain of each group's end over its start by value name, positive when better; empty without a direction."""
+    """Return the mean gain of the groups' ends over their starts by value name, positive when better.
+
+    Each gain has an interval over the groups. Empty for a metric without a better direction.
+    """
     if lower_is_better is None:
         return {}
     sign = 1 if lower_is_better else -1

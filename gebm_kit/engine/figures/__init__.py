@@ -1,1 +1,1 @@
-"""Every picture that the kit draws."""
+"""The figures that the kit draws."""

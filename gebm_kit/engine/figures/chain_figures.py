@@ -1,6 +1,6 @@
-"""Pictures of latent chains: traces, ranks by where chains started, and their potential at their start and after.
+"""Pictures of latent chains: traces, ranks by starting point, and the potential at the start and afterwards.
 
-All are drawn from what recorders gathered; see `gebm_kit.engine.sampling.recorder.Recorder`.
+All are drawn from recorded chains; see `gebm_kit.engine.sampling.recorder.Recorder`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gebm_kit.engine.sampling.convergence import ess_bulk, ranks
 from gebm_kit.engine.sampling.recorder import side_by_side
 
 NUM_PANELS = 4
-"""Quantities drawn: the potential and three coordinates."""
+"""Most quantities drawn: the potential and three coordinates."""
 
 
 NUM_LINES = 8
-"""Chains whose own lines are drawn."""
+"""Most chains with a line of their own: one for each of `LINE_COLOURS`."""
 
 
 NUM_BINS = 20
@@ -38,17 +38,18 @@ TICK_MANTISSAS = (1, 2, 5, 10)
 
 
 LINE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")
-"""Okabe and Ito's."""
+"""Okabe and Ito's colours, with grey for their yellow."""
 
 
 POTENTIAL_COLOURS = {"their start": COLOURS["base"], "chains": COLOURS["GEBM"]}
 
 GROUP_COLOURS = ("#440154", "#31688e", "#35b779", "#e6a100")
-"""From the lowest to the highest start."""
+"""Colours from the lowest to the highest start."""
 
 
 FURTHEST = 30.0
-"""Widths of the chains' histogram that its axis reaches towards the base's."""
+"""Most that the axis of potentials reaches beyond the chains' histogram towards the base's, in widths of that histogram;
+further out, the chains' histogram would be a single line."""
 
 
 START_NAMES = {
@@ -61,12 +62,12 @@ START_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What is drawn: a few quantities of all recorded chains.
+    """The quantities drawn, for all recorded chains.
 
     Attributes:
         values: (N, C, Q), the potential first.
-        start: the same before warm-up, (C, Q), or None.
-        labels: of the quantities.
+        start: the quantities before warm-up, (C, Q), or None.
+        labels: names of the quantities.
         every: steps from one row of ``values`` to the next.
     """
 
@@ -77,10 +78,10 @@ class Traces:
 
 
 def draw_chains(directory: Path, records: Sequence[Mapping[str, Tensor]]) -> list[Path]:
-    """``sample-trace.png``, ``sample-ranks.png`` and ``sample-energy.png`` into ``directory``, which is made if need be.
+    """Draw ``sample-trace.png``, ``sample-ranks.png`` and ``sample-energy.png`` into ``directory``, made if missing.
 
     Args:
-        records: `Recorder.tensors` of all blocks; without two recorded steps nothing is drawn.
+        records: `Recorder.tensors` of all blocks; with fewer than two recorded steps nothing is drawn.
     """
     traces = chosen(records)
     if traces is None:
@@ -93,7 +94,10 @@ def draw_chains(directory: Path, records: Sequence[Mapping[str, Tensor]]) -> lis
 
 
 def chosen(records: Sequence[Mapping[str, Tensor]]) -> Traces | None:
-    """The potential and the coordinates whose chains differ most, by the share of the variance that lies between chains."""
+    """Choose the potential and the coordinates whose chains differ most, by the share of variance between chains.
+
+    Returns None with fewer than two recorded steps or without chains.
+    """
     if not records:
         return None
     trace, start = side_by_side(records)
@@ -114,7 +118,7 @@ def chosen(records: Sequence[Mapping[str, Tensor]]) -> Traces | None:
 
 
 def trace_plot(path: Path, traces: Traces) -> Path:
-    """Each quantity against the step: the range of all chains, and the lines of a few of them."""
+    """Draw each quantity against the step: the range of all chains, and the lines of a few chains."""
     traces = _varying(traces)
     num, num_chains = len(traces.labels), traces.values.shape[1]
     figure = Figure(figsize=(9.5, 1.0 + 1.65 * num), layout="constrained")
@@ -137,10 +141,10 @@ def trace_plot(path: Path, traces: Traces) -> Path:
 
 
 def rank_plot(path: Path, traces: Traces) -> Path:
-    """How often chains that started low, or high, are found at each rank among all draws; flat if they forgot.
+    """Draw how often chains that started low or high are at each rank among all draws; flat if they forgot their start.
 
-    Chains are grouped by the quantity's value before warm-up; without that, by their number. The grey band is what two
-    standard errors allow a group that forgot, given the effective sample size.
+    Chains are grouped by the quantity's value before warm-up or, without it, by their number. The grey band is two standard
+    errors wide on each side, for a group that forgot its start, given the effective sample size.
     """
     traces = _varying(traces)
     num = len(traces.labels)
@@ -161,7 +165,7 @@ def rank_plot(path: Path, traces: Traces) -> Path:
 
 
 def energy_plot(path: Path, traces: Traces) -> Path:
-    """Potential of the chains against that where their tuning started; and its course over the steps."""
+    """Draw the chains' potential beside that at the start of their tuning, and its course over the steps."""
     values = _with_gaps(traces.values[..., 0].numpy())
     shown = {"chains": finite_values(values)}
     if traces.start is not None:
@@ -197,7 +201,7 @@ def energy_plot(path: Path, traces: Traces) -> Path:
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 def _varying(traces: Traces) -> Traces:
-    """Without quantities that are constant, such as the tilt of a flat potential, or nowhere finite, unless all are."""
+    """Drop quantities that are constant (the tilt of a flat potential) or nowhere finite, unless all of them are."""
     finite = torch.isfinite(traces.values)
     varies = ((traces.values != traces.values[0, 0]) & finite).flatten(0, 1).any(0)
     if not bool(varies.any()):
@@ -208,24 +212,28 @@ def _varying(traces: Traces) -> Traces:
 
 
 def _steps(traces: Traces) -> Array:
+    """Return the step of each row."""
     return traces.every * np.arange(1.0, len(traces.values) + 1)
 
 
 def _step_axis(axis: Axes, steps: Array) -> None:
+    """Label the horizontal axis with whole steps."""
     axis.set(xlabel="step after warm-up", xlim=(steps[0], steps[-1]))
     axis.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=TICK_MANTISSAS))
 
 
 def _with_gaps(values: Array) -> Array:
+    """Replace values that are not finite by NaN, which leaves a gap in a line."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _around(limits: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the smallest range that holds all of them."""
     return min(low for low, _ in limits), max(high for _, high in limits)
 
 
 def _band(axis: Axes, steps: Array, values: Array, colour: str = "#4d4d4d") -> tuple[float, float]:
-    """The central 50 % and 90 % of all chains (N, C) at each step; returns how far the latter reaches."""
+    """Shade the central 50 % and 90 % of all chains (N, C) at each step; returns the limits of the 90 %."""
     known = np.isfinite(values).any(axis=1)
     for tail in (0.25, 0.05):
         low, high = np.nanquantile(values[known], [tail, 1 - tail], axis=1)
@@ -234,7 +242,7 @@ def _band(axis: Axes, steps: Array, values: Array, colour: str = "#4d4d4d") -> t
 
 
 def _draw_potentials(axis: Axes, shown: Mapping[str, Array]) -> None:
-    """Histograms on bins of their own: the base's potentials may be spread a thousand times wider than the chains'."""
+    """Draw a histogram for each label, with its own bins: the base's potentials may spread a thousand times wider."""
     limits = {label: robust_limits(values, 0.005) for label, values in shown.items()}
     low, high = _around(list(limits.values()))
     if "chains" in limits:
@@ -267,6 +275,7 @@ def _draw_potentials(axis: Axes, shown: Mapping[str, Array]) -> None:
 
 
 def _draw_ranks(axis: Axes, traces: Traces, i: int) -> None:
+    """Draw the rank histograms of quantity ``i``, one for each group of chains."""
     values = traces.values[..., i]
     num_chains = values.shape[1]
     count = min(len(GROUP_COLOURS), num_chains)

@@ -1,4 +1,4 @@
-"""The picture of runs side by side: their training curves over one another, and their scores with intervals."""
+"""The picture of runs side by side: overlaid training curves, and scores with intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gebm_kit.engine.figures.plotting import COLOURS, LINE_STYLES, draw_curve, s
 from gebm_kit.engine.run_directory.comparison import ComparedMetric, Comparison
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Okabe and Ito's colours without the yellow; further runs begin again with another line style."""
+"""Okabe and Ito's colours without the yellow; further runs reuse them with another line style."""
 
 
 TRAINING_CURVES = {
@@ -25,15 +25,15 @@ TRAINING_CURVES = {
     "kale": "KALE (nats)",
     "log_partition": "log-partition A (nats)",
 }
-"""Names in metrics.jsonl that are drawn, where any of the runs has them."""
+"""Names in metrics.jsonl and the titles of their panels; a panel is drawn if any run has the name."""
 
 
 SMOOTH_FROM = 250
-"""Points of a curve from which medians are drawn over it."""
+"""Number of points from which a curve is drawn pale beneath its medians."""
 
 
 PANELS_A_ROW = 4
-"""Most panels side by side, 4 inches wide each."""
+"""Most panels side by side, each 4 inches wide."""
 
 
 LEGEND_COLUMNS = 4
@@ -52,9 +52,9 @@ COLUMN_LABELS = {
 
 
 def draw_comparison(path: Path, comparison: Comparison) -> Path:
-    """Write the picture as a PNG: training curves, the GEBM's scores during training where there are any, final scores.
+    """Write the picture as a PNG: training curves, the GEBM's scores during training if there are any, and final scores.
 
-    Values that can't be compared are drawn all the same, under a title that says so.
+    Values that can't be compared are drawn too, under a title that says so.
     """
     looks, scores = _look_panels(comparison), _score_panels(comparison)
     below = [looks + scores] if len(looks) + len(scores) <= PANELS_A_ROW else [looks, scores]
@@ -84,6 +84,7 @@ def draw_comparison(path: Path, comparison: Comparison) -> Path:
 
 
 def _style(index: int) -> dict[str, Any]:
+    """Return the colour and line style of a run."""
     return {
         "color": RUN_COLOURS[index % len(RUN_COLOURS)],
         "linestyle": LINE_STYLES[index // len(RUN_COLOURS) % len(LINE_STYLES)],
@@ -94,7 +95,7 @@ DrawPanel = Callable[[Axes], None]
 
 
 def _curve_panels(comparison: Comparison) -> list[DrawPanel]:
-    """One panel for each of `TRAINING_CURVES` that any run logged."""
+    """Return one panel for each of `TRAINING_CURVES` that any run logged."""
     other_losses = any(key == "loss" or key.startswith("loss.") for key in comparison.differences)
     panels: list[DrawPanel] = []
     for name, title in TRAINING_CURVES.items():
@@ -106,7 +107,7 @@ def _curve_panels(comparison: Comparison) -> list[DrawPanel]:
 
 
 def _look_panels(comparison: Comparison) -> list[DrawPanel]:
-    """The GEBM's values against the step, where a run was evaluated more than once."""
+    """Return panels of the GEBM's values against the step, for metrics that any run evaluated more than once."""
     panels: list[DrawPanel] = []
     for metric in comparison.metrics[:MOST_METRICS]:
         drawn = [series(record.evaluated_rows, f"eval.gebm.{metric.name}") for record in comparison.records]
@@ -116,6 +117,8 @@ def _look_panels(comparison: Comparison) -> list[DrawPanel]:
 
 
 def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> DrawPanel:
+    """Return a panel with one curve for each run."""
+
     def panel(axis: Axes) -> None:
         for index, (steps, values) in enumerate(drawn):
             if np.isfinite(values).any():
@@ -130,11 +133,13 @@ def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> DrawPanel:
 
 
 def _score_panels(comparison: Comparison) -> list[DrawPanel]:
-    """Final values of held-out data, base and GEBM with their intervals, run by run."""
+    """Return panels of the final values of held-out data, base and GEBM with their intervals, run by run."""
     return [_scores(metric, comparison.labels) for metric in comparison.metrics[:MOST_METRICS]]
 
 
 def _scores(metric: ComparedMetric, labels: Sequence[str]) -> DrawPanel:
+    """Return a panel with one metric's values and intervals for each run."""
+
     def panel(axis: Axes) -> None:
         for shift, (column, (_, colour)) in zip((-0.18, 0.0, 0.18), COLUMN_LABELS.items(), strict=True):
             found = [
@@ -171,10 +176,11 @@ def _scores(metric: ComparedMetric, labels: Sequence[str]) -> DrawPanel:
 
 
 def _end(estimate: Any, end: str) -> float:
-    """An end of the interval; the value itself where there is none."""
+    """Return one end of the interval; the value itself without an interval."""
     found = estimate.get(end)
     return float(estimate["value"] if found is None else found)
 
 
 def _title(metric: ComparedMetric) -> str:
+    """Return the metric's name, marked where its values can't be compared."""
     return metric.name + (" (NOT comparable)" if metric.reasons else "")

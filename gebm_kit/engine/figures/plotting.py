@@ -1,4 +1,4 @@
-"""What the figures share: colours, curves with a band, limits that outliers do not move, and writing a PNG."""
+"""Parts that figures share: colours, smoothed curves, limits that outliers do not move, and writing a PNG."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Array = NDArray[np.floating[Any]]
 
 
 COLOURS = {"data": "#4d4d4d", "base": "#e69f00", "GEBM": "#0072b2"}
-"""Okabe and Ito's orange and blue, told apart by readers of every colour vision, and grey for the data."""
+"""Colours of data, base and GEBM: grey, and Okabe and Ito's orange and blue, which colour-blind readers can tell apart."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
-"""Styles for further lines when the colours are used up."""
+"""Line styles; lines take the next style when the colours are used up."""
 
 
-# --- for other pictures too ------------------------------------------------------------------------------------------
+# --- parts of every figure ------------------------------------------------------------------------------------------
 def save_figure(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
-    """Write it as a PNG, whole or not at all; returns ``path``."""
+    """Write the figure as a PNG, completely or not at all; returns ``path``."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch)
@@ -37,12 +37,12 @@ def save_figure(figure: Figure, path: Path, dots_per_inch: int = 130) -> Path:
 
 
 def finite_values(values: Array) -> Array:
-    """Those that are finite, (N,)."""
+    """Return the finite values, (N,)."""
     return values[np.isfinite(values)]
 
 
 def robust_limits(values: Array, tail: float) -> tuple[float, float]:
-    """Quantiles ``tail`` and ``1 - tail`` of the finite values, a little apart even when they are all the same."""
+    """Return the quantiles ``tail`` and ``1 - tail`` of the finite values, a little apart even if all values are equal."""
     values = finite_values(values)
     if values.size == 0:
         return -1.0, 1.0
@@ -52,7 +52,7 @@ def robust_limits(values: Array, tail: float) -> tuple[float, float]:
 
 
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Steps and values of one name; null and non-finite values are nan, rows without the name are left out."""
+    """Return steps and values of one name. Null and non-finite values are NaN; rows without the name are left out."""
     present = [row for row in rows if name in row and isinstance(row.get("step"), int | float)]
     steps = np.array([float(row["step"]) for row in present])
     values = np.array([float(row[name]) if isinstance(row[name], int | float) else math.nan for row in present])
@@ -60,7 +60,7 @@ def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
 
 
 def draw_curve(axis: Axes, steps: Array, values: Array, *, smooth_from: int = 50, **style: Any) -> None:
-    """Values against steps; from ``smooth_from`` points on pale beneath medians of blocks."""
+    """Draw values against steps; with ``smooth_from`` points or more, pale beneath medians of blocks."""
     if len(values) < smooth_from:
         marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(values) < 50 else {}
         axis.plot(steps, values, linewidth=1.5, **marker, **style)
@@ -70,7 +70,7 @@ def draw_curve(axis: Axes, steps: Array, values: Array, *, smooth_from: int = 50
 
 
 def stay_with_the_bulk(axis: Axes, values: Sequence[Array]) -> None:
-    """Limit the axis to the central 98 % where there are many points: a spike would flatten everything else."""
+    """Limit the axis to the central 98 % of 50 points or more, since a spike would flatten everything else."""
     if sum(len(part) for part in values) >= 50:
         low, high = robust_limits(np.concatenate(values), 0.01)
         margin = 0.08 * (high - low)
@@ -78,7 +78,7 @@ def stay_with_the_bulk(axis: Axes, values: Sequence[Array]) -> None:
 
 
 def block_medians(steps: Array, values: Array) -> tuple[Array, Array]:
-    """Mean step and median value of at most 60 blocks of neighbours, nan ones left out."""
+    """Return mean step and median value of at most 60 blocks of neighbours, without NaN values."""
     finite = np.isfinite(values)
     blocks = np.array_split(np.flatnonzero(finite), min(60, max(int(finite.sum()) // 8, 1)))
     return np.array([steps[b].mean() for b in blocks]), np.array([np.median(values[b]) for b in blocks])

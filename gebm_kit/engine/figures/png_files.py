@@ -1,4 +1,4 @@
-"""Draws as picture files, one PNG each."""
+"""Draws as image files, one PNG for each draw."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from gebm_kit.core.files import make_directory, umask, writing
 
 
 def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tuple[float, float] | None) -> None:
-    """For callers to ask before they compute.
+    """Check, before drawing, that images can be written to ``directory``.
 
     Raises:
-        UsageError: the data is no image with 1 or 3 channels, or ``directory`` is a file or not empty.
+        UsageError: the data is not an image with 1 or 3 channels or has no value range, or ``directory`` is a file or is not
+            empty.
     """
     if len(data_shape) != 3 or data_shape[0] not in (1, 3):
         raise UsageError(f"only images with 1 or 3 channels are written as PNG; this data has shape {data_shape}")
@@ -34,16 +35,16 @@ def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tupl
 def save_images(
     parts: Iterable[Tensor], num_images: int, directory: Path, value_range: tuple[float, float]
 ) -> list[Path]:
-    """Write images as ``directory/00000.png`` and so on; all of them or none.
+    """Write images as ``directory/00000.png`` and so on, all of them or none.
 
     Values are scaled from ``value_range`` to 0..255 and clipped.
 
     Args:
-        parts: images (N, C, H, W) with C 1 or 3, one batch after another.
-        num_images: in all batches.
+        parts: batches of images (N, C, H, W) with C 1 or 3.
+        num_images: number of images in all batches.
 
     Raises:
-        UsageError: see `check_images`; the place can't be written.
+        UsageError: see `check_images`; or the directory can't be written.
         RunFailed: the disk is full.
     """
     width = max(5, len(str(num_images - 1)))
@@ -66,6 +67,7 @@ def save_images(
 
 
 def _pixels(x: Tensor, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    """Scale images to bytes."""
     low, high = value_range
     scaled = ((x.double() - low) / (high - low)).clamp(0, 1).mul(255).round()
     return scaled.to("cpu").numpy().astype(np.uint8)

@@ -1,7 +1,7 @@
 """Pictures of a run: image grids, point clouds over the energy, training curves, histograms of energies.
 
-Every function draws one PNG, writes it whole or not at all, and returns its path. Figures are matplotlib objects with the
-Agg canvas: no pyplot, no global state, no display.
+Every public function that draws writes one PNG, completely or not at all, and returns its path. Figures are matplotlib
+objects with the Agg canvas: no pyplot, no global state, no display.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from gebm_kit.engine.figures.plotting import (
 )
 
 GRID_SIDE = 8
-"""Images along each side of a panel of the grid."""
+"""Images along each side of a panel: 64 of them still show details."""
 
 
 MOST_POINTS = 5000
-"""Points drawn of each cloud: more only blacken the picture."""
+"""Most points drawn of each cloud; more would only fill the picture."""
 
 
 CONTOUR_CELLS = 200
 """Points of the contours' grid along each axis; a panel is about 500 pixels wide."""
 
 LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#4d9bd0", "#a6cfe8", "#dcebf5", "#fcfcfc"])
-"""Energy from low to high: pale enough for points to stand out on it."""
+"""Colours of the energy from low to high, pale enough for points to stand out."""
 
 
 ENERGIES_AT_ONCE = 1024
@@ -63,15 +63,16 @@ def draw_all(
     value_range: tuple[float, float] | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
 ) -> list[Path]:
-    """Every picture that fits the data, into ``directory``, which is made if need be.
+    """Draw every picture that fits the data into ``directory``, made if missing.
 
-    Images give ``samples.png`` and, where the base has an encoder, ``reconstructions.png``; points in the plane
-    ``clouds.png``; ``energies.png`` is always drawn, and ``curves.png`` when there are ``rows`` of metrics.jsonl.
+    - Images: ``samples.png`` and, if the base has an encoder, ``reconstructions.png``.
+    - Points in the plane: ``clouds.png``.
+    - Any data: ``energies.png``, and ``curves.png`` if there are ``rows``.
 
     Args:
-        directory: of the run's figures.
-        model: whose energy is drawn.
-        data, base, gebm: draws of each, (N, *D), in comparable numbers.
+        directory: the run's folder for figures.
+        model: the model whose energy is drawn.
+        data, base, gebm: data and draws, (N, *D), in comparable numbers.
         value_range: range of the images' values; None: taken from the data.
         rows: rows of metrics.jsonl.
     """
@@ -94,10 +95,10 @@ def draw_all(
 
 
 def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float, float] | None) -> Path:
-    """Panels side by side, one for each of ``rows`` (label -> images (N, C, H, W)), of up to 8 x 8 images each.
+    """Draw panels side by side, one for each of ``rows`` (label -> images (N, C, H, W)), of up to 8 x 8 images each.
 
-    One channel is drawn in grey and three in colour; of any other number the first alone. Without ``value_range`` the
-    scale runs over the central 99 % of all the values shown.
+    One channel is drawn in grey and three in colour; with any other number, only the first channel is drawn. Without
+    ``value_range``, the scale covers the central 99 % of all values shown.
     """
     count = GRID_SIDE**2
     panels = {label: images[:count].detach().float().cpu().numpy() for label, images in rows.items()}
@@ -117,7 +118,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
 
 
 def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: Energy) -> Path:
-    """Data, base draws and GEBM draws, (N, 2) each, on the same axes over the contours of ``energy`` (dark is low)."""
+    """Draw data, base draws and GEBM draws, (N, 2) each, on the same axes over the contours of ``energy`` (dark is low)."""
     clouds = {"data": _points(data), "base": _points(base), "GEBM": _points(gebm)}
     horizontal, vertical = (cloud_limits(clouds.values(), axis) for axis in (0, 1))
     xs, ys = (np.linspace(*limits, CONTOUR_CELLS) for limits in (horizontal, vertical))
@@ -143,9 +144,9 @@ def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: E
 
 
 def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Losses, KALE and log-partition against the step, one panel each, from rows of metrics.jsonl.
+    """Draw losses, KALE and log-partition against the step, one panel each, from rows of metrics.jsonl.
 
-    A value that is null or missing leaves a gap. From 50 points on the values are drawn pale beneath medians of blocks.
+    A null value leaves a gap. With 50 points or more, the values are drawn pale beneath medians of blocks.
     """
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     panels = {
@@ -164,9 +165,9 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Path:
-    """Densities of the energies (N,) of data, base draws and GEBM draws on common bins; a dashed line at each mean.
+    """Draw densities of the energies (N,) of data, base draws and GEBM draws on common bins, with dashed lines at the means.
 
-    Where the model is right, the GEBM's histogram lies on the data's. The axis holds the central 99.8 % of all three.
+    For a perfect model, the GEBM's histogram matches the data's. The axis holds the central 99.8 % of all three.
     """
     values = {"data": data, "base": base, "GEBM": gebm}
     finite = {label: finite_values(v.detach().double().cpu().numpy()) for label, v in values.items()}
@@ -193,12 +194,12 @@ def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Pa
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 def _layout(gap: float) -> ConstrainedLayoutEngine:
-    """Matplotlib's constrained layout with ``gap`` inches around each panel."""
+    """Return matplotlib's constrained layout with ``gap`` inches to the left and right of each panel."""
     return ConstrainedLayoutEngine(w_pad=gap, h_pad=0.04)
 
 
 def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
-    """Energies of (N, *D) in eval mode, block by block on the energy's own device; (N,) on the CPU."""
+    """Compute energies of (N, *D) in eval mode, block by block on the energy's own device; (N,) on the CPU."""
     parameter = next(energy.parameters(), x)
     rows = x.detach().flatten(1).to(parameter.device, parameter.dtype)
     with DataPotential(energy, data_shape, block_size=min(ENERGIES_AT_ONCE, max(len(rows), 1))) as potential:
@@ -206,14 +207,14 @@ def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
 
 
 def _rebuilt(model: GEBM, x: Tensor) -> Tensor:
-    """`GEBM.reconstruct` in eval mode on the model's own device; (N, *D) -> (N, *D) on the CPU."""
+    """Call `GEBM.reconstruct` in eval mode on the model's own device; (N, *D) -> (N, *D) on the CPU."""
     device = next(model.parameters(), x).device
     with LatentPotential(model), torch.no_grad():
         return model.reconstruct(x.to(device, model.dtype)).float().cpu()
 
 
 def mosaic(images: Array, value_range: tuple[float, float]) -> Array:
-    """Images (N, C, H, W) as one picture (rows, columns[, 3]) in [0, 1], one white pixel between them."""
+    """Join images (N, C, H, W) into one picture (rows, columns[, 3]) in [0, 1], with one white pixel between them."""
     low, high = value_range
     scaled = np.nan_to_num((images - low) / max(high - low, 1e-12), nan=0.5, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
     if scaled.shape[1] != 3:
@@ -229,12 +230,13 @@ def mosaic(images: Array, value_range: tuple[float, float]) -> Array:
 
 
 def _points(cloud: Tensor) -> Array:
+    """Return the first finite points of a cloud."""
     points = cloud[:MOST_POINTS].detach().double().cpu().numpy()
     return points[np.isfinite(points).all(axis=1)]
 
 
 def cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
-    """Limits that hold all the data (the first cloud) and the central 99 % of every other."""
+    """Return limits that hold all the data (the first cloud) and the central 99 % of every other cloud."""
     data, *others = (cloud[:, axis] for cloud in clouds)
     limits = [robust_limits(data, 0.0), *(robust_limits(other, 0.005) for other in others if other.size)]
     low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
@@ -243,7 +245,7 @@ def cloud_limits(clouds: Iterable[Array], axis: int) -> tuple[float, float]:
 
 
 def _contour_levels(heights: Array) -> Array | None:
-    """Even, round levels over the lower nine tenths of the picture's area, where the mass is; None for a flat energy."""
+    """Return even, round levels for the lowest 90 % of the picture's area, where the mass is; None for a flat energy."""
     finite = finite_values(heights)
     if finite.size == 0:
         return None
@@ -254,6 +256,7 @@ def _contour_levels(heights: Array) -> Array | None:
 
 
 def _draw_series(axis: Axes, drawn: Mapping[str, tuple[Array, Array]]) -> None:
+    """Draw series by name into one panel, or say that there are no values."""
     known = {name: (steps, values) for name, (steps, values) in drawn.items() if np.isfinite(values).any()}
     if not known:
         axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color="grey")

@@ -1,4 +1,4 @@
-"""The picture of quality along the chain: a metric against the evaluations spent per chain, one curve for each beta."""
+"""The figure of quality along the chain: a metric against the evaluations spent per chain, one curve for each beta."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gebm_kit.engine.figures.plotting import COLOURS, LINE_STYLES, save_figure
 from gebm_kit.engine.figures.trace_series import Line, Panel
 
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442")
-"""Okabe and Ito's colours without the base's; further curves begin again with another line style."""
+"""Okabe and Ito's colours without the base's; further curves reuse them with another line style."""
 
 
 RING: dict[str, Any] = {"markersize": 10, "markeredgewidth": 1.4, "fillstyle": "none"}
-"""Around the first point that has made 95 % of the improvement."""
+"""The ring around the first point with 95 % of the improvement."""
 
 
 TRACE_PANELS_A_ROW = 3
@@ -29,12 +29,12 @@ TRACE_PANELS_A_ROW = 3
 def draw_trace(path: Path, title: str, cost: str, ring: str, panels: Sequence[Panel]) -> Path:
     """Write the figure as a PNG.
 
-    The horizontal axis is logarithmic from 1 on; the base, which costs nothing, stands at 0. Bands are 95 % intervals.
+    The horizontal axis is logarithmic from 1; the base, which costs nothing, is at 0. Bands are 95 % intervals.
 
     Args:
-        title: of the figure.
+        title: title of the figure.
         cost: label of the horizontal axes.
-        ring: what a ring around a point means, for the legend.
+        ring: meaning of a ring around a point, for the legend.
         panels: one for each value of the metric.
     """
     columns = min(len(panels), TRACE_PANELS_A_ROW)
@@ -55,7 +55,7 @@ def draw_trace(path: Path, title: str, cost: str, ring: str, panels: Sequence[Pa
 
 
 def _panel(axes: Axes, panel: Panel, cost: str, ring: str) -> None:
-    """One value of the metric: every line, the base's level and the floor."""
+    """Draw one value of the metric: every line, the base's level and the floor."""
     for index, line in enumerate(panel.lines):
         times, colour = divmod(index, len(CURVE_COLOURS))
         _line(axes, line, CURVE_COLOURS[colour], LINE_STYLES[times % len(LINE_STYLES)])
@@ -71,7 +71,7 @@ def _panel(axes: Axes, panel: Panel, cost: str, ring: str) -> None:
 
 
 def _line(axes: Axes, line: Line, colour: str, style: str) -> None:
-    """One line with its band and its ring."""
+    """Draw one line with its band and its ring."""
     axes.plot(
         line.x, line.y, style, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=line.label, zorder=3
     )
@@ -81,7 +81,7 @@ def _line(axes: Axes, line: Line, colour: str, style: str) -> None:
 
 
 def _axis(axes: Axes, largest: int) -> None:
-    """0, then powers of ten, up to the ``largest`` cost."""
+    """Set ticks at 0 and powers of ten, up to the ``largest`` cost."""
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.35)
     powers = range(math.ceil(math.log10(max(largest, 1))) + 1)
     axes.xaxis.set_major_locator(FixedLocator([0.0, *(10.0**power for power in powers)]))

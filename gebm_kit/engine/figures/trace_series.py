@@ -1,4 +1,4 @@
-"""What the figure of a trace is drawn from: plain series, one panel for each of the metric's values."""
+"""The plain series that the figure of a trace is drawn from: one panel for each of the metric's values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Line:
     """A metric against the evaluations spent on each chain.
 
     Attributes:
-        label: of the legend.
+        label: the line's text in the legend.
         x: evaluations per chain, increasing.
         y, low, high: the metric and its 95 % interval at each x; NaN where an interval is unknown.
         marked: the x to ring, or None.
@@ -30,7 +30,7 @@ class Panel:
     """One value of the metric.
 
     Attributes:
-        label: of the vertical axis.
+        label: label of the vertical axis.
         lines: one for each beta.
         base, floor: levels of the base and of held-out data.
     """

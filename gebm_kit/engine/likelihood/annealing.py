@@ -1,8 +1,8 @@
-"""The log-partition by tempered sequential Monte Carlo: a pilot finds a ladder, replicates climb it.
+"""The log-partition by tempered sequential Monte Carlo: a pilot finds a ladder, and replicates climb it.
 
-The pilot, one population on an adaptive ladder, chooses levels, step sizes and preconditioners. They are then frozen, so
-that the estimate ``Z_r`` of every replicate, a population of its own, is unbiased: E[Z_r] = Z. All replicates move in one
-batch, and nothing waits for the device between the first rung and the last.
+The pilot is one population on an adaptive ladder; it chooses levels, step sizes and preconditioners. These are then frozen.
+Each replicate is a separate population, so its estimate ``Z_r`` is unbiased: E[Z_r] = Z. All replicates move in one batch,
+and nothing waits for the device between the first rung and the last.
 
 References:
     Sequential Monte Carlo samplers. P. Del Moral, A. Doucet, A. Jasra, JRSS B 2006. https://arxiv.org/abs/cond-mat/0212648
@@ -39,37 +39,38 @@ PILOT_PARTICLES = 512
 """Fewest particles of the pilot: more than a replicate has at first, since all replicates depend on the pilot's ladder."""
 
 LADDER = {"ess_target": 0.9, "num_moves": 2, "num_leapfrog": 4, "final_rounds": 0}
-"""Of the sampler smc. Rungs are short: at the last ones of a model wider than its base, weights with 70 % effective have a
-Pareto k of 0.42, which few particles do not show, so that the pilot jumps too far; with 90 % it is 0.3."""
+"""Parameters of the sampler smc for the ladder. Rungs are short. For a model wider than its base, weights at the last rungs
+with 70 % effective have a Pareto k of 0.42. Few particles do not show that, so the pilot would jump too far; with 90 %
+effective, k is 0.3."""
 
 
 GROWTH = 4
-"""Factor of the particles from one attempt to the next."""
+"""Factor by which the particles grow from one attempt to the next; it about halves the spread of log Z_r."""
 
 
 SPREAD_WANTED = 0.3
-"""Standard deviation of log Z_r above which more particles are tried. Up to it the t interval on the mean of ten
-log-normal Z_r covers the truth in 95 % of cases; at 1 it would be 92 %, at 2 80 %."""
+"""Standard deviation of log Z_r above which more particles are tried. Up to this value, the t interval on the mean of ten
+log-normal Z_r covers the truth in 95 % of cases; at 1 it would cover it in 92 %, at 2 in 80 %."""
 
 
 MAX_EVALS = 2**23
-"""Gradients that an attempt beyond the first may cost."""
+"""Most gradients that an attempt after the first may cost: a bound on time, about 8.4 million."""
 
 
 MAX_RUNGS = 2000
-"""Of the pilot's ladder."""
+"""Most rungs of the pilot's ladder. A ladder that long means that the energy is too far from the base."""
 
 
 @dataclass(frozen=True)
 class Annealed:
-    """What the replicates found.
+    """The result of the replicates.
 
     Attributes:
         log_z: each replicate's log Z_r, (R,) float64 on the CPU.
-        tilt: ``beta E`` of the particles at the end, (R, N) float64 on the CPU.
-        effective: independent draws that these are worth (particles with a common ancestor count as one).
-        rungs: of the ladder.
-        acceptance: of the moves.
+        tilt: ``beta E`` of the final particles, (R, N) float64 on the CPU.
+        effective: independent draws that the final particles are worth; particles with a common ancestor count as one.
+        rungs: rungs of the ladder.
+        acceptance: mean acceptance of the moves.
     """
 
     log_z: Tensor
@@ -80,7 +81,7 @@ class Annealed:
 
     @property
     def value(self) -> float:
-        """``log mean_r Z_r``."""
+        """The estimate of A, ``log mean_r Z_r``."""
         return float(torch.logsumexp(self.log_z, 0)) - math.log(len(self.log_z))
 
     @property
@@ -90,9 +91,9 @@ class Annealed:
 
     @property
     def se(self) -> float:
-        """Standard error of `value`: the jackknife's, and no less than ``spread / sqrt(R)``.
+        """Standard error of `value`: the jackknife's, but at least ``spread / sqrt(R)``.
 
-        The delta method's knows no value above 1, which is too little where one Z_r outweighs the others.
+        The delta method's error never exceeds 1, which is too small where one Z_r outweighs the others.
         """
         num = len(self.log_z)
         rest = self.log_z.expand(num, num).masked_fill(torch.eye(num, dtype=torch.bool), -math.inf)
@@ -102,7 +103,7 @@ class Annealed:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, Student's t with R - 1 degrees of freedom."""
+        """The 95 % interval of `value`, Student's t with R - 1 degrees of freedom."""
         half = t_quantile(len(self.log_z) - 1) * self.se
         return self.value - half, self.value + half
 
@@ -116,15 +117,15 @@ def anneal(
     particles: int = PARTICLES,
     on_progress: OnProgress = ignore,
 ) -> Annealed:
-    """Pilot and replicates, and again with `GROWTH` times the particles while the log Z_r are spread too far.
+    """Run a pilot and its replicates, and repeat with `GROWTH` times the particles while log Z_r varies too much.
 
-    Each attempt is a new one: nothing of the earlier goes into its estimate.
+    Attempts are independent: an estimate uses nothing from an earlier attempt.
 
     Args:
-        generator: on the device that the potential computes on.
+        generator: a generator on the potential's device.
 
     Raises:
-        UsageError: the potential is finite nowhere.
+        UsageError: no starting point has a finite potential.
         RunFailed: the pilot needs more than `MAX_RUNGS` rungs.
     """
     while True:
@@ -142,7 +143,7 @@ def _attempt(
     particles: int,
     on_progress: OnProgress,
 ) -> tuple[Annealed, int]:
-    """One pilot and its replicates, and how many gradients these took."""
+    """Run one pilot and its replicates; return their result and the replicates' number of gradients."""
     pilot: AnnealedSampler = build("sampler", ComponentNode("smc", LADDER))
     plan = learn_ladder(pilot, potential, max(PILOT_PARTICLES, particles), generator, dtype)
     climber = pilot.frozen(plan, replicates)
@@ -166,7 +167,7 @@ def _attempt(
 def learn_ladder(
     pilot: AnnealedSampler, potential: LatentPotential, particles: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """The plan that a population finds on its way, (K, ...)."""
+    """Let one population choose a ladder; return its plan, (K, ...), one row for each rung."""
     state = start_population(potential, pilot, particles, generator, dtype)
     rows: list[Tensor] = []
     while not has_finished(pilot, state):

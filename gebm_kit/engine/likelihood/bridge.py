@@ -1,4 +1,4 @@
-"""Two-state bridge sampling: the log-partition from draws of the base and of the model together.
+"""Two-state bridge sampling: the log-partition from draws of both the base and the model.
 
 References:
     Simulating ratios of normalizing constants via a simple identity: a theoretical exploration. X.-L. Meng, W. H. Wong,
@@ -18,7 +18,7 @@ from torch import Tensor
 from gebm_kit.core.estimators import log_mean_exp
 
 NEWTON_STEPS = 30
-"""At most; the function is next to linear in A, and five are usual."""
+"""Most Newton steps. The function is nearly linear in A, so five steps are usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Bridge:
     """Estimates of A from both sides.
 
     Attributes:
-        value, se: of the bridge, with its standard error over the groups.
-        overlap: Kish's effective number of the base draws that carry the sum on their side, or of the model draws on theirs,
-            whichever is less. With few, base and model do not meet, and neither value nor error means anything.
+        value, se: the bridge's estimate, and its standard error over the groups.
+        overlap: Kish's effective number of draws that carry the sum, on the base's side or the model's, whichever is
+            smaller. When it is small, base and model do not overlap, and neither value nor error means anything.
         forward: ``log mean_G exp(-tilt)`` over base draws, which tends to be too low.
         reverse: ``-log mean_Q exp(tilt)`` over model draws, which tends to be too high.
     """
@@ -41,18 +41,18 @@ class Bridge:
 
 
 def bridge(base: Tensor, model: Tensor, effective: float | None = None) -> Bridge:
-    """The A that solves
+    """Estimate A by solving
 
         sum_G sigma(s) = (n_Q / M) sum_Q sigma(-s),    s = -tilt - A + log(n_Q / n_G),
 
-    sigma the logistic function, G base draws and Q the M model draws. Of all functions that could bridge the two it is the
-    one of least variance when n_Q counts independent draws; any n_Q is consistent. The error comes from the groups'
+    where sigma is the logistic function, G are the base draws and Q the M model draws. Among all bridge functions this one
+    has the least variance when n_Q counts independent draws; any n_Q is consistent. The error comes from the groups'
     contributions h_r to the difference of the two sides, ``se = sqrt(R / (R - 1) sum_r h_r²) / |d sum_r h_r / dA|``.
 
     Args:
         base: ``beta E`` of base draws, (R, N) in R independent groups, float64.
-        model: of draws from the model, (R, M).
-        effective: n_Q, the number of independent draws that the model's are worth; None: all.
+        model: ``beta E`` of model draws, (R, M) in R independent groups, float64.
+        effective: n_Q, the number of independent draws that the model draws are worth; None: all of them.
     """
     base, model = base.clamp(max=1e300), model.clamp(max=1e300)  # an infinite energy is a weight of zero
     num_base, num_model = base.numel(), model.numel()
@@ -79,10 +79,11 @@ def bridge(base: Tensor, model: Tensor, effective: float | None = None) -> Bridg
 
 
 def _logit(tilt: Tensor, value: Tensor, offset: float) -> Tensor:
+    """Compute s of `bridge` at A = ``value``."""
     return -tilt - value + offset
 
 
 def _weighted(values: Tensor, logits: Tensor) -> Tensor:
-    """Mean of ``values`` with weights sigma(logits): the slope of a log-sum of sigmas, without its sign."""
+    """Compute the mean of ``values`` with weights sigma(logits): the absolute slope of a log-sum of sigmas."""
     log_weights = torch.nn.functional.logsigmoid(logits).flatten()
     return (torch.softmax(log_weights, 0) * values.flatten()).sum()

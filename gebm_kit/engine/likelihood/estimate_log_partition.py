@@ -1,4 +1,4 @@
-"""The log-partition by whichever method can be relied on: importance sampling while its weights allow it, else annealing.
+"""The log-partition by the method that is reliable: importance sampling while its weights allow it, else annealing.
 
 References:
     Pareto Smoothed Importance Sampling. A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, JMLR 25(72), 2024.
@@ -30,25 +30,27 @@ Method = Literal["auto", "importance-sampling", "smc"]
 
 
 IMPORTANCE_LIMIT = 0.5
-"""Pareto k from which on importance weights have no variance, and a standard error therefore no meaning."""
+"""Pareto k at which the variance of importance weights becomes infinite, so that a standard error means nothing."""
 
 
 SPREAD_LIMIT = 1.0
-"""Standard deviation of the replicates' log Z above which their mean is not to be trusted."""
+"""Standard deviation of the replicates' log Z above which their mean can't be trusted: the interval of ten log-normal Z_r
+then covers the truth in less than 92 % of cases."""
 
 
 LEAST_OVERLAP = 50.0
-"""Effective number of draws in the overlap of base and model below which two states are too far apart for a bridge."""
+"""Effective number of draws in the overlap of base and model below which the two are too far apart for a bridge."""
 
 
 LEAST_GROUPS = 5
-"""Independent groups of draws from which the bridge's error is known well enough to accuse anybody."""
+"""Fewest independent groups of draws for a warning from the bridge; with fewer, its error is not known well enough."""
 
 
 ON_CODES = "annealing costs little for an energy on codes"
+"""The reason given for annealing whatever Pareto k says, where the energy is a function of latent codes."""
 
 DISAGREEMENT = 3.0
-"""Half-widths of a 95 % interval between bridge and estimate beyond which they disagree."""
+"""Distance between bridge and estimate, in half-widths of a 95 % interval, beyond which they disagree."""
 
 
 def estimate_log_partition(
@@ -63,25 +65,25 @@ def estimate_log_partition(
     effective: float = math.nan,
     on_progress: OnProgress = ignore,
 ) -> LogPartition:
-    """A(beta) with its standard error, by importance sampling while Pareto k is below 0.5, else by annealed replicates.
+    """Estimate A(beta) and its standard error, by importance sampling while Pareto k is below 0.5, else by annealing.
 
-    Pareto k, which chooses, comes from other base draws than the estimate. From the same ones it would be small just when
-    the large weights happen to be missing, and the estimates that are kept would be those that are too low. For an energy on
-    codes it is annealed replicates always: they cost little there, and find dips of the energy that no base draw meets.
+    The Pareto k that decides comes from other base draws than the estimate. On the same draws it would be small exactly when
+    the large weights happen to be missing, so the estimates kept would be those that are too low. With ``auto``, an
+    energy on codes is always annealed: that costs little, and finds dips of the energy that no base draw reaches.
 
     Args:
-        potential: at beta.
+        potential: the potential at beta.
         tilt: ``beta E`` at base draws, (N,) float64 on the CPU, for the estimate.
-        other: at as many other base draws, for the choice.
-        generator: for annealing, on the potential's device.
-        dtype: of latent codes.
-        method: ``auto``, or what to use whatever k says.
+        other: ``beta E`` at as many other base draws, for the choice.
+        generator: generator for annealing, on the potential's device.
+        dtype: type of latent codes.
+        method: ``auto``, or the method to use whatever k is.
         model_tilt: ``beta E`` at draws of the model, (R, M) in R groups, for the bridge where nothing is annealed.
-        effective: independent draws that these are worth.
+        effective: number of independent draws that the model's draws are worth.
 
     Raises:
-        UsageError: the energy is finite nowhere; RunFailed: the ladder has no end. With ``auto`` both are a reason to stay
-            with importance sampling.
+        UsageError: no starting point has a finite energy; RunFailed: the ladder does not end. With ``auto``, importance
+            sampling is used in both cases.
     """
     k = pareto_k(-other)
     weighed = dataclasses.replace(from_tilt(tilt), pareto_k=k)
@@ -106,12 +108,14 @@ def estimate_log_partition(
 
 
 def _words(k: float) -> str:
+    """Describe Pareto k as the reason for a method."""
     if math.isnan(k):
         return "Pareto k of the base draws' weights is not known"
     return f"Pareto k {k:.2f} of the base draws' weights is {'not ' * (k >= IMPORTANCE_LIMIT)}below {IMPORTANCE_LIMIT}"
 
 
 def _from_replicates(annealed: Annealed, weighed: LogPartition) -> LogPartition:
+    """Replace the importance-sampling estimate by the replicates'; its diagnostics of weights stay."""
     replicates, particles = annealed.tilt.shape
     return dataclasses.replace(
         weighed,
@@ -129,7 +133,7 @@ def _from_replicates(annealed: Annealed, weighed: LogPartition) -> LogPartition:
 def _bridged(
     estimate: LogPartition, tilt: Tensor, model_tilt: Tensor | None, effective: float, draws: str
 ) -> LogPartition:
-    """The estimate with a bridge beside it, where there are draws of the model and finite energies on both sides."""
+    """Add a bridge to the estimate, if there are draws of the model and finite energies on both sides."""
     if model_tilt is None or not bool(torch.isfinite(model_tilt).all()) or not math.isfinite(float((-tilt).max())):
         return estimate
     groups = len(model_tilt)
@@ -150,6 +154,7 @@ def _bridged(
 
 
 def _warn_of_bridge(estimate: LogPartition, groups: int) -> None:
+    """Warn when bridge and estimate are further apart than their errors allow."""
     if groups < LEAST_GROUPS:
         return
     apart = abs(estimate.bridge - estimate.value)
@@ -158,11 +163,12 @@ def _warn_of_bridge(estimate: LogPartition, groups: int) -> None:
         warn(
             f"the log-partition is {estimate.value:.2f} by {estimate.method} and {estimate.bridge:.2f} by bridge sampling "
             f"between base draws and {source}, which is further apart than their errors allow: the draws may not have "
-            "reached the whole model, or weights are missing that matter."
+            "reached the whole model, or important weights may be missing."
         )
 
 
 def _warn_of_replicates(estimate: LogPartition) -> None:
+    """Warn when the replicates' log Z differ too much."""
     if not (estimate.spread is not None and estimate.spread <= SPREAD_LIMIT):
         warn(
             f"the log-partition A is not to be trusted: {estimate.replicates} annealed populations of "

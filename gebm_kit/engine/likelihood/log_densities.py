@@ -1,4 +1,4 @@
-"""Log-densities of rows under a model whose base has a density, and the file they are written to."""
+"""Log-densities of rows under a model whose base has a density, and their file."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LogDensities:
     """Log-densities of N rows, in nats.
 
     Attributes:
-        gebm: ``log q(x) = log b(x) - beta E(x) - A``, (N,) float64. An error in A is the same in all of them.
+        gebm: ``log q(x) = log b(x) - beta E(x) - A``, (N,) float64. An error in A shifts all of them equally.
         base: ``log b(x)``, (N,).
         tilt: ``beta E(x)``, (N,).
         log_partition: A with its error.
-        space: ``raw``: of the rows as they were given; ``standardised``: of the data that the model sees.
+        space: ``raw``: densities of the rows as given; ``standardised``: densities of the data that the model sees.
         inverse_temperature: beta.
     """
 
@@ -46,7 +46,7 @@ class LogDensities:
     inverse_temperature: float
 
     def as_dict(self) -> dict[str, Any]:
-        """What holds for all rows, as plain JSON."""
+        """Return what all rows share, as plain JSON."""
         return {
             "num_rows": len(self.gebm),
             "space": self.space,
@@ -55,11 +55,12 @@ class LogDensities:
         }
 
     def save(self, path: Path) -> None:
-        """Write a .csv: row number from 1, ``log_density``, ``log_base``, ``energy`` (beta E), one line a row; whole or not
-        at all.
+        """Write a .csv, completely or not at all.
+
+        Each row has one line: its number from 1, ``log_density``, ``log_base`` and ``energy`` (beta E).
 
         Raises:
-            UsageError: the place can't be written; RunFailed: the disk is full.
+            UsageError: the path can't be written; RunFailed: the disk is full.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -84,10 +85,10 @@ def densities(
     block_size: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> LogDensities:
-    """`log_density` with everything said.
+    """Compute the densities of `log_density`, with nothing left to a recipe.
 
     Args:
-        names: of the rows' columns, as far as they have any.
+        names: names of the rows' columns, () without names.
         source: where the rows come from, for messages.
     """
     check_density(model, dataset, space)
@@ -108,10 +109,10 @@ def densities(
 
 
 def check_density(model: GEBM, dataset: Dataset | None, space: Space) -> None:
-    """Refuse what has no density, before anything is computed.
+    """Raise, before anything is computed, if the model has no density in this space.
 
     Raises:
-        UsageError: the base has none; or ``raw`` is asked of data whose preprocessing is not known.
+        UsageError: the base has no density, or ``raw`` is asked for and the data's preprocessing is not known.
     """
     base: object = model.base
     if not isinstance(base, HasDensity):

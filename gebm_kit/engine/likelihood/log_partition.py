@@ -1,4 +1,4 @@
-"""The log-partition A of a model: what an estimate says of itself, and importance sampling from the base.
+"""The log-partition A of a model: an estimate with its diagnostics, and importance sampling from the base.
 
 References:
     Pareto Smoothed Importance Sampling. A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, JMLR 25(72), 2024.
@@ -35,19 +35,19 @@ class LogPartition:
         se: its standard error.
         ess: effective sample size of the importance weights.
         pareto_k: shape of the generalised Pareto law fitted to the largest weights (the paper's k-hat); the weights have
-            finite moments of order below 1/k. -inf when the largest are equal, inf when next to all weight is on a few, nan
-            when there are too few to tell.
+            finite moments of order below 1/k. -inf when the largest weights are equal, inf when a few draws carry nearly all
+            weight, NaN when there are too few weights to tell.
         num_draws: base draws behind the importance weights.
-        method: how it was found: ``importance-sampling`` or ``smc``.
-        degrees: of freedom of the standard error, for Student's t.
-        reason: why by this method, in words.
-        replicates, particles, rungs, spread: of smc: populations, particles of each, levels of the ladder, and the standard
-            deviation of the populations' log Z.
+        method: the method of the estimate: ``importance-sampling`` or ``smc``.
+        degrees: degrees of freedom of the standard error, for Student's t.
+        reason: the reason for this method, in words.
+        replicates, particles, rungs, spread: for smc, the number of populations, particles in each, levels of the
+            ladder, and the standard deviation of the populations' log Z; None otherwise.
         forward, reverse: ``log mean_B exp(-beta E)`` over base draws and ``-log mean_Q exp(beta E)`` over draws of the
-            model; the first tends to be too low, the second too high. nan without draws of the model.
-        bridge, bridge_se: two-state bridge sampling between these draws, as a cross-check; nan without, and where base and
-            model are too far apart for it.
-        bridge_draws: where the draws of the model come from: ``smc`` or ``sampler``.
+            model. The first tends to be too low, the second too high. NaN without draws of the model.
+        bridge, bridge_se: two-state bridge sampling between these draws, as a cross-check. NaN without draws of the model,
+            and where base and model are too far apart for a bridge.
+        bridge_draws: the source of the model's draws: ``smc`` or ``sampler``.
     """
 
     value: float
@@ -70,12 +70,12 @@ class LogPartition:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, Student's t."""
+        """The 95 % interval, Student's t."""
         half = t_quantile(self.degrees) * self.se
         return self.value - half, self.value + half
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON; what is not finite is null."""
+        """Return plain JSON; a value that is not finite is null."""
         low, high = self.interval
         return plain(
             {
@@ -103,16 +103,16 @@ class LogPartition:
 
 
 def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
-    """``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
+    """Compute ``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
     z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=model.dtype)
     with LatentPotential(model, block_size=min(num, ROWS_AT_ONCE)) as potential:
         return potential.energy(z).double()
 
 
 def from_tilt(tilt: Tensor) -> LogPartition:
-    """``A(beta) = log mean exp(-beta E(G(z)))`` from ``beta E`` of base draws, (N,) in float64.
+    """Estimate ``A(beta) = log mean exp(-beta E(G(z)))`` from ``beta E`` of base draws, (N,) in float64.
 
-    It is biased low, by about ``1 / (2 ess)``.
+    The estimate is biased low by about ``1 / (2 ess)``.
     """
     return LogPartition(
         value=float(estimators.log_partition(tilt)),
@@ -125,7 +125,7 @@ def from_tilt(tilt: Tensor) -> LogPartition:
 
 
 def warn_of_tail(estimate: LogPartition) -> None:
-    """Say in words, as `GebmKitWarning`, when the weights are too heavy-tailed for A."""
+    """Warn, as `GebmKitWarning`, when the weights are too heavy-tailed to estimate A."""
     if estimate.pareto_k >= PARETO_K_LIMIT:
         warn(
             f"the log-partition A and KALE are not to be trusted: a few of {estimate.num_draws:,} base draws carry most of "

@@ -1,4 +1,4 @@
-"""KALE of a model on training and held-out data, its log-partition and, with a density, its likelihood."""
+"""KALE of a model on training and held-out data, its log-partition and, if the base has a density, its likelihood."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gebm_kit.engine.likelihood.nll import Likelihood, Space, likelihood, log_ba
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 NUM_DRAWS = 20_000
-"""Base draws behind A by importance sampling, and as many again behind Pareto k and the mean over the base in KALE."""
+"""Base draws behind A by importance sampling. As many other draws are behind Pareto k and the mean over the base in KALE."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDraws:
-    """Draws of the GEBM in independent ``sets``, (M, *D) each, and the number of independent draws that all are worth."""
+    """Draws of the GEBM in independent ``sets``, (M, *D) each; all sets are worth ``effective`` independent draws."""
 
     sets: list[Tensor]
     effective: float
@@ -34,13 +34,13 @@ class ModelDraws:
 
 @dataclass(frozen=True, slots=True)
 class ModelFit:
-    """Figures of the tilt ``beta E`` that was sampled.
+    """The fit of the tilt ``beta E`` that was sampled: KALE, the log-partition and the likelihood.
 
     Attributes:
         kale_train, kale_test: ``1 - beta E_P[E] - A - E_B[exp(-(beta E + A))]`` on training data (None without any) and on
             the reference. A comes from one set of base draws and the mean over B from another, so that the expectation is a
-            lower bound of KL(P || B) whatever A turned out to be. Where the weights of base draws are too heavy-tailed for
-            that mean and A comes from annealing, it is set to 1, its value at the true A.
+            lower bound of KL(P || B) for any estimate of A. Where A comes from annealing, the
+            weights of base draws may be too heavy-tailed for that mean, so it is set to 1, its value at the true A.
         log_partition: A(beta).
         nll: negative log-likelihoods of the reference; None where the base has no density.
         kale_train_rows: training rows behind ``kale_train``, at most `MAX_ROWS` evenly spaced ones; None without any.
@@ -53,7 +53,7 @@ class ModelFit:
     kale_train_rows: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON; what is not finite is null."""
+        """Return plain JSON; a value that is not finite is null."""
         return {
             "kale_train": _finite(self.kale_train),
             "kale_train_rows": self.kale_train_rows,
@@ -63,7 +63,7 @@ class ModelFit:
         }
 
     def scalars(self) -> dict[str, float]:
-        """Values alone, for loggers."""
+        """Return the values alone, for loggers."""
         values = {"kale_test": self.kale_test, "log_partition": self.log_partition.value}
         if self.nll is not None:
             values["nll"] = self.nll.gebm.value
@@ -83,10 +83,12 @@ def model_fit(
     log_det: float | None = None,
     on_progress: OnProgress = ignore,
 ) -> ModelFit:
-    """Energies of base draws, training data and held-out data, and what follows from them.
+    """Estimate A from base draws; compute KALE of training and held-out data and, with a density, the likelihood.
 
     Args:
-        draws: of the GEBM, to check A by bridge sampling where nothing is annealed.
+        train: training data, of which at most `MAX_ROWS` evenly spaced rows are used; None without any.
+        test: held-out rows, (N, *D).
+        draws: draws of the GEBM, to check A by bridge sampling where nothing is annealed.
         method: how A is estimated.
         space, log_det: see `gebm_kit.engine.likelihood.nll.Likelihood`.
     """
@@ -124,7 +126,7 @@ def model_fit(
 
 
 def base_tilts(potential: LatentPotential, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``beta E`` at two independent sets of base draws, (`NUM_DRAWS`,) each, float64 on the CPU."""
+    """Compute ``beta E`` at two independent sets of base draws, (`NUM_DRAWS`,) each, float64 on the CPU."""
     shape = (2 * NUM_DRAWS, potential.model.latent_dim)
     z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
     first, second = potential.tilt(z).cpu().double().chunk(2)
@@ -132,13 +134,14 @@ def base_tilts(potential: LatentPotential, generator: torch.Generator, dtype: to
 
 
 def _kale(tilt: Tensor, base: Tensor, estimate: LogPartition) -> float:
+    """Compute KALE from ``beta E`` of data and of base draws; see `ModelFit`."""
     if estimate.method == "smc":
         return -float(tilt.mean()) - estimate.value
     return float(estimators.kale(tilt, base, torch.tensor(estimate.value, dtype=torch.float64)))
 
 
 def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """``E(x)`` in float64; the model is frozen by the caller's potential."""
+    """Compute ``E(x)`` of rows, (N, *D) -> (N,) float64 on the CPU. The caller's potential keeps the model frozen."""
     with torch.no_grad():
         return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(ROWS_AT_ONCE)])
 

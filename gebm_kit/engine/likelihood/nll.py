@@ -2,7 +2,7 @@
 
     log q(x) = log b(x) - beta E(x) - A(beta)
 
-A is estimated, and its error is the same for all rows: it does not average out over them.
+A is an estimate. Its error is the same for all rows, so it does not average out over them.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Likelihood:
     """Negative log-likelihoods of held-out rows.
 
     Attributes:
-        gebm: mean of ``-log q``; its error has a part from the rows and one from A.
+        gebm: mean of ``-log q``; its error combines the sampling of rows and the error of A.
         base: mean of ``-log b``.
         difference: GEBM minus base, row by row; negative where the energy helps.
-        space: ``raw``: of measurements as they are in the file; ``standardised``: of data as the model sees them.
-        log_det: log |det| of the map from the first to the second, in nats; None where it is not known.
+        space: ``raw``: likelihoods of measurements as in the file; ``standardised``: of data as the model sees it.
+        log_det: log |det| of the map from raw to standardised data, in nats; None where it is not known.
         num_rows: held-out rows.
     """
 
@@ -55,12 +55,12 @@ class Likelihood:
     num_rows: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON; what is not finite is null."""
+        """Return plain JSON; a value that is not finite is null."""
         return plain(asdict(self))
 
     @classmethod
     def restored(cls, found: dict[str, Any]) -> Likelihood:
-        """The inverse of ``dataclasses.asdict``."""
+        """Build a likelihood from its ``dataclasses.asdict``."""
         means = {name: MeanNll(**found[name]) for name in ("gebm", "base", "difference")}
         return cls(**{**found, **means})
 
@@ -68,7 +68,7 @@ class Likelihood:
 def likelihood(
     log_base: Tensor, tilt: Tensor, partition: LogPartition, log_det: float | None, space: Space
 ) -> Likelihood:
-    """Mean negative log-likelihoods in ``space``.
+    """Compute mean negative log-likelihoods in ``space``.
 
     With d_i = -log b(x_i) + beta E(x_i), the NLL is ``mean d + A`` and its variance ``var(d) / n + se(A)²``, with
     Satterthwaite's degrees of freedom.
@@ -85,7 +85,7 @@ def likelihood(
 
 
 def _mean(values: Tensor, offset: float, se: float = 0.0, degrees: int = 1) -> MeanNll:
-    """Of ``values`` (n,) plus an ``offset`` known up to ``se``."""
+    """Compute the mean of ``values`` (n,) plus ``offset``, whose standard error is ``se`` with ``degrees`` of freedom."""
     num = len(values)
     of_rows = float(values.std()) / math.sqrt(num) if num > 1 else math.nan
     total = math.hypot(of_rows, se)
@@ -96,36 +96,37 @@ def _mean(values: Tensor, offset: float, se: float = 0.0, degrees: int = 1) -> M
 
 
 def _shift(log_det: float | None, space: Space) -> float:
+    """Return what log-densities in ``space`` exceed those in the model's space by."""
     if space == "standardised":
         return 0.0
-    assert log_det is not None, "check_space was not asked"
+    assert log_det is not None, "check_space was not called"
     return log_det
 
 
 def log_det_of(dataset: Dataset) -> float | None:
-    """log |det dy/dx| of a dataset's preprocessing x -> y, in nats; None where it says nothing."""
+    """Return log |det dy/dx| of a dataset's preprocessing x -> y, in nats; None where the dataset does not state it."""
     known: object = dataset
     return known.log_det if isinstance(known, HasStandardisation) else None
 
 
 def check_space(dataset: Dataset, space: Space) -> None:
-    """Refuse likelihoods in a space that the dataset does not know the way to.
+    """Raise if the dataset can't give likelihoods in this space.
 
     Raises:
-        UsageError: ``raw``, of data that do not say how they were made.
+        UsageError: ``raw``, for a dataset that does not state the Jacobian of its preprocessing.
     """
     if space == "raw" and log_det_of(dataset) is None:
         raise UsageError(
             f"nll.space=raw needs a dataset that states the Jacobian of its preprocessing, and {type(dataset).__name__} "
-            "states none; allowed: standardised, the data as the model sees them",
+            "states none; allowed: standardised, the data as the model sees it",
             hint="The dataset tabular states it.",
         )
 
 
 def log_base_density(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """``log b`` of rows, (N, *D) -> (N,) float64 on the CPU; None where the base has no density.
+    """Compute ``log b`` of rows, (N, *D) -> (N,) float64 on the CPU; None where the base has no density.
 
-    The model is in eval mode, as a potential leaves it.
+    The caller's potential keeps the model in eval mode.
     """
     base: object = model.base
     if not isinstance(base, HasDensity):

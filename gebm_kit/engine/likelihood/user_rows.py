@@ -1,4 +1,4 @@
-"""Rows that a user brings to a trained model: checked against it, brought into the model's space."""
+"""A user's rows for a trained model: checked against the model and mapped into its space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def model_of(
     seed: int | None,
     device: torch.device | str | None,
 ) -> tuple[GEBM, Dataset | None, dict[str, Any]]:
-    """Model, dataset and settings, of which those that are None come from the run's recipe, for a model from the defaults.
+    """Return the model, its dataset (None for a hand-built model) and the settings.
+
+    Settings that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Raises:
         UsageError: it is neither a run, a path nor a model.
@@ -55,19 +57,19 @@ def model_of(
 
 
 def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, dataset: Dataset | None) -> Tensor:
-    """Rows as the model sees them, (N, *D), one row or more.
+    """Return rows as the model sees them, (N, *D) with N >= 1.
 
-    Of a dataset that standardises, rows are measurements: its columns are found by name where both have names, otherwise
-    they are taken in their order. Rows of points that are flat are folded to the data's shape.
+    For a dataset that standardises, rows are measurements. Their columns are matched by name where both sides have names,
+    otherwise taken in order. Flat rows are reshaped to the data's shape.
 
     Args:
-        rows: (N, ...).
-        names: of the columns, () where there are none.
+        rows: the user's rows, (N, ...).
+        names: names of the columns, () without names.
         source: where the rows come from, for messages.
 
     Raises:
-        DataError: there is no row, a column is missing or one too many, a value is missing or not finite; the message names
-            row (from 1) and column.
+        DataError: there are no rows, the columns do not match, or a value is missing or not finite. The message names
+            the row (from 1) and the column.
     """
     known: object = dataset
     if rows.ndim == 1 and math.prod(model.data_shape) == 1:
@@ -92,11 +94,13 @@ def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, data
 
 
 def columns_of(names: tuple[str, ...], wanted: tuple[str, ...], source: str) -> list[int]:
-    """Places of the ``wanted`` columns among ``names``: by name, others left out; where one side has numbers for names, 1 to
-    D, in their order, and then there must be as many.
+    """Return the indices of the ``wanted`` columns among ``names``.
+
+    Columns are matched by name, and others are left out. Where the names of one side are only the numbers 1 to D,
+    columns are taken in order, and both sides must have the same number.
 
     Raises:
-        DataError: there is no such column, or there are not as many.
+        DataError: a column is missing, or the numbers of columns differ.
     """
     if names != _numbers(len(names)) and wanted != _numbers(len(wanted)):
         missing = [name for name in wanted if name not in names]
@@ -113,10 +117,12 @@ def columns_of(names: tuple[str, ...], wanted: tuple[str, ...], source: str) -> 
 
 
 def _numbers(num: int) -> tuple[str, ...]:
+    """Return the numbers from 1 as names of columns."""
     return tuple(str(number + 1) for number in range(num))
 
 
 def _check_finite(rows: Tensor, names: tuple[str, ...], source: str) -> None:
+    """Raise DataError at the first value that is missing or not finite."""
     bad = (~torch.isfinite(rows.flatten(1))).nonzero()
     if not len(bad):
         return
@@ -132,6 +138,7 @@ def _check_finite(rows: Tensor, names: tuple[str, ...], source: str) -> None:
 
 
 def _described(shape: tuple[int, ...]) -> str:
+    """Describe the shape of a data point in words."""
     if len(shape) == 1:
         return f"{shape[0]} column{'' if shape[0] == 1 else 's'}"
     return f"data points of shape {shape}"

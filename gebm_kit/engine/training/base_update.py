@@ -6,8 +6,8 @@ has the gradient
     E_q[grad_x E(G(z)) dG/dtheta] = -E_q[grad_theta log b_theta(x)],     q(x) = b(x) exp(-E(x)) / Z,
 
 The first form differentiates the draws. The second differentiates the density; it is the gradient of the forward KL
-divergence KL(q || b_theta). Both hold at the base whose draws are weighted. The second can hold q fixed while theta moves. Its
-minimum is then the model itself, which is the data's law if E is the log-ratio of base and data. A base that follows the
+divergence KL(q || b_theta). Both hold at the base whose draws are weighted. The second can hold q fixed while theta moves.
+Its minimum is then the model itself, which is the data's law if E is the log-ratio of base and data. A base that follows the
 first under an energy that lags behind overshoots it. q belongs to a slowly moving copy of the base: the moving average that
 sampling uses. The base draws that the energy learns from come from the same copy.
 

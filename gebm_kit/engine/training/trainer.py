@@ -308,7 +308,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
 
     def _update(self, part: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        """Take one optimiser step unless loss or gradient is not finite; return 1 if it was skipped, else 0, () on the device."""
+        """Take an optimiser step, unless loss or gradient is not finite; return 1 if it was skipped, else 0, ()."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

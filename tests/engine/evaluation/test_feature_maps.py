@@ -1,4 +1,4 @@
-"""Feature maps in an evaluation: their parameters, what is kept on disk, and what is checked before."""
+"""Feature maps in an evaluation: parameters, the cache on disk, and checks before drawing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 class Halves(FeatureMap):
-    """Half of every value; counts the rows that it is asked for."""
+    """A map to half of every value, which counts the rows it computes."""
 
     def __init__(self, checksum: str = "a" * 64, resize: str = "none") -> None:
         self.checksum, self.resize, self.rows = checksum, resize, 0
@@ -91,7 +91,7 @@ class TestOnDisk:
         content = bytearray(path.read_bytes())
         with safe_open(path, framework="pt") as archive:
             metadata = archive.metadata()
-        if damage == "stranger":  # a sound file of other rows under this name
+        if damage == "stranger":  # a valid file of other rows under this name
             features_of("halves", Halves(), rows + 1)
             (other,) = (p for p in cache.iterdir() if p != path)
             os.replace(other, path)

@@ -1,4 +1,4 @@
-"""Values against held-out and against training data, their names and their protocols."""
+"""Values against held-out and training data, their names and protocols."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = ["fid", "kid", "prdc", "inception-score", "mmd"]
 
 
 class Shifted(TensorDataset):
-    """Normal points; those of the training part are shifted, so that values against it are different."""
+    """Normal points. The training part is shifted, so that values against it differ."""
 
     def __init__(self, num_valid: int = 60) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -70,7 +70,7 @@ def test_metrics_that_ask_for_it_are_scored_against_training_data_too(result: Ev
     assert set(result.metrics["ratio"]) == {"fid", "fid.train", "kid", "kid.train", "mmd"}
 
 
-def test_values_against_training_data_are_what_they_say(result: Evaluation) -> None:
+def test_values_against_training_data_equal_those_with_it_as_reference(result: Evaluation) -> None:
     plain = scored(reference="train")
     for column in ("base", "gebm"):
         assert result.metrics[column]["fid.train"] == plain.metrics[column]["fid"]
@@ -93,11 +93,11 @@ def test_the_protocol_tells_both_references(result: Evaluation) -> None:
     json.dumps(result.as_dict(), allow_nan=False)
 
 
-def test_it_can_be_left_out(result: Evaluation) -> None:
+def test_training_data_can_be_left_out(result: Evaluation) -> None:
     assert set(scored(against_train=False).metrics["gebm"]) == {"fid"}
     rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(1))
     found = scored(HeldOut(rows), [Fid("pixels")])
-    assert set(found.metrics["gebm"]) == {"fid"}  # of rows that are given, none were trained on
+    assert set(found.metrics["gebm"]) == {"fid"}  # none of the given rows were trained on
     assert "train" not in found.protocol["fid"]
 
 
@@ -110,7 +110,7 @@ def test_too_few_rows_are_refused_before_anything_is_drawn(metric: Metric, monke
         scored(Shifted(num_valid=50), [Prdc("pixels", nearest_k=55)])
 
 
-def test_looks_during_training_leave_it_out() -> None:
+def test_looks_during_training_leave_training_data_out() -> None:
     recipe = load_recipe(
         "quickstart",
         [
@@ -139,7 +139,7 @@ def test_printed_values_come_with_their_protocol(result: Evaluation, capsys: pyt
     line = f"fid, kid, prdc: 60 draws against 90 test rows and 150 train rows, features classifier ({checksum})"
     assert f"{line}, resize none" in out
     assert f"inception-score: 60 draws, features classifier ({checksum}), resize none" in out
-    assert "in place of draws" not in out  # there are as many
+    assert "in place of draws" not in out  # held-out rows and draws are equally many
     protocol = {"samples": 60, "held_out": 30}
     assert protocol_words(protocol) == "60 draws, held-out data by 30 rows in place of draws"
     assert protocol_words({"reference": 5, "base_draws": 8}) == ""

@@ -1,4 +1,4 @@
-"""Pictures of chains: which are drawn, of what, and that odd traces don't break them."""
+"""Pictures of chains: which ones are drawn, what they show, and that odd traces don't break them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def record(trace: Tensor, start: Tensor | None = None, steps: int | None = None) -> dict[str, Tensor]:
-    """What a recorder of (N, C, Q) would have gathered; coordinates are numbered 10, 20, ..."""
+    """Return the tensors of a recorder with values (N, C, Q); coordinates are numbered 10, 20, ..."""
     found = {
         "trace": trace,
         "coordinates": 10 * torch.arange(1, trace.shape[2]),
@@ -38,7 +38,7 @@ def record(trace: Tensor, start: Tensor | None = None, steps: int | None = None)
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every figure that is saved, for a look at what is on it."""
+    """Collect every figure that is saved, to inspect its contents."""
     seen: list[Any] = []
     save = sample_figures.save_figure
     monkeypatch.setattr(
@@ -60,7 +60,7 @@ def test_three_pictures_in_a_new_directory(tmp_path: Path) -> None:
     for path in paths:
         with Image.open(path) as picture:
             assert picture.width > 900
-            assert np.asarray(picture.convert("L")).std() > 10  # something is on it
+            assert np.asarray(picture.convert("L")).std() > 10  # the picture is not blank
 
 
 def test_the_potential_and_the_coordinates_that_differ_most() -> None:
@@ -146,7 +146,7 @@ def test_ranks_are_flat_where_chains_forgot_their_start_and_not_elsewhere(tmp_pa
     np.testing.assert_allclose(highest[11:], 2, atol=0.3)
 
 
-def test_the_potential_is_held_against_the_base(tmp_path: Path, figures: list[Any]) -> None:
+def test_the_potential_is_drawn_beside_the_bases(tmp_path: Path, figures: list[Any]) -> None:
     values, start = 2 + noise(50, 300, 1).double(), 5 + 2 * noise(300, 1, seed=1).double()
     energy_plot(tmp_path / "e.png", Traces(values, start, ("potential",), 2))
     left, right = figures[0].axes

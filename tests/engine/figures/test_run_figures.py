@@ -1,4 +1,4 @@
-"""Pictures: what is drawn, what odd input does, and that nothing of matplotlib's global state is touched."""
+"""Pictures: what they show, how they treat odd input, and that matplotlib's global state stays untouched."""
 
 import math
 import subprocess
@@ -29,7 +29,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def pixels(path) -> np.ndarray:
-    """The picture as (height, width, 3); a truncated or foreign file fails here."""
+    """Read a picture as (height, width, 3); fails for a truncated file or another format."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
@@ -68,7 +68,7 @@ class TestImageGrid:
         assert mosaic.shape == (5, 8 * 3 - 1, 3)
         assert mosaic[3, 0].tolist() == [1.0, 0.0, 0.0]
 
-    def test_numbers_that_are_none(self, tmp_path):
+    def test_values_that_are_not_finite(self, tmp_path):
         images = draws(4, 1, 8, 8)
         images[0], images[1], images[2] = math.nan, math.inf, -math.inf
         pixels(figures.image_grid(tmp_path / "grid.png", {"data": images}, None))

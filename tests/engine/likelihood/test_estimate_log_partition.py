@@ -48,7 +48,7 @@ def estimated(target: Target, seed: int = 0, method: Method = "auto", **rest: ob
 
 
 def z_hat_is_biased(seed: int, sampler: Smc, groups: int = 1500) -> dict[str, float]:
-    """t-test of the mean of Z_r / Z over populations of 16 particles on the ladder of a pilot."""
+    """Run a t-test of the mean of Z_r / Z over populations of 16 particles on a pilot's ladder."""
     target = linear_gaussian(2, stiffness=10.0)
     with target.potential() as potential:
         climber = sampler.frozen(plan_of(potential, seed, 64), groups)
@@ -66,7 +66,7 @@ QUICK = {"num_moves": 1, "num_leapfrog": 2, "final_rounds": 0}
 
 
 class MovesFirst(Smc):
-    """A twin whose particles are weighted after they moved to the next level."""
+    """A wrong twin, which weights particles after they moved to the next level."""
 
     def step(self, state, potential, generator):
         new, info = super().step(state, potential, generator)
@@ -102,7 +102,7 @@ def test_the_plan_is_the_pilots() -> None:
 
 
 def test_populations_of_a_batch_never_mix() -> None:
-    """Blocks are resampled by themselves: a block of next to no weight keeps its rows."""
+    """Blocks are resampled separately: a block of almost no weight keeps its rows."""
     generator = stream(0, "blocks")
     weights = torch.rand(4, 500, generator=generator, dtype=torch.float64).log() * 3
     weights[1] -= 1000.0
@@ -146,7 +146,7 @@ def test_annealed_replicates_find_log_z() -> None:
 
 
 def test_more_particles_where_replicates_are_spread() -> None:
-    """Four rungs' worth of target for a few particles: they differ too far, and are tried again with more."""
+    """With few particles on a long ladder, the replicates differ too much, so more particles are tried."""
     with NARROW.potential() as potential:
         few = anneal(potential, stream(0, "few"), torch.float64, particles=16)
     assert few.tilt.shape[1] > 16
@@ -154,7 +154,7 @@ def test_more_particles_where_replicates_are_spread() -> None:
 
 
 def test_error_of_the_mean_z() -> None:
-    """The jackknife's for replicates that are nearly equal; where one outweighs the others the logarithms' spread."""
+    """It is the jackknife's error for nearly equal replicates; where one outweighs the others, the logarithms' spread."""
     near = torch.tensor([0.0, 0.1, -0.1, 0.05, -0.05], dtype=torch.float64)
     found = Annealed(near, torch.zeros(5, 1), 5.0, 1, 1.0)
     shares = near.exp()
@@ -170,7 +170,7 @@ def test_error_of_the_mean_z() -> None:
 
 
 def quadrature(energy: Energy) -> float:
-    """log Z of an energy on a two-dimensional standard normal, on a grid."""
+    """Compute log Z of an energy over a two-dimensional standard normal, on a grid."""
     axis = torch.linspace(-9, 9, 1501, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -182,7 +182,7 @@ def quadrature(energy: Energy) -> float:
 @pytest.mark.parametrize("effective", [None, 1000.0])
 def test_the_bridge_agrees_with_quadrature(target: Target, effective: float | None) -> None:
     truth = quadrature(target.model.double().energy)
-    assert truth == pytest.approx(0.0, abs=1e-4)  # these energies are normalised: the grid does
+    assert truth == pytest.approx(0.0, abs=1e-4)  # these energies are normalised, so this checks the grid
 
     def disagrees(seed: int) -> dict[str, float]:
         generator = stream(seed, "bridge")
@@ -211,7 +211,7 @@ def test_the_bridges_error_is_that_of_repeats() -> None:
             values.append(found.value)
             errors.append(found.se)
     spread = float(torch.tensor(values).std())
-    assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.35)  # a spread from 100 is known to 7 %
+    assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.35)  # a spread of 100 values: error 7 %
 
 
 class OnIdentity(Energy):
@@ -243,7 +243,7 @@ def test_an_energy_on_codes_is_annealed_even_where_weights_would_do(method: Meth
     assert abs(found.value - 4 * 0.3**2 / 2) < 5 * found.se
 
 
-def test_states_that_do_not_meet_have_no_bridge() -> None:
+def test_without_overlap_there_is_no_bridge() -> None:
     found = estimated(linear_gaussian(8, stiffness=3000.0))
     assert found.method == "smc"
     assert math.isnan(found.bridge)
@@ -256,7 +256,7 @@ def test_states_that_do_not_meet_have_no_bridge() -> None:
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
-def test_light_tails_are_weighed_and_heavy_ones_annealed() -> None:
+def test_light_tails_use_importance_sampling_and_heavy_tails_annealing() -> None:
     easy, hard = estimated(linear_gaussian(2, stiffness=1.0)), estimated(NARROW)
     assert easy.method == "importance-sampling"
     assert easy.pareto_k < 0.5
@@ -273,8 +273,8 @@ def test_light_tails_are_weighed_and_heavy_ones_annealed() -> None:
     assert hard.forward < hard.value + 0.3
 
 
-def test_other_draws_than_the_estimates_choose() -> None:
-    """Weights that look harmless where the estimate comes from, and are not elsewhere."""
+def test_other_draws_than_the_estimates_decide_the_method() -> None:
+    """Weights look harmless on the estimate's draws, and heavy-tailed on the other draws."""
     target = linear_gaussian(2, stiffness=1.0)
     generator = stream(0, "choice")
     with target.potential() as potential:
@@ -305,11 +305,11 @@ def test_draws_of_the_model_check_importance_sampling() -> None:
     assert abs(found.bridge - target.log_partition) < 6 * found.bridge_se
     assert abs(found.reverse - found.forward) < 0.1
     with pytest.warns(GebmKitWarning, match="bridge sampling between base draws and the sampler's draws"):
-        estimated(target, model_tilt=exact - 1.0, effective=5000.0)  # chains that sit too low
+        estimated(target, model_tilt=exact - 1.0, effective=5000.0)  # chains with energies that are too low
 
 
 def test_an_energy_that_can_not_be_annealed() -> None:
-    """Finite nowhere: importance sampling says so; asked for, smc fails in words."""
+    """For an energy that is finite nowhere, ``auto`` gives NaN and ``smc`` raises."""
     model = GEBM(IdentityBase(2), WalledEnergy(math.nan, math.nan)).double()
     target = dataclasses.replace(two_modes(), model=model)
     assert math.isnan(estimated(target).value)
@@ -317,7 +317,7 @@ def test_an_energy_that_can_not_be_annealed() -> None:
         estimated(target, method="smc")
 
 
-def test_replicates_that_differ_are_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_says_that_replicates_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gebm_kit.engine.likelihood.annealing.MAX_EVALS", 0)
     monkeypatch.setattr("gebm_kit.engine.likelihood.annealing.PARTICLES", 16)
     monkeypatch.setattr("gebm_kit.engine.likelihood.estimate_log_partition.SPREAD_LIMIT", 1e-6)

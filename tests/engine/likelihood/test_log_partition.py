@@ -1,4 +1,4 @@
-"""The estimate of A and what it says about its own reliability."""
+"""The estimate of A and its diagnostics of reliability."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM = 20_000
 
 
 def pareto_log_weights(k: float) -> torch.Tensor:
-    """``w = u^{-k}``: the generalised Pareto law of shape k exactly."""
+    """Return log weights of ``w = u^{-k}``, which is exactly the generalised Pareto law of shape k."""
     return -k * torch.rand(NUM, generator=stream(0, "pareto"), dtype=torch.float64).log()
 
 
@@ -40,7 +40,7 @@ def test_bounded_equal_and_impossible_weights() -> None:
     assert pareto_k(some_zero) == pytest.approx(0.5, abs=0.25)
 
 
-def test_heavy_tails_are_said_in_words() -> None:
+def test_a_warning_says_that_tails_are_heavy() -> None:
     with pytest.warns(GebmKitWarning, match=r"A and KALE are not to be trusted.*20,000 base draws"):
         warn_of_tail(from_tilt(-pareto_log_weights(1.5)))
     with pytest.warns(GebmKitWarning, match="not to be trusted"):

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods and log-densities of models with a known answer, and rows that a user brings."""
+"""Negative log-likelihoods and log-densities of models with a known answer, and a user's rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Normal(Base):
 
 
 class Opaque(Base):
-    """The same without a density."""
+    """The same base without a density."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def data(num: int, seed: int = 0) -> Tensor:
 
 
 def log_q(x: Tensor) -> Tensor:
-    """The truth."""
+    """Compute the true log-density."""
     return (-0.5 * ((x - MEAN) / STD).square() - math.log(STD) - 0.5 * math.log(2 * math.pi)).sum(1).double()
 
 
@@ -118,7 +118,7 @@ def nll_covers(se_stated: float, repeats: int = 300) -> float:
 
 def test_the_error_has_a_part_from_log_z() -> None:
     assert nll_covers(se_stated=0.1) > 1e-5
-    assert nll_covers(se_stated=0.0) < 1e-5  # a twin that leaves it out
+    assert nll_covers(se_stated=0.0) < 1e-5  # a wrong twin, which leaves out the error of A
 
 
 def test_errors_add_in_squares_and_degrees_follow_the_larger() -> None:
@@ -158,7 +158,7 @@ def test_evaluate_gives_the_nll_of_models_with_a_density() -> None:
     assert found is not None
     with torch.no_grad():
         truth, of_base = -log_q(x[::2]).mean(), -Normal().log_prob(x[::2]).mean()
-    assert found.gebm.value == pytest.approx(float(truth), abs=0.03)  # the same rows: what is left is A's error
+    assert found.gebm.value == pytest.approx(float(truth), abs=0.03)  # the same rows, so only the error of A is left
     assert found.base.value == pytest.approx(float(of_base), abs=1e-5)
     assert found.difference.value == pytest.approx(found.gebm.value - found.base.value, abs=1e-6)
     assert (found.num_rows, found.space) == (1000, "standardised")
@@ -169,7 +169,7 @@ def test_evaluate_gives_the_nll_of_models_with_a_density() -> None:
     assert gk.evaluate(gk.GEBM(Opaque(), Quadratic()), data=x, **QUICK).as_dict()["nll"] is None
 
 
-def test_at_another_temperature_it_is_another_density() -> None:
+def test_another_temperature_gives_another_density() -> None:
     """At beta = 0 the GEBM is its base."""
     found = gk.evaluate(model(), data=data(200), inverse_temperature=0.0, **QUICK).fit.nll
     assert found is not None
@@ -178,7 +178,7 @@ def test_at_another_temperature_it_is_another_density() -> None:
 
 
 @pytest.mark.parametrize("method", ["importance-sampling", "smc"])
-def test_kale_goes_with_either_estimate_of_log_z(method: Any) -> None:
+def test_kale_is_right_with_either_estimate_of_log_z(method: Any) -> None:
     """At the optimal energy KALE is KL(P || B); with annealing the mean over the base is 1 by definition."""
     x = data(4000)
     fit = gk.evaluate(model(), data=x, log_partition=method, **QUICK).fit
@@ -230,7 +230,7 @@ def test_measurements_are_standardised_and_found_by_name() -> None:
     torch.testing.assert_close(raw.gebm, plain.gebm - 2 * math.log(2.0))
 
 
-def test_densities_are_written_whole(tmp_path: Path) -> None:
+def test_densities_are_written_completely(tmp_path: Path) -> None:
     found = gk.log_density(model(), data(7))
     found.save(tmp_path / "d.csv")
     with (tmp_path / "d.csv").open() as file:
