@@ -1,4 +1,5 @@
-"""A dataset, its three splits, and what a dataset may know besides: labels, modes, its own preprocessing.
+"""The interface of a dataset: its three splits, and what it may also provide, such as labels, modes or its
+preprocessing.
 
 Shapes: B batch, N rows, ``*D`` data shape.
 """
@@ -17,14 +18,15 @@ SplitName = Literal["train", "valid", "test"]
 
 @runtime_checkable
 class HasStandardisation(Protocol):
-    """A dataset that says how it made ``y``, the data as the model sees them, of measurements ``x`` in a file's columns."""
+    """A dataset that states how it turned measurements ``x`` in a file's columns into ``y``,
+    the data that the model sees."""
 
     columns: tuple[str, ...]
     log_det: float
     """log |det dy/dx|, in nats: ``log p(x) = log p(y) + log_det``."""
 
     def standardised(self, rows: Tensor) -> Tensor:
-        """y of x; (N, D) -> (N, D)."""
+        """Turn measurements x into y; (N, D) -> (N, D)."""
         ...
 
 
@@ -36,31 +38,32 @@ class Split(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Tensor:
-        """Rows ``indices``, (B,) int64 on the CPU -> (B, *D) float32 on the CPU (or wherever the data lives)."""
+        """Return rows ``indices``, (B,) int64 on the CPU -> (B, *D) float32 on the CPU (or wherever the data lives)."""
 
     def first(self, num: int) -> Tensor:
-        """The first ``num`` rows (all when there are fewer), (num, *D)."""
+        """Return the first ``num`` rows (all when there are fewer), (num, *D)."""
         return self.batch(torch.arange(min(num, len(self))))
 
 
 @runtime_checkable
 class HasStoredRows(Protocol):
-    """A split that keeps its rows in another type than it hands out, such as images in bytes.
+    """A split that stores its rows in another type than it returns, such as images in bytes.
 
-    Training holds them on the device as they are and decodes each batch there; ``batch(i)`` is ``decode(stored(i))``.
+    Training keeps the stored rows on the device and decodes each batch there; ``batch(i)`` is ``decode(stored(i))``.
     """
 
     def stored(self, indices: Tensor | None) -> Tensor:
-        """Rows ``indices``, (B,) int64 on the CPU, as they are stored; None: all of them, without a copy if possible."""
+        """Return rows ``indices``, (B,) int64 on the CPU, as stored; None: all rows, without a copy if possible."""
         ...
 
     def decode(self, stored: Tensor) -> Tensor:
-        """Stored rows, on any device, as floating-point data in the dataset's value range; (B, *D) -> (B, *D)."""
+        """Turn stored rows, on any device, into floating-point data in the dataset's value range; (B,
+        *D) -> (B, *D)."""
         ...
 
 
 class Dataset(ABC):
-    """Data with fixed train, validation and test parts that share no row.
+    """Data with fixed training, validation and test parts that share no row.
 
     Attributes:
         data_shape: shape of one data point.
@@ -72,7 +75,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def split(self, name: SplitName) -> Split:
-        """One of the three parts, never empty."""
+        """Return one of the three parts, which is never empty."""
 
 
 @runtime_checkable
@@ -82,7 +85,7 @@ class HasLabels(Protocol):
     num_classes: int
 
     def labels(self, name: SplitName) -> Tensor:
-        """Class indices of the split's rows, in its order, (N,) int64."""
+        """Return the class indices of the split's rows, in its order, (N,) int64."""
         ...
 
 

@@ -16,28 +16,33 @@ import torch
 from torch import Tensor
 
 BISECTIONS = 24
-"""Halvings of the interval, on a logarithmic scale, in which `largest` looks: to a millionth of its width."""
+"""Halvings, on a logarithmic scale, of the interval that `largest` searches: down to less than a millionth of its
+width."""
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """``log (1/N) sum_i exp(values_i)``; (N,) -> (). The log-sum-exp starts from its first term, not from zero."""
+    """Compute ``log (1/N) sum_i exp(values_i)``; (N,) -> ().
+
+    The log-sum-exp starts from its first term, not from zero.
+    """
     return torch.logsumexp(values, dim=0) - math.log(values.shape[0])
 
 
 def log_partition(energy_base: Tensor, inverse_temperature: float = 1.0) -> Tensor:
-    """Importance-sampling estimate ``A(beta) = log mean exp(-beta E_B)``, biased low; (N,) -> ()."""
+    """Estimate by importance sampling ``A(beta) = log mean exp(-beta E_B)``, biased low; (N,) -> ()."""
     return log_mean_exp(-inverse_temperature * energy_base)
 
 
 def log_partition_se(energy_base: Tensor, inverse_temperature: float = 1.0) -> Tensor:
-    """Delta-method standard error of `log_partition`: ``sd(w) / (mean(w) sqrt(N))`` with w = exp(-beta E_B)."""
+    """Compute the delta-method standard error of `log_partition`: ``sd(w) / (mean(w) sqrt(N))``, w = exp(-beta E_B)."""
     log_weights = -inverse_temperature * energy_base
     weights = torch.exp(log_weights - log_weights.max())
     return weights.std() / (weights.mean() * math.sqrt(weights.shape[0]))
 
 
 def kale(energy_data: Tensor, energy_base: Tensor, log_partition: Tensor) -> Tensor:
-    """KALE in its Fenchel form, ``-E_P[E] - A - E_B[exp(-(E + A))] + 1``, a lower bound of KL(P || B) for every A.
+    """Compute KALE in its Fenchel form, ``-E_P[E] - A - E_B[exp(-(E + A))] + 1``; for every A a lower bound of KL(P ||
+    B).
 
     Shapes: energy_data (N,), energy_base (M,), log_partition () -> (). At ``A = log E_B[exp(-E)]`` it equals the
     Donsker-Varadhan value ``-E_P[E] - A`` (paper, Section 3.1).
@@ -46,14 +51,15 @@ def kale(energy_data: Tensor, energy_base: Tensor, log_partition: Tensor) -> Ten
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """Kish's effective sample size ``(sum w)^2 / sum w^2`` of importance weights; (N,) -> (), between 1 and N."""
+    """Compute Kish's effective sample size ``(sum w)^2 / sum w^2`` of importance weights; (N,) -> (),
+    between 1 and N."""
     return torch.exp(2 * torch.logsumexp(log_weights, dim=0) - torch.logsumexp(2 * log_weights, dim=0))
 
 
 def largest(enough: Callable[[Tensor], Tensor], top: Tensor, share: float) -> Tensor:
-    """The largest t in ``[share * top, top]`` with ``enough(t)``, by bisection on log t, on the device; () -> ().
+    """Find the largest t in ``[share * top, top]`` with ``enough(t)``, by bisection on log t, on the device; () -> ().
 
-    ``enough`` takes t, (), to a boolean (), true below some t and false above it.
+    ``enough`` maps t, (), to a boolean, (): true below some t and false above it.
     """
     high = top.log()
     low = high + math.log(share)
@@ -65,20 +71,26 @@ def largest(enough: Callable[[Tensor], Tensor], top: Tensor, share: float) -> Te
 
 
 PARETO_K_LIMIT = 0.7
-"""Above it the mean of the weights and its standard error can't be relied on at any practical number of draws (Vehtari et
-al. 2024, Section 3.2)."""
+"""Above it the mean of the weights and its standard error can't be relied on at any practical number of draws (Vehtari
+et al. 2024, Section 3.2)."""
 
 
 MIN_WEIGHTS = 25
-"""With fewer, the tail of a fifth of them has less than the five that a fit needs."""
+"""Fewest weights that have a Pareto k: their tail, a fifth of them, is the five that a fit needs."""
 
 
 MAX_SPREAD = 600.0
-"""Nats between the largest weight and the rest of the tail beyond which the fit, in double precision, sees only zeros."""
+"""Nats between the largest and the smallest weight of the tail.
+
+Beyond it the fit, in double precision, sees only zeros.
+"""
 
 
 def pareto_k(log_weights: Tensor) -> float:
-    """Pareto k-hat of importance weights, (N,), from their ``min(N / 5, 3 sqrt(N))`` largest."""
+    """Estimate the Pareto k of importance weights, (N,), from the ``min(N / 5, 3 sqrt(N))`` largest of them.
+
+    The result is NaN for too few weights, -inf when the tail is constant, and inf when its spread exceeds `MAX_SPREAD`.
+    """
     if len(log_weights) < MIN_WEIGHTS or not math.isfinite(float(log_weights.max())):
         return math.nan
     num_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))

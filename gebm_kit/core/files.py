@@ -16,7 +16,7 @@ from gebm_kit.core.errors import GebmKitError, RunFailed, UsageError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a kill, or a full disk, leaves the old file or the new one whole.
+    """Write ``content`` to ``path`` so that a kill or a full disk leaves either the old file or the new one whole.
 
     Raises:
         UsageError: the directory is missing or not writable.
@@ -41,7 +41,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Bring a directory's names to the disk, so that a power cut does not undo a rename."""
+    """Sync a directory's entries to the disk, so that a power cut does not undo a rename."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -50,19 +50,19 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed processes left of `write_atomic` to ``names`` in ``folder``."""
+    """Remove temporary files that killed processes left in ``folder`` while writing ``names``."""
     for name in names:
         for path in folder.glob(f".{name}-*"):
             path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of JSON; numbers that are not finite become null."""
+    """Write JSON by `write_atomic`; numbers that are not finite become null."""
     write_atomic(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON.
+    """Read and parse a JSON file.
 
     Raises:
         OSError, ValueError: the file is missing or malformed.
@@ -71,12 +71,12 @@ def read_json(path: Path) -> Any:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """``value``, or None where it is NaN or infinite, which JSON can't hold."""
+    """Return ``value``, or None when it is NaN or infinite, which JSON can't hold."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def plain(value: Any) -> Any:
-    """``value`` with every non-finite float as None, for JSON."""
+    """Return ``value`` for JSON: every non-finite float becomes None."""
     if isinstance(value, float):
         return finite_or_none(value)
     if isinstance(value, dict):
@@ -101,7 +101,7 @@ def make_directory(path: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> GebmKitError:
-    """The error to raise when writing ``path`` failed with ``error``."""
+    """Return the error to raise when writing ``path`` failed with ``error``."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunFailed(
@@ -121,7 +121,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def umask() -> int:
-    """The permission bits that this process withholds from new files."""
+    """Return the permission bits that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

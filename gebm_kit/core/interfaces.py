@@ -1,9 +1,11 @@
-"""The face of what components implement: every interface, and the small records that pass between them.
+"""Every interface that components implement, and the small records that pass between them.
 
-Plugins import from here. Each kind has a file of its own beside this one: networks (`Base`, `Energy` and their
-capabilities), objectives (`Batch`, `Loss`, `Penalty`), datasets, scoring (`FeatureMap`, `Metric`), sampling, loggers.
+Plugins import from here. Each kind of component has a file of its own beside this one: networks (`Base`, `Energy` and
+their capabilities), objectives (`Batch`, `Loss`, `Penalty`), datasets, scoring (`FeatureMap`, `Metric`), sampling,
+loggers.
 
-Shapes: B batch, C chains, Z latent size, ``*D`` data shape (``(2,)`` for points, ``(channels, height, width)`` for images).
+Shapes: B batch, C chains, Z latent size, ``*D`` data shape (``(2,)`` for points, ``(channels, height, width)`` for
+images).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Estimates with 95 % intervals from independent draw sets.
 
-The intervals are given the reference rows that the sets are scored against: they cover the randomness of the draws and leave
-out the reference's own sampling.
+The intervals hold for fixed reference rows: they cover the randomness of the draws, but not the sampling of the
+reference.
 
 References:
     Some problems in interval estimation. E. C. Fieller, Journal of the Royal Statistical Society B 16(2), 1954.
@@ -35,7 +35,7 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        low, high: ends of the interval; None where there is none (a single set, or an unbounded ratio).
+        low, high: ends of the interval; None when it has no ends (a single set, or an unbounded ratio).
         n: independent sets behind it.
     """
 
@@ -45,21 +45,21 @@ class Estimate:
     n: int
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Plain JSON; a value that is not finite is null."""
+        """Return plain data for JSON; a value that is not finite is None."""
         value, low, high = finite_or_none(self.value), finite_or_none(self.low), finite_or_none(self.high)
         return {"value": value, "low": low, "high": high, "n": self.n}
 
 
 @dataclass(frozen=True, slots=True)
 class RatioEstimate:
-    """A ratio with the name of the method behind its interval."""
+    """A ratio, and the method that gave its interval."""
 
     estimate: Estimate
     method: str
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5 % quantile of Student's t; beyond 30 degrees of freedom by its expansion, right to 1e-5."""
+    """Return the 97.5 % quantile of Student's t; beyond 30 degrees of freedom by an expansion that is right to 1e-5."""
     if degrees <= len(_T_975):
         return _T_975[degrees - 1]
     z = _Z_975
@@ -70,7 +70,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean of independent values and its t interval."""
+    """Compute the mean of independent values and its t interval."""
     num, mean = len(values), fmean(values)
     if num < 2:
         return Estimate(mean, None, None, num)
@@ -79,14 +79,15 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> RatioEstimate:
-    """Ratio of two figures, the k-th of one paired with the k-th of the other.
+    """Compute the ratio of two figures and its interval; the k-th value of one is paired with the k-th of the other.
 
-    Paired are set k of the GEBM and set k of the base: different draws, scored against the same reference with the same
+    A pair is set k of the GEBM and set k of the base: different draws, scored against the same reference with the same
     shuffles.
 
-    When all are positive: ``exp(mean log(a_k / b_k))`` with a t interval on the logarithm. Otherwise (an unbiased estimate
-    may be negative) ``mean a / mean b`` with Fieller's interval, the set of all r for which ``mean(a - r b) = 0`` is not
-    rejected by a t test; it is unbounded, and both ends are None, when mean b itself is not clearly different from zero.
+    When all values are positive, the ratio is ``exp(mean log(a_k / b_k))``, with a t interval on the logarithm.
+    Otherwise (an unbiased estimate may be negative) it is ``mean a / mean b``, with Fieller's interval: all r for which
+    a t test does not reject ``mean(a - r b) = 0``. That interval is unbounded, and both ends are None, when mean b is
+    not clearly different from zero.
     """
     pairs = list(zip(numerators, denominators, strict=True))
     if all(a > 0 and b > 0 for a, b in pairs):

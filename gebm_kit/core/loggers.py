@@ -11,27 +11,37 @@ from torch import Tensor
 
 
 class Logger(ABC):
-    """Where a run's numbers and pictures go. What a logger raises is a warning to the user, and never stops training."""
+    """Where a run's numbers and pictures go. An exception in a logger becomes a warning and never stops training."""
 
     @classmethod
     def check(cls) -> None:
-        """Called before anything is trained or written; raises PluginError when a package that it needs is missing."""
+        """Check that the logger can be used. Called before anything is trained or written.
+
+        Raises:
+            PluginError: a package that it needs is missing.
+        """
         return
 
     @abstractmethod
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Values by name after ``step`` cycles. Training and evaluation log: a step may come twice, with other names."""
+        """Record values by name after ``step`` cycles.
+
+        A step may come twice, from training and evaluation, with other names.
+        """
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """The resolved recipe as plain data, once, before anything else; again when a run is resumed."""
+        """Record the resolved recipe, as plain data.
+
+        Called once, before anything else, and again when a run is resumed.
+        """
         return
 
     def log_image(self, step: int, name: str, path: Path) -> None:
-        """A picture (PNG) that was written to ``path``."""
+        """Record a picture (PNG) that was written to ``path``."""
         return
 
     def close(self) -> None:
-        """The last call, however training ends."""
+        """Finish. This is the last call, however training ends."""
         return
 
 

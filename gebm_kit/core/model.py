@@ -29,7 +29,7 @@ class GEBM(nn.Module):
     Attributes:
         base, energy: the two parts.
         log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); nan while unknown.
-        log_ratio: False when the energy was trained by a loss whose critic is no log density ratio; sampling then warns.
+        log_ratio: False when the critic of the loss is not a log density ratio; sampling then warns.
     """
 
     log_partition: Tensor
@@ -73,15 +73,15 @@ class GEBM(nn.Module):
         return next((tensor for tensor in parts if tensor.is_floating_point()), None)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Latent energy ``E(G(z))``; (B, Z) -> (B,)."""
+        """Compute the latent energy ``E(G(z))``; (B, Z) -> (B,)."""
         energy: Tensor = self.energy.of_codes(z) if isinstance(self.energy, OnCodes) else self.energy(self.base(z))
         return energy
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """``G(encode(x))``, for bases with an encoder; (B, *D) -> (B, *D).
+        """Compute ``G(encode(x))`` for a base with an encoder; (B, *D) -> (B, *D).
 
         Raises:
-            UsageError: the base has none.
+            UsageError: the base has no encoder.
         """
         if not isinstance(self.base, HasEncoder):
             raise UsageError(f"the base {type(self.base).__name__} has no encoder, so nothing can be reconstructed")
@@ -90,7 +90,7 @@ class GEBM(nn.Module):
 
 
 class _BlockPotential:
-    """Shared by the potentials: freezing, evaluation in fixed blocks, counting.
+    """What the potentials share: freezing the model, evaluating it in fixed blocks, and counting evaluations.
 
     Attributes:
         forward_evals, grad_evals: rows evaluated so far without and with gradient (padding not counted).
@@ -106,7 +106,7 @@ class _BlockPotential:
         self._threads = PieceThreads()
 
     def close(self) -> None:
-        """Give the model back as it was: training mode and parameters that require gradients."""
+        """Restore the model's training mode and which of its parameters require gradients."""
         self._threads.close()
         self._frozen.restore()
 
@@ -137,7 +137,10 @@ class _BlockPotential:
         return self.block_size is None or points.shape[0] == self.block_size
 
     def _blocks(self, points: Tensor) -> tuple[Tensor, ...]:
-        """Equal blocks: the last is filled up with its first row, so that every evaluation has one shape."""
+        """Split into equal blocks.
+
+        The last is filled up with copies of the last row, so that every evaluation has one shape.
+        """
         assert self.block_size is not None
         short = -points.shape[0] % self.block_size
         if short:
@@ -178,9 +181,9 @@ def _value_and_grad(function: Callable[[Tensor], Tensor], points: Tensor) -> Val
 class LatentPotential(_BlockPotential):
     """``U(z) = |z|^2 / 2 + beta E(G(z))``, split as **prior + tilt** with ``tilt = beta E(G(z))``.
 
-    z is in normal coordinates: a base with another prior is evaluated at ``prior.from_normal(z)``, so the prior part is
-    that of a standard normal for every base, and kernels that know it (kick-rotate HMC, pCN) serve all of them. The
-    additive constant of ``-log eta`` is left out.
+    z is in normal coordinates: a base with another prior is evaluated at ``prior.from_normal(z)``. The prior part is
+    therefore that of a standard normal for every base, and kernels that use it (kick-rotate HMC, pCN) serve all bases.
+    The additive constant of ``-log eta`` is left out.
 
     For its lifetime the model's parameters are frozen and the model is in eval mode (batch norm must not couple
     chains); use it as a context manager, or call `close`. Differentiation is with respect to z alone.
@@ -188,8 +191,8 @@ class LatentPotential(_BlockPotential):
     Args:
         model: base and energy.
         inverse_temperature: beta >= 0.
-        block_size: evaluate in blocks of that many chains, all of one shape, on a CPU side by side on torch's threads;
-            None: all chains at once.
+        block_size: chains in each block of an evaluation, all of one shape. On a CPU the blocks run side by side on
+            torch's threads. None: all chains at once.
 
     Raises:
         UsageError: beta is negative or not finite; the energy returns a shape other than (C,).
@@ -203,26 +206,26 @@ class LatentPotential(_BlockPotential):
         self.inverse_temperature = beta
 
     def at(self, inverse_temperature: float) -> LatentPotential:
-        """The same model at another beta; it shares the freeze, so close the original last."""
+        """Return a potential of the same model at another beta. It shares the freeze, so close the original last."""
         return LatentPotential(self.model, inverse_temperature, block_size=self.block_size)
 
     def data(self, z: Tensor) -> Tensor:
-        """``x = G(z)``, without gradient; (C, Z) -> (C, *D)."""
+        """Compute ``x = G(z)`` without gradient; (C, Z) -> (C, *D)."""
         with torch.no_grad():
             if self._one_block(z):
                 return self._decode(z)
             return torch.cat([self._decode(part) for part in self._blocks(z)])[: z.shape[0]]
 
     def energy(self, z: Tensor) -> Tensor:
-        """``E(G(z))``, without beta; (C, Z) -> (C,)."""
+        """Compute ``E(G(z))``, without beta; (C, Z) -> (C,)."""
         return self._evaluate(self._energy, z)
 
     def tilt(self, z: Tensor) -> Tensor:
-        """``beta E(G(z))``; (C, Z) -> (C,)."""
+        """Compute ``beta E(G(z))``; (C, Z) -> (C,)."""
         return self.inverse_temperature * self.energy(z)
 
     def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """Tilt (C,) and its gradient with respect to z (C, Z)."""
+        """Compute the tilt, (C,), and its gradient with respect to z, (C, Z)."""
         value, grad = self._differentiate(self._energy, z)
         if self.inverse_temperature == 1.0:
             return ValueAndGrad(value, grad)

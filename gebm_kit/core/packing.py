@@ -18,16 +18,16 @@ Record = dict[str, Any]
 
 
 def packed(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
-    """The content of one file: tensors by name, and plain data whose floats JSON can express."""
+    """Return the content of a file that holds tensors by name, and plain data whose floats JSON can express."""
     named = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return safetensors.torch.save(named, {"schema": "1", "record": json.dumps(record, allow_nan=False)})
 
 
 def unpacked(content: bytes, origin: Path | str) -> tuple[dict[str, Tensor], Record]:
-    """The inverse of `packed`.
+    """Read back what `packed` made.
 
     Raises:
-        CheckpointError: it is not what `packed` made; the message names ``origin``.
+        CheckpointError: the content is not what `packed` made; the message names ``origin``.
     """
     try:
         length = int.from_bytes(content[:8], "little")
@@ -38,7 +38,7 @@ def unpacked(content: bytes, origin: Path | str) -> tuple[dict[str, Tensor], Rec
 
 
 def read_packed(path: Path) -> tuple[dict[str, Tensor], Record]:
-    """`unpacked` of a file.
+    """Read a file that `packed` made.
 
     Raises:
         CheckpointError: it is missing or damaged.

@@ -1,8 +1,8 @@
-"""Plugin discovery: entry points are filtered, loaded in a guard, rolled back on failure and reported.
+"""Plugin discovery: entry points are filtered and loaded; those that fail are rolled back and reported.
 
 Environment:
     GEBM_KIT_LOAD_PLUGINS    comma-separated distributions or entry points to load; empty: none; unset: all.
-    GEBM_KIT_BLOCK_PLUGINS   the same, never loaded.
+    GEBM_KIT_BLOCK_PLUGINS   the same, never to load.
     GEBM_KIT_STRICT_PLUGINS  "1": a plugin that fails is an error.
 """
 
@@ -27,7 +27,7 @@ from gebm_kit.core.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class PluginStatus:
-    """What became of one entry point.
+    """The result of loading one entry point.
 
     Attributes:
         name, distribution, version: the entry point and the package that declares it.
@@ -36,7 +36,7 @@ class PluginStatus:
         state: ``ok``, ``failed`` or ``blocked``.
         error: why, when it is not ok.
         components: ``kind:name`` of what it provides.
-        notes: things that are no failure but worth knowing, such as a short name that a built-in keeps.
+        notes: things worth knowing that are not failures, such as a short name that a built-in keeps.
     """
 
     name: str
@@ -52,7 +52,7 @@ class PluginStatus:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """The fate of every plugin that was found."""
+    """What happened to every plugin that was found."""
 
     plugins: tuple[PluginStatus, ...]
 
@@ -111,7 +111,7 @@ def discover(
 
 @functools.cache
 def installed() -> Discovery:
-    """`discover` for this process's environment, done once."""
+    """Run `discover` for this process's environment, once."""
     return discover()
 
 
@@ -120,11 +120,11 @@ def _names(value: str | None) -> frozenset[str] | None:
 
 
 def _entry_points() -> tuple[list[importlib.metadata.EntryPoint], list[PluginStatus]]:
-    """Every entry point of the group, and a report on distributions whose metadata can't be read."""
+    """Find every entry point of the group; also report distributions whose metadata can't be read."""
     group = hookspecs.ENTRY_POINT_GROUP
     try:
         return list(importlib.metadata.entry_points(group=group)), []
-    except Exception:  # one malformed entry_points.txt anywhere: ask each distribution by itself
+    except Exception:  # one malformed entry_points.txt anywhere: ask each distribution on its own
         found: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
         bad: list[PluginStatus] = []
     for dist in importlib.metadata.distributions():
@@ -200,7 +200,7 @@ def _load(
 
 
 def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component]:
-    """What ``plugin``'s own hook returns, checked."""
+    """Call ``plugin``'s own hook and check what it returns."""
     callers = manager.get_hookcallers(plugin) or []
     if not any(caller.name == "gebm_components" for caller in callers):
         raise PluginError("it implements no gebm_components hook")
@@ -228,7 +228,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _modules_rolled_back(module: str) -> Iterator[None]:
-    """On failure, forget the modules of the plugin's own package that were imported meanwhile."""
+    """On failure, forget the modules of the plugin's own package that were imported inside the block."""
     top = module.partition(".")[0]
     before = set(sys.modules)
     try:
@@ -241,7 +241,7 @@ def _modules_rolled_back(module: str) -> Iterator[None]:
 
 
 def component_name(kind: str, component: object) -> str:
-    """The name under which the class of ``component`` is registered, or the name of the class."""
+    """Return the name that the class of ``component`` is registered under, or else the name of the class."""
     target = f"{type(component).__module__}:{type(component).__qualname__}"
     registry = installed().registry
     names = [registry.short_name(r) for r in registry.of_kind(kind) if r.component.target == target]

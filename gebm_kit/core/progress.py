@@ -1,4 +1,4 @@
-"""How the engine tells whoever is watching what it does; only the command line turns this into text."""
+"""Reports of progress and warnings. Only the command line turns reports into text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 
 class GebmKitWarning(UserWarning):
-    """Something the user should know, in words: the command line prints it, Python's warnings filter applies."""
+    """Something that the user should know. The command line prints it; Python's warnings filter applies."""
 
 
 def warn(text: str) -> None:
-    """Warn in the name of the caller outside the kit."""
+    """Emit a `GebmKitWarning` that points at the caller outside the kit."""
     warnings.warn(text, GebmKitWarning, stacklevel=_frames_inside() + 1)
 
 
 def _frames_inside() -> int:
-    """Frames of the kit between the caller of `warn` and whoever called the kit."""
+    """Count the kit's frames between the caller of `warn` and the code that called the kit."""
     frame, depth = sys._getframe(2), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("gebm_kit."):
         frame, depth = frame.f_back, depth + 1
@@ -30,8 +30,8 @@ class Progress:
     """One report of progress.
 
     Attributes:
-        stage: what is going on: ``train``, ``warmup``, ``sample``, ``evaluate``.
-        step, total: how far, in steps of that stage; a total of -1 is not known.
+        stage: what runs: ``train``, ``warmup``, ``sample``, ``evaluate``.
+        step, total: steps of that stage done and in all; a total of -1 is unknown.
         scalars: current values worth showing, by name (loss, kale, acceptance).
     """
 
@@ -46,4 +46,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore(progress: Progress) -> None:
-    """The default: nobody watches."""
+    """Ignore a report; the default."""

@@ -1,12 +1,13 @@
 """Reductions over the batch that are global under torch.distributed and plain in a single process.
 
-Losses use these so that an estimate such as a log-mean-exp is that of the global batch (averaging per-rank estimates is
-wrong). Gradients follow the convention of DistributedDataParallel, which averages gradients over ranks: with
-W ranks the local gradient is W times the derivative of the global value, so that the average is the derivative itself.
-Every result is the same to the last bit on all ranks, so that what is learned from it stays the same on them.
+Losses use these so that an estimate such as a log-mean-exp is computed from the global batch; averaging per-rank
+estimates would be wrong. Gradients follow the convention of DistributedDataParallel, which averages gradients over
+ranks: with W ranks the local gradient is W times the derivative of the global value, so that the average is the
+derivative itself. Every result is the same to the last bit on all ranks, so whatever is learned from it is the same on
+all of them.
 
-Random numbers of a batch are drawn alike on every rank, for the global batch, and each takes its rows (`share`): a batch
-over several ranks is the batch of one process.
+Every rank draws the same random numbers, for the global batch, and takes its own rows of them (`share`). A batch over
+several ranks therefore equals the batch of one process.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without torch.distributed."""
+    """Return the number of ranks; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which rank this process is; 0 without torch.distributed."""
+    """Return the rank of this process; 0 without torch.distributed."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -45,7 +46,7 @@ def collective() -> Iterator[None]:
 
 
 def all_reduce(tensor: Tensor, op: Any = None) -> None:
-    """Sum over the ranks (or another of torch's ``ReduceOp``), in place; nothing for a process alone.
+    """Sum over the ranks, or apply another of torch's ``ReduceOp``, in place. A process alone keeps its value.
 
     Raises:
         RankLost: another rank is gone.
@@ -74,14 +75,14 @@ class _GlobalLogSumExp(torch.autograd.Function):
 
 
 def logsumexp(values: Tensor) -> Tensor:
-    """``log sum_i exp(values_i)`` over the global batch; values: (B,), result: ()."""
+    """Compute ``log sum_i exp(values_i)`` over the global batch; values: (B,), result: ()."""
     if world_size() == 1:
         return torch.logsumexp(values, dim=0)
     return _GlobalLogSumExp.apply(values)
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """``log (1/N) sum_i exp(values_i)`` over the global batch of N; values: (B,), result: ()."""
+    """Compute ``log (1/N) sum_i exp(values_i)`` over the global batch of N; values: (B,), result: ()."""
     return logsumexp(values) - math.log(values.shape[0] * world_size())
 
 
@@ -99,12 +100,15 @@ class _GlobalMean(torch.autograd.Function):
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean over the global batch (every rank holds equally many), differentiable in DDP's convention; result: ()."""
+    """Average over the global batch, differentiable in DDP's convention; result: ().
+
+    Every rank holds equally many values.
+    """
     return values.mean() if world_size() == 1 else _GlobalMean.apply(values)
 
 
 def maximum(value: Tensor) -> Tensor:
-    """The largest of the ranks' values, without gradient; () -> ()."""
+    """Return the largest of the ranks' values, without gradient; () -> ()."""
     if world_size() == 1:
         return value
     largest = value.detach().clone()
@@ -113,13 +117,13 @@ def maximum(value: Tensor) -> Tensor:
 
 
 def softmax_weights(log_weights: Tensor) -> Tensor:
-    """``softmax`` over the global batch, without gradient; (B,) -> (B,). The weights of all ranks sum to 1."""
+    """Compute ``softmax`` over the global batch, without gradient; (B,) -> (B,). The weights of all ranks sum to 1."""
     log_weights = log_weights.detach()
     return torch.exp(log_weights - logsumexp(log_weights))
 
 
 def gather(values: Tensor) -> Tensor:
-    """Rows of every rank, in rank order, without gradient; (B, ...) -> (W B, ...)."""
+    """Collect the rows of every rank, in rank order, without gradient; (B, ...) -> (W B, ...)."""
     values = values.detach()
     if world_size() == 1:
         return values
@@ -131,7 +135,7 @@ def gather(values: Tensor) -> Tensor:
 
 
 def share(rows: Tensor) -> Tensor:
-    """This rank's part of what every rank holds alike: the r-th of W equal parts; (W B, ...) -> (B, ...).
+    """Return this rank's part of rows that all ranks hold: the r-th of W equal parts; (W B, ...) -> (B, ...).
 
     Raises:
         ValueError: the rows can't be shared evenly.
@@ -145,22 +149,22 @@ def share(rows: Tensor) -> Tensor:
 
 
 def rand_rows(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform numbers on [0, 1), one for each row of ``like``, (B, *D) -> (B, 1, ...), which are those of one process.
+    """Draw uniform numbers on [0, 1), one for each row of ``like``, as a single process would; (B, *D) -> (B, 1, ...).
 
-    The generator must be in the same state on all ranks; it is left so.
+    The generator must be in the same state on all ranks, and is afterwards.
     """
     shape = (like.shape[0] * world_size(),) + (1,) * (like.ndim - 1)
     return share(torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)).to(like.device)
 
 
 def randn_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of the shape of ``like``, (B, *D), which are those of one process; see `rand_rows`."""
+    """Draw standard normal numbers of the shape of ``like``, (B, *D), as a single process would; see `rand_rows`."""
     shape = (like.shape[0] * world_size(), *like.shape[1:])
     return share(torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)).to(like.device)
 
 
 def in_block_order(rows: Sequence[Tensor]) -> Tensor:
-    """The sum of the blocks' vectors (K,), added one after another, on the CPU; reads the device once."""
+    """Add the blocks' vectors, (K,), one after another, on the CPU; reads the device once."""
     total, *rest = torch.stack(list(rows)).cpu().unbind()
     for row in rest:
         total = total + row

@@ -1,4 +1,4 @@
-"""What a latent sampler is: the potential it walks on, its state and report, what warm-up may tune.
+"""The interface of a latent sampler: its potential, its state, what a step reports, and what warm-up may tune.
 
 Shapes: C chains, Z latent size, K numbers that an adaptation gathers.
 """
@@ -51,16 +51,17 @@ class TiltedPotential(Potential, Protocol):
 
 
 class Info(NamedTuple):
-    """What one step says about each chain.
+    """What one step reports about each chain.
 
     Attributes:
         acceptance: acceptance probability of the proposal, (C,), in [0, 1]; 1 for kernels without a correction.
         accepted: whether the chain moved to its proposal, (C,), bool; False in a step that diverged.
-        diverged: non-finite proposal or energy error above 1000; rejected, (C,), bool. A kernel that looks at several
-            points a step says so when it rejected any of them for that reason.
+        diverged: whether the proposal was not finite or its energy error exceeded 1000, and was rejected for that;
+            (C,), bool. A kernel that tries several points in a step reports True when it rejected any of them for that
+            reason.
         grad_evals: gradients of the potential that the step spent on each chain, a Python int.
         forward_evals: values (without gradient) that it spent on each chain, a Python int.
-        tuning: what warm-up averages in place of the acceptance, (C,), in [0, 1], for kernels without a correction.
+        tuning: what warm-up averages instead of the acceptance, (C,), in [0, 1], for kernels without a correction.
         statistics: per-chain numbers whose sums the sampler's `Adaptation` reads, (C, K); None outside warm-up.
     """
 
@@ -74,7 +75,7 @@ class Info(NamedTuple):
 
 
 class State(Protocol):
-    """A kernel's state: a NamedTuple of tensors that holds at least these. Saved and restored field by field."""
+    """A kernel's state: a NamedTuple of tensors with at least these fields. It is saved and restored field by field."""
 
     @property
     def position(self) -> Tensor:
@@ -95,7 +96,7 @@ class Tunable:
         name: attribute of the sampler, a float.
         target: acceptance that dual averaging aims at.
         low, high: bounds, so that a flat tilt can't drive the value to infinity.
-        harmonic: average the acceptance over chains harmonically, as the target of ChEES assumes, not arithmetically.
+        harmonic: whether the acceptance is averaged over chains harmonically, as the target of ChEES assumes.
     """
 
     name: str
@@ -106,16 +107,19 @@ class Tunable:
 
 
 class Adaptation(ABC):
-    """Tunes what a sampler has beyond its `Tunable`: a trajectory length, a damping, a ladder. One object a warm-up.
+    """Tunes what a sampler has beyond its `Tunable`: a trajectory length, a damping, a ladder. Each warm-up has its own
+    object.
 
-    Chains run in blocks, so what is learnt from them goes through sums. After every warm-up step the engine asks for each
-    block's `statistics`, adds them up in the order of the blocks (over all ranks), and hands the sums to `update`, whose
-    sampler makes the next step. The draws then depend neither on how many blocks run at once nor on the number of ranks.
+    Chains run in blocks, so an adaptation learns from sums over blocks. After every warm-up step the engine asks for
+    each block's `statistics` and adds them up in the order of the blocks, over all ranks. It hands the sums to
+    `update`, which returns the sampler for the next step. The draws therefore depend neither on how many blocks run at
+    once nor on the number of ranks.
     """
 
     @abstractmethod
     def statistics(self, sampler: Sampler, before: Any, after: Any, info: Info) -> Tensor:
-        """Sums over one block's chains of whatever `update` needs, (K,) float64 on the chains' device; no waiting for it.
+        """Sum over one block's chains whatever `update` needs; (K,) float64 on the chains' device, without waiting for
+        it.
 
         Args:
             before, after: the block's states around the step that ``sampler`` made.
@@ -123,14 +127,14 @@ class Adaptation(ABC):
 
     @abstractmethod
     def update(self, sampler: Sampler, sums: Tensor, num_chains: int, progress: float) -> Sampler:
-        """The sampler for the next step, from the sums over all ``num_chains`` chains: (K,) float64 on the CPU.
+        """Return the sampler for the next step, given the sums over all ``num_chains`` chains, (K,) float64 on the CPU.
 
         Args:
             progress: share of warm-up done with this step, in (0, 1].
         """
 
     def freeze(self, sampler: Sampler) -> Sampler:
-        """The sampler to draw with, once, after the last `update`: averaged values, nothing gathered any more."""
+        """Return the sampler to draw with: averaged values, no more gathering. Called once, after the last `update`."""
         return sampler
 
 
@@ -142,19 +146,21 @@ class Sampler(ABC):
     """A latent sampler in the manner of blackjax: pure functions of a small state, all chains of a block in one batch.
 
     ``init`` and ``step`` draw every random number from the generator handed in and never wait for the device: no
-    ``.item()``, no boolean-mask indexing, no Python branch on data. Parameters that warm-up tunes live on the sampler and
-    are replaced, never mutated (`tuned`).
+    ``.item()``, no boolean-mask indexing, no Python branch on data. Parameters that warm-up tunes live on the sampler
+    and are replaced, never mutated (`tuned`).
 
-    A *kernel* is warmed up, frozen and stepped; its states are draws. A *population* method or a *refiner* starts from prior
-    draws, is stepped until `finished`, and its last positions are the draws; for more of them it starts again.
+    A *kernel* is warmed up, frozen and stepped; its states are draws. A *population* method or a *refiner* starts from
+    prior draws and is stepped until `finished`; its last positions are the draws. It starts again when more draws are
+    needed.
 
     Attributes:
         family: ``kernel`` (chains), ``population`` (weights and resampling) or ``refiner`` (moves points, no target).
         exact: whether draws are unbiased for the target once warm-up is frozen.
         coupled: whether chains exchange information when drawing; coupled chains stay in one block.
-        min_chains: fewest chains that the algorithm (its tuning included) can do with.
-        has_ladder: whether it goes from the prior to the target by itself, so that warm-up need not help it to.
-        priors: prior names served; all priors are images of a normal, so kernels serve all unless they say otherwise.
+        min_chains: fewest chains that the algorithm needs, its tuning included.
+        has_ladder: whether it moves from the prior to the target by itself, so that warm-up need not temper the start.
+        priors: names of the priors that it serves. All priors are images of a normal, so kernels serve all of them by
+            default.
         tunable: what warm-up may tune by the acceptance, or None.
     """
 
@@ -173,40 +179,45 @@ class Sampler(ABC):
     def needs_one_block(cls) -> bool:
         """Whether all chains of a run stay in one block: those of coupled kernels, populations and refiners do.
 
-        Such chains are neither cut into blocks nor split into independent sets afterwards: each set is a run of its own.
+        Such chains are neither cut into blocks nor split into independent sets afterwards: each set is a run of its
+        own.
         """
         return cls.coupled or cls.family != "kernel"
 
     def adaptation(self) -> Adaptation | None:
-        """A fresh object that tunes whatever else warm-up should tune, or None."""
+        """Return a fresh object for whatever else warm-up should tune, or None."""
         return None
 
     @abstractmethod
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> Any:
-        """State of chains at ``z``: (C, Z). Populations and refiners may count on ``z`` being prior draws."""
+        """Return the state of chains at ``z``, (C, Z). Populations and refiners may rely on ``z`` being prior draws."""
 
     @abstractmethod
     def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
-        """One transition of every chain."""
+        """Make one transition of every chain."""
 
     def finished(self, state: Any) -> Tensor | None:
-        """Whether a population or refiner has arrived, () bool on the device; None for kernels, which never do."""
+        """Return whether a population or refiner has finished, () bool on the device; None for kernels,
+        which never finish."""
         return None
 
     def log_partition(self, state: Any) -> Tensor | None:
-        """Estimate of ``A = log E_eta[exp(-tilt)]`` that comes with the draws, (), or None."""
+        """Return the estimate of ``A = log E_eta[exp(-tilt)]`` that comes with the draws, (), or None."""
         return None
 
     def log_weights(self, state: Any) -> Tensor | None:
-        """Logarithms of the importance weights behind the draws, (N,), for their Pareto k; or None."""
+        """Return the logarithms of the importance weights behind the draws, (N,), for their Pareto k; or None."""
         return None
 
     def summary(self, state: Any) -> Mapping[str, Tensor]:
-        """Further named numbers, each (), that go with the diagnostics: rungs of a ladder, swap rates, bounds broken."""
+        """Return further named numbers for the diagnostics, each (): rungs of a ladder, swap rates, violated bounds."""
         return {}
 
     def tuned(self, **values: Any) -> Sampler:
-        """A copy with the named attributes replaced; ``inverse_mass`` takes a tensor (Z,), see the sampler's docstring."""
+        """Return a copy with the named attributes replaced.
+
+        ``inverse_mass`` takes a tensor (Z,); see the sampler's docstring.
+        """
         import copy
 
         twin = copy.copy(self)
@@ -218,20 +229,22 @@ class Sampler(ABC):
 
 
 class AnnealedSampler(Sampler):
-    """A population method that goes from the prior to the target by levels, and whose way there can be kept for others.
+    """A population method that moves from the prior to the target in levels, by a plan that other populations can
+    follow.
 
-    One population finds a plan, a row of numbers for each level. Populations that follow it learn nothing from their own
-    particles, which makes their estimates of the partition function Z unbiased.
+    One population finds the plan, a row of numbers for each level. Populations that follow it learn nothing from their
+    own particles, which makes their estimates of the partition function Z unbiased.
     """
 
     @abstractmethod
     def learnt(self, state: Any) -> Tensor:
-        """The plan's row of the last step, (K,) float64."""
+        """Return the plan's row for the last step, (K,) float64."""
 
     @abstractmethod
     def frozen(self, plan: Tensor, groups: int = 1) -> AnnealedSampler:
-        """A copy that follows ``plan``, one row a step, with chains in ``groups`` equal blocks: a population each."""
+        """Return a copy that follows ``plan``, one row a step;
+        each of ``groups`` equal blocks of chains is a population."""
 
     @abstractmethod
     def log_partitions(self, state: Any) -> Tensor:
-        """Each population's estimate of A, (groups,)."""
+        """Return each population's estimate of A, (groups,)."""

@@ -1,4 +1,4 @@
-"""What an evaluation computes: feature maps, metrics, and the context that a metric sees.
+"""The interfaces of evaluation: feature maps, metrics, and the context that a metric is computed from.
 
 Shapes: N draws, M rows of reference data, F features, K classes, ``*D`` data shape.
 """
@@ -23,7 +23,8 @@ class FeatureMap(ABC):
 
     Attributes:
         checksum: identifies the features exactly (weights included), part of every metric's protocol.
-        resize: what is done to an image before its features are taken, in words; part of every metric's protocol too.
+        resize: how an image is resized before its features are computed, in words; also part of every metric's
+            protocol.
         cached: whether features of reference data are worth keeping on disk; False where they cost nothing.
     """
 
@@ -32,8 +33,12 @@ class FeatureMap(ABC):
     cached: ClassVar[bool] = True
 
     def check(self, dataset: Dataset) -> None:
-        """Called before anything is trained or drawn; raises UsageError when the map can't serve ``dataset`` (or a file that
-        it needs is missing), PluginError when a package that it needs is."""
+        """Check that the map can serve ``dataset``. Called before anything is trained or drawn.
+
+        Raises:
+            UsageError: it can't, or a file that it needs is missing.
+            PluginError: a package that it needs is missing.
+        """
         return
 
     @abstractmethod
@@ -42,15 +47,15 @@ class FeatureMap(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, F), evaluated in blocks, without gradient."""
+        """Compute the features in blocks, without gradient; (N, *D) -> (N, F)."""
 
 
 @runtime_checkable
 class HasLogits(Protocol):
-    """A feature map of a classifier: its features determine the probabilities of classes."""
+    """A feature map from a classifier, whose features determine class probabilities."""
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logarithms of class probabilities, up to a constant of each row, of rows of features; (N, F) -> (N, K)."""
+        """Return log class probabilities for rows of features, up to a constant for each row; (N, F) -> (N, K)."""
         ...
 
 
@@ -64,7 +69,7 @@ class EvalContext:
         model: the GEBM, for metrics of the model itself (kale).
         dataset: where the data comes from, for toys with known modes.
         features: `FeatureMap` by name, fitted on first use.
-        generator: for metrics that subsample.
+        generator: random numbers for metrics that subsample.
     """
 
     samples: Tensor
@@ -76,15 +81,15 @@ class EvalContext:
 
 
 class Metric(ABC):
-    """A named figure of merit of a set of draws.
+    """A named figure of merit for a set of draws.
 
     Attributes:
         ratio: whether GEBM over base is meaningful (a distance that is zero at the truth).
         of_model: True when the metric is a property of the model and not of draws (kale): called once.
         lower_is_better: direction, for tables and for choosing the best checkpoint; None when there is none.
-        least_rows: fewest draws, and rows of data to score them against, that a value can be computed from.
-        against_train: True when draws are to be scored against training data too: what a model that memorises gains there
-            it does not gain on held-out data.
+        least_rows: fewest draws, and fewest rows of reference data, that a value can be computed from.
+        against_train: True when draws are also scored against training data: a model that memorises scores better there
+            than on held-out data.
     """
 
     ratio: ClassVar[bool] = True
@@ -95,13 +100,17 @@ class Metric(ABC):
 
     @abstractmethod
     def __call__(self, context: EvalContext) -> dict[str, float]:
-        """Named values; a metric with one value uses its own component name as the key."""
+        """Compute the metric's values by name; a metric with one value uses its own component name as the key."""
 
     def check(self, dataset: Dataset) -> None:
-        """Called before anything is trained or drawn; raises UsageError when the metric can't serve ``dataset``, RecipeError
-        or PluginError when it names a component that is not installed."""
+        """Check that the metric can serve ``dataset``. Called before anything is trained or drawn.
+
+        Raises:
+            UsageError: it can't.
+            RecipeError, PluginError: it names a component that is not installed.
+        """
         return
 
     def protocol(self, context: EvalContext) -> dict[str, Any]:
-        """What the value depends on: N, features and their checksum, bandwidths."""
+        """Return what the value depends on: N, features and their checksum, bandwidths."""
         return {"samples": len(context.samples), "reference": len(context.reference)}

@@ -1,4 +1,4 @@
-"""The version of the kit, in a place that every module below the package's face may import."""
+"""The version of the kit, where every module of the package may import it."""
 
 from __future__ import annotations
 

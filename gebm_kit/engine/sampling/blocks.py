@@ -1,7 +1,7 @@
-"""Chains are cut into blocks of one size, each with a generator of its own.
+"""Blocks of chains: all blocks have one size, and each has its own generator.
 
-How they are cut follows from the number of chains and the block size alone, so the draws depend neither on how many blocks
-run side by side nor on which process runs them.
+The layout follows from the number of chains and the block size alone. The draws therefore depend neither on how many
+blocks run side by side nor on which process runs them.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ LARGEST_BLOCK = {"cpu": 1024, "cuda": 4096}
 
 
 COMFORTABLE = {"cpu": 2**25, "cuda": 2**30}
-"""Bytes of activations that an automatic block keeps for its gradient, at most: 32 MiB on a CPU, beyond which a row takes
-longer as caches overflow (measured on mlp and dcgan models: the least time a row between 7 and 30 MiB); 1 GiB on a GPU."""
+"""Bytes of activations that an automatic block keeps for its gradient, at most: 32 MiB on a CPU, 1 GiB on a GPU.
+
+Beyond 32 MiB a row takes longer on a CPU, because caches overflow. Measured on mlp and dcgan models, the time for each
+row is least between 7 and 30 MiB.
+"""
 
 
 SMALLEST_BLOCK = 32
-"""Chains that an automatic block has all the same, unless they need more than `MOST`."""
+"""Fewest chains of an automatic block, even beyond `COMFORTABLE`, unless they need more than `MOST`."""
 
 
 MOST = 2**30
-"""Bytes of activations of an automatic block of no more than `SMALLEST_BLOCK` chains."""
+"""Most bytes of activations of an automatic block with at most `SMALLEST_BLOCK` chains."""
 
 
 THREAD_PIECE = 2**21
-"""Bytes of activations of a piece that is worth a thread's while, 2 MiB: with fewer, the time a row takes begins to grow
-(measured from 500 rows of an mlp down, and from 8 of a dcgan)."""
+"""Fewest bytes of activations that make a piece worth a thread, 2 MiB. Below it the time for each row begins to grow
+(measured from 500 rows of an mlp down, and from 8 rows of a dcgan)."""
 
 
 MOST_PIECES = 16
@@ -42,12 +45,12 @@ MOST_PIECES = 16
 
 
 SMALLEST_PIECE = 16
-"""Rows of a piece, at least: with fewer, an SNGAN's convolutions are slower (1.8, 1.5 and 1.0 times a plain loop's steps per
-second with pieces of 16, 8 and 2 of 64 rows)."""
+"""Fewest rows of a piece: with fewer, an SNGAN's convolutions are slower. With 64 rows, pieces of 16, 8 and 2 rows made
+1.8, 1.5 and 1.0 times the steps per second of a plain loop."""
 
 
 PROBES = (2, 4)
-"""Rows of the two evaluations whose difference tells what a row needs."""
+"""Rows of two evaluations, whose difference in memory shows what one row needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,10 @@ class Layout:
     """Chains in equal blocks.
 
     Attributes:
-        chains: whose draws are kept.
+        chains: chains whose draws are kept.
         num_blocks: how many blocks there are.
-        rows: chains of each block. The last block's chains from number ``chains`` on fill it up and are not kept.
-        piece: rows that are evaluated at once, where that is not the whole block; None: it is.
+        rows: chains of each block. The last block is filled up with chains that are not kept.
+        piece: rows that are evaluated at once; None: the whole block.
     """
 
     chains: int
@@ -67,16 +70,16 @@ class Layout:
     piece: int | None = None
 
     def first(self, block: int) -> int:
-        """Number of the block's first chain."""
+        """Return the number of the block's first chain."""
         return block * self.rows
 
     def kept(self, block: int) -> int:
-        """How many of the block's chains are kept."""
+        """Return how many of the block's chains are kept."""
         return min(self.rows, self.chains - self.first(block))
 
 
 def lay_out(chains: int, block_size: int, *, coupled: bool = False) -> Layout:
-    """The fewest equal blocks of at most ``block_size`` chains; coupled chains are one block, evaluated in pieces."""
+    """Cut chains into the fewest equal blocks of at most ``block_size``; coupled chains stay one block, in pieces."""
     count = -(-chains // block_size)
     rows = -(-chains // count)
     if coupled:
@@ -85,23 +88,24 @@ def lay_out(chains: int, block_size: int, *, coupled: bool = False) -> Layout:
 
 
 def chains_of(settings: SampleSettings, sampler: Sampler) -> int:
-    """Chains that are run: no more than there are draws to keep, but as many as the sampler needs."""
+    """Return how many chains to run: at most one for each draw to keep, but as many as the sampler needs."""
     return max(settings.chains, sampler.min_chains)
 
 
 def block_generator(seed: int, block: int, device: torch.device) -> torch.Generator:
-    """The random numbers of a block, starting points included."""
+    """Return the generator of a block, for its starting points and everything after."""
     return torch.Generator(device).manual_seed(stream(seed, "sample", "block", block).initial_seed())
 
 
 def automatic_block_size(
     potential: LatentPotential, sampler: Sampler, device: torch.device, dtype: torch.dtype, row_bytes: int
 ) -> int:
-    """A power of two that follows from model, sampler and kind of device, not from what memory happens to be free.
+    """Choose a power of two that follows from model, sampler and kind of device, not from the memory that happens to be
+    free.
 
-    The largest whose activations stay below `COMFORTABLE`, at most `LARGEST_BLOCK`; or, where that is less than
-    `SMALLEST_BLOCK`, the largest up to it whose activations stay below `MOST`. Costs one step of a few chains, where they
-    need no others.
+    It is the largest size up to `LARGEST_BLOCK` whose activations stay below `COMFORTABLE`. When that is less than
+    `SMALLEST_BLOCK`, it is the largest size up to `SMALLEST_BLOCK` whose activations stay below `MOST`. Finding it
+    costs one step of a few chains, except for samplers that need one block.
 
     Args:
         row_bytes: `activation_bytes`.
@@ -113,9 +117,10 @@ def automatic_block_size(
 
 
 def thread_piece(layout: Layout, device: torch.device, row_bytes: int) -> int | None:
-    """Rows of the equal pieces in which a CPU's threads share an evaluation of a block; None: the block as it is.
+    """Choose the rows of the equal pieces in which a CPU's threads share an evaluation of a block; None: no pieces.
 
-    It follows from model and block, not from the number of threads, so that draws do not either.
+    The size follows from model and block, not from the number of threads, so the draws don't depend on that number
+    either.
 
     Args:
         row_bytes: `activation_bytes`.
@@ -131,7 +136,7 @@ def _power_of_two(most: int, cap: int) -> int:
 
 
 def activation_bytes(potential: LatentPotential, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes that the gradient of base and energy keeps for each row: what grows when there are more rows."""
+    """Measure the bytes that the gradient of base and energy keeps for each row: the part that grows with the rows."""
     found = []
     for rows in PROBES:
         storages: dict[int, torch.Tensor] = {}
@@ -148,9 +153,9 @@ def activation_bytes(potential: LatentPotential, device: torch.device, dtype: to
 
 
 def _rows_at_once(potential: LatentPotential, sampler: Sampler, device: torch.device, dtype: torch.dtype) -> int:
-    """Most rows that the sampler evaluates at once for each chain: a ladder has one for each of its rungs.
+    """Measure the most rows that the sampler evaluates at once for each chain: a ladder has one for each rung.
 
-    What is coupled is evaluated in pieces, whatever it asks for.
+    Samplers that need one block are evaluated in pieces anyway, so they count as one row a chain.
     """
     if sampler.needs_one_block():
         return 1

@@ -1,9 +1,9 @@
-"""How good draws are: the diagnostics of a sampling call, their limits, and what is said of those that fail.
+"""The diagnostics of a sampling call: their values, their limits, and the sentences about those that fail.
 
-With enough chains, nested R-hat decides; with fewer, split R-hat does. Each of many short chains need not have seen
-everything, which is what split R-hat asks for, as long as all chains have forgotten where they started. But forgetting does
-not prove arrival: chains that a steep potential swept together and then holds fast remember little. So even with many
-chains, each has to show that it moves, by a split R-hat below a wider limit.
+With enough chains, nested R-hat decides; with fewer, split R-hat does. Split R-hat asks every chain to have explored
+the whole distribution. Many short chains need not do that, as long as all of them have forgotten where they started.
+But forgetting does not prove arrival: chains that a steep potential swept together and now holds in place also remember
+little. So even with many chains, each one has to show that it moves, by a split R-hat below a wider limit.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from gebm_kit.core.progress import warn
 class Diagnostics:
     """What a sampling call reports beside its draws.
 
-    R-hat and effective sample sizes are the worst over coordinates and the potential, of chains after warm-up; nan when
-    there are too few steps to tell.
+    R-hat and effective sample sizes are the worst values over coordinates and the potential, for chains after warm-up.
+    They are NaN when there are too few steps to tell.
 
     Attributes:
-        sampler: its component name.
+        sampler: the sampler's component name.
         num_samples, num_chains: draws kept, chains they come from.
-        warmup_steps, steps: steps of each chain before and after the tuning was frozen.
+        warmup_steps, steps: steps of each chain during and after warm-up.
         acceptance: mean acceptance probability over chains and steps after warm-up.
         divergences: divergent steps after warm-up, over all chains.
         rhat_max: largest rank-normalised split R-hat; inf when chains never moved.
-        ess_min: smallest bulk effective sample size, of all steps after warm-up.
+        ess_min: smallest bulk effective sample size of all steps after warm-up.
         ess_per_grad: ``ess_min`` for each gradient evaluation spent after warm-up.
         grad_evals, forward_evals: rows on which the model was evaluated with and without gradient, warm-up included.
         seconds: wall-clock time, warm-up included.
-        inverse_temperature, seed: as asked for.
-        step_size: the frozen value of what warm-up tuned, or nan when there is nothing to tune.
+        inverse_temperature, seed: as requested.
+        step_size: the frozen value of the parameter that warm-up tuned; NaN when there is nothing to tune.
         warmup_divergences: divergent steps during warm-up.
         equipartition: mean of ``z_i dU/dz_i`` over draws and coordinates, 1 under the target.
-        equipartition_se: its standard error, for as many independent draws as ``ess_min`` says.
-        nested_rhat_max: largest nested R-hat of superchains, also of the direction in which chains differ most; nan for
-            fewer than 64 chains.
+        equipartition_se: standard error of ``equipartition``, for ``ess_min`` independent draws.
+        nested_rhat_max: largest nested R-hat of superchains, over coordinates, the potential, and the direction in
+            which chains differ most; NaN for fewer than 64 chains.
         ess_tail_min: smallest effective sample size of a 5 % or 95 % quantile.
         mcse_max: largest Monte Carlo error of a coordinate's mean over all steps, in units of its standard deviation.
         stuck_chains: chains that never moved after warm-up.
-        log_partition, log_partition_se: estimate of A that came with the draws (population methods), nan without.
-        pareto_k: of the importance weights behind the draws (population methods), nan without.
-        details: what the sampler says besides, by name.
-        family: the sampler's: only kernels claim R-hat.
+        log_partition, log_partition_se: estimate of A that came with the draws (population methods), else NaN.
+        pareto_k: Pareto k of the importance weights behind the draws (population methods), else NaN.
+        details: further numbers from the sampler, by name.
+        family: the sampler's family; only kernels have an R-hat.
     """
 
     sampler: str
@@ -82,21 +82,21 @@ class Diagnostics:
     family: str = "kernel"
 
     def checks(self) -> list[Check]:
-        """What is held against a limit, and how it fared."""
+        """Compare each diagnostic with its limit."""
         return checks(self)
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with the draws: one sentence each, with the number, the limit and what to do."""
+        """Problems of the draws, one sentence each: the number, the limit and what to do."""
         return [check.problem for check in self.checks() if check.problem]
 
     @property
     def converged(self) -> bool:
-        """Whether nothing is known to be wrong with the draws."""
+        """Whether no check found a problem."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the verdict: numbers that are not finite are None."""
+        """Return plain data for JSON, with the verdict; numbers that are not finite are None."""
         verdict = {"converged": self.converged, "problems": self.problems}
         values: dict[str, Any] = plain(dataclasses.asdict(self))
         return values | verdict
@@ -112,27 +112,31 @@ RHAT_LIMIT = 1.05
 
 
 RHAT_LIMIT_OF_MANY = 1.5
-"""The same where nested R-hat decides: stationary chains show it when each has two effective draws (AR(1), 100 steps)."""
+"""Limit of R-hat where nested R-hat decides.
+
+Stationary chains with two effective draws each show about this value (AR(1), 100 steps).
+"""
 
 
 NESTED_RHAT_LIMIT = 1.05
-"""Above it, the means of superchains lie more than 0.3 standard deviations apart, by what their chains remember."""
+"""Above it, the means of superchains differ by more than 0.3 standard deviations because chains remember their
+start."""
 
 
 ESS_LIMIT = 100.0
-"""Below it, neither R-hat nor quantiles are to be relied on (Vehtari et al. ask for 100 a chain, of four chains)."""
+"""Below it, neither R-hat nor quantiles are reliable (Vehtari et al. ask for 100 from each of four chains)."""
 
 
 STUCK_SHARE = 0.01
-"""Share of chains that may never have moved."""
+"""Largest share of chains that may never have moved."""
 
 
 EQUIPARTITION_LIMIT = 0.1
-"""Distance from 1 that no longer is a matter of a bias one may choose to live with."""
+"""Largest distance from 1 that is acceptable as the bias of a kernel without correction."""
 
 
 EQUIPARTITION_ERRORS = 5.0
-"""Standard errors that its noise may explain."""
+"""Distance from 1, in standard errors, that noise alone may explain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +144,10 @@ class Check:
     """One diagnostic against its limit.
 
     Attributes:
-        name: of the attribute of `Diagnostics`.
+        name: attribute of `Diagnostics`.
         good: what is wanted, in words.
-        ok: whether that is so.
-        problem: if not, the sentence about it; empty where another check's sentence says it already.
+        ok: whether the diagnostic is within its limit.
+        problem: the sentence about a failure; empty when another check's sentence covers it.
     """
 
     name: str
@@ -153,7 +157,7 @@ class Check:
 
 
 def checks(d: Diagnostics) -> list[Check]:
-    """What holds for the family of the sampler, in the order of the sentences."""
+    """List the checks that apply to the sampler's family, in the order of their sentences."""
     if d.family == "kernel":
         return [*_mixing(d), *_sizes(d), *_divergences(d), *_equipartition(d)]
     found = [*_weights(d), *_sizes(d), *_divergences(d), *_rejection(d)]
@@ -161,7 +165,7 @@ def checks(d: Diagnostics) -> list[Check]:
 
 
 def _mixing(d: Diagnostics) -> list[Check]:
-    """R-hat, of the kind that decides, and chains that never moved."""
+    """Check the R-hat that decides, and the chains that never moved."""
     wanted = f"at most {RHAT_LIMIT}"
     if math.isinf(d.rhat_max):
         text = (
@@ -206,9 +210,10 @@ def _mixing(d: Diagnostics) -> list[Check]:
 
 
 def _sizes(d: Diagnostics) -> list[Check]:
-    """Effective sample sizes, those that are known, in one sentence about the smaller.
+    """Check the known effective sample sizes, with one sentence about the smaller.
 
-    A kernel's are of all its steps. A population's are of the draws kept, so where few are asked for, half of them must do.
+    A kernel's sizes count all its steps. A population's count the draws kept, so when few are requested, half of that
+    number is enough.
     """
     sizes = {"ess_min": d.ess_min, "ess_tail_min": d.ess_tail_min}
     sizes = {name: size for name, size in sizes.items() if not math.isnan(size)}
@@ -236,7 +241,7 @@ def _weights(d: Diagnostics) -> list[Check]:
 
 
 def _rejection(d: Diagnostics) -> list[Check]:
-    """Of rejection samplers: draws that no test passed, energies below the bound."""
+    """Check rejection samplers: draws that passed no test, and energies below the bound."""
     exhausted, violations = d.details.get("exhausted"), d.details.get("violations")
     found = []
     if exhausted is not None:
@@ -272,7 +277,7 @@ def _divergences(d: Diagnostics) -> list[Check]:
 
 
 def _equipartition(d: Diagnostics) -> list[Check]:
-    """Judged only where its error is known; its noise alone fails nobody."""
+    """Check equipartition when its error is known; noise alone never fails."""
     if math.isnan(d.equipartition) or math.isnan(d.equipartition_se):
         return []
     limit = max(EQUIPARTITION_LIMIT, EQUIPARTITION_ERRORS * d.equipartition_se)

@@ -1,4 +1,4 @@
-"""From a model, a sampler and settings to draws: the job is prepared, run, and its draws are kept in memory or on disk."""
+"""Draws from a model, a sampler and settings: prepare the job, run it, and keep the draws in memory or on disk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_ro
 from gebm_kit.engine.sampling.starting_points import check_starts, digest_of, encodings
 
 FEWER_CHAINS = "Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks."
-"""Hint for a device that has too little memory for its blocks of chains."""
+"""Hint for a device with too little memory for its blocks of chains."""
 
 
 def draw(
@@ -56,22 +56,22 @@ def draw(
     """Run chains on the latent posterior ``nu(z) ∝ eta(z) exp(-beta E(G(z)))`` and keep their last states.
 
     Chains start from the prior, in blocks (`gebm_kit.engine.sampling.blocks`). Warm-up tunes the sampler on all of them
-    and freezes it; then every chain runs ``settings.total_steps`` steps, over which the diagnostics are computed. The same
-    seed gives the same draws, whatever the state of torch's default generators and the number of ranks. The model is given
-    back as it was: device, training mode, gradients.
+    and freezes it. Then every chain runs ``settings.total_steps`` steps, from which the diagnostics are computed. The
+    same seed gives the same draws, whatever the state of torch's default generators and the number of ranks. The model
+    is returned as it was: device, training mode, gradients.
 
     Args:
-        device: None: the one that the model is on.
-        ranks: who shares the work; all of them call this, and all get all draws.
+        device: where to compute; None: the device that the model is on.
+        ranks: the processes that share the work. All of them call this function, and all get all draws.
         start: as in `sample`.
 
     Raises:
-        UsageError: the energy is finite at no starting point or has the wrong shape, the sampler does not serve the base's
-            prior, needs more chains or its step size is no positive number.
+        UsageError: the energy is finite at no starting point or has the wrong shape; the sampler does not serve the
+            base's prior or needs more chains; its step size is not a positive number.
         RunFailed: the device is out of memory.
 
     Warns:
-        GebmKitWarning: chains that have not mixed, divergences, a model whose energy is no log density ratio.
+        GebmKitWarning: the chains have not mixed; steps diverged; the model's energy is not a log density ratio.
     """
     began = time.perf_counter()
     check_sampling(model, sampler, settings)
@@ -97,10 +97,10 @@ def draw_to(
     hint: str = "Go on with resume=True.",
     **place: Any,
 ) -> Draws | ShardedDraws:
-    """`draw` and write the draws to a file, or, where ``out`` has no suffix, `draw_into` a directory.
+    """Call `draw` and write the draws to a file; when ``out`` has no suffix, call `draw_into` with that directory.
 
     Raises:
-        UsageError: ``resume`` with a file; as for these two, and as for `Draws.save`.
+        UsageError: ``resume`` was given with a file; or as for these two functions and `Draws.save`.
     """
     if is_directory(out):
         return draw_into(
@@ -133,21 +133,22 @@ def draw_into(
     hint: str = "Go on with resume=True.",
     start: Tensor | None = None,
 ) -> ShardedDraws:
-    """`draw` into a directory of shards, in memory that does not grow with the number of draws.
+    """Draw into a directory of shards, in memory that does not grow with the number of draws.
 
-    Ctrl-C and SIGTERM save the state first. After these or any other end, ``resume`` goes on where the last shard was
-    written, and the shards are those of a sampling that was never stopped, bit for bit on the CPU.
+    Ctrl-C and SIGTERM save the state first. After these or any other end, ``resume`` continues from where the last
+    shard was written. The shards are then the same as those of an uninterrupted sampling, bit for bit on the CPU.
 
     Args:
-        directory: made if need be.
-        resume: go on with what ``directory`` holds; begin when it holds nothing.
-        value_range: (low, high) of the data, for whoever turns x into pictures.
-        ranks: who shares the work; all of them call this, and ``directory`` is the same for all.
-        hint: how to go on, for the error that tells of a signal.
+        directory: where the shards go; created if needed.
+        resume: resume what ``directory`` holds; begin when it holds nothing.
+        value_range: (low, high) of the data, to turn x into pictures later.
+        ranks: the processes that share the work. All of them call this function with the same ``directory``.
+        hint: how to resume, for the error after a signal.
         start: as in `sample`.
 
     Raises:
-        UsageError: as for `draw`; the place can't be written, or holds something else or what was asked for otherwise.
+        UsageError: as for `draw`; or the directory can't be written, or holds something else or draws of another
+            request.
         RunFailed: the device is out of memory, or the disk is full; what was written stays.
         Interrupted: Ctrl-C or SIGTERM.
     """
@@ -185,7 +186,7 @@ def _run(job: SamplingJob, keeper: Keeper, islands: Sequence[range], seconds: Ca
 
 
 def _islands(job: SamplingJob, together: int) -> list[range]:
-    """The islands of a population in units of ``together``; a kernel has none."""
+    """Group the islands of a population into units of ``together``; a kernel has none."""
     if job.sampler.family == "kernel":
         return []
     count, together = -(-job.settings.num_samples // job.layout.rows), max(together, 1)
@@ -202,7 +203,8 @@ def prepared(
     ranks: Ranks,
     start: Tensor | None = None,
 ) -> Iterator[SamplingJob]:
-    """The model on its device and its chains laid out, for the block; running out of memory in it becomes a `RunFailed`."""
+    """Put the model on its device and lay out its chains, for the block;
+    running out of memory in it raises `RunFailed`."""
     if start is not None:
         check_starts(model, sampler, start)
     with (

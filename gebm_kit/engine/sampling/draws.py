@@ -30,15 +30,16 @@ SUFFIXES = (".safetensors", ".npz")
 class Draws:
     """Draws of the model, all on the CPU.
 
-    The last states of all chains come first, then those ``thin`` steps earlier, and so on, so that the first draws are
-    of different chains.
+    The last states of all chains come first, then their states ``thin`` steps earlier, and so on. The first draws are
+    therefore from different chains.
 
     Attributes:
         x: (N, *D).
         z: latent codes in the base's own coordinates, ``x = G(z)``, (N, Z).
         chain: index of the chain that each draw comes from, (N,) int64.
-        diagnostics: how good they are.
-        records: what the recorders of all blocks gathered, for figures; see `gebm_kit.engine.sampling.recorder.Recorder`.
+        diagnostics: how good the draws are.
+        records: what the recorders of all blocks recorded, for figures; see
+            `gebm_kit.engine.sampling.recorder.Recorder`.
     """
 
     x: Tensor
@@ -49,23 +50,23 @@ class Draws:
 
     @property
     def num_shards(self) -> None:
-        """None: they are in one piece, unlike `ShardedDraws`."""
+        """None: the draws are in one piece, unlike `ShardedDraws`."""
         return None
 
     def pictures(self) -> Iterator[Tensor]:
-        """x in one piece, as `ShardedDraws` has it in several."""
+        """Yield x in one piece; `ShardedDraws` yields it in several."""
         yield self.x
 
     def save(self, path: str | Path, value_range: tuple[float, float] | None = None) -> Path:
         """Write x, z and chain, with the diagnostics as JSON, to a .safetensors file (in its metadata) or a .npz file.
 
-        The file appears whole or not at all; missing directories are made.
+        The file appears whole or not at all. Missing directories are created.
 
         Args:
-            value_range: (low, high) of the data, stored beside the diagnostics for whoever turns x into pictures.
+            value_range: (low, high) of the data, stored with the diagnostics, to turn x into pictures later.
 
         Raises:
-            UsageError: another suffix, or the place can't be written.
+            UsageError: the suffix is another, or the file can't be written.
             RunFailed: the disk is full.
         """
         path = Path(path)
@@ -89,7 +90,11 @@ class Draws:
 
 
 def check_output(path: str | Path) -> None:
-    """Raises UsageError unless `Draws.save` knows the suffix of ``path``; for callers to ask before they compute."""
+    """Check, before anything is computed, that `Draws.save` can write to ``path``.
+
+    Raises:
+        UsageError: the suffix is not in `SUFFIXES`, or ``path`` is a directory.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
@@ -101,7 +106,7 @@ def check_output(path: str | Path) -> None:
 
 
 def is_directory(out: str | Path) -> bool:
-    """Whether draws that go to ``out`` are streamed into a directory: it has no suffix."""
+    """Return whether draws are streamed into a directory: ``out`` has no suffix."""
     return not Path(out).suffix
 
 
@@ -109,7 +114,7 @@ def load_file(path: Path) -> Draws:
     """Read what `Draws.save` wrote.
 
     Raises:
-        DataError: it is missing, damaged or something else.
+        DataError: the file is missing or damaged, or holds something else.
     """
     try:
         if path.suffix == ".npz":
@@ -136,7 +141,7 @@ def _safetensors_error() -> type[Exception]:
 
 
 def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:
-    """The inverse of `Diagnostics.as_dict`: None becomes nan again where a number belongs.
+    """Read back `Diagnostics.as_dict`: None becomes NaN again where a number belongs.
 
     Raises:
         TypeError: a field without default is missing.
@@ -151,10 +156,10 @@ def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Draws that are neighbours in the order of `Draws`, on the CPU.
+    """Consecutive draws in the order of `Draws`, on the CPU.
 
     Attributes:
-        start: place of the first among all.
+        start: index of the first one among all draws.
         x, z, chain: as in `Draws`.
     """
 
@@ -166,7 +171,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """States as draws, on the CPU: x (N, *D), z in the base's coordinates (N, Z), sums of `equipartition_sums` (3,)."""
+    """Decoded states, on the CPU: x (N, *D), z in the base's coordinates (N, Z), and `equipartition_sums` (3,)."""
 
     x: Tensor
     z: Tensor
@@ -174,7 +179,8 @@ class Decoded:
 
 
 def decode(potential: LatentPotential, z: Tensor, rows: int) -> Decoded:
-    """Draws ``x = G(z)`` of states in normal coordinates (N, Z), evaluated ``rows`` at a time as the chains were."""
+    """Decode states in normal coordinates, (N, Z), into ``x = G(z)``,
+    ``rows`` at a time as the chains were evaluated."""
     x, codes, balances = [], [], []
     for part in z.split(rows):
         x.append(potential.data(part).cpu())

@@ -1,4 +1,4 @@
-"""Draws that stay in memory: nothing is saved on the way."""
+"""Draws that stay in memory; nothing is saved while they are made."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gebm_kit.engine.sampling.interfaces import Outcome, Saved, Unit
 
 
 class InMemory:
-    """A `Keeper` of ``count`` draws; every rank ends with all of them.
+    """A `Keeper` of ``count`` draws; at the end every rank has all of them.
 
     Args:
-        stop: signals that end sampling; None: they are not watched.
+        stop: signals that end sampling; None: signals are not watched.
     """
 
     def __init__(self, count: int, ranks: Ranks, stop: StopSignals | None = None) -> None:
@@ -55,11 +55,11 @@ class InMemory:
         return [self._records[number] for number in range(count)]
 
     def draws(self, outcome: Outcome) -> Draws:
-        """All draws, on every rank."""
+        """Return all draws, on every rank."""
         return self._assembly.draws(outcome.diagnostics, outcome.records)
 
     def _exchange(self) -> None:
-        """Tell all ranks this one's draws and records, and hear theirs."""
+        """Exchange draws and records with all ranks."""
         tensors = {f"part.{p.start}.{name}": getattr(p, name) for p in self._parts for name in ("x", "z", "chain")}
         for unit, records in self._records.items():
             tensors |= {f"unit.{unit}.{name}": tensor for name, tensor in records.items()}
@@ -77,14 +77,14 @@ class InMemory:
 
 
 class Assembly:
-    """Puts parts in their places: x, z and chain of ``count`` draws, once all parts have come."""
+    """Assembles ``count`` draws (x, z and chain) from parts that come in any order."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._tensors: dict[str, Tensor] = {}
 
     def add(self, part: Part) -> None:
-        """Take in one part."""
+        """Put one part in its place."""
         for name in ("x", "z", "chain"):
             rows: Tensor = getattr(part, name)
             if name not in self._tensors:
@@ -92,6 +92,6 @@ class Assembly:
             self._tensors[name][part.start : part.start + len(rows)] = rows
 
     def draws(self, diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]]) -> Draws:
-        """All of them."""
+        """Return all draws."""
         found = self._tensors
         return Draws(found["x"], found["z"], found["chain"], diagnostics, tuple(records))

@@ -1,11 +1,12 @@
-"""Draws that are streamed into a directory of shards, and what is saved beside them to go on after any interruption.
+"""Draws streamed into a directory of shards, and the state saved beside them to resume after any interruption.
 
 DIR/state/
-  request.json           what was asked for; another request is refused
-  begun.safetensors      what all units share: what warm-up changed on the sampler; there once warm-up is over
-  unit-00001.safetensors a unit's state (chains, generator) and records at its last written shard, or where it was stopped
+  request.json           what was requested; resuming with another request is an error
+  begun.safetensors      what all units share: the changes of warm-up to the sampler; written once warm-up is over
+  unit-00001.safetensors a unit's state (chains, generator) and records at its last written shard, or where it was
+  stopped
 
-A shard is written before the state of its unit, so that a kill in between writes the same shard once more.
+A shard is written before the state of its unit, so after a kill in between the same shard is written again.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ BEGUN = "begun.safetensors"
 
 
 def check_directory(path: Path, *, resume: bool) -> None:
-    """For callers to ask before they compute.
+    """Check, before anything is computed, that draws can go to ``path``.
 
     Raises:
-        UsageError: ``path`` is a file, or holds something else than what ``resume`` could go on with.
+        UsageError: ``path`` is a file, or holds something that ``resume`` can't continue.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; draws without a suffix are streamed into a directory")
@@ -74,16 +75,16 @@ def check_directory(path: Path, *, resume: bool) -> None:
 
 
 def newest_unfinished(folder: Path) -> Path | None:
-    """The directory in ``folder`` whose sampling was interrupted last, if any was."""
+    """Find the directory in ``folder`` whose sampling was interrupted last; None when there is none."""
     found = [path.parent.parent for path in folder.glob(f"*/{STATE}/{REQUEST}")]
     return max(found, key=lambda path: (path / STATE).stat().st_mtime, default=None)
 
 
 def finished(path: Path, request: Mapping[str, Any]) -> ShardedDraws | None:
-    """The draws in ``path`` when all of them are there already.
+    """Return the draws in ``path`` when all of them are there already, else None.
 
     Raises:
-        UsageError: they are those of another request.
+        UsageError: the draws belong to another request.
         DataError: the index is damaged.
     """
     if not (path / INDEX).exists():
@@ -98,7 +99,7 @@ class Directory:
 
     Args:
         path: the directory, checked by `check_directory`.
-        request: what is asked for, in plain data.
+        request: what is requested, as plain data.
         planned: the shards of each unit.
         stop: signals that end sampling.
     """
@@ -118,15 +119,15 @@ class Directory:
         self._began, self._earlier = time.perf_counter(), 0.0
 
     def seconds(self) -> float:
-        """Spent on these draws, by earlier processes as well."""
+        """Return the seconds spent on these draws, including those of earlier processes."""
         return self._earlier + time.perf_counter() - self._began
 
     def open(self) -> None:
-        """Make the directory, or see that what it holds was asked for in the same way.
+        """Create the directory, or check that what it holds belongs to the same request.
 
         Raises:
-            UsageError: it was asked for otherwise, or the place can't be written.
-            CheckpointError: what was saved is damaged.
+            UsageError: the request is another, or the directory can't be written.
+            CheckpointError: the saved request is damaged.
         """
         if self._ranks.rank == 0:
             make_directory(self._state)
@@ -177,7 +178,7 @@ class Directory:
         raise self._stop.interrupted(f"stopped while drawing; everything so far is saved in {self.path}")
 
     def finish(self, unit: Unit) -> None:
-        if self._saved_at.get(unit.number) != unit.step:  # a block whose draws are not asked for has no shard
+        if self._saved_at.get(unit.number) != unit.step:  # a block of which no draw is kept has no shard
             self._save(unit)
 
     def records(self, count: int) -> list[Mapping[str, Tensor]]:
@@ -187,13 +188,13 @@ class Directory:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def draws(self, outcome: Outcome, value_range: tuple[float, float] | None) -> ShardedDraws:
-        """Write the index, throw away what was saved, and open the draws."""
+        """Write the index, remove the saved state, and open the draws."""
         if self._ranks.rank == 0:
             records = [read_packed(self._unit(number))[1] for number in range(len(self._planned))]
             shards = [Shard(**entry) for record in records for entry in record["shards"]]
             write_index(self.path, shards, outcome.diagnostics, self._request, value_range)
             shutil.rmtree(self._state, ignore_errors=True)
-            for left in self.path.glob(".*-*"):  # of a process that was killed while it wrote
+            for left in self.path.glob(".*-*"):  # temporary files of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
         self._ranks.wait()
         return replace(open_draws(self.path), records=tuple(outcome.records))
@@ -231,7 +232,7 @@ def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def requested(job: SamplingJob) -> dict[str, Any]:
-    """What the draws of a job follow from, as plain data; two jobs with the same give the same draws."""
+    """Describe a job as plain data: two jobs with the same description give the same draws."""
     settings, model = job.settings, job.potential.model
     return {
         "model": model_digest(model),

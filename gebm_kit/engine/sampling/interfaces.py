@@ -1,7 +1,8 @@
-"""What sampling works on: a job, cut into units that need one another no longer, and a keeper of what they give.
+"""What sampling works on: a job, its independent units of work, and the keeper of their draws.
 
-A unit is a block of chains after warm-up, or some islands of a population. It is stepped, gives draws from time to time, and
-at the end leaves its records for the diagnostics. Which process runs it, and when, changes nothing.
+A unit is a block of chains after warm-up, or some islands of a population. It is stepped, yields draws from time to
+time, and leaves its records for the diagnostics at the end. The result does not depend on which process runs it, or
+when.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ class Counts:
 
     @classmethod
     def of(cls, potential: LatentPotential) -> Counts:
-        """So far."""
+        """Return the counts of ``potential`` so far."""
         return cls(potential.grad_evals, potential.forward_evals)
 
     @classmethod
     def read(cls, tensor: Tensor) -> Counts:
-        """The inverse of `tensor`."""
+        """Read back what `tensor` made."""
         return cls(*(int(value) for value in tensor.tolist()))
 
     def tensor(self) -> Tensor:
-        """(2,) int64."""
+        """Return the counts as a tensor, (2,) int64."""
         return torch.tensor([self.grad_evals, self.forward_evals])
 
     def __add__(self, other: Counts) -> Counts:
@@ -55,7 +56,7 @@ class Counts:
 
 
 class Starts(NamedTuple):
-    """Latent codes that chains start from in turn, (N, Z), and what identifies the data that they encode."""
+    """Latent codes that chains start from in turn, (N, Z), and the digest of the data that they encode."""
 
     codes: Tensor
     digest: str
@@ -63,14 +64,15 @@ class Starts(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """One sampling.
+    """Everything that one sampling needs.
 
     Attributes:
         potential, sampler, settings: what is drawn, and how.
-        device, dtype: of the chains.
-        layout: of the chains in blocks.
-        ranks: who shares the work.
-        probed: evaluations that laying them out took.
+        device, dtype: device and type of the chains.
+        layout: how the chains are cut into blocks.
+        ranks: the processes that share the work.
+        on_progress: called with reports of progress.
+        probed: evaluations spent on finding the layout.
         starts: where chains start; None: at draws of the prior.
     """
 
@@ -87,61 +89,62 @@ class SamplingJob:
 
 
 class Outcome(NamedTuple):
-    """What a sampling says of its draws: diagnostics, and `Recorder.tensors` of the blocks where there are recorders."""
+    """The diagnostics of a sampling, and the `Recorder.tensors` of its blocks when it has recorders."""
 
     diagnostics: Diagnostics
     records: Sequence[Mapping[str, Tensor]] = ()
 
 
 class Unit(Protocol):
-    """A part of the work that one process does."""
+    """A block of chains, or a group of islands: a unit of work that one process does from beginning to end."""
 
     @property
     def number(self) -> int:
-        """From 0; draws of a unit of a lower number come first in the shards."""
+        """Number of the unit, from 0; shards are in the order of the units."""
         ...
 
     @property
     def step(self) -> int:
-        """How far it is; what it says below is whole between two steps."""
+        """Steps done so far. `state` and `records` are consistent between two steps."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What it needs to go on from here, besides its records."""
+        """Return what the unit needs to resume from here, besides its records."""
         ...
 
     def records(self) -> dict[str, Tensor]:
-        """What it leaves for the diagnostics, so far."""
+        """Return what the unit has recorded so far for the diagnostics."""
         ...
 
 
 class Keeper(Protocol):
-    """Where draws go, and what is kept of units that are interrupted, if anything."""
+    """Where draws go, and where the state of interrupted units is saved, if anywhere."""
 
     def begun(self) -> Saved | None:
-        """What `begin` saved, or None to begin at the beginning."""
+        """Return what `begin` saved, or None when sampling starts from the beginning."""
         ...
 
     def begin(self, units: Sequence[Unit], shared: Callable[[], Saved]) -> None:
-        """All units of this rank stand at their beginning; ``shared`` is what they have in common."""
+        """Take note that all units of this rank are ready to start; ``shared`` returns what they have in common."""
         ...
 
     def saved(self, number: int) -> tuple[int, Mapping[str, Tensor]] | None:
-        """Step, and state and records together, of an interrupted unit, with which its draws go on; None without."""
+        """Return the step of an interrupted unit, and its state and records together; None when nothing was saved."""
         ...
 
     def add(self, unit: Unit, part: Part) -> None:
-        """Take in draws of a unit."""
+        """Store draws of a unit."""
         ...
 
     def check(self, unit: Unit | None) -> None:
-        """Raises when sampling was asked to stop, after ``unit``, between two steps, is saved."""
+        """Raise when sampling was asked to stop, once ``unit`` is saved; called between two steps."""
         ...
 
     def finish(self, unit: Unit) -> None:
-        """A unit has come to its end."""
+        """Take note that a unit has finished."""
         ...
 
     def records(self, count: int) -> list[Mapping[str, Tensor]]:
-        """Of all ``count`` units of all ranks, in their order; called once all of this rank's are finished."""
+        """Return the records of all ``count`` units of all ranks, in order;
+        called when this rank's units are finished."""
         ...

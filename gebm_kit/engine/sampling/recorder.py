@@ -1,4 +1,4 @@
-"""What is recorded while chains run, and the convergence numbers that are computed from the records."""
+"""What is recorded while chains run, and the convergence diagnostics computed from the records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_TRACE_NUMBERS = 2**22
 
 # --- recording -------------------------------------------------------------------------------------------------------
 def quantities(state: Any) -> Tensor:
-    """What is recorded of each chain: evenly spaced coordinates, 32 at most, and last the cached value; -> (C, Q)."""
+    """Return what is recorded of each chain: up to 32 evenly spaced coordinates, then the cached value; (C, Q)."""
     position: Tensor = state.position
     chosen = torch.as_tensor(_chosen(position.shape[1]), device=position.device)
     return torch.cat([position.index_select(1, chosen), state.value.unsqueeze(1).to(position)], dim=1)
@@ -42,16 +42,16 @@ def _chosen(latent_dim: int) -> list[int]:
 class Recorder:
     """Gathers what the diagnostics need while one block of chains runs, on its device, without waiting for it.
 
-    To bound memory over all blocks, the trace holds every step up to `MAX_TRACE_STEPS` of them, evenly spaced beyond; of the
-    coordinates, `MAX_TRACE_COORDINATES`; and of the run's chains, evenly spaced ones, as many as keep the traces of all
-    blocks together below `MAX_TRACE_NUMBERS` entries.
+    Three limits bound the memory of all blocks. A trace holds every step, or evenly spaced ones beyond
+    `MAX_TRACE_STEPS`. It holds at most `MAX_TRACE_COORDINATES` coordinates. Of the run's chains it holds evenly spaced
+    ones, as many as keep the traces of all blocks together below `MAX_TRACE_NUMBERS` numbers.
 
     Args:
-        total_steps: that will be added.
+        total_steps: steps that will be added.
         example: a state of the block's chains, for shapes, type and device.
-        num_chains: chains of the whole run; None: this block is all there is.
+        num_chains: chains of the whole run; None: this block is the only one.
         first_chain: index in the run of this block's first chain.
-        start: the block's `quantities` before warm-up, (C, Q), for nested R-hat; None: there is none.
+        start: the block's `quantities` before warm-up, (C, Q), for nested R-hat; None: no nested R-hat.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Recorder:
         self._steps = self._recorded = 0
 
     def add(self, state: Any, info: Info) -> None:
-        """Take in one step."""
+        """Record one step."""
         self._steps += 1
         self._acceptance += info.acceptance.sum(dtype=torch.float64)
         self._diverged += info.diverged.sum()
@@ -91,19 +91,20 @@ class Recorder:
 
     @property
     def acceptance(self) -> float:
-        """Mean over chains and steps so far; waits for the device."""
+        """Mean acceptance over chains and steps so far; waits for the device."""
         return float(self._acceptance) / max(self._steps * self._chains, 1)
 
     @property
     def divergences(self) -> int:
-        """Count so far; waits for the device."""
+        """Number of divergent steps so far; waits for the device."""
         return int(self._diverged)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything so far, on the CPU, to be saved, gathered from ranks or handed to `summarise`.
+        """Return everything recorded so far, on the CPU: to save, to gather from ranks, or to give to `summarise`.
 
         ``trace`` (rows, kept chains, Q), ``start`` (kept chains, Q) where there is one, sums of ``acceptance`` and
-        ``divergences`` over chains and steps, the recorded ``coordinates``, and the numbers of ``chains`` and ``steps``.
+        ``divergences`` over chains and steps, the recorded ``coordinates``, and the numbers of ``chains`` and
+        ``steps``.
         """
         found = {
             "trace": self._trace[: self._recorded].to("cpu", copy=True),
@@ -116,10 +117,10 @@ class Recorder:
         return found if self._start is None else found | {"start": self._start.cpu().clone()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> Recorder:
-        """Go on from `tensors` of a recorder made with the same arguments, on any device.
+        """Resume from the `tensors` of a recorder made with the same arguments, on any device.
 
         Raises:
-            ValueError: they are of another run.
+            ValueError: the tensors belong to another run.
         """
         trace = tensors["trace"]
         if trace.shape[1:] != self._trace.shape[1:] or len(trace) > len(self._trace):
@@ -133,20 +134,20 @@ class Recorder:
 
 
 def mean_acceptance(records: Sequence[Mapping[str, Tensor]]) -> float:
-    """Over all chains and steps of the blocks whose `Recorder.tensors` these are."""
+    """Average the acceptance over all chains and steps, given the `Recorder.tensors` of all blocks."""
     rows = sum(int(record["chains"]) * int(record["steps"]) for record in records)
     return sum(float(record["acceptance"]) for record in records) / max(rows, 1)
 
 
 def total_divergences(records: Sequence[Mapping[str, Tensor]]) -> int:
-    """Divergent steps of the blocks whose `Recorder.tensors` these are."""
+    """Count the divergent steps, given the `Recorder.tensors` of all blocks."""
     return sum(int(record["divergences"]) for record in records)
 
 
 # --- summaries -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """The worst of each number over the quantities of a trace; see `Diagnostics` for what they are."""
+    """The worst value of each diagnostic over the quantities of a trace; `Diagnostics` explains them."""
 
     rhat_max: float
     nested_rhat_max: float
@@ -157,9 +158,9 @@ class Convergence:
 
 
 def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Convergence:
-    """The diagnostics of `Recorder.tensors` of all blocks, in the order of the blocks.
+    """Compute the diagnostics from the `Recorder.tensors` of all blocks, in the order of the blocks.
 
-    Effective sizes, errors and stuck chains are scaled from the chains recorded to all ``num_chains``.
+    Effective sample sizes, errors and stuck chains are scaled from the recorded chains to all ``num_chains``.
     """
     trace, start = side_by_side(records)
     found = convergence(trace, start)
@@ -174,7 +175,10 @@ def summarise(records: Sequence[Mapping[str, Tensor]], num_chains: int) -> Conve
 
 
 def side_by_side(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
-    """All blocks' chains side by side: trace (N, C, Q) and start (C, Q), as far as every block has come."""
+    """Put the chains of all blocks side by side, up to the step that every block has reached.
+
+    Returns the trace, (N, C, Q), and the start, (C, Q), or None when a block has none.
+    """
     steps = min(len(record["trace"]) for record in records)
     trace = torch.cat([record["trace"][:steps] for record in records], dim=1)
     if any("start" not in record for record in records):
@@ -183,11 +187,12 @@ def side_by_side(records: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tenso
 
 
 def convergence(trace: Tensor, start: Tensor | None = None) -> Convergence:
-    """Diagnostics of a trace (N, C, Q) whose last quantity is the potential, of chains that started at (C, Q).
+    """Compute the diagnostics of a trace (N, C, Q), whose last quantity is the potential, for chains that started at
+    (C, Q).
 
-    A single chain is cut into two halves, which stand for two chains. Quantities that never change, or are not finite, give
-    an R-hat of inf and an effective sample size of 0, but for a last one that is the same in every chain: the tilt of a
-    flat potential (beta = 0), which has nothing to say. Fewer than four steps give nan.
+    A single chain is cut into two halves, which stand for two chains. A quantity that never changes, or is not finite,
+    gives an R-hat of inf and an effective sample size of 0. The exception is a last quantity that is the same in every
+    chain: the tilt of a flat potential (beta = 0), which is left out. Fewer than four steps give NaN.
     """
     steps, num_chains, num = trace.shape
     if steps < MIN_STEPS * (2 if num_chains == 1 else 1) or num_chains == 0:
@@ -231,17 +236,17 @@ class Equipartition(NamedTuple):
 
 
 def equipartition_sums(z: Tensor, grad: Tensor) -> Tensor:
-    """Sums behind the mean of ``z_i dU/dz_i``, which add up over blocks of draws: (N, Z), (N, Z) -> (3,) float64.
+    """Compute sums for the mean of ``z_i dU/dz_i``, which add up over blocks of draws: (N, Z), (N, Z) -> (3,) float64.
 
-    Integration by parts gives E[z_i dU/dz_i] = 1 for every coordinate under exp(-U). ULA with step h on a standard normal
-    shows 1 / (1 - h/2). With b each draw's mean over coordinates, the sums are N, sum b and sum b².
+    Integration by parts gives E[z_i dU/dz_i] = 1 for every coordinate under exp(-U). ULA with step h on a standard
+    normal shows 1 / (1 - h/2). With b each draw's mean over coordinates, the sums are N, sum b and sum b².
     """
     b = (z * grad).mean(1).double()
     return torch.stack([b.new_tensor(len(b)), b.sum(), b.square().sum()])
 
 
 def equipartition(sums: Tensor, independent: float) -> Equipartition:
-    """Mean and standard error from `equipartition_sums`, of which ``independent`` draws at most count as such."""
+    """Compute mean and standard error from `equipartition_sums`; at most ``independent`` draws count as independent."""
     count, total, squares = sums.tolist()
     mean = total / count
     variance = max(squares / count - mean**2, 0.0)

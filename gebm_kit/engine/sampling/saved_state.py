@@ -1,6 +1,6 @@
-"""What a sampling needs to go on after it was stopped, as safetensors with JSON in their metadata; nothing is pickled.
+"""What a stopped sampling needs to resume, as safetensors with JSON in their metadata; nothing is pickled.
 
-Saved are what warm-up changed on the sampler, and of each block of chains its states, its generator and its records.
+The changes of warm-up to the sampler are saved, and for each block of chains its states, its generator and its records.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from gebm_kit.core.packing import Record
 
 # --- samplers --------------------------------------------------------------------------------------------------------
 def changes(sampler: Sampler, original: Sampler) -> tuple[dict[str, Tensor], Record]:
-    """The attributes that ``sampler``, made from ``original`` by tuning, has anew: tensors by name, and plain data.
+    """Find the attributes that tuning changed from ``original`` to ``sampler``: tensors by name, and plain data.
 
     Raises:
-        UsageError: one of them is of a type that can't be saved.
+        UsageError: an attribute has a type that can't be saved.
     """
     tensors: dict[str, Tensor] = {}
     return tensors, _changed(sampler, original, "", tensors)
 
 
 def with_changes(original: Sampler, tensors: Mapping[str, Tensor], record: Record, device: torch.device) -> Sampler:
-    """A copy of ``original`` with what `changes` found."""
+    """Return a copy of ``original`` with the changes that `changes` found."""
     twin = copy.copy(original)
     for name, value in record.items():
         setattr(twin, name, _decoded(value, getattr(original, name, None), tensors, device))
@@ -39,9 +39,9 @@ def with_changes(original: Sampler, tensors: Mapping[str, Tensor], record: Recor
 
 
 def parameters(sampler: Sampler) -> Record:
-    """All attributes of a sampler as plain data, tensors as their sha256: to compare two requests by.
+    """Return all attributes of a sampler as plain data, to compare two requests; a tensor becomes its sha256.
 
-    What can't be expressed so goes by the name of its type.
+    An object that plain data can't express becomes the name of its type.
     """
     return {name: _summary(value) for name, value in sorted(vars(sampler).items())}
 
@@ -112,7 +112,7 @@ def _summary(value: Any) -> Any:
 
 # --- models and states -----------------------------------------------------------------------------------------------
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 of names, types, shapes and values."""
+    """Compute the sha256 of tensors' names, types, shapes and values."""
     found = hashlib.sha256()
     for name, tensor in tensors:
         flat = tensor.detach().cpu().contiguous().flatten()
@@ -122,22 +122,23 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def model_digest(model: GEBM) -> str:
-    """sha256 of the base's and the energy's weights, buffers and modules (their classes, not their code)."""
+    """Compute the sha256 of the weights, buffers and modules of base and energy (the modules' classes,
+    not their code)."""
     classes = [f"{name} {type(module).__qualname__}" for name, module in model.named_modules()]
     tensors = [(name, tensor) for name, tensor in model.state_dict().items() if name != "log_partition"]
     return hashlib.sha256("\n".join([*classes, digest(tensors)]).encode()).hexdigest()
 
 
 def state_tensors(state: Any) -> dict[str, Tensor]:
-    """A kernel's state (a NamedTuple of tensors) by field."""
+    """Return the tensors of a kernel's state (a NamedTuple) by field."""
     return dict(zip(state._fields, state, strict=True))
 
 
 def restored_state(example: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """A state of the type of ``example``, on its device.
+    """Build a state of the type of ``example``, on its device, from tensors by field.
 
     Raises:
-        CheckpointError: a field is missing or of another shape.
+        CheckpointError: a field is missing, or has another shape or type.
     """
     fields = {}
     for name, like in state_tensors(example).items():
@@ -149,7 +150,7 @@ def restored_state(example: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def differences(before: Record, now: Record, prefix: str = "") -> list[str]:
-    """What differs between two requests, one piece of text each: ``seed was 0, now 1``."""
+    """List the differences between two requests, one text each: ``seed was 0, now 1``."""
     found = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)

@@ -1,4 +1,4 @@
-"""What a sampling call is asked for: settings, the sampler by name or object, and whether they fit the model."""
+"""The settings of a sampling call, its sampler by name or object, and the checks that both fit the model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gebm_kit.engine.sampling.warmup import require_positive
 
 
 def settings_of(section: SampleSection) -> SampleSettings:
-    """The recipe's ``sample`` section as settings."""
+    """Turn the recipe's ``sample`` section into settings."""
     return SampleSettings(**{field.name: getattr(section, field.name) for field in fields(SampleSettings)})
 
 
 def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sampler:
-    """A sampler from a name or an object; ``node`` is the recipe's own, or None.
+    """Return the sampler for a name or an object; ``node`` is the recipe's sampler, or None.
 
     Raises:
-        UsageError: it is neither.
-        RecipeError, PluginError: no installed sampler is called so.
+        UsageError: ``sampler`` is neither.
+        RecipeError, PluginError: no installed sampler has that name.
     """
     if isinstance(sampler, Sampler):
         return sampler
@@ -43,7 +43,11 @@ def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sa
 
 
 def check_sampling(model: GEBM, sampler: Sampler, settings: SampleSettings) -> None:
-    """Refuse what can't be sampled before anything is computed, and say what should not be."""
+    """Raise when the model can't be sampled so, before anything is computed; warn when it should not be.
+
+    Raises:
+        UsageError: the sampler does not serve the prior or needs more chains; its step size is not a positive number.
+    """
     _check_model(model)
     name, prior = component_name("sampler", sampler), model.base.prior.name
     if prior not in sampler.priors:
@@ -79,14 +83,14 @@ class SampleSettings(SampleSection):
 
     Attributes:
         num_samples: draws to keep.
-        num_chains: chains to run; never more than ``num_samples`` of them are, unless the sampler needs more.
-        warmup: steps that tune the sampler, after which it is frozen; their states are not kept.
+        num_chains: chains to run; never more than ``num_samples``, unless the sampler needs more.
+        warmup: steps that tune the sampler before it is frozen; their states are not kept.
         steps: steps of each chain after warm-up, at least; more are run when the draws asked for need them.
         thin: steps from one kept state of a chain to the next.
         inverse_temperature: beta; 1 is the model itself, 0 the base.
-        seed: of starting points and sampler.
-        block_size: most chains in a block, which is what the model is evaluated on at a time; None: as many as suit the
-            model and the kind of device. Other blocks are other random numbers.
+        seed: seed of starting points and sampler.
+        block_size: most chains in a block, the unit on which the model is evaluated; None: chosen to suit the model and
+            the kind of device. Another block size means other random numbers.
 
     Raises:
         UsageError: a value outside its range.
@@ -104,17 +108,17 @@ class SampleSettings(SampleSection):
 
     @property
     def chains(self) -> int:
-        """Chains that are run, unless the sampler needs more: no more than there are draws to keep."""
+        """Chains to run, at most one for each draw to keep; a sampler may need more."""
         return min(self.num_chains, self.num_samples)
 
     @property
     def kept(self) -> int:
-        """States kept of each chain."""
+        """Number of states that are kept of each chain."""
         return -(-self.num_samples // self.chains)
 
     @property
     def total_steps(self) -> int:
-        """Steps of each chain after warm-up."""
+        """Number of steps of each chain after warm-up."""
         return max(self.steps, (self.kept - 1) * self.thin + 1)
 
 

@@ -1,9 +1,9 @@
 """Draws in a directory: shards of a bounded size, written one after another, and an index.
 
 DIR/
-  draws-00001-of-00020.safetensors   x (N, *D), z (N, Z), chain (N,), index (N,): the draw's place in the order of `Draws`
-  index.json   shards with rows and sha256, shapes, types, diagnostics, what was asked for; there once all of them are
-  state/       what is needed to go on; gone once all shards are there
+  draws-00001-of-00020.safetensors   x (N, *D), z (N, Z), chain (N,), index (N,): the draw's place in the order of
+  `Draws` index.json   shards with rows and sha256, shapes, types, diagnostics, the request; written once all shards are
+  there state/       what is needed to resume; removed once all shards are there
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ TENSORS = ("x", "z", "chain", "index")
 
 
 SHARD_ROWS = 2**16
-"""Draws of a shard, at most."""
+"""Most draws of a shard."""
 
 
 SHARD_BYTES = 2**25
-"""Bytes of a shard, at most, unless one state of each chain of a block is more. Writing takes two to three times that."""
+"""Most bytes of a shard, unless one state of each chain of a block is more.
+
+Writing needs two to three times that memory.
+"""
 
 
 MOST_IN_MEMORY = 2**28
-"""Bytes of draws, 256 MiB, that the command line holds in memory to write one file."""
+"""Most bytes of draws, 256 MiB, that the command line holds in memory to write one file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A shard to be written: its number from 0, how many there are, whose draws it holds, and how many."""
+    """A shard to write: its number from 0, how many shards there are, the unit whose draws it holds,
+    and how many draws."""
 
     number: int
     count: int
@@ -63,7 +67,7 @@ class Planned:
 
 
 def plan_shards(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
-    """Number the shards: for each unit of work, in order, the rows of its shards, of which empty ones are left out."""
+    """Number the shards, given the rows of each unit's shards, in order; empty shards are left out."""
     filled = [[rows for rows in group if rows > 0] for group in groups]
     count, planned, number = sum(map(len, filled)), [], 0
     for unit, group in enumerate(filled):
@@ -73,7 +77,7 @@ def plan_shards(groups: Sequence[Sequence[int]]) -> list[list[Planned]]:
 
 
 def kernel_rows(layout: Layout, settings: SampleSettings, row_bytes: int) -> list[list[int]]:
-    """Rows of the shards of each block: as many of its kept states as fit, the oldest first."""
+    """Return the rows of each block's shards: as many of its kept states as fit, the oldest first."""
     states = max(1, most_rows(row_bytes) // layout.rows)
     groups = []
     for block in range(layout.num_blocks):
@@ -85,29 +89,30 @@ def kernel_rows(layout: Layout, settings: SampleSettings, row_bytes: int) -> lis
 
 
 def island_rows(groups: Sequence[range], particles: int, num_samples: int) -> list[list[int]]:
-    """Rows of the one shard of each group of islands."""
+    """Return the rows of each group's shards: every group of islands has one shard."""
     return [[min(group.stop * particles, num_samples) - group.start * particles] for group in groups]
 
 
 def most_rows(row_bytes: int) -> int:
-    """Draws that a shard has room for."""
+    """Return how many draws a shard has room for."""
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
 
 
 def too_many(num_samples: int, model: GEBM) -> bool:
-    """Whether so many draws are streamed, unless a file is asked for: they take more than `MOST_IN_MEMORY`."""
+    """Return whether so many draws take more than `MOST_IN_MEMORY`;
+    they are then streamed unless a file is asked for."""
     return num_samples * row_bytes(model.data_shape, model.latent_dim, model.dtype) > MOST_IN_MEMORY
 
 
 def row_bytes(data_shape: tuple[int, ...], latent_dim: int, dtype: torch.dtype) -> int:
-    """Bytes of one draw: x and z of ``dtype``, chain and index."""
+    """Return the bytes of one draw: x and z of ``dtype``, chain and index."""
     numbers = functools.reduce(lambda a, b: a * b, data_shape, 1) + latent_dim
     return numbers * dtype.itemsize + 16
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A written shard: its file, number of draws and bytes, and sha256 of the file."""
+    """A written shard: its file, its numbers of draws and bytes, and the sha256 of the file."""
 
     file: str
     rows: int
@@ -120,7 +125,7 @@ class Filling:
 
     Attributes:
         done: shards written so far.
-        rows: draws that wait for theirs.
+        rows: draws that wait for the next shard.
     """
 
     def __init__(self, folder: Path, planned: Sequence[Planned]) -> None:
@@ -130,7 +135,7 @@ class Filling:
         self._tensors: dict[str, Tensor] = {}
 
     def add(self, part: Part) -> bool:
-        """Take in draws, none of which belong to two shards; whether that filled a shard, which is written then.
+        """Store draws of one shard, and write the shard when it is full. Returns whether it was written.
 
         Raises:
             UsageError: the place can't be written.
@@ -153,11 +158,11 @@ class Filling:
         return True
 
     def waiting(self) -> dict[str, Tensor]:
-        """The draws that wait, by name."""
+        """Return the draws that wait, by name."""
         return {name: tensor[: self.rows] for name, tensor in self._tensors.items()}
 
     def restore(self, done: Sequence[Mapping[str, Any]], waiting: Mapping[str, Tensor]) -> None:
-        """Go on where another process was, from its ``done`` and `waiting`."""
+        """Resume from another process's ``done`` and `waiting`."""
         self.done = [Shard(**entry) for entry in done]
         if waiting:
             shard = self._planned[len(self.done)]
@@ -169,19 +174,19 @@ class Filling:
 
 @dataclass(frozen=True)
 class ShardedDraws:
-    """Draws in a directory; nothing but the index is in memory.
+    """Draws in a directory; only the index is in memory.
 
-    Iterating gives the shards as `Draws`, one after another; `load` gives all of them in the order in which they would have
-    been returned at once: the last states of all chains first.
+    Iterating yields the shards as `Draws`, one after another. `load` returns all draws in the order of `Draws`: the
+    last states of all chains first.
 
     Attributes:
         path: the directory.
         num_samples: draws in all shards.
         shards: the files.
-        diagnostics: of all of them.
-        request: what was asked for: model, sampler, settings.
-        value_range: of the data, or None.
-        records: as of `Draws`, where they were made and not read from the directory.
+        diagnostics: diagnostics of all draws.
+        request: what was requested: model, sampler, settings.
+        value_range: (low, high) of the data, or None.
+        records: as in `Draws`, when this process made the draws; empty when they were read from the directory.
     """
 
     path: Path
@@ -199,15 +204,15 @@ class ShardedDraws:
 
     @property
     def num_shards(self) -> int:
-        """How many files the draws are in."""
+        """Number of files that hold the draws."""
         return len(self.shards)
 
     def pictures(self) -> Iterator[Tensor]:
-        """x of shard after shard."""
+        """Yield x of one shard after another."""
         return (draws.x for draws in self)
 
     def load(self) -> Draws:
-        """All draws, in memory.
+        """Read all draws into memory.
 
         Raises:
             DataError: a shard is missing or damaged.
@@ -240,7 +245,7 @@ def write_index(
     request: Mapping[str, Any],
     value_range: tuple[float, float] | None,
 ) -> None:
-    """Write ``index.json``, which makes the directory whole.
+    """Write ``index.json``, which makes the directory complete.
 
     Raises:
         UsageError: the place can't be written.
@@ -268,10 +273,10 @@ def write_index(
 
 
 def open_draws(path: str | Path) -> ShardedDraws:
-    """The draws in a directory.
+    """Open the draws in a directory.
 
     Raises:
-        DataError: there is no whole index.
+        DataError: the index is missing or damaged.
     """
     path = Path(path)
     try:
@@ -296,10 +301,10 @@ def open_draws(path: str | Path) -> ShardedDraws:
 
 
 def load_draws(path: str | Path) -> Draws:
-    """All draws of a file or of a directory that sampling wrote, in memory and in the same order.
+    """Read all draws of a file or directory that sampling wrote into memory, in the same order.
 
     Raises:
-        DataError: it is missing, unfinished or damaged.
+        DataError: the file or directory is missing, unfinished or damaged.
     """
     path = Path(path)
     return open_draws(path).load() if path.is_dir() else load_file(path)

@@ -1,7 +1,7 @@
 """Where chains start: at draws of the prior with a finite potential, or at the encodings of data rows.
 
-A chain that starts at the code of a data row is near the mass of the refined model at once, and stays near that row for its
-first steps. An exact sampler forgets its start all the same.
+A chain that starts at the code of a data row is near the mass of the refined model at once, and stays near that row for
+its first steps. An exact sampler forgets its start nevertheless.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ START_ATTEMPTS = 10
 def start(
     potential: LatentPotential, sampler: Sampler, num_chains: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Any:
-    """The sampler's state at prior draws whose potential is finite, (C, Z).
+    """Return the sampler's state at prior draws whose potential is finite, (C, Z).
 
-    Points without a finite potential are drawn again, a few times; those that are left then start from a finite one.
+    Points without a finite potential are drawn again, up to `START_ATTEMPTS` times. Chains that are left then start
+    from a copy of another chain's point.
 
     Raises:
         UsageError: the potential is finite nowhere.
@@ -44,7 +45,8 @@ def start_counted(
     dtype: torch.dtype,
     codes: Tensor | None = None,
 ) -> tuple[Any, int]:
-    """`start`, and how many points had to be drawn again; ``codes``, (C, Z), take the place of the first prior draws."""
+    """Do as `start`, and return how many points had to be drawn again; ``codes``, (C, Z),
+    replace the first prior draws."""
     shape, redrawn = (num_chains, potential.model.latent_dim), 0
     z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype) if codes is None else codes
     for attempt in range(START_ATTEMPTS):
@@ -69,13 +71,13 @@ def start_counted(
 
 
 def warn_of_redrawn(redrawn: int, num_chains: int) -> None:
-    """Say how many starting points had no finite energy, if any."""
+    """Warn about starting points without a finite energy, if there are any."""
     if redrawn:
         warn(f"the energy is not finite at {redrawn} of {num_chains} starting points, which were drawn again.")
 
 
 def _finite(state: Any) -> Tensor:
-    """Which chains have a finite value and, where the kernel caches one, a finite gradient; (C,) bool."""
+    """Return which chains have a finite value and, if the kernel caches one, a finite gradient; (C,) bool."""
     usable: Tensor = torch.isfinite(state.value)
     grad = getattr(state, "grad", None)
     return usable if grad is None else usable & torch.isfinite(grad).all(1)
@@ -86,11 +88,11 @@ ENCODED_ROWS = 512
 
 
 def check_starts(model: GEBM, sampler: Sampler, rows: Tensor) -> None:
-    """Refuse rows that no chain can start from.
+    """Raise for rows that no chain can start from.
 
     Raises:
-        UsageError: the base has no encoder or another prior than the standard normal; the sampler has no chains.
-        DataError: the rows have another shape than the model's, there are none, or a value is not finite.
+        UsageError: the base has no encoder, or a prior other than the standard normal; the sampler has no chains.
+        DataError: there are no rows, their shape is not the model's, or a value is not finite.
     """
     base = model.base
     if not isinstance(base, HasEncoder):
@@ -106,10 +108,10 @@ def check_starts(model: GEBM, sampler: Sampler, rows: Tensor) -> None:
 
 
 def check_rows(model: GEBM, rows: Tensor) -> None:
-    """Refuse rows that are no finite data of the model's shape.
+    """Raise for rows that are not finite data of the model's shape.
 
     Raises:
-        DataError: says which.
+        DataError: there are no rows, their shape is another, or a value is not finite.
     """
     if tuple(rows.shape[1:]) != tuple(model.data_shape) or not len(rows):
         raise DataError(
@@ -122,18 +124,18 @@ def check_rows(model: GEBM, rows: Tensor) -> None:
 
 @torch.no_grad()
 def encodings(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Latent codes of data rows under a model in eval mode, on the device; (N, *D) -> (N, Z)."""
+    """Encode data rows with a model in eval mode, on the device; (N, *D) -> (N, Z)."""
     assert isinstance(model.base, HasEncoder)
     return torch.cat([model.base.encode(part.to(device, dtype)) for part in rows.split(ENCODED_ROWS)])
 
 
 def starts_of(codes: Tensor, first: int, num: int) -> Tensor:
-    """Where chains ``first``, ..., ``first + num - 1`` start: the codes in turn, again from the first when they end."""
+    """Return where chains ``first``, ..., ``first + num - 1`` start: the codes in turn, over and over."""
     places = torch.arange(first, first + num, device=codes.device) % len(codes)
     return codes[places]
 
 
 def digest_of(rows: Tensor) -> str:
-    """Identifies the rows."""
+    """Compute a sha256 that identifies the rows."""
     plain = rows.detach().cpu().contiguous()
     return hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode() + plain.numpy().tobytes()).hexdigest()
