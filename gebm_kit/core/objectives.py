@@ -25,11 +25,16 @@ Part = Literal["both", "energy", "base"]
 class Batch:
     """The inputs of one training step, filled by the engine so that nothing is computed twice.
 
+    An energy step has every field, and negatives if the loss declares them. A base step has the fields that the loss's
+    ``base_needs`` names, and the engine draws no others. Data and base draws carry the instance noise of ``train.noise``.
+
     Attributes:
         x: data, (B, *D); None in a base step of a loss that does not need data.
-        z: latent codes, (B, Z).
-        x_base: ``G(z)``, (B, *D), with gradient in a base step and without in an energy step.
-        negatives: chain states for contrastive losses, (B, *D).
+        z: latent codes, (B, Z). A base step has them for ``z`` and for ``x_base``; otherwise they are empty, (0,).
+        x_base: ``G(z)``, (B, *D), with gradient in a base step and without in an energy step; empty, (0,), in a base step
+            of a loss that does not need base draws.
+        negatives: chain states for contrastive losses, (B, *D), without gradient; None for other losses. A base step has
+            the negatives of the last energy step.
     """
 
     x: Tensor | None
@@ -76,10 +81,21 @@ class Loss(nn.Module):
     An energy loss leaves no gradient on the base, and a base loss leaves none on the energy. The engine ensures the latter
     by differentiating with respect to one part's parameters alone.
 
+    A base loss may compare data with base draws, as relativistic and MMD losses do::
+
+        class MeanMatching(Loss):
+            base_needs = frozenset({"x", "x_base"})
+
+            def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
+                return LossTerms((batch.x_base.mean(0) - batch.x.mean(0)).square().sum())
+
+    Before training the engine checks ``needs`` and ``base_needs``. A field that `Batch` does not have is a UsageError, and
+    so are negatives without settings.
+
     Attributes:
         needs: fields of `Batch` that the energy loss reads.
-        base_needs: fields of `Batch` that the base loss reads. The engine fills every named field: data, base draws, or
-            both; negatives come from the last energy update.
+        base_needs: fields of `Batch` that the base loss reads: any of ``x``, ``z``, ``x_base`` and ``negatives``. The
+            engine fills every named field; negatives come from the last energy update.
         parts: parts that have an objective; if only the base has one, ``train.part`` must be ``base``.
         log_ratio: whether the optimal energy is a log density ratio relative to the base, so that sampling from it is
             meaningful. If that depends on the loss's parameters, the constructor sets it.

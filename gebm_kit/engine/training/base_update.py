@@ -258,10 +258,11 @@ def base_update(
         model: the model as the steps evaluate it.
         likelihood: the choice of `base_likelihood`.
     """
-    on_data = "x" in loss.base_needs
-    if settings.part == "base" and isinstance(base, HasPretraining) and not on_data:
+    if likelihood is not None:  # first: `model` then draws from the averaged base, which no loss on it could train
+        return likelihood
+    if settings.part == "base" and isinstance(base, HasPretraining) and "x" not in loss.base_needs:
         return OwnLoss()
-    return LossOnBatch(loss, model) if on_data or likelihood is None else likelihood
+    return LossOnBatch(loss, model)
 
 
 def check_needs(loss: Loss, settings: TrainSection) -> None:

@@ -293,11 +293,13 @@ class Trainer:
         """
         x = self._noisy(self.data()) if "x" in needs else None
         negatives = self._seen.negatives if "negatives" in needs and self._seen is not None else None
-        if x is not None and not needs & {"z", "x_base"}:
-            return Batch(x, x.new_empty(0), x.new_empty(0), negatives)
-        z = self.latents()
-        x_base = self._noisy(self._stepped.base(z))
-        return Batch(x, z, x_base if x is None else x_base.to(x.dtype), negatives)
+        z = x_base = torch.empty(0, dtype=self.feed.dtype, device=self.device)
+        if needs & {"z", "x_base"}:
+            z = self.latents()
+        if "x_base" in needs:
+            x_base = self._stepped.base(z)
+            x_base = self._noisy(x_base if x is None else x_base.to(x.dtype))
+        return Batch(x, z, x_base, negatives)
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.settings.noise:
