@@ -39,5 +39,5 @@ def set_trusted(trusted: bool) -> None:
 
 
 def trust_words() -> list[str]:
-    """What a command that goes on with this work must say of trust."""
+    """Return the words that a command needs to resume this work with the same trust."""
     return ["--trust-program"] if programs_trusted() else []

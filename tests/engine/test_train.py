@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_older_one_when_training_goes_on
     newest.write_bytes(content)
     with pytest.warns(GebmKitWarning, match=r"model.safetensors is damaged.*; checkpoint step-0000008 is used instead"):
         assert run.step == 8
-    with pytest.warns(GebmKitWarning, match="going on from step-"):
+    with pytest.warns(GebmKitWarning, match="resuming from step-"):
         resumed = train(recipe, out=run.path, resume=True)
     assert_same(straight, resumed)
 
@@ -269,7 +269,7 @@ def test_a_finished_run_that_lost_checkpoints_makes_them_again(recipe: Path, tmp
     before = weights(run)
     if lost == "newest":
         (list_checkpoints(run.checkpoints)[-1] / "model.safetensors").write_bytes(b"short")
-        with pytest.warns(GebmKitWarning, match="going on from step-"):
+        with pytest.warns(GebmKitWarning, match="resuming from step-"):
             again = train(recipe, out=run.path, resume=True)
     else:
         for path in list_checkpoints(run.checkpoints):

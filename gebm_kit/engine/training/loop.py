@@ -83,7 +83,7 @@ def run_training(
         if run is not None:
             checkpoint, complaints = newest_whole(run.checkpoints)
             for complaint in complaints:
-                warn(f"{complaint}; going on from {checkpoint.path.name if checkpoint else 'the start'}")
+                warn(f"{complaint}; resuming from {checkpoint.path.name if checkpoint else 'the start'}")
         best.restore(ranks.from_first(best.memory(checkpoint)))
         with stop.at_once():  # nothing has been changed on disk yet, so a signal may interrupt at once
             begin(trainer, checkpoint, ranks, dataset, on_progress)
@@ -95,7 +95,7 @@ def run_training(
             keep_source(run.path, trainer.model.base)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
         job = TrainingRun(run, trainer, dataset, stop, on_progress, ranks, best)
-        stop.hint = f"Go on with `{resume_command(recipe, run, device)}`."
+        stop.hint = f"Resume with `{resume_command(recipe, run, device)}`."
         job.execute()
     return run
 

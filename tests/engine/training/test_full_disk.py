@@ -179,7 +179,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(recipe: Path, tmp_pat
             place = 2 * len(content) // 3
             path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         back = "the start" if keep == 1 else "step-0000004"
-        with pytest.warns(GebmKitWarning, match=rf"step-0000006/{re.escape(name)} .*; going on from {back}"):
+        with pytest.warns(GebmKitWarning, match=rf"step-0000006/{re.escape(name)} .*; resuming from {back}"):
             assert sums(train(recipe, words, out=out, resume=True)) == sums(straight)
         assert [read_checkpoint(p).step for p in list_checkpoints(out / "checkpoints")] == [10, 12][2 - keep :]
 

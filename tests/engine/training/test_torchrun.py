@@ -238,7 +238,7 @@ def test_two_processes_train_what_one_trains(place: Path, ranks: list[Rank], alo
 
 def test_a_signal_to_one_stops_both_at_one_step_and_they_go_on_to_the_bit(place: Path, ranks: list[Rank]) -> None:
     for rank in ranks:
-        assert rank.said("stopped").startswith("Interrupted 143 stopped at step 8 of 16; saved in stopped Go on with")
+        assert rank.said("stopped").startswith("Interrupted 143 stopped at step 8 of 16; saved in stopped Resume with")
         assert "torchrun --nproc-per-node 2 -m gebm_kit train toy.yaml --out stopped --resume" in rank.said("stopped")
         assert rank.said("resumed") == "stopped"
     assert_same(load_run(place / "straight"), load_run(place / "stopped"))
