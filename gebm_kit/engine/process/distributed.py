@@ -212,7 +212,7 @@ class _Torchrun(Ranks):
         self._told = True
         return error or RunFailed(
             f"another rank of this {self._work} is gone",
-            hint="What it said, if anything, stands above; --resume goes on.",
+            hint="Its own message, if any, is above; --resume continues.",
         )
 
     @contextmanager
@@ -317,7 +317,7 @@ def _met(store: dist.Store, rank: int, size: int) -> str:
         time.sleep(0.01)
     raise RunFailed(
         f"of {size} processes, not all have come within {ARRIVAL_SECONDS / 60:.0f} minutes",
-        hint="What the others said, if anything, stands above.",
+        hint="The other processes' messages, if any, are above.",
     )
 
 

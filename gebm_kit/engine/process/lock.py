@@ -69,7 +69,7 @@ class RunLock:
             ) from None
         except OSError:
             return  # a file system without locks
-        with contextlib.suppress(OSError):  # naming the holder is a courtesy, which a full disk must not turn into an error
+        with contextlib.suppress(OSError):  # a full disk must not stop anything: naming the holder is a courtesy
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
