@@ -172,7 +172,7 @@ def _value_and_grad(function: Callable[[Tensor], Tensor], points: Tensor) -> Val
     points = points.detach().requires_grad_()
     with torch.enable_grad():
         value = _checked(function(points), points)
-        if not value.requires_grad:  # an energy that is constant
+        if not value.requires_grad:  # a constant energy
             return ValueAndGrad(value, torch.zeros_like(points).detach())
         (grad,) = torch.autograd.grad(value.sum(), points, materialize_grads=True)
     return ValueAndGrad(value.detach(), grad)

@@ -100,7 +100,7 @@ def discover(
         if bad.state == "failed" and environ.get("GEBM_KIT_STRICT_PLUGINS") == "1":
             raise PluginError(
                 f"plugin {bad.distribution} (entry point {bad.name}) failed: {bad.error}",
-                hint="GEBM_KIT_STRICT_PLUGINS=1 makes this fatal; unset it to go on without the plugin.",
+                hint="GEBM_KIT_STRICT_PLUGINS=1 makes this fatal; unset it to continue without the plugin.",
             )
     for status in statuses:
         if status.state != "ok":

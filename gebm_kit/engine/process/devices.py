@@ -1,4 +1,4 @@
-"""Which device to compute on, moving a model there and back, and the C library's memory."""
+"""The device to compute on, moving a model there and back, and the C library's memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gebm_kit.core.model import GEBM
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` (CUDA where there is one, else the CPU), or a device by torch's name for it.
+    """Find the device for ``auto`` (CUDA if available, else the CPU) or for a name that torch knows.
 
     Raises:
-        UsageError: torch knows no such device, or this machine has none.
+        UsageError: torch knows no such device, or this machine does not have it.
     """
     if isinstance(device, str) and device == "auto":
         # Not Apple's MPS: it has no float64, in which energies and estimates are summed.
@@ -35,7 +35,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 @contextmanager
 def placed(model: GEBM, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """The model on ``device`` (None: where it is) for the block, then back; yields the device and its floating type."""
+    """Put the model on ``device`` (None: where it is) for the block, then back;
+    yields the device and the model's dtype."""
     home, dtype = model.device, model.dtype
     there = home if device is None else resolve_device(device)
     if there == home:
@@ -49,25 +50,26 @@ def placed(model: GEBM, device: torch.device | str | None) -> Iterator[tuple[tor
 
 
 KEPT_BYTES = 2**28
-"""Freed memory at the top of the heap that stays with the process, 256 MiB."""
+"""Most freed memory at the top of the heap that stays with the process, 256 MiB."""
 
 
 LARGEST_KEPT = 2**25
-"""Allocations beyond this, 32 MiB, are mapped and given back one by one: glibc's own upper bound."""
+"""Largest allocation from the heap, 32 MiB, glibc's own upper bound; larger ones are mapped and returned one by one."""
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next tensors; return whether it runs on glibc, which alone offers that.
+    """Let this process keep freed memory for its next tensors. Returns whether it runs on glibc, which alone offers
+    that.
 
-    glibc gives the top of the heap back to the system when a large tensor is freed, and gets it again, page by page, for the
-    next one. A gradient of a mid-sized model on a CPU then costs hundreds of page faults, in each of which all threads of
-    the process wait for one another.
+    glibc returns the top of the heap to the system when a large tensor is freed, and gets it back, page by page, for
+    the next one. A gradient of a mid-sized model on a CPU then costs hundreds of page faults, and all threads of the
+    process wait in each of them.
 
-    It changes the process's allocator and no result, so it is called by the program and not by the library; a program that
-    samples on a CPU through Python may call it once, before its first tensors.
+    This changes the process's allocator but no result. The command line calls it; the library does not. A Python
+    program that samples on a CPU may call it once, before its first tensors.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,9 +1,9 @@
-"""Processes that share one training or sampling: the ranks of torchrun, or the only process there is.
+"""Processes that share one training or sampling: the ranks of torchrun, or a single process.
 
-What passes between ranks here are bytes on the CPU, over gloo, whatever the device of each; nothing is pickled. (Gradients
-and estimates go by core/reduce.py, over NCCL on CUDA devices.) A rank that fails leaves its error in the ranks' store and
-closes its connections, which wakes whoever waits for it: all end with its message, and none waits in vain. A rank that is
-killed leaves no message, and the others say that it is gone.
+The ranks exchange bytes on the CPU here, over gloo, whatever their devices; nothing is pickled. (Gradients and
+estimates go through core/reduce.py, over NCCL on CUDA devices.) A rank that fails leaves its error in the ranks' store
+and closes its connections, which wakes the ranks that wait for it: all of them end with its message. A rank that is
+killed leaves no message, and the others report that it is gone.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.reduce import in_block_order
 
 RANK_TIMEOUT = datetime.timedelta(days=1)
-"""How long ranks wait for one that works alone (metrics, pictures); of one that ended they hear at once."""
+"""How long ranks wait for one that works alone (metrics, pictures). They learn at once of a rank that ended."""
 
 
 FAREWELL_SECONDS = 10.0
-"""Seconds that a failed rank stays for the others to read its error."""
+"""Seconds that a failed rank stays so that the others can read its error."""
 
 
 ARRIVAL_SECONDS = 900.0
@@ -40,21 +40,21 @@ ARRIVAL_SECONDS = 900.0
 
 
 _FAILED, _LEFT = "failed", "left"
-"""Keys of the store: the error of the rank that failed first, and how many ranks have left after it."""
+"""Keys of the store: the error of the rank that failed first, and how many ranks have left since."""
 
 
 class Ranks:
-    """A process alone; see `joined_ranks` for several.
+    """The ranks of a single process; `joined_ranks` gives those of several.
 
     Attributes:
-        rank, size: which of how many this is.
+        rank, size: number of this rank, from 0, and how many ranks there are.
     """
 
     rank: int = 0
     size: int = 1
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """The payloads of all ranks, on every rank. Every rank must call it.
+        """Return the payloads of all ranks, on every rank. Every rank must call it.
 
         Raises:
             GebmKitError: another rank failed; it is that rank's error.
@@ -70,37 +70,37 @@ class Ranks:
         self.gather(b"")
 
     def from_first(self, text: str) -> str:
-        """What the first rank says, on every rank."""
+        """Return rank 0's text, on every rank. Every rank must call it."""
         return self.gather(text.encode())[0].decode()
 
     def broadcast(self, payload: bytes) -> bytes:
-        """The payload of the first rank, on every rank; that of the others is not looked at."""
+        """Return rank 0's payload, on every rank; the other ranks' payloads are ignored. Every rank must call it."""
         return payload
 
     def agreed(self, number: int) -> int:
-        """The largest number that any rank gave in the call before this one; of a process alone, the number itself.
+        """Return the largest number that any rank passed in the previous call; a single process gets its number back.
 
-        It costs no waiting: the ranks compare while they go on. Every rank must call it equally often.
+        It costs no waiting, because the ranks compare while they continue. Every rank must call it equally often.
         """
         return number
 
     def poll(self) -> None:
-        """Raises the error of a rank that failed meanwhile, if one did; call it now and then where nothing is gathered."""
+        """Raise the error of a rank that has failed, if one has; call it now and then where nothing is gathered."""
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Leave the block together: when one rank fails in it, all do, with the same error."""
+        """Make all ranks leave the block together: when one fails in it, all fail with the same error."""
         yield
 
     def mine(self, count: int) -> range:
-        """Which of ``count`` pieces of work are this rank's: every ``size``-th."""
+        """Return which of ``count`` pieces of work this rank does: every ``size``-th."""
         return range(self.rank, count, self.size)
 
     def sum_over_blocks(self, rows: Sequence[Tensor], num_blocks: int) -> Tensor:
-        """`in_block_order` of every rank's blocks; (K,) float64 on the CPU.
+        """Add the rows of all ranks' blocks by `in_block_order`; (K,) float64 on the CPU.
 
         Args:
-            rows: (K,) for each block of this rank; of a rank without blocks any one row, which is not counted.
+            rows: (K,) for each block of this rank. A rank without blocks passes any one row, which is not counted.
         """
         if self.size == 1:
             return in_block_order(rows)
@@ -118,8 +118,8 @@ class _Torchrun(Ranks):
     """The ranks of a process group.
 
     Args:
-        group: of backend gloo; None: the default group, if it is.
-        store: shared by the ranks; None: a failure is told in the next exchange, and noticed there.
+        group: a group with the gloo backend; None: the default group has it.
+        store: a store that the ranks share; None: a failure is sent and noticed in the next exchange.
         work: what the ranks do, for messages.
     """
 
@@ -168,7 +168,7 @@ class _Torchrun(Ranks):
             raise self._ending() from error
         except BaseException as error:
             if not self._told:
-                first = self._failure()  # whatever this rank ends of may follow from it
+                first = self._failure()  # the error of this rank may follow from that one
                 if first is not None and first.message != getattr(error, "message", None):
                     raise first from error
                 if first is None:
@@ -176,7 +176,8 @@ class _Torchrun(Ranks):
             raise
 
     def leave(self) -> None:
-        """After a failure: close the connections, and stay until the others have heard of it, or ten seconds."""
+        """Close the connections after a failure, and stay until the other ranks have read the error,
+        or for ten seconds."""
         self._group = self._vote = None
         _close_after_failure()
         if self._store is None:
@@ -198,7 +199,7 @@ class _Torchrun(Ranks):
                 self._store.set(_FAILED, _described(error, self.rank).decode())
 
     def _failure(self) -> GebmKitError | None:
-        """The error that another rank has left in the store."""
+        """Return the error that another rank has left in the store, if any."""
         with suppress(RuntimeError):
             if self._store is not None and not self._told and self._store.check([_FAILED]):
                 self._told = True
@@ -206,12 +207,12 @@ class _Torchrun(Ranks):
         return None
 
     def _ending(self) -> GebmKitError:
-        """What to raise when a collective broke: the other rank's error, or that it is gone."""
+        """Return the error to raise when a collective broke: the other rank's own, or one that says it is gone."""
         error = self._failure()
         self._told = True
         return error or RunFailed(
             f"another rank of this {self._work} is gone",
-            hint="What it said, if anything, stands above; --resume goes on.",
+            hint="Its own message, if any, is above; --resume continues.",
         )
 
     @contextmanager
@@ -247,12 +248,12 @@ class _Torchrun(Ranks):
 
 @contextmanager
 def joined_ranks(device: torch.device | None = None, work: str = "sampling") -> Iterator[Ranks]:
-    """The ranks of this training or sampling: torchrun's, or of a process group that the caller has made; else this process
+    """Give the ranks of this training or sampling: torchrun's, those of the caller's process group, or this process
     alone.
 
     Args:
-        device: of tensors that are to be reduced (core/reduce.py); None: only bytes pass between the ranks.
-        work: what they do, for messages.
+        device: device of tensors that will be reduced (core/reduce.py); None: the ranks exchange only bytes.
+        work: what the ranks do, for messages.
     """
     if not dist.is_available():
         yield ALONE
@@ -288,14 +289,14 @@ def _join_torchrun(device: torch.device | None, work: str) -> _Torchrun:
 
 
 def _met(store: dist.Store, rank: int, size: int) -> str:
-    """A name that the living processes have agreed on.
+    """Agree with the other living processes on a name for their keys in the store.
 
-    torchrun keeps its store when it restarts processes, with the addresses of those that have ended in it: what the living
-    write there goes under a name of their own. Each says hello with a word that was never used, and the first
-    answers with the name until all have said that they know it.
+    torchrun keeps its store when it restarts processes, including the addresses of processes that have ended. The
+    living processes therefore write under a name of their own. Each one says hello with a fresh word; rank 0 answers
+    with the name until all have confirmed that they know it.
 
     Raises:
-        RunFailed: not all of them came.
+        RunFailed: not all processes came.
     """
     end = time.monotonic() + ARRIVAL_SECONDS
     name, word, missing = uuid.uuid4().hex, uuid.uuid4().hex, set(range(1, size))
@@ -311,24 +312,24 @@ def _met(store: dist.Store, rank: int, size: int) -> str:
             if not missing:
                 return name
             for other in missing:
-                if store.check([f"hello/{other}"]):  # of this process, or of one before it, which is past caring
+                if store.check([f"hello/{other}"]):  # from this process, or from an ended one, which does no harm
                     store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
         time.sleep(0.01)
     raise RunFailed(
         f"of {size} processes, not all have come within {ARRIVAL_SECONDS / 60:.0f} minutes",
-        hint="What the others said, if anything, stands above.",
+        hint="The other processes' messages, if any, are above.",
     )
 
 
 @functools.cache
 def _store(address: str, port: str) -> dist.Store:
-    """The store where torchrun's processes meet, one for the life of this process."""
+    """Return the store where torchrun's processes meet; one for the life of this process."""
     store, _, _ = next(iter(dist.rendezvous("env://")))
     return store
 
 
 def _close_after_failure() -> None:
-    """Close all connections; NCCL's may have work that will never end."""
+    """Close all connections. NCCL's are aborted, because they may have work that never ends."""
     if not dist.is_initialized():
         return
     abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
@@ -341,12 +342,12 @@ def _close_after_failure() -> None:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process in place of one that failed."""
+    """Return whether torchrun has started this process to replace one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def launcher() -> list[str]:
-    """The words of a shell that start this program as it was started: gebm-kit, or torchrun with its processes."""
+    """Return the shell words that start this program as it was started: gebm-kit, or torchrun with its processes."""
     if not under_torchrun():
         return ["gebm-kit"]
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
@@ -355,12 +356,12 @@ def launcher() -> list[str]:
 
 
 def under_torchrun() -> bool:
-    """Whether the environment says that this process is one of several."""
+    """Return whether the environment says that this process is one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def first_rank() -> bool:
-    """Whether this process is the one that writes and prints what all have in common."""
+    """Return whether this process is rank 0, the one that writes and prints for all."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return not under_torchrun() or os.environ["RANK"] == "0"
@@ -379,7 +380,7 @@ def local_device(device: torch.device | str | None) -> torch.device | str | None
 
 
 def local_device(device: torch.device | str | None) -> torch.device | str | None:
-    """``device``, and where that leaves the choice among GPUs (``auto``, ``cuda``) the one of this rank."""
+    """Return ``device``; when that does not name a GPU (``auto``, ``cuda``) under torchrun, return this rank's GPU."""
     if under_torchrun() and str(device) in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return device

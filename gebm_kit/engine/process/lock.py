@@ -1,8 +1,8 @@
-"""One process at a time trains in a run directory.
+"""A lock that lets one process at a time train in a run directory.
 
-The lock is the operating system's (``flock``) on the file ``.lock``, held as long as the process lives: a killed process
-leaves none, and nothing has to be cleaned up. That file is also the first thing in a new run directory: by it, one whose
-making was interrupted is told from a directory of the user's.
+The lock is the operating system's (``flock``) on the file ``.lock``. It ends with the process, so a killed process
+leaves no lock and nothing has to be cleaned up. That file is also the first thing written to a new run directory: it
+tells a run whose creation was interrupted from a directory of the user's.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ LOCK = ".lock"
 """Name of the locked file in a run directory."""
 
 LOCK_SECONDS = 1.0
-"""Seconds that a lock is asked for: whoever lists runs holds a shared one for an instant."""
+"""Seconds to keep trying for a lock, because a command that lists runs holds a shared one for an instant."""
 
 
 class RunLock:
-    """Holds at most one run directory from `hold` to the end of the ``with`` block.
+    """The lock on at most one run directory, from `hold` to the end of the ``with`` block.
 
     Args:
-        active: False: do nothing (of several ranks, the first one alone holds it).
-        work, hint: what another process that holds it is doing there, and what can be done about that.
+        active: False: do nothing (only rank 0 of several ranks holds the lock).
+        work, hint: for the error: what the process that holds the lock is doing, and what the user can do.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RunLock:
         """Lock the run directory ``path``, which exists.
 
         Raises:
-            UsageError: another process trains there, or the place can't be written.
+            UsageError: another process holds the lock, or the directory can't be written.
         """
         if not self.active:
             return
@@ -69,12 +69,12 @@ class RunLock:
             ) from None
         except OSError:
             return  # a file system without locks
-        with contextlib.suppress(OSError):  # who holds it is a courtesy: a full disk must not stop anything
+        with contextlib.suppress(OSError):  # a full disk must not stop anything: naming the holder is a courtesy
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

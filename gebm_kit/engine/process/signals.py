@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the state is saved at the next safe point, then `Interrupted` is raised."""
+"""Handling of Ctrl-C and SIGTERM: the state is saved at the next safe point, then `Interrupted` is raised."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from gebm_kit.core.errors import Interrupted
 
 
 class StopSignals:
-    """While active, the first SIGINT or SIGTERM sets `received`; a second one interrupts at once.
+    """A handler of SIGINT and SIGTERM: while active, the first signal sets `received`, a second one interrupts at once.
 
     Outside the main thread, where Python can't install handlers, nothing is intercepted.
 
     Attributes:
         received: number of the signal, or None.
-        immediate: raise in the handler itself; for phases that have nothing left to save.
+        immediate: whether the handler itself raises, for phases that have nothing left to save.
+        hint: how to resume, for the error.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self, saved: bool = True) -> Iterator[None]:
-        """Inside the block a signal interrupts at once, if all that matters is ``saved``."""
+        """Let a signal interrupt at once inside the block, if everything that matters is ``saved``."""
         self.immediate = saved
         try:
             if saved and self.received is not None:
@@ -56,7 +57,7 @@ class StopSignals:
             self.immediate = False
 
     def interrupted(self, message: str) -> Interrupted:
-        """The error to raise once the state is saved."""
+        """Return the error to raise once the state is saved."""
         return Interrupted(message, signum=self.received or signal.SIGINT, hint=self.hint)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

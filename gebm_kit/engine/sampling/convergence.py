@@ -1,9 +1,9 @@
 """R-hat, nested R-hat, effective sample size and Monte Carlo error of many quantities at once.
 
-Every function takes a trace (N, C, Q): N steps of C chains, of which Q numbers each were recorded. It gives one number for
-each quantity, (Q,) float64, nan where the trace says nothing: fewer than four steps, or numbers that are not finite.
-Quantities are worked through a few at a time, so that memory stays within a few copies of `SLICE_NUMBERS` numbers, or of
-one quantity where that has more.
+Every function takes a trace (N, C, Q): N steps of C chains, with Q numbers recorded for each chain and step. It returns
+one number for each quantity, (Q,) float64; NaN for fewer than four steps, or for numbers that are not finite.
+Quantities are worked through a few at a time, so memory stays within a few copies of `SLICE_NUMBERS` numbers, or of one
+quantity if that has more.
 
 References:
     Rank-normalization, folding, and localization: an improved R-hat for assessing convergence of MCMC.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 MIN_STEPS = 4
-"""Fewer can't be split into halves that have a variance."""
+"""Fewest steps that can be split into halves with a variance."""
 
 
 SLICE_NUMBERS = 2**19
@@ -33,19 +33,19 @@ SLICE_NUMBERS = 2**19
 
 
 TAIL = (0.05, 0.95)
-"""The tails whose effective sample size is measured."""
+"""Quantiles whose effective sample size is measured."""
 
 
 MIN_CHAINS_FOR_NESTED = 64
-"""Fewer chains have no nested R-hat: four superchains of 16 are the least."""
+"""Fewest chains with a nested R-hat: four superchains of 16."""
 
 
 SUPERCHAINS = (4, 16)
-"""Fewest and most of them; in between, 32 chains each."""
+"""Fewest and most superchains; in between, each has 32 chains."""
 
 
 class Measured(NamedTuple):
-    """All of this file's numbers of a trace, each (Q,): see the functions of these names."""
+    """Everything that this file computes from a trace, each (Q,); see the functions of these names."""
 
     rhat: Tensor
     nested_rhat: Tensor
@@ -56,55 +56,56 @@ class Measured(NamedTuple):
 
 
 def measure(trace: Tensor, start: Tensor | None = None) -> Measured:
-    """Everything at once, for the price of two sorts and four Fourier transforms of each quantity.
+    """Compute everything at once, for the price of two sorts and four Fourier transforms of each quantity.
 
     Args:
         trace: (N, C, Q).
-        start: where the chains started, (C, Q), for `nested_rhat`; None gives nan there.
+        start: where the chains started, (C, Q), for `nested_rhat`; with None that is NaN.
     """
     columns = _by_slices(_measure, trace, start)
     return Measured(*columns.unbind(0))
 
 
 def rhat(trace: Tensor) -> Tensor:
-    """Rank-normalised split R-hat: (N, C, Q) -> (Q,).
+    """Compute rank-normalised split R-hat: (N, C, Q) -> (Q,).
 
-    Each chain is cut into halves, the M = 2C half-chains of n steps are replaced by the normal scores of their pooled ranks,
-    and
+    Each chain is cut into halves, and the M = 2C half-chains of n steps are replaced by the normal scores of their
+    pooled ranks. Then
 
         R-hat² = ((n - 1)/n W + B/n) / W,
 
-    B/n the variance of the half-chains' means and W the mean of their variances. The larger of that of the quantity (which
-    sees locations) and of its distance from the median (which sees scales).
+    where B/n is the variance of the half-chains' means and W the mean of their variances. It is computed for the
+    quantity (which shows locations) and for its distance from the median (which shows scales); the larger one is
+    returned.
     """
     return _by_slices(lambda x, start: _rhat(_scored(_halves(x))), trace)[0]
 
 
 def nested_rhat(trace: Tensor, start: Tensor) -> Tensor:
-    """Nested R-hat of chains started anywhere: (N, C, Q), (C, Q) -> (Q,); nan for fewer than 64 chains.
+    """Compute nested R-hat of chains started anywhere: (N, C, Q), (C, Q) -> (Q,); NaN for fewer than 64 chains.
 
-    Chains are sorted by where the quantity started and cut into K superchains of M neighbours each. Whatever a chain
+    Chains are sorted by where the quantity started and cut into K superchains of M neighbours each. What a chain
     remembers of its start, its superchain remembers, while the noise of single chains averages out:
 
         nR-hat² = 1 + B / W,
 
-    B the variance of the superchains' means, W the mean over superchains of (the variance of their chains' means + the mean
-    of their chains' variances). It is asked of rank-normalised values, and of their distance from the median, with chains
-    sorted by that at the start; and, for what all chains have in common, between the first and the second half of all
-    chains. The largest of the four is returned.
+    where B is the variance of the superchains' means, and W the mean over superchains of (the variance of their chains'
+    means + the mean of their chains' variances). It is computed for rank-normalised values, and for their distance from
+    the median with chains sorted by that distance at the start. To detect a drift that all chains share, both are also
+    computed between the first and the second half of all chains. The largest of the four is returned.
 
-    When nothing is remembered, B/W is about chi²(K-1)/(K-1) / (M N), N being one chain's effective sample size:
-    1 + 1/(2 M N) is its typical value, with no need for any chain to have seen everything.
+    When nothing is remembered, B/W is about chi²(K-1)/(K-1) / (M N), where N is one chain's effective sample size. The
+    typical value is then 1 + 1/(2 M N), and no chain needs to have explored everything.
     """
     return _by_slices(lambda x, start: _nested_rhat(_scored(_halves(x)), x, start), trace, start)[0]
 
 
 def slowest_direction(trace: Tensor) -> Tensor:
-    """The combination of quantities in which chains differ most: unit vector, (N, C, Q) -> (Q,).
+    """Find the combination of quantities in which chains differ most: unit vector, (N, C, Q) -> (Q,).
 
-    It maximises the variance of the chains' means relative to the total variance. Modes that lie apart along no single
-    coordinate show in it; and since it is found without a look at where chains started, nested R-hat of it is as fair as
-    that of a coordinate.
+    It maximises the variance of the chains' means relative to the total variance. It shows modes that no single
+    coordinate separates. It does not depend on where chains started, so its nested R-hat is as fair as that of a
+    coordinate.
     """
     wide = trace.to("cpu", torch.float64)
     means = wide.mean(0)
@@ -119,29 +120,31 @@ def slowest_direction(trace: Tensor) -> Tensor:
 
 
 def ess_bulk(trace: Tensor) -> Tensor:
-    """Effective sample size for the centre of the distribution, of rank-normalised split chains: (N, C, Q) -> (Q,)."""
+    """Compute the effective sample size for the centre of the distribution, of rank-normalised split chains: (N, C,
+    Q) -> (Q,)."""
     return _by_slices(lambda x, start: _ess(_bulk_scores(_halves(x))), trace)[0]
 
 
 def ess_tail(trace: Tensor) -> Tensor:
-    """The smaller effective sample size of the 5 % and of the 95 % quantile: (N, C, Q) -> (Q,)."""
+    """Compute the smaller effective sample size of the 5 % and 95 % quantiles: (N, C, Q) -> (Q,)."""
     return _by_slices(lambda x, start: _ess_tail(x), trace)[0]
 
 
 def ess_mean(trace: Tensor) -> Tensor:
-    """Effective sample size for the mean, of split chains as they are: (N, C, Q) -> (Q,)."""
+    """Compute the effective sample size for the mean, of split chains as they are: (N, C, Q) -> (Q,)."""
     return _by_slices(lambda x, start: _ess(_halves(x)), trace)[0]
 
 
 def mcse_mean(trace: Tensor) -> Tensor:
-    """Monte Carlo standard error of the mean, ``sd / sqrt(ess_mean)``, in the quantity's unit: (N, C, Q) -> (Q,)."""
+    """Compute the Monte Carlo standard error of the mean, ``sd / sqrt(ess_mean)``, in the quantity's unit: (N, C,
+    Q) -> (Q,)."""
     return _by_slices(lambda x, start: x.flatten(1).std(1) / _ess(_halves(x)).sqrt(), trace)[0]
 
 
 def superchains(start: Tensor) -> Tensor:
-    """Indices of chains by superchain: (q, C) values at the start -> (q, K, M).
+    """Group chains into superchains: (q, C) values at the start -> (q, K, M) indices of chains.
 
-    K is C/32 within `SUPERCHAINS`. Chains left over, evenly spread over the order, belong to none.
+    K is C/32 within `SUPERCHAINS`. Chains left over, evenly spread over the order, belong to no superchain.
     """
     num_chains = start.shape[1]
     num = min(max(num_chains // 32, SUPERCHAINS[0]), SUPERCHAINS[1])
@@ -151,7 +154,7 @@ def superchains(start: Tensor) -> Tensor:
 
 
 def ranks(rows: Tensor) -> Tensor:
-    """Ranks 1..S within each row, ties sharing their average: (q, S) -> (q, S) float64."""
+    """Compute the ranks 1..S within each row, with ties sharing their average: (q, S) -> (q, S) float64."""
     ordered, order = _sorted(rows)
     twice = _twice_average_ranks(ordered[:, 1:] == ordered[:, :-1])
     return torch.empty_like(rows, dtype=torch.float64).scatter_(1, order, twice.double() / 2)
@@ -173,7 +176,7 @@ class _Scores(NamedTuple):
 def _by_slices(
     function: Callable[[Tensor, Tensor | None], Tensor], trace: Tensor, start: Tensor | None = None
 ) -> Tensor:
-    """``function`` of a few quantities at a time, side by side: (rows, Q), one row for a function that gives (q,)."""
+    """Apply ``function`` to a few quantities at a time, side by side: (rows, Q); one row when it returns (q,)."""
     steps, num_chains, num = trace.shape
     per_slice = max(SLICE_NUMBERS // max(steps * num_chains, 1), 1)
     found = []
@@ -190,7 +193,7 @@ def _by_slices(
 
 
 def _measure(x: Tensor, start: Tensor | None) -> Tensor:
-    """The rows of `Measured`, (6, q)."""
+    """Compute the rows of `Measured`, (6, q)."""
     halves = _halves(x)
     scores = _scored(halves)
     mean_size = _ess(halves)
@@ -207,7 +210,8 @@ def _measure(x: Tensor, start: Tensor | None) -> Tensor:
 
 
 def _halves(x: Tensor) -> Tensor:
-    """First halves of all chains, then second halves; an odd step in the middle is left out: (q, C, N) -> (q, 2C, N/2)."""
+    """Stack first halves of all chains, then second halves; an odd middle step is left out: (q, C, N) -> (q,
+    2C, N/2)."""
     half = x.shape[2] // 2
     return torch.cat([x[..., :half], x[..., -half:]], dim=1)
 
@@ -228,13 +232,17 @@ def _bulk_scores(halves: Tensor) -> Tensor:
 
 
 def _sorted(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in order, and where each entry came from; numpy's sort, which uses the processor's vectors, not torch's."""
+    """Sort rows, and return where each entry came from.
+
+    numpy's sort uses the processor's vector units; torch's does not.
+    """
     order = torch.from_numpy(np.argsort(flat.numpy(), axis=1))
     return flat.gather(1, order), order
 
 
 def _normal_scores(ordered: Tensor, order: Tensor) -> Tensor:
-    """``Phi^-1((r - 3/8) / (S + 1/4))`` of average ranks r, from sorted entries and where they belong: (q, S) -> (q, S)."""
+    """Compute ``Phi^-1((r - 3/8) / (S + 1/4))`` of average ranks r, from sorted entries and their places: (q,
+    S) -> (q, S)."""
     size = ordered.shape[1]
     twice = torch.arange(2, 2 * size + 1, dtype=torch.float64)  # every possible 2r
     table = torch.special.ndtri((twice / 2 - 0.375) / (size + 0.25))
@@ -246,7 +254,10 @@ def _normal_scores(ordered: Tensor, order: Tensor) -> Tensor:
 
 
 def _twice_average_ranks(repeated: Tensor) -> Tensor:
-    """Twice the ranks 1..S of sorted entries, ties sharing their average: (q, S - 1), equal to the last one -> (q, S)."""
+    """Compute twice the ranks 1..S of sorted entries, with ties sharing their average.
+
+    Takes which entries equal the one before them, (q, S - 1); returns (q, S).
+    """
     rows, size = repeated.shape[0], repeated.shape[1] + 1
     begins = torch.nn.functional.pad(~repeated, (1, 0), value=True).flatten()
     first = begins.nonzero().squeeze(1)  # of each run of equal entries, rows end to end
@@ -260,14 +271,14 @@ def _rhat(scores: _Scores) -> Tensor:
 
 
 def _plain_rhat(z: Tensor) -> Tensor:
-    """(q, M, n) -> (q,)."""
+    """Compute R-hat of half-chains: (q, M, n) -> (q,)."""
     n = z.shape[2]
     mean, variance = _moments(z)
     return ((mean.var(1) / variance.mean(1)) + (n - 1) / n).sqrt()
 
 
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the last dimension (several times faster than `torch.var_mean`)."""
+    """Compute mean and variance over the last dimension, several times faster than `torch.var_mean`."""
     mean = z.mean(-1, keepdim=True)
     return mean.squeeze(-1), (z - mean).square_().sum(-1) / (z.shape[-1] - 1)
 
@@ -287,14 +298,17 @@ def _nested_rhat(scores: _Scores, x: Tensor, start: Tensor | None) -> Tensor:
 
 
 def grouped_rhat(z: Tensor) -> Tensor:
-    """(q, K, M, n) -> (q,)."""
+    """Compute nested R-hat of K given groups of M chains: (q, K, M, n) -> (q,)."""
     mean, variance = _moments(z)
     within = (mean.var(2) + variance.mean(2)).mean(1)
     return (1 + mean.mean(2).var(1) / within).sqrt()
 
 
 def _ess_tail(x: Tensor, ordered: Tensor | None = None) -> Tensor:
-    """Of x (q, C, N); ``ordered``: sorted values of its halves, of use where these are all there is."""
+    """Compute `ess_tail` of x (q, C, N).
+
+    ``ordered`` holds the sorted values of its halves, used when they are all values.
+    """
     if ordered is None or ordered.shape[1] < x.shape[1] * x.shape[2]:
         ordered = torch.from_numpy(np.sort(x.flatten(1).numpy(), axis=1))
     low, high = (_ess(_halves((x <= _quantile(ordered, p)[:, None, None]).to(x))) for p in TAIL)
@@ -302,7 +316,7 @@ def _ess_tail(x: Tensor, ordered: Tensor | None = None) -> Tensor:
 
 
 def _quantile(ordered: Tensor, p: float) -> Tensor:
-    """Linearly interpolated, of sorted rows: (q, S) -> (q,)."""
+    """Interpolate the quantile p of sorted rows linearly: (q, S) -> (q,)."""
     place = p * (ordered.shape[1] - 1)
     below = math.floor(place)
     low, high = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
@@ -311,13 +325,13 @@ def _quantile(ordered: Tensor, p: float) -> Tensor:
 
 
 def _ess(z: Tensor) -> Tensor:
-    """Effective size ``M n / tau`` of M chains of n steps: (q, M, n) -> (q,).
+    """Compute the effective size ``M n / tau`` of M chains of n steps: (q, M, n) -> (q,).
 
         tau = -1 + 2 sum_k P_k + rho_2K,   P_k = rho_2k + rho_2k+1,   rho_t = 1 - (W - mean autocovariance_t) / var+,
 
-    over Geyer's initial sequence: up to the first pair K that is not positive, and no pair larger than the one before it.
-    tau is at least 1/log10(M n), so that antithetic chains don't promise too much. Chains that are all one constant count
-    as independent.
+    over Geyer's initial sequence: the pairs up to the first one, K, that is not positive, each capped at the one before
+    it. tau is at least 1/log10(M n), so that antithetic chains don't promise too much. Chains that are all the same
+    constant count as independent.
     """
     _, num_chains, n = z.shape
     covariance, means = _autocovariance(z)
@@ -344,7 +358,7 @@ def _ess(z: Tensor) -> Tensor:
 
 
 def _autocovariance(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over chains of the biased autocovariance at every lag, (q, n), and the chains' means, (q, M).
+    """Average the biased autocovariance at every lag over chains, (q, n); also return the chains' means, (q, M).
 
     Power spectra are averaged before they are transformed back: one inverse transform serves all chains.
     """
@@ -357,7 +371,7 @@ def _autocovariance(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fast_length(least: int) -> int:
-    """The smallest product of powers of 2, 3 and 5 that is not below ``least``."""
+    """Return the smallest product of powers of 2, 3 and 5 that is not below ``least``."""
     best = 1 << (least - 1).bit_length()
     five = 1
     while five < best:

@@ -94,7 +94,7 @@ def draw_to(
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
     ranks: Ranks = ALONE,
-    hint: str = "Go on with resume=True.",
+    hint: str = "Continue with resume=True.",
     **place: Any,
 ) -> Draws | ShardedDraws:
     """Call `draw` and write the draws to a file; when ``out`` has no suffix, call `draw_into` with that directory.
@@ -130,7 +130,7 @@ def draw_into(
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
-    hint: str = "Go on with resume=True.",
+    hint: str = "Continue with resume=True.",
     start: Tensor | None = None,
 ) -> ShardedDraws:
     """Draw into a directory of shards, in memory that does not grow with the number of draws.

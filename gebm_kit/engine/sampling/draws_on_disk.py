@@ -70,7 +70,7 @@ def check_directory(path: Path, *, resume: bool) -> None:
     if not resume:
         what = "draws" if (path / INDEX).exists() else "an unfinished sampling"
         raise UsageError(
-            f"{path} is not empty: it holds {what}", hint="Add --resume to go on with it, or choose another place."
+            f"{path} is not empty: it holds {what}", hint="Add --resume to continue it, or choose another place."
         )
 
 
@@ -173,7 +173,7 @@ class Directory:
         if not self._stop.received:
             return
         if unit is None:
-            raise self._stop.interrupted("stopped before the end of warm-up, of which nothing is kept")
+            raise self._stop.interrupted("stopped before the end of warm-up; nothing of it is kept")
         self._save(unit)
         raise self._stop.interrupted(f"stopped while drawing; everything so far is saved in {self.path}")
 
@@ -226,8 +226,8 @@ def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     found = differences(dict(before), dict(now))
     if found:
         raise UsageError(
-            f"{path} holds a sampling that was asked for otherwise: {'; '.join(found)}",
-            hint="Ask for the same, or choose another place for the draws.",
+            f"{path} holds another sampling: {'; '.join(found)}",
+            hint="Use the same model and settings, or choose another place for the draws.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Kernels: blocks of chains are warmed up together, frozen, and then run to their ends one after another."""
+"""Kernels: blocks of chains are warmed up together, the sampler is frozen, then each block runs to its end in turn."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up_blocks
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The end of warm-up: the frozen sampler, and divergent steps and evaluations of all blocks on the way."""
+    """The result of warm-up: the frozen sampler, and the divergent steps and evaluations of all blocks."""
 
     sampler: Sampler
     divergences: int
     counts: Counts
 
     def saved(self, original: Sampler) -> Saved:
-        """What warm-up changed on the ``original`` sampler."""
+        """Return what warm-up changed on the ``original`` sampler, to save it."""
         tensors, changed = changes(self.sampler, original)
         return tensors | {"counts": self.counts.tensor()}, {"sampler": changed, "divergences": self.divergences}
 
     @classmethod
     def restored(cls, saved: Saved, original: Sampler, device: torch.device) -> Warm:
-        """The inverse of `saved`."""
+        """Read back what `saved` returned."""
         tensors, record = saved
         sampler = with_changes(original, tensors, record["sampler"], device)
         return cls(sampler, record["divergences"], Counts.read(tensors["counts"]))
 
 
 def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
-    """Start, warm up, freeze, run this rank's blocks, and keep; the diagnostics are those of all blocks of all ranks."""
+    """Start, warm up, freeze, and run this rank's blocks; the diagnostics cover all blocks of all ranks."""
     begun = keeper.begun()
     if begun is None:
         warm, runs = warmed(job, keeper)
@@ -81,9 +81,9 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
 
 
 def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
-    """All blocks started, from the prior or from encodings, and warmed up together; this rank's.
+    """Start this rank's blocks, from the prior or from encodings, and warm them up together with those of all ranks.
 
-    A rank without blocks goes through warm-up with the first one, of which it tells nobody.
+    A rank without blocks runs the first block through warm-up too, but its sums are not counted.
     """
     layout, potential, settings = job.layout, job.potential, job.settings
     mine = list(job.ranks.mine(layout.num_blocks))
@@ -103,7 +103,7 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
 
     warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
     watch = _Watch(job, keeper)
-    # under a weak tilt chains would wander off from where they were put
+    # under a weak tilt, chains would drift away from the encodings that they start at
     share = round(TEMPERED_SHARE * settings.warmup) if job.starts is None else 0
     early = tempered_start(
         job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
@@ -125,13 +125,13 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """Reports the two parts of warm-up as one."""
+    """Reports the progress of the two parts of warm-up as one."""
 
     job: SamplingJob
     keeper: Keeper
 
     def tempered(self, steps: int) -> Callable[[int, Sampler], None]:
-        """Of a tempered start of ``steps`` steps."""
+        """Return the callback for a tempered start of ``steps`` steps."""
 
         def on_step(step: int, sampler: Sampler) -> None:
             if step % REPORT_EVERY == 0 or step == steps:
@@ -141,7 +141,7 @@ class _Watch:
         return on_step
 
     def tuned(self, before: int) -> Callable[[Progress], None]:
-        """Of the tuning, which ``before`` steps precede."""
+        """Return the callback for tuning, which follows ``before`` steps."""
         return lambda report: self._report(before + report.step, report.scalars)
 
     def _report(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -152,7 +152,7 @@ class _Watch:
 def _block_run(
     job: SamplingJob, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
 ) -> BlockRun:
-    """A block at the end of warm-up; ``start`` is where its chains were before it, (C, Q)."""
+    """Make a block's run at the end of warm-up; ``start`` holds its `quantities` before warm-up, (C, Q)."""
     layout = job.layout
     recorder = Recorder(
         job.settings.total_steps,
@@ -165,7 +165,7 @@ def _block_run(
 
 
 def _restored(job: SamplingJob, sampler: Sampler, block: int, keeper: Keeper) -> BlockRun:
-    """A block as it was saved."""
+    """Restore a block's run as it was saved."""
     found = keeper.saved(block)
     assert found is not None, f"warm-up is over and block {block} was not saved"
     step, tensors = found
@@ -174,7 +174,7 @@ def _restored(job: SamplingJob, sampler: Sampler, block: int, keeper: Keeper) ->
     before = Counts.of(job.potential)
     example = sampler.init(fields["position"].to(job.device), job.potential, generator)
     spent = Counts.of(job.potential) - before
-    job.potential.grad_evals -= spent.grad_evals  # it shows the type of a state and is no part of the sampling
+    job.potential.grad_evals -= spent.grad_evals  # made only to learn the type of a state, so not counted
     job.potential.forward_evals -= spent.forward_evals
     generator.set_state(tensors["generator"])
     run = _block_run(job, sampler, block, restored_state(example, fields), generator, None)
@@ -183,7 +183,7 @@ def _restored(job: SamplingJob, sampler: Sampler, block: int, keeper: Keeper) ->
 
 
 def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
-    """The diagnostics of all blocks together."""
+    """Compute the diagnostics of all blocks together."""
     settings, sampler = job.settings, warm.sampler
     recorded, steps, checks, sums = block_records(records)
     found = summarise(recorded, job.layout.chains)
@@ -223,22 +223,22 @@ def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tens
 
 
 def _mean(records: Sequence[Mapping[str, Tensor]], name: str) -> float:
-    """Over the blocks, which are of one size; nan when they do not say."""
+    """Average over the blocks, which have one size; NaN when the sampler does not report the number."""
     found = [record[name].double() for record in records if name in record]
     return float(torch.stack(found).mean()) if found else math.nan
 
 
 class BlockRun:
-    """One block's chains after warm-up, on the way to their last states.
+    """A `Unit`: one block's chains, from the end of warm-up to their last states.
 
     Attributes:
-        number: of the block.
-        chains, generator: the kernel's state and the random numbers to come.
+        number: number of the block.
+        chains, generator: the kernel's state, and the generator of its further random numbers.
         step: steps made so far.
         total: steps to make.
-        recorder: of those steps.
+        recorder: recorder of those steps.
         balance: sums of `equipartition_sums` over the draws so far, (3,) float64 on the CPU.
-        steps, checks: evaluations of steps, and of looking at draws, so far.
+        steps, checks: evaluations so far, of steps and of decoding draws.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class BlockRun:
         self._sampler, self._potential, self._settings, self._layout = sampler, potential, settings, layout
 
     def parts(self, watch: Callable[[BlockRun], None]) -> Iterator[Part]:
-        """Step to the end; every state that is kept, decoded, as soon as it is reached.
+        """Step to the end, and yield every kept state, decoded, as soon as it is reached.
 
         Args:
             watch: called after every step; what it raises ends the iteration between two steps.
@@ -276,13 +276,13 @@ class BlockRun:
             watch(self)
 
     def state(self) -> dict[str, Tensor]:
-        """Chains and generator."""
+        """Return chains and generator."""
         return {f"state.{k}": v for k, v in state_tensors(self.chains).items()} | {
             "generator": self.generator.get_state()
         }
 
     def records(self) -> dict[str, Tensor]:
-        """Of the steps and draws so far; `block_records` reads them."""
+        """Return the records of the steps and draws so far; `block_records` reads them."""
         recorded = {f"recorder.{name}": tensor for name, tensor in self.recorder.tensors().items()}
         found = recorded | {"steps": self.steps.tensor(), "checks": self.checks.tensor(), "balance": self.balance}
         estimate = self._sampler.log_partition(self.chains)
@@ -290,13 +290,14 @@ class BlockRun:
         return found | said | ({} if estimate is None else {"log_partition": estimate})
 
     def restore(self, step: int, records: Mapping[str, Tensor]) -> None:
-        """Go on at ``step``, up to which the `records` go."""
+        """Resume at ``step``, from the `records` up to it."""
         (recorded,), self.steps, self.checks, self.balance = block_records([records])
         self.step = step
         self.recorder.load(recorded)
 
     def _decode(self, age: int) -> Part | None:
-        """The draws of the present state, which ``age`` later ones of each chain follow; None when none of it is kept."""
+        """Decode the draws of the current state, which ``age`` later kept states will follow;
+        None when none is kept."""
         layout, first = self._layout, self._layout.first(self.number)
         place = age * layout.chains + first
         rows = min(layout.kept(self.number), self._settings.num_samples - place)
@@ -310,8 +311,11 @@ class BlockRun:
 
 
 def block_records(records: Sequence[Mapping[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Counts, Counts, Tensor]:
-    """What blocks' `BlockRun.records` say: each one's `Recorder.tensors`; and over all of them evaluations of steps and of
-    looking at draws, and sums of `equipartition_sums`."""
+    """Read the `BlockRun.records` of all blocks.
+
+    Returns each block's `Recorder.tensors`; and summed over all blocks the evaluations of steps, the evaluations of
+    decoding draws, and the `equipartition_sums`.
+    """
     recorded = [
         {name.removeprefix("recorder."): tensor for name, tensor in record.items() if name.startswith("recorder.")}
         for record in records

@@ -1,7 +1,8 @@
-"""Populations and refiners: islands of particles, each stepped from prior draws until it says that it is finished.
+"""Populations and refiners: islands of particles, each stepped from prior draws until it is finished.
 
-An island is one start of the sampler on ``num_chains`` particles, with a generator of its own; islands share nothing, so any
-of them can be made alone and in any order. Its last positions are its draws. There is no warm-up, no thinning and no R-hat.
+An island is one start of the sampler on ``num_chains`` particles, with its own generator. Islands share nothing, so
+each can be made alone and in any order. Its last positions are its draws. There is no warm-up, no thinning and no
+R-hat.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from gebm_kit.engine.sampling.recorder import equipartition
 from gebm_kit.engine.sampling.starting_points import start
 
 MAX_STEPS = 100_000
-"""Steps after which an island that is not finished never will be."""
+"""Most steps of an island; one that needs more is taken never to finish."""
 
 
 MAX_WEIGHTS = 2**20
-"""Importance weights kept for Pareto's k, over all islands."""
+"""Most importance weights kept for Pareto k, over all islands."""
 
 
 EFFECTIVE_SIZE = "effective_size"
-"""Name in a sampler's summary of the number of independent draws that its positions are worth."""
+"""Name, in a sampler's summary, of the number of independent draws that its positions are worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,12 @@ class Island:
 
     Attributes:
         z: its positions, in normal coordinates, on the device, (C, Z).
-        steps: until it was finished.
+        steps: steps until it was finished.
         acceptance: mean over particles and steps.
-        divergences: over all particles and steps.
-        log_partition: its estimate of A, nan without one.
-        log_weights: of the candidates behind it, (N,), on the device, or None.
-        summary: the sampler's own numbers; whole ones are counts.
+        divergences: count over all particles and steps.
+        log_partition: its estimate of A; NaN when it has none.
+        log_weights: log-weights of the candidates behind that estimate, (N,), on the device, or None.
+        summary: the sampler's own numbers; integers are counts.
     """
 
     z: Tensor
@@ -65,7 +66,8 @@ class Island:
     summary: dict[str, float]
 
     def numbers(self) -> dict[str, Tensor]:
-        """All but the positions and weights, each () int64 or float64; the sampler's own as ``summary.NAME``."""
+        """Return everything but positions and weights, each () int64 or float64;
+        the sampler's own as ``summary.NAME``."""
         known = {name: getattr(self, name) for name in ("steps", "acceptance", "divergences", "log_partition")}
         found = known | {f"summary.{name}": value for name, value in self.summary.items()}
         types = {int: torch.int64, float: torch.float64}
@@ -73,13 +75,13 @@ class Island:
 
 
 def run_populations(job: SamplingJob, keeper: Keeper, groups: Sequence[range], seconds: Callable[[], float]) -> Outcome:
-    """Make this rank's islands until all of them hold ``num_samples`` positions; the diagnostics are those of all islands.
+    """Make this rank's islands; all islands together hold ``num_samples`` positions. The diagnostics cover all islands.
 
-    An island has as many particles as a block of the layout has chains. Warm-up, steps and thinning of the settings do not
-    apply.
+    An island has as many particles as a block of the layout has chains. Warm-up, steps and thinning of the settings do
+    not apply.
 
     Args:
-        groups: the islands of each unit.
+        groups: numbers of the islands of each unit.
 
     Raises:
         UsageError: the potential is finite nowhere.
@@ -104,10 +106,10 @@ def run_populations(job: SamplingJob, keeper: Keeper, groups: Sequence[range], s
 
 
 class Islands:
-    """A `Unit`: islands one after another, whose draws fill a shard where there are shards.
+    """A `Unit`: islands made one after another. When draws are streamed, they fill one shard.
 
     Attributes:
-        number: of the unit.
+        number: number of the unit.
         step: islands finished so far.
     """
 
@@ -117,10 +119,10 @@ class Islands:
         self._records: dict[str, list[Tensor]] = defaultdict(list)
 
     def parts(self, check: Callable[[], None]) -> Iterator[Part]:
-        """Make the islands that are not finished; the draws of each, decoded.
+        """Make the islands that are not finished, and yield the decoded draws of each.
 
         Args:
-            check: called after every step; what it raises gives up the island that is being made.
+            check: called after every step; what it raises abandons the island that is being made.
         """
         job = self._job
         while self.step < len(self._islands):
@@ -142,7 +144,10 @@ class Islands:
             yield part
 
     def _decoded(self, index: int, island: Island) -> tuple[Part, Tensor]:
-        """Draws of an island, and sums of `equipartition_sums`; coupled particles are one chain, others one each."""
+        """Decode an island into draws and `equipartition_sums`.
+
+        Coupled particles count as one chain, others as one each.
+        """
         job, first = self._job, index * len(island.z)
         rows = min(len(island.z), job.settings.num_samples - first)
         decoded = decode(job.potential, island.z, len(island.z))
@@ -151,23 +156,23 @@ class Islands:
 
     @property
     def acceptance(self) -> float:
-        """Of the last island."""
+        """Acceptance of the last island."""
         return float(self._records["acceptance"][-1])
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing: an island is made whole or not at all."""
+        """Return nothing: an island is made whole or not at all."""
         return {}
 
     def records(self) -> dict[str, Tensor]:
-        """Of the islands so far, each a row of every tensor; of importance weights those of the first islands, as many as
-        `MAX_WEIGHTS` allows and at least one.
+        """Return the records of the islands so far; each island is a row of every tensor.
 
-        ``spent`` are evaluations of steps, ``total`` those of looking at draws as well.
+        Importance weights are those of the first islands: as many as `MAX_WEIGHTS` allows, and at least one. ``spent``
+        counts the evaluations of steps; ``total`` also those of decoding draws.
         """
         return {name: torch.stack(rows) for name, rows in self._records.items()}
 
     def restore(self, step: int, records: Mapping[str, Tensor]) -> None:
-        """Go on after ``step`` islands, whose `records` these are."""
+        """Resume after ``step`` islands, from their `records`."""
         self.step = step
         for name, rows in records.items():
             self._records[name] = list(rows)
@@ -183,7 +188,7 @@ def run_island(
 ) -> Island:
     """Start ``num_chains`` particles from the prior and step them until they are finished.
 
-    Refiners start from points of finite potential. Populations give points without one weight zero, so that the
+    Refiners start from points with a finite potential. Populations keep points without one, at weight zero, so that the
     log-partition counts them.
 
     Args:
@@ -191,7 +196,7 @@ def run_island(
 
     Raises:
         UsageError: the potential is finite nowhere.
-        RunFailed: they are not finished after `MAX_STEPS` steps.
+        RunFailed: the particles are not finished after `MAX_STEPS` steps.
     """
     if sampler.family == "population":
         state = start_population(potential, sampler, num_chains, generator, dtype)
@@ -224,7 +229,7 @@ def run_island(
 
 
 def has_finished(sampler: Sampler, state: Any) -> bool:
-    """Whether a population or refiner has arrived; waits for the device."""
+    """Return whether a population or refiner has finished; waits for the device."""
     flag = sampler.finished(state)
     if flag is None:
         raise TypeError(f"{type(sampler).__name__} is a {sampler.family} and must say when it is finished")
@@ -234,7 +239,7 @@ def has_finished(sampler: Sampler, state: Any) -> bool:
 def start_population(
     potential: LatentPotential, sampler: Sampler, num_chains: int, generator: torch.Generator, dtype: torch.dtype
 ) -> Any:
-    """The population's state at prior draws, (C, Z).
+    """Return the population's state at prior draws, (C, Z).
 
     Raises:
         UsageError: the potential is finite nowhere.
@@ -252,7 +257,7 @@ def start_population(
 
 
 def _diagnosed(job: SamplingJob, units: Sequence[Mapping[str, Tensor]], seconds: float) -> Diagnostics:
-    """The diagnostics of all islands together: of the sampler's own numbers counts are added up, others averaged."""
+    """Compute the diagnostics of all islands. Of the sampler's own numbers, counts are added up and others averaged."""
     settings, num_chains = job.settings, job.layout.rows
     found = {name: torch.cat([unit[name] for unit in units if name in unit]) for name in units[0]}
     summary = {
@@ -297,10 +302,11 @@ def _mean(rows: Tensor) -> float:
 
 
 def _log_partition(values: Tensor, log_weights: Tensor | None) -> tuple[float, float]:
-    """Logarithm of the mean of the islands' Z, and its standard error by the delta method.
+    """Compute the logarithm of the mean of the islands' Z, and its standard error by the delta method.
 
-    Between islands where there are several; within the only one when it has weights. The delta method knows no error above
-    1: where one island outweighs the rest, the error of the mean of their logarithms is taken, which is larger.
+    With several islands the error comes from their spread; with one, from its weights, if it has any. The delta method
+    never gives an error above 1. When one island outweighs the rest, the error of the mean of their logarithms, which
+    is larger, is used instead.
     """
     if len(values) > 1:
         spread = float(values.std()) / math.sqrt(len(values))

@@ -71,8 +71,8 @@ def _encoded(value: Any, before: Any, name: str, tensors: dict[str, Tensor]) -> 
     if isinstance(value, Sampler) and type(before) is type(value):
         return {"sampler": _changed(value, before, f"{name}.", tensors)}
     raise UsageError(
-        f"the sampler's attribute {name!r} is of type {type(value).__name__} after warm-up, which can't be saved to go on "
-        "with later",
+        f"the sampler's attribute {name!r} is of type {type(value).__name__} after warm-up, which can't be saved to "
+        "resume from",
         hint="Keep numbers, strings, tensors, and lists and dicts of them there, or write the draws to one file.",
     )
 

@@ -57,12 +57,12 @@ def check_sampling(model: GEBM, sampler: Sampler, settings: SampleSettings) -> N
     if settings.num_chains < sampler.min_chains:
         raise UsageError(
             f"sampler {name!r} needs at least {sampler.min_chains} chains, num_chains is {settings.num_chains}",
-            hint="Fewer draws than that are fine; num_samples is what says how many are kept.",
+            hint="num_samples may be smaller: it says how many draws are kept.",
         )
     if not model.log_ratio:
         warn(
-            "this model's loss does not make its energy a log density ratio, so exp(-E) re-weights the base by nothing in "
-            "particular: the draws follow the energy, but they are no estimate of the data's distribution."
+            "this model's loss does not make its energy a log density ratio, so exp(-E) has no meaning as a weight of the "
+            "base: the draws follow the energy, but they are no estimate of the data's distribution."
         )
 
 

@@ -294,7 +294,7 @@ def open_draws(path: str | Path) -> ShardedDraws:
         unfinished = (path / "state").is_dir()
         raise DataError(
             f"{path} holds no draws: it has no {INDEX}" + (", as sampling was interrupted" if unfinished else ""),
-            hint="Go on with the same command and --resume." if unfinished else "",
+            hint="Resume with the same command and --resume." if unfinished else "",
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / INDEX} is damaged: {type(error).__name__}: {error}") from error

@@ -97,11 +97,11 @@ def check_starts(model: GEBM, sampler: Sampler, rows: Tensor) -> None:
     base = model.base
     if not isinstance(base, HasEncoder):
         raise UsageError(
-            f"chains start at encodings of data where the base has an encoder, which {type(base).__name__} has not",
+            f"chains can start at encodings of data only if the base has an encoder, and {type(base).__name__} has none",
             hint="Normalizing flows and the vae have one; other bases start from the prior.",
         )
     if base.prior.name != "normal":
-        raise UsageError(f"chains start at encodings under a standard normal prior, the base's is {base.prior.name!r}")
+        raise UsageError(f"chains can start at encodings only under a standard normal prior, but the base's is {base.prior.name!r}")
     if sampler.family != "kernel":
         raise UsageError("a population draws its members from the prior; only chains can start at encodings of data")
     check_rows(model, rows)

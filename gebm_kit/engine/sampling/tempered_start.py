@@ -1,8 +1,8 @@
-"""The first part of warm-up: the tilt is switched on slowly, so that chains arrive in proportion and none stays behind.
+"""The first part of warm-up: the tilt is switched on slowly, so that chains reach each mode in proportion to its mass.
 
-At a large inverse temperature a draw of the prior lies far up a slope, and a kernel on the full potential runs down into
-whatever mode is next, with steps as short as that mode is narrow: where a chain is, is where it started. While the tilt is
-weak, steps are long and modes are connected.
+At a large inverse temperature, a draw of the prior lies far up a slope. A kernel on the full potential then runs down
+into the nearest mode, with steps as short as that mode is narrow, so where a chain ends depends on where it started.
+While the tilt is weak, steps are long and modes are connected.
 
 References:
     Optimization by simulated annealing. S. Kirkpatrick, C. D. Gelatt, M. P. Vecchi, Science 1983.
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 
 TEMPERED_SHARE = 0.3
-"""Of the steps of warm-up, for callers: what remains must do for tuning."""
+"""Share of the warm-up steps that callers give to the tempered start; the rest must be enough for tuning."""
 
 
 LEVELS = 5
-"""Strengths of the tilt below 1. Each costs an evaluation and makes kernels forget their momentum, so few."""
+"""Number of strengths of the tilt below 1. Few, because each costs an evaluation and resets the kernels' momentum."""
 
 
 ARRIVAL_SHARE = 1 / 3
-"""Share of the steps at full strength, with a step size that suits the chains in the steepest places as well."""
+"""Share of the steps at full strength, whose step size also suits the chains in the steepest places."""
 
 
 STUCK = 0.01
-"""Least acceptance of a chain in the harmonic mean by which the step size is tuned at full strength."""
+"""Least acceptance of a chain in the harmonic mean that tunes the step size at full strength."""
 
 
 GAIN = 2.0
-"""Change of the step size's logarithm, in a step, for a mean acceptance that is wrong by one."""
+"""Change of the step size's logarithm in one step, for a mean acceptance that is off by 1."""
 
 
 class TemperedPotential:
-    """``|z|²/2 + strength * tilt(z)``: the prior at strength 0, the potential at 1."""
+    """The potential ``|z|²/2 + strength * tilt(z)``: the prior at strength 0, the full potential at 1."""
 
     def __init__(self, potential: Potential, strength: float) -> None:
         self.potential, self.strength = potential, strength
@@ -76,10 +76,10 @@ class TemperedStart:
     """Result of `tempered_start`.
 
     Attributes:
-        sampler: with a step size to begin tuning from.
-        states: of the blocks, on the full potential.
-        steps: that were made; 0 where there was nothing to gain.
-        divergences: steps at full strength that diverged, over all blocks.
+        sampler: the sampler with a step size to begin tuning from.
+        states: states of the blocks, on the full potential.
+        steps: steps that were made; 0 when the sampler was left alone.
+        divergences: divergent steps at full strength, over all blocks.
     """
 
     sampler: Sampler
@@ -98,25 +98,27 @@ def tempered_start(
     reduce: Reduce,
     on_step: Callable[[int, Sampler], None] = lambda step, sampler: None,
 ) -> TemperedStart:
-    """Run ``steps`` steps of every chain with the sampler itself while ``strength * tilt`` grows to the full tilt.
+    """Run ``steps`` steps of every chain with the sampler itself, while ``strength * tilt`` grows to the full tilt.
 
-    1. Strengths ``spread^(j/5 - 1)``, j = 0, ..., 4, where spread is the tilt's standard deviation over the chains: at first
-       the chains, draws of the prior, differ by about 1 in their potential. A spread below 1 needs none of this.
-    2. Full strength, for a third of the steps, or for all of them.
+    1. Strengths ``spread^(j/5 - 1)``, j = 0, ..., 4, where spread is the tilt's standard deviation over the chains. At
+    the
+       first strength the chains, draws of the prior, differ by about 1 in their potential. With a spread of at most 1
+       this part is skipped.
+    2. Full strength, for a third of the steps, or for all of them when part 1 is skipped.
 
     The step size h follows the mean acceptance a over chains, ``log h += 2 (a - target)``. At full strength the mean is
-    harmonic: one set by the average chain would leave those in steep places where they are, refused in every step.
+    harmonic. A step size for the average chain would be rejected in every step of chains in steep places.
 
-    Samplers that have no step size to tune, or a ladder of their own, are left alone.
+    Samplers without a step size to tune, or with a ladder of their own, are left alone.
 
-    Chains so forget where they were drawn, whether or not they mix afterwards: nested R-hat must be asked from where this
-    leaves them.
+    This makes chains forget where they were drawn, whether or not they mix afterwards. Nested R-hat must therefore be
+    computed from where the tempered start leaves the chains.
 
     Args:
-        states: of the blocks, from ``sampler.init``.
+        states: states of the blocks, from ``sampler.init``.
         generators: one for each block.
-        reduce: sums over all blocks, as in warm-up.
-        on_step: called after every step with their number so far and the sampler for the next.
+        reduce: adds sums over all blocks, as in warm-up.
+        on_step: called after every step with the number of steps so far and the sampler for the next step.
     """
     if steps == 0 or sampler.tunable is None or sampler.has_ladder:
         return TemperedStart(sampler, tuple(states), 0, 0)
@@ -133,7 +135,7 @@ def tempered_start(
 
 
 class _Start:
-    """The moving parts of one tempered start."""
+    """The state of one tempered start while it runs."""
 
     def __init__(
         self,
@@ -150,14 +152,14 @@ class _Start:
         self._potential, self._generators, self._reduce = potential, generators, reduce
 
     def spread(self) -> float:
-        """Standard deviation of the tilt over all chains."""
+        """Compute the standard deviation of the tilt over all chains."""
         values = [tilt(self._potential, state.position).double() for state in self.states]
         sums = [torch.stack([torch.ones_like(v).sum(), v.sum(), v.square().sum()]) for v in values]
         num, total, squares = self._reduce(sums).tolist()
         return math.sqrt(max(squares / num - (total / num) ** 2, 0.0))
 
     def level(self, potential: Potential, steps: int, *, harmonic: bool) -> None:
-        """``steps`` steps on one potential, for which everything that states hold is computed afresh."""
+        """Make ``steps`` steps on one potential, after computing everything that the states hold for it afresh."""
         pairs = list(zip(self.states, self._generators, strict=True))
         self.states = [self.sampler.init(state.position, potential, generator) for state, generator in pairs]
         for _ in range(steps):
@@ -179,7 +181,7 @@ class _Start:
 
 
 def _acceptance_sums(info: Info, harmonic: bool) -> Tensor:
-    """Sum over a block's chains of the acceptance, or of its inverse, and their number; (2,)."""
+    """Sum the acceptance, or its inverse, over a block's chains; then their number; (2,)."""
     values = (info.acceptance if info.tuning is None else info.tuning).double()
     if harmonic:
         values = values.clamp(min=STUCK).reciprocal()

@@ -1,8 +1,8 @@
-"""Warm-up: tunes a kernel's step size, preconditioner and whatever its `Adaptation` tunes on all chains, then freezes them.
+"""Warm-up: tunes a kernel's step size, its preconditioner and whatever its `Adaptation` tunes, on all chains.
 
-Draws are kept only after it, with parameters that no longer change, so that an exact kernel stays exact. Chains come in
-blocks, which step in turn; what tuning needs to know of them is summed within each block and then over the blocks in their
-order, in float64. Tuning waits for the device once a step; kernels themselves never do.
+Then the kernel is frozen. Draws are kept only afterwards, with parameters that no longer change, so an exact kernel
+stays exact. Chains come in blocks, which step in turn. Tuning works with sums in float64, within each block and then
+over the blocks in their order. It waits for the device once a step; kernels themselves never do.
 
 References:
     The No-U-Turn Sampler. M. D. Hoffman, A. Gelman, JMLR 2014. https://arxiv.org/abs/1111.4246 (dual averaging, 3.2)
@@ -26,7 +26,10 @@ from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.core.reduce import in_block_order
 
 SEARCH_STEPS = 12
-"""Doublings or halvings of the first step size: a factor of 4,096 either way; dual averaging goes on from there."""
+"""Most doublings or halvings of the first step size, a factor of 4,096 either way.
+
+Dual averaging continues from there.
+"""
 
 
 MIN_STEPS_FOR_PRECONDITIONER = 40
@@ -34,7 +37,7 @@ MIN_STEPS_FOR_PRECONDITIONER = 40
 
 
 WINDOWS = ((0.15, 0.3), (0.4, 0.6))
-"""Parts of warm-up whose positions make a preconditioner. The first, rough one lets the second start nearer."""
+"""Parts of warm-up whose positions make a preconditioner. The first is rough, and lets the second start nearer."""
 
 
 SHRINKAGE_ROWS = 10.0
@@ -46,8 +49,10 @@ ROWS_PER_INDEPENDENT = 5.0
 
 
 HARMONIC_FLOOR = 1e-2
-"""Least acceptance of a chain in a harmonic mean, an energy error of 4.6: without it one stuck chain in a thousand would
-decide the step size of all. At the target few chains reach it."""
+"""Least acceptance of a chain in a harmonic mean, an energy error of 4.6.
+
+Without it one stuck chain in a thousand would decide the step size of all chains. At the target few chains reach it.
+"""
 
 
 REPORT_EVERY = 10
@@ -55,17 +60,18 @@ REPORT_EVERY = 10
 
 
 Reduce = Callable[[Sequence[Tensor]], Tensor]
-"""One vector of sums for each block, (K,) float64 on the device, to their sum over all blocks, (K,) float64 on the CPU."""
+"""A function that adds the blocks' vectors of sums, (K,) float64 on the device, over all blocks;
+(K,) float64 on the CPU."""
 
 
 class DualAveraging:
-    """Nesterov's dual averaging of ``log h`` until the mean of ``target - acceptance`` is zero.
+    """Nesterov's dual averaging of ``log h``, which drives the mean of ``target - acceptance`` to zero.
 
         H <- (1 - 1/(t + t0)) H + (target - a_t) / (t + t0),   log h_t = mu - sqrt(t)/gamma H,
         log h_bar <- t^-kappa log h_t + (1 - t^-kappa) log h_bar,        mu = log(10 h_0).
 
-    Constants: t0 = 10, gamma = 0.05, kappa = 0.75 (Hoffman and Gelman 2014, Section 3.2.1). ``log h`` is held within the
-    tunable's bounds.
+    Constants: t0 = 10, gamma = 0.05, kappa = 0.75 (Hoffman and Gelman 2014, Section 3.2.1). ``log h`` is held within
+    the tunable's bounds.
     """
 
     t0 = 10.0
@@ -82,16 +88,16 @@ class DualAveraging:
 
     @property
     def value(self) -> float:
-        """What the next step should use."""
+        """Value for the next step."""
         return math.exp(self._log_value)
 
     @property
     def averaged(self) -> float:
-        """The weighted mean of the values so far: what to freeze."""
+        """Weighted mean of the values so far, the value to freeze."""
         return math.exp(self._log_mean)
 
     def update(self, acceptance: float) -> None:
-        """Take in one step's mean acceptance, in [0, 1]."""
+        """Update with one step's mean acceptance, in [0, 1]."""
         self._steps += 1
         weight = 1 / (self._steps + self.t0)
         self._error += weight * (self._target - acceptance - self._error)
@@ -106,9 +112,9 @@ class WarmUp:
     """Result of `warm_up`.
 
     Attributes:
-        sampler: with what was tuned, frozen.
-        states: of the blocks.
-        divergences: steps that diverged on the way, over all blocks.
+        sampler: the sampler with its tuned parameters, frozen.
+        states: final states of the blocks.
+        divergences: divergent steps of warm-up, over all blocks.
     """
 
     sampler: Sampler
@@ -117,13 +123,13 @@ class WarmUp:
 
     @property
     def state(self) -> Any:
-        """State of the only block."""
+        """Final state of the only block."""
         (state,) = self.states
         return state
 
 
 class _Moments:
-    """Sums of positions and their squares over a block's chains and some steps, on the device."""
+    """Sums of positions and of their squares, over a block's chains and some steps, on the device."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -137,18 +143,18 @@ class _Moments:
         self._squares = self._squares + wide.square().sum(0)
 
     def sums(self) -> Tensor:
-        """Rows, sums and sums of squares, (1 + 2 Z,)."""
+        """Return the number of rows, the sums and the sums of squares, (1 + 2 Z,)."""
         total = torch.as_tensor(self._sum)
         return torch.cat([total.new_full((1,), self._rows), total, torch.as_tensor(self._squares)])
 
 
 def shrunk_variance(sums: Tensor) -> Tensor:
-    """``exp(n / (n + k) log s^2)`` with n independent rows and k = `SHRINKAGE_ROWS`; (1 + 2 Z,) -> (Z,).
+    """Compute ``exp(n / (n + k) log s^2)`` with n independent rows and k = `SHRINKAGE_ROWS`; (1 + 2 Z,) -> (Z,).
 
-    Shrunk toward 1 on a logarithmic scale, so that a small variance known from many rows stays small.
+    The variance is shrunk toward 1 on a logarithmic scale, so a small variance known from many rows stays small.
 
     Args:
-        sums: rows, sums and sums of squares of positions.
+        sums: number of rows, sums and sums of squares of positions.
     """
     rows = float(sums[0])
     mean, square = (sums[1:] / rows).chunk(2)
@@ -166,7 +172,7 @@ def warm_up(
     *,
     on_progress: OnProgress = ignore,
 ) -> WarmUp:
-    """`warm_up_blocks` of one block: the chains of ``state``, from ``sampler.init``, and their generator."""
+    """Call `warm_up_blocks` with one block: the chains of ``state``, from ``sampler.init``, and their generator."""
     return warm_up_blocks(sampler, [state], potential, [generator], steps, on_progress=on_progress)
 
 
@@ -180,19 +186,25 @@ def warm_up_blocks(
     reduce: Reduce = in_block_order,
     on_progress: OnProgress = ignore,
 ) -> WarmUp:
-    """Run ``steps`` steps of every chain, tuning what the sampler says may be tuned, and freeze the result.
+    """Run ``steps`` steps of every chain, tune what the sampler allows, and freeze the result.
 
-    The step size is first doubled or halved until the mean acceptance over chains crosses its target (trial steps, not
-    kept), then follows `DualAveraging` on that mean. A sampler with ``inverse_mass`` and a step size to tune gets, at the
-    end of each of `WINDOWS`, the diagonal variance of all chains' positions in it, pooled and shrunk toward 1, and its step
-    size is tuned anew. The sampler's `Adaptation`, if it has one, sees every step but the trial steps, from the first to the
-    last, and is frozen after the step size. Samplers with nothing to tune are just run.
+    1. The step size is doubled or halved, by trial steps that are not kept, until the mean acceptance over chains
+    crosses
+       its target. Then it follows `DualAveraging` on that mean.
+    2. A sampler with ``inverse_mass`` and a step size to tune gets a preconditioner at the end of each of `WINDOWS`:
+    the
+       diagonal variance of all chains' positions in that window, pooled and shrunk toward 1. Its step size is tuned
+       anew.
+    3. The sampler's `Adaptation`, if it has one, sees every step except the trial steps, and is frozen after the step
+    size.
+
+    Samplers with nothing to tune are just run.
 
     Args:
-        states: of the blocks, from ``sampler.init``.
+        states: states of the blocks, from ``sampler.init``.
         generators: one for each block.
         steps: 0 leaves the sampler as it is.
-        reduce: sums over all blocks; another than `in_block_order` when this process has some of the blocks only.
+        reduce: adds sums over all blocks; not `in_block_order` when this process has only some of the blocks.
 
     Raises:
         UsageError: the tunable parameter is not a positive finite number.
@@ -217,14 +229,14 @@ def warm_up_blocks(
 
 
 def require_positive(sampler: Sampler, tunable: Tunable) -> None:
-    """Raises UsageError unless the tunable parameter holds a positive finite number."""
+    """Raise UsageError unless the tunable parameter is a positive finite number."""
     value = getattr(sampler, tunable.name)
     if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise UsageError(f"{type(sampler).__name__}: {tunable.name} must be a positive finite number, got {value!r}")
 
 
 class _Tuning:
-    """The moving parts of one warm-up."""
+    """The state of one warm-up while it runs."""
 
     def __init__(
         self,
@@ -245,10 +257,11 @@ class _Tuning:
         self._done, self._total, self._on_progress = 0, total, on_progress
 
     def tune(self, steps: int, *, precondition: bool = False) -> None:
-        """Search a first value, follow dual averaging for ``steps`` steps, leave the averaged value on the sampler.
+        """Search for a first value, follow dual averaging for ``steps`` steps, and set the averaged value on the
+        sampler.
 
         Args:
-            precondition: then hand the pooled variance of these steps' positions to the sampler.
+            precondition: whether to then set the pooled variance of these steps' positions on the sampler.
         """
         tunable = self.sampler.tunable  # its bounds may depend on the preconditioner
         assert tunable is not None
@@ -262,7 +275,7 @@ class _Tuning:
     def run(
         self, steps: int, tuned: tuple[Tunable, DualAveraging] | None = None, moments: Sequence[_Moments] = ()
     ) -> None:
-        """``steps`` steps of every block, each with the sampler that the steps before it made."""
+        """Make ``steps`` steps of every block, each with the sampler that the earlier steps produced."""
         for _ in range(steps):
             if tuned is not None:
                 self.sampler = self.sampler.tuned(**{tuned[0].name: tuned[1].value})
@@ -287,7 +300,10 @@ class _Tuning:
         return WarmUp(sampler, tuple(self.states), int(self._reduce(self._diverged)[0]))
 
     def _step(self, tunable: Tunable | None) -> Tensor:
-        """Step every block; sums over all chains for dual averaging (first) and the adaptation, (0,) when neither asks."""
+        """Step every block.
+
+        Returns sums over all chains for dual averaging (first) and the adaptation; (0,) without either.
+        """
         rows = []
         for index, before in enumerate(self.states):
             after, info = self.sampler.step(before, self._potential, self._generators[index])
@@ -302,9 +318,9 @@ class _Tuning:
         return self._reduce([torch.cat(parts) for parts in rows])
 
     def _precondition(self, sums: Tensor) -> None:
-        """Hand the pooled variance to the sampler; on a tilted potential, at most the prior's 1.
+        """Set the pooled variance on the sampler; on a tilted potential, at most the prior's 1.
 
-        More than the prior's variance is the distance between modes, not the width of one, and as a scale it would shorten
+        A variance above the prior's shows the distance between modes, not the width of one. As a scale it would shorten
         the steps in every other coordinate.
         """
         variance = shrunk_variance(sums).to(self.states[0].position)
@@ -332,7 +348,7 @@ class _Tuning:
 
 
 def _acceptance_sum(info: Info, tunable: Tunable) -> Tensor:
-    """Sum over a block's chains of the acceptance, or of its inverse for a harmonic mean; (1,)."""
+    """Sum the acceptance over a block's chains, or its inverse for a harmonic mean; (1,)."""
     values = (info.acceptance if info.tuning is None else info.tuning).double()
     if tunable.harmonic:
         values = values.clamp(min=HARMONIC_FLOOR).reciprocal()

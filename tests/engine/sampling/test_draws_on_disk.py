@@ -255,7 +255,7 @@ def test_signals_save_the_step_that_was_made(
     with pytest.raises(Interrupted, match="everything so far is saved") as stop:
         sample(path)
     assert stop.value.exit_code == code
-    assert stop.value.hint == "Go on with resume=True."
+    assert stop.value.hint == "Continue with resume=True."
     sample(path, resume=True)
     assert hashes(path) == whole
     made, at = len(calls), 0

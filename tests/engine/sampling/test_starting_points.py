@@ -97,7 +97,7 @@ def test_the_same_start_gives_the_same_draws_and_another_one_others() -> None:
 @pytest.mark.parametrize(
     ("base", "sampler", "rows", "kind", "message"),
     [
-        (MlpBase(2, data_shape=(2,)), "rwm", torch.zeros(3, 2), UsageError, "MlpBase has not"),
+        (MlpBase(2, data_shape=(2,)), "rwm", torch.zeros(3, 2), UsageError, "and MlpBase has none"),
         (OnACube(), "rwm", torch.zeros(3, 2), UsageError, "the base's is 'uniform'"),
         (Affine(), "sir", torch.zeros(3, 2), UsageError, "only chains can start"),
         (Affine(), "rwm", torch.zeros(3, 4), DataError, r"shape \(N, 2\) are needed, these are \(3, 4\)"),
