@@ -44,7 +44,8 @@ def evaluate(
     from gebm_kit.engine.evaluation.evaluation import score_recipe
     from gebm_kit.engine.evaluation.evaluation_files import write_report
     from gebm_kit.engine.process.devices import resolve_device
-    from gebm_kit.engine.process.distributed import first_rank, joined_ranks, local_device
+    from gebm_kit.engine.process.distributed import joined_ranks
+    from gebm_kit.engine.process.torchrun import first_rank, local_device
 
     run = find_run(given.target, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)

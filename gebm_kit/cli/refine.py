@@ -83,7 +83,7 @@ def refine(
     recipe = _recipe(generator, words, latent)
     set_up_cpu(threads)
     from gebm_kit.cli.train import show_plan, train_payload
-    from gebm_kit.engine.process.distributed import first_rank
+    from gebm_kit.engine.process.torchrun import first_rank
     from gebm_kit.engine.refine import refine as engine_refine, refined
     from gebm_kit.engine.train import train as engine_train
     from gebm_kit.engine.training.dry_run import plan
@@ -123,7 +123,7 @@ def _resuming(generator: str, words: Sequence[str], latent: str | None, out: Pat
     import torch
 
     from gebm_kit.core.trust import trust_words
-    from gebm_kit.engine.process.distributed import launcher
+    from gebm_kit.engine.process.torchrun import launcher
 
     options = [*(["--latent", latent] if latent else []), *(["--out", str(out)] if out else []), "--resume"]
     options += [*(["--device", device] if device else []), *trust_words(), "--threads", str(torch.get_num_threads())]

@@ -187,7 +187,7 @@ def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], want
     Args:
         changes: settings from options; None keeps the recipe's.
     """
-    from gebm_kit.engine.process.distributed import first_rank
+    from gebm_kit.engine.process.torchrun import first_rank
 
     recipe = overridden_recipe(run, overrides)
     place, draws = _drawn(run, recipe, overrides, changes, wanted, say)
@@ -207,7 +207,8 @@ def _drawn(
 ) -> tuple[Path, Draws | ShardedDraws]:
     """Draw, and return the file or directory of the draws with the draws themselves."""
     from gebm_kit.engine.figures.png_files import check_images, save_images
-    from gebm_kit.engine.process.distributed import joined_ranks, local_device
+    from gebm_kit.engine.process.distributed import joined_ranks
+    from gebm_kit.engine.process.torchrun import local_device
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler
 
@@ -309,7 +310,7 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
 def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, place: Path, wanted: _Wanted) -> str:
     """Return the command that resumes an interrupted sampling."""
     from gebm_kit.core.trust import trust_words
-    from gebm_kit.engine.process.distributed import launcher
+    from gebm_kit.engine.process.torchrun import launcher
 
     options = [
         "--num-samples",

@@ -82,7 +82,7 @@ def run_trace(
             )
     set_up_cpu(threads)
     from gebm_kit.engine.evaluation.trace_result import check_trace_output
-    from gebm_kit.engine.process.distributed import under_torchrun
+    from gebm_kit.engine.process.torchrun import under_torchrun
 
     if under_torchrun():
         raise UsageError("--trace runs in one process", hint="Start it without torchrun.")

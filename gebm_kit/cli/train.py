@@ -60,7 +60,7 @@ def train(
     )  # first, so that a misspelt key is reported before any work is done
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures
-    from gebm_kit.engine.process.distributed import first_rank
+    from gebm_kit.engine.process.torchrun import first_rank
     from gebm_kit.engine.train import train as engine_train
     from gebm_kit.engine.training.dry_run import plan
 

@@ -22,7 +22,8 @@ from gebm_kit.engine.evaluation.settings import EvaluationSettings, with_given
 from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
-from gebm_kit.engine.process.distributed import joined_ranks, local_device
+from gebm_kit.engine.process.distributed import joined_ranks
+from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.sampling.settings import resolve_sampler
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.process.distributed import joined_ranks, local_device
+from gebm_kit.engine.process.distributed import joined_ranks
+from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.run_directory.run import Run, subject_of
 from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws

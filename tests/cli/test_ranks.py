@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import gebm_kit as gk
-from gebm_kit.engine.process.distributed import ALONE, joined_ranks, local_device, under_torchrun
+from gebm_kit.engine.process.distributed import ALONE, joined_ranks
+from gebm_kit.engine.process.torchrun import local_device, under_torchrun
 from gebm_kit.engine.sampling.shards import load_draws
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.reduce import in_block_order
+from gebm_kit.engine.process.torchrun import under_torchrun
 
 RANK_TIMEOUT = datetime.timedelta(days=1)
 """How long ranks wait for one that works alone (metrics, pictures). They learn at once of a rank that ended."""
@@ -339,51 +340,6 @@ def _close_after_failure() -> None:
             return
     with suppress(Exception):
         dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Return whether torchrun has started this process to replace one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def launcher() -> list[str]:
-    """Return the shell words that start this program as it was started: gebm-kit, or torchrun with its processes."""
-    if not under_torchrun():
-        return ["gebm-kit"]
-    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    words = ["torchrun", *(["--nnodes", str(nodes)] if nodes > 1 else [])]
-    return [*words, "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "gebm_kit"]
-
-
-def under_torchrun() -> bool:
-    """Return whether the environment says that this process is one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def first_rank() -> bool:
-    """Return whether this process is rank 0, the one that writes and prints for all."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
-    return not under_torchrun() or os.environ["RANK"] == "0"
-
-
-@overload
-def local_device(device: None) -> None: ...
-
-
-@overload
-def local_device(device: torch.device | str) -> torch.device | str: ...
-
-
-@overload
-def local_device(device: torch.device | str | None) -> torch.device | str | None: ...
-
-
-def local_device(device: torch.device | str | None) -> torch.device | str | None:
-    """Return ``device``; when that does not name a GPU (``auto``, ``cuda``) under torchrun, return this rank's GPU."""
-    if under_torchrun() and str(device) in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device
 
 
 def _described(error: BaseException, rank: int) -> bytes:

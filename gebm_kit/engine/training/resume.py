@@ -15,7 +15,7 @@ from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.files import write_atomic
 from gebm_kit.core.progress import warn
 from gebm_kit.core.trust import trust_words
-from gebm_kit.engine.process.distributed import launcher
+from gebm_kit.engine.process.torchrun import launcher
 from gebm_kit.engine.run_directory.checkpoint import newest_whole
 from gebm_kit.engine.run_directory.create import is_unmade
 from gebm_kit.engine.run_directory.run import Run, load_run, unfinished_runs

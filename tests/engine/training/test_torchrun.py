@@ -22,8 +22,8 @@ import gebm_kit as gk
 from gebm_kit.core.errors import Interrupted, RunFailed
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.process import distributed
-from gebm_kit.engine.process.distributed import launcher, restarted
 from gebm_kit.engine.process.signals import StopSignals
+from gebm_kit.engine.process.torchrun import launcher, restarted
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.train import train
