@@ -185,7 +185,7 @@ class Sampler(ABC):
         return cls.coupled or cls.family != "kernel"
 
     def adaptation(self) -> Adaptation | None:
-        """Return a fresh object for whatever else warm-up should tune, or None."""
+        """Return a new object that tunes, during warm-up, what `tunable` does not cover; None if there is nothing more."""
         return None
 
     @abstractmethod
