@@ -101,7 +101,9 @@ def check_starts(model: GEBM, sampler: Sampler, rows: Tensor) -> None:
             hint="Normalizing flows and the vae have one; other bases start from the prior.",
         )
     if base.prior.name != "normal":
-        raise UsageError(f"chains can start at encodings only under a standard normal prior, but the base's is {base.prior.name!r}")
+        raise UsageError(
+            f"chains can start at encodings only under a standard normal prior, but the base's is {base.prior.name!r}"
+        )
     if sampler.family != "kernel":
         raise UsageError("a population draws its members from the prior; only chains can start at encodings of data")
     check_rows(model, rows)
