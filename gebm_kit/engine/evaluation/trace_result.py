@@ -119,7 +119,7 @@ class Trace:
         return point.grad_evals if self.axis == "grad_evals" else point.forward_evals
 
     def evals_to_95(self, curve: Curve, name: str) -> int | None:
-        """Return the evaluations per chain that buy 95 % of the improvement from the base to the last point, warm-up excluded.
+        """Return the evaluations per chain that reach 95 % of the improvement from base to last point, without warm-up.
 
         None unless the last point is better than the base beyond its 95 % interval; see `evals_to_reach`.
         """
