@@ -26,8 +26,8 @@ from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.trainer import Trainer
 
-SLOW = 5.0
-"""Seconds; a cycle that takes longer is not repeated: it alone is the measurement."""
+SLOW_CYCLE_SECONDS = 5.0
+"""A cycle that takes longer than this is not repeated: it alone is the measurement."""
 
 
 def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
         # a usual cycle: after the longer ones at the start, and after the one that enters the main phase
         usual = recipe.train.pretrain_steps + min(max(recipe.train.start_steps, 1), recipe.train.steps - 1)
         rate = _rate(trainer, usual, 1)  # also allocates and starts threads: negligible in a slow cycle
-        if rate * SLOW > 1:
+        if rate * SLOW_CYCLE_SECONDS > 1:
             rate = _rate(trainer, usual, 1)
-        if rate * SLOW > 1:
+        if rate * SLOW_CYCLE_SECONDS > 1:
             rate = _rate(trainer, usual, cycles)
     counts = {
         "base": sum(p.numel() for p in trainer.model.base.parameters()),
@@ -115,8 +115,8 @@ def memory_estimate(trainer: Trainer) -> int:
     return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
 
 
-KEPT = 1024
-"""Number of images that are drawn; further rows repeat them."""
+STAND_IN_IMAGES = 1024
+"""Number of images that are drawn; further rows repeat them. The values of the images don't change what a cycle costs."""
 
 
 class StandIn(Dataset):
@@ -143,7 +143,7 @@ class _Repeated(Split):
     def __init__(self, expected: Expected) -> None:
         self._num = expected.train
         generator = torch.Generator().manual_seed(0)
-        self._rows = torch.randint(0, 256, (KEPT, *expected.shape), generator=generator, dtype=torch.uint8)
+        self._rows = torch.randint(0, 256, (STAND_IN_IMAGES, *expected.shape), generator=generator, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return self._num
@@ -152,7 +152,7 @@ class _Repeated(Split):
         return self.decode(self.stored(indices))
 
     def stored(self, indices: Tensor | None) -> Tensor:
-        return self._rows[(torch.arange(self._num) if indices is None else indices) % KEPT]
+        return self._rows[(torch.arange(self._num) if indices is None else indices) % STAND_IN_IMAGES]
 
     def decode(self, stored: Tensor) -> Tensor:
         return scale_bytes(stored)

@@ -21,8 +21,10 @@ from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.training.resume import drop_rows_after
 
 JSONL = "jsonl"
+"""Name of the logger that writes metrics.jsonl, which every run has."""
 
-PATIENCE = 3
+
+MAX_FAILURES = 3
 """Failures in a row after which a logger is no longer called: waiting for a lost server would slow down every step."""
 
 
@@ -63,8 +65,8 @@ class Loggers(Logger):
     """Several loggers combined into one that never raises.
 
     A logger's first failure is a warning that names the logger and the error. The logger is called again next time; after
-    `PATIENCE` failures in a row it is only closed. The writer of metrics.jsonl is called every time. When the loggers are
-    closed, a warning says how many records each one missed.
+    `MAX_FAILURES` failures in a row it is only closed. The writer of metrics.jsonl is called every time. When the loggers
+    are closed, a warning says how many records each one missed.
 
     Args:
         recipe, run_directory: the run's recipe and directory; without them, the only loggers are those passed to `add`.
@@ -128,7 +130,7 @@ class _Guarded:
 
     def call(self, where: str, what: Callable[[Logger], None]) -> None:
         self.calls += 1
-        if self.in_a_row >= PATIENCE and self.name != JSONL:
+        if self.in_a_row >= MAX_FAILURES and self.name != JSONL:
             self.missed += 1
             return
         error = self._attempt(what)

@@ -10,28 +10,28 @@ from torch import Tensor
 from gebm_kit.core.interfaces import Batch, Loss
 from gebm_kit.core.model import GEBM
 
-FLAT = 1e-2
+FLAT_ENERGY_STD = 1e-2
 """Standard deviation of the energy, in nats, below which the energy distinguishes no points."""
 
 
-ALONE = 2.0
+FEW_EFFECTIVE_DRAWS = 2.0
 """Effective number of base draws at or below which the importance weights rest on one or two draws."""
 
 
-OFF = 3.0
+LOG_PARTITION_DRIFT = 3.0
 """Difference between A and its estimate on a batch, in nats, too large for sampling error: a factor of 20."""
 
 
-FAR = 1e3
+LARGEST_LOG_PARTITION = 1e3
 """Absolute value of A, in nats, beyond what the density ratio of a useful model needs."""
 
 
-NARROW = 0.2
+NARROW_BASE_SPREAD = 0.2
 """Ratio of the spread of base draws to the spread of data, below which the base misses most of the data's variation."""
 
 
-PATIENCE = 2
-"""Number of consecutive log lines that must show a failure before its warning."""
+LOG_LINES_BEFORE_WARNING = 2
+"""Number of consecutive log lines that must show a failure before its warning: a single line may be a bad batch."""
 
 
 @torch.no_grad()
@@ -94,41 +94,41 @@ class VitalSigns:
             return []
         found = findings(scalars, batch_size)
         self._seen = {name: self._seen.get(name, 0) + 1 for name in found}
-        return [f"step {step}: {text}" for name, text in found.items() if self._seen[name] == PATIENCE]
+        return [f"step {step}: {text}" for name, text in found.items() if self._seen[name] == LOG_LINES_BEFORE_WARNING]
 
 
 def findings(scalars: Mapping[str, float], batch_size: int) -> dict[str, str]:
     """Return the failures that a log line shows, by name: a text with the number seen and what to try."""
     found: dict[str, str] = {}
     std = scalars.get("energy_std")
-    if std is not None and std < FLAT:
+    if std is not None and std < FLAT_ENERGY_STD:
         found["energy collapse"] = (
             f"the energy is flat (its standard deviation over data and base draws is {std:.1e} nats): it neither refines "
             "the base nor teaches it. Unless base draws already look like the data, lower the weight of train.penalty, or "
             "raise optim.energy.lr or train.energy_steps."
         )
     share = scalars.get("weight_ess")
-    if share is not None and share * batch_size <= ALONE:
+    if share is not None and share * batch_size <= FEW_EFFECTIVE_DRAWS:
         found["one draw"] = (
             f"the importance weights rest on {share * batch_size:.1f} of {batch_size} base draws: the energy is too sharp "
             "for this base, whose gradients now come from single draws. Raise the weight of train.penalty, lower "
             "optim.energy.lr, add train.noise, or use loss=logistic."
         )
     off = scalars.get("log_mean_weight")
-    if off is not None and abs(off) > OFF:
+    if off is not None and abs(off) > LOG_PARTITION_DRIFT:
         side = "low" if off > 0 else "high"
         found["log-partition off"] = (
             f"the log-partition A drifts: it is {abs(off):.1f} nats too {side} for the base draws of this step. The "
             "energy moves faster than A follows: lower optim.energy.lr, or use loss={name: kale, update: log-ratio}."
         )
     size = scalars.get("log_partition")
-    if size is not None and abs(size) > FAR:
+    if size is not None and abs(size) > LARGEST_LOG_PARTITION:
         found["log-partition far"] = (
             f"the log-partition A has run away to {size:.3g} nats: the energy's values have no bounds. Raise the weight of "
             "train.penalty, use spectral_norm in the energy, or lower optim.energy.lr."
         )
     spread = scalars.get("base_spread")
-    if spread is not None and spread < NARROW:
+    if spread is not None and spread < NARROW_BASE_SPREAD:
         found["base collapse"] = (
             f"base draws vary {spread:.2f} times as much as the data: the base has collapsed to a part of it, and no energy "
             "can put back what the base leaves out. Lower optim.base.lr, raise train.energy_steps or train.batch_size, or "

@@ -175,7 +175,7 @@ def test_a_slow_cycle_is_measured_once(folders: dict[str, Path], monkeypatch: py
     words = [*TINY, *words_of("celeba32", folders)]
     plan(load_recipe("celeba32", words), cycles=3)
     assert len(cycles) == 5
-    monkeypatch.setattr("gebm_kit.engine.training.dry_run.SLOW", 0.0)
+    monkeypatch.setattr("gebm_kit.engine.training.dry_run.SLOW_CYCLE_SECONDS", 0.0)
     plan(load_recipe("celeba32", words), cycles=3)
     assert len(cycles) == 6
 

@@ -24,7 +24,7 @@ from gebm_kit.engine.run_directory.record import read_rows as load_rows
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.dry_run import plan
-from gebm_kit.engine.training.loggers import PATIENCE, Loggers, open_loggers
+from gebm_kit.engine.training.loggers import MAX_FAILURES, Loggers, open_loggers
 
 TOY = """\
 schema: 1
@@ -167,7 +167,7 @@ def test_whatever_a_logger_raises_the_run_is_the_same(diary: None, tmp_path: Pat
     said = [str(w.message) for w in caught if issubclass(w.category, GebmKitWarning) and "logger" in str(w.message)]
     assert "logger 'diary' failed" in said[0]
     assert "ConnectionError: the server is gone" in said[0]
-    # after PATIENCE failures in a row the logger is no longer called, so it misses its picture too
+    # after MAX_FAILURES failures in a row the logger is no longer called, so it misses its picture too
     missed = {"log": "10 of 11", "log_config": "1 of 11", "log_image": "1 of 11"}
     assert said[1:] == ([f"logger 'diary' missed {missed[method]} records"] if method in missed else [])
 
@@ -268,7 +268,7 @@ def test_one_failure_is_forgiven_and_too_many_in_a_row_are_not() -> None:
     assert (len(logger.seen), logger.closed) == (8, True)
     logger = Moody([ok, *[bad] * 7])
     assert logged(logger)[1].endswith("missed 7 of 8 records")
-    assert (len(logger.seen), logger.closed) == (1 + PATIENCE, True)
+    assert (len(logger.seen), logger.closed) == (1 + MAX_FAILURES, True)
     assert logged(Moody([SystemExit(1)]))[0].startswith("logger 'moody' failed at step 0: SystemExit: 1")
     assert logged(Moody([])) == []
     logger = Moody([bad] * 7)
