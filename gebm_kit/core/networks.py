@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from gebm_kit.core.datasets import Dataset
 from gebm_kit.core.priors import Prior, StandardNormal, prior_sample
-
-if TYPE_CHECKING:
-    pass
 
 
 class Base(nn.Module):

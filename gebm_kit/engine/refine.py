@@ -44,14 +44,16 @@ RECIPE = "refine"
 """Short name of the shipped recipe."""
 
 BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
+"""Inverse temperatures that are tried: from the model's own on, each about 1.6 times the one before."""
 
 CHOICE_SETS = 2
-"""Number of draw sets at each beta."""
+"""Number of draw sets at each beta: the mean of two halves the variance of the metric, at twice the cost."""
 
 FILE = "refined.json"
 """File of a run directory that records what was chosen and found."""
 
 TABLES = (".npz", ".npy", ".safetensors", ".csv")
+"""Endings of files of arrays, which the dataset ``arrays`` reads."""
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

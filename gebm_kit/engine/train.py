@@ -15,7 +15,7 @@ from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.process.torchrun import local_device, restarted
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.training import data_parallel
-from gebm_kit.engine.training.loop import run_training
+from gebm_kit.engine.training.loop import TrainingRequest, run_training
 
 
 def train(
@@ -62,4 +62,5 @@ def train(
         ranks.together(),
     ):
         data_parallel.check_ranks(recipe, device, ranks)
-        return run_training(recipe, where, ranks, lock, out, resume or restarted(), device, on_progress)
+        request = TrainingRequest(recipe, out, resume or restarted(), device, on_progress)
+        return run_training(request, where, ranks, lock)

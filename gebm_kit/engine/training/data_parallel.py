@@ -28,7 +28,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +39,6 @@ from gebm_kit.core.progress import GebmKitWarning, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    pass
-
 
 BUCKET_BYTES = 25 * 2**20
 """Least size of the gradients in one all-reduce, unless fewer are left; DistributedDataParallel's default."""

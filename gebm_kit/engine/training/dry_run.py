@@ -27,7 +27,7 @@ from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.trainer import Trainer
 
 SLOW_CYCLE_SECONDS = 5.0
-"""Seconds; a cycle that takes longer is not repeated: it alone is the measurement."""
+"""A cycle that takes longer than this is not repeated: it alone is the measurement."""
 
 
 def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def memory_estimate(trainer: Trainer) -> int:
 
 
 STAND_IN_IMAGES = 1024
-"""Number of images that are drawn; further rows repeat them."""
+"""Number of images that are drawn; further rows repeat them. The values of the images don't change what a cycle costs."""
 
 
 class StandIn(Dataset):

@@ -21,6 +21,8 @@ from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.training.resume import drop_rows_after
 
 JSONL = "jsonl"
+"""Name of the logger that writes metrics.jsonl, which every run has."""
+
 
 MAX_FAILURES = 3
 """Failures in a row after which a logger is no longer called: waiting for a lost server would slow down every step."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,32 +44,37 @@ from gebm_kit.engine.training.trainer import Trainer
 from gebm_kit.engine.training.vital_signs import VitalSignWarnings
 
 LOG_PARTITION_DRAWS = 20_000
-"""Base draws behind the log-partition that a checkpoint stores."""
+"""Base draws behind the log-partition that a checkpoint stores. Likelihoods don't use it: evaluation estimates its own."""
 
 
 PROGRESS_EVERY = 10
 """Cycles between two reports of progress."""
 
 
-def run_training(
-    recipe: Recipe,
-    where: torch.device,
-    ranks: Ranks,
-    lock: RunLock,
-    out: str | Path | None,
-    resume: bool,
-    device: str | None,
-    on_progress: OnProgress,
-) -> Run:
+@dataclass(frozen=True, slots=True)
+class TrainingRequest:
+    """The arguments of `train`, with the recipe read.
+
+    Attributes:
+        recipe: the recipe to train.
+        out: the run directory; None for one under ``runs/<recipe>/``.
+        resume: whether to continue a run, if there is one.
+        device: the device that the caller named, for the command that resumes the run; None for the recipe's.
+        on_progress: called now and then with a `Progress`.
+    """
+
+    recipe: Recipe
+    out: str | Path | None
+    resume: bool
+    device: str | None
+    on_progress: OnProgress
+
+
+def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lock: RunLock) -> Run:
     """Train on this rank. The first rank's lock holds the run directory from here on."""
-    run = find_run(recipe, out) if resume and ranks.rank == 0 else None
-    done = False
-    if run is not None:
-        lock.hold(run.path)
-        tidy(run)
-        if out is not None:  # a run that was found by itself was chosen because its recipe is the same
-            check_same(run.recipe, recipe)
-        done = is_done(run, recipe)
+    recipe, on_progress = request.recipe, request.on_progress
+    run = _hold_run(request, lock) if request.resume and ranks.rank == 0 else None
+    done = run is not None and is_done(run, recipe)
     if found := ranks.from_first(str(run.path) if run is not None and done else ""):
         return Run(Path(found))
     check_loggers(recipe)
@@ -90,13 +96,30 @@ def run_training(
         if run is not None:
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
-            run = create_run(recipe, out, lock)
+            run = create_run(recipe, request.out, lock)
         if run is not None:
             keep_source(run.path, trainer.model.base)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
         job = TrainingRun(run, trainer, dataset, stop, on_progress, ranks, best)
-        stop.hint = f"Resume with `{resume_command(recipe, run, device)}`."
+        stop.hint = f"Resume with `{resume_command(recipe, run, request.device)}`."
         job.execute()
+    return run
+
+
+def _hold_run(request: TrainingRequest, lock: RunLock) -> Run | None:
+    """Find the run to resume, lock its directory and remove what an interrupted write left; None: start a new one.
+
+    Raises:
+        UsageError: another process holds it, or it was trained with another recipe.
+        CheckpointError: ``out`` holds something that is not a run.
+    """
+    run = find_run(request.recipe, request.out)
+    if run is None:
+        return None
+    lock.hold(run.path)
+    tidy(run)
+    if request.out is not None:  # a run that was found by itself was chosen because its recipe is the same
+        check_same(run.recipe, request.recipe)
     return run
 
 

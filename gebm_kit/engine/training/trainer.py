@@ -44,7 +44,8 @@ from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_up
 from gebm_kit.engine.training.vital_signs import vital_signs
 
 INITIAL_DRAWS = 4096
-"""Base draws from which a learned log-partition is initialised, rounded up to whole batches."""
+"""Base draws from which a learned log-partition is initialised, rounded up to whole batches. They are enough to start from:
+training corrects the estimate at every energy update."""
 
 
 class Trainer:
@@ -64,6 +65,8 @@ class Trainer:
         guard: skips and counts updates that are not finite.
         likelihood: the base's update by maximum likelihood on draws of the model, or None.
         side: the model as the energy's updates see it.
+        stepped: ``side``, compiled if the recipe asks for it; the steps evaluate this one.
+        autocast: whether forward passes are in bfloat16.
         restores: how often training went back because of non-finite updates.
         went_back: whether no cycle has been trained since.
     """
@@ -91,13 +94,7 @@ class Trainer:
         self.final_penalties = _penalties(recipe.final_penalties, facts, device)
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
-        self.negatives: NegativeChains | None = None
-        if self.loss.negatives is not None:
-            largest = max(self.settings.batch_size, self.settings.final.batch_size or 0)
-            self.negatives = NegativeChains(
-                self.loss.negatives, largest, dataset.value_range, self.settings.seed, device, dtype
-            )
-            self.negatives.check(self.model)
+        self.negatives = self._make_negatives(dataset.value_range)
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
@@ -112,25 +109,15 @@ class Trainer:
         self.went_back = False
         self._seen: Batch | None = None
         self._chain_ends: Tensor | None = None
-        self._autocast = recipe.precision == "bfloat16"
-        if self._autocast and device.type != "cuda":
-            raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")
-        if self.settings.pretrain_steps and not isinstance(self.model.base, HasPretraining):
-            raise UsageError(
-                f"train.part={self.settings.part} needs a base with a loss of its own, and {recipe.base.name!r} has none",
-                hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
-            )
-        self.best_base: BestBase | None = None
-        if self.settings.pretrain_steps and self.settings.pretrain.eval_every:
-            first = self.settings.pretrain
-            self.best_base = BestBase(dataset, first.eval_every, first.steps, self.settings.seed, device, dtype)
+        self.autocast = recipe.precision == "bfloat16"
+        self._check()
+        self.best_base = self._make_best_base(dataset)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
-        # the steps evaluate these: the same modules, compiled if the recipe asks for it
-        self._stepped = compiled(self.side, device, rows) if self.settings.compile else self.side
+        self.stepped = compiled(self.side, device, rows) if self.settings.compile else self.side
         self._pretraining_update: BaseUpdate = OwnLoss()
-        self._base_update = base_update(self.settings, self.model.base, self.loss, self._stepped, self.likelihood)
+        self._base_update = base_update(self.settings, self.model.base, self.loss, self.stepped, self.likelihood)
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
@@ -169,10 +156,10 @@ class Trainer:
     def energy_step(self) -> LossTerms:
         """Update the energy (and A) once; the base is not differentiated."""
         kept = self.guard.keep()
-        batch = self._batch()
+        batch = self.energy_batch()
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
         with self._forward_context():
-            terms = self.loss.energy_loss(self._stepped, batch)
+            terms = self.loss.energy_loss(self.stepped, batch)
         total = terms.loss
         for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
             if self.energy_updates % penalty.every == 0:
@@ -234,6 +221,36 @@ class Trainer:
         torch.manual_seed(seed)
         self.feed.seed = self.data_seed()
 
+    # --- parts of the constructor ------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Raise where the device has no bfloat16, or the base can't be pretrained."""
+        if self.autocast and self.device.type != "cuda":
+            raise RecipeError(
+                f"precision: bfloat16 is for CUDA devices, this run is on {self.device.type}; use float32"
+            )
+        if self.settings.pretrain_steps and not isinstance(self.model.base, HasPretraining):
+            name = self.recipe.base.name
+            raise UsageError(
+                f"train.part={self.settings.part} needs a base with a loss of its own, and {name!r} has none",
+                hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
+            )
+
+    def _make_negatives(self, value_range: tuple[float, float] | None) -> NegativeChains | None:
+        if self.loss.negatives is None:
+            return None
+        settings = self.settings
+        largest = max(settings.batch_size, settings.final.batch_size or 0)
+        made = NegativeChains(self.loss.negatives, largest, value_range, settings.seed, self.device, self.feed.dtype)
+        made.check(self.model)
+        return made
+
+    def _make_best_base(self, dataset: Dataset) -> BestBase | None:
+        first = self.settings.pretrain
+        if not (self.settings.pretrain_steps and first.eval_every):
+            return None
+        return BestBase(dataset, first.eval_every, first.steps, self.settings.seed, self.device, self.feed.dtype)
+
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
     def _energy_parameters(self) -> list[nn.Parameter]:
@@ -267,11 +284,12 @@ class Trainer:
         """Draw the latent codes of this rank's part of a batch, (B, Z)."""
         return reduce.share(self.model.base.sample_prior(self.feed.batch_size, self.generator, self.feed.dtype))
 
-    def _batch(self) -> Batch:
+    def energy_batch(self) -> Batch:
+        """Draw the batch of an energy update: data, codes, base draws without gradient, and any negatives of the loss."""
         x, z = self.data(), self.latents()
         with torch.no_grad(), self._forward_context():
             seen = points(self.side, x)
-            x, x_base = self._noisy(seen), self._noisy(self._stepped.base(z).to(x.dtype))
+            x, x_base = self._noisy(seen), self._noisy(self.stepped.base(z).to(x.dtype))
         if self.negatives is None:
             return Batch(x, z, x_base)
         # G(z) carries no noise, while chains in data space walk on an energy that has learned it
@@ -297,7 +315,7 @@ class Trainer:
         if needs & {"z", "x_base"}:
             z = self.latents()
         if "x_base" in needs:
-            x_base = self._stepped.base(z)
+            x_base = self.stepped.base(z)
             x_base = self._noisy(x_base if x is None else x_base.to(x.dtype))
         return Batch(x, z, x_base, negatives)
 
@@ -307,7 +325,7 @@ class Trainer:
         return x.add(reduce.randn_like(x, self.generator), alpha=self.settings.noise)
 
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
 
     def _update(self, part: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Take an optimiser step, unless loss or gradient is not finite; return 1 if it was skipped, else 0, ()."""

@@ -31,7 +31,7 @@ NARROW_BASE_SPREAD = 0.2
 
 
 LOG_LINES_BEFORE_WARNING = 2
-"""Number of consecutive log lines that must show a failure before its warning."""
+"""Number of consecutive log lines that must show a failure before its warning: a single line may be a bad batch."""
 
 
 @torch.no_grad()

@@ -283,7 +283,7 @@ def test_the_average_draws_what_the_energy_and_the_base_learn_from() -> None:
     for name, value in trainer.likelihood.reference.state_dict().items():
         assert torch.equal(value, averages[name])
         assert not torch.equal(value, trainer.model.base.state_dict()[name])
-    batch = trainer._batch()
+    batch = trainer.energy_batch()
     torch.testing.assert_close(batch.x_base, trainer.likelihood.reference(batch.z))
 
 
@@ -293,7 +293,7 @@ def test_of_an_energy_on_codes_training_sees_codes_of_the_average() -> None:
     for _ in range(5):
         trainer.cycle()
     reference = trainer.likelihood.reference
-    batch = trainer._batch()
+    batch = trainer.energy_batch()
     assert batch.x_base is batch.z or torch.equal(batch.x_base, batch.z)
     rows = evenly_spaced_rows(build_dataset(trainer.recipe).split("train"), "training part").double()
     codes = reference.encode(rows)  # type: ignore[operator]
@@ -329,7 +329,7 @@ def test_chains_that_start_at_data_do_so_at_the_averages_codes_without_noise() -
     assert trainer.likelihood is not None
     rows = evenly_spaced_rows(build_dataset(trainer.recipe).split("train"), "training part").double()
     codes = trainer.likelihood.reference.encode(rows)  # type: ignore[operator]
-    batch = trainer._batch()
+    batch = trainer.energy_batch()
     ends, negatives = trainer.chain_ends(), batch.negatives
     assert ends is not None
     assert negatives is not None

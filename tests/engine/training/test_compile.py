@@ -63,7 +63,7 @@ def after(trainer: Trainer, cycles: int) -> dict[str, Tensor]:
 
 def test_compiled_steps_do_what_the_plain_ones_do(no_code_generation: None) -> None:
     compiled, plain = made(["train.compile=true"]), made()
-    assert compiled._stepped is not compiled.model
+    assert compiled.stepped is not compiled.model
     first, second = after(compiled, 5), after(plain, 5)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -82,7 +82,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(when: str, monkeypatch:
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.warns(GebmKitWarning, match="can't be compiled here .*continuing uncompiled"):
         trainer = made(["train.compile=true"])
-    assert trainer._stepped is trainer.model
+    assert trainer.stepped is trainer.model
     plain = after(made(), 3)
     for name, tensor in after(trainer, 3).items():
         torch.testing.assert_close(tensor, plain[name], rtol=0, atol=0, equal_nan=True)
@@ -91,7 +91,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(when: str, monkeypatch:
 def test_under_autocast_energies_and_penalties_are_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast runs are meant for CUDA devices, but a CPU's autocast shows the same dtypes."""
     trainer = made(["train.penalty={name: r2, every: 1}"])
-    trainer._autocast = True
+    trainer.autocast = True
     seen: dict[str, set[torch.dtype]] = {"energy": set(), "hidden": set(), "penalty": set(), "penalised": set()}
     in_penalty = False
     penalty = trainer.penalties[0]

@@ -50,10 +50,10 @@ sample: {num_samples: 40, num_chains: 20, warmup: 4, steps: 4, thin: 2}
 eval: {metrics: [mmd], num_samples: 40, num_sets: 2}
 """
 
-pytestmark = pytest.mark.filterwarnings("ignore:the chains have not mixed", "ignore:the effective sample size")
-
-
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the chains have not mixed", "ignore:the effective sample size"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 
 
 def toy(overrides: Sequence[str] = ()) -> Recipe:
@@ -159,7 +159,7 @@ def test_a_bad_first_update_leaves_the_optimiser_as_new(overrides: str) -> None:
     poisoned, clean = toy_trainer([overrides]), toy_trainer([overrides])
     poisoned_step(poisoned, "energy", POISONS["nan"])
     kept = clean.guard.keep()
-    clean._batch()  # the random numbers and rows of the skipped update
+    clean.energy_batch()  # the random numbers and rows of the skipped update
     clean.guard.undo(kept, torch.ones(()))
     for trainer in (poisoned, clean):
         trainer.energy_step()
@@ -227,13 +227,13 @@ def test_counts_are_read_written_and_restored() -> None:
 
 def poison_data(monkeypatch: pytest.MonkeyPatch, when: Callable[[Trainer], bool]) -> None:
     """Make batches NaN whenever ``when`` says so."""
-    healthy = Trainer._batch
+    healthy = Trainer.energy_batch
 
     def batch(self: Trainer) -> Batch:
         made = healthy(self)
         return Batch(made.x * torch.nan, made.z, made.x_base) if made.x is not None and when(self) else made
 
-    monkeypatch.setattr(Trainer, "_batch", batch)
+    monkeypatch.setattr(Trainer, "energy_batch", batch)
 
 
 def quietly(recipe: Recipe, out: Path, **options: Any) -> tuple[Run, list[str]]:
@@ -341,7 +341,7 @@ def test_what_comes_after_going_back_is_random_anew(tmp_path: Path) -> None:
     save(trainer, tmp_path / "checkpoints")
     again = back(trainer, tmp_path / "checkpoints")
     assert differences(state(trainer), state(again)) == []
-    ahead, other = trainer._batch(), again._batch()
+    ahead, other = trainer.energy_batch(), again.energy_batch()
     assert ahead.x is not None
     assert other.x is not None
     assert not torch.equal(ahead.x, other.x)
