@@ -41,8 +41,9 @@ def log_partition_se(energy_base: Tensor, inverse_temperature: float = 1.0) -> T
 
 
 def kale(energy_data: Tensor, energy_base: Tensor, log_partition: Tensor) -> Tensor:
-    """Compute KALE in its Fenchel form, ``-E_P[E] - A - E_B[exp(-(E + A))] + 1``; for every A a lower bound of KL(P ||
-    B).
+    """Compute KALE in its Fenchel form, ``-E_P[E] - A - E_B[exp(-(E + A))] + 1``.
+
+    It is a lower bound of KL(P || B) for every A.
 
     Shapes: energy_data (N,), energy_base (M,), log_partition () -> (). At ``A = log E_B[exp(-E)]`` it equals the
     Donsker-Varadhan value ``-E_P[E] - A`` (paper, Section 3.1).

@@ -28,7 +28,7 @@ class GEBM(nn.Module):
 
     Attributes:
         base, energy: the two parts.
-        log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); nan while unknown.
+        log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); NaN while unknown.
         log_ratio: False when the critic of the loss is not a log density ratio; sampling then warns.
     """
 
@@ -66,7 +66,7 @@ class GEBM(nn.Module):
         return torch.device("cpu") if example is None else example.device
 
     def _floating_tensor(self) -> Tensor | None:
-        """Find the first floating-point parameter or buffer of the base, else of the energy."""
+        """Return the first floating-point parameter or buffer of the base, else of the energy; None without any."""
         parts = itertools.chain(
             self.base.parameters(), self.base.buffers(), self.energy.parameters(), self.energy.buffers()
         )
@@ -236,7 +236,7 @@ class LatentPotential(_BlockPotential):
         return self.tilt(z) + 0.5 * z.square().sum(1)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """Compute ``U(z)`` (C,) and ``grad U(z) = z + beta grad E(G(z))`` (C, Z)."""
+        """Compute ``U(z)``, (C,), and ``grad U(z) = z + beta grad E(G(z))``, (C, Z)."""
         value, grad = self.tilt_and_grad(z)
         return ValueAndGrad(value + 0.5 * z.square().sum(1), grad + z)
 
@@ -277,11 +277,11 @@ class DataPotential(_BlockPotential):
         self.inverse_temperature = beta
 
     def value(self, z: Tensor) -> Tensor:
-        """Compute ``beta E(x)`` at flattened data; (C, prod D) -> (C,)."""
+        """Compute ``U(x)``; (C, prod D) -> (C,)."""
         return self._evaluate(self._energy, z)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """Compute ``beta E(x)`` and its gradient; (C, prod D) -> (C,), (C, prod D)."""
+        """Compute ``U(x)`` and its gradient; (C, prod D) -> (C,), (C, prod D)."""
         return self._differentiate(self._energy, z)
 
     def _energy(self, rows: Tensor) -> Tensor:

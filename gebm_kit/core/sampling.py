@@ -26,11 +26,11 @@ class Potential(Protocol):
     """``U(z)``, minus a log-density up to a constant, evaluated on all chains at once. Gradients carry no graph."""
 
     def value(self, z: Tensor) -> Tensor:
-        """Evaluate the function at every chain; (C, Z) -> (C,)."""
+        """Compute U; (C, Z) -> (C,)."""
         ...
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """Evaluate the function and its gradient at every chain; (C, Z) -> (C,), (C, Z)."""
+        """Compute U and its gradient; (C, Z) -> (C,), (C, Z)."""
         ...
 
 
@@ -42,11 +42,11 @@ class TiltedPotential(Potential, Protocol):
     """
 
     def tilt(self, z: Tensor) -> Tensor:
-        """Evaluate the tilt at every chain; (C, Z) -> (C,)."""
+        """Compute the tilt; (C, Z) -> (C,)."""
         ...
 
     def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """Evaluate the tilt and its gradient at every chain; (C, Z) -> (C,), (C, Z)."""
+        """Compute the tilt and its gradient; (C, Z) -> (C,), (C, Z)."""
         ...
 
 
@@ -177,7 +177,7 @@ class Sampler(ABC):
 
     @classmethod
     def needs_one_block(cls) -> bool:
-        """Tell whether all chains of a run stay in one block: those of coupled kernels, populations and refiners do.
+        """Return whether all chains of a run stay in one block, as for coupled kernels, populations and refiners.
 
         Such chains are neither cut into blocks nor split into independent sets afterwards: each set is a run of its
         own.

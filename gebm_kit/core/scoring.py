@@ -86,7 +86,7 @@ class Metric(ABC):
     Attributes:
         ratio: whether GEBM over base is meaningful (a distance that is zero at the truth).
         of_model: True when the metric is a property of the model and not of draws (kale): called once.
-        lower_is_better: direction, for tables and for choosing the best checkpoint; None when there is none.
+        lower_is_better: direction, for tables and for choosing the best checkpoint; None for a metric without one.
         least_rows: fewest draws, and fewest rows of reference data, that a value can be computed from.
         against_train: True when draws are also scored against training data: a model that memorises scores better there
             than on held-out data.

@@ -1,4 +1,4 @@
-"""Drawing from a trained run, or from any GEBM built by hand."""
+"""Draws from a trained run, or from any GEBM built by hand."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class SampleOptions(TypedDict, total=False):
         inverse_temperature: beta; 1 is the model itself, 0 the base.
         seed: seed of starting points and sampler.
         block_size: chains on which the model is evaluated at a time, at most.
-        start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder (`HasEncoder`).
-            None: chains start at draws of the prior.
+        start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder
+            (`HasEncoder`). None: chains start at draws of the prior.
         device: a torch device or ``auto``; None: the recipe's device, or the device that a hand-built model is on.
-        resume: with a directory as ``out``: resume an interrupted sampling, or begin when there is none.
+        resume: with a directory as ``out``: resume an interrupted sampling, or begin when nothing is there.
         on_progress: called with the progress of the chains.
     """
 
@@ -84,21 +84,22 @@ def sample(
 ) -> Draws | ShardedDraws:
     """Draw from a trained run, or from any GEBM built by hand.
 
-    Options that are not given come from the run's recipe; for a hand-built model, from the defaults of `SampleSettings`.
-    Under torchrun, or inside a process group that the caller made, the ranks share the work: call it on all of them.
+    Options that are not given come from the run's recipe; for a hand-built model, from the defaults of
+    `SampleSettings`. Under torchrun, or inside a process group that the caller made, the ranks share the work: call it
+    on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The name in the recipe keeps
-            the recipe's parameters; any other name means that sampler's defaults.
-        out: where to write the draws as well. A .safetensors or .npz file holds all of them; a name without a suffix is a
-            directory into which they are streamed, however many there are, and `ShardedDraws` are returned.
+        sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The name in the recipe
+            keeps the recipe's parameters; any other name means that sampler's defaults.
+        out: where to write the draws as well. A .safetensors or .npz file holds all of them; a name without a suffix is
+            a directory into which they are streamed, however many there are, and `ShardedDraws` are returned.
         options: see `SampleOptions`.
 
     Raises:
         TypeError: an option that `SampleOptions` does not have.
-        UsageError: a value is outside its range; the energy is finite nowhere; the sampler does not serve the base's prior,
-            or needs more chains; ``out`` can't be written, or holds draws of another request.
+        UsageError: a value is outside its range; the energy is finite nowhere; the sampler does not serve the base's
+            prior, or needs more chains; ``out`` can't be written, or holds draws of another request.
         RecipeError, PluginError: no installed component is called ``sampler``.
         CheckpointError: the path is not a run, or the run is damaged.
         RunFailed: out of memory, a full disk.
@@ -130,7 +131,7 @@ def sample(
 def _asked(
     run_or_model: Run | GEBM | str | Path, options: SampleOptions
 ) -> tuple[Run | None, GEBM, SampleSettings, Any]:
-    """Return the run, if it is one; the model; the settings, with those of ``options``; and the recipe's sampler."""
+    """Return the run (None for a model), the model, the settings with ``options`` applied, and the recipe's sampler."""
     subject = subject_of(run_or_model)
     if isinstance(subject, Run):
         run, model = subject, subject.model

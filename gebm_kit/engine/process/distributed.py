@@ -37,7 +37,7 @@ FAREWELL_SECONDS = 10.0
 
 
 ARRIVAL_SECONDS = 900.0
-"""Seconds that ranks wait for one another at the beginning."""
+"""Seconds that ranks wait for each other at the beginning."""
 
 
 _FAILED, _LEFT = "failed", "left"

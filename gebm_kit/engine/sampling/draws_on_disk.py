@@ -47,7 +47,7 @@ STATE = "state"
 
 
 REQUEST = "request.json"
-"""The file in `STATE` that says what was asked for."""
+"""The file in `STATE` that holds the request."""
 
 
 BEGUN = "begun.safetensors"

@@ -100,7 +100,7 @@ def most_rows(row_bytes: int) -> int:
 
 def too_many(num_samples: int, model: GEBM) -> bool:
     """Return whether so many draws take more than `MOST_IN_MEMORY`;
-    they are then streamed unless a file is asked for."""
+    then they are streamed, unless a file was requested."""
     return num_samples * row_bytes(model.data_shape, model.latent_dim, model.dtype) > MOST_IN_MEMORY
 
 
