@@ -20,7 +20,7 @@ from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
 class DcganBase(Base):
-    """A linear layer to a small feature map, then doublings (convolution, norm, ReLU), of which the last gives the image.
+    """A linear layer to a small feature map, then doublings (convolution, norm, ReLU). The last one gives the image.
 
     (B, Z) -> (B, channels, height, width). A 64 x 64 image starts from 4 x 4 and is doubled four times; a 28 x 28 image
     starts from 7 x 7 and is doubled twice. Feature maps have ``width * 2^k`` channels. Each doubling halves them, down to

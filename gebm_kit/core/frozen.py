@@ -58,7 +58,7 @@ class Frozen:
                 self._speed_up(part)
 
     def restore(self) -> None:
-        """Restore the module as it was."""
+        """Undo the changes that this object made to the module."""
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         for part in self._training:

@@ -66,7 +66,7 @@ class GEBM(nn.Module):
         return torch.device("cpu") if example is None else example.device
 
     def _floating_tensor(self) -> Tensor | None:
-        """The first floating-point parameter or buffer of the base, else of the energy."""
+        """Find the first floating-point parameter or buffer of the base, else of the energy."""
         parts = itertools.chain(
             self.base.parameters(), self.base.buffers(), self.energy.parameters(), self.energy.buffers()
         )
@@ -232,11 +232,11 @@ class LatentPotential(_BlockPotential):
         return ValueAndGrad(self.inverse_temperature * value, self.inverse_temperature * grad)
 
     def value(self, z: Tensor) -> Tensor:
-        """``U(z)``; (C, Z) -> (C,)."""
+        """Compute ``U(z)``; (C, Z) -> (C,)."""
         return self.tilt(z) + 0.5 * z.square().sum(1)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """``U(z)`` (C,) and ``grad U(z) = z + beta grad E(G(z))`` (C, Z)."""
+        """Compute ``U(z)`` (C,) and ``grad U(z) = z + beta grad E(G(z))`` (C, Z)."""
         value, grad = self.tilt_and_grad(z)
         return ValueAndGrad(value + 0.5 * z.square().sum(1), grad + z)
 
@@ -277,11 +277,11 @@ class DataPotential(_BlockPotential):
         self.inverse_temperature = beta
 
     def value(self, z: Tensor) -> Tensor:
-        """(C, prod D) -> (C,)."""
+        """Compute ``beta E(x)`` at flattened data; (C, prod D) -> (C,)."""
         return self._evaluate(self._energy, z)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, prod D) -> (C,), (C, prod D)."""
+        """Compute ``beta E(x)`` and its gradient; (C, prod D) -> (C,), (C, prod D)."""
         return self._differentiate(self._energy, z)
 
     def _energy(self, rows: Tensor) -> Tensor:

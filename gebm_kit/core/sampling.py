@@ -26,11 +26,11 @@ class Potential(Protocol):
     """``U(z)``, minus a log-density up to a constant, evaluated on all chains at once. Gradients carry no graph."""
 
     def value(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
+        """Evaluate the function at every chain; (C, Z) -> (C,)."""
         ...
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
+        """Evaluate the function and its gradient at every chain; (C, Z) -> (C,), (C, Z)."""
         ...
 
 
@@ -42,11 +42,11 @@ class TiltedPotential(Potential, Protocol):
     """
 
     def tilt(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
+        """Evaluate the tilt at every chain; (C, Z) -> (C,)."""
         ...
 
     def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
+        """Evaluate the tilt and its gradient at every chain; (C, Z) -> (C,), (C, Z)."""
         ...
 
 
@@ -177,7 +177,7 @@ class Sampler(ABC):
 
     @classmethod
     def needs_one_block(cls) -> bool:
-        """Whether all chains of a run stay in one block: those of coupled kernels, populations and refiners do.
+        """Tell whether all chains of a run stay in one block: those of coupled kernels, populations and refiners do.
 
         Such chains are neither cut into blocks nor split into independent sets afterwards: each set is a run of its
         own.
@@ -185,7 +185,7 @@ class Sampler(ABC):
         return cls.coupled or cls.family != "kernel"
 
     def adaptation(self) -> Adaptation | None:
-        """Return a fresh object for whatever else warm-up should tune, or None."""
+        """Return a new object that tunes, during warm-up, what `tunable` does not cover; None if there is nothing more."""
         return None
 
     @abstractmethod

@@ -102,7 +102,7 @@ class CorruptFiles:
         self._lock = threading.Lock()  # training reads ahead in a thread of its own
 
     def note(self, file: Path | str, reason: object) -> None:
-        """Count ``file`` once.
+        """Count ``file`` as one that can't be decoded, however often it is met.
 
         Raises:
             DataError: the count is now above ``limit``.

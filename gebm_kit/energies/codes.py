@@ -69,7 +69,7 @@ class CodesEnergy(Energy):
         self._keep(None)
 
     def bind(self, base: Base) -> None:
-        """Take the codes from ``base`` from here on.
+        """Use the inverse of ``base`` as G^-1 from here on.
 
         Raises:
             UsageError: the base has no inverse.

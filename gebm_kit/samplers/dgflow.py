@@ -127,7 +127,7 @@ class Dgflow(Sampler):
         return new_state, Info(finite.to(value.dtype), finite, ~finite, grad_evals=1)
 
     def finished(self, state: DgflowState) -> Tensor:
-        """Return True, (), after ``num_steps`` steps."""
+        """Tell whether ``num_steps`` steps have been made; a boolean tensor of shape ()."""
         return state.steps >= self.num_steps
 
     def summary(self, state: DgflowState) -> Mapping[str, Tensor]:

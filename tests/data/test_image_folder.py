@@ -47,7 +47,7 @@ class TestPixels:
         assert data.value_range == (-1.0, 1.0)
 
     def test_the_shorter_side_is_resized_and_the_centre_kept(self, tmp_path: Path) -> None:
-        """Of three vertical stripes, the middle third of a wide image is kept."""
+        """A crop keeps the middle third of a wide image of three vertical stripes."""
         for index in range(3):
             pixels = np.zeros((10, 30, 3))
             pixels[:, 10:20] = 200

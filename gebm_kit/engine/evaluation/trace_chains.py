@@ -53,7 +53,7 @@ class Schedule:
         return cls(at, settings.warmup + settings.steps if at is None else max(at))
 
     def measures(self, step: int) -> bool:
-        """Return whether to measure at ``step``, which is not the last."""
+        """Return whether the schedule measures at ``step``. The last step is always measured and need not be asked for."""
         return step & (step - 1) == 0 if self.at is None else step == 0 or step in self.at
 
 

@@ -119,9 +119,9 @@ class Trace:
         return point.grad_evals if self.axis == "grad_evals" else point.forward_evals
 
     def evals_to_95(self, curve: Curve, name: str) -> int | None:
-        """Return the cost at which a chain first has 95 % of the improvement, on the trace's axis and without warm-up.
+        """Return the evaluations per chain that reach 95 % of the improvement from base to last point, without warm-up.
 
-        None unless the interval of the improvement lies above zero; see `evals_to_reach`.
+        None unless the last point is better than the base beyond its 95 % interval; see `evals_to_reach`.
         """
         gain = curve.improvement.get(name)
         if gain is None or (gain.low is not None and gain.low <= 0):

@@ -144,7 +144,9 @@ def mcse_mean(trace: Tensor) -> Tensor:
 def superchains(start: Tensor) -> Tensor:
     """Group chains into superchains: (q, C) values at the start -> (q, K, M) indices of chains.
 
-    K is C/32 within `SUPERCHAINS`. Chains left over, evenly spread over the order, belong to no superchain.
+    K, the number of superchains, is C/32, at least 4 and at most 16 (`SUPERCHAINS`). Each superchain holds M chains that
+    started close together. Where K M is less than C, the chains left over belong to none; they are spread evenly over the
+    order of starting values.
     """
     num_chains = start.shape[1]
     num = min(max(num_chains // 32, SUPERCHAINS[0]), SUPERCHAINS[1])

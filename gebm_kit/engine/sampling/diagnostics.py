@@ -157,7 +157,7 @@ class Check:
 
 
 def checks(d: Diagnostics) -> list[Check]:
-    """List the checks that apply to the sampler's family, in the order of their sentences."""
+    """List the checks that apply to the sampler's family, in the order in which their sentences are shown."""
     if d.family == "kernel":
         return [*_mixing(d), *_sizes(d), *_divergences(d), *_equipartition(d)]
     found = [*_weights(d), *_sizes(d), *_divergences(d), *_rejection(d)]

@@ -53,20 +53,20 @@ class TemperedPotential:
         self.potential, self.strength = potential, strength
 
     def tilt(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
+        """Compute the tilt at this rung; (C, Z) -> (C,)."""
         return self.strength * tilt(self.potential, z)
 
     def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
+        """Compute the tilt and its gradient at this rung; (C, Z) -> (C,), (C, Z)."""
         value, grad = tilt_and_grad(self.potential, z)
         return ValueAndGrad(self.strength * value, self.strength * grad)
 
     def value(self, z: Tensor) -> Tensor:
-        """(C, Z) -> (C,)."""
+        """Compute the potential at this rung; (C, Z) -> (C,)."""
         return self.tilt(z) + 0.5 * z.square().sum(1)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
-        """(C, Z) -> (C,), (C, Z)."""
+        """Compute the potential and its gradient at this rung; (C, Z) -> (C,), (C, Z)."""
         value, grad = self.tilt_and_grad(z)
         return ValueAndGrad(value + 0.5 * z.square().sum(1), grad + z)
 

@@ -41,7 +41,7 @@ from gebm_kit.engine.training.resume import check_place, check_same, drop_rows_a
 from gebm_kit.engine.training.rollback import exceeded, failure, go_back
 from gebm_kit.engine.training.starting_state import begin
 from gebm_kit.engine.training.trainer import Trainer
-from gebm_kit.engine.training.vital_signs import VitalSigns
+from gebm_kit.engine.training.vital_signs import VitalSignWarnings
 
 LOG_PARTITION_DRAWS = 20_000
 """Base draws behind the log-partition that a checkpoint stores. Likelihoods don't use it: evaluation estimates its own."""
@@ -143,7 +143,7 @@ class TrainingRun:
         self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
         self.skipping, self.skipped = False, 0
-        self.vital_signs = VitalSigns(self.settings.pretrain_steps + self.settings.start_steps)
+        self.vital_sign_warnings = VitalSignWarnings(self.settings.pretrain_steps + self.settings.start_steps)
         if not self.writes:
             self.logger, self.seconds = Loggers(), 0.0
             return
@@ -296,7 +296,7 @@ class TrainingRun:
         scalars = dict(named_scalars({**self.trainer.vital_signs(), **metrics}))
         if self.skipped:
             scalars["skipped_updates"] = self.skipped
-        for text in self.vital_signs.say(self.trainer.step, scalars, self.trainer.feed.batch_size):
+        for text in self.vital_sign_warnings.say(self.trainer.step, scalars, self.trainer.feed.batch_size):
             warn(text)
         self.logger.log(self.trainer.step, scalars)
         self.on_progress(Progress("train", self.trainer.step, self.settings.total_steps, scalars))
@@ -310,11 +310,11 @@ class TrainingRun:
         for part in seen:
             if part.recent:
                 warn(str(part))
-        part_of_it = exceeded(seen, settings.limit)
-        if part_of_it is None:
+        diverged = exceeded(seen, settings.limit)
+        if diverged is None:
             return False
         if trainer.restores >= settings.restores:
-            raise failure(trainer, part_of_it)
+            raise failure(trainer, diverged)
         torch.manual_seed(self.settings.seed)
         self.trainer = go_back(
             trainer,
@@ -323,7 +323,7 @@ class TrainingRun:
             lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress),
         )
         warn(
-            f"{part_of_it.longest} {part_of_it.part} updates in a row were skipped: training goes back from step "
+            f"{diverged.longest} {diverged.part} updates in a row were skipped: training goes back from step "
             f"{trainer.step} to step {self.trainer.step}, with other random numbers ({self.trainer.restores} of at most "
             f"{settings.restores} times)"
         )

@@ -299,7 +299,7 @@ class Trainer:
         return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
 
     def chain_ends(self) -> Tensor:
-        """Return the last states of the loss's chains, as the energy saw them in its last update, without noise."""
+        """Return the last states of the loss's chains, (B, *D) or codes (B, Z). Instance noise is not included."""
         if self._chain_ends is None:
             raise RuntimeError("no energy update has drawn negatives yet")
         return self._chain_ends

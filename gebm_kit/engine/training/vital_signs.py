@@ -71,7 +71,7 @@ def _variance(rows: Tensor, noise: float) -> Tensor:
     return (flat.var(0).sum() - flat.shape[1] * noise**2).clamp_min(1e-12)
 
 
-class VitalSigns:
+class VitalSignWarnings:
     """A memory of failures seen in the log, which warns about each one once until it clears up.
 
     Args:

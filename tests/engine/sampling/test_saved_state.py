@@ -1,4 +1,4 @@
-"""What goes on with a sampling after a stop: tuned samplers and chains come back from their files bit for bit."""
+"""Resuming a sampling after a stop: tuned samplers and chains come back from their files bit for bit."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def of_the_model() -> tuple[float, float]:
 
 
 def kale_gradient() -> tuple[float, float]:
-    """Of ``-log E_B[exp(-E)] = log(1 + k s^2) / 2 + k (m - c)^2 / (2 (1 + k s^2))`` in m and in log s."""
+    """Differentiate ``-log E_B[exp(-E)] = log(1 + k s^2) / 2 + k (m - c)^2 / (2 (1 + k s^2))`` in m and in log s."""
     spread = 1 + CURVATURE * SCALE**2
     off = MEAN - CENTRE
     return CURVATURE * off / spread, SCALE * (CURVATURE * SCALE / spread - CURVATURE**2 * SCALE * off**2 / spread**2)
@@ -156,7 +156,7 @@ def taught(model: GEBM) -> McmcTeaching:
 
 
 def gradients(form: str, model: GEBM, seed: int, teacher: WeightedLikelihood | None = None) -> Tensor:
-    """Of 60 independent batches, in m and log s; (60, 2)."""
+    """Return the gradients of 60 independent batches in m and log s; (60, 2)."""
     generator = torch.Generator().manual_seed(seed)
     teacher = teacher or weighted(model)
     exact = of_the_model()

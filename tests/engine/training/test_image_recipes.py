@@ -156,7 +156,7 @@ def test_what_is_there_and_damaged_is_an_error_of_a_dry_run_too(tmp_path: Path) 
 
 
 def test_expected_numbers_follow_from_the_parameters(folders: dict[str, Path]) -> None:
-    """Of the small files the same shares as of the published ones."""
+    """The number of rows of a published dataset follows from its parameters, as it does for the small files."""
     assert Lsun.expected({"category": "tower", "size": 8, "valid_fraction": 0.1, "test_fraction": 0.1}) is None
     for name in ("cifar10_sngan", "imagenet32_resnet", "lsun_bedroom", "celeba"):
         recipe = load_recipe(name, words_of(name, folders))

@@ -45,7 +45,7 @@ CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.tru
 KILLED = 9
 
 STRIDE = 7
-"""Of the changes that a whole training makes, every seventh is tested, which meets those of each kind."""
+"""Every seventh change that a whole training makes on disk is tested; this meets each kind of change."""
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.checkpoint_state import tensors_of
 from gebm_kit.engine.training.trainer import Trainer
-from gebm_kit.engine.training.vital_signs import VitalSigns, findings, vital_signs
+from gebm_kit.engine.training.vital_signs import VitalSignWarnings, findings, vital_signs
 from gebm_kit.losses.kale import Kale
 
 
@@ -98,7 +98,7 @@ def test_a_healthy_line_and_one_that_is_not_a_number_say_nothing() -> None:
 
 
 def test_each_is_said_once_until_it_clears_up() -> None:
-    watch = VitalSigns(start=50)
+    watch = VitalSignWarnings(start=50)
     bad, good = {"energy_std": 1e-4}, {"energy_std": 1.0}
     said = [len(watch.say(50 * n, bad if n not in (6, 7) else good, 128)) for n in range(12)]
     #       start   seen twice       cleared  again
@@ -112,7 +112,7 @@ def test_the_quickstart_starts_without_a_warning_and_looking_changes_nothing() -
         torch.manual_seed(0)
         trainer = Trainer(recipe, build_dataset(recipe), torch.device("cpu"))
         trainer.initialise()
-        watch = VitalSigns(recipe.train.start_steps)
+        watch = VitalSignWarnings(recipe.train.start_steps)
         while trainer.step < 160:
             metrics = trainer.cycle()
             if looking and trainer.step % 40 == 0:

@@ -114,8 +114,8 @@ class MAF(FlowBase):
     """Affine autoregressive: each coordinate is shifted and scaled by a network's function of the coordinates before it.
 
     With ``fast: density`` a density costs one pass of each layer's network, and a draw D passes. With ``fast: sampling`` (an
-    inverse autoregressive flow) it is the other way round. Use the first for maximum likelihood, and the second for chains
-    in latent space and joint training.
+    inverse autoregressive flow) it is the other way round. Use ``density`` for maximum likelihood, and ``sampling`` for
+    chains in latent space and joint training.
 
     Args:
         transforms: number of layers.
