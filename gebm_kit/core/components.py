@@ -188,9 +188,10 @@ def parameters(target: type) -> dict[str, Parameter]:
     Raises:
         PluginError: the constructor takes ``*args`` or ``**kwargs``, or a parameter without annotation.
     """
-    constructor: Any = getattr(target, "__init__")  # noqa: B009  (mypy calls instance.__init__ unsound)
-    if constructor is object.__init__ or constructor.__module__ == "torch.nn.modules.module":
+    owner = next(cls for cls in target.__mro__ if "__init__" in vars(cls))
+    if owner is object or owner.__module__ == "torch.nn.modules.module":
         return {}  # it defines no constructor; nn.Module's takes *args, which are not parameters
+    constructor: Any = vars(owner)["__init__"]
     try:
         hints = typing.get_type_hints(constructor, include_extras=True)
     except Exception as error:

@@ -305,3 +305,21 @@ def test_every_builtin_loads_has_a_schema_and_says_what_it_is(record: Any) -> No
 
 def test_injected_names_are_described() -> None:
     assert all(meaning.strip() for meaning in INJECTED.values())
+
+
+def test_a_module_without_constructor_has_no_parameters_even_where_torch_has_wrapped_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch.compile puts a function of its own in the place of ``nn.Module.__init__``."""
+
+    class Plain(nn.Module):
+        pass
+
+    assert parameters(Plain) == {}
+    original = nn.Module.__init__
+
+    def wrapped(self: nn.Module, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "__init__", wrapped)
+    assert parameters(Plain) == {}

@@ -138,7 +138,7 @@ def test_a_dry_run_shows_the_published_size(name: str, base: int, energy: int, f
 )
 def test_a_dry_run_needs_no_data(name: str, shape: list[int], num: int, tmp_path: Path) -> None:
     words = [f"data.path={tmp_path / 'nowhere'}", "base.width=4", "energy.width=4", "train.batch_size=2"]
-    with pytest.warns(GebmKitWarning, match="does not exist; for the dry run random images"):
+    with pytest.warns(GebmKitWarning, match="does not exist; the dry run uses random images"):
         costs = plan(load_recipe(name, [*words, "train.energy_steps=1"]), cycles=1)
     assert costs["data"] == {"shape": shape, "train": num, "prepared": None, "stand_in": True}
     assert costs["steps_per_second"] > 0
