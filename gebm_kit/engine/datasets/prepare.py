@@ -47,7 +47,7 @@ from gebm_kit.engine.datasets.prepared_cache import (
     source_entry,
     verify,
 )
-from gebm_kit.engine.process.lock import RunLock
+from gebm_kit.engine.process.lock import DirectoryLock
 
 PIECE_ROWS = 64
 """Number of images that a thread decodes at a time."""
@@ -105,7 +105,7 @@ def prepare(
     if force or find_prepared(recipe).index is None:
         dataset = _from_files(recipe)  # before anything is written: the likeliest failure is a missing folder
         make_directory(root)
-    with RunLock(work="preparing", hint="Wait for it.", active=dataset is not None) as lock:
+    with DirectoryLock(work="preparing", hint="Wait for it.", active=dataset is not None) as lock:
         lock.hold(root)
         found = find_prepared(recipe)  # again: another process may have made it while holding the lock
         if found.index is not None and not force:

@@ -1,8 +1,7 @@
-"""A lock that lets one process at a time train in a run directory.
+"""A lock that lets one process at a time work in a directory.
 
 The lock is the operating system's (``flock``) on the file ``.lock``. It ends with the process, so a killed process
-leaves no lock and nothing has to be cleaned up. That file is also the first thing written to a new run directory: it
-tells a run whose creation was interrupted from a directory of the user's.
+leaves no lock and nothing has to be cleaned up. The lock of a run directory is in run_directory/lock.py.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import socket
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import writing
@@ -24,32 +24,26 @@ except ImportError:  # Windows, where nothing keeps two processes apart
 
 
 LOCK = ".lock"
-"""Name of the locked file in a run directory."""
+"""Name of the locked file in a directory."""
 
 LOCK_SECONDS = 1.0
 """Seconds to keep trying for a lock, because a command that lists runs holds a shared one for an instant."""
 
 
-class RunLock:
-    """The lock on at most one run directory, from `hold` to the end of the ``with`` block.
+class DirectoryLock:
+    """The lock on at most one directory, from `hold` to the end of the ``with`` block.
 
     Args:
         active: False: do nothing (only rank 0 of several ranks holds the lock).
         work, hint: for the error: what the process that holds the lock is doing, and what the user can do.
     """
 
-    def __init__(
-        self,
-        *,
-        active: bool = True,
-        work: str = "training in",
-        hint: str = "Wait for it or stop it (Ctrl-C or SIGTERM save its state), or choose another --out.",
-    ) -> None:
+    def __init__(self, *, active: bool = True, work: str, hint: str) -> None:
         self.active, self.work, self.hint = active, work, hint
         self._handle: int | None = None
 
     def hold(self, path: Path) -> None:
-        """Lock the run directory ``path``, which exists.
+        """Lock the directory ``path``, which exists.
 
         Raises:
             UsageError: another process holds the lock, or the directory can't be written.
@@ -79,7 +73,7 @@ class RunLock:
             os.close(self._handle)
             self._handle = None
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

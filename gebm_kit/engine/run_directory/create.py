@@ -18,8 +18,9 @@ from gebm_kit.core.interfaces import Base, HasSource
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
 from gebm_kit.core.version import __version__
-from gebm_kit.engine.process.lock import LOCK, RunLock
+from gebm_kit.engine.process.lock import LOCK
 from gebm_kit.engine.run_directory.checkpoint import remove_unfinished
+from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import RUNS, STATUS, Run
 
 SOURCE_FOLDER = "base"

@@ -28,11 +28,11 @@ from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_re
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.process.distributed import Ranks
-from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, keep_source, tidy, write_resolved
+from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, load_run
 from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of

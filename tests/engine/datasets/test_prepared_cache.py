@@ -29,7 +29,7 @@ from gebm_kit.engine.datasets.batches import Feed
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepare import prepare
 from gebm_kit.engine.datasets.prepared_cache import PARTS, PreparedDataset, find_prepared, place_of
-from gebm_kit.engine.process.lock import RunLock
+from gebm_kit.engine.process.lock import DirectoryLock
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.dry_run import plan
 
@@ -384,7 +384,7 @@ sys.exit(main(["data", "prepare", "tiny.yaml"]))
         monkeypatch.setattr("gebm_kit.engine.process.lock.LOCK_SECONDS", 0.0)
         wanted = recipe(make_folder(formats))
         place_of(wanted).mkdir(parents=True)
-        with RunLock() as lock:
+        with DirectoryLock(work="preparing", hint="") as lock:
             lock.hold(place_of(wanted))
             with pytest.raises(UsageError, match="another process is preparing"):
                 prepare(wanted)

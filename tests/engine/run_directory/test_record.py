@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from gebm_kit.core.errors import CheckpointError, UsageError
-from gebm_kit.engine.process.lock import LOCK, RunLock
+from gebm_kit.engine.process.lock import LOCK
+from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.record import find_records, read_record, read_rows
 
 

@@ -19,9 +19,9 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_json
 from gebm_kit.engine.process import lock as lock_module
-from gebm_kit.engine.process.lock import RunLock
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, is_unmade
+from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import load_run, newest_run, unfinished_runs
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training import loop as module
@@ -241,7 +241,7 @@ def test_the_second_process_in_a_directory_gets_one_message(
     monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0.1)
     out = tmp_path / "run"
     code = (
-        "import sys, time\nfrom gebm_kit.engine.process.lock import RunLock\nfrom pathlib import Path\n"
+        "import sys, time\nfrom gebm_kit.engine.run_directory.lock import RunLock\nfrom pathlib import Path\n"
         "with RunLock() as lock:\n    lock.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)\n"
     )
     with RunLock() as lock:
