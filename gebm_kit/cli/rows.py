@@ -69,7 +69,7 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
     from gebm_kit.engine.likelihood.user_rows import columns_of
 
     if len(run.model.data_shape) != 1:
-        return image_rows(load(file, key, None).rows, file), ()
+        return image_rows(load(file, key, None).rows, file, run.dataset), ()
     names = column_names(file, key)
     known: object = run.dataset
     wanted = known.columns if isinstance(known, HasStandardisation) else None

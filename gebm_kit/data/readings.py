@@ -19,11 +19,12 @@ BYTES = "unsigned bytes 0..255"
 """What most images are stored as."""
 
 
-def reading(dataset: Dataset, before: str, *, after: str | None = None, notes: Sequence[str] = ()) -> str:
+def reading(dataset: Dataset, source: str, before: str, *, after: str | None = None, notes: Sequence[str] = ()) -> str:
     """Write the line: rows, shape, type and range before and after, labels, and notes.
 
     Args:
         dataset: the dataset; its splits, shape, range and labels are stated.
+        source: name of the file or folder.
         before: type and range in the files.
         after: type and range of the rows; None: single precision in the dataset's value range.
         notes: what else a reader should know, each a few words.
@@ -34,7 +35,7 @@ def reading(dataset: Dataset, before: str, *, after: str | None = None, notes: S
     after = after or f"float32 in {f'[{interval[0]:g}, {interval[1]:g}]' if interval else 'no fixed range'}"
     labels = f"{dataset.num_classes} classes" if isinstance(dataset, HasLabels) else "none"
     shape = "x".join(map(str, dataset.data_shape))
-    first = f"read {sum(counts):,} rows ({parts}) of shape {shape}: {before} -> {after}; labels: {labels}"
+    first = f"{source}: {sum(counts):,} rows ({parts}) of shape {shape}, {before} -> {after}; labels: {labels}"
     return "; ".join([first, *(note for note in notes if note)])
 
 
@@ -91,23 +92,19 @@ def survey(folder: Path, names: Sequence[str], corrupt: CorruptFiles) -> Survey:
     return found
 
 
-def folder_reading(
-    dataset: Dataset, folder: Path, listed: Listed, corrupt: CorruptFiles, background: str | None, what: str = ""
-) -> str:
+def folder_reading(dataset: Dataset, folder: Path, listed: Listed, corrupt: CorruptFiles, background: str) -> str:
     """Write the line about a folder of images; see `reading`.
 
     Args:
-        background: colour behind transparent pixels; None: the dataset has no such parameter, and white is used.
-        what: what the files were fitted to, for example.
+        background: colour behind transparent pixels.
     """
     headers = survey(folder, listed.names, corrupt)
     suffixes = Counter(name.rpartition(".")[2].lower() for name in listed.names)
     kinds = ", ".join(f"{count:,} .{suffix}" for suffix, count in suffixes.most_common())
     damaged = len(corrupt.reasons)
     notes = [
-        what,
-        headers.transparency(background or "white"),
+        headers.transparency(background),
         f"files: {kinds}; left out: {listed.left_out()}",
         f"damaged so far: {damaged}" if damaged else "",
     ]
-    return reading(dataset, headers.before(), notes=notes)
+    return reading(dataset, str(folder), headers.before(), notes=notes)
