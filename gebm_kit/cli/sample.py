@@ -22,6 +22,7 @@ from gebm_kit.cli.options import (
     Quiet,
     RunWord,
     Threads,
+    TrustPaths,
     TrustProgram,
     complete_metric,
     complete_sampler,
@@ -132,6 +133,7 @@ def sample(
     trace: TraceMetric = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -140,7 +142,7 @@ def sample(
 ) -> None:
     """Draw from a trained RUN by MCMC in its latent space, and say how good the draws are."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     given = with_long_beta(given, sweep=trace is not None)
     changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
