@@ -5,13 +5,14 @@ Shapes: C chains, Z latent size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core.contracts import broken, said
-from gebm_kit.core.interfaces import Info
+from gebm_kit.core.model_contracts import broken, said
+from gebm_kit.core.sampling import Info, Sampler
 
 
 def check_sampler_state(sampler: object, state: Any, num_chains: int, latent_dim: int) -> None:
@@ -74,4 +75,33 @@ def check_sampler_info(sampler: object, info: Any, num_chains: int) -> None:
         if type(getattr(info, name)) is not int:
             raise broken(
                 "sampler", sampler, f"returns info.{name} as {said(getattr(info, name))}; it must be a Python int"
+            )
+
+
+def check_sampler_results(sampler: Sampler, state: Any) -> None:
+    """Check what a sampler says of a state: whether it has finished, log-partition, weights, further numbers.
+
+    Raises:
+        PluginError: one of them is of another shape or type.
+    """
+    done = sampler.finished(state)
+    if sampler.family == "kernel":
+        if done is not None:
+            raise broken("sampler", sampler, f"is a kernel and returns {said(done)} from finished; it must return None")
+    elif not isinstance(done, Tensor) or done.shape != () or done.dtype != torch.bool:
+        raise broken("sampler", sampler, f"returns {said(done)} from finished; it must return a bool tensor, ()")
+    value, weights = sampler.log_partition(state), sampler.log_weights(state)
+    if value is not None and (not isinstance(value, Tensor) or value.shape != ()):
+        raise broken(
+            "sampler", sampler, f"returns {said(value)} from log_partition; it must return a scalar tensor or None"
+        )
+    if weights is not None and (not isinstance(weights, Tensor) or weights.ndim != 1):
+        raise broken("sampler", sampler, f"returns {said(weights)} from log_weights; it must return (N,) or None")
+    summary = sampler.summary(state)
+    if not isinstance(summary, Mapping):
+        raise broken("sampler", sampler, f"returns {said(summary)} from summary; it must return named scalar tensors")
+    for name, entry in summary.items():
+        if not isinstance(entry, Tensor) or entry.shape != ():
+            raise broken(
+                "sampler", sampler, f"returns {name!r} as {said(entry)} in summary; it must be a scalar tensor, ()"
             )

@@ -39,6 +39,7 @@ from gebm_kit.engine.likelihood.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.likelihood.nll import Likelihood, check_space, log_det_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 
@@ -163,6 +164,7 @@ def score(
         metrics, {"draws": num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
     )
     with placed(model, device) as (where, _):
+        check_contract(model, sampler, where)
         base = base_sets(model, sampling, num_samples, num_sets, where)
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
