@@ -103,13 +103,24 @@ def place_of(cls: type) -> str:
         return "" if first is None else f"{first.co_filename}, line {first.co_firstlineno}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory has run out, the host's or a device's, whoever asked for it.
+
+    Three errors count as one: `torch.OutOfMemoryError`, `MemoryError`, and the RuntimeError of torch's CPU allocator.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return type(error) is RuntimeError and "can't allocate memory" in str(error)
+
+
 def plugin_error(error: BaseException) -> PluginError | None:
     """Return the error to report in place of an unknown one that is a component's fault; None if it is not.
 
     The exception is a component's fault if it passes through the component's code, or if the kit raised it while it worked
     with what the component returned.
     """
-    if isinstance(error, GebmKitError):
+    if isinstance(error, GebmKitError) or is_out_of_memory(error):
         return None
     frames = [(frame, line) for frame, line in _frames(error.__traceback__)]
     words = " ".join(f"{type(error).__name__}: {error}".split())
@@ -128,6 +139,11 @@ def plugin_error(error: BaseException) -> PluginError | None:
                 place = f"{frame.f_code.co_filename}, line {line}"
                 return PluginError(f"{what} gave gebm-kit what it can't use at {place}: {words}", hint=_hint(what))
     return None
+
+
+def passes_through_component(error: BaseException) -> bool:
+    """Return whether an exception was raised inside a component that is not the kit's own, or inside a plugin's code."""
+    return any(_is_foreign(frame) for frame, _ in _frames(error.__traceback__))
 
 
 def is_foreign(component: object) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gebm_kit.core import interfaces
 from gebm_kit.core.attribution import describe
@@ -52,6 +52,7 @@ __all__ = [
     "check_repeatable",
     "check_rows_independent",
     "check_scalar",
+    "check_state",
     "refuse_changed",
     "said",
     "untouched",
@@ -84,6 +85,22 @@ def check_kind(kind: str, component: object) -> None:
 
 
 # --- losses and penalties --------------------------------------------------------------------------------------------
+
+
+def check_state(kind: str, module: nn.Module) -> None:
+    """Check that a module's state consists of tensors, which is what a checkpoint holds.
+
+    Raises:
+        PluginError: it does not.
+    """
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise broken(
+                kind,
+                module,
+                f"has {type(value).__name__} as {name!r} in its state_dict; a checkpoint holds tensors alone",
+                hint="Return a tensor from get_extra_state, or keep the value in a buffer (register_buffer).",
+            )
 
 
 def check_loss_terms(loss: object, method: str, terms: Any) -> None:

@@ -28,6 +28,7 @@ from gebm_kit.core.interfaces import Dataset, Metric, Sampler, Split
 from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
@@ -157,6 +158,7 @@ def score(
     """
     num_samples, num_sets = settings.num_samples, settings.num_sets
     check_request(model, dataset, num_samples, num_sets)
+    check_dataset(dataset, disjoint=not isinstance(dataset, HeldOut))
     check_space(dataset, settings.nll_space)
     check_data_serves(metrics, dataset, settings.features)
     rows = _data_rows(dataset, metrics, settings)

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import estimators
+from gebm_kit.core.attribution import passes_through_component, plugin_error
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.files import write_json
 from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
+from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_report
@@ -80,6 +82,7 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = open_dataset(recipe)
+    check_dataset(dataset)
     best = BestCheckpoint(recipe, check_metrics(recipe, dataset))
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
@@ -164,8 +167,11 @@ class TrainingRun:
             if self.writes and self.run.state == "running":
                 self._status("interrupted")
             raise
-        except Exception:
+        except Exception as error:
             self._try_status("failed")
+            blamed = plugin_error(error)
+            if blamed is not None:
+                raise blamed from error
             raise
         finally:
             self.logger.close()
@@ -183,6 +189,8 @@ class TrainingRun:
                 self.evaluate()
                 self._status("finished")
         except UsageError as error:  # the run directory could be written when the run began
+            if passes_through_component(error):  # resuming would end there again
+                raise
             raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
 
     def loop(self) -> None:
@@ -320,7 +328,7 @@ class TrainingRun:
             trainer,
             self.run.checkpoints,
             lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
-            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress),
+            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress, check=False),
         )
         warn(
             f"{diverged.longest} {diverged.part} updates in a row were skipped: training goes back from step "
