@@ -6,6 +6,7 @@ base class raises for it. Components passed as Python objects count as well. Not
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import sys
@@ -101,6 +102,22 @@ def place_of(cls: type) -> str:
         codes = [code for value in vars(cls).values() if isinstance(code := getattr(value, "__code__", None), CodeType)]
         first = min(codes, key=lambda code: code.co_firstlineno, default=None)
         return "" if first is None else f"{first.co_filename}, line {first.co_firstlineno}"
+
+
+@contextlib.contextmanager
+def attributed() -> Iterator[None]:
+    """Turn an unknown exception inside the block into the `PluginError` of the component whose fault it is.
+
+    Raises:
+        PluginError: see `plugin_error`.
+    """
+    try:
+        yield
+    except Exception as error:
+        blamed = plugin_error(error)
+        if blamed is None:
+            raise
+        raise blamed from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import contracts, sampler_contracts
-from gebm_kit.core.interfaces import Base, Energy, OnCodes, Sampler
+from gebm_kit.core.attribution import attributed
+from gebm_kit.core.interfaces import Base, Energy, Info, OnCodes, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.preserved import preserved
 from gebm_kit.core.priors import prior_sample
@@ -71,9 +72,10 @@ def check_contract(model: GEBM, sampler: Sampler, device: torch.device) -> None:
     Raises:
         PluginError, UsageError: a check failed.
     """
-    contracts.check_base_facts(model.base)
-    follows = check_sampler(sampler, model.latent_dim, device, model.dtype)
-    check_model(model, device, gradient=follows)
+    with attributed():
+        contracts.check_base_facts(model.base)
+        follows = check_sampler(sampler, model.latent_dim, device, model.dtype)
+        check_model(model, device, gradient=follows)
 
 
 def _checked_base(base: Base, z: Tensor, tolerance: float) -> Tensor:
@@ -170,8 +172,8 @@ def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device,
     for _ in range(STEPS):
         before = [entry.clone() for entry in state]
         after: Any = sampler.step(state, potential, generator)
-        if not isinstance(after, tuple) or len(after) != 2:
-            what = f"returns {type(after).__name__} from step; it must return the pair (state, info)"
+        if not isinstance(after, tuple) or len(after) != 2 or not isinstance(after[1], Info):
+            what = f"returns {type(after).__name__} from step; it must return the pair of a state and an Info"
             raise contracts.broken("sampler", sampler, what)
         sampler_contracts.check_sampler_state(sampler, after[0], chains, latent_dim)
         sampler_contracts.check_sampler_step(sampler, state, after[0])

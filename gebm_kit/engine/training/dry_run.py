@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected, IsPublished
 from gebm_kit.core.interfaces import Dataset, Split, SplitName, named_scalars
@@ -19,6 +20,8 @@ from gebm_kit.core.progress import warn
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
+from gebm_kit.engine.evaluation.contract import check_values
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
@@ -40,7 +43,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
         DataError, UsageError, PluginError: as in `train`.
     """
     where = resolve_device(local_device(device or recipe.device))
-    with joined_ranks(where, "training") as ranks, ranks.together():
+    with joined_ranks(where, "training") as ranks, attributed(), ranks.together():
         data_parallel.check_ranks(recipe, device, ranks)
         return _plan(recipe, where, cycles)
 
@@ -49,12 +52,13 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
     check_loggers(recipe)
     dataset = _dataset(recipe)
     check_dataset(dataset, disjoint=not isinstance(dataset, StandIn))
-    check_metrics(recipe, dataset)
+    metrics = check_metrics(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
         start_from(trainer, recipe)
         check_training(trainer, dataset)
+        check_values(metrics, trainer.model, dataset, FeatureSettings.of(recipe), where)
         if trainer.negatives is not None:
             trainer.negatives.fill(trainer.model)
         # a usual cycle: after the longer ones at the start, and after the one that enters the main phase
