@@ -24,7 +24,7 @@ MISSING = frozenset(
 """Fields that stand for a missing value: what pandas, R and SQL write, and the question mark of the UCI tables."""
 
 MARKS = "\t;,"
-"""What may separate fields. A mark is taken if it divides the first lines evenly; the earlier ones are less often in text."""
+"""What may separate fields. A mark is taken if it divides the first lines evenly; earlier ones are rarer in text."""
 
 SAMPLE_LINES = 20
 """Lines from which the mark is judged."""
@@ -195,7 +195,9 @@ class CsvFile:
             DataError: it could be names or values.
         """
         counted = [str(place) for place in range(len(first))]
-        if first[0] == "" and first[1:] == counted[:-1]:  # pandas' names of a table without names, with its index
+        if (
+            len(first) > 1 and first[0] == "" and first[1:] == counted[:-1]
+        ):  # pandas' names of a table without names, with its index
             return True
         hint = "Say which with header=true or header=false."
         if len(first) > 1 and first == counted:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError, nearest
+from gebm_kit.core.progress import warn
 from gebm_kit.data.conditions import Condition
 from gebm_kit.data.csv_files import MISSING, CsvFile
 from gebm_kit.data.fields import Column, Numbers, numbers, problem
@@ -44,6 +45,27 @@ class Table:
     kind: str = "text"
     labels: tuple[str, ...] | None = None
 
+    def notes(self) -> tuple[str, ...]:
+        """Say in a few words each which rows and columns were left out."""
+        chosen = f"{self.dropped:,} rows with a missing value dropped" if self.dropped else ""
+        left_out = f"left out as row labels: {', '.join(self.left_out)}" if self.left_out else ""
+        of = f"{len(self.rows):,} of {self.total:,} rows of the file" if len(self.rows) != self.total else ""
+        return tuple(note for note in (of, chosen, left_out) if note)
+
+    def warn(self, file: Path) -> None:
+        """Warn of rows and columns that were left out without the user naming them.
+
+        Warns:
+            GebmKitWarning: see above.
+        """
+        if self.left_out:
+            names = ", ".join(self.left_out)
+            warn(f"{file}: {names} is left out: it holds row labels, as pandas and R write them")
+        if self.dropped:
+            warn(
+                f"{file}: {self.dropped:,} of {self.dropped + len(self.rows):,} rows have a missing value and are dropped"
+            )
+
 
 class TableFile(Protocol):
     """A file of columns that is read in blocks of rows.
@@ -73,7 +95,11 @@ def place_of(word: str, names: tuple[str, ...], file: Path) -> int:
         return names.index(word)
     if word.isdecimal() and 1 <= int(word) <= len(names):
         return int(word) - 1
-    raise DataError(f"{file} has no column {word!r}; {nearest(word, names)}")
+    if names == tuple(str(number + 1) for number in range(len(names))):
+        allowed = f"without names in the file, give the number of a column, from 1 to {len(names)}"
+    else:
+        allowed = nearest(word, names)
+    raise DataError(f"{file} has no column {word!r}; {allowed}")
 
 
 @dataclass(slots=True)
@@ -105,7 +131,7 @@ class Reading:
         self._read = list(dict.fromkeys([*self._places, *(place for place, _ in self._conditions)]))
         self._read += [labels] if labels is not None and labels not in self._read else []
         self._trouble: dict[int, _Trouble] = {}
-        self._counting = {place: -1 for place in self._places} if counting and len(self._places) > 1 else {}
+        self._counting = dict.fromkeys(self._places, -1) if counting and len(self._places) > 1 else {}
         self._parts: list[np.ndarray] = []
         self._kinds: dict[str, None] = {}
         self._total = self._met = self._lost = 0

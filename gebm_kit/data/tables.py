@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gebm_kit.core.archives import NpzArchive, read_npy_file
 from gebm_kit.core.errors import DataError, nearest
-from gebm_kit.core.reading import NpzArchive, amount, available_memory, open_regular, read_npy_file
+from gebm_kit.core.reading import amount, available_memory, open_regular
 
 ARRAY_SUFFIXES = (".npz", ".npy", ".safetensors")
 """Suffixes of the files that `load` reads."""
@@ -93,8 +94,10 @@ def _npz(path: Path, key: str | None, labels: str | None) -> Loaded:
 
 def _npy(path: Path) -> np.ndarray:
     with open_regular(path) as file:
-        archive = file.read(2) == b"PK"
-    if archive:
+        start = file.read(2)
+    if start[:1] == b"\x80":
+        raise DataError(f"{path} holds pickled Python objects and is not read: unpickling runs code from the file")
+    if start == b"PK":
         raise DataError(f"{path} is not a .npy file but an archive; rename it to .npz")
     return read_npy_file(path)
 
