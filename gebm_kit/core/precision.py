@@ -18,15 +18,14 @@ def merged_columns(rows: Tensor) -> list[int]:
     """
     if rows.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8) or len(rows) < 2:
         return []
-    rows = rows.double()
-    largest, spread = rows.abs().amax(0), rows.std(0, correction=0)
-    gap = largest * torch.finfo(torch.float32).eps
-    found = (gap > COARSE * spread) & (rows.amax(0) > rows.amin(0))
-    for column in ((largest > 2**24) & ~found).nonzero().flatten().tolist():
+    single = rows.float().double()
+    largest = single.abs().amax(0)
+    spread = (rows - rows[:1]).double().std(0, correction=0)  # whole numbers may have more digits than double precision
+    found = (largest * torch.finfo(torch.float32).eps > COARSE * spread) & (rows.amax(0) > rows.amin(0))
+    for column in ((largest >= 2**24) & ~found).nonzero().flatten().tolist():
         values = rows[:, column]
-        if bool((values == values.round()).all()):
-            before = values.unique()
-            found[column] = len(before.float().unique()) < len(before)
+        if not values.is_floating_point() or bool((values == values.round()).all()):
+            found[column] = len(single[:, column].unique()) < len(values.unique())
     return [int(column) for column in found.nonzero().flatten()]
 
 
@@ -43,9 +42,13 @@ def check_single_precision(rows: Tensor, names: tuple[str, ...], source: str, hi
     found = merged_columns(rows)
     if found:
         listed = ", ".join(repr(names[column]) if column < len(names) else str(column + 1) for column in found)
-        low, high = float(rows[:, found[0]].min()), float(rows[:, found[0]].max())
+        low, high = (
+            (f"{value:.17g}" for value in rows[:, found[0]].aminmax())
+            if rows.is_floating_point()
+            else (str(int(value)) for value in rows[:, found[0]].aminmax())
+        )
         raise DataError(
-            f"{source}: the values of column {listed} lie too close together for their size ({low:.17g} to {high:.17g}): "
+            f"{source}: the values of column {listed} lie too close together for their size ({low} to {high}): "
             "single precision can't tell them apart",
             hint=hint,
         )

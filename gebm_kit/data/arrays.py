@@ -15,6 +15,7 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.precision import check_single_precision
+from gebm_kit.core.progress import warn
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.columns import Missing, read_table
 from gebm_kit.data.tables import TABLE_SUFFIXES, load
@@ -82,7 +83,10 @@ class Arrays(TensorDataset):
         file = directory / Path(path).expanduser()
         found = _read(file, key, labels, columns, missing, header)
         rows = _shaped(found.rows, file)
-        self._before, self._file, self._notes = range_in_words(rows), file, list(found.notes)
+        self._before = range_in_words(rows)
+        if found.kind:
+            self._before = f"{found.kind} {self._before.partition(' ')[2]}"
+        self._file, self._notes = file, list(found.notes)
         if rows.dtype == torch.uint8 and rows.ndim == 4:
             if interval not in (None, (-1.0, 1.0)):
                 raise UsageError(f"{file} holds images of bytes, which are scaled to [-1, 1]; leave value_range out")
@@ -127,13 +131,14 @@ class Arrays(TensorDataset):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a file holds: rows, names of columns, labels as numbers, what they stand for, and notes for the user."""
+    """What a file holds: rows, names of columns, labels as numbers, what they stand for, notes, and the type of values."""
 
     rows: Tensor
     columns: tuple[str, ...] = ()
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: str = ""
 
 
 def _read(
@@ -144,7 +149,7 @@ def _read(
         table = read_table(file, key, columns, missing=missing, header=header, labels=labels)
         table.warn(file)
         indices, classes = class_indices(table.labels) if table.labels is not None else (None, ())
-        return _Found(table.rows, table.columns, indices, classes, table.notes())
+        return _Found(table.rows, table.columns, indices, classes, table.notes(), table.kind)
     for name, value in (("columns", columns), ("header", header)):
         if value is not None:
             raise DataError(f"{file}: {name} has a meaning for .csv and .parquet files only; leave it out")
@@ -156,7 +161,10 @@ def _read(
     if classes_of_rows is not None and len(classes_of_rows) == len(rows):
         classes_of_rows = classes_of_rows[whole]
     dropped = len(rows) - int(whole.sum())
-    return _Found(rows[whole], labels=classes_of_rows, notes=(f"{dropped:,} rows with a missing value dropped",))
+    if not dropped:
+        return _Found(rows, labels=classes_of_rows)
+    warn(f"{file}: {dropped:,} of {len(rows):,} row(s) have a missing value and are dropped")
+    return _Found(rows[whole], labels=classes_of_rows, notes=(f"{dropped:,} row(s) with a missing value dropped",))
 
 
 def _names(names: tuple[str, ...], num: int) -> tuple[str, ...]:
@@ -274,8 +282,11 @@ def _class_indices(labels: Tensor, num_rows: int, file: Path) -> Tensor:
         raise DataError(
             f"{file}: labels have shape {tuple(labels.shape)} for {num_rows} rows; one number a row is needed"
         )
-    if not torch.equal(labels.double(), labels.double().round()) or bool((labels < 0).any()):
+    values = labels.double()
+    if not torch.equal(values, values.round()) or bool((labels < 0).any()):
+        raise DataError(f"{file}: labels must be whole numbers from 0; the smallest is {float(values.min()):g}")
+    if labels.is_floating_point() and bool((values > 2**53).any()):
         raise DataError(
-            f"{file}: labels must be whole numbers from 0; the smallest is {float(labels.double().min()):g}"
+            f"{file}: labels must be whole numbers; {float(values.max()):g} is too large to tell whether it is"
         )
     return labels.to(torch.int64)

@@ -60,7 +60,7 @@ def read_table(
     table = open_table(file, key, header)
     conditions = [parse_condition(text, str(file)) for text in ([where] if isinstance(where, str) else where or ())]
     label = None if labels is None else place_of(labels, table.names, file)
-    by_default = [place for place in range(len(table.names)) if place not in (*table.unnamed, label)]
+    by_default = [place for place in range(len(table.names)) if place not in (*table.unnamed, *table.nameless, label)]
     if columns is None and not by_default:
         raise DataError(f"{file} has no column left besides {'row labels' if label is None else 'the labels'}")
     places = by_default if columns is None else _places(columns, table.names, file)
@@ -144,6 +144,7 @@ class _ArrayFile:
     """An array of a file as columns, whose names are their numbers from 1."""
 
     unnamed: tuple[int, ...] = ()
+    nameless: tuple[int, ...] = ()
 
     def __init__(self, file: Path, key: str | None) -> None:
         rows = load(file, key, None).rows

@@ -48,13 +48,13 @@ _PANDAS_INDEX = re.compile(r"(Unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d
 """What pandas calls a column without a name, which is the index of a table that was written with it."""
 
 _LOOKS_LIKE = (
-    (re.compile(r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"), "a date, not"),
-    (re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"), "a time, not"),
-    (re.compile(r"[+-]?0[xXbBoO][0-9a-fA-F]+"), "a number in another base than ten, not"),
-    (re.compile(r"[-+0-9.eE]*\d_[-+0-9._eE]*"), "text with an underscore, not"),
-    (re.compile(r"[+-]?\d[\d.' ]*,[\d.,' ]*"), "with a comma (write 1234.5), not"),
-    (re.compile(r"[+-]?\d+(\.\d+){2,}|[+-]?\d{1,3}('\d{3})+.*"), "with separators within it (write 1234.5), not"),
-    (re.compile(r"[-+\d.eE]+(\s+[-+\d.eE]+)+"), "several numbers between spaces (put commas between them), not"),
+    (re.compile(r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"), "is a date, not"),
+    (re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"), "is a time, not"),
+    (re.compile(r"[+-]?0[xXbBoO][0-9a-fA-F]+"), "is not written in base ten, so it is not"),
+    (re.compile(r"[-+0-9.eE]*\d_[-+0-9._eE]*"), "has an underscore, so it is not"),
+    (re.compile(r"[+-]?\d[\d.' ]*,[\d.,' ]*"), "has a comma (write 1234.5), so it is not"),
+    (re.compile(r"[+-]?\d+(\.\d+){2,}|[+-]?\d{1,3}('\d{3})+.*"), "has separators in it (write 1234.5), so it is not"),
+    (re.compile(r"[-+\d.eE]+(\s+[-+\d.eE]+)+"), "is several numbers (put commas between them), not"),
 )
 """Text that a person may take for a number, and what to call it."""
 
@@ -78,9 +78,9 @@ def problem_of(field: str) -> str:
     value = as_number(field)
     if value is not None and math.isfinite(value):
         return f"holds {field}, which has more digits than double precision holds"
-    kind = next((kind for pattern, kind in _LOOKS_LIKE if pattern.fullmatch(field)), "not")
+    kind = next((kind for pattern, kind in _LOOKS_LIKE if pattern.fullmatch(field)), "is not")
     shown = field if len(field) <= 40 else f"{field[:37]}..."
-    return f"holds {shown!r}, which is {kind} a {'' if value is None else 'finite '}number"
+    return f"holds {shown!r}, which {kind} a {'' if value is None else 'finite '}number"
 
 
 def is_exact(field: str, value: float) -> bool:
@@ -101,7 +101,8 @@ class CsvFile:
     Attributes:
         names: names of the columns, or their numbers from 1.
         header: whether the first line holds names.
-        unnamed: indices of columns without a name, which pandas and R write for row labels.
+        unnamed: indices of the first columns if they have no name: row labels, as pandas and R write them.
+        nameless: indices of other columns without a name.
 
     Raises:
         DataError: the file can't be read as text, has no row, or its first line can be read in two ways.
@@ -120,7 +121,9 @@ class CsvFile:
         fields = first[1] if self.header else [str(number + 1) for number in range(self._width)]
         if self.header and not any(fields):
             raise DataError(f"{path}: the first line holds no names of columns")
-        self.unnamed = tuple(place for place, name in enumerate(fields) if _PANDAS_INDEX.fullmatch(name))
+        without = [place for place, name in enumerate(fields) if is_index_name(name)]
+        self.unnamed = tuple(place for place in without if without[: place + 1] == list(range(place + 1)))
+        self.nameless = tuple(place for place in without if place not in self.unnamed)
         self.names = tuple(fields)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:

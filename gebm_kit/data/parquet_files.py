@@ -29,7 +29,7 @@ class ParquetFile:
         DataError: pyarrow is missing, or the file can't be read.
     """
 
-    noun = "row"
+    nameless: tuple[int, ...] = ()
 
     def __init__(self, path: Path) -> None:
         try:

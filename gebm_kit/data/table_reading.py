@@ -47,10 +47,11 @@ class Table:
 
     def notes(self) -> tuple[str, ...]:
         """Say in a few words each which rows and columns were left out."""
-        chosen = f"{self.dropped:,} rows with a missing value dropped" if self.dropped else ""
-        left_out = f"left out as row labels: {', '.join(self.left_out)}" if self.left_out else ""
-        of = f"{len(self.rows):,} of {self.total:,} rows of the file" if len(self.rows) != self.total else ""
-        return tuple(note for note in (of, chosen, left_out) if note)
+        met = len(self.rows) + self.dropped
+        chosen = f"where chose {met:,} of {self.total:,} rows" if met != self.total else ""
+        dropped = f"{self.dropped:,} row(s) with a missing value dropped" if self.dropped else ""
+        left_out = f"left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return tuple(note for note in (chosen, dropped, left_out) if note)
 
     def warn(self, file: Path) -> None:
         """Warn of rows and columns that were left out without the user naming them.
@@ -60,7 +61,7 @@ class Table:
         """
         if self.left_out:
             names = ", ".join(self.left_out)
-            warn(f"{file}: {names} is left out: it holds row labels, as pandas and R write them")
+            warn(f"{file}: {names} left out: no measurement, but row labels or nothing, as pandas, R and others write")
         if self.dropped:
             warn(
                 f"{file}: {self.dropped:,} of {self.dropped + len(self.rows):,} rows have a missing value and are dropped"
@@ -73,10 +74,12 @@ class TableFile(Protocol):
     Attributes:
         names: names of all columns.
         unnamed: indices of columns that hold row labels, as pandas and R write them.
+        nameless: indices of other columns without a name.
     """
 
     names: tuple[str, ...]
     unnamed: tuple[int, ...]
+    nameless: tuple[int, ...]
 
     def blocks(self, places: Sequence[int]) -> Iterator[tuple[Sequence[int], Mapping[int, Column]]]:
         """Yield the rows' numbers and the wanted columns, block by block."""
@@ -129,7 +132,9 @@ class Reading:
         self._conditions = [(place_of(c.column, table.names, file), c) for c in conditions]
         self._label, self._labels = labels, list[str]()
         self._read = list(dict.fromkeys([*self._places, *(place for place, _ in self._conditions)]))
-        self._read += [labels] if labels is not None and labels not in self._read else []
+        self._nameless = [place for place in table.nameless if counting and place != labels]
+        beside = [place for place in [labels, *self._nameless] if place is not None and place not in self._read]
+        self._read += beside
         self._trouble: dict[int, _Trouble] = {}
         self._counting = dict.fromkeys(self._places, -1) if counting and len(self._places) > 1 else {}
         self._parts: list[np.ndarray] = []
@@ -143,6 +148,7 @@ class Reading:
             known = {place: numbers(column) for place, column in columns.items() if self._is_numeric(place)}
             self._kinds |= {c.dtype.name if isinstance(c, np.ndarray) else "text": None for c in columns.values()}
             self._count_rows(known)
+            self._refuse_nameless(lines, columns)
             met = self._meeting(columns, known)
             self._total, self._met = self._total + len(lines), self._met + int(met.sum())
             numeric = [place for place in self._read if place in known]
@@ -158,6 +164,14 @@ class Reading:
             self._parts.append(np.stack(values, axis=1)[kept])
             if self._label is not None:
                 self._labels += [str(label) for label, keep in zip(columns[self._label], kept, strict=True) if keep]
+
+    def _refuse_nameless(self, lines: Sequence[int], columns: Mapping[int, Column]) -> None:
+        """Note columns without a name that are not empty, as a comma at the end of every line would make them."""
+        for place in self._nameless:
+            filled = [field for field in columns[place] if field not in MISSING]
+            if filled and place not in self._trouble:
+                text = f"column {place + 1} has no name and holds {filled[0]!r}"
+                self._trouble[place] = _Trouble(text, missing=False)
 
     def _unlabelled(self, lines: Sequence[int], columns: Mapping[int, Column], met: np.ndarray) -> np.ndarray:
         """Return which rows of a block have no label, (N,) bool, and note the first of them unless they are dropped."""
@@ -257,10 +271,10 @@ class Reading:
             )
         names = tuple(self._table.names[place] for place in self._places)
         left_out = tuple(
-            f"column {place + 1} ({self._table.names[place] or 'without a name'})"
+            f"column {place + 1} ({self._table.names[place] or 'without a name'}, row labels)"
             for place in self._table.unnamed
             if place not in (*self._places, self._label)
-        )
+        ) + tuple(f"column {place + 1} (empty)" for place in self._nameless)
         dropped = self._lost if self._drop else 0
         kind = "/".join(self._kinds)
         labels = None if self._label is None else tuple(self._labels)

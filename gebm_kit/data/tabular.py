@@ -208,26 +208,31 @@ def resolution(rows: Tensor) -> Tensor:
     """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
 
     r is the largest of ..., 10, 5, 2, 1, 0.5, 0.2, 0.1, ..., down to 1e-9, such that 95 % of the values are multiples of r.
-    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) If there is no such r, a column
-    with fewer than N/2 different values gets the median step from one value to the next.
+    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) r is no larger than the range of
+    the values; where one value fills more than half of the rows, such as 0, the others decide. If there is no such r, a
+    column with fewer than N/2 different values gets the median step from one value to the next.
     """
     return torch.tensor([_step(column) for column in rows.double().T], dtype=torch.float64)
 
 
 def _step(column: Tensor) -> float:
+    distinct, counts = column.unique(return_counts=True)
+    if int(counts.max()) > len(column) / 2 and len(distinct) > 2:  # which is a multiple of any step if it is 0
+        return _step(column[column != distinct[counts.argmax()]])
     # 1e-300 keeps the logarithm of a column of zeros finite
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
     spread = float(column.max() - column.min())
     for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
         if step <= 1e-9 * spread:  # a grid this fine can't be told from a continuous column
             break
+        if step > spread:  # all values may be near one multiple
+            continue
         off = (column - (column / step).round() * step).abs()
         if (
             float((off <= (2e-7 * column.abs()).clamp(max=0.01 * step)).double().mean()) >= GRID_SHARE
         ):  # values in single precision are multiples only up to their rounding, 2e-7 of the value
             return step
-    values = column.unique()
-    return float(values.diff().median()) if len(values) < len(column) / 2 else 0.0
+    return float(distinct.diff().median()) if len(distinct) < len(column) / 2 else 0.0
 
 
 def _parts(rows: Tensor, valid: float, test: float, seed: int, source: str) -> dict[SplitName, Tensor]:

@@ -151,7 +151,8 @@ def labels_in_words(dataset: TensorDataset) -> str:
 def range_in_words(*parts: Tensor) -> str:
     """Describe type and range of tensors: ``float32 in [-1.2, 3]``."""
     low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-    return f"{str(parts[0].dtype).removeprefix('torch.')} in [{low:.6g}, {high:.6g}]"
+    digits = 6 if f"{low:.6g}" != f"{high:.6g}" else 15
+    return f"{str(parts[0].dtype).removeprefix('torch.')} in [{low:.{digits}g}, {high:.{digits}g}]"
 
 
 def rows_in_words(dataset: TensorDataset, before: str, columns: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
