@@ -65,11 +65,12 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
     from gebm_kit.core.interfaces import HasStandardisation
     from gebm_kit.data.arrays import image_rows
     from gebm_kit.data.columns import column_names, read_table
-    from gebm_kit.data.tables import load
+    from gebm_kit.data.tables import TABLE_SUFFIXES, load
     from gebm_kit.engine.likelihood.user_rows import columns_of
 
     if len(run.model.data_shape) != 1:
-        return image_rows(load(file, key, None).rows, file), ()
+        flat = file.suffix.lower() in TABLE_SUFFIXES
+        return image_rows(read_table(file, key).rows if flat else load(file, key, None).rows, file), ()
     names = column_names(file, key)
     known: object = run.dataset
     wanted = known.columns if isinstance(known, HasStandardisation) else None

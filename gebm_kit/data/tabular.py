@@ -218,7 +218,7 @@ def resolution(rows: Tensor) -> Tensor:
 def _step(column: Tensor) -> float:
     distinct, counts = column.unique(return_counts=True)
     if int(counts.max()) > len(column) / 2 and len(distinct) > 2:  # which is a multiple of any step if it is 0
-        return _step(column[column != distinct[counts.argmax()]])
+        return _step(column[column != distinct[counts.argmax()]]) or float(distinct.diff().median())
     # 1e-300 keeps the logarithm of a column of zeros finite
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
     spread = float(column.max() - column.min())

@@ -6,10 +6,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
@@ -49,7 +51,7 @@ class SampleOptions(TypedDict, total=False):
     inverse_temperature: float | None
     seed: int | None
     block_size: int | None
-    start: Tensor | None
+    start: Tensor | np.ndarray | None
     device: torch.device | str | None
     resume: bool
     on_progress: OnProgress
@@ -109,7 +111,7 @@ def sample(
         if name not in SampleOptions.__annotations__:
             raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
     run, model, settings, recipe_sampler = _asked(run_or_model, options)
-    device, resume = options.get("device"), options.get("resume", False)
+    device, resume, start = options.get("device"), options.get("resume", False), options.get("start")
     if run is not None and device is None:
         device = run.recipe.device
     kernel = resolve_sampler(sampler, recipe_sampler, model)
@@ -120,7 +122,7 @@ def sample(
             "device": local_device(device),
             "on_progress": options.get("on_progress", ignore),
             "ranks": ranks,
-            "start": options.get("start"),
+            "start": None if start is None else tensor_of_rows(start, "start"),
         }
         if out is None:
             return draw(model, kernel, settings, **place)
