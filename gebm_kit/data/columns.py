@@ -85,17 +85,6 @@ def open_table(file: Path, key: str | None = None, header: bool | None = None) -
     return CsvFile(file, header) if suffix == ".csv" else _ArrayFile(file, key)
 
 
-def column_names(file: Path, key: str | None = None) -> tuple[str, ...]:
-    """Return the names of all columns of a file, or their numbers from 1 if it has no names.
-
-    The contents of the columns are not read if that can be avoided.
-
-    Raises:
-        DataError: the file is missing or not a table.
-    """
-    return open_table(file, key).names
-
-
 def check_names(names: Sequence[str], source: str) -> None:
     """Raise if two columns have the same name.
 

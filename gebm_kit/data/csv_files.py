@@ -113,12 +113,12 @@ class CsvFile:
         self._encoding = self._encoding_of()
         lines = list(itertools.islice(self._text(), SAMPLE_LINES))
         self._mark = _mark_of([line for line in lines if line.strip()])
-        first, second = [*itertools.islice(self.rows(), 2), None, None][:2]
-        if first is None:
+        first, *others = [fields for _, fields in itertools.islice(self.rows(), SAMPLE_LINES)] or [[]]
+        if not first:
             raise DataError(f"{path} holds no row of data")
-        self.header = self._has_header(first[1], second[1] if second else []) if header is None else header
-        self._width = len(first[1])
-        fields = first[1] if self.header else [str(number + 1) for number in range(self._width)]
+        self.header = self._has_header(first, others) if header is None else header
+        self._width = len(first)
+        fields = first if self.header else [str(number + 1) for number in range(self._width)]
         if self.header and not any(fields):
             raise DataError(f"{path}: the first line holds no names of columns")
         without = [place for place, name in enumerate(fields) if is_index_name(name)]
@@ -191,7 +191,7 @@ class CsvFile:
                     f"{self.path} can't be read as .csv: after line {number}: {error}", hint="Save it as UTF-8 text."
                 ) from error
 
-    def _has_header(self, first: list[str], second: list[str]) -> bool:
+    def _has_header(self, first: list[str], others: list[list[str]]) -> bool:
         """Judge whether the first line holds names.
 
         Raises:
@@ -203,15 +203,16 @@ class CsvFile:
         ):  # pandas' names of a table without names, with its index
             return True
         hint = "Say which with header=true or header=false."
-        if len(first) > 1 and first == counted:
+        if len(first) > 1 and (first == counted or _only_first_is_whole(first, others)):
             raise DataError(
-                f"{self.path}: the first line, {_listed(first)}, is what pandas calls columns without names, or a row",
+                f"{self.path}: the first line, {_listed(first)}, may be names of columns, as pandas numbers them or as "
+                "years, or a row",
                 hint=hint,
             )
         kinds = [_kind(field) for field in first]
         if "text" not in kinds and "date" not in kinds:
             return False
-        if "number" in kinds and second and kinds == [_kind(field) for field in second]:
+        if "number" in kinds and others and kinds == [_kind(field) for field in others[0]]:
             raise DataError(
                 f"{self.path}: the first line, {_listed(first)}, holds the same kinds of values as the second: "
                 "names of columns, or a row",
@@ -227,6 +228,12 @@ def is_index_name(name: str) -> bool:
 
 def _listed(fields: list[str]) -> str:
     return ",".join(fields[:6]) + (",..." if len(fields) > 6 else "")
+
+
+def _only_first_is_whole(first: list[str], others: list[list[str]]) -> bool:
+    """Return whether the first line has different whole numbers where all others have decimals, as years over data."""
+    whole = all(field.isdecimal() and field.isascii() for field in first) and len(set(first)) == len(first)
+    return whole and len(others) > 2 and all("." in field for fields in others for field in fields)
 
 
 def _kind(field: str) -> str:
