@@ -22,6 +22,7 @@ from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.units import HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.record import read_rows
@@ -112,6 +113,24 @@ class Run:
         found = self.checkpoint.state["facts"].get("value_range")
         return None if found is None else (float(found[0]), float(found[1]))
 
+    def units(self, *, needed: bool) -> TableUnits | None:
+        """Return names and units of the columns of a table, or None if the data are no table.
+
+        Args:
+            needed: whether a run of an earlier version, whose checkpoint lacks them, opens its data for them.
+
+        Raises:
+            CheckpointError: they are damaged.
+            DataError: the data of a run of an earlier version can't be read.
+        """
+        facts = self.checkpoint.state["facts"]
+        if "units" not in facts:
+            return getattr(self.dataset, "units", None) if needed else None
+        try:
+            return None if facts["units"] is None else TableUnits.from_dict(facts["units"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
+
     @functools.cached_property
     def model(self) -> GEBM:
         """Model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
@@ -139,7 +158,8 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool) -> d
         log_ratio: whether the trained energy is a log density ratio (`GEBM.log_ratio`).
     """
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
-    return facts | {"log_ratio": log_ratio}
+    units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
+    return facts | {"log_ratio": log_ratio, "units": units}
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
