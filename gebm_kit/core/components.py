@@ -36,6 +36,13 @@ INJECTED = {
 """Values that the kit passes to a constructor that asks for them (see `Injected`), each with its meaning."""
 
 
+MAX_NAME, MAX_SUMMARY = 100, 1000
+"""Longest name and summary of a component, in characters."""
+
+UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+"""Characters that end a line, control a terminal, or can't be written as UTF-8."""
+
+
 class Injected:
     """Marker of a constructor parameter that the kit fills in, never a recipe: ``Annotated[int, Injected]``."""
 
@@ -103,6 +110,10 @@ class Component:
             raise ValueError(f"component target {self.target!r} must read 'package.module:ClassName'")
         if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
             raise ValueError(f"component {self.name!r} needs a summary of one line")
+        for word, text, most in (("name", self.name, MAX_NAME), ("summary", self.summary, MAX_SUMMARY)):
+            if len(text) > most or re.search(UNPRINTABLE, text):
+                what = f"has {len(text)} characters" if len(text) > most else "has control characters"
+                raise ValueError(f"the {word} of component {self.name[:MAX_NAME]!r} {what}; at most {most} are allowed")
 
 
 @dataclass(frozen=True, slots=True)
