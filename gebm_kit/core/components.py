@@ -5,10 +5,12 @@ Nothing here imports torch: a record names its class as text, and the class is i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from gebm_kit.core.errors import PluginError, RecipeError, UsageError, nearest
+from gebm_kit.core.isolation import UNDONE, first_words, isolated
+from gebm_kit.core.progress import warn
 
 KINDS = ("base", "energy", "loss", "penalty", "sampler", "dataset", "features", "metric", "logger")
 """The kinds of component, in the order in which `gebm-kit list` shows them."""
@@ -136,14 +140,19 @@ class Registered:
             PluginError: the module can't be imported or has no such class.
         """
         module, _, attribute = self.component.target.partition(":")
+        own = self.distribution == BUILTIN or module in sys.modules
+        changes: list[str] = []
         try:
-            target = getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
+            with contextlib.nullcontext(changes) if own else isolated(module) as changes:
+                target = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            said = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {first_words(error)}"
             raise PluginError(
-                f"{self.component.kind} {self.address!r} can't be imported from {self.component.target}: "
-                f"{type(error).__name__}: {error}",
+                f"{self.component.kind} {self.address!r} can't be imported from {self.component.target}: {said}",
                 hint=f"Reinstall or upgrade {self.distribution}.",
             ) from error
+        for change in changes:
+            warn(f"plugin {self.distribution} {change} {UNDONE}")
         if not isinstance(target, type):
             raise PluginError(f"{self.component.kind} {self.address!r}: {self.component.target} is not a class")
         return target

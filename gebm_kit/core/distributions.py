@@ -100,11 +100,13 @@ def identity(dist: importlib.metadata.Distribution | None, default: str = "") ->
     """
     if dist is None:
         return default, ""
-    fallback = default or _fallback_name(dist)
+    fallback = _fallback_name(dist, default)
     try:
         folder = getattr(dist, "_path", None)
         if isinstance(folder, Path) and folder.is_dir():
-            read_file(folder / "METADATA" if (folder / "METADATA").exists() else folder / "PKG-INFO", limit=MAX_METADATA)
+            read_file(
+                folder / "METADATA" if (folder / "METADATA").exists() else folder / "PKG-INFO", limit=MAX_METADATA
+            )
         metadata = dist.metadata
         return first_words(metadata["Name"] or fallback, 100), first_words(dist.version or "", 100)
     except Exception:  # no metadata, or none that can be read
@@ -117,8 +119,8 @@ def _stem(folder: object) -> str:
     return canonical(stem.partition("-")[0])
 
 
-def _fallback_name(dist: importlib.metadata.Distribution) -> str:
-    return first_words(_stem(getattr(dist, "_path", None)) or "unknown", 100)
+def _fallback_name(dist: importlib.metadata.Distribution, default: str = "") -> str:
+    return first_words(_stem(getattr(dist, "_path", None)) or default or "unknown", 100)
 
 
 def _said(error: BaseException) -> str:

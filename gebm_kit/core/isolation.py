@@ -25,6 +25,9 @@ from gebm_kit.core.process_state import ProcessState
 TICK_SECONDS = 1.0
 """Seconds between two looks at whether an import makes progress."""
 
+UNDONE = "while it was imported; that was undone"
+"""End of the note on something that a plugin changed for the whole process."""
+
 STOPS = (signal.SIGINT, signal.SIGTERM)
 """Signals by which a person or a scheduler ends the command; a plugin must not swallow them."""
 
@@ -248,10 +251,9 @@ def _reopened(stream: Any, name: str, again: dict[int, Any]) -> Any:
         return stream
     if id(stream) not in again:
         number = {"stdin": 0, "stdout": 1, "stderr": 2}[name]
+        mode = "r" if number == 0 else "w"
         try:
-            again[id(stream)] = open(
-                number, "r" if number == 0 else "w", encoding="utf-8", errors="replace", closefd=False
-            )
+            again[id(stream)] = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
         except OSError:
             again[id(stream)] = None
     return again[id(stream)]

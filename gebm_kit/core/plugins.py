@@ -23,12 +23,9 @@ from gebm_kit.core import builtins, hookspecs
 from gebm_kit.core.components import BUILTIN, Component, Registry, canonical
 from gebm_kit.core.distributions import found_entry_points, identity
 from gebm_kit.core.errors import PluginError
-from gebm_kit.core.isolation import first_words, isolated
+from gebm_kit.core.isolation import UNDONE, first_words, isolated
 from gebm_kit.core.progress import warn
 from gebm_kit.core.version import __version__
-
-UNDONE = "while it was imported; that was undone"
-"""End of the note on something that a plugin changed for the whole process."""
 
 MAX_COMPONENTS = 1000
 """Largest number of components that one plugin may have; a hook that yields without end stops there."""

@@ -105,7 +105,9 @@ class ProcessState:
         if gc.isenabled() != self.collects:
             (gc.enable if self.collects else gc.disable)()
             yield "switched the garbage collector"
-        changed = [name for name, value in self.builtin.items() if vars(builtins).get(name) is not value and name != "_"]
+        changed = [
+            name for name, value in self.builtin.items() if vars(builtins).get(name) is not value and name != "_"
+        ]
         for name in changed:
             setattr(builtins, name, self.builtin[name])
         if changed:
