@@ -254,7 +254,7 @@ def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path,
 
 
 def _file_error(message: str) -> DataError:
-    return DataError(f"the generator's file {message}", hint="Set base.path to the right file.")
+    return DataError(f"the generator's file {message}", hint="base.path must name the right file.")
 
 
 def _check_names(

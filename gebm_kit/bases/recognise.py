@@ -48,7 +48,9 @@ FORMATS = (
 SUFFIXES = {".onnx": "an ONNX model", ".pb": "a TensorFlow graph", ".tflite": "a TensorFlow Lite model"}
 """Suffixes of formats that have no first bytes of their own."""
 
-TENSOR_NAMES = frozenset({"OrderedDict", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_tensor", "Size", "device"})
+TENSOR_NAMES = frozenset(
+    {"OrderedDict", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_tensor", "Size", "device"}
+)
 """Names that the pickle of a state dict asks for, besides kinds of storage."""
 
 
@@ -109,22 +111,25 @@ def _other_error(path: Path, content: bytes) -> DataError:
 
 def _pickle_error(path: Path, start: bytes, what: str) -> DataError:
     """Return the error for a pickle, which says whether it holds weights or a whole module. Nothing is unpickled."""
-    names, words = set(), []
+    names: list[str] = []
+    words: list[str] = []
     try:
         for code, argument, _ in pickletools.genops(start):
             if code.name == "GLOBAL":
-                names.add(str(argument).replace(" ", "."))
+                names.append(str(argument).replace(" ", "."))
             elif code.name == "STACK_GLOBAL":
-                names.add(".".join(words[-2:]))
+                names.append(".".join(words[-2:]))
             elif isinstance(argument, str):
                 words.append(argument)
     except Exception:  # the start of a long pickle, or a damaged one
         pass
-    others = sorted(n for n in names if n.rpartition(".")[2] not in TENSOR_NAMES and not n.endswith("Storage"))
+    others = [n for n in names if n.rpartition(".")[2] not in TENSOR_NAMES and not n.endswith("Storage")]
     if names and not others:
         hint = STATE_DICT_HINT.format(name=path.name)
         return DataError(f"{path} is {what}, which is never loaded; it holds weights alone (a state_dict)", hint=hint)
-    module = next((name for name in others if not name.startswith(("torch._utils", "numpy", "builtins"))), "")
+    module = next(
+        (name for name in others if not name.startswith(("torch._utils", "numpy", "builtins", "__builtin__"))), ""
+    )
     holds = f"; it holds objects such as {module[:80]}" if module else ""
     return DataError(f"{path} is {what}, which is never loaded{holds}", hint=CONVERT_HINT)
 
@@ -148,18 +153,24 @@ def folder_error(folder: Path, given: str) -> GebmKitError:
         return UsageError(text, hint=f"{reads}: {node % ''}.")
     if index:
         pipeline = f"{folder} is the folder of a whole diffusers pipeline ({str(index.get('_class_name'))[:80]})"
-        parts = [p.parent.name for p in sorted(folder.glob("*/config.json")) if _config(p).get("_class_name") == AUTOENCODER]
+        parts = [
+            p.parent.name for p in sorted(folder.glob("*/config.json")) if _config(p).get("_class_name") == AUTOENCODER
+        ]
         if parts:
-            text = f"{pipeline}, and the base pretrained reads one file; only its autoencoder maps a code to an image in one step"
+            text = f"{pipeline}; only its autoencoder maps a code to an image in one step, and pretrained reads a file"
             return UsageError(text, hint=f"{reads}: {node % f', subfolder: {parts[0]}'}.")
         return UsageError(f"{pipeline}, which needs many steps for one image; a base needs one", hint=CONVERT_HINT)
     if kind:
         other = "autoencoder" if "Autoencoder" in kind or kind.startswith("VQ") else "network"
         text = f"{folder} is the folder of a diffusers {other} ({kind}); of these the kit reads only {AUTOENCODER}"
-        return UsageError(text, hint="Export the decoder as a program: `torch.jit.trace(decoder.eval(), z).save(path)`.")
+        return UsageError(
+            text, hint="Export the decoder as a program: `torch.jit.trace(decoder.eval(), z).save(path)`."
+        )
     if "model_type" in config or "architectures" in config:
         kind = str(config.get("model_type") or config.get("architectures"))[:80]
-        return UsageError(f"{folder} is the folder of a transformers model ({kind}), not a generator", hint=CONVERT_HINT)
+        return UsageError(
+            f"{folder} is the folder of a transformers model ({kind}), not a generator", hint=CONVERT_HINT
+        )
     if (folder / "resolved.yaml").is_file() and (folder / "checkpoints").is_dir():
         weights = sorted(folder.glob("checkpoints/*/model.safetensors"))
         hint = "To train another energy on its base: train.init_from with train.part=energy"
