@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.devices import resolve_device
@@ -58,6 +59,7 @@ def train(
     with (
         joined_ranks(where, "training") as ranks,
         RunLock(active=ranks.rank == 0) as lock,
+        attributed(),
         data_parallel.voice(ranks),
         ranks.together(),
     ):
