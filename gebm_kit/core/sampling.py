@@ -63,6 +63,9 @@ class Info(NamedTuple):
         forward_evals: values (without gradient) that it spent on each chain, a Python int.
         tuning: what warm-up averages instead of the acceptance, (C,), in [0, 1], for kernels without a correction.
         statistics: per-chain numbers whose sums the sampler's `Adaptation` reads, (C, K); None outside warm-up.
+        impossible: whether the proposal was rejected because it left the support, (C,), bool: the potential is not finite
+            there, or jumps by more than 1000 without any force on the way. No step size could have saved it, so warm-up
+            leaves it out of the mean that tunes the step. None: every proposal counts.
     """
 
     acceptance: Tensor
@@ -72,6 +75,7 @@ class Info(NamedTuple):
     forward_evals: int = 0
     tuning: Tensor | None = None
     statistics: Tensor | None = None
+    impossible: Tensor | None = None
 
 
 class State(Protocol):
