@@ -23,6 +23,7 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine.evaluation.draw_sets import DRAWS_AT_ONCE
 from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.evaluation.trace_result import Curve, Point, Tuning, improvement
+from gebm_kit.engine.sampling.energy_checks import check_gradient
 from gebm_kit.engine.sampling.run_populations import MAX_STEPS, has_finished, start_population
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start
@@ -145,8 +146,10 @@ class Tracer:
 
     def curve(self, sampler: Sampler, beta: float, num_sets: int, watch: TraceProgress) -> Curve:
         """Tune, freeze, run and score at one beta."""
-        sampler, tuning = self._tuned(sampler, beta, watch)
         together = chains_together(sampler, self.settings)
+        with self._potential(beta, together) as potential:
+            check_gradient(potential, sampler, self.dtype, self.where)
+        sampler, tuning = self._tuned(sampler, beta, watch)
         groups, moves, acceptance, divergences = [], 0, 0.0, 0
         with self._potential(beta, together) as potential:
             for index in range(num_sets):

@@ -17,8 +17,10 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.engine.sampling.blocks import Layout, block_generator
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
+from gebm_kit.engine.sampling.energy_checks import caches_tilt, lost_digits, warn_of_lost_digits
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Saved
 from gebm_kit.engine.sampling.recorder import (
+    UNKNOWN,
     Recorder,
     equipartition,
     mean_acceptance,
@@ -35,23 +37,28 @@ from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up_blocks
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The result of warm-up: the frozen sampler, and the divergent steps and evaluations of all blocks."""
+    """The result of warm-up: the frozen sampler; over all blocks, divergent steps, evaluations and points drawn again."""
 
     sampler: Sampler
     divergences: int
     counts: Counts
+    redrawn: int = 0
 
     def saved(self, original: Sampler) -> Saved:
         """Return what warm-up changed on the ``original`` sampler, to save it."""
         tensors, changed = changes(self.sampler, original)
-        return tensors | {"counts": self.counts.tensor()}, {"sampler": changed, "divergences": self.divergences}
+        return tensors | {"counts": self.counts.tensor()}, {
+            "sampler": changed,
+            "divergences": self.divergences,
+            "redrawn": self.redrawn,
+        }
 
     @classmethod
     def restored(cls, saved: Saved, original: Sampler, device: torch.device) -> Warm:
         """Read back what `saved` returned."""
         tensors, record = saved
         sampler = with_changes(original, tensors, record["sampler"], device)
-        return cls(sampler, record["divergences"], Counts.read(tensors["counts"]))
+        return cls(sampler, record["divergences"], Counts.read(tensors["counts"]), record.get("redrawn", 0))
 
 
 def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
@@ -101,21 +108,24 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
         keeper.check(None)
         return job.ranks.sum_over_blocks(rows, layout.num_blocks)
 
-    warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
+    num_redrawn, num_chains = int(reduce(redrawn)[0]), layout.num_blocks * layout.rows
+    warn_of_redrawn(num_redrawn, num_chains)
     watch = _Watch(job, keeper)
     # under a weak tilt, chains would drift away from the encodings that they start at
     share = round(TEMPERED_SHARE * settings.warmup) if job.starts is None else 0
     early = tempered_start(
         job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
     )
-    starts = [quantities(state) for state in early.states]
+    tilted = caches_tilt(potential, early.states[0])
+    starts = [quantities(state, caches_tilt=tilted) for state in early.states]
     rest = settings.warmup - early.steps
     ended = warm_up_blocks(
         early.sampler, early.states, potential, generators, rest, reduce=reduce, on_progress=watch.tuned(early.steps)
     )
     rows = [torch.zeros(2, dtype=torch.float64) for _ in states]
     rows[0] += (Counts.of(potential) - before).tensor()
-    warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)))
+    warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)), num_redrawn)
+    warn_of_lost_digits(int(reduce(lost_digits(ended.states))[0]), num_chains, job.dtype)
     runs = [
         _block_run(job, ended.sampler, block, state, generator, start)
         for block, state, generator, start in zip(mine, ended.states, generators, starts, strict=False)
@@ -160,6 +170,7 @@ def _block_run(
         num_chains=layout.num_blocks * layout.rows,
         first_chain=layout.first(block),
         start=start,
+        caches_tilt=caches_tilt(job.potential, state),
     )
     return BlockRun(block, sampler, job.potential, job.settings, layout, state, generator, recorder)
 
@@ -188,7 +199,8 @@ def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tens
     recorded, steps, checks, sums = block_records(records)
     found = summarise(recorded, job.layout.chains)
     spent = steps + checks + warm.counts + job.probed
-    balance = equipartition(sums, found.ess_min)
+    # integration by parts needs a gradient, and no wall of infinite energy
+    balance = equipartition(sums, found.ess_min) if job.has_gradient and not warm.redrawn else UNKNOWN
     diagnostics = Diagnostics(
         sampler=component_name("sampler", sampler),
         num_samples=settings.num_samples,
