@@ -161,6 +161,8 @@ class Sampler(ABC):
         family: ``kernel`` (chains), ``population`` (weights and resampling) or ``refiner`` (moves points, no target).
         exact: whether draws are unbiased for the target once warm-up is frozen.
         coupled: whether chains exchange information when drawing; coupled chains stay in one block.
+        caches_tilt: whether a state's ``value`` and ``grad`` are those of the tilt where the potential is split, as kernels
+            cache them that know the prior; else they are those of the whole potential U.
         min_chains: fewest chains that the algorithm needs, its tuning included.
         has_ladder: whether it moves from the prior to the target by itself, so that warm-up need not temper the start.
         priors: names of the priors that it serves. All priors are images of a normal, so kernels serve all of them by
@@ -171,6 +173,7 @@ class Sampler(ABC):
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "kernel"
     exact: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
+    caches_tilt: ClassVar[bool] = False
     min_chains: ClassVar[int] = 1
     has_ladder: ClassVar[bool] = False
     priors: ClassVar[frozenset[str]] = frozenset({"normal", "uniform", "sphere"})

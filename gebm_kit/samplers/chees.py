@@ -87,6 +87,7 @@ class Chees(Sampler):
     """
 
     min_chains: ClassVar[int] = 2
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

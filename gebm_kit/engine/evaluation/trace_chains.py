@@ -147,8 +147,6 @@ class Tracer:
     def curve(self, sampler: Sampler, beta: float, num_sets: int, watch: TraceProgress) -> Curve:
         """Tune, freeze, run and score at one beta."""
         together = chains_together(sampler, self.settings)
-        with self._potential(beta, together) as potential:
-            check_gradient(potential, sampler, self.dtype, self.where)
         sampler, tuning = self._tuned(sampler, beta, watch)
         groups, moves, acceptance, divergences = [], 0, 0.0, 0
         with self._potential(beta, together) as potential:
@@ -181,6 +179,7 @@ class Tracer:
         with self._potential(beta, chains) as potential:
             meter, generator = Meter(potential, chains), self._generator("trace warmup")
             state = start(potential, sampler, chains, generator, self.dtype)
+            check_gradient(potential, sampler, state)
             warm = warm_up(sampler, state, potential, generator, steps, on_progress=watch.report)
             return warm.sampler, Tuning(steps, chains, *meter.read(), _step_size(warm.sampler))
 
@@ -200,6 +199,7 @@ class Tracer:
         )
         begin = start_population if sampler.family == "population" else start
         state = begin(potential, sampler, num_chains, generator, self.dtype)
+        check_gradient(potential, sampler, state)
         marks, last = [Mark(0, 0, 0, prior)], self.schedule.last
         acceptance = diverged = torch.zeros((), dtype=torch.float64, device=self.where)
         moves, offset = 0, 0

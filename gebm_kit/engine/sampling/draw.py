@@ -32,7 +32,6 @@ from gebm_kit.engine.sampling.blocks import (
 from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.draws_in_memory import InMemory
 from gebm_kit.engine.sampling.draws_on_disk import Directory, check_directory, finished, requested
-from gebm_kit.engine.sampling.energy_checks import check_gradient
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Starts
 from gebm_kit.engine.sampling.run_kernel import run_kernel
 from gebm_kit.engine.sampling.run_populations import run_populations
@@ -226,7 +225,4 @@ def prepared(
         probed = Counts.of(potential)
         with enough_memory(where, f"with blocks of {layout.piece or layout.rows} chains", FEWER_CHAINS):
             starts = None if start is None else Starts(encodings(model, start, where, dtype), digest_of(start))
-            found = check_gradient(potential, sampler, dtype, where)
-            yield SamplingJob(
-                potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed, starts, found
-            )
+            yield SamplingJob(potential, sampler, settings, where, dtype, layout, ranks, on_progress, probed, starts)

@@ -31,55 +31,58 @@ LARGEST_SPACING = 1.0
 GRADIENT_FREE = "pcn, elliptical, rwm or imh"
 
 
-def check_gradient(potential: LatentPotential, sampler: Sampler, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether the energy has a gradient with respect to z; a constant energy counts as having one.
+def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, used: bool = False) -> None:
+    """Check that the energy has a gradient with respect to z, for a sampler that uses it.
 
-    The evaluations are not counted, and no random number of the run is used.
+    A state that holds gradients other than 0 costs no evaluation. Otherwise a few draws of the prior tell whether the energy
+    varies. A constant energy is fine.
+
+    Args:
+        state: the sampler's state, which may hold gradients.
+        used: whether the sampler is known to use gradients, even if its state holds none.
 
     Raises:
-        UsageError: it has none, and the sampler follows the gradient without a test of acceptance.
+        UsageError: the energy has no gradient, and the sampler follows it without a test of acceptance.
 
     Warns:
-        GebmKitWarning: it has none, and the sampler uses the gradient to propose moves.
+        GebmKitWarning: the energy has no gradient, and the sampler uses it to propose moves.
     """
-    spent = potential.grad_evals, potential.forward_evals
-    try:
-        generator = torch.Generator(device).manual_seed(0)
-        shape = (max(PROBED, sampler.min_chains), potential.model.latent_dim)
-        z = torch.randn(shape, generator=generator, device=device, dtype=dtype)
-        values, grads = potential.tilt_and_grad(z)
-        finite = torch.isfinite(values)
-        known = values[finite].double()
-        if not len(known) or bool((known == known[0]).all()) or bool((grads[finite] != 0).any()):
-            return True
-        name = component_name("sampler", sampler)
-        if not _uses_gradient(potential, sampler, z, generator):
-            return False
-        blind = sampler.exact or sampler.family == "population"
-        said = (
-            f"{_without_gradient(potential, z)}: it is 0 at all of {len(known)} points drawn from the base, where the "
-            f"energy itself varies"
+    slope = _tilt_gradient(sampler, state)
+    if (slope is None and not used) or (slope is not None and bool((slope != 0).any())):
+        return
+    generator = torch.Generator(state.position.device).manual_seed(0)
+    z = torch.randn(
+        PROBED, potential.model.latent_dim, generator=generator, device=generator.device, dtype=state.position.dtype
+    )
+    values, grads = potential.tilt_and_grad(z)
+    finite = torch.isfinite(values)
+    known = values[finite]
+    if not len(known) or bool((known == known[0]).all()) or bool((grads[finite] != 0).any()):
+        return
+    name, points = component_name("sampler", sampler), f"{len(known)} points drawn from the base"
+    where = f"{_without_gradient(potential, z)}: it is 0 at all of {points}, where the energy varies"
+    if sampler.exact or sampler.family == "population":
+        warn(
+            f"{where}. Sampler {name!r} tests its moves, so its draws stay right, but no gradient guides them: a sampler "
+            f"without gradients ({GRADIENT_FREE}) is cheaper."
         )
-        if blind:
-            warn(
-                f"{said}. Sampler {name!r} tests its moves, so its draws stay right, but no gradient guides them: "
-                f"a sampler without gradients ({GRADIENT_FREE}) is cheaper."
-            )
-            return False
-        raise UsageError(
-            f"{said}. Sampler {name!r} follows the gradient and tests nothing, so its draws would be those of the base",
-            hint=f"Use a sampler without gradients ({GRADIENT_FREE}); or mend the forward: detach(), argmax, rounding and "
-            "no_grad() stop gradients.",
-        )
-    finally:
-        potential.grad_evals, potential.forward_evals = spent
+        return
+    raise UsageError(
+        f"{where}. Sampler {name!r} follows the gradient and tests nothing, so its draws would be those of the base",
+        hint=f"Use a sampler without gradients ({GRADIENT_FREE}); or mend the forward: detach(), argmax, rounding and "
+        "no_grad() stop gradients.",
+    )
 
 
-def _uses_gradient(potential: LatentPotential, sampler: Sampler, z: Tensor, generator: torch.Generator) -> bool:
-    """Return whether the sampler evaluates gradients, by one step of it."""
-    before = potential.grad_evals
-    sampler.step(sampler.init(z, potential, generator), potential, generator)
-    return potential.grad_evals > before
+def _tilt_gradient(sampler: Sampler, state: Any) -> Tensor | None:
+    """Return the gradient of the tilt that a state holds, (C, Z); None when it holds none."""
+    grad = getattr(state, "grad", None)
+    if grad is None:
+        ladder = getattr(state, "grads", None)
+        grad = None if ladder is None else ladder[:, -1]
+    if grad is None or grad.shape != state.position.shape:
+        return None
+    return grad if sampler.caches_tilt else grad - state.position
 
 
 def _without_gradient(potential: LatentPotential, z: Tensor) -> str:
@@ -108,10 +111,9 @@ def check_finite_start(values: Tensor, grads: Tensor | None) -> None:
         grads: its gradient, (C, Z), if the kernel holds one.
 
     Raises:
-        UsageError: the energy, or its gradient, is finite nowhere, or the energy is -inf somewhere.
+        UsageError: the energy, or its gradient, is finite nowhere.
     """
     num, finite = len(values), torch.isfinite(values)
-    refuse_bottomless(values)
     if not bool(finite.any()):
         raise UsageError(
             f"the energy is not finite at any of {num} points drawn from the base: it returned {float(values[0])} at the "
@@ -125,26 +127,12 @@ def check_finite_start(values: Tensor, grads: Tensor | None) -> None:
         )
 
 
-@torch.no_grad()
-def caches_tilt(potential: LatentPotential, state: Any) -> bool:
-    """Return whether ``state.value`` is the tilt and not U, as kernels that know the prior cache it; nothing is counted."""
-    spent = potential.grad_evals, potential.forward_evals
-    position, value = state.position[:PROBED], state.value[:PROBED].double()
-    tilt, prior = potential.tilt(position).double(), 0.5 * position.double().square().sum(1)
-    potential.grad_evals, potential.forward_evals = spent
-    off_tilt, off_whole = (value - tilt).abs(), (value - tilt - prior).abs()
-    finite = torch.isfinite(off_tilt) & torch.isfinite(off_whole)
-    return bool(off_tilt[finite].sum() < off_whole[finite].sum())
-
-
-def refuse_bottomless(values: Tensor) -> None:
-    """Raise UsageError if a potential, (C,), is -inf somewhere."""
-    bottomless = int((values == -math.inf).sum())
-    if bottomless:
-        raise UsageError(
-            f"the energy is -inf at {bottomless} of {len(values)} points drawn from the base: the density is infinite "
-            "there, and no sampler can draw from it",
-            hint="An energy is +inf where the density is 0; look for a logarithm of 0 or an overflow.",
+def warn_of_bottomless(values: Tensor) -> None:
+    """Warn if a potential, (C,), is -inf somewhere: no sampler can draw from an infinite density."""
+    if bool((values == -math.inf).any()):
+        warn(
+            "the energy is -inf at some points drawn from the base. The density would be infinite there, so these places "
+            "are left out. An energy is +inf where the density is 0; look for a logarithm of 0 or an overflow."
         )
 
 

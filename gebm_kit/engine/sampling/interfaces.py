@@ -74,7 +74,6 @@ class SamplingJob:
         on_progress: called with reports of progress.
         probed: evaluations spent on finding the layout.
         starts: where chains start; None: at draws of the prior.
-        has_gradient: whether the energy has a gradient with respect to z; without one there is no equipartition.
     """
 
     potential: LatentPotential
@@ -87,7 +86,6 @@ class SamplingJob:
     on_progress: OnProgress
     probed: Counts
     starts: Starts | None = None
-    has_gradient: bool = True
 
 
 class Outcome(NamedTuple):

@@ -250,6 +250,26 @@ class Equipartition(NamedTuple):
     se: float
 
 
+def slope(tilt: Tensor, grad: Tensor) -> Tensor:
+    """Return 1 if any gradient of the tilt, (N, Z), is not 0, else 0; then -min and max of the tilt, (N,); (3,) float64.
+
+    The largest values over blocks of draws show whether the tilt varies without a gradient; see `is_flat`.
+    """
+    return torch.stack([(grad != 0).any().double(), -tilt.double().min(), tilt.double().max()])
+
+
+NO_SLOPE = torch.tensor([0.0, -math.inf, -math.inf], dtype=torch.float64)
+"""`slope` of no draws."""
+
+
+def is_flat(slopes: Sequence[Tensor]) -> bool:
+    """Return whether the energy of all draws has no gradient although it varies, given the `slope` of every block."""
+    if not slopes:
+        return False
+    steep, low, high = torch.stack(list(slopes)).amax(0).tolist()
+    return not steep and -low < high
+
+
 UNKNOWN = Equipartition(math.nan, math.nan)
 """Equipartition where integration by parts does not hold: without a gradient, or beside a wall of infinite energy."""
 

@@ -26,10 +26,10 @@ from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draws import Part, decode
-from gebm_kit.engine.sampling.energy_checks import check_finite_start
+from gebm_kit.engine.sampling.draws import Decoded, Part, decode
+from gebm_kit.engine.sampling.energy_checks import check_finite_start, check_gradient
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob
-from gebm_kit.engine.sampling.recorder import UNKNOWN, equipartition
+from gebm_kit.engine.sampling.recorder import UNKNOWN, equipartition, is_flat
 from gebm_kit.engine.sampling.starting_points import start_counted, warn_of_redrawn
 
 MAX_STEPS = 100_000
@@ -138,9 +138,10 @@ class Islands:
             before = Counts.of(job.potential)
             island = run_island(job.potential, job.sampler, job.layout.rows, generator, job.dtype, check)
             spent = Counts.of(job.potential) - before
-            part, balance = self._decoded(index, island)
+            part, decoded = self._decoded(index, island)
             total = Counts.of(job.potential) - before
-            found = island.numbers() | {"spent": spent.tensor(), "total": total.tensor(), "balance": balance}
+            found = island.numbers() | {"spent": spent.tensor(), "total": total.tensor(), "balance": decoded.balance}
+            found["slope"] = decoded.slope
             weights = island.log_weights
             if weights is not None and index < max(MAX_WEIGHTS // len(weights), 1):
                 found["log_weights"] = weights.cpu()
@@ -149,8 +150,8 @@ class Islands:
             self.step += 1
             yield part
 
-    def _decoded(self, index: int, island: Island) -> tuple[Part, Tensor]:
-        """Decode an island into draws and `equipartition_sums`.
+    def _decoded(self, index: int, island: Island) -> tuple[Part, Decoded]:
+        """Decode an island into its draws.
 
         Coupled particles count as one chain, others as one each.
         """
@@ -158,7 +159,7 @@ class Islands:
         rows = min(len(island.z), job.settings.num_samples - first)
         decoded = decode(job.potential, island.z, len(island.z))
         chain = torch.full((rows,), index) if job.sampler.coupled else torch.arange(first, first + rows)
-        return Part(first, decoded.x[:rows], decoded.z[:rows], chain), decoded.balance
+        return Part(first, decoded.x[:rows], decoded.z[:rows], chain), decoded
 
     @property
     def acceptance(self) -> float:
@@ -210,6 +211,7 @@ def run_island(
     else:
         state, outside = start_counted(potential, sampler, num_chains, generator, dtype)
         warn_of_redrawn(outside, num_chains)
+    check_gradient(potential, sampler, state)
     acceptance = torch.zeros((), dtype=torch.float64, device=generator.device)
     diverged = torch.zeros((), dtype=torch.int64, device=generator.device)
     steps = 0
@@ -275,7 +277,8 @@ def _diagnosed(job: SamplingJob, units: Sequence[Mapping[str, Tensor]], seconds:
     spent = Counts.read(found["spent"].sum(0))
     total = Counts.read(found["total"].sum(0)) + job.probed
     wall = "outside" in found and bool(found["outside"].any())
-    balance = equipartition(found["balance"].sum(0), effective) if job.has_gradient and not wall else UNKNOWN
+    flat = is_flat(list(found["slope"])) if "slope" in found else False
+    balance = UNKNOWN if flat or wall else equipartition(found["balance"].sum(0), effective)
     return Diagnostics(
         sampler=component_name("sampler", job.sampler),
         num_samples=settings.num_samples,

@@ -16,7 +16,7 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import HasEncoder, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.sampling.energy_checks import check_finite_start, refuse_bottomless
+from gebm_kit.engine.sampling.energy_checks import check_finite_start, warn_of_bottomless
 
 START_ATTEMPTS = 10
 """Prior draws tried for each chain. Where the energy is finite at half of all points, one chain in 1,024 needs more."""
@@ -31,7 +31,7 @@ def start(
     from a copy of another chain's point.
 
     Raises:
-        UsageError: the potential is finite nowhere, or -inf somewhere.
+        UsageError: the potential is finite nowhere.
     """
     state, redrawn = start_counted(potential, sampler, num_chains, generator, dtype)
     warn_of_redrawn(redrawn, num_chains)
@@ -58,7 +58,7 @@ def start_counted(
             return state, redrawn
         if attempt == 0:
             redrawn = bad
-            refuse_bottomless(state.value)
+            warn_of_bottomless(state.value)
         fresh = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
         z = torch.where(usable.unsqueeze(1), z, fresh)
     check_finite_start(state.value, getattr(state, "grad", None))
