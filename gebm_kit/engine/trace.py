@@ -31,13 +31,13 @@ from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
-from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.held_out import MAX_ROWS, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.evaluation import check_request
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.intervals import mean_interval
 from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, with_given

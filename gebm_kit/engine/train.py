@@ -9,12 +9,12 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device, restarted
 from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run, named_as_trained
-from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.loop import TrainingRequest, run_training
 
 

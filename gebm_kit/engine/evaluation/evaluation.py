@@ -25,12 +25,12 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, Split
-from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.metrics import build_metrics, check_data_serves, metrics_of
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows, score_table
 from gebm_kit.engine.evaluation.settings import BRIEF_SETS, FLOOR_PART, EvaluationSettings

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Metric, Sampler
-from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, Progress, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.evaluation.draw_sets import DRAWS_AT_ONCE
+from gebm_kit.engine.evaluation.intervals import mean_interval
 from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.evaluation.trace_result import Curve, Point, Tuning, improvement
 from gebm_kit.engine.sampling.run_populations import MAX_STEPS, has_finished, start_population

@@ -21,8 +21,8 @@ from torch import Tensor
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import RunFailed
+from gebm_kit.core.estimators import t_quantile
 from gebm_kit.core.interfaces import AnnealedSampler
-from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.engine.sampling.run_populations import EFFECTIVE_SIZE, has_finished, start_population

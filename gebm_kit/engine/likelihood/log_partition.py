@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
-from gebm_kit.core.estimators import PARETO_K_LIMIT, pareto_k
+from gebm_kit.core.estimators import PARETO_K_LIMIT, pareto_k, t_quantile
 from gebm_kit.core.files import plain
-from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
 

@@ -19,10 +19,10 @@ from gebm_kit.core.progress import warn
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.evaluation.metrics import check_metrics
+from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
-from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.trainer import Trainer
 
