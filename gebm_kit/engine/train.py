@@ -15,7 +15,7 @@ from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device, restarted
 from gebm_kit.engine.run_directory.lock import RunLock
-from gebm_kit.engine.run_directory.run import Run
+from gebm_kit.engine.run_directory.run import Run, named_as_trained
 from gebm_kit.engine.training.loop import TrainingRequest, run_training
 
 
@@ -55,6 +55,7 @@ def train(
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise UsageError("overrides apply to a recipe file, and this recipe is already built")
+    recipe = named_as_trained(recipe)
     where = resolve_device(local_device(device or recipe.device))
     with (
         joined_ranks(where, "training") as ranks,
