@@ -80,7 +80,8 @@ DrawsPlace = Annotated[
     typer.Option(
         "--out",
         metavar="FILE|DIR",
-        help="A .safetensors or .npz file, or, without a suffix, a directory of shards; default: new in RUN/samples/.",
+        help="A .safetensors or .npz file; for a table .csv or .parquet, in its units; or, without a suffix, a directory of "
+        "shards. Default: new in RUN/samples/.",
     ),
 ]
 
@@ -213,6 +214,7 @@ def _drawn(
     from gebm_kit.engine.process.torchrun import local_device
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler
+    from gebm_kit.engine.sampling.table_files import is_table
 
     settings = changed_settings(recipe, changes)
     if wanted.images is not None:
@@ -230,6 +232,7 @@ def _drawn(
             settings,
             resume=wanted.resume,
             value_range=run.value_range,
+            units=run.units(needed=is_table(place)),
             device=local_device(wanted.device or run.recipe.device),
             on_progress=on_progress,
             ranks=ranks,

@@ -35,7 +35,7 @@ def reading(dataset: Dataset, source: str, before: str, *, after: str | None = N
     after = after or f"float32 in {f'[{interval[0]:g}, {interval[1]:g}]' if interval else 'no fixed range'}"
     labels = f"{dataset.num_classes} classes" if isinstance(dataset, HasLabels) else "none"
     shape = "x".join(map(str, dataset.data_shape))
-    first = f"{source}: {sum(counts):,} rows ({parts}) of shape {shape}, {before} -> {after}; labels: {labels}"
+    first = f"read {sum(counts):,} rows ({parts}) of shape {shape}: {source}, {before} -> {after}; labels: {labels}"
     return "; ".join([first, *(note for note in notes if note)])
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 def evaluate(
     run_or_model: Run | GEBM | str | Path,
     *,
-    data: Tensor | Dataset | None = None,
+    data: Tensor | np.ndarray | Dataset | None = None,
     metrics: Sequence[str | Metric] | None = None,
     sampler: str | Sampler | None = None,
     num_samples: int | None = None,
