@@ -35,7 +35,7 @@ from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.core.errors import GebmKitError, Interrupted
-from gebm_kit.core.trust import trust_programs
+from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
 
 app = typer.Typer(
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
+        trust_paths(False),
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:

@@ -22,6 +22,7 @@ from gebm_kit.cli.options import (
     Quiet,
     RunWord,
     Threads,
+    TrustPaths,
     TrustProgram,
     complete_metric,
     complete_sampler,
@@ -133,6 +134,7 @@ def sample(
     trace: TraceMetric = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -141,7 +143,7 @@ def sample(
 ) -> None:
     """Draw from a trained RUN by MCMC in its latent space, and say how good the draws are."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     given = with_long_beta(given, sweep=trace is not None)
     changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
