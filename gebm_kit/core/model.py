@@ -38,6 +38,9 @@ class GEBM(nn.Module):
 
     def __init__(self, base: Base, energy: Energy, *, log_ratio: bool = True) -> None:
         super().__init__()
+        for name, part in (("base", base), ("energy", energy)):
+            if not isinstance(part, nn.Module):
+                raise UsageError(f"the {name} must be a torch.nn.Module, got {type(part).__name__}")
         self.base = base
         self.energy = energy
         self.log_ratio = log_ratio
