@@ -106,7 +106,9 @@ def check_metric(
     least: object = metric.least_rows
     assert isinstance(least, int) and least >= 1, f"least_rows must be a whole number >= 1, but it is {least!r}"
     if metric.of_model and model is None:
-        raise UsageError("it is a metric of the model itself", hint="Give check_metric a model: model=GEBM(base, energy).")
+        raise UsageError(
+            "it is a metric of the model itself", hint="Give check_metric a model: model=GEBM(base, energy)."
+        )
     num = max(DRAWS, metric.least_rows)
     reference, held_out = dataset.split("train").first(num).float(), dataset.split("test").first(num).float()
     assert min(len(reference), len(held_out)) >= metric.least_rows, f"it needs {least} rows, and the dataset has fewer"
