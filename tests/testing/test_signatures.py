@@ -75,7 +75,7 @@ class OnTheOpenEnd:
 
 
 class OfAnotherType:
-    def __init__(self, size: int = None, rate: float = "fast") -> None:  # type: ignore[assignment]
+    def __init__(self, size: int = None, rate: float = "fast") -> None:  # type: ignore[assignment]  # noqa: RUF013
         pass
 
 
