@@ -163,7 +163,7 @@ def score(
         metrics, {"draws": num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
     )
     with placed(model, device) as (where, _):
-        base = base_sets(model, sampling, num_samples, num_sets, where)
+        base = base_sets(model, sampling, num_samples, num_sets, where, on_progress if ranks.rank == 0 else ignore)
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():
