@@ -21,6 +21,7 @@ from gebm_kit.engine.figures.plotting import (
     series,
     stay_with_the_bulk,
 )
+from gebm_kit.engine.run_directory.record import RunRecord
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's colours without the yellow; further runs reuse them with another line style."""
