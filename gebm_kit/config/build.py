@@ -41,8 +41,21 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
             raise RecipeError(f"{kind} {node.name!r} needs {parameter.name}, which is not known here")
     try:
         return target(**arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise RecipeError(f"{kind} {node.name!r} can't be built: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        reason = str(error).partition("\n")[0] or "not enough memory"
+        raise RecipeError(f"{kind} {node.name!r} is too large for this machine: {reason}") from error
+    except OSError as error:
+        raise DataError(f"{kind} {node.name!r} can't be built: {error}") from error
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Return whether an allocation failed, as Python, NumPy or torch report it."""
+    words = ("allocate memory", "out of memory", "Storage size calculation overflowed", "invalid sizes, got")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def build_dataset(recipe: Recipe) -> Any:
