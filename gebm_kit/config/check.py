@@ -136,7 +136,9 @@ def describe_type_union(options: tuple[Any, ...]) -> str:
 
 def _conform_scalar(value: Any, annotation: Any, interval: Range | None) -> Any:
     if isinstance(value, int) and abs(value) > LARGEST and annotation in (int, float):
-        raise ValueError(f"{shown(value)} is too large for an integer; the largest is 2**63 - 1, write a number as 1e20")
+        raise ValueError(
+            f"{shown(value)} is too large for an integer; the largest is 2**63 - 1, write a number as 1e20"
+        )
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if annotation is Path and isinstance(value, str):
@@ -193,7 +195,9 @@ class _Checker:
             if name not in values:
                 self.problems.append(f"{self.tree.place(())}: {name}: this section is required")
         if "schema" in values and (values["schema"] != SCHEMA_VERSION or isinstance(values["schema"], bool)):
-            self.report(("schema",), f"{shown(values['schema'])} is not known to this version; allowed: {SCHEMA_VERSION}")
+            self.report(
+                ("schema",), f"{shown(values['schema'])} is not known to this version; allowed: {SCHEMA_VERSION}"
+            )
         requires = self._requires(values.get("requires"))
         nodes: dict[str, Any] = {
             name: self.node((name,), values.get(name, {"name": DEFAULT_COMPONENTS.get(name)}), kind)

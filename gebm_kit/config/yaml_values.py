@@ -86,7 +86,9 @@ def read_yaml(text: str) -> Document:
     try:
         return _Reader(events).document()
     except TooDeep as error:
-        raise YamlError(error.line, error.problem + (", or use ${...}" if isinstance(error, Aliased) else "")) from error
+        raise YamlError(
+            error.line, error.problem + (", or use ${...}" if isinstance(error, Aliased) else "")
+        ) from error
     except yaml.YAMLError as error:
         mark, place = getattr(error, "problem_mark", None), getattr(error, "position", None)
         line = mark.line + 1 if mark else None if place is None else text.count("\n", 0, place) + 1
@@ -127,8 +129,7 @@ def _refused_or_text(text: str) -> str:
         bare = text.lstrip("+-0_").replace("_", "") or "0"
         sign = "-" if text[0] == "-" else ""
         raise ValueError(
-            f"{written} begins with a zero, which YAML 1.1 reads as octal; "
-            f"write {sign}{bare}, or put text in quotes"
+            f"{written} begins with a zero, which YAML 1.1 reads as octal; write {sign}{bare}, or put text in quotes"
         )
     if _SEXAGESIMAL.fullmatch(text):
         raise ValueError(
@@ -219,7 +220,13 @@ class _Reader:
                 text = plain_value(text)
             except ValueError:
                 text = None
-        if not isinstance(text, str) or "${" in text or "." in text or _NO_TEXT.search(text) or event.tag not in (None, "!"):
+        if (
+            not isinstance(text, str)
+            or "${" in text
+            or "." in text
+            or _NO_TEXT.search(text)
+            or event.tag not in (None, "!")
+        ):
             written = shown(event.value) if isinstance(text, str) else event.value[:80]
             self.refuse(here, (*key, event.value), f"{written} can't be a key; keys are plain words")
             return event.value, False
@@ -255,7 +262,9 @@ class _Reader:
         written = event.tag.replace("tag:yaml.org,2002:", "!!")
         allowed = "!!str, !!int, !!float, !!bool, !!null"
         self.refuse(
-            event.start_mark.line + 1, key, f"not valid YAML: the tag {written[:80]} is not allowed here; allowed: {allowed}"
+            event.start_mark.line + 1,
+            key,
+            f"not valid YAML: the tag {written[:80]} is not allowed here; allowed: {allowed}",
         )
         return "str" if isinstance(event, yaml.ScalarEvent) else None
 

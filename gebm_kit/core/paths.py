@@ -11,6 +11,9 @@ from gebm_kit.core.errors import GebmKitError, UsageError, shown
 LONGEST_NAME = 255
 """Longest name of a file or directory, in bytes; the limit of all common file systems."""
 
+LONGEST_PATH = 4000
+"""Longest path, in bytes; Linux takes 4,095."""
+
 
 def user_path(path: str | Path, *, what: str = "the path", error: Callable[[str], GebmKitError] = UsageError) -> Path:
     """Return a path with ``~`` and ``~user`` replaced by the home directory.
@@ -35,6 +38,8 @@ def user_path(path: str | Path, *, what: str = "the path", error: Callable[[str]
         raise error(f"{what} {shown(text)} is not UTF-8; give another name") from reason
     if (longest := max((len(name) for name in names), default=0)) > LONGEST_NAME:
         raise error(f"{what} {shown(text)} has a name of {longest} bytes; at most {LONGEST_NAME} are possible")
+    if len(text.encode()) > LONGEST_PATH:
+        raise error(f"{what} {shown(text)} has {len(text.encode()):,} bytes; at most {LONGEST_PATH:,} are possible")
     try:
         return Path(text).expanduser()
     except RuntimeError as reason:  # ~nobody

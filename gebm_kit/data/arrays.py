@@ -11,6 +11,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.data.tables import load
 from gebm_kit.data.tensors import TensorDataset, check_fractions, split_indices
@@ -57,7 +58,7 @@ class Arrays(TensorDataset):
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
         check_fractions(valid_fraction, test_fraction)
         interval = _interval(value_range, standardise)
-        file = directory / Path(path).expanduser()
+        file = directory / user_path(path, error=DataError)
         loaded = load(file, key, labels)
         rows = _shaped(loaded.rows, file)
         if rows.dtype == torch.uint8 and rows.ndim == 4:

@@ -15,6 +15,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
 from gebm_kit.data.tensors import TensorDataset
@@ -60,7 +61,7 @@ class Idx(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction)
-        folder = directory / Path(path).expanduser()
+        folder = directory / user_path(path, error=DataError)
         images = {part: _images(folder, part) for part in ("train", "t10k")}
         self._sources = [
             Source(folder / f"{part}-{kind}-ubyte{ending}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, common_sides, image_parts, list_images, shuffled
 from gebm_kit.data.tensors import check_fractions, part_sizes
@@ -76,7 +77,7 @@ class ImageFolder(Dataset):
             if value is not None:
                 check_arguments(self, **{name: value})
         check_fractions(valid_fraction, test_fraction)
-        folder = directory / Path(path).expanduser()
+        folder = directory / user_path(path, error=DataError)
         names = list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)
         if len(names) < 3:
             raise DataError(f"image folder {folder} holds {len(names)} image(s); train, valid and test need one each")

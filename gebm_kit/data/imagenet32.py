@@ -17,6 +17,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
 from gebm_kit.data.tensors import TensorDataset
@@ -67,7 +68,7 @@ class Imagenet32(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction)
-        folder = directory / Path(path).expanduser()
+        folder = directory / user_path(path, error=DataError)
         batches = _batches(folder)
         self._sources = [Source(folder, (".npz",))]
         shapes = [_stated_shape(batch) for batch in batches]

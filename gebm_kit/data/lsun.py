@@ -10,6 +10,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.sources import Source
 from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts, list_images, shuffled
 from gebm_kit.data.tensors import check_fractions, part_sizes
@@ -76,7 +77,7 @@ class Lsun(Dataset):
         check_arguments(self, size=size, valid_fraction=valid_fraction, test_fraction=test_fraction)
         check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
         check_fractions(valid_fraction, test_fraction)
-        folder = _folder(directory / Path(path).expanduser(), category)
+        folder = _folder(directory / user_path(path, error=DataError), category)
         names = shuffled(list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET), seed)
         if len(names) < 3:
             raise DataError(f"{folder} holds {len(names)} image(s); train, valid and test need one each")

@@ -21,6 +21,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.seeds import stream
 from gebm_kit.data.columns import check_finite, read_table
 from gebm_kit.data.tensors import TensorDataset
@@ -87,7 +88,7 @@ class Tabular(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
-        file = directory / Path(path).expanduser()
+        file = directory / user_path(path, error=DataError)
         table = read_table(file, key, columns, where, origin)
         self._prepare(
             table.rows, table.columns, str(file), dequantise, standardise, valid_fraction, test_fraction, seed
