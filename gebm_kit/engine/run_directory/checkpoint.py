@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.errors import CheckpointError, UsageError, shown
 from gebm_kit.core.files import plain, sync_directory, write_atomic, writing
 from gebm_kit.core.progress import warn
 
@@ -37,7 +37,7 @@ _REMOVING = ".removing-"
 """Prefix of its name while it is being removed."""
 
 
-_STEP_NAME = re.compile(r"step-(\d+)")
+_STEP_NAME = re.compile(r"step-([0-9]{1,18})")
 
 TENSOR_PARTS = ("model", "loss", "optim", "ema", "rng")
 """Parts of every checkpoint. Losses that keep chains add ``negatives``, early stopping adds ``best-base``."""
@@ -270,7 +270,7 @@ def check_word(word: str) -> str:
         UsageError: ``word`` is not last, best or step-N.
     """
     if word not in (LAST, BEST) and not _STEP_NAME.fullmatch(word):
-        raise UsageError(f"checkpoint {word!r} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
+        raise UsageError(f"checkpoint {shown(word)} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
     return word
 
 

@@ -20,6 +20,7 @@ import yaml
 from gebm_kit.config.schema import PRETRAINED
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import read_json
+from gebm_kit.core.paths import user_path
 from gebm_kit.engine.process.lock import LOCK
 
 try:
@@ -167,7 +168,7 @@ def read_record(path: str | Path) -> RunRecord:
     Raises:
         CheckpointError: ``path`` is not a run directory, or the run is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     if not _is_run(path):
         what = "is not a run directory" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}", hint="`gebm-kit runs` lists the runs under runs/.")

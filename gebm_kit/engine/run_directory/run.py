@@ -22,6 +22,7 @@ from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.paths import user_path
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.record import read_rows
@@ -156,7 +157,7 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
         UsageError: ``checkpoint`` is none of these.
         CheckpointError: ``path`` is not a run directory.
     """
-    path = Path(path)
+    path = user_path(path, what="the run")
     missing = [name for name in ("resolved.yaml", "status.json", "env.json") if not (path / name).is_file()]
     if missing:
         what = "does not exist" if not path.exists() else f"is not a run directory: it has no {missing[0]}"
@@ -184,7 +185,7 @@ def newest_run(root: str | Path = RUNS) -> Run:
     Raises:
         UsageError: there is no finished run.
     """
-    runs = [run for run in _runs(Path(root)) if run.state == "finished"]
+    runs = [run for run in _runs(user_path(root)) if run.state == "finished"]
     if not runs:
         raise UsageError(
             f"there is no finished run under {root}/", hint="Train one with `gebm-kit train quickstart`, or name a run."

@@ -16,6 +16,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
@@ -152,7 +153,7 @@ def draw_into(
         RunFailed: the device is out of memory, or the disk is full; what was written stays.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    path = Path(directory)
+    path = user_path(directory)
     check_sampling(model, sampler, settings)
     with (
         StopSignals() as stop,

@@ -19,6 +19,7 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums
 
@@ -69,7 +70,7 @@ class Draws:
             UsageError: the suffix is another, or the file can't be written.
             RunFailed: the disk is full.
         """
-        path = Path(path)
+        path = user_path(path)
         check_output(path)
         tensors = {"x": self.x, "z": self.z, "chain": self.chain}
         metadata = {"schema": "1", "diagnostics": json.dumps(self.diagnostics.as_dict())}
@@ -95,7 +96,7 @@ def check_output(path: str | Path) -> None:
     Raises:
         UsageError: the suffix is not in `SUFFIXES`, or ``path`` is a directory.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"draws are written to {' or '.join(SUFFIXES)} files, not to {path.name!r}",
@@ -107,7 +108,7 @@ def check_output(path: str | Path) -> None:
 
 def is_directory(out: str | Path) -> bool:
     """Return whether draws are streamed into a directory: ``out`` has no suffix."""
-    return not Path(out).suffix
+    return not user_path(out).suffix
 
 
 def load_file(path: Path) -> Draws:

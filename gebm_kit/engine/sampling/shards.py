@@ -22,6 +22,7 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import read_json, write_atomic, write_json
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.paths import user_path
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, load_file
@@ -278,7 +279,7 @@ def open_draws(path: str | Path) -> ShardedDraws:
     Raises:
         DataError: the index is missing or damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         record = read_json(path / INDEX)
         value_range = record["value_range"]
@@ -306,5 +307,5 @@ def load_draws(path: str | Path) -> Draws:
     Raises:
         DataError: the file or directory is missing, unfinished or damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     return open_draws(path).load() if path.is_dir() else load_file(path)
