@@ -34,9 +34,13 @@ from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
+from gebm_kit.cli.visible import open_streams, visible, visible_message
 from gebm_kit.core.errors import GebmKitError, Interrupted
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.core.version import __version__
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
+"""Errors of a stdout that takes no more: a full disk, a descriptor that was opened for reading."""
 
 app = typer.Typer(
     name="gebm-kit",
@@ -82,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
     with (
+        open_streams(),
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
@@ -105,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _reader_left()
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 return _report(
                     "failed", f"the result can't be written: {error.strerror}", "", 1, json=json, debug=debug
                 )
@@ -119,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _first_rank_speaks(debug: bool) -> Iterator[None]:
     """Silence every process of torchrun but the first, unless ``debug``."""
-    if debug or int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0":
+    if debug or os.environ.get("WORLD_SIZE", "1") in ("0", "1") or os.environ.get("RANK", "0") == "0":
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -155,8 +160,8 @@ def _signals_raise() -> Iterator[None]:
 
 def _report(code: str, message: str, hint: str, exit_code: int, *, json: bool, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
-        traceback.print_exc()
-    words = f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else "")
+        sys.stderr.write(visible(traceback.format_exc()))
+    words = visible_message(f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else ""))
     try:
         if json:
             ui.emit_json({"error": {"code": code, "message": message, "hint": hint}})

@@ -17,6 +17,7 @@ from gebm_kit.cli.options import (
     Threads,
     TrustProgram,
     only_sections,
+    place,
     set_trust,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
@@ -31,7 +32,10 @@ def score(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="A .csv or .npz, replaced if it is there; default: RUN/scores/<FILE>.csv."
+            "--out",
+            metavar="FILE",
+            parser=place("--out"),
+            help="A .csv or .npz, replaced if it is there; default: RUN/scores/<FILE>.csv.",
         ),
     ] = None,
     key: Key = None,
