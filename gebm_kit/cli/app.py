@@ -35,8 +35,9 @@ from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.cli.visible import open_streams, visible, visible_message
-from gebm_kit.core.errors import GebmKitError, Interrupted
-from gebm_kit.core.trust import trust_programs
+from gebm_kit.core.attribution import is_out_of_memory, plugin_error
+from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
+from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
+        trust_paths(False),
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:
@@ -108,17 +110,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as stop:
             if isinstance(stop.__context__, BrokenPipeError):  # typer exits with code 1 on a closed pipe
                 return _reader_left()
-            raise
+            if (blamed := plugin_error(stop)) is None:
+                raise
+            return _report(blamed.code, blamed.message, blamed.hint, blamed.exit_code, json=json, debug=debug)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in UNWRITABLE:
-                return _report(
-                    "failed", f"the result can't be written: {error.strerror}", "", 1, json=json, debug=debug
-                )
             if hasattr(error, "format_message"):  # a usage error of typer, whose class moved between its versions
                 return _report("usage", error.format_message(), _try_help(error), 2, json=json, debug=debug)
-            message = f"this is a bug in gebm-kit or in a plugin: {type(error).__name__}: {error}"
+            known = _known(error)
+            if known is not None:
+                return _report(known.code, known.message, known.hint, known.exit_code, json=json, debug=debug)
+            message = f"this is a bug in gebm-kit: {type(error).__name__}: {error}"
             hint = "" if debug else "Run the command again with --debug and report what it shows."
             return _report("bug", message, hint, 1, json=json, debug=debug)
+
+
+def _known(error: Exception) -> GebmKitError | None:
+    """Return the error to report for one that is not the kit's: a full disk, too little memory, a fault of a component."""
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return RunFailed(f"the result can't be written: {error.strerror}")
+    if is_out_of_memory(error):
+        return RunFailed(f"there is too little memory: {' '.join(str(error).split())[:200] or type(error).__name__}")
+    return plugin_error(error)
 
 
 @contextlib.contextmanager

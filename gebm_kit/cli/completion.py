@@ -6,6 +6,7 @@ Nothing here imports torch, and whatever goes wrong leads to no suggestion.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def complete_metric(incomplete: str) -> list[str]:
 def _components(kind: str, incomplete: str) -> list[str]:
     from gebm_kit.core.plugins import installed
 
-    registry = installed().registry
+    with warnings.catch_warnings():  # a shell shows what a completion writes on stderr
+        warnings.simplefilter("ignore")
+        registry = installed().registry
     names = [registry.short_name(record) for record in registry.of_kind(kind)]
     return _shown([name for name in names if name.startswith(incomplete)])
 

@@ -6,6 +6,7 @@ rich is imported only if the output is a terminal, so that a piped command start
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from gebm_kit.cli.progress import PlainProgress
 from gebm_kit.cli.visible import visible, visible_cell, visible_json, visible_message
 from gebm_kit.core.files import finite_or_none
+from gebm_kit.core.progress import NOTES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +44,7 @@ class Ui:
         self.quiet = quiet
         self.debug = debug
         self._err: Console | None = None
+        _Notes(self.note).listen()
         warnings.showwarning = self._warning
 
     def note(self, text: str) -> None:
@@ -92,6 +95,27 @@ class Ui:
             return
         text = str(message)
         self.warn(text if category.__name__ == "GebmKitWarning" else f"{category.__name__}: {text}")
+
+
+class _Notes(logging.Handler):
+    """Passes on the notes of `gebm_kit.core.progress.note`, each text once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say, self._said = say, set[str]()
+
+    def listen(self) -> None:
+        """Listen instead of an earlier command's listener."""
+        for other in [handler for handler in NOTES.handlers if isinstance(handler, _Notes)]:
+            NOTES.removeHandler(other)
+        NOTES.addHandler(self)
+        NOTES.setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -41,7 +41,7 @@ _ODD_GROUPS = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*(\.[0-9_]*
 _NO_TEXT = re.compile("[\\0\ud800-\udfff]")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 _TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "bool", "null", "map", "seq")}
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "null": type(None)}
+_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "null": type(None)}
 
 
 class YamlError(ValueError):
@@ -152,14 +152,14 @@ class _Reader:
     def document(self) -> Document:
         opened = 0
         for event in self.events:
+            line = _line(event)
             if isinstance(event, yaml.DocumentStartEvent):
                 opened += 1
                 if opened > 1:
-                    line = event.start_mark.line + 1
                     raise YamlError(line, "a second YAML document begins here (---); only one is read")
             elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-                self.found.lines[()] = event.start_mark.line + 1
-                self.found.value = self.value(event, (), event.start_mark.line + 1)
+                self.found.lines[()] = line
+                self.found.value = self.value(event, (), line)
         return self.found
 
     def value(self, event: Any, key: Key, line: int) -> Any:
@@ -177,7 +177,7 @@ class _Reader:
             if isinstance(event, yaml.SequenceEndEvent):
                 break
             inner = (*key, len(items))
-            here = event.start_mark.line + 1
+            here = _line(event)
             if here != line:
                 self.found.lines[inner] = here
             items.append(self.value(event, inner, here))
@@ -188,7 +188,7 @@ class _Reader:
         for event in self.events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
-            here = event.start_mark.line + 1
+            here = _line(event)
             name, sound = self.name(event, key)
             inner = (*key, name)
             if name in values:
@@ -206,12 +206,12 @@ class _Reader:
 
     def name(self, event: Any, key: Key) -> tuple[str, bool]:
         """Return a key as text, and whether it can be one."""
-        here = event.start_mark.line + 1
+        here = _line(event)
         if not isinstance(event, yaml.ScalarEvent):
             self.value(event, (*key, "?"), here)
             self.refuse(here, (*key, "?"), "a list or a mapping can't be a key; keys are plain words")
             return "?", False
-        text = event.value
+        text: Any = event.value
         if event.tag is None and event.implicit[0]:
             if text == "<<":
                 self.refuse(here, (*key, text), "merge keys are not allowed; write the values out, or use ${...}")
@@ -233,7 +233,7 @@ class _Reader:
         return text, True
 
     def scalar(self, event: Any, key: Key, tag: str | None) -> Any:
-        line, text = event.start_mark.line + 1, event.value
+        line, text = _line(event), event.value
         if _NO_TEXT.search(text):
             self.refuse(line, key, f"{shown(text)} holds a character that no name and no path can have")
             return _NO_TEXT.sub("", text)
@@ -262,7 +262,7 @@ class _Reader:
         written = event.tag.replace("tag:yaml.org,2002:", "!!")
         allowed = "!!str, !!int, !!float, !!bool, !!null"
         self.refuse(
-            event.start_mark.line + 1,
+            _line(event),
             key,
             f"not valid YAML: the tag {written[:80]} is not allowed here; allowed: {allowed}",
         )
@@ -270,6 +270,10 @@ class _Reader:
 
     def refuse(self, line: int, key: Key, problem: str) -> None:
         self.found.problems.append((line, key, problem))
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 def _probable(text: str) -> Any:
