@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.cli.options import Debug, Json, Quiet, place
 from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError, nearest
 
@@ -27,7 +27,8 @@ FIRST_TO_GO = ("recipe", "best", "base", "GEBM / base", "time", "changed")
 
 def runs(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Directory to search, at any depth; default: runs.")
+        Path | None,
+        typer.Argument(metavar="DIR", parser=place("DIR"), help="Directory to search, at any depth; default: runs."),
     ] = None,
     metric: Annotated[
         str | None,

@@ -21,6 +21,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.units import TableUnits
@@ -102,7 +103,7 @@ class Tabular(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, missing=missing)
-        file = directory / Path(path).expanduser()
+        file = directory / user_path(path, error=DataError)
         table = read_table(file, key, columns, where, origin, missing=missing, header=header, varying=True)
         table.warn(file)
         self._notes, self._kind = table.notes(), table.kind

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from gebm_kit.core.errors import UsageError, nearest
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 
 TABLES = (".npz", ".npy", ".safetensors", ".csv")
@@ -25,7 +25,7 @@ def data_word(data: str) -> str:
     names = {registry.short_name(record) for record in registry.of_kind("dataset")}
     if data in names or ":" in data:
         return f"data={{name: {json.dumps(data)}}}"
-    path = Path(data).expanduser()
+    path = user_path(data)
     if path.is_dir():
         idx = any((path / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
         name = "idx" if idx else "image-folder"

@@ -32,6 +32,7 @@ from gebm_kit.core.cache import data_cache_directory
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.sources import Fingerprint, Source, fingerprint
@@ -208,7 +209,7 @@ def described_node(recipe: Recipe) -> dict[str, Any]:
     node = {key: value for key, value in recipe.data.as_dict().items() if key not in OF_READING}
     node["name"] = installed().registry.get("dataset", recipe.data.name).address
     if isinstance(node.get("path"), str):
-        node["path"] = str((recipe.directory / Path(node["path"]).expanduser()).resolve())
+        node["path"] = str((recipe.directory / user_path(node["path"], error=DataError)).resolve())
     return node
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.devices import placed
@@ -38,7 +39,15 @@ from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, Samplin
 from gebm_kit.engine.sampling.run_kernel import run_kernel
 from gebm_kit.engine.sampling.run_populations import run_populations
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan_shards, row_bytes
+from gebm_kit.engine.sampling.shards import (
+    ShardedDraws,
+    check_room,
+    island_rows,
+    kernel_rows,
+    most_rows,
+    plan_shards,
+    row_bytes,
+)
 from gebm_kit.engine.sampling.starting_points import check_starts, digest_of, encodings
 
 FEWER_CHAINS = "Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks."
@@ -78,6 +87,7 @@ def draw(
     """
     began = time.perf_counter()
     check_sampling(model, sampler, settings)
+    check_room(settings, model)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
         stack.enter_context(ranks.together())
@@ -159,8 +169,9 @@ def draw_into(
         RunFailed: the device is out of memory, or the disk is full; what was written stays.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    path = Path(directory)
+    path = user_path(directory)
     check_sampling(model, sampler, settings)
+    check_room(settings, model, path)
     with (
         StopSignals() as stop,
         ranks.together(),

@@ -19,6 +19,7 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums, slope
@@ -77,7 +78,7 @@ class Draws:
             UsageError: the suffix is another, or the file can't be written.
             RunFailed: the disk is full.
         """
-        path = Path(path)
+        path = user_path(path)
         check_output(path, tuple(self.x.shape[1:]))
         if path.suffix in TABLE_SUFFIXES:
             make_directory(path.parent)
@@ -112,7 +113,7 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
     Raises:
         UsageError: the suffix is not in `SUFFIXES`, or fits no draws of that shape; ``path`` is a directory.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"draws are written to {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files, not to {path.name!r}",
@@ -126,7 +127,7 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
 
 def is_directory(out: str | Path) -> bool:
     """Return whether draws are streamed into a directory: ``out`` has no suffix."""
-    return not Path(out).suffix
+    return not user_path(out).suffix
 
 
 def load_file(path: Path) -> Draws:

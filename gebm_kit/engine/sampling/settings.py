@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gebm_kit.config.schema import SampleSection
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
@@ -133,4 +133,6 @@ class SampleSettings(SampleSection):
 
 def _require_whole(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
+        raise UsageError(f"{name} must be a whole number >= {least}, got {shown(value)}")
+    if value > 2**63 - 1:
+        raise UsageError(f"{name} must be a whole number <= 2**63 - 1, got {shown(value)}")
