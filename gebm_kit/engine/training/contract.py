@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.model import build_model
-from gebm_kit.core import contracts
+from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
@@ -34,6 +34,9 @@ from gebm_kit.engine.training.trainer import Trainer
 
 SMALLER = "Lower train.batch_size, or the width of base and energy."
 """Hint where one step needs more memory than there is."""
+
+BATCH_ROWS = 8
+"""Rows of each rank's batch in the check, at most: enough for batch statistics, few enough for a second."""
 
 REBUILT_ROWS = 4
 """Rows on which the model read back from a checkpoint is compared with the one that was written."""
@@ -68,15 +71,17 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
 def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]:
     """Put back, after the block, everything about the trainer that a step may change."""
     reference = [] if trainer.likelihood is None else [trainer.likelihood.reference]
-    generator, position, updates = trainer.generator.get_state(), trainer.feed.position, trainer.energy_updates
+    generator, updates = trainer.generator.get_state(), trainer.energy_updates
+    position, rows = trainer.feed.position, trainer.feed.batch_size
     seen, ends = trainer._seen, trainer._chain_ends
     chains = None if trainer.negatives is None else trainer.negatives.memory()
+    trainer.feed.batch_size = min(rows, BATCH_ROWS * reduce.world_size())
     try:
         with preserved(trainer.model, trainer.loss, *penalties, *reference, device=trainer.device):
             yield
     finally:
         trainer.generator.set_state(generator)
-        trainer.feed.position, trainer.energy_updates = position, updates
+        trainer.feed.position, trainer.feed.batch_size, trainer.energy_updates = position, rows, updates
         trainer._seen, trainer._chain_ends = seen, ends
         if trainer.negatives is not None and chains is not None:
             trainer.negatives.recall(chains)
