@@ -21,7 +21,7 @@ from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
-from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, Penalty
+from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, OnCodes, Penalty
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
 from gebm_kit.engine.process.memory import enough_memory
@@ -243,7 +243,11 @@ def _compare(model: GEBM, twin: GEBM, trainer: Trainer) -> None:
     with torch.no_grad():
         z = model.base.sample_prior(REBUILT_ROWS, trainer.generator, model.dtype)
         x = model.base(z.clone())
-        pairs = (("base", x, twin.base(z.clone())), ("energy", model.energy(x.clone()), twin.energy(x.clone())))
+        if isinstance(model.energy, OnCodes) and isinstance(twin.energy, OnCodes):  # training binds it to other weights
+            energies = model.energy.of_codes(z.clone()), twin.energy.of_codes(z.clone())
+        else:
+            energies = model.energy(x.clone()), twin.energy(x.clone())
+        pairs = (("base", x, twin.base(z.clone())), ("energy", *energies))
     for kind, before, after in pairs:
         same = torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True)
         if not same:
