@@ -372,9 +372,8 @@ class WideBase(Base):
 
 
 def test_a_base_of_another_shape_than_it_states() -> None:
-    with pytest.raises(
-        PluginError, match=r"the base 'WideBase' \(.*, line \d+\) returns shape \(4, 4\) .* must be \(4, 2\)"
-    ):
+    said = r"the base 'WideBase' \(.*, line \d+\) returns shape \(4, 4\) .* must be \(4, 2\)"
+    with pytest.raises(PluginError, match=said):
         sample(gk.GEBM(WideBase(), FunctionEnergy(lambda x: x.sum(1))), **QUICK)
 
 
