@@ -27,6 +27,7 @@ from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
+from gebm_kit.cli.plugin_check import check as check_plugins
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
@@ -36,7 +37,7 @@ from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.core.attribution import is_out_of_memory, plugin_error
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
-from gebm_kit.core.trust import trust_programs
+from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)
+plugins.command("check")(check_plugins)
 app.add_typer(plugins, name="plugins")
 app.command("doctor")(doctor)
 
@@ -86,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
+        trust_paths(False),
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:

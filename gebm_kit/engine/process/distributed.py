@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib
 import json
 import os
 import time
@@ -279,6 +280,10 @@ def joined_ranks(device: torch.device | None = None, work: str = "sampling") -> 
 
 
 def _join_torchrun(device: torch.device | None, work: str) -> _Torchrun:
+    # torch.distributed.nn has `group.WORLD` as a default argument. When torch imports it after the process group exists
+    # (an optimizer does), that default keeps the group, and its threads, alive until the interpreter has gone, which
+    # aborts now and then ("terminate called without an active exception").
+    importlib.import_module("torch.distributed.nn")
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     shared = dist.PrefixStore("gebm_kit", _store(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]))
     store = dist.PrefixStore(_met(shared, rank, size), shared)

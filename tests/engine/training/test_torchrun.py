@@ -55,7 +55,8 @@ device: cpu
 """
 
 PREPARED = """
-import os, signal, sys
+import glob, os, signal, sys
+from pathlib import Path
 import torch
 import gebm_kit.engine.evaluation.evaluation_files as files
 from gebm_kit.cli.app import main
@@ -65,6 +66,9 @@ from gebm_kit.engine.training.trainer import Trainer
 
 files.draw_all = lambda *_, **__: []  # pictures take most of the time of so small a run
 rank, cycle = int(os.environ["RANK"]), Trainer.cycle
+
+def name_of(path):
+    return Path(path).read_text().strip()
 """
 
 SCENARIOS = (
@@ -121,6 +125,7 @@ say("evaluated", lambda: sorted(gk.evaluate("straight", device="cpu").scalars().
 say("command", lambda: main(["train", "toy.yaml", "train.final.steps=0", "--out", "command", "--json"]))
 say("eval", lambda: main(["eval", "command", "--json", "--device", "cpu"]))
 say("plan", lambda: main(["train", "toy.yaml", "--dry-run", "--json"]))
+say("threads", lambda: [name for name in map(name_of, glob.glob("/proc/self/task/*/comm")) if "gloo" in name])
 at(6, 1, lambda: os._exit(9))
 say("gone", lambda: run("gone"))
 """
@@ -234,6 +239,11 @@ def test_two_processes_train_what_one_trains(place: Path, ranks: list[Rank], alo
     assert two.evaluation["metrics"]["gebm"]["mmd"]["value"] == pytest.approx(
         alone.evaluation["metrics"]["gebm"]["mmd"]["value"], abs=1e-6
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_of_a_process_group_is_left_that_could_abort_the_interpreters_end(ranks: list[Rank]) -> None:
+    assert [rank.said("threads") for rank in ranks] == ["[]"] * 2
 
 
 def test_a_signal_to_one_stops_both_at_one_step_and_they_go_on_to_the_bit(place: Path, ranks: list[Rank]) -> None:
