@@ -268,6 +268,13 @@ class TestPrecision:
         with pytest.raises(DataError, match="more digits than double precision holds"):
             dataset(str(tmp_path / "x.csv"))
 
+    @pytest.mark.parametrize("dataset", [Tabular, Arrays])
+    @pytest.mark.parametrize(("size", "standardise"), [(1e300, True), (1e40, False)])
+    def test_numbers_too_large_to_compute_with(self, tmp_path, dataset, size, standardise):
+        np.save(tmp_path / "x.npy", VALUES * size)
+        with pytest.raises(DataError, match="too large|not a finite number in single precision"):
+            dataset(str(tmp_path / "x.npy"), standardise=standardise)
+
     def test_unsigned_numbers_do_not_wrap_around(self, tmp_path):
         np.save(tmp_path / "x.npy", np.full((NUM, 2), 2**63 + 5, dtype=np.uint64))
         for dataset in (Tabular, Arrays):
