@@ -30,9 +30,13 @@ def complete_metric(incomplete: str) -> list[str]:
 
 
 def _components(kind: str, incomplete: str) -> list[str]:
+    import warnings
+
     from gebm_kit.core.plugins import installed
 
-    registry = installed().registry
+    with warnings.catch_warnings():  # a shell shows what a completion writes on stderr
+        warnings.simplefilter("ignore")
+        registry = installed().registry
     names = [registry.short_name(record) for record in registry.of_kind(kind)]
     return [name for name in names if name.startswith(incomplete)]
 

@@ -80,7 +80,7 @@ def train(
     figures = payload["figures"]
 
     def show() -> None:
-        ui.text(f"{recipe.name}: {run.step} steps in {duration(float(run.status.get('seconds') or 0))}")
+        ui.text(f"{run.recipe.name}: {run.step} steps in {duration(float(run.status.get('seconds') or 0))}")
         if evaluation:
             show_evaluation(evaluation)
         show_figures(figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -149,3 +150,16 @@ def facts(rows: Tensor) -> tuple[float, float, bool]:
 def blocks(rows: Tensor) -> tuple[Tensor, ...]:
     """Cut rows into pieces of about `BLOCK` numbers."""
     return rows.split(max(1, BLOCK // max(1, rows[0].numel())))
+
+
+def first_place(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]]:
+    """Return how many numbers are bad, and the place of the first."""
+    count, place, start = 0, list[int](), 0
+    for block in blocks(rows):
+        found = bad(block)
+        here = int(found.sum())
+        if here and not count:
+            place = [int(index) for index in torch.nonzero(found)[0]]
+            place[0] += start
+        count, start = count + here, start + len(block)
+    return count, place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -81,10 +81,8 @@ class Arrays(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, missing=missing)
+        check_arguments(self, layout=layout, pixels=pixels)
         check_fractions(valid_fraction, test_fraction)
-        for name, value, allowed in (("layout", layout, get_args(Layout)), ("pixels", pixels, get_args(Pixels))):
-            if value not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         interval = _interval(value_range, standardise)
         file = directory / Path(path).expanduser()
         found = read_arrays(file, key, labels, columns, missing, header)
@@ -94,6 +92,7 @@ class Arrays(TensorDataset):
         del found  # the rows as they were, which may be as large as those of another type
         self._before = f"{kind or _type(rows)} in {_span(rows)}"
         decided = pixels == "auto" and (interval is not None or standardise) and rows.dtype != torch.uint8
+        self._kept = decided or pixels == "keep"  # a range or standardise says that the numbers are measurements
         rows = as_numbers(rows, "keep" if decided else pixels, file)
         if rows.dtype == torch.uint8 or pixels not in ("auto", "keep"):
             if interval not in (None, (-1.0, 1.0)):
@@ -142,7 +141,8 @@ class Arrays(TensorDataset):
         Raises:
             DataError, UsageError: as in the constructor.
         """
-        found = as_numbers(as_rows(rows, self._layout, source), self._pixels, source)
+        pixels: Pixels = "keep" if self._kept and rows.dtype != torch.uint8 else self._pixels
+        found = as_numbers(as_rows(rows, self._layout, source), pixels, source)
         return scale_bytes(found) if found.dtype == torch.uint8 else found
 
 

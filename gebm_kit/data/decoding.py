@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -98,8 +99,8 @@ class Fit:
         """Return the image in grey or colour, with transparent pixels laid over the background."""
         mode = "L" if self.channels == 1 else "RGB"
         above = image.convert("RGBA") if is_transparent(image) else None
-        if above is None or above.getextrema()[3] == (255, 255):
-            return image.convert(mode)
+        if above is None or above.getchannel("A").getextrema() == (255, 255):
+            return (above if above is not None and mode == "RGB" else image).convert(mode)
         below = Image.new("RGBA", image.size, (*self.background, 255))
         below.alpha_composite(above)
         return below.convert(mode)
@@ -217,10 +218,9 @@ def background_colour(background: str) -> tuple[int, int, int]:
     Raises:
         UsageError: it is not an opaque colour.
     """
-    try:
+    colour: tuple[int, ...] = ()
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
         colour = ImageColor.getrgb(background)
-    except (ValueError, AttributeError, TypeError):
-        colour = ()
     if len(colour) != 3:
         raise UsageError(f"background is a colour such as white, black or '#808080', got {background!r}")
     return colour[0], colour[1], colour[2]

@@ -249,7 +249,7 @@ class Listed:
 
     def left_out(self) -> str:
         """Say in a few words what was left out, or "nothing"."""
-        said = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in self.others.most_common()]
+        said = [_by_suffix(self.others)] if self.others else []
         said += [f"{self.hidden:,} hidden"] * bool(self.hidden)
         said += [f"{self.links:,} link(s) to folders"] * bool(self.links)
         return ", ".join(said) or "nothing"
@@ -291,6 +291,12 @@ def list_images(folder: Path, suffixes: Sequence[str], hint: str) -> Listed:
         )
     listed.names.sort()
     return listed
+
+
+def _by_suffix(counts: Counter[str]) -> str:
+    """Write numbers of files, the largest first: ``2 .avif, 1 without a suffix``."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in ordered)
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -38,7 +38,7 @@ def reading(dataset: Dataset, source: str, before: str, *, after: str | None = N
     if values != tuple(map(str, range(len(values)))):
         labels += f" ({in_words(values)})"
     shape = "x".join(map(str, dataset.data_shape))
-    first = f"{source}: {sum(counts):,} rows ({parts}) of shape {shape}, {before} -> {after}; labels: {labels}"
+    first = f"read {sum(counts):,} rows ({parts}) of shape {shape}: {source}, {before} -> {after}; labels: {labels}"
     return "; ".join([first, *(note for note in notes if note)])
 
 

@@ -48,6 +48,7 @@ from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tra
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def record(
     floor = floor_sets(held_out, settings.num_samples, num_sets)
     check_rows({name: scored}, {"draws": settings.num_samples, "held-out rows": len(floor[0])})
     with placed(model, device) as (where, dtype):
+        check_contract(model, sampler, where)
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
         data = data.to(place)

@@ -30,6 +30,7 @@ from gebm_kit.engine.sampling.blocks import (
     lay_out,
     thread_piece,
 )
+from gebm_kit.engine.sampling.contract import ROWS, check_contract
 from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.draws_in_memory import InMemory
 from gebm_kit.engine.sampling.draws_on_disk import Directory, check_directory, finished, requested
@@ -67,8 +68,9 @@ def draw(
         start: as in `sample`.
 
     Raises:
-        UsageError: the energy is finite at no starting point or has the wrong shape; the sampler does not serve the
-            base's prior or needs more chains; its step size is not a positive number.
+        UsageError: the energy is finite at no starting point; the sampler does not serve the base's prior or needs more
+            chains; its step size is not a positive number.
+        PluginError: base, energy or sampler do not do what their kind must (`gebm_kit.engine.sampling.contract`).
         RunFailed: the device is out of memory.
 
     Warns:
@@ -212,10 +214,11 @@ def prepared(
     running out of memory in it raises `RunFailed`."""
     if start is not None:
         check_starts(model, sampler, start)
-    with (
-        placed(model, device) as (where, dtype),
-        LatentPotential(model, settings.inverse_temperature) as potential,
-    ):
+    with contextlib.ExitStack() as stack:
+        where, dtype = stack.enter_context(placed(model, device))
+        with enough_memory(where, f"with {ROWS} rows", FEWER_CHAINS):
+            check_contract(model, sampler, where)
+        potential = stack.enter_context(LatentPotential(model, settings.inverse_temperature))
         chains = chains_of(settings, sampler)
         with enough_memory(where, f"with blocks of {max(PROBES)} chains", FEWER_CHAINS):
             coupled = sampler.needs_one_block()

@@ -21,7 +21,7 @@ from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.recorder import equipartition_sums
+from gebm_kit.engine.sampling.recorder import equipartition_sums, slope
 from gebm_kit.engine.sampling.table_files import TABLE_SUFFIXES, check_table, table_content
 
 SUFFIXES = (".safetensors", ".npz", *TABLE_SUFFIXES)
@@ -198,19 +198,22 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Decoded states, on the CPU: x (N, *D), z in the base's coordinates (N, Z), and `equipartition_sums` (3,)."""
+    """Decoded states, on the CPU: x (N, *D), z in the base's coordinates (N, Z), `equipartition_sums` and `slope`."""
 
     x: Tensor
     z: Tensor
     balance: Tensor
+    slope: Tensor
 
 
 def decode(potential: LatentPotential, z: Tensor, rows: int) -> Decoded:
     """Decode states in normal coordinates, (N, Z), into ``x = G(z)``,
     ``rows`` at a time as the chains were evaluated."""
-    x, codes, balances = [], [], []
+    x, codes, balances, slopes = [], [], [], []
     for part in z.split(rows):
         x.append(potential.data(part).cpu())
         codes.append(potential.prior.from_normal(part).cpu())
-        balances.append(equipartition_sums(part, potential.value_and_grad(part).grad).cpu())
-    return Decoded(torch.cat(x), torch.cat(codes), torch.stack(balances).sum(0))
+        tilt, grad = potential.tilt_and_grad(part)
+        balances.append(equipartition_sums(part, grad + part).cpu())
+        slopes.append(slope(tilt, grad).cpu())
+    return Decoded(torch.cat(x), torch.cat(codes), torch.stack(balances).sum(0), torch.stack(slopes).amax(0))

@@ -99,7 +99,7 @@ def places_of(path: Path | None, hub: str | None) -> Places:
     import datasets
     from huggingface_hub import constants
 
-    kept = (str(datasets.config.EXTRACTED_DATASETS_PATH),)
+    kept: tuple[str, ...] = (str(datasets.config.EXTRACTED_DATASETS_PATH),)
     if path is None:
         kept = (*kept, str(datasets.config.DOWNLOADED_DATASETS_PATH), str(constants.HF_HUB_CACHE))
         return Places(tuple(map(os.path.abspath, kept)), hub=(f"hf://datasets/{hub}@", f"hf://datasets/{hub}/"))
