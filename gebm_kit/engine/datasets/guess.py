@@ -8,7 +8,7 @@ from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 
-TABLES = (".npz", ".npy", ".safetensors", ".csv")
+TABLES = (".npz", ".npy", ".safetensors", ".csv", ".parquet")
 """Endings of files of arrays, which the dataset ``arrays`` reads."""
 
 

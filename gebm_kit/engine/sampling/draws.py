@@ -116,7 +116,8 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
     path = user_path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
-            f"draws are written to {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files, not to {path.name!r}",
+            "draws are written to .safetensors or .npz files, those of a table also to .csv or .parquet, not to "
+            f"{path.name!r}",
             hint="A name without a suffix is a directory, into which draws are streamed.",
         )
     if path.is_dir():
