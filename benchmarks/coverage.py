@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.estimators import t_quantile
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.estimate_log_partition import estimate_log_partition

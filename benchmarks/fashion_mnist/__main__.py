@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.fashion_mnist.settings import MODELS, ON_BASE
 from benchmarks.fashion_mnist.study import Setting, scores, trained
-from gebm_kit.core.intervals import paired_ratio
+from gebm_kit.engine.evaluation.intervals import paired_ratio
 
 
 def main() -> int:

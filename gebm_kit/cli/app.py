@@ -37,7 +37,7 @@ from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.core.attribution import is_out_of_memory, plugin_error
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
-from gebm_kit.core.trust import trust_programs
+from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
 
 app = typer.Typer(
@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
+        trust_paths(False),
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:

@@ -96,6 +96,15 @@ TrustProgram = Annotated[
 ]
 
 
+TrustPaths = Annotated[
+    bool,
+    typer.Option(
+        "--trust-paths",
+        help="Allow a dataset's rows to name files and addresses that are not part of it, which are then opened.",
+    ),
+]
+
+
 RecipeWord = Annotated[
     str,
     typer.Argument(
@@ -161,8 +170,8 @@ def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str
             )
 
 
-def set_trust(trusted: bool) -> None:
-    """Allow or forbid loading generators that are programs, until this command is done."""
+def set_trust(programs: bool, paths: bool = False) -> None:
+    """Allow or forbid generators that are programs, and files that a dataset names, until this command is done."""
     from gebm_kit.core.trust import set_trusted
 
-    set_trusted(trusted)
+    set_trusted(programs, paths)

@@ -21,6 +21,7 @@ from gebm_kit.cli.options import (
     ResumeRun,
     RunDirectory,
     Threads,
+    TrustPaths,
     TrustProgram,
     set_trust,
     split_words,
@@ -70,6 +71,7 @@ def refine(
     resume: ResumeRun = False,
     dry_run: DryRun = False,
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -81,7 +83,7 @@ def refine(
     The generator is not changed. The recipe is the shipped `refine`.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     recipe = _recipe(generator, words, latent)
     set_up_cpu(threads)
     from gebm_kit.cli.train import show_plan, train_payload

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import UsageError, nearest
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import make_directory, read_json, write_json
 from gebm_kit.core.interfaces import Dataset, HasSource
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.datasets.guess import data_word
 from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
@@ -40,25 +40,24 @@ if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.run_directory.run import Run
 
+
 RECIPE = "refine"
 """Short name of the shipped recipe."""
+
 
 BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 """Inverse temperatures that are tried: from the model's own on, each about 1.6 times the one before."""
 
+
 CHOICE_SETS = 2
 """Number of draw sets at each beta: the mean of two halves the variance of the metric, at twice the cost."""
+
 
 FILE = "refined.json"
 """File of a run directory that records what was chosen and found."""
 
-TABLES = (".npz", ".npy", ".safetensors", ".csv")
-"""Endings of files of arrays, which the dataset ``arrays`` reads."""
-
 
 # --- words -----------------------------------------------------------------------------------------------------------
-
-
 def recipe_words(generator: str, data: str | None, latent: str | None = None) -> list[str]:
     """Return the overrides of the recipe `RECIPE` that name the generator's file, the data and a latent code's shape.
 
@@ -78,34 +77,11 @@ def recipe_words(generator: str, data: str | None, latent: str | None = None) ->
             raise UsageError(f"--latent is a shape such as 100 or 100x1x1, got {latent!r}")
         words.append(f"base.latent_shape=[{', '.join(sizes)}]")
     if data is not None:
-        words.append(_data_word(data))
+        words.append(data_word(data))
     return words
 
 
-def _data_word(data: str) -> str:
-    registry = installed().registry
-    names = {registry.short_name(record) for record in registry.of_kind("dataset")}
-    if data in names or ":" in data:
-        return f"data={{name: {json.dumps(data)}}}"
-    path = Path(data).expanduser()
-    if path.is_dir():
-        idx = any((path / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
-        name = "idx" if idx else "image-folder"
-    elif path.suffix.lower() in TABLES and path.is_file():
-        name = "arrays"
-    else:
-        what = "is not a file of a known kind" if path.exists() else "is neither a dataset, a folder nor a file"
-        raise UsageError(
-            f"DATA {data!r} {what}; {nearest(data, names)}",
-            hint=f"DATA is a dataset's name, a folder of images, a folder in MNIST's format, or a file {', '.join(TABLES)}; "
-            "for anything else, write an override instead: data='{name: celeba, path: celeba, size: 64}'.",
-        )
-    return f"data={{name: {name}, path: {json.dumps(data)}}}"
-
-
 # --- before and after ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Trial:
     """Result at one beta: the metric's mean over the draw sets, on the validation part, and some draws for a picture."""
@@ -220,7 +196,7 @@ def choose_beta(
             key = next(iter(values[0]))
             return key, fmean(value[key] for value in values)
 
-        before = base_sets(model, settings, num, CHOICE_SETS, where).sets
+        before = base_sets(model, settings, num, CHOICE_SETS, where, on_progress).sets
         key, base = mean(before)
         trials: list[Trial] = []
         for beta in betas or BETAS:

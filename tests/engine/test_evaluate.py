@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import gebm_kit as gk
 from gebm_kit.core.errors import CheckpointError, DataError, RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, EvalContext, Info, Metric, Sampler
-from gebm_kit.core.intervals import mean_interval
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
@@ -25,6 +24,7 @@ from gebm_kit.engine.datasets.held_out import MAX_ROWS, HeldOut, evenly_spaced_r
 from gebm_kit.engine.evaluate import evaluate
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
+from gebm_kit.engine.evaluation.intervals import mean_interval
 from gebm_kit.engine.evaluation.metrics import build_metrics
 from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings

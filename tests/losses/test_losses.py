@@ -19,6 +19,7 @@ from gebm_kit.losses.density_ratio import EXPONENT_LIMIT, exp_linear
 from gebm_kit.losses.kale import Kale
 from gebm_kit.losses.kale_dv import KaleDV
 from gebm_kit.losses.logistic import Logistic
+from gebm_kit.losses.relativistic import Relativistic
 from gebm_kit.losses.smile import Smile
 
 VARIANTS = {
@@ -27,6 +28,7 @@ VARIANTS = {
     "kale-dv": lambda: KaleDV(),
     "kale-dv-average": lambda: KaleDV(0.9),
     "logistic": lambda: Logistic(),
+    "relativistic": lambda: Relativistic(),
     "smile-clipped": lambda: Smile(gradient="clipped"),
 }
 RECORDS = [record for record in installed().registry.of_kind("loss") if "energy" in record.load().parts]
@@ -129,7 +131,8 @@ class TestEveryLoss:
         model, batch = make()
         for parameter in (*model.energy.parameters(), *loss.parameters()):
             parameter.requires_grad_(False)
-        loss.base_loss(model, Batch(None, batch.z, batch.x_base)).loss.backward()
+        x = batch.x if "x" in loss.base_needs else None
+        loss.base_loss(model, Batch(x, batch.z, batch.x_base)).loss.backward()
         assert all(p.grad is None for p in (*model.energy.parameters(), *loss.parameters()))
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.base.parameters())
 

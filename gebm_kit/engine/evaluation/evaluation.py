@@ -25,13 +25,13 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, Split
-from gebm_kit.core.intervals import Estimate
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.metrics import build_metrics, check_data_serves, metrics_of
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows, score_table
 from gebm_kit.engine.evaluation.settings import BRIEF_SETS, FLOOR_PART, EvaluationSettings
@@ -167,7 +167,7 @@ def score(
     )
     with placed(model, device) as (where, _):
         check_contract(model, sampler, where)
-        base = base_sets(model, sampling, num_samples, num_sets, where)
+        base = base_sets(model, sampling, num_samples, num_sets, where, on_progress if ranks.rank == 0 else ignore)
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():

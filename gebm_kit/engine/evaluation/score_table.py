@@ -11,10 +11,10 @@ from torch import Tensor
 from gebm_kit.core.contracts import check_metric_values, untouched
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.core.intervals import Estimate, mean_interval, paired_ratio
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval, paired_ratio
 
 AGAINST_TRAIN = "train"
 """The suffix of values against training data (``fid.train``), and the key in the metric's protocol for what differs."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import make_directory, plain, write_atomic, write_json
-from gebm_kit.core.intervals import Estimate, mean_interval
+from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval
 from gebm_kit.engine.figures.trace_series import Line, Panel
 
 TRACE_SUFFIXES = (".json", ".csv")

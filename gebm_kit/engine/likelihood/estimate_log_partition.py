@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import RunFailed, UsageError
-from gebm_kit.core.estimators import pareto_k
+from gebm_kit.core.estimators import pareto_k, t_quantile
 from gebm_kit.core.interfaces import OnCodes
-from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore, warn
 from gebm_kit.engine.likelihood.annealing import Annealed, anneal

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.estimators import t_quantile
 from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset, HasDensity, HasStandardisation
-from gebm_kit.core.intervals import t_quantile
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 

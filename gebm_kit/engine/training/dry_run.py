@@ -23,10 +23,10 @@ from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
 from gebm_kit.engine.evaluation.contract import check_values
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import check_metrics
+from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
-from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.contract import check_training
 from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.starting_state import start_from

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,6 +81,8 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
     done = run is not None and is_done(run, recipe)
     if found := ranks.from_first(str(run.path) if run is not None and done else ""):
         return Run(Path(found))
+    if run is not None:  # whatever file the recipe is read from now
+        recipe = replace(recipe, name=run.status.get("recipe") or recipe.name)
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = open_dataset(recipe)
@@ -103,7 +105,7 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
         if run is not None:
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
-            run = create_run(recipe, request.out, lock)
+            run = create_run(recipe, request.out, lock, resume=request.resume)
         if run is not None:
             keep_source(run.path, trainer.model.base)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
@@ -124,7 +126,7 @@ def _hold_run(request: TrainingRequest, lock: RunLock) -> Run | None:
     if run is None:
         return None
     lock.hold(run.path)
-    tidy(run)
+    tidy(run, request.recipe.name)
     if request.out is not None:  # a run that was found by itself was chosen because its recipe is the same
         check_same(run.recipe, request.recipe)
     return run
@@ -237,7 +239,7 @@ class TrainingRun:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
+                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator, self.on_progress)
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
         if not self.writes:
             return
@@ -290,7 +292,7 @@ class TrainingRun:
                 trainer.model,
                 self.dataset,
                 evaluation,
-                self.run.metrics(),
+                self.run.rows_to_draw(),
             )
         self._log_evaluation(evaluation, pictures)
         amend_checkpoint(self.run.checkpoints, trainer.step, self.best.record())

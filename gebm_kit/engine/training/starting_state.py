@@ -15,7 +15,6 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 from gebm_kit.engine.run_directory.run import load_run
-from gebm_kit.engine.training import data_parallel
 from gebm_kit.engine.training.checkpoint_state import restore, share_state
 from gebm_kit.engine.training.contract import check_training
 from gebm_kit.engine.training.trainer import Trainer
@@ -87,7 +86,7 @@ def begin(
     """
     if checkpoint is not None:
         restore(trainer, checkpoint)
-        data_parallel.note_ranks(checkpoint, ranks)
+        note_ranks(checkpoint, ranks)
     elif ranks.rank == 0:
         start_from(trainer, trainer.recipe)
         fit_energy(trainer, dataset, on_progress)
@@ -98,3 +97,17 @@ def begin(
         check_training(trainer, dataset)
     if fresh:
         trainer.initialise()
+
+
+def note_ranks(checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Warn if another number of processes resumes the run: training is the same, except for the rounding of sums."""
+    before = int(checkpoint.state.get("ranks", 1))
+    if before != ranks.size:
+        warn(
+            f"{checkpoint.path.name} was trained by {_processes(before)} and is resumed by {_processes(ranks.size)}: the "
+            "batches stay the same, but sums are rounded in another order, so the weights will differ in the last bits"
+        )
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"

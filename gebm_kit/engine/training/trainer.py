@@ -25,7 +25,7 @@ from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
-from gebm_kit.engine.training import data_parallel
+from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.training.acceleration import channels_last, compiled
 from gebm_kit.engine.training.base_update import (
     BaseUpdate,

@@ -38,7 +38,6 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import GebmKitWarning, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import Ranks
-from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 
 BUCKET_BYTES = 25 * 2**20
 """Least size of the gradients in one all-reduce, unless fewer are left; DistributedDataParallel's default."""
@@ -75,20 +74,6 @@ def check_ranks(recipe: Recipe, device: str | None, ranks: Ranks) -> None:
             f"device {asked} is one GPU, but there are {os.environ['LOCAL_WORLD_SIZE']} processes on this machine",
             hint="Use device cuda or auto: each process takes the GPU of its number.",
         )
-
-
-def note_ranks(checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Warn if another number of processes resumes the run: training is the same, except for the rounding of sums."""
-    before = int(checkpoint.state.get("ranks", 1))
-    if before != ranks.size:
-        warn(
-            f"{checkpoint.path.name} was trained by {_processes(before)} and is resumed by {_processes(ranks.size)}: the "
-            "batches stay the same, but sums are rounded in another order, so the weights will differ in the last bits"
-        )
-
-
-def _processes(count: int) -> str:
-    return "one process" if count == 1 else f"{count} processes"
 
 
 @contextmanager

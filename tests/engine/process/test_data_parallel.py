@@ -19,8 +19,8 @@ from gebm_kit.config.tree import parse
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import GebmKitWarning, ignore
+from gebm_kit.engine.process import data_parallel as parallel
 from gebm_kit.engine.process.distributed import joined_ranks
-from gebm_kit.engine.training import data_parallel as parallel
 from gebm_kit.engine.training.checkpoint_state import tensors_of
 from gebm_kit.engine.training.starting_state import begin
 from gebm_kit.engine.training.trainer import Trainer

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from gebm_kit.core.intervals import Estimate, mean_interval, paired_ratio, t_quantile
+from gebm_kit.core.estimators import t_quantile
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval, paired_ratio
 
 REPEATS = 2000
 

@@ -1,0 +1,41 @@
+"""Guessing what kind of data a user's word means: a dataset's name, a folder of images, or a file of arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gebm_kit.core.errors import UsageError, nearest
+from gebm_kit.core.plugins import installed
+
+TABLES = (".npz", ".npy", ".safetensors", ".csv")
+"""Endings of files of arrays, which the dataset ``arrays`` reads."""
+
+
+def data_word(data: str) -> str:
+    """Return the override that names the dataset which ``data`` means.
+
+    Args:
+        data: name of a registered dataset, a folder in MNIST's format, any other folder (of images), or a file of arrays.
+
+    Raises:
+        UsageError: the kind of data can't be guessed.
+    """
+    registry = installed().registry
+    names = {registry.short_name(record) for record in registry.of_kind("dataset")}
+    if data in names or ":" in data:
+        return f"data={{name: {json.dumps(data)}}}"
+    path = Path(data).expanduser()
+    if path.is_dir():
+        idx = any((path / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
+        name = "idx" if idx else "image-folder"
+    elif path.suffix.lower() in TABLES and path.is_file():
+        name = "arrays"
+    else:
+        what = "is not a file of a known kind" if path.exists() else "is neither a dataset, a folder nor a file"
+        raise UsageError(
+            f"DATA {data!r} {what}; {nearest(data, names)}",
+            hint=f"DATA is a dataset's name, a folder of images, a folder in MNIST's format, or a file {', '.join(TABLES)}; "
+            "for anything else, write an override instead: data='{name: celeba, path: celeba, size: 64}'.",
+        )
+    return f"data={{name: {name}, path: {json.dumps(data)}}}"
