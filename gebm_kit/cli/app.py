@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
     with (
+        _nothing_after_the_result(argv is None),
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
@@ -138,6 +139,28 @@ def _first_rank_speaks(debug: bool) -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def _nothing_after_the_result(whole_process: bool) -> Iterator[None]:
+    """Send to stderr what threads and exit handlers of plugins print after the command has ended.
+
+    Streams that the caller closed (``>&-``) lead nowhere, so that no file that is opened later takes their numbers.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                found = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+                if found != number:
+                    os.close(found)
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for the rest of the process
+    try:
+        yield
+    finally:
+        if whole_process:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                os.dup2(2, 1)
 
 
 class _Stopped(BaseException):
