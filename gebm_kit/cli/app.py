@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     json, debug = "--json" in flags, "--debug" in flags
     with (
         open_streams(),
+        _nothing_after_the_result(argv is None),
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
@@ -143,6 +144,18 @@ def _first_rank_speaks(debug: bool) -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def _nothing_after_the_result(whole_process: bool) -> Iterator[None]:
+    """Send to stderr what threads and exit handlers of plugins print after the command has ended."""
+    try:
+        yield
+    finally:
+        if whole_process:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                os.dup2(2, 1)
 
 
 class _Stopped(BaseException):
