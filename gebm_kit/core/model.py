@@ -160,7 +160,7 @@ def _checked(energy: Tensor, points: Tensor) -> Tensor:
             f"the energy must return one number per row, shape ({points.shape[0]},), but returned {tuple(energy.shape)}",
             hint="End the energy's forward with .flatten(1).sum(1) or .squeeze(-1).",
         )
-    return energy
+    return energy if energy.is_floating_point() else energy.to(points.dtype)  # whole numbers, as an argmax gives
 
 
 def _value(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:

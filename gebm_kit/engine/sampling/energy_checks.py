@@ -28,6 +28,10 @@ LARGEST_SPACING = 1.0
 """Widest gap between neighbouring floating-point numbers that energies may have; a gap of 1 hides a factor of e."""
 
 
+MOST_GAPS = 16
+"""Gaps between neighbouring floating-point numbers within which energies count as equal."""
+
+
 GRADIENT_FREE = "pcn, elliptical, rwm or imh"
 
 
@@ -133,6 +137,29 @@ def warn_of_bottomless(values: Tensor) -> None:
         warn(
             "the energy is -inf at some points drawn from the base. The density would be infinite there, so these places "
             "are left out. An energy is +inf where the density is 0; look for a logarithm of 0 or an overflow."
+        )
+
+
+def check_digits(values: Tensor) -> None:
+    """Raise if the potential of the likeliest starting points, (C,), is so large that its type can't hold differences of 1.
+
+    Values far below 0 are such, and values far above 0 if all of them agree to their last digits. If they do not, they lie on
+    a steep slope, from which chains may come down.
+
+    Raises:
+        UsageError: it does.
+    """
+    finite = values[torch.isfinite(values)].double()
+    if len(finite) < 2:
+        return
+    eps, (low, high) = torch.finfo(values.dtype).eps, finite.aminmax()
+    drowned = eps * low > LARGEST_SPACING and high - low <= MOST_GAPS * eps * high
+    if drowned or -eps * low > LARGEST_SPACING:
+        name = str(values.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"the energy is {float(low):.3g} at the likeliest of {len(finite)} starting points, where numbers of type {name} "
+            "are too far apart to hold differences of 1: likely points can't be told from unlikely ones",
+            hint="Subtract a constant from the energy, lower inverse_temperature, or compute in float64.",
         )
 
 
