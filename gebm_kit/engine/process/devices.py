@@ -12,6 +12,9 @@ import torch
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.model import GEBM
 
+ALLOWED = "Allowed: auto, cpu, cuda, cuda:N."
+"""Hint for a device that can't be used."""
+
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """Find the device for ``auto`` (CUDA if available, else the CPU) or for a name that torch knows.
@@ -22,14 +25,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if isinstance(device, str) and device == "auto":
         # Not Apple's MPS: it has no float64, in which energies and estimates are summed.
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not isinstance(device, str | torch.device):
+        raise UsageError(f"device must be a name or a torch.device, got {type(device).__name__}", hint=ALLOWED)
     try:
         found = torch.device(device)
+        if found.type == "meta":  # holds no numbers, and moving a model there loses its weights
+            raise TypeError("it holds no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"device {str(device)!r} can't be used: {reason}", hint="Allowed: auto, cpu, cuda, cuda:N."
-        ) from error
+        raise UsageError(f"device {str(device)!r} can't be used: {reason}", hint=ALLOWED) from error
     return found
 
 

@@ -141,10 +141,11 @@ def warn_of_bottomless(values: Tensor) -> None:
 
 
 def check_digits(values: Tensor) -> None:
-    """Raise if the potential of the likeliest starting points, (C,), is so large that its type can't hold differences of 1.
+    """Raise if the potential of the likeliest starting points, (C,), is so large that its type can't hold differences
+    of 1.
 
-    Values far below 0 are such, and values far above 0 if all of them agree to their last digits. If they do not, they lie on
-    a steep slope, from which chains may come down.
+    Values far below 0 are such, and values far above 0 if all of them agree to their last digits. Otherwise they lie on a
+    steep slope, from which chains may come down.
 
     Raises:
         UsageError: it does.
@@ -157,8 +158,8 @@ def check_digits(values: Tensor) -> None:
     if drowned or -eps * low > LARGEST_SPACING:
         name = str(values.dtype).removeprefix("torch.")
         raise UsageError(
-            f"the energy is {float(low):.3g} at the likeliest of {len(finite)} starting points, where numbers of type {name} "
-            "are too far apart to hold differences of 1: likely points can't be told from unlikely ones",
+            f"the energy is {float(low):.3g} at the likeliest of {len(finite)} starting points, where numbers of type "
+            f"{name} are too far apart to hold differences of 1: likely points can't be told from unlikely ones",
             hint="Subtract a constant from the energy, lower inverse_temperature, or compute in float64.",
         )
 
