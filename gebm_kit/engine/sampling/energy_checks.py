@@ -1,7 +1,8 @@
 """What samplers assume of an energy, checked on a few draws of the prior before and after warm-up.
 
 An energy without a gradient is finite and varies, yet its gradient is 0 everywhere: its forward detaches x, rounds it,
-or picks an argmax. A sampler that follows the gradient then draws from the base, or walks blindly.
+or picks an argmax. A sampler that follows the gradient would draw from the base, or walk blindly. The four rows of the check
+of components (`gebm_kit.engine.sampling.contract`) may all lie on one step of such an energy; starting points rarely do.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MOST_GAPS = 16
 GRADIENT_FREE = "pcn, elliptical, rwm or imh"
 
 
-def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, used: bool = False) -> None:
+def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any) -> None:
     """Check that the energy has a gradient with respect to z, for a sampler that uses it.
 
     A state that holds gradients other than 0 costs no evaluation. Otherwise a few draws of the prior tell whether the energy
@@ -43,16 +44,12 @@ def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, 
 
     Args:
         state: the sampler's state, which may hold gradients.
-        used: whether the sampler is known to use gradients, even if its state holds none.
 
     Raises:
-        UsageError: the energy has no gradient, and the sampler follows it without a test of acceptance.
-
-    Warns:
-        GebmKitWarning: the energy has no gradient, and the sampler uses it to propose moves.
+        UsageError: the energy has none.
     """
     slope = _tilt_gradient(sampler, state)
-    if (slope is None and not used) or (slope is not None and bool((slope != 0).any())):
+    if slope is None or bool((slope != 0).any()):
         return
     generator = torch.Generator(state.position.device).manual_seed(0)
     z = torch.randn(
@@ -65,14 +62,8 @@ def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, 
         return
     name, points = component_name("sampler", sampler), f"{len(known)} points drawn from the base"
     where = f"{_without_gradient(potential, z)}: it is 0 at all of {points}, where the energy varies"
-    if sampler.exact or sampler.family == "population":
-        warn(
-            f"{where}. Sampler {name!r} tests its moves, so its draws stay right, but no gradient guides them: a sampler "
-            f"without gradients ({GRADIENT_FREE}) is cheaper."
-        )
-        return
     raise UsageError(
-        f"{where}. Sampler {name!r} follows the gradient and tests nothing, so its draws would be those of the base",
+        f"{where}. Sampler {name!r} follows the gradient, so it can't draw from it",
         hint=f"Use a sampler without gradients ({GRADIENT_FREE}); or mend the forward: detach(), argmax, rounding and "
         "no_grad() stop gradients.",
     )

@@ -125,8 +125,6 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     ended = warm_up_blocks(
         early.sampler, early.states, potential, generators, rest, reduce=reduce, on_progress=watch.tuned(early.steps)
     )
-    if potential.grad_evals > before.grad_evals and not hasattr(states[0], "grad"):
-        check_gradient(potential, job.sampler, ended.states[0], used=True)
     rows = [torch.zeros(2, dtype=torch.float64) for _ in states]
     rows[0] += (Counts.of(potential) - before).tensor()
     warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)), num_redrawn)
