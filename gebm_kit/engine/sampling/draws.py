@@ -67,7 +67,8 @@ class Draws:
 
         A .safetensors or .npz file holds x as the model makes it, z and chain, with the diagnostics as JSON (in the metadata
         of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``, where ``mean + std x``
-        are measurements. A .csv or .parquet file is a table of these measurements, with the columns' names.
+        are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision, which changes no value.
+        A .csv or .parquet file is a table of these measurements, with the columns' names.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -92,7 +93,7 @@ class Draws:
             metadata["units"] = json.dumps(self.units.as_dict())
         if path.suffix == ".npz":
             buffer = io.BytesIO()
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            arrays = {name: _array(tensor) for name, tensor in tensors.items()}
             np.savez(buffer, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in metadata.items()})
             content = buffer.getvalue()
         else:
@@ -102,6 +103,12 @@ class Draws:
         make_directory(path.parent)
         write_atomic(path, content)
         return path
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as a numpy array; in single precision, which holds every value, if numpy lacks its type."""
+    known = tensor.dtype in (torch.float16, torch.float32, torch.float64) or not tensor.is_floating_point()
+    return np.asarray((tensor if known else tensor.float()).numpy())
 
 
 def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) -> None:

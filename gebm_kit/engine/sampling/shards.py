@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.arguments import check_path
-from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import read_json, write_atomic, write_json
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.reading import amount, available_memory
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -107,34 +105,6 @@ def too_many(num_samples: int, model: GEBM) -> bool:
     """Return whether so many draws take more than `MOST_IN_MEMORY`;
     then they are streamed, unless a file was requested."""
     return num_samples * row_bytes(model.data_shape, model.latent_dim, model.dtype) > MOST_IN_MEMORY
-
-
-def check_room(settings: SampleSettings, model: GEBM, folder: Path | None = None) -> None:
-    """Check, before anything is computed, that the draws fit into memory, or on the disk that ``folder`` lies on.
-
-    Raises:
-        UsageError: they do not.
-    """
-    size = row_bytes(model.data_shape, model.latent_dim, model.dtype)
-    chains, memory = settings.chains * size, available_memory()
-    if chains > memory:
-        raise UsageError(
-            f"{settings.chains:,} chains need {amount(chains)} at least, and {amount(memory)} of memory are free",
-            hint="Set fewer chains: num_chains (sample.num_chains on the command line).",
-        )
-    needed = settings.num_samples * size
-    if folder is None and 2 * needed > memory:  # gathered, and once more as the file's content
-        raise UsageError(
-            f"{settings.num_samples:,} draws need {amount(2 * needed)}, and {amount(memory)} of memory are free",
-            hint="Stream them into a directory: a name without a suffix, --out DIR or out=DIR. Or ask for fewer.",
-        )
-    if folder is not None and not folder.exists():  # draws that are there already take no more room
-        place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-        free = shutil.disk_usage(place).free
-        if needed > free:
-            raise UsageError(
-                f"{settings.num_samples:,} draws need {amount(needed)}, and {place} has {amount(free)} free"
-            )
 
 
 def row_bytes(data_shape: tuple[int, ...], latent_dim: int, dtype: torch.dtype) -> int:
