@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import math
-import zipfile
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.archives import NpzArchive
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.packing import load_tensors
+from gebm_kit.core.reading import parse_json, read_file
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums
 
@@ -116,42 +119,61 @@ def load_file(path: Path) -> Draws:
     Raises:
         DataError: the file is missing or damaged, or holds something else.
     """
+
+    def damaged(text: str) -> DataError:
+        return DataError(f"{path} holds no draws: {text.removeprefix(str(path)).lstrip(' :')}")
+
+    if not os.path.lexists(path):
+        raise DataError(f"{path} does not exist")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                tensors = {name: torch.from_numpy(file[name]) for name in ("x", "z", "chain")}
-                diagnostics = json.loads(str(file["diagnostics"]))
+            with NpzArchive(path, error=damaged) as file:
+                tensors = {name: torch.from_numpy(file.read(name)) for name in ("x", "z", "chain")}
+                text = str(file.read("diagnostics"))
         else:
-            from safetensors import safe_open
+            content = read_file(path, error=damaged)
+            tensors = load_tensors(content, path, damaged)
+            length = int.from_bytes(content[:8], "little")
+            header = parse_json(content[8 : 8 + length], name="its header", error=damaged)
+            text = (header.get("__metadata__") or {})["diagnostics"]
+        diagnostics = parse_json(text, name="their diagnostics", error=damaged)
+        return draws_of(tensors, diagnostics_from(diagnostics))
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(f"{type(error).__name__}: {error}") from error
 
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("x", "z", "chain")}
-                diagnostics = json.loads(file.metadata()["diagnostics"])
-        return Draws(tensors["x"], tensors["z"], tensors["chain"], diagnostics_from(diagnostics))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, _safetensors_error()) as error:
-        raise DataError(f"{path} holds no draws: {type(error).__name__}: {error}") from error
 
+def draws_of(tensors: Mapping[str, Tensor], diagnostics: Diagnostics) -> Draws:
+    """Build draws from the tensors of a file.
 
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
+    Raises:
+        KeyError, ValueError: a tensor is missing, or they don't have one row for each draw.
+    """
+    x, z, chain = (tensors[name] for name in ("x", "z", "chain"))
+    if x.dim() < 1 or z.dim() != 2 or chain.dim() != 1 or not len(x) == len(z) == len(chain):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, z, chain))
+        raise ValueError(f"x, z and chain have shapes {shapes}, which do not belong together")
+    return Draws(x, z, chain, diagnostics)
 
 
 def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:
     """Read back `Diagnostics.as_dict`: None becomes NaN again where a number belongs.
 
     Raises:
-        TypeError: a field without default is missing.
+        TypeError: a field without default is missing, or has another type.
     """
     values: dict[str, Any] = {}
     for known in dataclasses.fields(Diagnostics):
         if known.name in found:
             value = found[known.name]
-            values[known.name] = math.nan if value is None and known.type in ("float", float) else value
+            value = math.nan if value is None and known.type == "float" else value
+            if not isinstance(value, _FIELD_TYPES[str(known.type).partition("[")[0]]):
+                raise TypeError(f"{known.name} is not of type {known.type}")
+            values[known.name] = value
     return Diagnostics(**values)
+
+
+_FIELD_TYPES: dict[str, Any] = {"int": int, "float": int | float, "str": str, "dict": dict}
+"""Types of values for each type of a field of `Diagnostics`."""
 
 
 @dataclass(frozen=True, slots=True)

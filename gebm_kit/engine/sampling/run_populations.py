@@ -29,6 +29,7 @@ from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob
 from gebm_kit.engine.sampling.recorder import equipartition
+from gebm_kit.engine.sampling.saved_state import reading_state
 from gebm_kit.engine.sampling.starting_points import start
 
 MAX_STEPS = 100_000
@@ -92,7 +93,8 @@ def run_populations(job: SamplingJob, keeper: Keeper, groups: Sequence[range], s
     units = [Islands(job, number, groups[number]) for number in job.ranks.mine(len(groups))]
     for unit in units:
         if (found := keeper.saved(unit.number)) is not None:
-            unit.restore(*found)
+            with reading_state():
+                unit.restore(*found)
     done, total = sum(unit.step for unit in units), sum(len(groups[unit.number]) for unit in units)
     job.on_progress(Progress("sample", done, total))
     for unit in units:
