@@ -32,6 +32,7 @@ LOSSES: dict[str, tuple[str, dict[str, object]]] = {
     "kale-dv": ("kale-dv", {}),
     "kale-dv, moving average 0.99": ("kale-dv", {"moving_average": 0.99}),
     "logistic": ("logistic", {}),
+    "relativistic": ("relativistic", {}),
     "smile": ("smile", {}),
     "smile, clipped gradient": ("smile", {"gradient": "clipped"}),
     "flo": ("flo", {}),

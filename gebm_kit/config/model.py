@@ -9,6 +9,7 @@ import torch
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.contracts import check_base_facts
 from gebm_kit.core.model import GEBM
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -23,6 +24,7 @@ def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
             the energy is a log density ratio. Without it, the recipe's loss is built once to find out.
     """
     base = build("base", recipe.base, facts)
+    check_base_facts(base)
     energy = build("energy", recipe.energy, {**facts, "latent_dim": base.latent_dim})
     log_ratio = facts.get("log_ratio")
     if log_ratio is None:

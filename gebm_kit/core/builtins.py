@@ -46,6 +46,12 @@ COMPONENTS = (
     Component(
         "loss", "logistic", "gebm_kit.losses.logistic:Logistic", "Logistic density-ratio loss, the stable fallback"
     ),
+    Component(
+        "loss",
+        "relativistic",
+        "gebm_kit.losses.relativistic:Relativistic",
+        "Relativistic pairs: which of two points is data; a smooth start, with r1 and r2",
+    ),
     Component("loss", "smile", "gebm_kit.losses.smile:Smile", "Donsker-Varadhan with clipped importance weights"),
     Component("loss", "flo", "gebm_kit.losses.flo:Flo", "KALE with a network in place of the constant log-partition"),
     Component("loss", "hinge", "gebm_kit.losses.critics:Hinge", "Hinge GAN baseline; its critic is not a log-ratio"),

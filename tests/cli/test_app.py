@@ -138,7 +138,7 @@ def test_exit_codes(cli: Any, monkeypatch: pytest.MonkeyPatch, error: BaseExcept
     assert found["message"] in text.err
     assert "Traceback" not in text.err
     if name == "bug":
-        assert "this is a bug" in text.err
+        assert "this is a bug in gebm-kit" in text.err
         assert "--debug" in text.err
         assert "Traceback" in cli("list", "--debug").err
 

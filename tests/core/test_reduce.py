@@ -29,6 +29,7 @@ LOSSES = {
     "smile": ("smile", {"clip": 1.0}),
     "smile-clipped": ("smile", {"clip": 1.0, "gradient": "clipped"}),
     "flo": ("flo", {"hidden": [4]}),
+    "relativistic": ("relativistic", {}),
     "hinge": ("hinge", {}),
     "wasserstein": ("wasserstein", {}),
     "cd": ("cd", {}),

@@ -48,7 +48,7 @@ def test_other_losses_where_it_is_hardest(case, loss):
     assert known.measured(case, loss) == pytest.approx(case.divergence, rel=0.05)
 
 
-@pytest.mark.parametrize("loss", ["smile", "smile, clipped gradient", "flo", "cd", "pcd"])
+@pytest.mark.parametrize("loss", ["relativistic", "smile", "smile, clipped gradient", "flo", "cd", "pcd"])
 def test_the_rest_of_those_that_learn_a_log_ratio(loss):
     """The cases are those where the ratio stays within smile's clip and chains of a few steps converge."""
     case = known.Case("mean", 2, 0.5)

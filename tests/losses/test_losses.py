@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import estimators
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import PluginError, UsageError
 from gebm_kit.core.interfaces import Base, Batch, Energy, Loss
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
@@ -19,6 +19,7 @@ from gebm_kit.losses.density_ratio import EXPONENT_LIMIT, exp_linear
 from gebm_kit.losses.kale import Kale
 from gebm_kit.losses.kale_dv import KaleDV
 from gebm_kit.losses.logistic import Logistic
+from gebm_kit.losses.relativistic import Relativistic
 from gebm_kit.losses.smile import Smile
 
 VARIANTS = {
@@ -27,6 +28,7 @@ VARIANTS = {
     "kale-dv": lambda: KaleDV(),
     "kale-dv-average": lambda: KaleDV(0.9),
     "logistic": lambda: Logistic(),
+    "relativistic": lambda: Relativistic(),
     "smile-clipped": lambda: Smile(gradient="clipped"),
 }
 RECORDS = [record for record in installed().registry.of_kind("loss") if "energy" in record.load().parts]
@@ -129,7 +131,8 @@ class TestEveryLoss:
         model, batch = make()
         for parameter in (*model.energy.parameters(), *loss.parameters()):
             parameter.requires_grad_(False)
-        loss.base_loss(model, Batch(None, batch.z, batch.x_base)).loss.backward()
+        x = batch.x if "x" in loss.base_needs else None
+        loss.base_loss(model, Batch(x, batch.z, batch.x_base)).loss.backward()
         assert all(p.grad is None for p in (*model.energy.parameters(), *loss.parameters()))
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.base.parameters())
 
@@ -147,7 +150,7 @@ class TestEveryLoss:
         with pytest.raises(UsageError, match="needs data"):
             loss.energy_loss(model, replace(batch, x=None))
         model.energy.forward = lambda x: x.sum(1, keepdim=True)
-        with pytest.raises(UsageError, match="one number per row"):
+        with pytest.raises(PluginError, match="the energy .*one number per row"):
             loss.energy_loss(model, batch)
 
 

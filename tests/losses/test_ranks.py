@@ -31,7 +31,7 @@ precision: float64
 device: cpu
 """
 
-AS_ONE_PROCESS = ("flo", "smile", "{name: smile, clip: 1.0, gradient: clipped}", "hinge", "wasserstein")
+AS_ONE_PROCESS = ("flo", "smile", "{name: smile, clip: 1.0, gradient: clipped}", "relativistic", "hinge", "wasserstein")
 CHAINS = ("{name: cd, steps: 2}", "{name: pcd, steps: 2, buffer_size: 64}", "{name: pcd, space: data, buffer_size: 64}")
 
 

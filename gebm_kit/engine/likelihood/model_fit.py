@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
+from gebm_kit.core.contracts import check_energy_output
 from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore
@@ -144,8 +145,14 @@ def _kale(tilt: Tensor, base: Tensor, estimate: LogPartition) -> float:
 
 def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Compute ``E(x)`` of rows, (N, *D) -> (N,) float64 on the CPU. The caller's potential keeps the model frozen."""
+    found = []
     with torch.no_grad():
-        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(ROWS_AT_ONCE)])
+        for part in rows.split(ROWS_AT_ONCE):
+            given = part.to(device, dtype, copy=True)  # the rows are scored by others too: whatever it does, they stay
+            values = model.energy(given)
+            check_energy_output(model.energy, values, len(part))
+            found.append(values.cpu().double())
+    return torch.cat(found)
 
 
 def _finite(value: float | None) -> float | None:

@@ -93,7 +93,7 @@ def save_checkpoint(
             temporary.mkdir()
             sums = {}
             for part, named in tensors.items():
-                content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
+                content = safetensors.torch.save(_apart(named))
                 sums[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
                 _write_synced(temporary / f"{part}.safetensors", content)
             record = {"schema": 1, "step": step, "sha256": sums, "state": plain(dict(state))}
@@ -107,6 +107,21 @@ def save_checkpoint(
             remove_tree(temporary)
         _remove_all_but(folder, step, keep, best)
     return final
+
+
+def _apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, none of which shares memory with another: layers may share their weights."""
+    found, used = {}, set()
+    for name, tensor in named.items():
+        plain_tensor = tensor.detach().cpu().contiguous()
+        storage = plain_tensor.untyped_storage()
+        whole = storage.nbytes() == plain_tensor.numel() * plain_tensor.element_size()
+        if storage.data_ptr() in used or not whole:  # safetensors refuses the one, and would write all of the other
+            plain_tensor = plain_tensor.clone()
+        else:
+            used.add(storage.data_ptr())
+        found[name] = plain_tensor
+    return found
 
 
 def _remove_all_but(folder: Path, step: int, keep: int, best: int | None) -> None:

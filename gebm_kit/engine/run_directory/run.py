@@ -20,10 +20,12 @@ from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.units import HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
@@ -126,6 +128,24 @@ class Run:
         found = self._facts.get("value_range")
         return None if found is None else (float(found[0]), float(found[1]))
 
+    def units(self, *, needed: bool) -> TableUnits | None:
+        """Return names and units of the columns of a table, or None if the data are no table.
+
+        Args:
+            needed: whether a run of an earlier version, whose checkpoint lacks them, opens its data for them.
+
+        Raises:
+            CheckpointError: they are damaged.
+            DataError: the data of a run of an earlier version can't be read.
+        """
+        facts = self.checkpoint.state["facts"]
+        if "units" not in facts:
+            return getattr(self.dataset, "units", None) if needed else None
+        try:
+            return None if facts["units"] is None else TableUnits.from_dict(facts["units"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
+
     @functools.cached_property
     def model(self) -> GEBM:
         """Model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
@@ -173,7 +193,8 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool) -> d
         log_ratio: whether the trained energy is a log density ratio (`GEBM.log_ratio`).
     """
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
-    return facts | {"log_ratio": log_ratio}
+    units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
+    return facts | {"log_ratio": log_ratio, "units": units}
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +211,9 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
         UsageError: ``checkpoint`` is none of these.
         CheckpointError: ``path`` is not a run directory.
     """
+    check_path("a run", path)
+    if not isinstance(checkpoint, str):
+        raise UsageError(f"checkpoint must be last, best or step-N, got {checkpoint!r}")
     path = Path(path)
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:

@@ -21,11 +21,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import write_atomic, write_json
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.reading import read_file, read_json_file
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, draws_of, load_file
@@ -194,6 +196,7 @@ class ShardedDraws:
         diagnostics: diagnostics of all draws.
         request: what was requested: model, sampler, settings.
         value_range: (low, high) of the data, or None.
+        units: as in `Draws`.
         records: as in `Draws`, when this process made the draws; empty when they were read from the directory.
     """
 
@@ -204,10 +207,11 @@ class ShardedDraws:
     request: Mapping[str, Any] = field(repr=False)
     value_range: tuple[float, float] | None = None
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False, compare=False)
+    units: TableUnits | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Draws]:
         for shard in self.shards:
-            yield draws_of(self._read(shard), self.diagnostics)
+            yield draws_of(self._read(shard), self.diagnostics, self.units)
 
     @property
     def num_shards(self) -> int:
@@ -237,7 +241,7 @@ class ShardedDraws:
                     found[name][places] = rows
                 except (IndexError, RuntimeError) as error:
                     raise DataError(f"{self.path / shard.file} does not fit the other shards: {error}") from error
-        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records)
+        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records, self.units)
 
     def _read(self, shard: Shard) -> dict[str, Tensor]:
         path = self.path / shard.file
@@ -256,6 +260,7 @@ def write_index(
     diagnostics: Diagnostics,
     request: Mapping[str, Any],
     value_range: tuple[float, float] | None,
+    units: TableUnits | None = None,
 ) -> None:
     """Write ``index.json``, which makes the directory complete.
 
@@ -277,6 +282,7 @@ def write_index(
         "num_samples": num_samples,
         "tensors": tensors,
         "value_range": value_range,
+        **({} if units is None else {"units": units.as_dict()}),
         "request": dict(request),
         "diagnostics": diagnostics.as_dict(),
         "shards": [asdict(shard) for shard in shards],
@@ -307,6 +313,7 @@ def open_draws(path: str | Path) -> ShardedDraws:
             diagnostics=diagnostics_from(record["diagnostics"]),
             request=dict(record["request"]),
             value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+            units=TableUnits.from_dict(record["units"]) if "units" in record else None,
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / INDEX} is damaged: {type(error).__name__}: {error}") from error
@@ -336,5 +343,6 @@ def load_draws(path: str | Path) -> Draws:
     Raises:
         DataError: the file or directory is missing, unfinished or damaged.
     """
+    check_path("draws", path)
     path = Path(path)
     return open_draws(path).load() if os.path.isdir(path) else load_file(path)

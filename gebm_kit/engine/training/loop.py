@@ -18,13 +18,17 @@ from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import estimators
+from gebm_kit.core.attribution import passes_through_component
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.files import write_json
 from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
+from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.evaluation.contract import check_values
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_report
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.process.distributed import Ranks
@@ -82,7 +86,9 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = open_dataset(recipe)
-    best = BestCheckpoint(recipe, check_metrics(recipe, dataset))
+    check_dataset(dataset)
+    metrics = check_metrics(recipe, dataset)
+    best = BestCheckpoint(recipe, metrics)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where, None if run is None else run.path)
@@ -95,6 +101,7 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
         best.restore(ranks.from_first(best.memory(checkpoint)))
         with stop.at_once():  # nothing has been changed on disk yet, so a signal may interrupt at once
             begin(trainer, checkpoint, ranks, dataset, on_progress)
+            check_values(metrics, trainer.model, dataset, FeatureSettings.of(recipe), where)
         if run is not None:
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
@@ -185,6 +192,8 @@ class TrainingRun:
                 self.evaluate()
                 self._status("finished")
         except UsageError as error:  # the run directory could be written when the run began
+            if passes_through_component(error):  # resuming would end there again
+                raise
             raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
 
     def loop(self) -> None:
@@ -322,7 +331,7 @@ class TrainingRun:
             trainer,
             self.run.checkpoints,
             lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
-            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress),
+            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress, check=False),
         )
         warn(
             f"{diverged.longest} {diverged.part} updates in a row were skipped: training goes back from step "
