@@ -149,7 +149,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="draws-00004-of-00012.safetensors is damaged: its sha256"):
         load_draws(path)
     shard.unlink()
-    with pytest.raises(DataError, match="draws-00004-of-00012.safetensors can't be read"):
+    with pytest.raises(DataError, match="draws-00004-of-00012.safetensors does not exist"):
         load_draws(path)
     (path / "index.json").write_text("{}")
     with pytest.raises(DataError, match=r"index\.json is damaged"):
