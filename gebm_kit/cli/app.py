@@ -27,6 +27,7 @@ from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
+from gebm_kit.cli.plugin_check import check as check_plugins
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
@@ -58,6 +59,7 @@ app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)
+plugins.command("check")(check_plugins)
 app.add_typer(plugins, name="plugins")
 app.command("doctor")(doctor)
 

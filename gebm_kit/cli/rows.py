@@ -70,7 +70,8 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
 
     if len(run.model.data_shape) != 1:
         flat = file.suffix.lower() in TABLE_SUFFIXES
-        return image_rows(read_table(file, key).rows if flat else load(file, key, None).rows, file, run.dataset), ()
+        rows = read_table(file, key).rows if flat else load(file, key, None).rows
+        return image_rows(rows, file, run.dataset), ()
     known: object = run.dataset
     wanted = known.columns if isinstance(known, HasStandardisation) else None
     opened = open_table(file, key)

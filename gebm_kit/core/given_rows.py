@@ -24,13 +24,15 @@ def tensor_of_rows(rows: object, name: str, *, files: str = "") -> Tensor:
     """
     if isinstance(rows, Tensor):
         found = rows.detach()
-    elif isinstance(rows, np.ndarray):
+    elif isinstance(rows, np.ndarray | np.generic):
         found = _tensor_of_array(rows, name)
     else:
         raise UsageError(
             f"{name} must be a tensor or a numpy array of rows (N, ...), got {type(rows).__name__}",
             hint=_hint(rows, files),
         )
+    if found.is_meta:
+        raise DataError(f"{name} is on the device meta, which holds no numbers")
     if found.is_complex() or found.is_quantized or found.layout != torch.strided:
         raise DataError(
             f"{name} holds {str(found.dtype).removeprefix('torch.')} ({found.layout}); plain real numbers are needed"
@@ -52,7 +54,8 @@ def check_precision(rows: Tensor, dtype: torch.dtype, names: tuple[str, ...], so
         check_single_precision(rows.cpu(), names, source, "Subtract the mean of each column first, as training did.")
 
 
-def _tensor_of_array(rows: np.ndarray, name: str) -> Tensor:
+def _tensor_of_array(rows: np.ndarray | np.generic, name: str) -> Tensor:
+    rows = np.asarray(rows)
     if rows.dtype.kind not in "fiub":
         raise DataError(f"{name} holds values of type {rows.dtype}; numbers are needed")
     if rows.dtype.kind == "u" and rows.dtype.itemsize > 1:

@@ -28,6 +28,11 @@ class TableUnits:
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
         return rows.double() * std + mean
 
+    def seen(self, rows: Tensor) -> Tensor:
+        """Turn measurements into rows that the model sees; (N, D) -> (N, D) float32."""
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        return ((rows.double() - mean) / std).float()
+
     def as_dict(self) -> dict[str, Any]:
         """Return the units as plain JSON."""
         return {"columns": list(self.columns), "mean": list(self.mean), "std": list(self.std)}

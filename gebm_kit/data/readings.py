@@ -10,7 +10,7 @@ from pathlib import Path
 from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.data.decoding import CorruptImageError, Opened, is_deep, is_transparent, refuse
 from gebm_kit.data.image_files import CorruptFiles, Listed
-from gebm_kit.data.tensors import SPLITS
+from gebm_kit.data.tensors import SPLITS, in_words
 
 MAX_HEADERS = 512
 """Most files whose headers are looked at before training: enough for the line, in a fraction of a second."""
@@ -34,6 +34,9 @@ def reading(dataset: Dataset, source: str, before: str, *, after: str | None = N
     interval = dataset.value_range
     after = after or f"float32 in {f'[{interval[0]:g}, {interval[1]:g}]' if interval else 'no fixed range'}"
     labels = f"{dataset.num_classes} classes" if isinstance(dataset, HasLabels) else "none"
+    values = getattr(dataset, "class_values", ())
+    if values != tuple(map(str, range(len(values)))):
+        labels += f" ({in_words(values)})"
     shape = "x".join(map(str, dataset.data_shape))
     first = f"read {sum(counts):,} rows ({parts}) of shape {shape}: {source}, {before} -> {after}; labels: {labels}"
     return "; ".join([first, *(note for note in notes if note)])

@@ -25,7 +25,8 @@ from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.columns import Missing, check_finite, read_table
-from gebm_kit.data.tensors import TensorDataset, range_in_words, rows_in_words
+from gebm_kit.data.readings import reading
+from gebm_kit.data.tensors import SPLITS, TensorDataset, in_words, range_in_words
 
 MOST_VALID_ROWS = 1000
 """Most rows of the validation part: enough for a mean log-density, and the rest are better used for training."""
@@ -146,9 +147,15 @@ class Tabular(TensorDataset):
     def describe_reading(self) -> str:
         """Describe what was read, see `HasReading`."""
         noisy = int((self.resolution > 0).sum())
-        treated = [f"{noisy} columns dequantised" if noisy else "", "" if self.std.eq(1).all() else "standardised"]
-        before = f"{Path(self._source).name}, {self._kind} {self._before}"
-        return rows_in_words(self, before, self.columns, [*self._notes, *treated])
+        after = range_in_words(*(self.split(part).rows for part in SPLITS))
+        treated = [f"noise added to {noisy} column(s) on a grid" if noisy else "", *self._notes]
+        return reading(
+            self,
+            self._source,
+            f"{self._kind} {self._before}",
+            after=after if self.std.eq(1).all() else f"standardised, {after}",
+            notes=[f"columns: {in_words(self.columns)}", *treated],
+        )
 
     def standardised(self, rows: Tensor) -> Tensor:
         """Return measurements as the model sees them; (N, D) -> (N, D) float32."""

@@ -19,8 +19,8 @@ SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 FEWEST_LABELS = 20
 """Fewest rows for which labels that are all different are taken for row ids."""
 
-SHOWN_CLASSES, SHOWN_COLUMNS = 10, 20
-"""Most names of classes, and of columns, that a description lists."""
+SHOWN_NAMES = 10
+"""Most names of classes or columns that a description lists."""
 
 
 class TensorSplit(Split):
@@ -139,13 +139,9 @@ def _as_number(name: str) -> float | None:
     return None if "_" in name or value != value else value
 
 
-def labels_in_words(dataset: TensorDataset) -> str:
-    """Describe the labels of a dataset: ``none``, or the number of classes and what the file calls them."""
-    if not hasattr(dataset, "num_classes"):
-        return "none"
-    values = getattr(dataset, "class_values", ())
-    shown = ", ".join(values[:SHOWN_CLASSES]) + (", ..." if len(values) > SHOWN_CLASSES else "")
-    return f"{dataset.num_classes} classes" + (f" ({shown})" if shown else "")
+def in_words(names: Sequence[str]) -> str:
+    """List names, all of them if they are few."""
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
 
 
 def range_in_words(*parts: Tensor) -> str:
@@ -153,30 +149,6 @@ def range_in_words(*parts: Tensor) -> str:
     low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
     digits = 6 if f"{low:.6g}" != f"{high:.6g}" else 15
     return f"{str(parts[0].dtype).removeprefix('torch.')} in [{low:.{digits}g}, {high:.{digits}g}]"
-
-
-def _decoded_range(split: TensorSplit) -> Tensor:
-    """Return the lowest and the highest number of a split as models see them."""
-    return split.decode(torch.stack(split.rows.aminmax()))
-
-
-def rows_in_words(dataset: TensorDataset, before: str, columns: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
-    """Describe what a dataset in memory read, for `HasReading`.
-
-    Args:
-        before: type and range in the file.
-        columns: names of the columns of a table.
-        notes: what else a reader should know, each a few words; empty ones are left out.
-    """
-    counts = {part: len(dataset.split(part)) for part in SPLITS}
-    parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
-    shape = "x".join(map(str, dataset.data_shape))
-    if columns:
-        shown = ", ".join(columns[:SHOWN_COLUMNS]) + (", ..." if len(columns) > SHOWN_COLUMNS else "")
-        shape += f" ({shown})"
-    after = range_in_words(*(_decoded_range(dataset.split(part)) for part in SPLITS))
-    first = f"read {sum(counts.values()):,} rows ({parts}) of shape {shape}: {before} -> {after}"
-    return "; ".join([first, f"labels: {labels_in_words(dataset)}", *(note for note in notes if note)])
 
 
 def split_indices(num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:

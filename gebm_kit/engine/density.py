@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback
 from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
@@ -47,6 +48,7 @@ def log_density(
         UsageError: the base has no density; rows that are no tensor or array; ``raw`` without a Jacobian.
         DataError: rows that do not fit the model or are not finite.
     """
+    check_callback("on_progress", on_progress)
     rows = tensor_of_rows(rows, "rows", files="gebm-kit density RUN FILE")
     model, dataset, settings = model_of(
         run_or_model,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback, check_flag, check_path
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Sampler
@@ -112,6 +113,10 @@ def sample(
     for name in options:
         if name not in SampleOptions.__annotations__:
             raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
+    if out is not None:
+        check_path("out", out)
+    check_flag("resume", options.get("resume", False))
+    check_callback("on_progress", options.get("on_progress", ignore))
     run, model, settings, recipe_sampler = _asked(run_or_model, options)
     device, resume, start = options.get("device"), options.get("resume", False), options.get("start")
     if run is not None and device is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_atomic
 from gebm_kit.core.given_rows import tensor_of_rows
@@ -130,6 +131,7 @@ def score(
             or a dataset that states no Jacobian.
         DataError: rows that do not fit the model or are not finite.
     """
+    check_callback("on_progress", on_progress)
     rows = tensor_of_rows(rows, "rows", files="gebm-kit score RUN FILE")
     model, dataset, settings = model_of(
         run_or_model,

@@ -26,9 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
@@ -58,7 +60,7 @@ def trace_quality(
     run_or_model: Run | GEBM | str | Path,
     metric: str | Metric = "frechet",
     *,
-    data: Tensor | Dataset | None = None,
+    data: Tensor | np.ndarray | Dataset | None = None,
     sampler: str | Sampler | None = None,
     inverse_temperature: float | Sequence[float] | None = None,
     num_samples: int | None = None,
@@ -96,6 +98,8 @@ def trace_quality(
         DataError: the data does not fit the model; RunFailed: draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
+    check_choice("reference", reference, ("train", "valid", "test"))
+    check_callback("on_progress", on_progress)
     recipe, model, dataset = opened(run_or_model, data)
     settings = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
     settings = with_given(settings, steps=steps, seed=seed, block_size=block_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.arguments import check_callback, check_flag, check_path, check_words
 from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import OnProgress, ignore
@@ -51,6 +52,14 @@ def train(
         RunFailed: the loss is no longer finite, or the disk is full; earlier checkpoints are whole.
         Interrupted: Ctrl-C or SIGTERM; the state is saved and the hint says how to resume.
     """
+    if not isinstance(recipe, Recipe):
+        check_path("recipe, where it is no Recipe,", recipe)
+    if out is not None:
+        check_path("out", out)
+    check_words("overrides", overrides)
+    check_flag("resume", resume)
+    check_callback("on_progress", on_progress)
+    device = None if device is None else str(device)
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     elif overrides:

@@ -167,7 +167,7 @@ def score(
     )
     with placed(model, device) as (where, _):
         check_contract(model, sampler, where)
-        base = base_sets(model, sampling, num_samples, num_sets, where)
+        base = base_sets(model, sampling, num_samples, num_sets, where, on_progress if ranks.rank == 0 else ignore)
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():

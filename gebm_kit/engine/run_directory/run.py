@@ -20,6 +20,7 @@ from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.interfaces import Dataset
@@ -210,6 +211,9 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
         UsageError: ``checkpoint`` is none of these.
         CheckpointError: ``path`` is not a run directory.
     """
+    check_path("a run", path)
+    if not isinstance(checkpoint, str):
+        raise UsageError(f"checkpoint must be last, best or step-N, got {checkpoint!r}")
     path = Path(path)
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:

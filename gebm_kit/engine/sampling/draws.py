@@ -135,6 +135,10 @@ def load_file(path: Path) -> Draws:
     Raises:
         DataError: the file is missing or damaged, or holds something else.
     """
+    if path.suffix in TABLE_SUFFIXES:
+        raise DataError(
+            f"{path} is a table of draws, without latent codes and diagnostics; .safetensors and .npz hold both"
+        )
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:

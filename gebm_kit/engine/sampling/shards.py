@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import read_json, write_atomic, write_json
 from gebm_kit.core.model import GEBM
@@ -312,5 +313,6 @@ def load_draws(path: str | Path) -> Draws:
     Raises:
         DataError: the file or directory is missing, unfinished or damaged.
     """
+    check_path("draws", path)
     path = Path(path)
     return open_draws(path).load() if path.is_dir() else load_file(path)

@@ -40,6 +40,14 @@ class GoodBase(Base):
         return self.net(z)
 
 
+class BaseWithBatchNorm(GoodBase):
+    """A sound base, whose running statistics every evaluation in training mode changes."""
+
+    def __init__(self, *, data_shape: Shape) -> None:
+        super().__init__(data_shape=data_shape)
+        self.net.insert(1, nn.BatchNorm1d(8))
+
+
 class BaseWithoutLatentDim(Base):
     def __init__(self, *, data_shape: Shape) -> None:
         super().__init__()
