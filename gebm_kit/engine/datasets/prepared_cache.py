@@ -112,7 +112,7 @@ class PreparedDataset(Dataset):
     num_classes: int
 
     def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self._reading = folder, str(index.get("reading", ""))
         self.data_shape = tuple(index["shape"])
         self.value_range = VALUE_RANGE
         counts = index["counts"]
@@ -123,6 +123,10 @@ class PreparedDataset(Dataset):
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
+
+    def describe_reading(self) -> str:
+        """Return the line that the dataset said when the images were prepared."""
+        return f"{self._reading or 'images'}; prepared in {self.folder}"
 
     def labels(self, name: SplitName) -> Tensor:
         """Return the class indices of a part, (N,) int64.
