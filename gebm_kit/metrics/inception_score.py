@@ -60,8 +60,8 @@ class InceptionScore(Metric):
         if part < classes:
             self._doubts.warn(
                 (part, classes),
-                f"metric inception-score: parts of {part} draws are smaller than the {classes} classes, so no part can show them "
-                f"all and the score is biased downwards (at most {part}). Draw more, or set splits to a smaller number.",
+                f"metric inception-score: parts of {part} draws are smaller than the {classes} classes, so no part can show "
+                f"them all and the score is biased downwards (at most {part}). Draw more, or lower splits.",
             )
         order = np.random.RandomState(self.seed).permutation(len(logits))
         shuffled = logits[torch.from_numpy(order).to(logits.device)]

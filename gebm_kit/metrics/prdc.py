@@ -64,8 +64,8 @@ class Prdc(Metric):
         if rows < ROWS_PER_NEIGHBOUR * self.nearest_k:
             self._doubts.warn(
                 rows,
-                f"metric prdc: with {rows} rows (draws or reference), a ball that reaches neighbour {self.nearest_k} covers much "
-                "of the whole set, so precision and recall are near 1 for draws of any kind. At least "
+                f"metric prdc: with {rows} rows (draws or reference), a ball that reaches neighbour {self.nearest_k} covers "
+                "much of the whole set, so precision and recall are near 1 for draws of any kind. At least "
                 f"{ROWS_PER_NEIGHBOUR * self.nearest_k} rows are wanted: draw more, or lower nearest_k.",
             )
         reference = self._reference(space, context)
