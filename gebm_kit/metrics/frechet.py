@@ -109,8 +109,8 @@ class Frechet(Metric):
             self._doubts.warn(
                 (rows, dim),
                 f"metric {self.name}: {rows:,} rows (draws or reference) can't fill a covariance of {dim:,} features, "
-                f"whose rank is at most {rows - 1:,}. The value is mostly the bias of so few rows: compare it with values at "
-                f"the same number only, and not with published ones. Use more than {dim:,} of both, fewer features, or kid.",
+                f"whose rank is at most {rows - 1:,}. The value is mostly the bias of so few rows: compare it with values "
+                f"at the same number only, and not with published ones. Use more than {dim:,} of both, fewer features, or kid.",
             )
 
     def _extrapolates(self, samples: Tensor) -> bool:
