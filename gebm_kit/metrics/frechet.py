@@ -108,9 +108,9 @@ class Frechet(Metric):
         if rows <= dim:
             self._doubts.warn(
                 (rows, dim),
-                f"metric {self.name}: {rows:,} rows (draws or reference) can't fill a covariance of {dim:,} features, "
-                f"whose rank is at most {rows - 1:,}. The value is mostly the bias of so few rows: compare it with values "
-                f"at the same number only, and not with published ones. Use more than {dim:,} of both, fewer features, or kid.",
+                f"metric {self.name}: {rows:,} rows (draws or reference) can't fill a covariance of {dim:,} features, whose "
+                f"rank is at most {rows - 1:,}. The value is mostly the bias of so few rows: compare it with values at the "
+                f"same number only, and not with published ones. Use more than {dim:,} of both, fewer features, or kid.",
             )
 
     def _extrapolates(self, samples: Tensor) -> bool:

@@ -52,7 +52,7 @@ class InceptionScore(Metric):
         if len(context.samples) < self.splits:
             raise UsageError(
                 f"metric inception-score cuts the draws into {self.splits} splits, but gets only {len(context.samples)}",
-                hint="Draw more, or set splits to a smaller number.",
+                hint="Draw more, or set fewer splits.",
             )
         space = feature_space(self.features, context)
         logits = space.logits(space.of(context.samples, "the draws"), "inception-score")
@@ -61,7 +61,7 @@ class InceptionScore(Metric):
             self._doubts.warn(
                 (part, classes),
                 f"metric inception-score: parts of {part} draws are smaller than the {classes} classes, so no part can show "
-                f"them all and the score is biased downwards (at most {part}). Draw more, or lower splits.",
+                f"them all and the score is biased downwards (at most {part}). Draw more, or set fewer splits.",
             )
         order = np.random.RandomState(self.seed).permutation(len(logits))
         shuffled = logits[torch.from_numpy(order).to(logits.device)]

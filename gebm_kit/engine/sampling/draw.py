@@ -16,6 +16,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.devices import placed
@@ -38,7 +39,14 @@ from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, Samplin
 from gebm_kit.engine.sampling.run_kernel import run_kernel
 from gebm_kit.engine.sampling.run_populations import run_populations
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan_shards, row_bytes
+from gebm_kit.engine.sampling.shards import (
+    ShardedDraws,
+    island_rows,
+    kernel_rows,
+    most_rows,
+    plan_shards,
+    row_bytes,
+)
 from gebm_kit.engine.sampling.starting_points import check_starts, digest_of, encodings
 
 FEWER_CHAINS = "Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks."
@@ -164,7 +172,7 @@ def draw_into(
         RunFailed: the device is out of memory, or the disk is full; what was written stays.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    path = Path(directory)
+    path = user_path(directory)
     check_sampling(model, sampler, settings)
     _require_room(model, sampler, settings, path)
     with (

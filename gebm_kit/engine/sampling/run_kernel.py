@@ -30,7 +30,7 @@ from gebm_kit.engine.sampling.recorder import (
     summarise,
     total_divergences,
 )
-from gebm_kit.engine.sampling.saved_state import changes, restored_state, state_tensors, with_changes
+from gebm_kit.engine.sampling.saved_state import changes, reading_state, restored_state, state_tensors, with_changes
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start_counted, starts_of, warn_of_redrawn
 from gebm_kit.engine.sampling.tempered_start import TEMPERED_SHARE, tempered_start
@@ -70,8 +70,9 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
         warm, runs = warmed(job, keeper)
         keeper.begin(runs, lambda: warm.saved(job.sampler))
     else:
-        warm = Warm.restored(begun, job.sampler, job.device)
-        runs = [_restored(job, warm.sampler, block, keeper) for block in job.ranks.mine(job.layout.num_blocks)]
+        with reading_state():
+            warm = Warm.restored(begun, job.sampler, job.device)
+            runs = [_restored(job, warm.sampler, block, keeper) for block in job.ranks.mine(job.layout.num_blocks)]
     done, total = sum(run.step for run in runs), sum(run.total for run in runs)
 
     def watch(run: BlockRun) -> None:

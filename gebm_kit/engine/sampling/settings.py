@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gebm_kit.config.schema import SampleSection
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
@@ -164,9 +164,3 @@ def require_whole(name: str, value: object, least: int, most: int) -> int:
     if found > most:
         raise UsageError(f"{name} must be at most {most:,}, got {shown(value)}")
     return found
-
-
-def shown(value: object) -> str:
-    """Return ``value`` for a message: its repr if that is short, else its type."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"a value of type {type(value).__name__}"
