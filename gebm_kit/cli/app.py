@@ -27,6 +27,7 @@ from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
+from gebm_kit.cli.plugin_check import check as check_plugins
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
@@ -62,6 +63,7 @@ app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)
+plugins.command("check")(check_plugins)
 app.add_typer(plugins, name="plugins")
 app.command("doctor")(doctor)
 
@@ -88,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     json, debug = "--json" in flags, "--debug" in flags
     with (
         open_streams(),
+        _nothing_after_the_result(argv is None),
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
@@ -141,6 +144,18 @@ def _first_rank_speaks(debug: bool) -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def _nothing_after_the_result(whole_process: bool) -> Iterator[None]:
+    """Send to stderr what threads and exit handlers of plugins print after the command has ended."""
+    try:
+        yield
+    finally:
+        if whole_process:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                os.dup2(2, 1)
 
 
 class _Stopped(BaseException):

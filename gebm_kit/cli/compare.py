@@ -15,7 +15,7 @@ from gebm_kit.cli.results import COLUMN_LABELS, interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run_directory.comparison import Comparison
+    from gebm_kit.engine.evaluation.comparison import Comparison
 
 OUTCOME_LABELS = {
     "state": "state",
@@ -52,7 +52,7 @@ def compare(
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must be a PNG file, got {out}", hint="For example --out compare.png.")
     from gebm_kit.core.files import make_directory
-    from gebm_kit.engine.run_directory.comparison import compare as engine_compare
+    from gebm_kit.engine.evaluation.comparison import compare as engine_compare
 
     comparison = engine_compare(runs)
     from gebm_kit.engine.figures.comparison_figure import draw_comparison

@@ -39,7 +39,7 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List the runs under DIR, newest first, with state, progress and scores."""
-    from gebm_kit.engine.run_directory.comparison import protocol_groups
+    from gebm_kit.engine.evaluation.comparison import protocol_groups
     from gebm_kit.engine.run_directory.record import find_records
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)

@@ -289,7 +289,9 @@ def _show(
 def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
     """Draw pictures of the chains in RUN/figures; a failure to write them is only a warning."""
     from gebm_kit.engine.figures.chain_figures import draw_chains
+    from gebm_kit.engine.run_directory.run import remove_leftovers
 
+    remove_leftovers(run)
     try:
         return [str(path) for path in draw_chains(run.path / "figures", draws.records)]
     except GebmKitError as error:

@@ -69,7 +69,8 @@ class Ui:
         if self.quiet:
             yield lambda report: None
         elif not is_terminal(sys.stderr):
-            yield PlainProgress(self._say)
+            with PlainProgress(self._say) as lines:
+                yield lines
         else:
             from rich.console import Console
 

@@ -7,10 +7,11 @@ base class raises for it. Components passed as Python objects count as well. Not
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -238,7 +239,13 @@ def _package(module: str) -> str:
         if record.component.target.partition(":")[0].partition(".")[0] == top:
             return f"{record.distribution} {record.version}".strip()
     try:
-        names = importlib.metadata.packages_distributions().get(top, [])
+        names = _distributions().get(top, [])
         return f"{names[0]} {importlib.metadata.version(names[0])}" if names else f"module {module}"
     except Exception:  # damaged metadata of any installed package
         return f"module {module}"
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the distributions by top-level package; reading them all takes a good part of a second."""
+    return importlib.metadata.packages_distributions()

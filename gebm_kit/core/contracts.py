@@ -141,7 +141,9 @@ def check_scalar(kind: str, component: object, what: str, value: Any) -> None:
     if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
         raise broken(kind, component, f"returns {said(value)} as {what}; it must be a floating-point scalar tensor, ()")
     if not bool(torch.isfinite(value)):
-        raise broken(kind, component, f"returns {float(value)} as {what} on the first batch; it must be finite")
+        raise broken(
+            kind, component, f"returns {float(value.detach())} as {what} on the first batch; it must be finite"
+        )
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
@@ -138,9 +139,9 @@ class _BlockPotential:
     ) -> None:
         self.close()
 
-    def _evaluate(self, function: _Function, points: Tensor) -> Tensor:
+    def _evaluate(self, function: _Function, points: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
         self.forward_evals += points.shape[0]
-        evaluate = functools.partial(_value, function)
+        evaluate = _reporting(functools.partial(_value, function), on_rows)
         if self._one_block(points):
             return evaluate(points)
         return torch.cat(self._threads.map(evaluate, self._blocks(points)))[: points.shape[0]]
@@ -166,6 +167,25 @@ class _BlockPotential:
         if short:
             points = torch.cat([points, points[-1:].expand(short, *points.shape[1:])])
         return points.split(self.block_size)
+
+
+def _reporting(
+    function: Callable[[Tensor], Tensor], on_rows: Callable[[int], None] | None
+) -> Callable[[Tensor], Tensor]:
+    """Return ``function``, which then reports the number of rows that it has been called with; threads may call it."""
+    if on_rows is None:
+        return function
+    lock, done = threading.Lock(), 0
+
+    def reporting(points: Tensor) -> Tensor:
+        nonlocal done
+        value = function(points)
+        with lock:
+            done += len(points)
+            on_rows(done)
+        return value
+
+    return reporting
 
 
 def _checked_beta(inverse_temperature: float) -> float:
@@ -233,20 +253,25 @@ class LatentPotential(_BlockPotential):
         """Return a potential of the same model at another beta. It shares the freeze, so close the original last."""
         return LatentPotential(self.model, inverse_temperature, block_size=self.block_size)
 
-    def data(self, z: Tensor) -> Tensor:
-        """Compute ``x = G(z)`` without gradient; (C, Z) -> (C, *D)."""
+    def data(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
+        """Compute ``x = G(z)`` without gradient; (C, Z) -> (C, *D).
+
+        Args:
+            on_rows: called after every block with the number of rows done.
+        """
+        decode = _reporting(self._decode, on_rows)
         with torch.no_grad():
             if self._one_block(z):
-                return self._decode(z)
-            return torch.cat([self._decode(part) for part in self._blocks(z)])[: z.shape[0]]
+                return decode(z)
+            return torch.cat([decode(part) for part in self._blocks(z)])[: z.shape[0]]
 
-    def energy(self, z: Tensor) -> Tensor:
-        """Compute ``E(G(z))``, without beta; (C, Z) -> (C,)."""
-        return self._evaluate(self._function, z)
+    def energy(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
+        """Compute ``E(G(z))``, without beta; (C, Z) -> (C,). ``on_rows`` as in `data`."""
+        return self._evaluate(self._function, z, on_rows)
 
-    def tilt(self, z: Tensor) -> Tensor:
-        """Compute ``beta E(G(z))``; (C, Z) -> (C,)."""
-        return self.inverse_temperature * self.energy(z)
+    def tilt(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
+        """Compute ``beta E(G(z))``; (C, Z) -> (C,). ``on_rows`` as in `data`."""
+        return self.inverse_temperature * self.energy(z, on_rows)
 
     def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
         """Compute the tilt, (C,), and its gradient with respect to z, (C, Z)."""

@@ -55,5 +55,10 @@ OnProgress = Callable[[Progress], None]
 """A function that is called with every report of progress."""
 
 
+def counted(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
+    """Return a function that reports how many of ``total`` rows are done, as steps of ``stage``."""
+    return lambda done: on_progress(Progress(stage, min(done, total), total))
+
+
 def ignore(progress: Progress) -> None:
     """Ignore a report; the default."""

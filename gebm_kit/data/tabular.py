@@ -141,6 +141,7 @@ class Tabular(TensorDataset):
                 )
         else:
             check_single_precision(rows, names, source, "Leave standardise=true, which subtracts the mean first.")
+        check_range(self.mean, self.std, rows, names, source)
         self.log_det = -float(self.std.log().sum())
         self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
         self.units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
@@ -212,6 +213,20 @@ def check_density_rows(rows: Tensor, names: tuple[str, ...], source: str) -> Non
         )
 
 
+def check_range(mean: Tensor, std: Tensor, rows: Tensor, names: tuple[str, ...], source: str) -> None:
+    """Raise if a column is too large to be standardised, or for single precision without that.
+
+    Raises:
+        DataError: the message names the columns.
+    """
+    single = ((rows - mean) / std).float()
+    wrong = (~(single.isfinite().all(0) & mean.isfinite() & std.isfinite())).nonzero().flatten().tolist()
+    if wrong:
+        listed = ", ".join(repr(names[column]) for column in wrong)
+        largest = float(rows[:, wrong[0]].abs().max())
+        raise DataError(f"{source}: the values of column {listed} are too large (up to {largest:g}); take another unit")
+
+
 def resolution(rows: Tensor) -> Tensor:
     """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
 
@@ -229,6 +244,7 @@ def _step(column: Tensor) -> float:
         return _step(column[column != distinct[counts.argmax()]]) or float(distinct.diff().median())
     # 1e-300 keeps the logarithm of a column of zeros finite
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
+    top = min(top, 307)  # 1e308 is near the largest number
     spread = float(column.max() - column.min())
     for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
         if step <= 1e-9 * spread:  # a grid this fine can't be told from a continuous column

@@ -121,6 +121,20 @@ def _range_problems(name: str, mark: Range, annotation: Any) -> list[str]:
         return [f"{name} has the range ({mark.low!r}, {mark.high!r}), whose ends are not numbers"]
 
 
+def _failure(component: object, kind: str, error: Exception) -> AssertionError:
+    """Return the failure to report for an exception in a check, with the component's name at its front."""
+    cls, words = AssertionError, str(error)
+    if isinstance(error, AssertionError):
+        cls = type(error)
+    elif isinstance(error, GebmKitError):
+        words = f"{error.message} {error.hint}"
+    else:
+        blamed = plugin_error(error)
+        words = f"failed: {type(error).__name__}: {error}" if blamed is None else blamed.message
+    name, words = describe(component, kind), " ".join(words.split())
+    return cls(words if name in words else f"{name}: {words[:1000]}")
+
+
 def conformance(kind: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a check of components of ``kind``: class and signature come first, and failures name the component.
 
@@ -132,28 +146,14 @@ def conformance(kind: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(check)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             component: object = args[0] if args else next(iter(kwargs.values()))
-            name = describe(component, kind)
             try:
                 check_kind(kind, component)
                 check_signature(component, kind)
                 return check(*args, **kwargs)
-            except AssertionError as error:
-                if name in str(error):
-                    raise
-                raise type(error)(f"{name}: {error}") from error
             except UsageError:
                 raise  # it can't be checked with these arguments
-            except GebmKitError as error:
-                message = " ".join(f"{error.message} {error.hint}".split())
-                raise AssertionError(message if name in message else f"{name}: {message}") from error
             except Exception as error:
-                blamed = plugin_error(error)
-                if blamed is None:
-                    words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                    raise AssertionError(f"{name} failed: {words}") from error
-                raise AssertionError(
-                    blamed.message if name in blamed.message else f"{name}: {blamed.message}"
-                ) from error
+                raise _failure(component, kind, error) from error
 
         return checked
 

@@ -39,8 +39,8 @@ def check_logger(logger: Logger) -> None:
         logger: the logger, made for this check; it is closed at the end.
 
     Raises:
-        AssertionError: a check failed, or the signature is not valid; the message names logger, package, file and line.
-        PluginError: a package that the logger needs is missing.
+        AssertionError: a check failed (also because a package is missing), or the signature is not valid; the message names
+            logger, package, file and line.
 
     Example:
         >>> import tempfile

@@ -12,6 +12,9 @@ import torch
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.model import GEBM
 
+ALLOWED = "Allowed: auto, cpu, cuda, cuda:N."
+"""Hint for a device that can't be used."""
+
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """Find the device for ``auto`` (CUDA if available, else the CPU) or for a name that torch knows.
@@ -22,6 +25,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if isinstance(device, str) and device == "auto":
         # Not Apple's MPS: it has no float64, in which energies and estimates are summed.
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not isinstance(device, str | torch.device):
+        raise UsageError(f"device must be a name or a torch.device, got {type(device).__name__}", hint=ALLOWED)
     try:
         found = torch.device(device)
         if found.type == "cpu" and found.index:
@@ -30,9 +35,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.ones(1, dtype=torch.float64, device=found).cpu().item()
     except Exception as error:  # backends that are not there raise errors of all kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"device {shown(str(device))} can't be used: {reason}", hint="Allowed: auto, cpu, cuda, cuda:N."
-        ) from error
+        raise UsageError(f"device {shown(str(device))} can't be used: {reason}", hint=ALLOWED) from error
     return torch.device("cpu") if found.type == "cpu" else found
 
 

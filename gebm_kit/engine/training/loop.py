@@ -239,7 +239,7 @@ class TrainingRun:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
+                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator, self.on_progress)
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
         if not self.writes:
             return

@@ -434,7 +434,9 @@ class TestWhatADatasetNames:
         assert not server.was_asked()
 
     def test_a_readme_may_name_its_own_files(self) -> None:
-        text = "license: mit\nhomepage: https://example.org\nconfigs:\n- config_name: x\n  data_files: 'train/*/*.png'\n"
+        text = (
+            "license: mit\nhomepage: https://example.org\nconfigs:\n- config_name: x\n  data_files: 'train/*/*.png'\n"
+        )
         (folder() / "README.md").write_text(f"---\n{text}---\n# Images\n")
         data = HuggingFace("images", size=8)
         assert sum(len(data.split(part)) for part in PARTS) == 40
