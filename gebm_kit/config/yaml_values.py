@@ -22,6 +22,9 @@ Key = tuple[str | int, ...]
 MAX_DIGITS = 300
 """Longest integer that is read; the largest float has 309 digits."""
 
+MAX_VALUES = 50_000
+"""Most values of a document, keys apart; a long recipe has some hundreds."""
+
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULL = ("", "~", "null", "Null", "NULL")
 _WORDS = {
@@ -77,7 +80,7 @@ def read_yaml(text: str) -> Document:
     """Read a YAML document of plain values: mappings with text keys, lists, text, numbers, true, false and null.
 
     Raises:
-        YamlError: the text is not YAML, is nested too deep, has aliases, or holds several documents.
+        YamlError: the text is not YAML, is nested too deep, has aliases or too many values, or holds several documents.
     """
     if bad := _NO_TEXT.search(text):
         what = "a null character" if bad[0] == "\0" else "bytes that are not UTF-8"
@@ -148,6 +151,7 @@ class _Reader:
     def __init__(self, events: Iterator[Any]) -> None:
         self.events = events
         self.found = Document()
+        self.count = 0
 
     def document(self) -> Document:
         opened = 0
@@ -164,6 +168,9 @@ class _Reader:
 
     def value(self, event: Any, key: Key, line: int) -> Any:
         """Return the value that begins with ``event``, whose key stands on ``line``."""
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise YamlError(_line(event), f"more than {MAX_VALUES:,} values; a recipe has fewer")
         tag = self.tag(event, key)
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event, key, tag)

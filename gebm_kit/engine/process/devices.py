@@ -31,8 +31,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         if found.type == "cpu" and found.index:
             raise RuntimeError("there is one CPU device, without a number")
-        # one value in float64, in which energies are summed, there and back: meta has no values, MPS no float64
-        torch.ones(1, dtype=torch.float64, device=found).cpu().item()
+        torch.ones(1, device=found).cpu().item()  # one value there and back: meta has none
     except Exception as error:  # backends that are not there raise errors of all kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"device {shown(str(device))} can't be used: {reason}", hint=ALLOWED) from error
