@@ -29,7 +29,7 @@ from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.files import make_directory, remove_tree, sync_directory, write_json, writing
-from gebm_kit.core.interfaces import Dataset, HasLabels, HasStoredRows, Split, SplitName
+from gebm_kit.core.interfaces import Dataset, HasLabels, HasReading, HasStoredRows, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
@@ -183,6 +183,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
         "files": files,
         "checksum": hashlib.sha256("".join(facts["sha256"] for facts in files.values()).encode()).hexdigest(),
         "sources": sources,
+        "reading": dataset.describe_reading() if isinstance(dataset, HasReading) else "",
         "skipped": [{"image": name, "reason": reason} for name, reason in dataset.skipped().items()],
     }
     if empty := [part for part, count in index["counts"].items() if count == 0]:

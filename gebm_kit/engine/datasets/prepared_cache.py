@@ -36,6 +36,7 @@ from gebm_kit.core.archives import read_npy_file
 from gebm_kit.core.cache import data_cache_directory
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.reading import open_regular, read_json_file
@@ -111,7 +112,7 @@ class PreparedDataset(Dataset):
     num_classes: int
 
     def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self._reading = folder, str(index.get("reading", ""))
         self.data_shape = tuple(index["shape"])
         self.value_range = VALUE_RANGE
         counts = index["counts"]
@@ -122,6 +123,10 @@ class PreparedDataset(Dataset):
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
+
+    def describe_reading(self) -> str:
+        """Return the line that the dataset said when the images were prepared."""
+        return f"{self._reading or 'images'}; prepared in {self.folder}"
 
     def labels(self, name: SplitName) -> Tensor:
         """Return the class indices of a part, (N,) int64.
@@ -225,7 +230,7 @@ def described_node(recipe: Recipe) -> dict[str, Any]:
     node = {key: value for key, value in recipe.data.as_dict().items() if key not in OF_READING}
     node["name"] = installed().registry.get("dataset", recipe.data.name).address
     if isinstance(node.get("path"), str):
-        node["path"] = str((recipe.directory / Path(node["path"]).expanduser()).resolve())
+        node["path"] = str((recipe.directory / user_path(node["path"], error=DataError)).resolve())
     return node
 
 

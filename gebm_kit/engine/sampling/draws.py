@@ -21,6 +21,7 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.packing import load_tensors
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import parse_json, read_file
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -69,7 +70,8 @@ class Draws:
 
         A .safetensors or .npz file holds x as the model makes it, z and chain, with the diagnostics as JSON (in the metadata
         of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``, where ``mean + std x``
-        are measurements. A .csv or .parquet file is a table of these measurements, with the columns' names.
+        are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision, which changes no value.
+        A .csv or .parquet file is a table of these measurements, with the columns' names.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -80,7 +82,7 @@ class Draws:
             UsageError: the suffix is another, or the file can't be written.
             RunFailed: the disk is full.
         """
-        path = Path(path)
+        path = user_path(path)
         check_output(path, tuple(self.x.shape[1:]))
         if path.suffix in TABLE_SUFFIXES:
             make_directory(path.parent)
@@ -94,7 +96,7 @@ class Draws:
             metadata["units"] = json.dumps(self.units.as_dict())
         if path.suffix == ".npz":
             buffer = io.BytesIO()
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            arrays = {name: _array(tensor) for name, tensor in tensors.items()}
             np.savez(buffer, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in metadata.items()})
             content = buffer.getvalue()
         else:
@@ -106,6 +108,12 @@ class Draws:
         return path
 
 
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as a numpy array; in single precision, which holds every value, if numpy lacks its type."""
+    known = tensor.dtype in (torch.float16, torch.float32, torch.float64) or not tensor.is_floating_point()
+    return np.asarray((tensor if known else tensor.float()).numpy())
+
+
 def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) -> None:
     """Check, before anything is computed, that `Draws.save` can write to ``path``.
 
@@ -115,10 +123,11 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
     Raises:
         UsageError: the suffix is not in `SUFFIXES`, or fits no draws of that shape; ``path`` is a directory.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
-            f"draws are written to {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files, not to {path.name!r}",
+            "draws are written to .safetensors or .npz files, those of a table also to .csv or .parquet, not to "
+            f"{path.name!r}",
             hint="A name without a suffix is a directory, into which draws are streamed.",
         )
     if path.is_dir():
@@ -129,7 +138,7 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
 
 def is_directory(out: str | Path) -> bool:
     """Return whether draws are streamed into a directory: ``out`` has no suffix."""
-    return not Path(out).suffix
+    return not user_path(out).suffix
 
 
 def load_file(path: Path) -> Draws:

@@ -27,7 +27,7 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Decoded, Part, decode
-from gebm_kit.engine.sampling.energy_checks import check_finite_start, check_gradient
+from gebm_kit.engine.sampling.energy_checks import check_digits, check_finite_start, check_gradient
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob
 from gebm_kit.engine.sampling.recorder import UNKNOWN, equipartition, is_flat
 from gebm_kit.engine.sampling.saved_state import reading_state
@@ -213,6 +213,7 @@ def run_island(
     else:
         state, outside = start_counted(potential, sampler, num_chains, generator, dtype)
         warn_of_redrawn(outside, num_chains)
+    check_digits(state.value)
     check_gradient(potential, sampler, state)
     acceptance = torch.zeros((), dtype=torch.float64, device=generator.device)
     diverged = torch.zeros((), dtype=torch.int64, device=generator.device)

@@ -26,6 +26,7 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import write_atomic, write_json
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.packing import load_tensors
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_file, read_json_file
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
@@ -296,7 +297,7 @@ def open_draws(path: str | Path) -> ShardedDraws:
     Raises:
         DataError: the index is missing or damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     if not os.path.lexists(path / INDEX):
         unfinished = os.path.isdir(path / "state")
         raise DataError(
@@ -344,5 +345,5 @@ def load_draws(path: str | Path) -> Draws:
         DataError: the file or directory is missing, unfinished or damaged.
     """
     check_path("draws", path)
-    path = Path(path)
+    path = user_path(path)
     return open_draws(path).load() if os.path.isdir(path) else load_file(path)
