@@ -205,8 +205,9 @@ def check_gradient(kind: str, component: object, output: Tensor, rows: Tensor, n
         PluginError: the output changes with the rows, and its gradient is cut off or zero, or not finite.
     """
     values = output.detach()
-    if not bool((values != values[:1]).any()):
-        return  # a constant has none
+    known = values[torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)]
+    if not bool((known != known[:1]).any()):
+        return  # a constant has none, nor has one beside a wall
     grad = torch.autograd.grad(output.sum(), rows, allow_unused=True)[0] if output.requires_grad else None
     if grad is None or not bool((grad != 0).any()):
         cut = (

@@ -28,7 +28,7 @@ from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
-from gebm_kit.core.files import make_directory, sync_directory, write_json, writing
+from gebm_kit.core.files import make_directory, remove_tree, sync_directory, write_json, writing
 from gebm_kit.core.interfaces import Dataset, HasLabels, HasReading, HasStoredRows, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
@@ -105,6 +105,10 @@ def prepare(
     if force or find_prepared(recipe).index is None:
         dataset = _from_files(recipe)  # before anything is written: the likeliest failure is a missing folder
         make_directory(root)
+    elif any((*root.glob(f"{NEW}*"), *root.glob(f"{OLD}*"))):
+        with contextlib.suppress(UsageError), DirectoryLock(work="preparing", hint="Wait for it.") as lock:
+            lock.hold(root)  # otherwise a living process is writing them
+            _remove(root, NEW, OLD)
     with DirectoryLock(work="preparing", hint="Wait for it.", active=dataset is not None) as lock:
         lock.hold(root)
         found = find_prepared(recipe)  # again: another process may have made it while holding the lock
@@ -308,7 +312,7 @@ def _remove(root: Path, *prefixes: str) -> None:
     """Remove folders that killed processes left."""
     for prefix in prefixes:
         for path in root.glob(f"{prefix}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def _cpus() -> int:

@@ -16,6 +16,7 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
 from gebm_kit.core.files import make_directory, remove_temporary_files, write_atomic, write_json
 from gebm_kit.core.interfaces import Base, HasSource
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
 from gebm_kit.core.version import __version__
@@ -74,7 +75,7 @@ def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock, *, resume:
     if out is None:
         path = _new_directory(recipe)
     else:
-        path = Path(out)
+        path = user_path(out)
         _check_free(path, lock, resume)
         make_directory(path)
     lock.hold(path)

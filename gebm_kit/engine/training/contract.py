@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.model import build_model
-from gebm_kit.core import contracts
+from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
-from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, Penalty
+from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, OnCodes, Penalty
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
 from gebm_kit.engine.process.memory import enough_memory
@@ -34,6 +34,9 @@ from gebm_kit.engine.training.trainer import Trainer
 
 SMALLER = "Lower train.batch_size, or the width of base and energy."
 """Hint where one step needs more memory than there is."""
+
+BATCH_ROWS = 8
+"""Rows of each rank's batch in the check, at most: enough for batch statistics, few enough for a second."""
 
 REBUILT_ROWS = 4
 """Rows on which the model read back from a checkpoint is compared with the one that was written."""
@@ -68,15 +71,17 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
 def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]:
     """Put back, after the block, everything about the trainer that a step may change."""
     reference = [] if trainer.likelihood is None else [trainer.likelihood.reference]
-    generator, position, updates = trainer.generator.get_state(), trainer.feed.position, trainer.energy_updates
+    generator, updates = trainer.generator.get_state(), trainer.energy_updates
+    position, rows = trainer.feed.position, trainer.feed.batch_size
     seen, ends = trainer._seen, trainer._chain_ends
     chains = None if trainer.negatives is None else trainer.negatives.memory()
+    trainer.feed.batch_size = min(rows, BATCH_ROWS * reduce.world_size())
     try:
         with preserved(trainer.model, trainer.loss, *penalties, *reference, device=trainer.device):
             yield
     finally:
         trainer.generator.set_state(generator)
-        trainer.feed.position, trainer.energy_updates = position, updates
+        trainer.feed.position, trainer.feed.batch_size, trainer.energy_updates = position, rows, updates
         trainer._seen, trainer._chain_ends = seen, ends
         if trainer.negatives is not None and chains is not None:
             trainer.negatives.recall(chains)
@@ -238,7 +243,11 @@ def _compare(model: GEBM, twin: GEBM, trainer: Trainer) -> None:
     with torch.no_grad():
         z = model.base.sample_prior(REBUILT_ROWS, trainer.generator, model.dtype)
         x = model.base(z.clone())
-        pairs = (("base", x, twin.base(z.clone())), ("energy", model.energy(x.clone()), twin.energy(x.clone())))
+        if isinstance(model.energy, OnCodes) and isinstance(twin.energy, OnCodes):  # training binds it to other weights
+            energies = model.energy.of_codes(z.clone()), twin.energy.of_codes(z.clone())
+        else:
+            energies = model.energy(x.clone()), twin.energy(x.clone())
+        pairs = (("base", x, twin.base(z.clone())), ("energy", *energies))
     for kind, before, after in pairs:
         same = torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True)
         if not same:

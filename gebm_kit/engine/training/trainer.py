@@ -19,7 +19,7 @@ from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
-from gebm_kit.core.contracts import check_state
+from gebm_kit.core.contracts import check_state, untouched
 from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
@@ -161,12 +161,14 @@ class Trainer:
         kept = self.guard.keep()
         batch = self.energy_batch()
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
-        with self._forward_context():
-            terms = self.loss.energy_loss(self.stepped, batch)
-        total = terms.loss
-        for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
-            if self.energy_updates % penalty.every == 0:
-                total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
+        rows = (batch.x, batch.z, batch.x_base, batch.negatives)
+        with untouched("loss", self.loss, "the batch (or the energy that it calls does)", *rows):
+            with self._forward_context():
+                terms = self.loss.energy_loss(self.stepped, batch)
+            total = terms.loss
+            for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
+                if self.energy_updates % penalty.every == 0:
+                    total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
         self._seen = batch
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)

@@ -149,7 +149,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="draws-00004-of-00012.safetensors is damaged: its sha256"):
         load_draws(path)
     shard.unlink()
-    with pytest.raises(DataError, match="draws-00004-of-00012.safetensors can't be read"):
+    with pytest.raises(DataError, match="draws-00004-of-00012.safetensors does not exist"):
         load_draws(path)
     (path / "index.json").write_text("{}")
     with pytest.raises(DataError, match=r"index\.json is damaged"):
@@ -188,6 +188,7 @@ class Fragile(Hmc):
 
 
 @pytest.mark.parametrize("at", [2, 30, 60, 75, 100, 120])
+@pytest.mark.usefixtures("unchecked")
 def test_a_crash_in_any_step_changes_nothing(tmp_path: Path, at: int, whole, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Fragile(at)
     monkeypatch.setattr(
@@ -239,6 +240,7 @@ def test_a_crash_before_or_after_any_file_changes_nothing(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("at", [70, 110])
+@pytest.mark.usefixtures("unchecked")
 def test_signals_save_the_step_that_was_made(
     tmp_path: Path, number: int, code: int, at: int, whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +315,7 @@ def test_a_kill_in_the_middle_of_a_file_changes_nothing(tmp_path: Path, whole) -
     assert sorted(os.listdir(path)) == sorted([*whole, "index.json"])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_populations_go_on_after_their_last_island(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 25)  # two islands in a shard
     calls = []
@@ -336,6 +339,7 @@ def test_populations_go_on_after_their_last_island(tmp_path: Path, monkeypatch: 
     assert draws.diagnostics.as_dict() | {"seconds": 0} == memory.diagnostics.as_dict() | {"seconds": 0}
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_finished_is_not_done_again(tmp_path: Path, whole, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sample(tmp_path / "draws", resume=True)  # nothing there: it begins
     monkeypatch.setattr(Hmc, "step", None)
