@@ -15,7 +15,7 @@ from gebm_kit.core.plugins import installed
 from gebm_kit.core.version import __version__
 
 PACKAGES = (
-    "torch", "numpy", "pluggy", "typer", "rich", "safetensors", "packaging", "pillow", "matplotlib",
+    "torch", "numpy", "pluggy", "typer", "rich", "omegaconf", "safetensors", "packaging", "pillow", "matplotlib",
     "arviz-stats",
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Parsing a recipe's text and override words into a plain tree of values that remembers where each was written.
 
-The YAML is read by `gebm_kit.config.yaml_values`. Plain interpolation (``${train.seed}``) is resolved here, after the
-overrides; every resolver (``${oc.env:HOME}``) is refused before anything is resolved.
+The YAML is read by `gebm_kit.config.yaml_values`. OmegaConf sets the overrides and then resolves plain interpolation
+(``${train.seed}``); every resolver (``${oc.env:HOME}``) is refused before anything is resolved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gebm_kit.config.interpolation import InterpolationError, interpolated, parts_of, refused_strings
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gebm_kit.config.interpolation import InterpolationError, asks_for_a_resolver, interpolated, parts_of
 from gebm_kit.config.schema import COMPONENT_SECTIONS
 from gebm_kit.config.yaml_values import Key, YamlError, read_yaml
 from gebm_kit.core.errors import RecipeError, shown
@@ -103,9 +106,10 @@ def parse(text: str, *, name: str, path: Path | None = None, overrides: Sequence
         tree.refused.add(key)
         tree.problems.append(f"{label}:{line}: {dotted(key)}: {problem}")
     _expand_names(tree.values)
+    config = OmegaConf.create(_without_refused(tree, tree.values, ()))
     for word in overrides:
-        _override(tree, word)
-    _resolve(tree)
+        _override(config, tree, word)
+    _resolve(config, tree)
     return tree
 
 
@@ -151,7 +155,7 @@ def _place_of(word: str) -> str:
     return f"override {word!r}" if len(word) <= LONGEST_PLACE else f"override {word[:LONGEST_PLACE]!r}..."
 
 
-def _override(tree: Tree, word: str) -> None:
+def _override(config: DictConfig, tree: Tree, word: str) -> None:
     """Apply one override word, or report why it can't be."""
     place = _place_of(word)
     name, equals, text = word.partition("=")
@@ -170,59 +174,61 @@ def _override(tree: Tree, word: str) -> None:
     value = document.value
     if all(isinstance(part, str) for part in parts):
         value = _expanded(value, tuple(str(part) for part in parts))
-    try:
-        _set(tree.values, parts, value)
-    except ValueError as error:
-        tree.problems.append(f"{place}: can't be set: {error}")
-        return
     tree.refused -= {key for key in tree.refused if key[: len(parts)] == parts}
-    for _, key, problem in document.problems:
-        tree.refused.add((*parts, *key))
-        tree.problems.append(f"{place}: {dotted((*parts, *key))}: {problem}")
     for key in [key for key in tree.overridden if key[: len(parts)] == parts]:
         del tree.overridden[key]
     tree.overridden[parts] = word
+    for _, key, problem in document.problems:
+        tree.refused.add((*parts, *key))
+        tree.problems.append(f"{place}: {dotted((*parts, *key))}: {problem}")
+    try:
+        _refuse_inside_interpolation(config, parts)
+        value = _without_refused(tree, value, parts)
+        OmegaConf.update(config, dotted(parts), value, merge=False, force_add=True)
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError, IndexError) as error:
+        tree.problems.append(f"{place}: can't be set: {(str(error).splitlines() or [type(error).__name__])[0]}")
 
 
-def _set(values: dict[str, Any], parts: Key, value: Any) -> None:
-    """Set the value of a key; mappings that are not there are made.
+def _refuse_inside_interpolation(config: DictConfig, parts: Key) -> None:
+    """Raise if a part of the key is interpolation: it would change what that stands for, too.
 
     Raises:
-        ValueError: an item of a list that is not there, or a key inside an interpolation.
+        ValueError: the message names the part.
     """
-    holder: Any = values
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(holder, list):
-            if not isinstance(part, int) or part >= len(holder):
-                raise ValueError(f"{dotted(parts[:depth])} is a list of {len(holder)}, which has no item {part!r}")
-            slot: Any = part
-        else:
-            slot = str(part)
-        if last:
-            holder[slot] = value
+    holder: Any = config
+    for depth, part in enumerate(parts[:-1]):
+        if not OmegaConf.is_config(holder) or part not in holder:
             return
-        inner = holder[slot] if isinstance(holder, list) else holder.get(slot)
-        if isinstance(inner, str) and "${" in inner:
-            raise ValueError(f"{dotted(parts[: depth + 1])} is {shown(inner)}, which has no keys of its own")
-        if not isinstance(inner, dict | list):
-            inner = holder[slot] = {}
-        holder = inner
+        if OmegaConf.is_interpolation(holder, part):
+            raise ValueError(f"{dotted(parts[: depth + 1])} is interpolation, which has no keys of its own")
+        holder = holder[part]
 
 
-def _resolve(tree: Tree) -> None:
-    """Refuse resolvers, then resolve plain interpolation."""
-    found = list(refused_strings(tree.values))
-    for key, text in found:
-        tree.refused.add(key)
-        tree.problems.append(
-            f"{tree.place(key)}: {dotted(key)}: {shown(text)} is refused: "
-            "recipes allow plain interpolation such as ${train.seed}, but no resolvers"
-        )
-    if found:
+def _without_refused(tree: Tree, value: Any, key: Key) -> Any:
+    """Return the value of a key for OmegaConf: text that asks for a resolver is reported, and left empty."""
+    if isinstance(value, dict):
+        return {name: _without_refused(tree, item, (*key, name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_refused(tree, item, (*key, index)) for index, item in enumerate(value)]
+    if not isinstance(value, str) or not asks_for_a_resolver(value):
+        return value
+    tree.refused.add(key)
+    tree.problems.append(
+        f"{tree.place(key)}: {dotted(key)}: {shown(value)} is refused: "
+        "recipes allow plain interpolation such as ${train.seed}, but no resolvers"
+    )
+    return ""
+
+
+def _resolve(config: DictConfig, tree: Tree) -> None:
+    """Resolve plain interpolation into ``tree.values``."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    tree.values = {str(key): value for key, value in raw.items()}
+    if tree.refused:
         return
     try:
-        tree.values = interpolated(tree.values)
+        tree.values = interpolated(config, tree.values)
     except InterpolationError as error:
         key = error.key
         tree.refused.add(key)
