@@ -99,7 +99,7 @@ CALLS = {
     "score method": (lambda: gk.score(MODEL, ROWS, log_partition="x"), "log_partition 'x' is unknown"),
     "score progress": (lambda: gk.score(MODEL, ROWS, on_progress=3), "on_progress must be a function"),
     "density": (lambda: gk.log_density(MODEL, [1]), "rows must be a tensor or a numpy array"),
-    "evaluate data": (lambda: gk.evaluate(MODEL, data="rows.csv"), "data must be a tensor of rows, a numpy array"),
+    "evaluate data": (lambda: gk.evaluate(MODEL, data="rows.csv"), "data must be a tensor of rows or a Dataset"),
     "evaluate metrics": (lambda: gk.evaluate(MODEL, data=ROWS, metrics="mmd"), "metrics is a list of names"),
     "evaluate reference": (lambda: gk.evaluate(MODEL, data=ROWS, reference="x"), "reference 'x' is unknown"),
     "trace reference": (lambda: gk.trace_quality(MODEL, "mmd", data=ROWS, reference="x"), "reference 'x' is unknown"),
