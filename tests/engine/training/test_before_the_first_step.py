@@ -66,9 +66,7 @@ def test_an_energy_that_does_not_fit_stays_as_it_is(recipe: Path, monkeypatch: p
     monkeypatch.setattr(starting_state, "load_run", lambda path: Other)
     trainer = Trainer(own, build_dataset(own), torch.device("cpu"))
     before = {name: value.clone() for name, value in trainer.model.energy.state_dict().items()}
-    with pytest.warns(
-        GebmKitWarning, match=r"starts afresh \(.* has shape \(4, 8\) here and \(5, 8\) there"
-    ):
+    with pytest.warns(GebmKitWarning, match=r"starts afresh \(.* has shape \(4, 8\) here and \(5, 8\) there"):
         starting_state.start_from(trainer, own)
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.energy.state_dict().items())
     theirs: dict[str, Any] = Other.model.base.state_dict()
