@@ -53,6 +53,13 @@ def refuse_changed(kind: str, component: object, what: str) -> NoReturn:
     )
 
 
+def same(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors hold the same values, NaN at the same places included; waits for the device."""
+    if torch.equal(first, second):
+        return True
+    return torch.equal(first.nan_to_num(), second.nan_to_num()) and torch.equal(first.isnan(), second.isnan())
+
+
 @contextlib.contextmanager
 def untouched(kind: str, component: object, what: str, *rows: Tensor | None) -> Iterator[None]:
     """Raise if ``rows`` are changed in place inside the block, by their version counters.

@@ -149,7 +149,7 @@ def _check_trained_energy(trainer: Trainer, x: Tensor) -> None:
     with trainer._forward_context():
         values: Any = energy(given)
     named = trainer.model.energy
-    if not torch.equal(given, x):
+    if not contracts.same(given, x):
         contracts.refuse_changed("energy", named, "its input x")
     contracts.check_energy_output(named, values, len(x))
     if is_foreign(named):
@@ -207,7 +207,7 @@ def _copies(batch: Batch) -> dict[str, Tensor]:
 
 def _refuse_changes(kind: str, component: object, batch: Batch, kept: dict[str, Tensor]) -> None:
     for name, value in kept.items():
-        if not torch.equal(getattr(batch, name).detach(), value):
+        if not contracts.same(getattr(batch, name).detach(), value):
             contracts.refuse_changed(kind, component, f"batch.{name}")
 
 
