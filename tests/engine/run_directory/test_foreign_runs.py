@@ -18,9 +18,9 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.progress import GebmKitWarning
+from gebm_kit.engine.evaluation.comparison import compare
 from gebm_kit.engine.process import lock as lock_module
 from gebm_kit.engine.run_directory.checkpoint import best_record, newest_whole, read_checkpoint, save_checkpoint
-from gebm_kit.engine.run_directory.comparison import compare
 from gebm_kit.engine.run_directory.create import create_run
 from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, MAX_LINE, read_rows, read_series
