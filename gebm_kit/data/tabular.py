@@ -139,9 +139,9 @@ class Tabular(TensorDataset):
                 raise DataError(
                     f"{source}: column {names[still[0]]!r} has one value in all training rows; leave it out"
                 )
-        else:
-            check_single_precision(rows, names, source, "Leave standardise=true, which subtracts the mean first.")
         check_range(self.mean, self.std, rows, names, source)
+        if not standardise:
+            check_single_precision(rows, names, source, "Leave standardise=true, which subtracts the mean first.")
         self.log_det = -float(self.std.log().sum())
         self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
         self.units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))

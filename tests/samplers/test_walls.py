@@ -19,6 +19,7 @@ from gebm_kit.core.interfaces import Energy, Info, Sampler
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.sampling.acceptance import acceptance_sums, mean_acceptance
+from gebm_kit.engine.sampling.energy_checks import check_finite_start
 from gebm_kit.samplers.hmc import Hmc, HmcState
 from gebm_kit.testing.statistics import ALPHA, confirmed
 from gebm_kit.testing.targets import IdentityBase, linear_gaussian
@@ -136,7 +137,7 @@ def test_energies_beyond_all_digits_are_refused(name: str) -> None:
 
     class Deep(Energy):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.where(x[:, 0] > 0, -1e30, 0.0 * x.sum(1))
+            return torch.where(x[:, 0] > 0, -1e30, 0.0) + x.square().sum(1)
 
     for energy in (Drowned(), Deep()):
         with pytest.raises(UsageError, match="too far apart to hold differences of 1"):
@@ -153,8 +154,10 @@ def test_a_gradient_that_is_nowhere_finite_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.square().sum(1) + (0.0 * x[:, 0]).abs().sqrt()
 
-    with pytest.raises(UsageError, match="the gradient of the energy is not finite at any of 600 points"):
+    with pytest.raises(GebmKitError, match="has a gradient with respect to x that is not finite where its value is"):
         gk.sample(gk.GEBM(IdentityBase(2), Kinked()), "hmc", **SETTINGS)
+    with pytest.raises(UsageError, match="the gradient of the energy is not finite at any of 2 points"):
+        check_finite_start(torch.zeros(2), torch.full((2, 3), math.nan))
 
 
 @pytest.mark.parametrize("name", NAMES)

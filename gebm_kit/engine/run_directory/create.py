@@ -114,7 +114,7 @@ def _check_free(path: Path, lock: RunLock, resume: bool) -> None:
     """Raise if ``path`` is not free for a new run; if it holds one, the lock tells whether a process trains there."""
     if os.path.isdir(path) and not is_unmade(path):
         is_run = os.path.lexists(path / STATUS)
-        if is_run:
+        if is_run and os.path.lexists(path / LOCK):  # nothing is written into a directory that is refused
             lock.hold(path)
         if is_run and resume:
             raise UsageError(

@@ -8,6 +8,7 @@ check as without it, to the last bit.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, OnCodes, Penalty
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
-from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.memory import enough_memory, require_device_memory
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.run_directory.run import facts_for_checkpoint
 from gebm_kit.engine.sampling.contract import check_contract
@@ -56,6 +57,9 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
     """
     recipe, model = trainer.recipe, trainer.model
     sampler = resolve_sampler(None, recipe.sampler, model)
+    row = (math.prod(dataset.data_shape) + model.latent_dim) * torch.empty((), dtype=model.dtype).element_size()
+    draws = recipe.eval.num_samples
+    require_device_memory(draws * recipe.eval.num_sets * row, torch.device("cpu"), f"eval.num_samples={draws}")
     with enough_memory(trainer.device, "in the check before the first step", SMALLER):
         contracts.check_base_facts(model.base, tuple(dataset.data_shape))
         check_fits(model, sampler, settings_of(recipe.sample))

@@ -8,6 +8,7 @@ a resumed run is bit for bit the run that was never stopped (on the CPU).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossT
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
 from gebm_kit.engine.process import data_parallel
+from gebm_kit.engine.process.memory import COPIES, bounded_tensors, require_device_memory
 from gebm_kit.engine.training.acceleration import channels_last, compiled
 from gebm_kit.engine.training.base_update import (
     BaseUpdate,
@@ -82,7 +84,12 @@ class Trainer:
         facts = {**data_facts(recipe, dataset), "run_directory": run_directory}
         if self.settings.flip:
             check_flips(dataset.data_shape)
-        self.model = build_model(recipe, facts).to(device)
+        row = math.prod(dataset.data_shape) * torch.empty((), dtype=dtype).element_size()
+        require_device_memory(
+            COPIES * self.settings.batch_size * row, device, f"train.batch_size={self.settings.batch_size}"
+        )
+        with bounded_tensors(device, "the model"):
+            self.model = build_model(recipe, facts).to(device)
         check_trainable(self.model.base, recipe)
         rows = self.settings.batch_size // reduce.world_size()
         data_parallel.synchronise_batch_norm(self.model, device, rows)
