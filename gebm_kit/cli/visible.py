@@ -75,13 +75,15 @@ def open_streams() -> Iterator[None]:
     changed: list[tuple[Any, str | None]] = []
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            changed.append((stream, stream.errors))
-            stream.reconfigure(errors="backslashreplace")
+            before_errors = stream.errors
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
+                changed.append((stream, before_errors))
     try:
         yield
     finally:
         for stream, errors in changed:
-            if not stream.closed:
+            with contextlib.suppress(OSError, ValueError):  # its disk is full, its reader left, it is closed
                 stream.reconfigure(errors=errors)
 
 
