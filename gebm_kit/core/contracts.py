@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.core import interfaces
-from gebm_kit.core.attribution import describe
+from gebm_kit.core.attribution import describe, is_foreign
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.model_contracts import (
     broken,
@@ -188,7 +188,8 @@ def check_dataset_rows(dataset: object, rows: Any, indices: Tensor, part: str) -
     finite = torch.isfinite(rows.flatten(1)).all(1).cpu()
     if not bool(finite.all()):
         row = int(indices[int((~finite).nonzero()[0])])
-        raise DataError(f"row {row} of {describe(dataset, 'dataset')}, part {part}, is not finite (NaN or infinity)")
+        whose = f", in {describe(dataset, 'dataset')}" if is_foreign(dataset) else ""
+        raise DataError(f"{part} data: row {row} holds a value that is not finite (NaN or infinity){whose}")
     span: tuple[float, float] | None = dataset.value_range  # type: ignore[attr-defined]
     if span is None:
         return

@@ -88,7 +88,7 @@ WRONG: dict[str, str] = {
     "SamplerWithoutInfo": r"returns Walk from step; it must return the pair of a state and an Info",
     "DatasetOfNumpy": r"returns ndarray from split\('train'\).batch; it must return a torch.Tensor",
     "DatasetOutsideItsRange": r"states the value_range \(-1.0, 1.0\), but its part train has values from -",
-    "DatasetWithNaN": r"row 7 of the dataset .* part train, is not finite",
+    "DatasetWithNaN": r"train data: row 7 holds a value that is not finite \(NaN or infinity\), in the dataset",
     "DatasetOfWholeNumbers": r"returns torch.int64 from split\('train'\).batch; it must return floating-point numbers",
     "DatasetOfAnotherShape": r"returns shape \(128, 1\) from split\('train'\).batch; it must be \(128, 2\)",
     "DatasetOfOnePart": r"has 128 of 128 rows looked at in its part valid in its part train too; parts share no row",
