@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError
@@ -43,15 +44,19 @@ def start_from(trainer: Trainer, recipe: Recipe) -> None:
 
 
 def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> None:
-    """Fit the part of the energy that is learned from the data beforehand, unless loaded weights already contain it.
+    """Fit the part of an energy that is learned from the data beforehand, unless loaded weights already contain it.
+
+    That is the model's energy, and one that only the final phase has.
 
     Raises:
         UsageError: the energy can't be fitted to these data.
     """
-    energy = trainer.model.energy
-    if isinstance(energy, HasFitting) and not energy.fitted:
-        seed = stream(trainer.settings.seed, "energy", "fit").initial_seed()
-        energy.fit(dataset, trainer.device, seed, lambda step, total: on_progress(Progress("fit", step, total)))
+    later = None if trainer.final is None else trainer.final.energy
+    energies: dict[str, Any] = {"energy": trainer.model.energy, "final energy": later}
+    for name, energy in energies.items():
+        if isinstance(energy, HasFitting) and not energy.fitted:
+            seed = stream(trainer.settings.seed, name, "fit").initial_seed()
+            energy.fit(dataset, trainer.device, seed, lambda step, total: on_progress(Progress("fit", step, total)))
 
 
 def begin(
