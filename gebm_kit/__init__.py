@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gebm_kit.core.components import Component
     from gebm_kit.core.hookspecs import hookimpl
     from gebm_kit.core.model import GEBM
-    from gebm_kit.core.trust import trust_programs
+    from gebm_kit.core.trust import trust_paths, trust_programs
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.process.devices import keep_freed_memory
@@ -37,6 +37,7 @@ _HOME = {
     "load_run": "gebm_kit.engine.run_directory.run",
     "load_draws": "gebm_kit.engine.sampling.shards",
     "keep_freed_memory": "gebm_kit.engine.process.devices",
+    "trust_paths": "gebm_kit.core.trust",
     "trust_programs": "gebm_kit.core.trust",
     "Component": "gebm_kit.core.components",
     "hookimpl": "gebm_kit.core.hookspecs",
@@ -56,6 +57,7 @@ __all__ = [
     "score",
     "trace_quality",
     "train",
+    "trust_paths",
     "trust_programs",
 ]
 

@@ -13,21 +13,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from gebm_kit.bases.program_checks import Shapes, check_program
-from gebm_kit.bases.programs import Program, kind_of
+from gebm_kit.bases.programs import Program, reason
+from gebm_kit.bases.recognise import folder_error, kind_of
 from gebm_kit.core.components import Injected, OfKind, check_arguments
 from gebm_kit.core.errors import CheckpointError, DataError, UsageError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import check_sizes
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
+from gebm_kit.core.reading import read_file, read_text
 
 COPY_FOLDER = "base"
 """Folder of a run directory that holds the run's copy of the file."""
+
+MAX_NOTE = 2**16
+"""Largest file of a sum that is read, in bytes; it has one line."""
 
 CAPABILITIES = ("log_prob", "encode", "pretraining_loss")
 """Methods beyond G(z) (`gebm_kit.core.interfaces`) that this base offers whenever its architecture has them."""
@@ -55,7 +59,9 @@ class Pretrained(Base):
         latent_shape: shape of one code of a program, [100] or [100, 1, 1]; Z is its product. Null: the shape that the
             file states, as torch.export programs do.
         output_shape: shape that a program returns for one code, with as many numbers as a data point, for example [784].
-            Null: the data's shape.
+            Null: the data's shape. It is reshaped to the data's, so it must list their axes in the same order: [784] for
+            data [1, 28, 28], but not [32, 32, 3] for data [3, 32, 32].
+        channels_last: whether a program returns images as (rows, columns, channels); they are then permuted.
         output_range: [low, high] of a program's values, for example [0, 1] if it ends in a sigmoid. It is mapped linearly
             to the data's range. Null: the values are already in the data's range, which is checked.
         prior: distribution of a program's z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
@@ -83,6 +89,7 @@ class Pretrained(Base):
         latent_shape: list[int] | None = None,
         output_shape: list[int] | None = None,
         output_range: list[float] | None = None,
+        channels_last: bool = False,
         prior: PriorName = "normal",
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
@@ -105,6 +112,7 @@ class Pretrained(Base):
         if kind == "weights":
             given = [("latent_shape", latent_shape is not None), ("output_shape", output_shape is not None)]
             given += [("output_range", output_range is not None), ("prior", prior != "normal")]
+            given += [("channels_last", channels_last)]
             self._take_weights(content, architecture, prefix, [name for name, is_given in given if is_given])
         else:
             if architecture is not None or prefix:
@@ -115,7 +123,7 @@ class Pretrained(Base):
                 )
             self._program = Program(kind, self.source_file, content, self.source_sha256)
             self._latent_shape = self._codes(latent_shape)
-            self._output_shape = tuple(output_shape or self.data_shape)
+            self._shapes = Shapes.of(self._latent_shape, output_shape, self.data_shape, channels_last)
             self.latent_dim = math.prod(self._latent_shape)
             self._prior = PRIORS[prior](self.latent_dim)
             self._scale = _scale(output_range, value_range)
@@ -136,7 +144,7 @@ class Pretrained(Base):
             return x
         with torch.autocast(z.device.type, enabled=False):  # the program computes in its own precision
             x = self._program(z.to(self._program.dtype).reshape(-1, *self._latent_shape))
-        x = x.reshape(-1, *self.data_shape).to(z.dtype)
+        x = self._shapes.arranged(x).to(z.dtype)
         return x if self._scale is None else self._scale[0] + self._scale[1] * x
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
@@ -186,12 +194,13 @@ class Pretrained(Base):
             )
         try:
             tensors = safetensors.torch.load(content)
-        except safetensors.SafetensorError as error:
-            raise DataError(f"{where} is not a safetensors file: {error}") from error
+        except Exception as error:  # a type that torch does not have is a KeyError
+            raise DataError(f"{where} is not a safetensors file: {reason(error)}") from error
         chosen = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         _check_names(where, network, chosen, tensors, prefix)
         network.load_state_dict(chosen)
-        if not all(bool(t.isfinite().all()) for t in chosen.values() if t.is_floating_point()):
+        floats = [t if t.element_size() > 1 else t.float() for t in chosen.values() if t.is_floating_point()]
+        if not all(bool(t.isfinite().all()) for t in floats):
             raise DataError(f"{where} holds weights that are not finite (NaN or infinity)")
         self.network, self.latent_dim = network, network.latent_dim
         for name in CAPABILITIES:
@@ -221,8 +230,7 @@ class Pretrained(Base):
 
     def _try(self, value_range: tuple[float, float] | None) -> None:
         assert self._program is not None
-        shapes = Shapes(self._latent_shape, self._output_shape, self.data_shape)
-        check_program(self._program, shapes, self.prior, value_range, self._place.device)
+        check_program(self._program, self._shapes, self.prior, value_range, self._place.device)
 
 
 def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path, bytes]:
@@ -231,20 +239,22 @@ def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path,
     kept = None if run_directory is None else run_directory / COPY_FOLDER / place.name
     if kept is not None and kept.is_file():
         place = kept
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        what = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
-        raise DataError(f"the generator's file {place} {what}", hint="Set base.path to the right file.") from error
+    if place.is_dir():
+        raise folder_error(place, path)
+    content = read_file(place, error=_file_error)
     if place is kept:
         noted = kept.with_name(f"{kept.name}.sha256")
-        words = noted.read_text(encoding="utf-8").split() if noted.is_file() else []
+        words = read_text(noted, limit=MAX_NOTE, error=CheckpointError).split() if noted.is_file() else []
         if not words or words[0] != hashlib.sha256(content).hexdigest():
             raise CheckpointError(
                 f"{kept} is damaged: its sha256 is not the one in {noted.name}",
                 hint=f"Replace it by the generator's file, which was {path} when the run began.",
             )
     return place, content
+
+
+def _file_error(message: str) -> DataError:
+    return DataError(f"the generator's file {message}", hint="base.path must name the right file.")
 
 
 def _check_names(
@@ -269,6 +279,11 @@ def _check_names(
             raise UsageError(
                 f"{what}: {name} has shape {tuple(chosen[name].shape)} in the file and {tuple(tensor.shape)} in the network",
                 hint="The architecture's parameters (latent_dim, width, ...) must be those of the training.",
+            )
+        if tensor.is_floating_point() and not chosen[name].is_floating_point():
+            raise UsageError(
+                f"{what}: {name} has type {chosen[name].dtype} in the file and {tensor.dtype} in the network",
+                hint="Quantised weights must be turned into floating-point numbers first, with their scale.",
             )
 
 

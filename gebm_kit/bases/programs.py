@@ -3,7 +3,7 @@
 Loading such a file runs code. A TorchScript archive is a program in its own language, with constants pickled for a
 restricted reader. Its author decides what it computes and whether it ends. A torch.export archive is a graph of
 operators, but torch reads parts of it with Python's pickle and evaluates the expressions in its shapes. Both are
-therefore loaded only with permission (`gebm_kit.core.trust`). The names inside the archive tell the two kinds apart.
+therefore loaded only with permission (`gebm_kit.core.trust`). `gebm_kit.bases.recognise` tells the two kinds apart.
 The weights are never changed.
 """
 
@@ -13,60 +13,25 @@ import contextlib
 import io
 import logging
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gebm_kit.bases.recognise import Kind
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.trust import programs_trusted
 
-Kind = Literal["weights", "torchscript", "export"]
-
 KIND_NAMES = {"torchscript": "a TorchScript program", "export": "a torch.export program"}
 """What a message calls each kind of program."""
-
-CONVERT_HINT = (
-    "Write the weights with `safetensors.torch.save_file(module.state_dict(), 'generator.safetensors')` and name "
-    "the network in base.architecture, or export the network: `torch.jit.script(module.eval()).save('generator.pt')`."
-)
-"""Hint for files that are not a generator."""
 
 BATCH_HINT = (
     "Export it with a free batch dimension: torch.export.export(module.eval(), (z,), "
     "dynamic_shapes=({0: torch.export.Dim('batch')},))."
 )
 """Hint for programs that take batches of only one size."""
-
-
-def kind_of(path: Path, content: bytes) -> Kind:
-    """Tell what a file holds from its name and the names in the archive, without loading anything.
-
-    Raises:
-        DataError: the file is neither safetensors nor a program.
-    """
-    if path.suffix == ".safetensors":
-        return "weights"
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(
-            f"{path} is not a generator: it must be a .safetensors file, a TorchScript or a torch.export program, but it is "
-            f"not an archive that torch wrote ({error})",
-            hint=CONVERT_HINT,
-        ) from error
-    inside = {name.partition("/")[2] for name in names} | set(names)
-    if "serialized_exported_program.json" in inside or any(name.startswith("models/") for name in inside):
-        return "export"
-    if any(name.startswith("code/") for name in inside):
-        return "torchscript"
-    if "data.pkl" in inside:
-        raise DataError(f"{path} is a pickle of torch.save, which is never loaded", hint=CONVERT_HINT)
-    raise DataError(f"{path} is an archive, but neither a TorchScript nor a torch.export program", hint=CONVERT_HINT)
 
 
 class Program:

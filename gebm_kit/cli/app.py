@@ -27,6 +27,7 @@ from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
+from gebm_kit.cli.plugin_check import check as check_plugins
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
@@ -34,8 +35,9 @@ from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
-from gebm_kit.core.errors import GebmKitError, Interrupted
-from gebm_kit.core.trust import trust_programs
+from gebm_kit.core.attribution import is_out_of_memory, plugin_error
+from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
+from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
 
 app = typer.Typer(
@@ -57,6 +59,7 @@ app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)
+plugins.command("check")(check_plugins)
 app.add_typer(plugins, name="plugins")
 app.command("doctor")(doctor)
 
@@ -85,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
+        trust_paths(False),
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:
@@ -103,17 +107,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as stop:
             if isinstance(stop.__context__, BrokenPipeError):  # typer exits with code 1 on a closed pipe
                 return _reader_left()
-            raise
+            if (blamed := plugin_error(stop)) is None:
+                raise
+            return _report(blamed.code, blamed.message, blamed.hint, blamed.exit_code, json=json, debug=debug)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                return _report(
-                    "failed", f"the result can't be written: {error.strerror}", "", 1, json=json, debug=debug
-                )
             if hasattr(error, "format_message"):  # a usage error of typer, whose class moved between its versions
                 return _report("usage", error.format_message(), _try_help(error), 2, json=json, debug=debug)
-            message = f"this is a bug in gebm-kit or in a plugin: {type(error).__name__}: {error}"
+            known = _known(error)
+            if known is not None:
+                return _report(known.code, known.message, known.hint, known.exit_code, json=json, debug=debug)
+            message = f"this is a bug in gebm-kit: {type(error).__name__}: {error}"
             hint = "" if debug else "Run the command again with --debug and report what it shows."
             return _report("bug", message, hint, 1, json=json, debug=debug)
+
+
+def _known(error: Exception) -> GebmKitError | None:
+    """Return the error to report for one that is not the kit's: a full disk, too little memory, a fault of a component."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return RunFailed(f"the result can't be written: {error.strerror}")
+    if is_out_of_memory(error):
+        return RunFailed(f"there is too little memory: {' '.join(str(error).split())[:200] or type(error).__name__}")
+    return plugin_error(error)
 
 
 @contextlib.contextmanager

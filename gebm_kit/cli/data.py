@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, split_words
+from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, TrustPaths, set_trust, split_words
 from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError
 
@@ -30,6 +30,7 @@ def prepare(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, metavar="N", help="Decoding threads; default: one per CPU.")
     ] = None,
+    trust_paths: TrustPaths = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -39,6 +40,7 @@ def prepare(
     Training on the same data uses the cache automatically. Nothing happens if it exists and the files have not changed.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    set_trust(False, trust_paths)
     given = split_words([recipe_word, *(override_words or ())], "RECIPE")
     if given.target is None:
         raise UsageError("no RECIPE given, only overrides")

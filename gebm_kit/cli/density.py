@@ -15,6 +15,7 @@ from gebm_kit.cli.options import (
     Json,
     Quiet,
     Threads,
+    TrustPaths,
     TrustProgram,
     only_sections,
     set_trust,
@@ -36,6 +37,7 @@ def density(
     key: Key = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -44,7 +46,7 @@ def density(
 ) -> None:
     """Write the log-density of every row of FILE under a RUN whose base has a density, and the error of log Z."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = given_rows(words, "density")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":

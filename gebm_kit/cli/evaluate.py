@@ -12,6 +12,7 @@ from gebm_kit.cli.options import (
     Quiet,
     RunWord,
     Threads,
+    TrustPaths,
     TrustProgram,
     only_sections,
     set_trust,
@@ -28,6 +29,7 @@ def evaluate(
     override_words: OverrideWords = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -36,7 +38,7 @@ def evaluate(
 ) -> None:
     """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and redraw the pictures."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit eval")
     set_up_cpu(threads)

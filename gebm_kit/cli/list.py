@@ -47,7 +47,3 @@ def list_components(
         for r in records
     ]
     say.result(payload, lambda: ui.table("", ["kind", "name", "from", "summary"], rows))
-    for plugin in found.report.failed:
-        say.note(
-            f"plugin {plugin.distribution} failed to load ({plugin.error}); `gebm-kit plugins info {plugin.distribution}`"
-        )

@@ -30,9 +30,13 @@ def complete_metric(incomplete: str) -> list[str]:
 
 
 def _components(kind: str, incomplete: str) -> list[str]:
+    import warnings
+
     from gebm_kit.core.plugins import installed
 
-    registry = installed().registry
+    with warnings.catch_warnings():  # a shell shows what a completion writes on stderr
+        warnings.simplefilter("ignore")
+        registry = installed().registry
     names = [registry.short_name(record) for record in registry.of_kind(kind)]
     return [name for name in names if name.startswith(incomplete)]
 
@@ -88,6 +92,15 @@ TrustProgram = Annotated[
     typer.Option(
         "--trust-program",
         help="Allow a generator that is a program (TorchScript, torch.export), whose code then runs here.",
+    ),
+]
+
+
+TrustPaths = Annotated[
+    bool,
+    typer.Option(
+        "--trust-paths",
+        help="Allow a dataset's rows to name files and addresses that are not part of it, which are then opened.",
     ),
 ]
 
@@ -157,8 +170,8 @@ def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str
             )
 
 
-def set_trust(trusted: bool) -> None:
-    """Allow or forbid loading generators that are programs, until this command is done."""
+def set_trust(programs: bool, paths: bool = False) -> None:
+    """Allow or forbid generators that are programs, and files that a dataset names, until this command is done."""
     from gebm_kit.core.trust import set_trusted
 
-    set_trusted(trusted)
+    set_trusted(programs, paths)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from gebm_kit.core.progress import Progress
@@ -16,7 +17,11 @@ LINES_PER_STAGE = 20
 
 
 SECONDS_PER_LINE = 10
-"""Time between lines in a stage of unknown length."""
+"""Most time between lines, except in training."""
+
+
+BRIEF_STAGES = ("base", "log Z", "ladder")
+"""Stages that usually take a second and have lines only if they take longer."""
 
 
 LINE_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance", "divergences", "step_size")
@@ -24,21 +29,56 @@ LINE_SCALARS = ("energy_loss", "base_loss", "kale", "log_partition", "acceptance
 
 
 class PlainProgress:
-    """One line every N steps of a stage, where N is about a twentieth of its length."""
+    """One line every N steps of a stage, where N is about a twentieth of its length.
+
+    Stages other than training have a line every `SECONDS_PER_LINE` too. Within its ``with`` block a line also tells when
+    nothing has been reported for that long.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+        self._say_line = say
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._watch: threading.Thread | None = None
+        self._latest: Progress | None = None
+        self._said = time.monotonic()
         self._stages: dict[str, Pace] = {}
         self._printed: dict[str, int] = {}
 
+    def __enter__(self) -> Self:
+        self._watch = threading.Thread(target=self._tell_that_it_works, name="gebm-kit-progress", daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        if self._watch is not None:
+            self._watch.join()
+
+    def _tell_that_it_works(self) -> None:
+        while not self._end.wait(1.0):
+            report = self._latest
+            if not _is_training(report) and time.monotonic() - self._said >= SECONDS_PER_LINE - 2:
+                after = "" if report is None else f" after {report.stage} {report.step}"
+                self._say(f"still at work{after}")
+
+    def _say(self, line: str) -> None:
+        with self._lock:
+            self._said = time.monotonic()
+            self._say_line(line)
+
     def __call__(self, report: Progress) -> None:
+        self._latest = report
         pace = self._stages.get(report.stage)
         if pace is None or report.step < pace.step:
             pace = self._stages[report.stage] = Pace(report)
             self._printed[report.stage] = self._mark(report, pace)
         pace.update(report)
         mark, done = self._mark(report, pace), 0 <= report.total <= report.step
-        if mark > self._printed[report.stage] or (done and pace.last_line < report.step):
+        late = time.monotonic() - self._said >= SECONDS_PER_LINE - 2 and report.total >= 0 and not _is_training(report)
+        brief = report.stage in BRIEF_STAGES and pace.last_line < 0
+        regular = mark > self._printed[report.stage] or (done and pace.last_line < report.step)
+        if late or (regular and not brief):
             self._printed[report.stage] = mark
             pace.last_line = report.step
             parts = [
@@ -54,6 +94,11 @@ class PlainProgress:
         if report.total < 0:
             return int(pace.seconds // SECONDS_PER_LINE)
         return report.step // max(1, math.ceil(report.total / LINES_PER_STAGE))
+
+
+def _is_training(report: Progress | None) -> bool:
+    """Return whether training is under way, whose lines come every N steps however long these take."""
+    return report is not None and report.stage == "train" and report.step < report.total
 
 
 class Pace:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,13 +21,14 @@ from gebm_kit.cli.options import (
     ResumeRun,
     RunDirectory,
     Threads,
+    TrustPaths,
     TrustProgram,
     set_trust,
     split_words,
 )
 from gebm_kit.cli.progress import duration
 from gebm_kit.cli.run_options import set_up_cpu
-from gebm_kit.core.errors import Interrupted, UsageError
+from gebm_kit.core.errors import GebmKitError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -68,6 +71,7 @@ def refine(
     resume: ResumeRun = False,
     dry_run: DryRun = False,
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -79,7 +83,7 @@ def refine(
     The generator is not changed. The recipe is the shipped `refine`.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     recipe = _recipe(generator, words, latent)
     set_up_cpu(threads)
     from gebm_kit.cli.train import show_plan, train_payload
@@ -89,12 +93,13 @@ def refine(
     from gebm_kit.engine.training.dry_run import plan
 
     if dry_run:
-        planned = plan(recipe, device=device)
+        with _in_own_words(words or []):
+            planned = plan(recipe, device=device)
         if first_rank():
             say.result(planned, lambda: show_plan(planned))
         return
     try:
-        with say.progress() as on_progress:
+        with say.progress() as on_progress, _in_own_words(words or []):
             run = engine_train(recipe, out=out, resume=resume, device=device, on_progress=on_progress)
             if not first_rank():
                 return
@@ -116,6 +121,33 @@ def _recipe(generator: str, words: Sequence[str] | None, latent: str | None) -> 
     from gebm_kit.engine.refine import RECIPE, recipe_words
 
     return load_recipe(RECIPE, [*recipe_words(generator, given.target, latent), *given.overrides])
+
+
+OWN_WORDS = {"base.latent_shape": "--latent", "base.path": "GENERATOR", "data.path": "DATA"}
+"""Keys of the recipe that words of this command set."""
+
+
+@contextlib.contextmanager
+def _in_own_words(words: Sequence[str]) -> Iterator[None]:
+    """Name this command's words in errors, in place of the keys that they set, unless ``words`` set a key themselves."""
+    try:
+        yield
+    except GebmKitError as error:
+        message, hint = error.message, error.hint
+        given = {
+            key: own for key, own in OWN_WORDS.items() if not any(w.startswith((f"{key}=", "base=")) for w in words)
+        }
+        if "base.latent_shape" in given and "base.latent_shape" in message + hint:
+            message = re.sub(rf"(base\.latent_shape is ){SHAPE}", lambda m: m[1] + "x".join(m[2].split(", ")), message)
+            hint = re.sub(SHAPE, lambda m: "x".join(m[1].split(", ")), hint)
+        for key, own in given.items():
+            message, hint = message.replace(key, own), hint.replace(key, own)
+        error.message, error.hint, error.args = message, hint, (message,)
+        raise
+
+
+SHAPE = r"\[(\d+(?:, \d+)*)\]"
+"""A shape as messages write it."""
 
 
 def _resuming(generator: str, words: Sequence[str], latent: str | None, out: Path | None, device: str | None) -> str:

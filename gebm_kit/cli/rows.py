@@ -64,15 +64,19 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
     """
     from gebm_kit.core.interfaces import HasStandardisation
     from gebm_kit.data.arrays import image_rows
-    from gebm_kit.data.columns import column_names, read_table
-    from gebm_kit.data.tables import load
+    from gebm_kit.data.columns import open_table, read_table
+    from gebm_kit.data.tables import TABLE_SUFFIXES, load
     from gebm_kit.engine.likelihood.user_rows import columns_of
 
     if len(run.model.data_shape) != 1:
-        return image_rows(load(file, key, None).rows, file), ()
-    names = column_names(file, key)
+        flat = file.suffix.lower() in TABLE_SUFFIXES
+        rows = read_table(file, key).rows if flat else load(file, key, None).rows
+        return image_rows(rows, file, run.dataset), ()
     known: object = run.dataset
     wanted = known.columns if isinstance(known, HasStandardisation) else None
+    opened = open_table(file, key)
+    row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
+    names = tuple(name for name in opened.names if name not in row_labels)
     places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
     table = read_table(file, key, [names[place] for place in places])
     return table.rows, table.columns

@@ -45,7 +45,9 @@ def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
 
     if not overrides:
         return run.recipe
-    return load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory)
+    from gebm_kit.engine.run_directory.run import named_as_trained
+
+    return named_as_trained(load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory))
 
 
 def overrides_with_sampler(run: Run, sampler: str | None, overrides: Sequence[str]) -> tuple[str, ...]:

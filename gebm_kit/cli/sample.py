@@ -22,6 +22,7 @@ from gebm_kit.cli.options import (
     Quiet,
     RunWord,
     Threads,
+    TrustPaths,
     TrustProgram,
     complete_metric,
     complete_sampler,
@@ -79,7 +80,8 @@ DrawsPlace = Annotated[
     typer.Option(
         "--out",
         metavar="FILE|DIR",
-        help="A .safetensors or .npz file, or, without a suffix, a directory of shards; default: new in RUN/samples/.",
+        help="A .safetensors or .npz file; for a table .csv or .parquet, in its units; or, without a suffix, a directory of "
+        "shards. Default: new in RUN/samples/.",
     ),
 ]
 
@@ -132,6 +134,7 @@ def sample(
     trace: TraceMetric = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -140,7 +143,7 @@ def sample(
 ) -> None:
     """Draw from a trained RUN by MCMC in its latent space, and say how good the draws are."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     given = with_long_beta(given, sweep=trace is not None)
     changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
@@ -211,6 +214,7 @@ def _drawn(
     from gebm_kit.engine.process.torchrun import local_device
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler
+    from gebm_kit.engine.sampling.table_files import is_table
 
     settings = changed_settings(recipe, changes)
     if wanted.images is not None:
@@ -228,6 +232,7 @@ def _drawn(
             settings,
             resume=wanted.resume,
             value_range=run.value_range,
+            units=run.units(needed=is_table(place)),
             device=local_device(wanted.device or run.recipe.device),
             on_progress=on_progress,
             ranks=ranks,

@@ -15,6 +15,7 @@ from gebm_kit.cli.options import (
     Json,
     Quiet,
     Threads,
+    TrustPaths,
     TrustProgram,
     only_sections,
     set_trust,
@@ -37,6 +38,7 @@ def score(
     key: Key = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -45,7 +47,7 @@ def score(
 ) -> None:
     """Write the energy of every row of FILE under a RUN and, where its base has a density, the log-density."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = given_rows(words, "score")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)

@@ -16,6 +16,7 @@ from gebm_kit.cli.options import (
     ResumeRun,
     RunDirectory,
     Threads,
+    TrustPaths,
     TrustProgram,
     set_trust,
     split_words,
@@ -35,6 +36,7 @@ def train(
     resume: ResumeRun = False,
     dry_run: DryRun = False,
     trust_program: TrustProgram = False,
+    trust_paths: TrustPaths = False,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -46,7 +48,7 @@ def train(
     Ctrl-C and SIGTERM save the state and print the command that resumes training.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    set_trust(trust_program)
+    set_trust(trust_program, trust_paths)
     given = split_words([recipe_word, *(override_words or ())], "RECIPE")
     if given.target is None:
         raise UsageError(
@@ -78,7 +80,7 @@ def train(
     figures = payload["figures"]
 
     def show() -> None:
-        ui.text(f"{recipe.name}: {run.step} steps in {duration(float(run.status.get('seconds') or 0))}")
+        ui.text(f"{run.recipe.name}: {run.step} steps in {duration(float(run.status.get('seconds') or 0))}")
         if evaluation:
             show_evaluation(evaluation)
         show_figures(figures)

@@ -6,6 +6,7 @@ rich is imported only if the output is a terminal, so that a piped command start
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from gebm_kit.cli.progress import PlainProgress
 from gebm_kit.core.files import finite_or_none
+from gebm_kit.core.progress import NOTES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +43,7 @@ class Ui:
         self.quiet = quiet
         self.debug = debug
         self._err: Console | None = None
+        _Notes(self.note).listen()
         if not debug:
             warnings.showwarning = self._warning
 
@@ -66,7 +69,8 @@ class Ui:
         if self.quiet:
             yield lambda report: None
         elif not is_terminal(sys.stderr):
-            yield PlainProgress(self._say)
+            with PlainProgress(self._say) as lines:
+                yield lines
         else:
             from rich.console import Console
 
@@ -89,6 +93,27 @@ class Ui:
     def _warning(self, message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
         text = str(message)
         self.warn(text if category.__name__ == "GebmKitWarning" else f"{category.__name__}: {text}")
+
+
+class _Notes(logging.Handler):
+    """Passes on the notes of `gebm_kit.core.progress.note`, each text once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say, self._said = say, set[str]()
+
+    def listen(self) -> None:
+        """Listen instead of an earlier command's listener."""
+        for other in [handler for handler in NOTES.handlers if isinstance(handler, _Notes)]:
+            NOTES.removeHandler(other)
+        NOTES.addHandler(self)
+        NOTES.setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -12,6 +12,7 @@ import yaml
 
 from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, ComponentNode, Recipe
 from gebm_kit.core.components import parameters
+from gebm_kit.core.contracts import check_dataset_facts, check_kind
 from gebm_kit.core.errors import DataError, RecipeError
 from gebm_kit.core.plugins import installed
 
@@ -24,7 +25,7 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
 
     Raises:
         RecipeError: the constructor refuses a combination of values, or needs an injected value that is not known here.
-        PluginError: the component's class can't be imported.
+        PluginError: the component's class can't be imported, or is not of its kind.
     """
     target = installed().registry.get(kind, node.name).load()
     injected = injected or {}
@@ -40,9 +41,11 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
         elif parameter.default is inspect.Parameter.empty:
             raise RecipeError(f"{kind} {node.name!r} needs {parameter.name}, which is not known here")
     try:
-        return target(**arguments)
+        built = target(**arguments)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{kind} {node.name!r} can't be built: {error}") from error
+    check_kind(kind, built)
+    return built
 
 
 def build_dataset(recipe: Recipe) -> Any:
@@ -52,6 +55,7 @@ def build_dataset(recipe: Recipe) -> Any:
         DataError: its files are missing or malformed, or one of its parts is empty.
     """
     dataset = build("dataset", recipe.data, {"directory": recipe.directory})
+    check_dataset_facts(dataset)
     for name in ("train", "valid", "test"):
         if len(dataset.split(name)) == 0:
             raise DataError(f"dataset {recipe.data.name!r} has an empty {name} part")

@@ -27,8 +27,11 @@ def find_recipe(source: str | Path) -> Path:
         UsageError: there is no such file and no such recipe.
     """
     path = Path(source).expanduser()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # no permission, a name that is too long
+        raise UsageError(f"{path} can't be read: {error.strerror or error}") from error
     shipped = shipped_recipes()
     if str(source) in shipped:  # even if a folder has that name: data often lie in a folder named like their recipe
         return shipped[str(source)]

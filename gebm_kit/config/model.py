@@ -9,6 +9,7 @@ import torch
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.contracts import check_base_facts
 from gebm_kit.core.model import GEBM
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -24,6 +25,7 @@ def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
             whether the energy is that of the final phase.
     """
     base = build("base", recipe.base, facts)
+    check_base_facts(base)
     node = (recipe.final_energy if facts.get("final") else None) or recipe.energy
     energy = build("energy", node, {**facts, "latent_dim": base.latent_dim})
     log_ratio = facts.get("log_ratio")

@@ -5,10 +5,12 @@ Nothing here imports torch: a record names its class as text, and the class is i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from gebm_kit.core.errors import PluginError, RecipeError, UsageError, nearest
+from gebm_kit.core.isolation import UNDONE, first_words, isolated
+from gebm_kit.core.progress import warn
 
 KINDS = ("base", "energy", "loss", "penalty", "sampler", "dataset", "features", "metric", "logger")
 """The kinds of component, in the order in which `gebm-kit list` shows them."""
@@ -34,6 +38,13 @@ INJECTED = {
     "start_step": "step that training starts from, or the checkpoint's step when a run is resumed, for loggers: int",
 }
 """Values that the kit passes to a constructor that asks for them (see `Injected`), each with its meaning."""
+
+
+MAX_NAME, MAX_SUMMARY = 100, 1000
+"""Longest name and summary of a component, in characters."""
+
+UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+"""Characters that end a line, control a terminal, or can't be written as UTF-8."""
 
 
 class Injected:
@@ -103,6 +114,10 @@ class Component:
             raise ValueError(f"component target {self.target!r} must read 'package.module:ClassName'")
         if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
             raise ValueError(f"component {self.name!r} needs a summary of one line")
+        for word, text, most in (("name", self.name, MAX_NAME), ("summary", self.summary, MAX_SUMMARY)):
+            if len(text) > most or re.search(UNPRINTABLE, text):
+                what = f"has {len(text)} characters" if len(text) > most else "has control characters"
+                raise ValueError(f"the {word} of component {self.name[:MAX_NAME]!r} {what}; at most {most} are allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +140,19 @@ class Registered:
             PluginError: the module can't be imported or has no such class.
         """
         module, _, attribute = self.component.target.partition(":")
+        own = self.distribution == BUILTIN or module in sys.modules
+        changes: list[str] = []
         try:
-            target = getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
+            with contextlib.nullcontext(changes) if own else isolated(module) as changes:
+                target = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            said = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {first_words(error)}"
             raise PluginError(
-                f"{self.component.kind} {self.address!r} can't be imported from {self.component.target}: "
-                f"{type(error).__name__}: {error}",
+                f"{self.component.kind} {self.address!r} can't be imported from {self.component.target}: {said}",
                 hint=f"Reinstall or upgrade {self.distribution}.",
             ) from error
+        for change in changes:
+            warn(f"plugin {self.distribution} {change} {UNDONE}")
         if not isinstance(target, type):
             raise PluginError(f"{self.component.kind} {self.address!r}: {self.component.target} is not a class")
         return target

@@ -62,6 +62,21 @@ class HasStoredRows(Protocol):
         ...
 
 
+@runtime_checkable
+class HasReading(Protocol):
+    """A dataset that says what it read. It never prints: whoever opens a dataset passes the line on, see `note`."""
+
+    def describe_reading(self) -> str:
+        """Describe in one line what was read.
+
+        The line names the source, rows and shape, type and range in the file and as the model sees them, labels, and
+        whatever was left out or treated in a way that someone might not expect:
+        ``table.csv: 300 rows of 2 columns (height, weight), float64 in [41.2, 190], standardised to [-3.1, 2.9]; no
+        labels; 4 rows with missing values dropped``.
+        """
+        ...
+
+
 class Dataset(ABC):
     """Data with fixed training, validation and test parts that share no row.
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gebm_kit.core.sampling import Potential, ValueAndGrad
+from gebm_kit.core.sampling import DIVERGENCE_THRESHOLD, Potential, ValueAndGrad
 from gebm_kit.core.tilt import is_tilted
 
 
@@ -47,7 +47,8 @@ def evaluate(potential: Potential, z: Tensor) -> ValueAndGrad:
 def integrate(start: Phase, tau: Tensor, num_steps: int, potential: Potential) -> Phase:
     """Make ``num_steps`` >= 1 steps of kick-rotate or leapfrog, one gradient each; ``start`` is not changed.
 
-    The two half kicks between consecutive steps are merged into one whole kick.
+    The two half kicks between consecutive steps are merged into one whole kick. Where a gradient is NaN, no force acts. The
+    trajectory stays reversible, and what lies behind such a place is judged by the potential there.
 
     Args:
         tau: step of each chain, (C, 1), or of each coordinate of each chain, (C, Z).
@@ -63,17 +64,43 @@ def integrate(start: Phase, tau: Tensor, num_steps: int, potential: Potential) -
         else:
             z = torch.addcmul(z, velocity, tau)
         value, grad = evaluate(potential, z)
+        grad = grad.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
         velocity.addcmul_(grad, tau, value=-0.5 if step == num_steps - 1 else -1.0)
     return Phase(z, velocity, value, grad)
 
 
+class EnergyChange(NamedTuple):
+    """What `energy_change` returns, (C,) each.
+
+    Attributes:
+        error: change of ``U(z) + ½|v|²``; inf where it is not finite.
+        known: its part without ``Phase.value``: the kinetic energy and, when the potential is split, the prior.
+    """
+
+    error: Tensor
+    known: Tensor
+
+    def left_support(self) -> Tensor:
+        """Return which trajectories ended outside the support, (C,) bool; see `Info.impossible`.
+
+        A step that is too long shows in the forces, so in ``known`` as well. At a wall the value alone is impossible.
+        """
+        return (self.error > DIVERGENCE_THRESHOLD) & (self.known.abs() <= DIVERGENCE_THRESHOLD)
+
+
 def energy_error(start: Phase, end: Phase, potential: Potential) -> Tensor:
-    """Return the change of ``U(z) + ½|v|²`` along a trajectory, (C,); inf where the change is not finite.
+    """Return the change of ``U(z) + ½|v|²`` along a trajectory, (C,); inf where the change is not finite."""
+    return energy_change(start, end, potential).error
+
+
+def energy_change(start: Phase, end: Phase, potential: Potential) -> EnergyChange:
+    """Return the change of ``U(z) + ½|v|²`` along a trajectory, and its part that needs no value of the potential.
 
     The kinetic and prior parts are subtracted before they are summed, which keeps float32 accurate in many dimensions.
     """
     squares = end.velocity.square().addcmul_(start.velocity, start.velocity, value=-1)
     if is_tilted(type(potential)):
         squares.addcmul_(end.position, end.position).addcmul_(start.position, start.position, value=-1)
-    error = squares.sum(1).mul_(0.5).add_(end.value).sub_(start.value)
-    return error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+    known = squares.sum(1).mul_(0.5)
+    error = known.add(end.value).sub_(start.value)
+    return EnergyChange(error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf), known)

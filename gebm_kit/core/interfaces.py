@@ -10,7 +10,16 @@ images).
 
 from __future__ import annotations
 
-from gebm_kit.core.datasets import Dataset, HasLabels, HasModes, HasStandardisation, HasStoredRows, Split, SplitName
+from gebm_kit.core.datasets import (
+    Dataset,
+    HasLabels,
+    HasModes,
+    HasReading,
+    HasStandardisation,
+    HasStoredRows,
+    Split,
+    SplitName,
+)
 from gebm_kit.core.loggers import Logger, named_scalars
 from gebm_kit.core.networks import Base, Energy, HasDensity, HasEncoder, HasFitting, HasPretraining, HasSource, OnCodes
 from gebm_kit.core.objectives import Batch, Loss, LossTerms, NegativeSettings, Part, Penalty
@@ -45,6 +54,7 @@ __all__ = [
     "HasLogits",
     "HasModes",
     "HasPretraining",
+    "HasReading",
     "HasSource",
     "HasStandardisation",
     "HasStoredRows",

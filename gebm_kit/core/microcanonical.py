@@ -121,6 +121,8 @@ def integrate(
 ) -> Flight:
     """Make ``num_steps`` steps of ``scheme``. The two kicks between consecutive steps are merged into one, which is exact.
 
+    Where a gradient is NaN, no force acts, as in `gebm_kit.core.hamiltonian`.
+
     Args:
         time: length of a step for each chain, (C, 1).
         scale: s, (Z,); None stands for 1.
@@ -137,6 +139,7 @@ def integrate(
             kinetic += change
             z = torch.addcmul(z, u, stride, value=drift)
             value, grad = potential.value_and_grad(z)
+            grad = grad.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
             share = scheme.kicks[index + 1]
         share = last if step == num_steps - 1 else last + first
     u, change = kick(u, grad if scale is None else grad * scale, time * share)

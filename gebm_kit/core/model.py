@@ -10,14 +10,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.frozen import Frozen
+from gebm_kit.core.model_contracts import check_energy_output, refuse_changed
 from gebm_kit.core.networks import Base, Energy, HasEncoder, OnCodes
 from gebm_kit.core.sampling import ValueAndGrad
 from gebm_kit.core.threads import PieceThreads
@@ -36,6 +39,9 @@ class GEBM(nn.Module):
 
     def __init__(self, base: Base, energy: Energy, *, log_ratio: bool = True) -> None:
         super().__init__()
+        for name, part in (("base", base), ("energy", energy)):
+            if not isinstance(part, nn.Module):
+                raise UsageError(f"the {name} must be a torch.nn.Module, got {type(part).__name__}")
         self.base = base
         self.energy = energy
         self.log_ratio = log_ratio
@@ -89,6 +95,21 @@ class GEBM(nn.Module):
         return rebuilt
 
 
+class _Function(NamedTuple):
+    """The function that a potential evaluates, and the components behind it, which errors name.
+
+    Attributes:
+        evaluate: (C, Z) -> (C,).
+        energy: the energy, which returns the values.
+        reader_kind, reader: the component that is handed the points, with its kind.
+    """
+
+    evaluate: Callable[[Tensor], Tensor]
+    energy: Energy
+    reader_kind: str
+    reader: nn.Module
+
+
 class _BlockPotential:
     """What the potentials share: freezing the model, evaluating it in fixed blocks, and counting evaluations.
 
@@ -118,14 +139,14 @@ class _BlockPotential:
     ) -> None:
         self.close()
 
-    def _evaluate(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    def _evaluate(self, function: _Function, points: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
         self.forward_evals += points.shape[0]
-        evaluate = functools.partial(_value, function)
+        evaluate = _reporting(functools.partial(_value, function), on_rows)
         if self._one_block(points):
             return evaluate(points)
         return torch.cat(self._threads.map(evaluate, self._blocks(points)))[: points.shape[0]]
 
-    def _differentiate(self, function: Callable[[Tensor], Tensor], points: Tensor) -> ValueAndGrad:
+    def _differentiate(self, function: _Function, points: Tensor) -> ValueAndGrad:
         self.grad_evals += points.shape[0]
         if self._one_block(points):
             return _value_and_grad(function, points)
@@ -148,30 +169,50 @@ class _BlockPotential:
         return points.split(self.block_size)
 
 
+def _reporting(
+    function: Callable[[Tensor], Tensor], on_rows: Callable[[int], None] | None
+) -> Callable[[Tensor], Tensor]:
+    """Return ``function``, which then reports the number of rows that it has been called with; threads may call it."""
+    if on_rows is None:
+        return function
+    lock, done = threading.Lock(), 0
+
+    def reporting(points: Tensor) -> Tensor:
+        nonlocal done
+        value = function(points)
+        with lock:
+            done += len(points)
+            on_rows(done)
+        return value
+
+    return reporting
+
+
 def _checked_beta(inverse_temperature: float) -> float:
     if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
         raise UsageError(f"inverse_temperature (beta) must be finite and >= 0, got {inverse_temperature}")
     return float(inverse_temperature)
 
 
-def _checked(energy: Tensor, points: Tensor) -> Tensor:
-    if energy.shape != (points.shape[0],):
-        raise UsageError(
-            f"the energy must return one number per row, shape ({points.shape[0]},), but returned {tuple(energy.shape)}",
-            hint="End the energy's forward with .flatten(1).sum(1) or .squeeze(-1).",
-        )
+def _checked(function: _Function, points: Tensor) -> Tensor:
+    """Evaluate and check what comes back; nothing here waits for the device."""
+    version = points._version
+    energy = function.evaluate(points)
+    check_energy_output(function.energy, energy, points.shape[0])
+    if points._version != version:
+        refuse_changed(function.reader_kind, function.reader, "its input")
     return energy
 
 
-def _value(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+def _value(function: _Function, points: Tensor) -> Tensor:
     with torch.no_grad():
-        return _checked(function(points), points)
+        return _checked(function, points)
 
 
-def _value_and_grad(function: Callable[[Tensor], Tensor], points: Tensor) -> ValueAndGrad:
+def _value_and_grad(function: _Function, points: Tensor) -> ValueAndGrad:
     points = points.detach().requires_grad_()
     with torch.enable_grad():
-        value = _checked(function(points), points)
+        value = _checked(function, points)
         if not value.requires_grad:  # a constant energy
             return ValueAndGrad(value, torch.zeros_like(points).detach())
         (grad,) = torch.autograd.grad(value.sum(), points, materialize_grads=True)
@@ -195,7 +236,8 @@ class LatentPotential(_BlockPotential):
             torch's threads. None: all chains at once.
 
     Raises:
-        UsageError: beta is negative or not finite; the energy returns a shape other than (C,).
+        UsageError: beta is negative or not finite.
+        PluginError: the energy returns a shape other than (C,), or the points are changed in place.
     """
 
     def __init__(self, model: GEBM, inverse_temperature: float = 1.0, *, block_size: int | None = None) -> None:
@@ -204,29 +246,36 @@ class LatentPotential(_BlockPotential):
         self.model = model
         self.prior = model.base.prior
         self.inverse_temperature = beta
+        reader = ("energy", model.energy) if isinstance(model.energy, OnCodes) else ("base", model.base)
+        self._function = _Function(self._energy, model.energy, *reader)
 
     def at(self, inverse_temperature: float) -> LatentPotential:
         """Return a potential of the same model at another beta. It shares the freeze, so close the original last."""
         return LatentPotential(self.model, inverse_temperature, block_size=self.block_size)
 
-    def data(self, z: Tensor) -> Tensor:
-        """Compute ``x = G(z)`` without gradient; (C, Z) -> (C, *D)."""
+    def data(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
+        """Compute ``x = G(z)`` without gradient; (C, Z) -> (C, *D).
+
+        Args:
+            on_rows: called after every block with the number of rows done.
+        """
+        decode = _reporting(self._decode, on_rows)
         with torch.no_grad():
             if self._one_block(z):
-                return self._decode(z)
-            return torch.cat([self._decode(part) for part in self._blocks(z)])[: z.shape[0]]
+                return decode(z)
+            return torch.cat([decode(part) for part in self._blocks(z)])[: z.shape[0]]
 
-    def energy(self, z: Tensor) -> Tensor:
-        """Compute ``E(G(z))``, without beta; (C, Z) -> (C,)."""
-        return self._evaluate(self._energy, z)
+    def energy(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
+        """Compute ``E(G(z))``, without beta; (C, Z) -> (C,). ``on_rows`` as in `data`."""
+        return self._evaluate(self._function, z, on_rows)
 
-    def tilt(self, z: Tensor) -> Tensor:
-        """Compute ``beta E(G(z))``; (C, Z) -> (C,)."""
-        return self.inverse_temperature * self.energy(z)
+    def tilt(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
+        """Compute ``beta E(G(z))``; (C, Z) -> (C,). ``on_rows`` as in `data`."""
+        return self.inverse_temperature * self.energy(z, on_rows)
 
     def tilt_and_grad(self, z: Tensor) -> ValueAndGrad:
         """Compute the tilt, (C,), and its gradient with respect to z, (C, Z)."""
-        value, grad = self._differentiate(self._energy, z)
+        value, grad = self._differentiate(self._function, z)
         if self.inverse_temperature == 1.0:
             return ValueAndGrad(value, grad)
         return ValueAndGrad(self.inverse_temperature * value, self.inverse_temperature * grad)
@@ -259,7 +308,8 @@ class DataPotential(_BlockPotential):
         block_size: as in `LatentPotential`.
 
     Raises:
-        UsageError: beta is negative or not finite; the energy returns a shape other than (C,).
+        UsageError: beta is negative or not finite.
+        PluginError: the energy returns a shape other than (C,), or the points are changed in place.
     """
 
     def __init__(
@@ -275,14 +325,15 @@ class DataPotential(_BlockPotential):
         self._energy_module = energy
         self.data_shape = data_shape
         self.inverse_temperature = beta
+        self._function = _Function(self._energy, energy, "energy", energy)
 
     def value(self, z: Tensor) -> Tensor:
         """Compute ``U(x)``; (C, prod D) -> (C,)."""
-        return self._evaluate(self._energy, z)
+        return self._evaluate(self._function, z)
 
     def value_and_grad(self, z: Tensor) -> ValueAndGrad:
         """Compute ``U(x)`` and its gradient; (C, prod D) -> (C,), (C, prod D)."""
-        return self._differentiate(self._energy, z)
+        return self._differentiate(self._function, z)
 
     def _energy(self, rows: Tensor) -> Tensor:
         energy: Tensor = self._energy_module(rows.unflatten(1, self.data_shape))

@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError
+from gebm_kit.core.reading import Error, parse_json, read_file
 
 Record = dict[str, Any]
 """Plain data by name, as JSON holds it."""
@@ -29,12 +30,32 @@ def unpacked(content: bytes, origin: Path | str) -> tuple[dict[str, Tensor], Rec
     Raises:
         CheckpointError: the content is not what `packed` made; the message names ``origin``.
     """
+
+    def error(text: str) -> CheckpointError:
+        return CheckpointError(f"{origin} is damaged: {text}")
+
+    tensors = load_tensors(content, origin, CheckpointError)
+    length = int.from_bytes(content[:8], "little")
+    header = parse_json(content[8 : 8 + length], name="its header", error=error)
+    text = (header.get("__metadata__") or {}).get("record")
+    record = parse_json(text, name="its record", error=error) if isinstance(text, str) else None
+    if not isinstance(record, dict):
+        raise error("it holds no record")
+    return tensors, record
+
+
+def load_tensors(content: bytes, origin: Path | str, error: Error) -> dict[str, Tensor]:
+    """Return the tensors in the content of a safetensors file.
+
+    Raises:
+        the class ``error``: the header is malformed, or claims more than the content holds, or overlapping tensors.
+    """
     try:
-        length = int.from_bytes(content[:8], "little")
-        record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["record"])
-        return safetensors.torch.load(content), record
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{origin} is damaged: {type(error).__name__}: {error}") from error
+        return safetensors.torch.load(content)
+    except MemoryError:
+        raise
+    except Exception as reason:  # also types that torch does not have, and shapes that it can't make
+        raise error(f"{origin} is not a safetensors file: {type(reason).__name__}: {reason}") from reason
 
 
 def read_packed(path: Path) -> tuple[dict[str, Tensor], Record]:
@@ -43,8 +64,4 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], Record]:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    return unpacked(content, path)
+    return unpacked(read_file(path, error=CheckpointError), path)

@@ -8,9 +8,9 @@ Environment:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +21,18 @@ import pluggy
 
 from gebm_kit.core import builtins, hookspecs
 from gebm_kit.core.components import BUILTIN, Component, Registry, canonical
+from gebm_kit.core.distributions import found_entry_points, identity
 from gebm_kit.core.errors import PluginError
+from gebm_kit.core.isolation import UNDONE, first_words, isolated
+from gebm_kit.core.progress import warn
 from gebm_kit.core.version import __version__
+
+MAX_COMPONENTS = 1000
+"""Largest number of components that one plugin may have; a hook that yields without end stops there."""
+
+PATIENCE = 10
+"""Seconds without a newly imported module after which a plugin's import is given up. Importing torch from a slow disk
+takes longer, but goes from module to module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +121,16 @@ def discover(
 
 @functools.cache
 def installed() -> Discovery:
-    """Run `discover` for this process's environment, once."""
-    return discover()
+    """Run `discover` for this process's environment, once, and warn of plugins that failed or changed the process."""
+    found = discover()
+    for plugin in found.report:
+        if plugin.state == "failed":
+            name = plugin.distribution
+            warn(f"plugin {name} failed to load ({plugin.error}); `gebm-kit plugins info {name}`")
+        for note in plugin.notes:
+            if note.endswith(UNDONE):
+                warn(f"plugin {plugin.distribution} {note}")
+    return found
 
 
 def _names(value: str | None) -> frozenset[str] | None:
@@ -120,32 +138,14 @@ def _names(value: str | None) -> frozenset[str] | None:
 
 
 def _entry_points() -> tuple[list[importlib.metadata.EntryPoint], list[PluginStatus]]:
-    """Find every entry point of the group; also report distributions whose metadata can't be read."""
-    group = hookspecs.ENTRY_POINT_GROUP
-    try:
-        return list(importlib.metadata.entry_points(group=group)), []
-    except Exception:  # one malformed entry_points.txt anywhere: ask each distribution on its own
-        found: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
-        bad: list[PluginStatus] = []
-    for dist in importlib.metadata.distributions():
-        name = "unknown"
-        try:
-            name = str(dist.metadata["Name"])
-            for entry in dist.entry_points.select(group=group):
-                found.setdefault((canonical(name), entry.name), entry)
-        except Exception as error:
-            if hookspecs.ENTRY_POINT_GROUP in (dist.read_text("entry_points.txt") or ""):
-                detail = f"its entry_points.txt can't be read: {_one_line(error)}"
-                bad.append(PluginStatus("", name, "", "", state="failed", error=detail))
-    return list(found.values()), bad
+    """Find every entry point of the group; also report distributions whose entry points can't be read."""
+    found = found_entry_points(hookspecs.ENTRY_POINT_GROUP)
+    bad = [PluginStatus("", f.distribution, f.version, "", state="failed", error=f.problem) for f in found if f.problem]
+    return [f.entry for f in found if f.entry is not None], bad
 
 
 def _distribution(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    dist = getattr(entry, "dist", None)
-    try:
-        return (str(dist.metadata["Name"] or entry.name), str(dist.version)) if dist is not None else (entry.name, "")
-    except Exception:  # its metadata is damaged
-        return entry.name, ""
+    return identity(getattr(entry, "dist", None), entry.name)
 
 
 def _load(
@@ -156,7 +156,7 @@ def _load(
     block: frozenset[str],
 ) -> PluginStatus:
     distribution, version = _distribution(entry)
-    status = functools.partial(PluginStatus, entry.name, distribution, version, entry.value)
+    status = functools.partial(PluginStatus, first_words(entry.name), distribution, version, first_words(entry.value))
     names = {canonical(entry.name), canonical(distribution)}
     if canonical(distribution) == BUILTIN:
         return status(state="failed", error=f"the name {BUILTIN} belongs to the kit itself")
@@ -164,27 +164,34 @@ def _load(
         return status(state="blocked", error="named in GEBM_KIT_BLOCK_PLUGINS")
     if allow is not None and not names & allow:
         return status(state="blocked", error="not named in GEBM_KIT_LOAD_PLUGINS")
+    if entry.pattern.match(entry.value) is None:
+        wanted = "neither 'module' nor 'module:attribute'"
+        return status(state="failed", error=f"its entry point {first_words(entry.value, 60)!r} is {wanted}")
     plugin: Any = None
+    registered = False
     try:
-        with _modules_rolled_back(entry.module), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+        with isolated(entry.module, PATIENCE) as changes:
             plugin = entry.load()
             module = sys.modules.get(entry.module)
             api = getattr(plugin, "api_version", getattr(module, "api_version", hookspecs.API_VERSION))
             if api != hookspecs.API_VERSION:
-                raise PluginError(f"it was written for plugin API {api!r}; this kit speaks {hookspecs.API_VERSION}")
+                raise PluginError(
+                    f"it was written for plugin API {_shorten(api)}; this kit speaks {hookspecs.API_VERSION}"
+                )
             manager.register(plugin, name=f"{distribution}/{entry.name}")
+            registered = True
             components = _components_of(manager, plugin)
             trial = Registry()  # names that this distribution gives twice fail here, before anything is kept
             for record in (r for r in registry if canonical(r.distribution) == canonical(distribution)):
                 trial.add(record.component, distribution)
             for component in components:
                 trial.add(component, distribution)
-            path = str(getattr(module, "__file__", None) or "")
-    except (Exception, SystemExit) as error:
-        if plugin is not None and manager.is_registered(plugin):
+            path = first_words(getattr(module, "__file__", None) or "", 4096)
+    except Exception as error:
+        if registered:
             manager.unregister(plugin)
         return status(state="failed", error=_one_line(error))
-    notes = []
+    notes = [f"{change} {UNDONE}" for change in changes]
     for component in components:
         if any(
             r.component.name == component.name and r.distribution == BUILTIN for r in registry.of_kind(component.kind)
@@ -209,35 +216,32 @@ def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component
     if len(results) != 1 or isinstance(results[0], str | bytes) or not isinstance(results[0], Iterable):
         returned = _shorten(results[0] if results else None)  # pluggy leaves a None out of the results
         raise PluginError(f"gebm_components returned {returned}, not a list of Component records")
-    components = list(results[0])
+    components = list(itertools.islice(results[0], MAX_COMPONENTS + 1))
+    if len(components) > MAX_COMPONENTS:
+        raise PluginError(f"gebm_components returned more than {MAX_COMPONENTS} components")
     for component in components:
         if not isinstance(component, Component):
             raise PluginError(f"gebm_components returned {_shorten(component)} where a Component record belongs")
-    return components
+    return [Component(c.kind, c.name, c.target, c.summary) for c in components]  # checked again, also in subclasses
 
 
 def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return first_words(_Represented(value), 80)
+
+
+class _Represented:
+    """An object whose text is the ``repr`` of another."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __str__(self) -> str:
+        return repr(self.value)
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = first_words(error)
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
-@contextlib.contextmanager
-def _modules_rolled_back(module: str) -> Iterator[None]:
-    """On failure, forget the modules of the plugin's own package that were imported inside the block."""
-    top = module.partition(".")[0]
-    before = set(sys.modules)
-    try:
-        yield
-    except (Exception, SystemExit):
-        for name in set(sys.modules) - before:
-            if name == top or name.startswith(top + "."):
-                del sys.modules[name]
-        raise
 
 
 def component_name(kind: str, component: object) -> str:

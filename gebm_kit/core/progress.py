@@ -1,7 +1,8 @@
-"""Reports of progress and warnings. Only the command line turns reports into text."""
+"""Reports of progress, notes and warnings. Only the command line turns reports into text."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,15 @@ from dataclasses import dataclass, field
 
 class GebmKitWarning(UserWarning):
     """Something that the user should know. The command line prints it; Python's warnings filter applies."""
+
+
+NOTES = logging.getLogger("gebm_kit")
+"""The logger of notes. The command line prints them on stderr; Python's `logging` shows them from the level INFO on."""
+
+
+def note(text: str) -> None:
+    """Report something that is as it should be and still worth knowing, such as what a dataset read."""
+    NOTES.info("%s", text)
 
 
 def warn(text: str) -> None:
@@ -43,6 +53,11 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 """A function that is called with every report of progress."""
+
+
+def counted(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
+    """Return a function that reports how many of ``total`` rows are done, as steps of ``stage``."""
+    return lambda done: on_progress(Progress(stage, min(done, total), total))
 
 
 def ignore(progress: Progress) -> None:

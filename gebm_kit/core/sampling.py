@@ -63,6 +63,9 @@ class Info(NamedTuple):
         forward_evals: values (without gradient) that it spent on each chain, a Python int.
         tuning: what warm-up averages instead of the acceptance, (C,), in [0, 1], for kernels without a correction.
         statistics: per-chain numbers whose sums the sampler's `Adaptation` reads, (C, K); None outside warm-up.
+        impossible: whether the proposal was rejected because it left the support, (C,), bool: the potential is not finite
+            there, or jumps by more than 1000 without any force on the way. No step size could have saved it, so warm-up
+            leaves it out of the mean that tunes the step. None: every proposal counts.
     """
 
     acceptance: Tensor
@@ -72,6 +75,7 @@ class Info(NamedTuple):
     forward_evals: int = 0
     tuning: Tensor | None = None
     statistics: Tensor | None = None
+    impossible: Tensor | None = None
 
 
 class State(Protocol):
@@ -157,6 +161,8 @@ class Sampler(ABC):
         family: ``kernel`` (chains), ``population`` (weights and resampling) or ``refiner`` (moves points, no target).
         exact: whether draws are unbiased for the target once warm-up is frozen.
         coupled: whether chains exchange information when drawing; coupled chains stay in one block.
+        caches_tilt: whether a state's ``value`` and ``grad`` are those of the tilt where the potential is split, as kernels
+            cache them that know the prior; else they are those of the whole potential U.
         min_chains: fewest chains that the algorithm needs, its tuning included.
         has_ladder: whether it moves from the prior to the target by itself, so that warm-up need not temper the start.
         priors: names of the priors that it serves. All priors are images of a normal, so kernels serve all of them by
@@ -167,6 +173,7 @@ class Sampler(ABC):
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "kernel"
     exact: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
+    caches_tilt: ClassVar[bool] = False
     min_chains: ClassVar[int] = 1
     has_ladder: ClassVar[bool] = False
     priors: ClassVar[frozenset[str]] = frozenset({"normal", "uniform", "sphere"})

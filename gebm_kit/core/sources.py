@@ -122,5 +122,5 @@ def _statuses(source: Source) -> Iterator[tuple[str, os.stat_result]]:
                 elif not source.suffixes or os.path.splitext(entry.name)[1].lower() in source.suffixes:
                     try:
                         yield f"{inside}{entry.name}", entry.stat()
-                    except FileNotFoundError:  # a broken link
+                    except OSError:  # a broken link, or a circle of links
                         continue

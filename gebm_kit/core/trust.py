@@ -1,7 +1,8 @@
-"""Permission to load programs in this process: generators that somebody exported as code.
+"""Permissions that only the person at the keyboard can give, never a recipe, a run directory or a dataset.
 
-A recipe or a run directory can't give that permission. Only the person at the keyboard can: with ``--trust-program`` on the
-command line, or `trust_programs` in Python.
+- Programs, generators that somebody exported as code, may be loaded: ``--trust-program``, in Python `trust_programs`.
+- Files and addresses that a dataset names, and that are not part of it, may be opened: ``--trust-paths``, in Python
+  `trust_paths`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _trusted = False
+_paths = False
 
 
 def programs_trusted() -> bool:
@@ -32,12 +34,34 @@ def trust_programs(trusted: bool = True) -> Iterator[None]:
         _trusted = before
 
 
-def set_trusted(trusted: bool) -> None:
-    """Allow or forbid programs until the surrounding `trust_programs` block ends; the command line uses this."""
-    global _trusted
-    _trusted = trusted
+def paths_trusted() -> bool:
+    """Return whether files and addresses that a dataset names, and that are not part of it, may be opened."""
+    return _paths
+
+
+@contextmanager
+def trust_paths(trusted: bool = True) -> Iterator[None]:
+    """Allow files and addresses that a dataset names to be opened inside the block, in every thread of the process;
+    ``trusted=False`` forbids it.
+
+    The rows of a dataset can name any file on this machine, and any server, which then learns who reads them. Trust only
+    datasets whose author you trust.
+    """
+    global _paths
+    before, _paths = _paths, trusted
+    try:
+        yield
+    finally:
+        _paths = before
+
+
+def set_trusted(trusted: bool, paths: bool = False) -> None:
+    """Allow or forbid programs, and files that a dataset names, until the surrounding `trust_programs` and `trust_paths`
+    blocks end; the command line uses this."""
+    global _trusted, _paths
+    _trusted, _paths = trusted, paths
 
 
 def trust_words() -> list[str]:
     """Return the words that a command needs to resume this work with the same trust."""
-    return ["--trust-program"] if programs_trusted() else []
+    return ["--trust-program"] * programs_trusted() + ["--trust-paths"] * paths_trusted()

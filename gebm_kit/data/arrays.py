@@ -1,7 +1,9 @@
-"""Your own arrays: npz, npy, safetensors or csv."""
+"""Your own arrays: npz, npy, safetensors, csv or parquet."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,32 +11,51 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
-from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.pixels import scale_bytes
-from gebm_kit.data.tables import load
-from gebm_kit.data.tensors import TensorDataset, check_fractions, split_indices
+from gebm_kit.core.units import TableUnits
+from gebm_kit.data.array_files import checked, column_names, label_ids, read_arrays, scale
+from gebm_kit.data.array_images import Layout, Pixels, as_numbers, as_rows, facts
+from gebm_kit.data.columns import Missing
+from gebm_kit.data.readings import reading
+from gebm_kit.data.tensors import TensorDataset, check_fractions, in_words, split_indices
 
 
 class Arrays(TensorDataset):
     """Rows of an array, split at random into train, valid and test.
 
     Shapes: (N,) and (N, D) are N points; (N, H, W), (N, C, H, W) and (N, H, W, C) with C of 1 or 3 are N images (C, H, W).
-    Images of unsigned bytes are scaled from 0..255 to [-1, 1]; all other numbers are kept as they are, in single
-    precision. The split does not look for repeated rows: remove duplicates first, or equal rows may be in different parts.
+    A shape that can be read in two ways, such as (N, 32, 3), is refused until ``layout`` chooses.
+
+    Numbers: images of unsigned bytes are scaled from 0..255 to [-1, 1]; all other numbers are kept as they are, in single
+    precision (``standardise`` is computed in double precision first). Images of other types whose numbers look like grey
+    levels are refused until ``pixels`` chooses.
+
+    The split does not look for repeated rows: remove duplicates first, or equal rows may be in different parts.
 
     Args:
-        path: .npz, .npy, .safetensors or .csv (UTF-8, commas, with or without a header), relative to the directory where
-            the command is started.
+        path: .npz, .npy, .safetensors, .csv (UTF-8; commas, semicolons or tabs; with or without a header) or, with pyarrow,
+            .parquet, relative to the directory where the command is started.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
-        labels: class labels: a name in the same archive, a csv column (its number from 1 if there is no header), or
-            for .npy the name of another .npy file beside it.
+        labels: class labels: a name in the same archive, a column of a table (its number from 1 if there is no header), or
+            for .npy the name of another .npy file beside it. They are ids: the K different ones become classes 0 to K - 1.
         valid_fraction, test_fraction: shares of the rows; the rest is for training.
         standardise: subtract the mean and divide by the standard deviation of the *training* rows: per column for points,
             per channel for images. A constant column is only centred.
         value_range: [low, high] that every value must lie in (checked); bases then end in a tanh with that range. None:
             unbounded.
         seed: seed of the split.
+        layout: how the axes are read: ``points`` makes each row a vector, ``grey`` is (N, H, W), ``channels-first`` is
+            (N, C, H, W), ``channels-last`` is (N, H, W, C).
+        pixels: what the numbers are: ``byte`` (0..255), ``unit`` (0..1) and ``uint16`` (0..65535) are scaled to [-1, 1],
+            ``keep`` keeps them.
+        columns: the columns of a .csv or .parquet file to keep, by name or by number from 1; None: all but row labels.
+        missing: ``refuse`` a missing value, or ``drop`` its row.
+        header: whether the first line of a .csv holds names; None: judge by its fields.
+
+    Attributes:
+        units: names and units of the columns, for points alone.
 
     Raises:
         DataError: the file or a value in it can't be used; the message names the row and the column.
@@ -51,41 +72,104 @@ class Arrays(TensorDataset):
         standardise: bool = False,
         value_range: list[float] | None = None,
         seed: int = 0,
+        layout: Layout = "auto",
+        pixels: Pixels = "auto",
+        columns: list[str] | None = None,
+        missing: Missing = "refuse",
+        header: bool | None = None,
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
-        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, missing=missing)
+        check_arguments(self, layout=layout, pixels=pixels)
         check_fractions(valid_fraction, test_fraction)
         interval = _interval(value_range, standardise)
         file = directory / Path(path).expanduser()
-        loaded = load(file, key, labels)
-        rows = _shaped(loaded.rows, file)
-        if rows.dtype == torch.uint8 and rows.ndim == 4:
+        found = read_arrays(file, key, labels, columns, missing, header)
+        self._layout, self._pixels, self._file, self._notes = layout, pixels, file, list(found.notes)
+        names, given_labels, classes = found.columns, found.labels, found.classes
+        rows, kind = as_rows(found.rows, layout, file), found.kind
+        del found  # the rows as they were, which may be as large as those of another type
+        self._before = f"{kind or _type(rows)} in {_span(rows)}"
+        decided = pixels == "auto" and (interval is not None or standardise) and rows.dtype != torch.uint8
+        self._kept = decided or pixels == "keep"  # a range or standardise says that the numbers are measurements
+        rows = as_numbers(rows, "keep" if decided else pixels, file)
+        if rows.dtype == torch.uint8 or pixels not in ("auto", "keep"):
             if interval not in (None, (-1.0, 1.0)):
-                raise UsageError(f"{file} holds images of bytes, which are scaled to [-1, 1]; leave value_range out")
+                raise UsageError(f"{file} holds grey levels, which are scaled to [-1, 1]; leave value_range out")
             interval = None if standardise else (-1.0, 1.0)
-            rows = scale_bytes(rows) if standardise else rows
+            rows = scale_bytes(rows) if standardise and rows.dtype == torch.uint8 else rows
         else:
-            rows = _checked(rows.to(torch.float32), interval, loaded.columns, file)
+            rows = checked(rows, interval, names, file, standardise)
         index = split_indices(len(rows), valid_fraction, test_fraction, seed)
         parts: dict[SplitName, Tensor] = {part: rows[where] for part, where in index.items()}
         if standardise:
-            parts = _standardised(parts)
+            parts = self._standardise(parts, names)
+        elif rows.ndim == 2:
+            self.units = replace(TableUnits.unchanged(rows.shape[1]), columns=column_names(names, rows.shape[1]))
         split_labels: dict[SplitName, Tensor] | None = None
-        if loaded.labels is not None:
-            classes = _class_indices(loaded.labels, len(rows), file)
-            split_labels = {part: classes[where] for part, where in index.items()}
+        if given_labels is not None:
+            ids = label_ids(given_labels, len(rows), file)
+            split_labels = {part: ids[where] for part, where in index.items()}
         self._fill(parts, value_range=interval, labels=split_labels)
+        self.class_values = classes or getattr(self, "class_values", ())
+        self._after = "standardised, " * standardise + f"float32 in {_span(*parts.values())}"
+
+    def describe_reading(self) -> str:
+        """Return one line about what was read."""
+        images = "" if len(self.data_shape) == 1 else f"pixels: {self._pixels}, layout: {self._layout}"
+        columns = f"columns: {in_words(self.units.columns)}" if hasattr(self, "units") else ""
+        notes = [images, columns, *self._notes]
+        return reading(self, str(self._file), self._before, after=self._after, notes=notes)
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """Return measurements of a table as the model sees them; (N, D) -> (N, D) float32."""
+        return self.units.seen(rows)
+
+    def _standardise(self, parts: dict[SplitName, Tensor], names: tuple[str, ...]) -> dict[SplitName, Tensor]:
+        """Standardise all parts by the training rows, and keep the units if the rows are those of a table."""
+        mean, std = scale(parts["train"])
+        if mean.ndim == 2:
+            self.columns = column_names(names, mean.shape[1])
+            self.units = TableUnits(self.columns, tuple(mean[0].tolist()), tuple(std[0].tolist()))
+            self.log_det = -float(std.log().sum())
+        return {name: ((part.double() - mean) / std).float() for name, part in parts.items()}
+
+    def as_read(self, rows: Tensor, source: Path) -> Tensor:
+        """Return rows of another file as these were read, but not standardised.
+
+        Raises:
+            DataError, UsageError: as in the constructor.
+        """
+        pixels: Pixels = "keep" if self._kept and rows.dtype != torch.uint8 else self._pixels
+        found = as_numbers(as_rows(rows, self._layout, source), pixels, source)
+        return scale_bytes(found) if found.dtype == torch.uint8 else found
 
 
-def image_rows(rows: Tensor, file: Path) -> Tensor:
-    """Return rows of a file as `Arrays` would without a value range: images of bytes are scaled to [-1, 1].
+def image_rows(rows: Tensor, file: Path, dataset: object = None) -> Tensor:
+    """Return rows of a file as ``dataset`` reads its own if that is `Arrays`, otherwise as `Arrays` does by default.
 
     Raises:
-        DataError: the rows are neither points nor images.
+        DataError: the rows are neither points nor images, or can be read in two ways.
     """
-    shaped = _shaped(rows, file)
-    return scale_bytes(shaped) if shaped.dtype == torch.uint8 and shaped.ndim == 4 else shaped
+    if isinstance(dataset, Arrays):
+        return dataset.as_read(rows, file)
+    found = as_numbers(as_rows(rows, "auto", file), "auto", file)
+    return scale_bytes(found) if found.dtype == torch.uint8 else found
+
+
+def _type(rows: Tensor) -> str:
+    return str(rows.dtype).removeprefix("torch.")
+
+
+def _span(*parts: Tensor) -> str:
+    """Write the range of all numbers."""
+    spans = [facts(part) for part in parts if part.numel()]
+    low, high = min((span[0] for span in spans), default=math.nan), max((span[1] for span in spans), default=math.nan)
+    if parts[0].dtype == torch.uint8 and len(parts) > 1:  # rows of a dataset, which are scaled when read
+        low, high = low / 127.5 - 1, high / 127.5 - 1
+    digits = 6 if f"{low:g}" != f"{high:g}" else 15
+    return f"[{low:.{digits}g}, {high:.{digits}g}]"
 
 
 def _interval(value_range: list[float] | None, standardise: bool) -> tuple[float, float] | None:
@@ -96,65 +180,3 @@ def _interval(value_range: list[float] | None, standardise: bool) -> tuple[float
     if len(value_range) != 2 or not value_range[0] < value_range[1]:
         raise UsageError(f"value_range is [low, high] with low < high, got {value_range}")
     return float(value_range[0]), float(value_range[1])
-
-
-def _shaped(rows: Tensor, file: Path) -> Tensor:
-    """Return the rows as (N, D) or (N, C, H, W)."""
-    if rows.ndim == 0 or rows.numel() == 0:
-        raise DataError(f"{file} holds an empty array of shape {tuple(rows.shape)}")
-    if rows.ndim == 1:
-        return rows.unsqueeze(1)
-    if rows.ndim == 2:
-        return rows
-    if rows.ndim == 3:
-        return rows.unsqueeze(1)
-    if rows.ndim == 4 and rows.shape[1] in (1, 3):
-        return rows
-    if rows.ndim == 4 and rows.shape[3] in (1, 3):
-        return rows.permute(0, 3, 1, 2).contiguous()
-    raise DataError(
-        f"{file} holds an array of shape {tuple(rows.shape)}; allowed: (N,), (N, D), (N, H, W), (N, C, H, W) and "
-        "(N, H, W, C) with 1 or 3 channels"
-    )
-
-
-def _checked(rows: Tensor, interval: tuple[float, float] | None, columns: tuple[str, ...], file: Path) -> Tensor:
-    bad = ~torch.isfinite(rows)
-    problem = "which is not a finite number in single precision"
-    if not bad.any() and interval is not None:
-        bad = (rows < interval[0]) | (rows > interval[1])
-        problem = f"outside value_range [{interval[0]:g}, {interval[1]:g}]"
-    if bad.any():
-        place = [int(i) for i in torch.nonzero(bad)[0]]
-        value = float(rows[tuple(place)])
-        if rows.ndim == 2:
-            where = f"column {columns[place[1]]!r}" if columns else f"column {place[1]}"
-        else:
-            where = f"pixel {tuple(place[1:])}"
-        count = int(bad.sum())
-        more = f" ({count} such values)" if count > 1 else ""
-        raise DataError(f"{file}: row {place[0]}, {where} (counted from 0) holds {value:g}, {problem}{more}")
-    return rows
-
-
-def _standardised(parts: dict[SplitName, Tensor]) -> dict[SplitName, Tensor]:
-    train = parts["train"].double()
-    over = (0,) if train.ndim == 2 else (0, 2, 3)
-    mean, std = train.mean(over, keepdim=True), train.std(over, keepdim=True, correction=0)
-    # A spread as small as rounding (1e-6 of the mean) means a constant column: dividing by it would blow the rounding up to
-    # unit variance. 1e-30 serves a column of zeros.
-    std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-30), std, torch.ones_like(std))
-    return {name: ((part.double() - mean) / std).float() for name, part in parts.items()}
-
-
-def _class_indices(labels: Tensor, num_rows: int, file: Path) -> Tensor:
-    labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.shape != (num_rows,):
-        raise DataError(
-            f"{file}: labels have shape {tuple(labels.shape)} for {num_rows} rows; one number a row is needed"
-        )
-    if not torch.equal(labels.double(), labels.double().round()) or bool((labels < 0).any()):
-        raise DataError(
-            f"{file}: labels must be whole numbers from 0; the smallest is {float(labels.double().min()):g}"
-        )
-    return labels.to(torch.int64)

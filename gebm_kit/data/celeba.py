@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,11 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.reading import read_text
 from gebm_kit.core.sources import Source
-from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts
+from gebm_kit.data.decoding import MAX_SIDE, Fit
+from gebm_kit.data.image_files import CorruptFiles, Listed, image_parts
+from gebm_kit.data.readings import folder_reading
 
 PARTITION = "list_eval_partition.txt"
 ATTRIBUTES = "list_attr_celeba.txt"
@@ -72,7 +76,7 @@ class Celeba(Dataset):
     def __init__(
         self,
         path: str,
-        size: Annotated[int, Range(1, None)] = 64,
+        size: Annotated[int, Range(1, MAX_SIDE)] = 64,
         crop: Annotated[int, Range(1, IMAGE_WIDTH)] = 140,
         attribute: str | None = None,
         cache_mb: Annotated[int, Range(0, None)] = 4096,
@@ -88,7 +92,7 @@ class Celeba(Dataset):
         folder = _find(root, IMAGES, (IMAGES, f"Img/{IMAGES}"))
         partition = _find(root, PARTITION, (PARTITION, f"Eval/{PARTITION}"))
         parts = _parts(partition)
-        _check_present(folder, parts, partition)
+        self._folder, self._listed = folder, _check_present(folder, parts, partition)
         self.data_shape = (3, size, size)
         self.value_range = (-1.0, 1.0)
         self._sources = [Source(folder), Source(partition)]
@@ -115,6 +119,10 @@ class Celeba(Dataset):
     def sources(self) -> list[Source]:
         return self._sources
 
+    def describe_reading(self) -> str:
+        """Return one line about what was read. The headers of some images are read for it."""
+        return folder_reading(self, self._folder, self._listed, self._corrupt, "white")
+
     def skipped(self) -> dict[str, str]:
         return self._corrupt.by_name()
 
@@ -137,10 +145,7 @@ def _find(root: Path, what: str, candidates: tuple[str, ...]) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read: {error}", hint=HOW_TO_GET) from error
+    return read_text(path, error=lambda text: DataError(text, hint=HOW_TO_GET)).splitlines()
 
 
 def _parts(path: Path) -> dict[SplitName, list[str]]:
@@ -165,18 +170,22 @@ def _parts(path: Path) -> dict[SplitName, list[str]]:
     return parts
 
 
-def _check_present(folder: Path, parts: dict[SplitName, list[str]], partition: Path) -> None:
+def _check_present(folder: Path, parts: dict[SplitName, list[str]], partition: Path) -> Listed:
+    """Return the images that the parts list, and count the files that they do not list."""
     try:
         present = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise DataError(f"{folder} can't be read: {error}", hint=HOW_TO_GET) from error
-    missing = [name for names in parts.values() for name in names if name not in present]
+    listed = sorted(name for names in parts.values() for name in names)
+    missing = [name for name in listed if name not in present]
     if missing:
         raise DataError(
-            f"{folder} lacks {len(missing):,} of the {sum(map(len, parts.values())):,} images that {partition.name} lists; "
+            f"{folder} lacks {len(missing):,} of the {len(listed):,} images that {partition.name} lists; "
             f"the first is {min(missing)}",
             hint="Unpack img_align_celeba.zip again.",
         )
+    unlisted = len(present) - len(listed)
+    return Listed(listed, Counter({f"not in {partition.name}": unlisted} if unlisted else {}))
 
 
 def _attribute(path: Path, attribute: str) -> dict[str, int]:

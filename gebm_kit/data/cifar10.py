@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.archives import tar_members
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.reading import read_file
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
+from gebm_kit.data.readings import BYTES, reading
 from gebm_kit.data.tensors import TensorDataset
 
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -26,6 +27,9 @@ ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
 """Bytes of a record: the class, then the red, green and blue planes row by row."""
+
+MAX_UNPACKED = 2**30
+"""Most bytes that are unpacked; the published files have 184 million."""
 
 CLASSES = 10
 PUBLISHED_IMAGES = 50_000
@@ -72,7 +76,7 @@ class Cifar10(TensorDataset):
         place = directory / Path(path).expanduser()
         archive = place if place.is_file() else place / ARCHIVE
         files = _from_archive(archive) if archive.is_file() else _from_folder(place)
-        self._sources = [Source(archive)]
+        self._place, self._sources = place, [Source(archive)]
         if not archive.is_file():
             self._sources += [Source(_inside(place) / name) for name in (*TRAIN_FILES, TEST_FILE)]
         batches = [_records(files[name], f"{place}: {name}") for name in TRAIN_FILES]
@@ -93,6 +97,10 @@ class Cifar10(TensorDataset):
     def sources(self) -> list[Source]:
         return self._sources
 
+    def describe_reading(self) -> str:
+        """Return one line about what was read."""
+        return reading(self, str(self._place), BYTES)
+
 
 def _inside(folder: Path) -> Path:
     """Return the folder of the six files: the folder itself, or the one inside that the archive unpacks to."""
@@ -106,34 +114,20 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
     place = _inside(folder)
     found = {}
     for name in (*TRAIN_FILES, TEST_FILE):
-        try:
-            found[name] = (place / name).read_bytes()
-        except FileNotFoundError as error:
+        if not (place / name).exists():
             if any((folder / python).exists() for python in ("data_batch_1", "cifar-10-batches-py", "batches.meta")):
-                raise _pickled(folder) from error
-            raise DataError(f"{folder} holds no {name}", hint=HOW_TO_GET) from error
-        except OSError as error:
-            raise DataError(f"{place / name} can't be read: {error}") from error
+                raise _pickled(folder)
+            raise DataError(f"{folder} holds no {name}", hint=HOW_TO_GET)
+        found[name] = read_file(place / name, limit=MAX_UNPACKED)
     return found
 
 
 def _from_archive(path: Path) -> dict[str, bytes]:
     """Read the same from the archive; members are recognised by the last part of their names."""
     wanted = {*TRAIN_FILES, TEST_FILE}
-    found: dict[str, bytes] = {}
-    pickled = False
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = member.name.rsplit("/", 1)[-1]
-                content = archive.extractfile(member) if name in wanted else None
-                pickled = pickled or name == "data_batch_1"
-                if content is not None:
-                    found[name] = content.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(
-            f"{path} can't be read: {error}", hint=f"It is damaged or not an archive. {HOW_TO_GET}"
-        ) from error
+    hint = f"It is damaged or not an archive. {HOW_TO_GET}"
+    archive = tar_members(path, wanted, limit=MAX_UNPACKED, error=lambda text: DataError(text, hint=hint))
+    found, pickled = archive.contents, "data_batch_1" in archive.names
     if missing := sorted(wanted - set(found)):
         if pickled:
             raise _pickled(path)

@@ -1,82 +1,102 @@
-"""Tables of numbers from files: some columns and rows are chosen, and errors name row and column."""
+"""Tables of numbers from files: some columns and rows are chosen, and one error names all columns that can't be used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import DataError, nearest
-from gebm_kit.data.tables import as_number, cell, csv_lines, delimiter, is_header, load
+from gebm_kit.core.errors import DataError
+from gebm_kit.data.conditions import parse_condition
+from gebm_kit.data.csv_files import CsvFile
+from gebm_kit.data.fields import Column
+from gebm_kit.data.parquet_files import ParquetFile
+from gebm_kit.data.table_reading import Reading, Table, TableFile, place_of
+from gebm_kit.data.tables import check_key, load
 
-Take = Callable[[list[int]], Tensor]
-"""Function that reads the columns at given places, (N, number of places) float64."""
+Missing = Literal["refuse", "drop"]
+"""What to do with a row that has a missing value: end with an error, or leave the row out."""
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows, (N, D) float64, all finite, and the names of the columns (their numbers from 1 if the file has no names)."""
-
-    rows: Tensor
-    columns: tuple[str, ...]
+BLOCK_ROWS = 2**16
+"""Rows of an array that are checked at a time."""
 
 
 def read_table(
     file: Path,
     key: str | None = None,
     columns: Sequence[str] | None = None,
-    where: Sequence[str] | None = None,
+    where: Sequence[str] | str | None = None,
     origin: str | None = None,
+    *,
+    missing: Missing = "refuse",
+    header: bool | None = None,
+    varying: bool = False,
+    labels: str | None = None,
 ) -> Table:
     """Read columns and rows of a file.
 
     Args:
         file: .csv, .npz, .npy, .safetensors or .parquet.
         key: name of the array in an archive.
-        columns: names, or numbers from 1, in the order wanted; None: all. The contents of other columns do not matter.
-        where: conditions ``column=number``; the rows that meet all of them are kept.
+        columns: names, or numbers from 1, in the order wanted; None: all but row labels. The contents of other columns do
+            not matter.
+        where: conditions such as ``age >= 18`` or ``kind == 'red'``; the rows that meet all of them are kept.
         origin: where the file comes from, for the error if it is missing.
+        missing: what to do with rows that have a missing value in one of the columns.
+        header: whether the first line of a .csv holds names; None: judge by its fields.
+        varying: whether every column needs two different values.
+        labels: a column of class labels, of any kind, that is read beside the others.
 
     Raises:
-        DataError: the file is missing or not a table of numbers, a column does not exist, a value is missing or not finite,
-            or no row meets the conditions.
+        DataError: the file is missing or not a table, a column does not exist, or no row is left. One message names all
+            columns that can't be used, and the hint those that can.
     """
     if not file.exists() and origin is not None:
         raise DataError(f"data file {file} does not exist", hint=f"Where it comes from: {origin}")
-    try:
-        names, take = _opened(file, key)
-    except OSError as error:
-        raise DataError(f"{file} can't be read: {error.strerror}") from error
-    keep = list(range(len(names))) if columns is None else _places(columns, names, file)
-    conditions = [_condition(text, names, file) for text in where or ()]
-    read = list(dict.fromkeys([*keep, *(place for place, _ in conditions)]))
-    rows = take(read)
-    check_finite(rows, [names[place] for place in read], str(file))
-    chosen = torch.ones(len(rows), dtype=torch.bool)
-    for place, value in conditions:
-        chosen &= rows[:, read.index(place)] == value
-    if conditions and not chosen.any():
-        raise DataError(f"{file}: none of the {len(rows)} rows meets where={list(where or ())}")
-    return Table(rows[chosen][:, : len(keep)], tuple(names[place] for place in keep))
+    table = open_table(file, key, header)
+    conditions = [parse_condition(text, str(file)) for text in ([where] if isinstance(where, str) else where or ())]
+    label = None if labels is None else place_of(labels, table.names, file)
+    by_default = [place for place in range(len(table.names)) if place not in (*table.unnamed, *table.nameless, label)]
+    if columns is None and not by_default:
+        raise DataError(f"{file} has no column left besides {'row labels' if label is None else 'the labels'}")
+    places = by_default if columns is None else _places(columns, table.names, file)
+    check_names([table.names[place] for place in places], str(file))
+    reading = Reading(table, file, places, conditions, labels=label, drop=missing == "drop", counting=columns is None)
+    reading.run()
+    return reading.table(varying)
 
 
-def column_names(file: Path, key: str | None = None) -> tuple[str, ...]:
-    """Return the names of all columns of a file, or their numbers from 1 if it has no names.
-
-    The contents of the columns are not read if that can be avoided.
+def open_table(file: Path, key: str | None = None, header: bool | None = None) -> TableFile:
+    """Open a file of columns; its suffix says how.
 
     Raises:
-        DataError: the file is missing or not a table.
+        DataError: the file is missing, damaged or no table.
     """
-    try:
-        return _opened(file, key)[0]
-    except OSError as error:
-        raise DataError(f"{file} can't be read: {error.strerror}") from error
+    suffix = file.suffix.lower()
+    if header is not None and suffix != ".csv":
+        raise DataError(f"{file}: header={str(header).lower()} has a meaning for .csv files only; leave it out")
+    check_key(file, key)
+    if suffix == ".parquet":
+        return ParquetFile(file)
+    return CsvFile(file, header) if suffix == ".csv" else _ArrayFile(file, key)
+
+
+def check_names(names: Sequence[str], source: str) -> None:
+    """Raise if two columns have the same name.
+
+    Raises:
+        DataError: the message says which.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        listed = ", ".join(map(repr, twice))
+        raise DataError(
+            f"{source}: more than one column is called {listed}", hint="Rename them, or leave one out: columns=[...]."
+        )
 
 
 def check_finite(rows: Tensor, columns: Sequence[str], source: str) -> None:
@@ -100,7 +120,7 @@ def check_finite(rows: Tensor, columns: Sequence[str], source: str) -> None:
 def _places(words: Sequence[str], names: tuple[str, ...], file: Path) -> list[int]:
     found: list[int] = []
     for word in words:
-        place = _place(word, names, file)
+        place = place_of(word, names, file)
         if place in found:
             raise DataError(f"{file}: column {names[place]!r} is asked for twice")
         found.append(place)
@@ -109,123 +129,22 @@ def _places(words: Sequence[str], names: tuple[str, ...], file: Path) -> list[in
     return found
 
 
-def _place(word: str, names: tuple[str, ...], file: Path) -> int:
-    if word in names:
-        return names.index(word)
-    if word.isdecimal() and 1 <= int(word) <= len(names):
-        return int(word) - 1
-    raise DataError(f"{file} has no column {word!r}; {nearest(word, names)}")
+class _ArrayFile:
+    """An array of a file as columns, whose names are their numbers from 1."""
 
+    unnamed: tuple[int, ...] = ()
+    nameless: tuple[int, ...] = ()
 
-def _condition(text: str, names: tuple[str, ...], file: Path) -> tuple[int, float]:
-    word, sign, value = text.rpartition("=")
-    wanted = as_number(value.strip())
-    if not sign or wanted is None:
-        raise DataError(f"{file}: the condition {text!r} in where must read column=number")
-    return _place(word.strip(), names, file), wanted
+    def __init__(self, file: Path, key: str | None) -> None:
+        rows = load(file, key, None).rows
+        if rows.ndim == 1:
+            rows = rows.unsqueeze(1)
+        if rows.ndim != 2 or rows.numel() == 0:
+            raise DataError(f"{file} holds an array of shape {tuple(rows.shape)}; a table (rows, columns) is needed")
+        self._rows = rows.double().numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
+        self.names = tuple(str(place + 1) for place in range(rows.shape[1]))
 
-
-# --- kinds of files --------------------------------------------------------------------------------------------------
-
-
-def _opened(file: Path, key: str | None) -> tuple[tuple[str, ...], Take]:
-    """Return the names of all columns, and a function that reads some of them."""
-    suffix = file.suffix.lower()
-    if suffix == ".parquet" and file.is_file():
-        return _parquet(file)
-    if suffix == ".csv" and file.is_file() and key is None:
-        return _csv(file)
-    rows = load(file, key, None).rows
-    if rows.ndim == 1:
-        rows = rows.unsqueeze(1)
-    if rows.ndim != 2 or rows.numel() == 0:
-        raise DataError(f"{file} holds an array of shape {tuple(rows.shape)}; a table (rows, columns) is needed")
-    return _numbered(rows.shape[1]), lambda places: rows[:, places].double()
-
-
-def _numbered(num: int) -> tuple[str, ...]:
-    return tuple(str(place + 1) for place in range(num))
-
-
-def _csv(file: Path) -> tuple[tuple[str, ...], Take]:
-    first = next(csv_lines(file), None)
-    if first is None:
-        raise DataError(f"{file} holds no row of data")
-    line, fields = first
-    header = is_header(fields)
-    names = tuple(fields) if header else _numbered(len(fields))
-
-    def take(places: list[int]) -> Tensor:
-        _check_lines(file, len(names), header)  # loadtxt does not notice lines of another length
-        try:
-            rows = np.loadtxt(
-                file,
-                delimiter=delimiter(file),
-                skiprows=line if header else 0,
-                usecols=places,
-                comments=None,
-                quotechar='"',
-                encoding="utf-8-sig",
-                ndmin=2,
-            )
-        except (ValueError, OSError):
-            return _csv_slowly(file, names, header, places)
-        return torch.from_numpy(rows) if np.isfinite(rows).all() else _csv_slowly(file, names, header, places)
-
-    return names, take
-
-
-def _csv_slowly(file: Path, names: tuple[str, ...], header: bool, places: list[int]) -> Tensor:
-    """Read the file line by line, so that the error says where the number is that can't be read."""
-    lines = csv_lines(file)
-    if header:
-        next(lines)
-    rows = [[cell(fields[place], _at(file, line, names[place])) for place in places] for line, fields in lines]
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(places))
-
-
-def _check_lines(file: Path, num: int, header: bool) -> None:
-    lines = 0
-    for line, fields in csv_lines(file):
-        lines += 1
-        if len(fields) != num:
-            raise DataError(f"{file}, line {line}: {len(fields)} fields where the first line has {num}")
-    if lines == header:
-        raise DataError(f"{file} holds no row of data")
-
-
-def _at(file: Path, line: int, name: str) -> Callable[[], str]:
-    return lambda: f"{file}, line {line}: column {name!r}"
-
-
-def _parquet(file: Path) -> tuple[tuple[str, ...], Take]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DataError(
-            f"{file}: reading .parquet needs pyarrow", hint="Install it with `pip install 'gebm-kit[parquet]'`."
-        ) from error
-    try:
-        names = tuple(parquet.read_schema(file).names)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{file} can't be read as .parquet: {error}") from error
-
-    def take(places: list[int]) -> Tensor:
-        try:
-            table = parquet.read_table(file, columns=[names[place] for place in places])
-        except (ArrowException, OSError) as error:
-            raise DataError(f"{file} can't be read as .parquet: {error}") from error
-        return torch.stack([_parquet_column(table, names[place], file) for place in places], dim=1)
-
-    return names, take
-
-
-def _parquet_column(table: object, name: str, file: Path) -> Tensor:
-    column = table.column(name)  # type: ignore[attr-defined]
-    values = column.to_numpy()
-    if values.dtype.kind not in "fiub":
-        raise DataError(
-            f"{file}: column {name!r} holds {column.type}; numbers are needed",
-            hint="Choose columns that hold numbers: columns=[...].",
-        )
-    return torch.from_numpy(np.array(values, dtype=np.float64))
+    def blocks(self, places: Sequence[int]) -> Iterator[tuple[range, dict[int, Column]]]:
+        for first in range(0, len(self._rows), BLOCK_ROWS):
+            part = self._rows[first : first + BLOCK_ROWS]
+            yield range(first + 1, first + 1 + len(part)), {place: part[:, place] for place in places}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.data.readings import reading
 from gebm_kit.data.tensors import TensorDataset
 
 TEST_SHARE, VALID_SHARE = 2 / 9, 1 / 9
@@ -53,6 +54,10 @@ class Digits(TensorDataset):
             labels={part: labels[chosen] for part, chosen in index.items()},
             num_classes=10,
         )
+
+    def describe_reading(self) -> str:
+        """Return one line about what was read."""
+        return reading(self, "the digits shipped with the kit", "counts 0..16")
 
 
 def _load() -> tuple[Tensor, Tensor]:

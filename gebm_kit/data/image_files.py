@@ -1,91 +1,55 @@
-"""Image files of a dataset: listing them, decoding them to one shape, and parts that cache decoded images."""
+"""Image files of a dataset: listing them, and parts that decode them and cache the images."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
+from gebm_kit.core.progress import warn
+from gebm_kit.core.reading import available_memory
+from gebm_kit.data.decoding import CorruptImageError, Fit, Opened, refuse, upright_sides
 from gebm_kit.data.tensors import SPLITS
 
-DEEP_MODES = ("I", "F")
-"""First letters of Pillow's modes with more than 8 bits a channel, which Pillow's conversions clip instead of scaling."""
+__all__ = [
+    "CorruptFiles",
+    "CorruptImageError",
+    "Fit",
+    "ImageFiles",
+    "Images",
+    "Listed",
+    "common_sides",
+    "image_parts",
+    "list_images",
+    "shuffled",
+]
 
 NAMED_FILES = 5
 """Corrupt files that an error about too many of them names: enough to find the cause, few enough for one line."""
 
+# fmt: off
+COMPANIONS = (
+    ".txt", ".md", ".rst", ".html", ".pdf", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".ini", ".log",
+    ".db", ".py", ".sh", ".url",
+)
+# fmt: on
+"""Suffixes of files that usually lie beside images; leaving them out needs no warning."""
 
-class CorruptImageError(Exception):
-    """A file that is not an image, or only part of one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Steps that bring an image to its shape.
-
-    The image is turned upright (EXIF), cut to its central ``crop`` x ``crop`` square when ``crop`` is given, resized with an
-    antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square.
-
-    Attributes:
-        size: side of the result; None keeps the size.
-        crop: side of a central square that is cut out first.
-        channels: 3 for colour, 1 for grey.
-    """
-
-    size: int | None
-    crop: int | None = None
-    channels: int = 3
-
-    def decode(self, file: Path | BinaryIO, name: object = None) -> Tensor:
-        """Decode the image, (C, H, W) uint8; messages call it ``name``, by default its path.
-
-        Raises:
-            CorruptImageError: the image can't be decoded.
-            DataError: the image has more than 8 bits a channel, or is smaller than ``crop``.
-        """
-        name = file if name is None else name
-        try:
-            with Image.open(file) as opened:
-                if opened.mode.startswith(DEEP_MODES):
-                    raise DataError(
-                        f"image {name} has more than 8 bits a channel (mode {opened.mode}); convert it first"
-                    )
-                image = ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
-        except DataError:
-            raise
-        except UnidentifiedImageError as error:
-            raise CorruptImageError("it is not an image in a known format") from error
-        except Exception as error:  # Pillow raises many types on damaged files, some of them undocumented
-            raise CorruptImageError(str(error)) from error
-        pixels = np.asarray(self._fitted(image, name))
-        return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)
-
-    def _fitted(self, image: Image.Image, name: object) -> Image.Image:
-        if self.crop is not None:
-            if min(image.size) < self.crop:
-                raise DataError(f"image {name} is {image.width}x{image.height}, smaller than crop {self.crop}")
-            image = _central_square(image, self.crop)
-        if self.size is None:
-            return image
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return _central_square(image, self.size)
+COMPANION_NAMES = ("license", "licence", "readme", "makefile", "thumbs.db")
+"""The same by name, in lower case, for files without a suffix."""
 
 
 class CorruptFiles:
@@ -111,9 +75,12 @@ class CorruptFiles:
             if file in self.reasons:
                 return
             self.reasons[file] = str(reason)
-        hint = "Remove or replace it, or allow more of them with data.max_corrupt."
+        hint = f"The last one: {reason}. Remove or replace them, or allow more with data.max_corrupt."
         if self.limit == 0:
-            raise DataError(f"image {file} can't be decoded: {reason}", hint=hint)
+            raise DataError(
+                f"image {file} can't be decoded: {reason}",
+                hint="Remove or replace it, or allow more of them with data.max_corrupt.",
+            )
         count = len(self.reasons)
         if count > self.limit:
             names = ", ".join(map(str, list(self.reasons)[-NAMED_FILES:]))
@@ -254,7 +221,7 @@ def image_parts(
     groups: Mapping[SplitName, Tensor] | None = None,
 ) -> dict[SplitName, Split]:
     """Return the three parts; they share ``cache_mb`` megabytes for decoded images, and training takes its share first."""
-    budget = cache_mb * 2**20 // int(np.prod(shape))
+    budget = min(cache_mb * 2**20, available_memory()) // math.prod(shape)
     made: dict[SplitName, Split] = {}
     for part in SPLITS:
         kept = min(budget, len(parts[part]))
@@ -264,34 +231,105 @@ def image_parts(
     return made
 
 
-def list_images(folder: Path, suffixes: Sequence[str], hint: str) -> list[str]:
-    """Return the sorted paths of the images below ``folder``, relative to it, with forward slashes, without hidden files.
+@dataclass(slots=True)
+class Listed:
+    """Images of a folder and its sub-folders, and what was left out.
+
+    Attributes:
+        names: sorted paths of the images, relative to the folder, with forward slashes.
+        others: number of files with other suffixes, by suffix in lower case.
+        hidden: number of hidden files and folders.
+        links: number of links to folders, which are not followed.
+    """
+
+    names: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    links: int = 0
+
+    def left_out(self) -> str:
+        """Say in a few words what was left out, or "nothing"."""
+        said = [_by_suffix(self.others)] if self.others else []
+        said += [f"{self.hidden:,} hidden"] * bool(self.hidden)
+        said += [f"{self.links:,} link(s) to folders"] * bool(self.links)
+        return ", ".join(said) or "nothing"
+
+
+def list_images(folder: Path, suffixes: Sequence[str], hint: str) -> Listed:
+    """List the images below ``folder``. Files that may be images but have other suffixes are counted in a warning.
 
     Raises:
-        DataError: the folder does not exist, or holds no image.
+        DataError: the folder does not exist, can't be read, or holds no image.
     """
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"image folder {folder} {problem}", hint=hint)
-    names: list[str] = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(place).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        names += [
-            prefix + name
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
-    if not names:
-        *others, last = suffixes
-        raise DataError(f"image folder {folder} holds no {', '.join(others)} or {last} file", hint=hint)
-    return sorted(names)
+    listed, unknown = Listed(), Counter[str]()
+    for inside, entry in _entries(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.name.startswith("."):
+            listed.hidden += 1
+        elif _leads_to_folder(entry):
+            listed.links += 1
+        elif suffix in suffixes:
+            listed.names.append(inside + entry.name)
+        else:
+            listed.others[suffix] += 1
+            unknown[suffix] += suffix not in COMPANIONS and entry.name.lower() not in COMPANION_NAMES
+    known = ", ".join(suffixes)
+    left_out = ", ".join(
+        f"{count:,} {suffix or 'without a suffix'}" for suffix, count in unknown.most_common() if count
+    )
+    if not listed.names:
+        also = f" (there are: {left_out})" if left_out else ""
+        raise DataError(f"image folder {folder} holds no {' or '.join(known.rsplit(', ', 1))} file{also}", hint=hint)
+    if left_out:
+        warn(f"image folder {folder}: files are left out because of their suffix: {left_out}; read are {known}")
+    if listed.links:
+        warn(
+            f"image folder {folder}: {listed.links:,} link(s) to folders are not followed, so what they hold is left out"
+        )
+    listed.names.sort()
+    return listed
+
+
+def _by_suffix(counts: Counter[str]) -> str:
+    """Write numbers of files, the largest first: ``2 .avif, 1 without a suffix``."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in ordered)
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the entries below a folder except folders that are not hidden, each with the path that it lies in.
+
+    Raises:
+        DataError: a folder can't be read.
+    """
+    places = [""]
+    while places:
+        inside = places.pop()
+        try:
+            with os.scandir(folder / inside) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                        places.append(f"{inside}{entry.name}/")
+                    else:
+                        yield inside, entry
+        except OSError as error:
+            raise DataError(f"{folder / inside} can't be read: {error.strerror}") from error
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link to a folder. (Folders themselves are walked by `_entries`.)"""
+    try:
+        return entry.is_dir()
+    except OSError:  # a circle of links
+        return False
 
 
 def shuffled(names: Sequence[str], seed: int) -> list[str]:
     """Return ``names`` sorted by a hash of the name and the seed; the order of two names does not depend on the others."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest())
 
 
 def common_sides(folder: Path, names: Sequence[str], corrupt: CorruptFiles) -> tuple[int, int]:
@@ -304,9 +342,11 @@ def common_sides(folder: Path, names: Sequence[str], corrupt: CorruptFiles) -> t
     for name in names:
         file = folder / name
         try:
-            with Image.open(file) as image:
-                # EXIF tag 0x0112 is the orientation; 5 to 8 exchange the sides.
-                sides = image.size[::-1] if image.getexif().get(0x0112, 1) < 5 else image.size
+            with Opened(file) as image:
+                refuse(image, file)
+                sides = upright_sides(image)
+        except DataError:
+            raise
         except Exception as error:  # as in Fit.decode
             corrupt.note(file, error)
             continue
@@ -319,8 +359,3 @@ def common_sides(folder: Path, names: Sequence[str], corrupt: CorruptFiles) -> t
     if first is None:
         raise DataError(f"none of the images in {folder} can be opened")
     return first[1]
-
-
-def _central_square(image: Image.Image, side: int) -> Image.Image:
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""A folder of PNG and JPEG images, in any nesting."""
+"""A folder of image files, in any nesting."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.sources import Source
-from gebm_kit.data.image_files import CorruptFiles, Fit, common_sides, image_parts, list_images, shuffled
+from gebm_kit.data.decoding import IMAGE_SUFFIXES, MAX_SIDE, Fit, background_colour
+from gebm_kit.data.image_files import CorruptFiles, common_sides, image_parts, list_images, shuffled
+from gebm_kit.data.readings import folder_reading
 from gebm_kit.data.tensors import check_fractions, part_sizes
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Suffixes of the files that are read, in lower case."""
-
 HOW_TO_GET = (
-    "Put PNG or JPEG files there, in sub-folders if you like, or set data.path. CelebA has its own dataset, celeba."
+    "Put PNG, JPEG or WebP files there, in sub-folders if you like, or set data.path. CelebA has a dataset of its own, "
+    "celeba."
 )
 
 
@@ -31,6 +31,10 @@ class ImageFolder(Dataset):
 
     Files are split by a hash of their relative path and the seed. The parts therefore do not depend on the order in which
     the file system lists files, and each part is in random order.
+
+    Files are PNG, JPEG, WebP, BMP, GIF, TIFF and PPM with 8 bits a channel, recognised by their suffix, in any case. Others
+    are left out and counted in a warning, hidden ones without. Transparent pixels are laid over ``background``: the colour
+    that they have in the file is not one that anybody sees.
 
     Labels are the first-level sub-folders, in sorted order, if every image lies in one and there are at least two.
 
@@ -45,11 +49,13 @@ class ImageFolder(Dataset):
         seed: seed of the split.
         cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
+        background: colour behind transparent pixels: a name or ``#rrggbb``.
 
     Raises:
         DataError: the folder does not exist, holds fewer than three images, or holds images of different sizes with
-            ``size: null``. Later, while reading: an image is smaller than ``crop``, or too many can't be decoded. The
-            message names the files.
+            ``size: null``. Later, while reading: an image is smaller than ``crop``, has more than 8 bits a channel or
+            89 million pixels, or too many can't be decoded. The message names the files.
+        UsageError: an argument is out of its range, or ``background`` is not a colour.
     """
 
     num_classes: int
@@ -57,14 +63,15 @@ class ImageFolder(Dataset):
     def __init__(
         self,
         path: str,
-        size: Annotated[int | None, Range(1, None)] = 64,
-        crop: Annotated[int | None, Range(1, None)] = None,
+        size: Annotated[int | None, Range(1, MAX_SIDE)] = 64,
+        crop: Annotated[int | None, Range(1, MAX_SIDE)] = None,
         channels: Literal[1, 3] = 3,
         valid_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
         test_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
         seed: int = 0,
         cache_mb: Annotated[int, Range(0, None)] = 4096,
         max_corrupt: Annotated[int, Range(0, None)] = 10,
+        background: str = "white",
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
@@ -77,7 +84,10 @@ class ImageFolder(Dataset):
                 check_arguments(self, **{name: value})
         check_fractions(valid_fraction, test_fraction)
         folder = directory / Path(path).expanduser()
-        names = list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)
+        colour = background_colour(background)
+        self._folder, self._background = folder, background
+        self._listed = list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)
+        names = self._listed.names
         if len(names) < 3:
             raise DataError(f"image folder {folder} holds {len(names)} image(s); train, valid and test need one each")
         self._corrupt = corrupt = CorruptFiles(max_corrupt)
@@ -96,7 +106,7 @@ class ImageFolder(Dataset):
         }
         self._fill_labels(parts)
         groups = self._labels if hasattr(self, "num_classes") else None
-        fit = Fit(size, crop, channels)
+        fit = Fit(size, crop, channels, colour)
         self._splits = image_parts(folder, parts, self.data_shape, fit, cache_mb, corrupt, groups)
 
     def split(self, name: SplitName) -> Split:
@@ -104,6 +114,10 @@ class ImageFolder(Dataset):
 
     def sources(self) -> list[Source]:
         return self._sources
+
+    def describe_reading(self) -> str:
+        """Return one line about what was read. The headers of some images are read for it."""
+        return folder_reading(self, self._folder, self._listed, self._corrupt, self._background)
 
     def skipped(self) -> dict[str, str]:
         return self._corrupt.by_name()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.archives import NpzArchive
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.reading import amount, available_memory
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
+from gebm_kit.data.readings import BYTES, reading
 from gebm_kit.data.tensors import TensorDataset
 
 TRAIN, TEST = "train_data_batch_*.npz", "val_data.npz"
 CLASSES = 1000
+MAX_PACKING = 1100
+"""Largest number of bytes that one packed byte can stand for; deflate reaches 1,032."""
+
 PUBLISHED_IMAGES = 1_281_167
 """Images in the ten training batches, before the valid part is split off."""
 
@@ -69,10 +73,14 @@ class Imagenet32(TensorDataset):
         check_arguments(self, valid_fraction=valid_fraction)
         folder = directory / Path(path).expanduser()
         batches = _batches(folder)
-        self._sources = [Source(folder, (".npz",))]
+        self._folder, self._sources = folder, [Source(folder, (".npz",))]
         shapes = [_stated_shape(batch) for batch in batches]
         total, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         side = math.isqrt(columns // 3)
+        if total * columns > available_memory():
+            raise DataError(
+                f"{folder}: the images need {amount(total * columns)} of memory; {amount(available_memory())} are available"
+            )
         if total < 2:
             raise DataError(f"{folder}: the training batches hold {total} image; train and valid need one each")
         is_valid = torch.zeros(total, dtype=torch.bool)
@@ -109,6 +117,10 @@ class Imagenet32(TensorDataset):
     def sources(self) -> list[Source]:
         return self._sources
 
+    def describe_reading(self) -> str:
+        """Return one line about what was read."""
+        return reading(self, str(self._folder), BYTES)
+
 
 def _batches(folder: Path) -> list[Path]:
     """Return the training batches, sorted by number."""
@@ -130,25 +142,21 @@ def _batches(folder: Path) -> list[Path]:
 
 def _stated_shape(path: Path) -> tuple[int, int]:
     """Return the numbers of rows and columns of ``data``, from its header."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = read(file)[0]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
+    with NpzArchive(path, error=lambda text: _damaged(path, text)) as archive:
+        shape, dtype = archive.header("data")
     if len(shape) != 2 or shape[1] % 3 or math.isqrt(shape[1] // 3) ** 2 != shape[1] // 3:
         raise DataError(f"{path}: data has shape {tuple(shape)}, not (N, 3 * side * side)")
+    if shape[0] * shape[1] > MAX_PACKING * path.stat().st_size:
+        raise _damaged(path, f"data of shape {shape} of {dtype} are more than the file can hold")
     return shape[0], shape[1]
 
 
 def _load(path: Path, columns: int) -> tuple[Tensor, Tensor]:
     """Read rows, (N, columns) uint8, and classes counted from 0, (N,) int64."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            rows, labels = archive["data"], archive["labels"]
-    except Exception as error:  # numpy raises many types on damaged archives
-        raise _damaged(path, error) from error
+    with NpzArchive(path, error=lambda text: _damaged(path, text)) as archive:
+        rows, labels = archive.read("data"), archive.read("labels")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels are of type {labels.dtype}, not whole numbers")
     if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != columns:
         raise DataError(f"{path}: data has shape {rows.shape} of {rows.dtype}, not (N, {columns}) of unsigned bytes")
     classes = torch.from_numpy(labels.astype(np.int64)) - 1
@@ -161,7 +169,8 @@ def _load(path: Path, columns: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows), classes
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(path: Path, text: str) -> DataError:
     return DataError(
-        f"{path} can't be read: {error}", hint="It is cut short, damaged or in another format; download it again."
+        f"{path} can't be read: {text.removeprefix(f'{path} ')}",
+        hint="It is cut short, damaged or in another format; download it again.",
     )

@@ -11,7 +11,9 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.sources import Source
-from gebm_kit.data.image_files import CorruptFiles, Fit, image_parts, list_images, shuffled
+from gebm_kit.data.decoding import MAX_SIDE, Fit
+from gebm_kit.data.image_files import CorruptFiles, image_parts, list_images, shuffled
+from gebm_kit.data.readings import folder_reading
 from gebm_kit.data.tensors import check_fractions, part_sizes
 
 IMAGE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
@@ -64,7 +66,7 @@ class Lsun(Dataset):
         self,
         path: str,
         category: str = "bedroom",
-        size: Annotated[int, Range(1, None)] = 64,
+        size: Annotated[int, Range(1, MAX_SIDE)] = 64,
         valid_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.01,
         test_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.01,
         seed: int = 0,
@@ -77,7 +79,8 @@ class Lsun(Dataset):
         check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
         check_fractions(valid_fraction, test_fraction)
         folder = _folder(directory / Path(path).expanduser(), category)
-        names = shuffled(list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET), seed)
+        self._folder, self._listed = folder, list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)
+        names = shuffled(self._listed.names, seed)
         if len(names) < 3:
             raise DataError(f"{folder} holds {len(names)} image(s); train, valid and test need one each")
         num_valid, num_test = part_sizes(len(names), valid_fraction, test_fraction)
@@ -106,6 +109,10 @@ class Lsun(Dataset):
 
     def sources(self) -> list[Source]:
         return self._sources
+
+    def describe_reading(self) -> str:
+        """Return one line about what was read. The headers of some images are read for it."""
+        return folder_reading(self, self._folder, self._listed, self._corrupt, "white")
 
     def skipped(self) -> dict[str, str]:
         return self._corrupt.by_name()

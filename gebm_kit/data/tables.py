@@ -1,11 +1,7 @@
-"""Reading arrays and tables from files, with errors that name the row and the column."""
+"""Reading arrays from files, within bounds of memory and without running code from the file."""
 
 from __future__ import annotations
 
-import csv
-import math
-import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,50 +10,61 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gebm_kit.core.archives import NpzArchive, read_npy_file
 from gebm_kit.core.errors import DataError, nearest
+from gebm_kit.core.reading import amount, available_memory, open_regular
 
-TABLE_SUFFIXES = (".npz", ".npy", ".safetensors", ".csv")
+ARRAY_SUFFIXES = (".npz", ".npy", ".safetensors")
 """Suffixes of the files that `load` reads."""
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+"""Suffixes of the files of columns, which `gebm_kit.data.columns` reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Rows (N, ...) as the file holds them, labels (N,) if requested, and the names of csv columns."""
+    """Rows (N, ...) as the file holds them, and labels (N,) if requested."""
 
     rows: Tensor
     labels: Tensor | None
-    columns: tuple[str, ...] = ()
 
 
 def load(path: Path, key: str | None, labels: str | None) -> Loaded:
     """Read ``path``; its suffix says how.
 
     Args:
-        path: a .npz, .npy, .safetensors or .csv file.
+        path: a .npz, .npy or .safetensors file.
         key: name of the array in an archive; None: the only one, or ``x``.
-        labels: name of the labels: in an archive an array, in a .csv file a column, for .npy another .npy file beside it.
+        labels: name of the labels: in an archive an array, for .npy another .npy file beside it.
 
     Raises:
         DataError: anything that keeps the file from being read as rows of numbers.
     """
-    if not path.is_file():
-        raise DataError(f"data file {path} {'is a directory' if path.is_dir() else 'does not exist'}")
+    check_key(path, key)
     suffix = path.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        raise DataError(
-            f"{path}: files of type {suffix or '(none)'} can't be read; allowed: {', '.join(TABLE_SUFFIXES)}"
-        )
-    if key is not None and suffix in (".npy", ".csv"):
-        raise DataError(f"{path}: a {suffix} file holds one array, so key={key!r} has no meaning; leave it out")
     try:
-        if suffix == ".csv":
-            return _load_csv(path, labels)
         if suffix == ".npy":
             return Loaded(_numbers(_npy(path), path), None if labels is None else _npy_labels(path, labels))
-        archive = _npz(path, key, labels) if suffix == ".npz" else _safetensors(path, key, labels)
-    except (OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        return _npz(path, key, labels) if suffix == ".npz" else _safetensors(path, key, labels)
+    except (OSError, SafetensorError) as error:
         raise DataError(f"{path} can't be read as {suffix}: {error}") from error
-    return archive
+
+
+def check_key(path: Path, key: str | None) -> None:
+    """Raise if the file is missing, of an unknown type, or has no arrays to choose from by ``key``.
+
+    Raises:
+        DataError: see above.
+    """
+    if not path.is_file():
+        found = "is a directory" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        raise DataError(f"data file {path} {found}")
+    suffix = path.suffix.lower()
+    if suffix not in (*ARRAY_SUFFIXES, *TABLE_SUFFIXES):
+        allowed = ", ".join((*ARRAY_SUFFIXES, *TABLE_SUFFIXES))
+        raise DataError(f"{path}: files of type {suffix or '(none)'} can't be read; allowed: {allowed}")
+    if key is not None and suffix in (".npy", *TABLE_SUFFIXES):
+        raise DataError(f"{path}: a {suffix} file holds one array, so key={key!r} has no meaning; leave it out")
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
@@ -77,49 +84,22 @@ def _pick(names: list[str], key: str | None, path: Path, what: str) -> str:
 
 
 def _npz(path: Path, key: str | None, labels: str | None) -> Loaded:
-    with _numpy_archive(path) as archive:
-        names = [name for name in archive.files if name != labels]
-        rows = _member(archive, _pick(names, key, path, "array"), path)
+    with NpzArchive(path) as archive:
+        names = [name for name in archive.names if name != labels]
+        rows = _numbers(archive.read(_pick(names, key, path, "array")), path)
         if labels is None:
-            return Loaded(_numbers(rows, path), None)
-        chosen = _member(archive, _pick(list(archive.files), labels, path, "labels"), path)
-        return Loaded(_numbers(rows, path), _numbers(chosen, path))
-
-
-def _numpy_archive(path: Path) -> np.lib.npyio.NpzFile:
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except ValueError as error:  # numpy raises this if the content is not an archive
-        raise DataError(f"{path} is not a .npz archive") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} is not a .npz archive")
-    return archive
-
-
-def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
-    try:
-        return np.asarray(archive[name])
-    except ValueError as error:
-        raise _pickled(path, f"array {name!r} of ") from error
+            return Loaded(rows, None)
+        return Loaded(rows, _numbers(archive.read(_pick(archive.names, labels, path, "labels")), path))
 
 
 def _npy(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "pickle" in str(error).lower():
-            raise _pickled(path) from error
-        raise DataError(f"{path} is not a .npy file: {error}") from error
-    if not isinstance(array, np.ndarray):
+    with open_regular(path) as file:
+        start = file.read(2)
+    if start[:1] == b"\x80":
+        raise DataError(f"{path} holds pickled Python objects and is not read: unpickling runs code from the file")
+    if start == b"PK":
         raise DataError(f"{path} is not a .npy file but an archive; rename it to .npz")
-    return array
-
-
-def _pickled(path: Path, part: str = "") -> DataError:
-    return DataError(
-        f"{part}{path} holds Python objects (pickled) or is damaged, and is not read: unpickling runs code from the file",
-        hint="Save it again as an array of numbers, for example np.save(path, array.astype('float32')).",
-    )
+    return read_npy_file(path)
 
 
 def _npy_labels(path: Path, labels: str) -> Tensor:
@@ -132,6 +112,9 @@ def _npy_labels(path: Path, labels: str) -> Tensor:
 
 
 def _safetensors(path: Path, key: str | None, labels: str | None) -> Loaded:
+    open_regular(path).close()  # safe_open would wait for a named pipe
+    if path.stat().st_size > available_memory():
+        raise DataError(f"{path} has {amount(path.stat().st_size)}, more than the memory that is available")
     with safe_open(path, framework="pt") as archive:
         names = list(archive.keys())
         rows = archive.get_tensor(_pick([n for n in names if n != labels], key, path, "tensor"))
@@ -139,127 +122,24 @@ def _safetensors(path: Path, key: str | None, labels: str | None) -> Loaded:
     for tensor in (rows, chosen):
         if tensor is not None and tensor.is_complex():
             raise DataError(f"{path} holds complex numbers; real ones are needed")
-    return Loaded(rows, chosen)
+    return Loaded(_no_float8(rows), chosen)
+
+
+def _no_float8(rows: Tensor) -> Tensor:
+    """Return rows of a type that torch and numpy can compute with."""
+    return rows.float() if rows.is_floating_point() and rows.dtype.itemsize < 2 else rows
 
 
 def _numbers(array: np.ndarray, path: Path) -> Tensor:
+    """Return an array of numbers as a tensor, in a type that holds its values."""
     if array.dtype.kind not in "fiub":
         raise DataError(f"{path} holds values of type {array.dtype}; numbers are needed")
-    if array.dtype.kind in "fi" or array.dtype == np.bool_:
-        wide = np.float64 if array.dtype.kind == "f" else np.int64
-        return torch.from_numpy(array.astype(wide))
-    return torch.from_numpy(array.astype(array.dtype if array.dtype == np.uint8 else np.int64))
-
-
-# --- csv -------------------------------------------------------------------------------------------------------------
-
-
-def _load_csv(path: Path, labels: str | None) -> Loaded:
-    """Read numbers between commas, semicolons or tabs; the first line is a header if anything in it is not a number."""
-    columns: tuple[str, ...] = ()
-    rows: list[list[float]] = []
-    width, classes = 0, _Classes()
-    label_column: int | None = None
-
-    def place(line: int, index: int) -> Callable[[], str]:
-        column = index if label_column is None or index < label_column else index + 1
-        return lambda: f"{path}, line {line}: column {repr(columns[column]) if columns else column + 1}"
-
-    for line, fields in csv_lines(path):
-        if width == 0:
-            width = len(fields)
-            columns = tuple(fields) if is_header(fields) else ()
-            label_column = None if labels is None else _column(labels, columns, width, path)
-            if columns:
-                continue
-        if len(fields) != width:
-            raise DataError(f"{path}, line {line}: {len(fields)} fields where the first line has {width}")
-        if label_column is not None:
-            classes.add(fields.pop(label_column))
-        rows.append([cell(field, place(line, index)) for index, field in enumerate(fields)])
-    if not rows:
-        raise DataError(f"{path} holds no row of data")
-    names = tuple(name for index, name in enumerate(columns) if index != label_column)
-    table = torch.tensor(rows, dtype=torch.float64)
-    return Loaded(table, None if label_column is None else classes.indices(), names)
-
-
-def delimiter(path: Path) -> str:
-    """Return what separates the fields of the first line: a comma, or without one a semicolon or a tab."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        first = next((line for line in file if line.strip()), "")
-    return next((mark for mark in ",;\t" if mark in first), ",")
-
-
-def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield line numbers and fields, without blank lines.
-
-    Raises:
-        DataError: the file is not UTF-8 text in csv format.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter(path))
-            for fields in reader:
-                if fields:
-                    yield reader.line_num, [field.strip() for field in fields]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} can't be read as .csv: {error}", hint="Save it as UTF-8 text.") from error
-
-
-def as_number(field: str) -> float | None:
-    """Return the number that a field holds; None if it holds something else."""
-    try:
-        return float(field)
-    except ValueError:
-        return None
-
-
-def is_header(fields: list[str]) -> bool:
-    """Return whether some field of a file's first line is neither a number nor empty."""
-    return any(field and as_number(field) is None for field in fields)
-
-
-def cell(field: str, where: Callable[[], str]) -> float:
-    """Return the finite number that a field holds.
-
-    Raises:
-        DataError: the field does not hold one; the message begins with ``where()``.
-    """
-    value = as_number(field)
-    if value is not None and math.isfinite(value):
-        return value
-    problem = "is empty" if field == "" else f"holds {field!r}, which is not a {'finite ' * (value is not None)}number"
-    raise DataError(f"{where()} {problem}")
-
-
-def _column(labels: str, columns: tuple[str, ...], width: int, path: Path) -> int:
-    if columns:
-        if labels not in columns:
-            raise DataError(f"{path} has no column {labels!r}; {nearest(labels, columns)}")
-        index = columns.index(labels)
-    else:
-        number = as_number(labels)
-        if number is None or number != int(number) or not 1 <= number <= width:
-            raise DataError(
-                f"{path} has no header, so labels is the number of a column, from 1 to {width}, not {labels!r}"
-            )
-        index = int(number) - 1
-    if width < 2:
-        raise DataError(f"{path} has no column left besides the labels")
-    return index
-
-
-class _Classes:
-    """Class names of a csv column, turned into indices in sorted order (numbers by value)."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-
-    def add(self, name: str) -> None:
-        self._names.append(name)
-
-    def indices(self) -> Tensor:
-        distinct = sorted(set(self._names), key=lambda name: (as_number(name) is None, as_number(name) or 0.0, name))
-        number = {name: index for index, name in enumerate(distinct)}
-        return torch.tensor([number[name] for name in self._names])
+    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if array.dtype in (np.uint8, np.float32, np.float64, np.int64):
+        return torch.from_numpy(array)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(array.astype(np.float64))
+    if array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63:
+        raise DataError(f"{path} holds {int(array.max())}, which no type of whole numbers here holds (below 2**63)")
+    return torch.from_numpy(array.astype(np.int64))

@@ -21,15 +21,21 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.seeds import stream
-from gebm_kit.data.columns import check_finite, read_table
-from gebm_kit.data.tensors import TensorDataset
+from gebm_kit.core.units import TableUnits
+from gebm_kit.data.columns import Missing, check_finite, read_table
+from gebm_kit.data.readings import reading
+from gebm_kit.data.tensors import SPLITS, TensorDataset, in_words, range_in_words
 
 MOST_VALID_ROWS = 1000
 """Most rows of the validation part: enough for a mean log-density, and the rest are better used for training."""
 
 MOST_DECIMALS = 9
 """Decimals down to which the grid of a column is looked for; a finer grid can't be told from a continuous column."""
+
+ROUNDING = 1e-14
+"""Least spread of a column, as a share of its mean: less is what double precision makes of one value."""
 
 GRID_SHARE = 0.95
 """Least share of a column's values that are multiples of its step; below 1, as a few odd values must not hide the grid."""
@@ -50,45 +56,56 @@ class Tabular(TensorDataset):
         path: .csv (fields between commas, semicolons or tabs), .npz, .npy, .safetensors or (with pyarrow) .parquet, relative
             to the directory where the command is started.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
-        columns: the columns to keep, by name or by number from 1, in this order; None: all.
-        where: conditions ``column=number``; the rows that meet all of them are kept. None: all rows.
+        columns: the columns to keep, by name or by number from 1, in this order; None: all but row labels.
+        where: conditions such as ``age >= 18`` or ``kind == 'red'``, one or a list; the rows that meet all are kept. None:
+            all rows. A column of text may be named here.
         origin: where the file comes from, for the error if it is missing.
         dequantise, standardise: whether to do so.
         valid_fraction: share of the rows that are not for testing.
         test_fraction: share of all rows.
         seed: seed of the split and the noise.
+        missing: ``refuse`` a missing value, or ``drop`` its row.
+        header: whether the first line of a .csv holds names; None: judge by its fields.
 
     Attributes:
         columns: names of the columns, or their numbers from 1, as text, if the file has no names.
         mean, std: mean and standard deviation of the training rows after dequantisation, (D,) float64; 0 and 1 without
             ``standardise``.
         resolution: r of each column, (D,) float64; 0 where no noise was added.
+        units: names and units of the columns.
         log_det: log |det dy/dx|, in nats.
 
     Raises:
-        DataError: the file can't be used: a missing or non-finite value, a constant column, too few rows. The message names
-            row and column.
+        DataError: the file can't be used: a missing or non-finite value, text, a constant column, too few rows. One message
+            names all columns that can't be used, and its hint those that can.
         UsageError: an argument is out of its range.
     """
+
+    _notes: tuple[str, ...]
+    _kind: str
 
     def __init__(
         self,
         path: str,
         key: str | None = None,
         columns: list[str] | None = None,
-        where: list[str] | None = None,
+        where: list[str] | str | None = None,
         origin: str | None = None,
         dequantise: bool = True,
         standardise: bool = True,
         valid_fraction: Share = 0.1,
         test_fraction: Share = 0.1,
         seed: int = 0,
+        missing: Missing = "refuse",
+        header: bool | None = None,
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
-        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, missing=missing)
         file = directory / Path(path).expanduser()
-        table = read_table(file, key, columns, where, origin)
+        table = read_table(file, key, columns, where, origin, missing=missing, header=header, varying=True)
+        table.warn(file)
+        self._notes, self._kind = table.notes(), table.kind
         self._prepare(
             table.rows, table.columns, str(file), dequantise, standardise, valid_fraction, test_fraction, seed
         )
@@ -105,6 +122,7 @@ class Tabular(TensorDataset):
         seed: int,
     ) -> None:
         check_density_rows(rows, names, source)
+        self._source, self._before = source, range_in_words(rows).partition(" ")[2]
         self.columns = names
         self.resolution = resolution(rows) if dequantise else torch.zeros(rows.shape[1], dtype=torch.float64)
         index = _parts(rows, valid_fraction, test_fraction, seed, source)
@@ -115,13 +133,29 @@ class Tabular(TensorDataset):
         if standardise:
             self.mean, self.std = train.mean(0), train.std(0, correction=0)
             # a spread as small as the rounding of the values
-            still = (self.std <= 1e-9 * self.mean.abs()).nonzero().flatten().tolist()
+            still = (self.std <= ROUNDING * self.mean.abs()).nonzero().flatten().tolist()
             if still:
                 raise DataError(
                     f"{source}: column {names[still[0]]!r} has one value in all training rows; leave it out"
                 )
+        else:
+            check_single_precision(rows, names, source, "Leave standardise=true, which subtracts the mean first.")
         self.log_det = -float(self.std.log().sum())
         self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
+        self.units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
+
+    def describe_reading(self) -> str:
+        """Describe what was read, see `HasReading`."""
+        noisy = int((self.resolution > 0).sum())
+        after = range_in_words(*(self.split(part).rows for part in SPLITS))
+        treated = [f"noise added to {noisy} column(s) on a grid" if noisy else "", *self._notes]
+        return reading(
+            self,
+            self._source,
+            f"{self._kind} {self._before}",
+            after=after if self.std.eq(1).all() else f"standardised, {after}",
+            notes=[f"columns: {in_words(self.columns)}", *treated],
+        )
 
     def standardised(self, rows: Tensor) -> Tensor:
         """Return measurements as the model sees them; (N, D) -> (N, D) float32."""
@@ -153,6 +187,7 @@ class RedWine(Tabular):
             raise DataError(
                 f"the red wines shipped with gebm-kit can't be read: {error}", hint="Reinstall gebm-kit."
             ) from error
+        self._notes, self._kind = (), str(rows.dtype).removeprefix("torch.")
         self._prepare(rows, names, "redwine", dequantise, standardise, 0.1, 0.1, seed)
 
 
@@ -180,26 +215,31 @@ def resolution(rows: Tensor) -> Tensor:
     """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
 
     r is the largest of ..., 10, 5, 2, 1, 0.5, 0.2, 0.1, ..., down to 1e-9, such that 95 % of the values are multiples of r.
-    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) If there is no such r, a column
-    with fewer than N/2 different values gets the median step from one value to the next.
+    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) r is no larger than the range of
+    the values; where one value fills more than half of the rows, such as 0, the others decide. If there is no such r, a
+    column with fewer than N/2 different values gets the median step from one value to the next.
     """
     return torch.tensor([_step(column) for column in rows.double().T], dtype=torch.float64)
 
 
 def _step(column: Tensor) -> float:
+    distinct, counts = column.unique(return_counts=True)
+    if int(counts.max()) > len(column) / 2 and len(distinct) > 2:  # which is a multiple of any step if it is 0
+        return _step(column[column != distinct[counts.argmax()]]) or float(distinct.diff().median())
     # 1e-300 keeps the logarithm of a column of zeros finite
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
     spread = float(column.max() - column.min())
     for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
         if step <= 1e-9 * spread:  # a grid this fine can't be told from a continuous column
             break
+        if step > spread:  # all values may be near one multiple
+            continue
         off = (column - (column / step).round() * step).abs()
         if (
             float((off <= (2e-7 * column.abs()).clamp(max=0.01 * step)).double().mean()) >= GRID_SHARE
         ):  # values in single precision are multiples only up to their rounding, 2e-7 of the value
             return step
-    values = column.unique()
-    return float(values.diff().median()) if len(values) < len(column) / 2 else 0.0
+    return float(distinct.diff().median()) if len(distinct) < len(column) / 2 else 0.0
 
 
 def _parts(rows: Tensor, valid: float, test: float, seed: int, source: str) -> dict[SplitName, Tensor]:

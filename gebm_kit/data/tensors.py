@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -15,6 +15,12 @@ from gebm_kit.core.seeds import stream
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 """The parts of every dataset."""
+
+FEWEST_LABELS = 20
+"""Fewest rows for which labels that are all different are taken for row ids."""
+
+SHOWN_NAMES = 10
+"""Most names of classes or columns that a description lists."""
 
 
 class TensorSplit(Split):
@@ -46,9 +52,13 @@ class TensorDataset(Dataset):
     """A dataset of three tensors; subclasses call `_fill` in their constructor.
 
     Only datasets with labels have the attribute ``num_classes``; `HasLabels` recognises them by it.
+
+    Attributes:
+        class_values: what the file calls the classes, in the order of their indices.
     """
 
     num_classes: int
+    class_values: tuple[str, ...]
 
     def _fill(
         self,
@@ -58,15 +68,30 @@ class TensorDataset(Dataset):
         labels: Mapping[SplitName, Tensor] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        """Store the parts, each (N, *D), and their labels, each (N,)."""
+        """Store the parts, each (N, *D), and their labels, each (N,).
+
+        Without ``num_classes`` the labels are ids: the K different ones, in ascending order, become classes 0 to K - 1.
+
+        Raises:
+            DataError: a label is not below ``num_classes``, or every row has a label of its own.
+        """
         self._splits = {name: TensorSplit(parts[name]) for name in SPLITS}
         self.data_shape = tuple(parts["train"].shape[1:])
         self.value_range = value_range
         if labels is not None:
             self._labels = {name: labels[name].to(torch.int64) for name in SPLITS}
-            self.num_classes = num_classes or 1 + max(int(part.max()) for part in self._labels.values())
+            values = torch.cat(list(self._labels.values())).unique()
+            if num_classes is None:
+                _check_classes(len(values), sum(map(len, self._labels.values())))
+                self._labels = {name: torch.searchsorted(values, ids) for name, ids in self._labels.items()}
+                num_classes = len(values)
+                self.class_values = tuple(str(value) for value in values.tolist())
+            elif not 0 <= int(values[0]) <= int(values[-1]) < num_classes:
+                wrong = int(values[0]) if int(values[0]) < 0 else int(values[-1])
+                raise DataError(f"a label is {wrong}; the {num_classes} classes are 0 to {num_classes - 1}")
+            self.num_classes = num_classes
 
-    def split(self, name: SplitName) -> Split:
+    def split(self, name: SplitName) -> TensorSplit:
         return self._splits[name]
 
     def labels(self, name: SplitName) -> Tensor:
@@ -82,6 +107,48 @@ class TensorDataset(Dataset):
     def skipped(self) -> dict[str, str]:
         """Return nothing: a damaged file of many rows is an error. (A subclass with ``sources`` is `HasSources`.)"""
         return {}
+
+
+def _check_classes(classes: int, num: int) -> None:
+    if classes == num >= FEWEST_LABELS:
+        raise DataError(
+            f"each of the {num} rows has a label of its own; labels say to which of a few classes rows belong"
+        )
+
+
+def class_indices(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Turn labels as a file writes them into class indices, (N,) int64, and return what each class is called.
+
+    Numbers come first, by value, then text; ``1`` and ``1.0`` are the same class.
+    """
+    numbers = {name: _as_number(name) for name in set(names)}
+    first: dict[float | str, str] = {}
+    for name in sorted(numbers, key=lambda name: (len(name), name)):
+        first.setdefault(name if (value := numbers[name]) is None else value, name)
+    ordered = sorted(first.values(), key=lambda name: (numbers[name] is None, numbers[name] or 0.0, name))
+    place = {name: index for index, name in enumerate(ordered)}
+    of_name = {name: place[first[name if value is None else value]] for name, value in numbers.items()}
+    return torch.tensor([of_name[name] for name in names]), tuple(ordered)
+
+
+def _as_number(name: str) -> float | None:
+    try:
+        value = float(name)
+    except ValueError:
+        return None
+    return None if "_" in name or value != value else value
+
+
+def in_words(names: Sequence[str]) -> str:
+    """List names, all of them if they are few."""
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+
+
+def range_in_words(*parts: Tensor) -> str:
+    """Describe type and range of tensors: ``float32 in [-1.2, 3]``."""
+    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+    digits = 6 if f"{low:.6g}" != f"{high:.6g}" else 15
+    return f"{str(parts[0].dtype).removeprefix('torch.')} in [{low:.{digits}g}, {high:.{digits}g}]"
 
 
 def split_indices(num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:

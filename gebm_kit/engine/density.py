@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback
+from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 def log_density(
     run_or_model: Run | GEBM | str | Path,
-    rows: Tensor,
+    rows: Tensor | np.ndarray,
     *,
     inverse_temperature: float | None = None,
     space: Space | None = None,
@@ -42,9 +45,11 @@ def log_density(
         seed: seed of the base draws and populations behind A.
 
     Raises:
-        UsageError: the base has no density; ``raw`` without a Jacobian.
+        UsageError: the base has no density; rows that are no tensor or array; ``raw`` without a Jacobian.
         DataError: rows that do not fit the model or are not finite.
     """
+    check_callback("on_progress", on_progress)
+    rows = tensor_of_rows(rows, "rows", files="gebm-kit density RUN FILE")
     model, dataset, settings = model_of(
         run_or_model,
         inverse_temperature=inverse_temperature,

@@ -10,9 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback, check_choice
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 def evaluate(
     run_or_model: Run | GEBM | str | Path,
     *,
-    data: Tensor | Dataset | None = None,
+    data: Tensor | np.ndarray | Dataset | None = None,
     metrics: Sequence[str | Metric] | None = None,
     sampler: str | Sampler | None = None,
     num_samples: int | None = None,
@@ -67,6 +70,12 @@ def evaluate(
         DataError: the data does not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
+    check_choice("reference", reference, ("train", "valid", "test"))
+    check_choice("log_partition", log_partition, ("auto", "importance-sampling", "smc"))
+    check_choice("nll_space", nll_space, ("standardised", "raw"))
+    check_callback("on_progress", on_progress)
+    if isinstance(metrics, str):
+        raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")
     recipe, model, dataset = opened(run_or_model, data)
     seed = eval_section(recipe).seed if seed is None else seed
     sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)

@@ -196,7 +196,7 @@ def choose_beta(
             key = next(iter(values[0]))
             return key, fmean(value[key] for value in values)
 
-        before = base_sets(model, settings, num, CHOICE_SETS, where).sets
+        before = base_sets(model, settings, num, CHOICE_SETS, where, on_progress).sets
         key, base = mean(before)
         trials: list[Trial] = []
         for beta in betas or BETAS:

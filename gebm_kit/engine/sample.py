@@ -6,10 +6,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback, check_flag, check_path
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
@@ -20,6 +23,7 @@ from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 from gebm_kit.engine.sampling.shards import ShardedDraws
+from gebm_kit.engine.sampling.table_files import is_table
 
 
 class SampleOptions(TypedDict, total=False):
@@ -49,7 +53,7 @@ class SampleOptions(TypedDict, total=False):
     inverse_temperature: float | None
     seed: int | None
     block_size: int | None
-    start: Tensor | None
+    start: Tensor | np.ndarray | None
     device: torch.device | str | None
     resume: bool
     on_progress: OnProgress
@@ -92,8 +96,9 @@ def sample(
         run_or_model: a run, the path of its directory, or a model.
         sampler: component name, or a sampler object; None: the recipe's sampler, else ``hmc``. The name in the recipe
             keeps the recipe's parameters; any other name means that sampler's defaults.
-        out: where to write the draws as well. A .safetensors or .npz file holds all of them; a name without a suffix is
-            a directory into which they are streamed, however many there are, and `ShardedDraws` are returned.
+        out: where to write the draws as well. A .safetensors or .npz file holds all of them. A .csv or .parquet file is a
+            table with column names, in the units of the data's file. A name without a suffix is a directory into which they
+            are streamed, however many there are, and `ShardedDraws` are returned.
         options: see `SampleOptions`.
 
     Raises:
@@ -108,24 +113,29 @@ def sample(
     for name in options:
         if name not in SampleOptions.__annotations__:
             raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
+    if out is not None:
+        check_path("out", out)
+    check_flag("resume", options.get("resume", False))
+    check_callback("on_progress", options.get("on_progress", ignore))
     run, model, settings, recipe_sampler = _asked(run_or_model, options)
-    device, resume = options.get("device"), options.get("resume", False)
+    device, resume, start = options.get("device"), options.get("resume", False), options.get("start")
     if run is not None and device is None:
         device = run.recipe.device
     kernel = resolve_sampler(sampler, recipe_sampler, model)
     if out is None and resume:
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
+    units = None if run is None else run.units(needed=out is not None and is_table(out))
     with joined_ranks() as ranks:
         place: dict[str, Any] = {
             "device": local_device(device),
             "on_progress": options.get("on_progress", ignore),
             "ranks": ranks,
-            "start": options.get("start"),
+            "start": None if start is None else tensor_of_rows(start, "start"),
         }
         if out is None:
-            return draw(model, kernel, settings, **place)
+            return replace(draw(model, kernel, settings, **place), units=units)
         value_range = None if run is None else run.value_range
-        return draw_to(out, model, kernel, settings, resume=resume, value_range=value_range, **place)
+        return draw_to(out, model, kernel, settings, resume=resume, value_range=value_range, units=units, **place)
 
 
 def _asked(

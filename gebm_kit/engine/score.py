@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_atomic
+from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
@@ -105,7 +107,7 @@ def check_score_output(path: str | Path) -> Path:
 
 def score(
     run_or_model: Run | GEBM | str | Path,
-    rows: Tensor,
+    rows: Tensor | np.ndarray,
     *,
     inverse_temperature: float | None = None,
     space: Space | None = None,
@@ -125,10 +127,12 @@ def score(
         seed: seed of the base draws and populations behind A.
 
     Raises:
-        UsageError: neither a run nor a model; ``space="raw"`` for a base without a density or a dataset that states no
-            Jacobian.
+        UsageError: neither a run nor a model; rows that are no tensor or array; ``space="raw"`` for a base without a density
+            or a dataset that states no Jacobian.
         DataError: rows that do not fit the model or are not finite.
     """
+    check_callback("on_progress", on_progress)
+    rows = tensor_of_rows(rows, "rows", files="gebm-kit score RUN FILE")
     model, dataset, settings = model_of(
         run_or_model,
         inverse_temperature=inverse_temperature,

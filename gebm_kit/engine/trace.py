@@ -26,9 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
@@ -46,6 +48,7 @@ from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tra
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def trace_quality(
     run_or_model: Run | GEBM | str | Path,
     metric: str | Metric = "frechet",
     *,
-    data: Tensor | Dataset | None = None,
+    data: Tensor | np.ndarray | Dataset | None = None,
     sampler: str | Sampler | None = None,
     inverse_temperature: float | Sequence[float] | None = None,
     num_samples: int | None = None,
@@ -95,6 +98,8 @@ def trace_quality(
         DataError: the data does not fit the model; RunFailed: draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
+    check_choice("reference", reference, ("train", "valid", "test"))
+    check_callback("on_progress", on_progress)
     recipe, model, dataset = opened(run_or_model, data)
     settings = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
     settings = with_given(settings, steps=steps, seed=seed, block_size=block_size)
@@ -166,6 +171,7 @@ def record(
     floor = floor_sets(held_out, settings.num_samples, num_sets)
     check_rows({name: scored}, {"draws": settings.num_samples, "held-out rows": len(floor[0])})
     with placed(model, device) as (where, dtype):
+        check_contract(model, sampler, where)
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
         data = data.to(place)

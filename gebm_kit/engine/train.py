@@ -7,6 +7,8 @@ from pathlib import Path
 
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.arguments import check_callback, check_flag, check_path, check_words
+from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process import data_parallel
@@ -14,7 +16,7 @@ from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device, restarted
 from gebm_kit.engine.run_directory.lock import RunLock
-from gebm_kit.engine.run_directory.run import Run
+from gebm_kit.engine.run_directory.run import Run, named_as_trained
 from gebm_kit.engine.training.loop import TrainingRequest, run_training
 
 
@@ -51,13 +53,23 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state is saved and the hint says how to resume.
     """
     if not isinstance(recipe, Recipe):
+        check_path("recipe, where it is no Recipe,", recipe)
+    if out is not None:
+        check_path("out", out)
+    check_words("overrides", overrides)
+    check_flag("resume", resume)
+    check_callback("on_progress", on_progress)
+    device = None if device is None else str(device)
+    if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise UsageError("overrides apply to a recipe file, and this recipe is already built")
+    recipe = named_as_trained(recipe)
     where = resolve_device(local_device(device or recipe.device))
     with (
         joined_ranks(where, "training") as ranks,
         RunLock(active=ranks.rank == 0) as lock,
+        attributed(),
         data_parallel.voice(ranks),
         ranks.together(),
     ):

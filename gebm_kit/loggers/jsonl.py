@@ -11,7 +11,7 @@ from typing import Annotated
 
 from gebm_kit.core.components import Injected
 from gebm_kit.core.errors import RunFailed
-from gebm_kit.core.files import finite_or_none
+from gebm_kit.core.files import finite_or_none, open_own
 from gebm_kit.core.interfaces import Logger
 
 
@@ -26,12 +26,14 @@ class Jsonl(Logger):
 
     Raises:
         RunFailed: the file can't be opened or written to, for example because the disk is full.
+        UsageError: it is a symbolic link, a pipe or a device: a run from somebody else could lead anywhere.
     """
 
     def __init__(self, *, run_directory: Annotated[Path, Injected]) -> None:
         self.path = Path(run_directory) / "metrics.jsonl"
         try:
-            self._file = self.path.open("ab", buffering=0)  # a buffered row would wait for the next one, or be lost
+            handle = open_own(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            self._file = os.fdopen(handle, "ab", buffering=0)  # a buffered row would wait for the next one, or be lost
         except OSError as error:
             raise RunFailed(f"{self.path} can't be opened: {error.strerror or error}") from error
 

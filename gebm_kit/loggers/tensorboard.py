@@ -12,6 +12,7 @@ from PIL import Image
 
 from gebm_kit.core.components import Injected
 from gebm_kit.core.errors import PluginError
+from gebm_kit.core.files import refuse_links
 from gebm_kit.core.interfaces import Logger
 
 
@@ -29,6 +30,7 @@ class TensorBoard(Logger):
 
     Raises:
         PluginError: TensorBoard is not installed.
+        UsageError: ``tensorboard/`` is a symbolic link.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TensorBoard(Logger):
     ) -> None:
         self.images = images
         self.start_step = start_step
+        refuse_links(Path(run_directory) / "tensorboard")
         # TensorBoard drops purge_step and later steps; the checkpoint's own row stays
         self._writer = _writer_class()(str(Path(run_directory) / "tensorboard"), purge_step=start_step + 1)
 

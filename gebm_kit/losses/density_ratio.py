@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
+from gebm_kit.core.contracts import check_energy_output
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch
 from gebm_kit.core.model import GEBM
@@ -44,18 +45,15 @@ def batch_energies(model: GEBM, batch: Batch, others: Tensor | None = None) -> E
         others: rows, (B, *D), that replace the base draws, for a loss that compares the data with something else.
 
     Raises:
-        UsageError: the batch has no data, or the energy does not return one number per row.
+        UsageError: the batch has no data.
+        PluginError: the energy does not return one number per row.
     """
     if batch.x is None:
         raise UsageError("the energy step needs data, and the batch has none")
     others = batch.x_base if others is None else others
     rows = torch.cat([batch.x, others.detach().to(batch.x.dtype)])
     joint: Tensor = model.energy(rows)
-    if joint.shape != (rows.shape[0],):
-        raise UsageError(
-            f"the energy must return one number per row, shape ({rows.shape[0]},), but returned {tuple(joint.shape)}",
-            hint="End the energy's forward with .flatten(1).sum(1) or .squeeze(-1).",
-        )
+    check_energy_output(model.energy, joint, rows.shape[0])
     data, base = joint.detach().split([batch.x.shape[0], others.shape[0]])
     return Energies(joint, data, base)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.hamiltonian import Phase, energy_error, evaluate, integrate
+from gebm_kit.core.hamiltonian import Phase, energy_change, evaluate, integrate
 from gebm_kit.core.interfaces import DIVERGENCE_THRESHOLD, Adaptation, Info, Potential, Sampler, Tunable
 
 LENGTH_LEARNING_RATE = 0.05
@@ -57,7 +57,8 @@ class Chees(Sampler):
         dChEES/dlog T = E[t (|y(t)|² - |y(0)|²) y(t)·v(t)],
 
     by Adam on log T, with each proposal weighted by its acceptance probability. At the same time h is tuned until the
-    harmonic mean over chains of the acceptance is 0.651.
+    harmonic mean over chains of the acceptance is 0.651. Proposals that left the support (``Info.impossible``) count
+    neither for h nor for T: their acceptance of 0 depends on where a trajectory ends, not on its steps.
 
     L is a Python integer and the same for all chains, so that nothing waits for the device. The length is therefore
     jittered through the step: ``t = T u`` with u uniform on [1 - jitter, 1]. u is drawn afresh for each chain and
@@ -86,6 +87,7 @@ class Chees(Sampler):
     """
 
     min_chains: ClassVar[int] = 2
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -157,7 +159,8 @@ class Chees(Sampler):
         start = Phase(z, velocity, value, grad)
         end = integrate(start, tau, num_leapfrog, potential)
 
-        error = energy_error(start, end, potential)
+        change = energy_change(start, end, potential)
+        error, impossible = change.error, change.left_support()
         diverged = error > DIVERGENCE_THRESHOLD
         acceptance = error.neg_().exp_().clamp_(max=1)
         accepted = uniform[1] < acceptance
@@ -168,7 +171,7 @@ class Chees(Sampler):
             torch.where(accepted, end.value, value),
             torch.where(moves, end.grad, grad),
         )
-        return new_state, Info(acceptance, accepted, diverged, grad_evals=num_leapfrog, statistics=told)
+        return new_state, Info(acceptance, accepted, diverged, num_leapfrog, statistics=told, impossible=impossible)
 
     def slopes(self, z: Tensor, end: Phase, length: Tensor, acceptance: Tensor, centre: Tensor) -> Tensor:
         """Return each chain's term of dChEES/dlog T times its acceptance, and the acceptance; (C, 2).

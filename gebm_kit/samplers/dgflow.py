@@ -76,6 +76,7 @@ class Dgflow(Sampler):
 
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "refiner"
     exact: ClassVar[bool] = False
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

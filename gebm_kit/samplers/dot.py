@@ -72,6 +72,7 @@ class Dot(Sampler):
 
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "refiner"
     exact: ClassVar[bool] = False
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class Drs(Sampler):
 
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "refiner"
     exact: ClassVar[bool] = False
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

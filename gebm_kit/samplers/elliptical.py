@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class Elliptical(Sampler):
         Slice sampling. R. M. Neal, Annals of Statistics 2003. https://arxiv.org/abs/physics/0009028 (Section 4: brackets of
         fixed width, and shrinking them)
     """
+
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class Hmc(Sampler):
         Optimal tuning of the hybrid Monte Carlo algorithm. A. Beskos et al., 2013. https://arxiv.org/abs/1001.4460
         (the acceptance of 0.651 in many dimensions; a little more is safer in few)
     """
+
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

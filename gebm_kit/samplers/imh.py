@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Imh(Sampler):
         1996. https://doi.org/10.1214/aos/1033066201 (the chain is geometrically ergodic if and only if exp(-tilt) is
         bounded)
     """
+
+    caches_tilt: ClassVar[bool] = True
 
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> ImhState:
         """Start chains at ``z``, (C, Z)."""

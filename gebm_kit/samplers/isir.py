@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class Isir(Sampler):
         Local-global MCMC kernels: the best of both worlds. S. Samsonov, E. Lagutin, M. Gabrié, A. Durmus, A. Naumov,
         E. Moulines, NeurIPS 2022. https://arxiv.org/abs/2111.02702 (with local moves; applied to latent spaces of GANs)
     """
+
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -42,7 +42,8 @@ class Mams(Sampler):
     mean step, at least 1 and at most ``max_leapfrog``. It is the same for all chains and fixed once warm-up is frozen,
     so nothing waits for the device.
 
-    A non-finite proposal or an energy error above 1000 is a divergence: it is rejected and counted.
+    A non-finite proposal or an energy error above 1000 is a divergence: it is rejected and counted. Proposals that left
+    the support (``Info.impossible``) do not shorten the step.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up to an acceptance of 0.8.
@@ -114,10 +115,11 @@ class Mams(Sampler):
         s = None if self.inverse_mass is None else self.inverse_mass.sqrt()
         num_steps = self.num_leapfrog
         end, kinetic = integrate(Particle(z, direction, value, grad), time, s, potential, LEAPFROG, num_steps)
-        error = kinetic.add_(end.value).sub_(value)
+        error = kinetic.add(end.value).sub_(value)
         error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
 
         diverged = error > DIVERGENCE_THRESHOLD
+        impossible = diverged & (kinetic.abs() <= DIVERGENCE_THRESHOLD)
         acceptance = error.neg_().exp_().clamp_(max=1)
         accepted = uniform[1] < acceptance  # never for a divergence, whose acceptance is exp(-1000) = 0
         moves = accepted.unsqueeze(1)
@@ -126,4 +128,4 @@ class Mams(Sampler):
             torch.where(accepted, end.value, value),
             torch.where(moves, end.grad, grad),
         )
-        return new_state, Info(acceptance, accepted, diverged, grad_evals=num_steps)
+        return new_state, Info(acceptance, accepted, diverged, grad_evals=num_steps, impossible=impossible)

@@ -52,7 +52,8 @@ class Mclmc(Sampler):
     Warm-up sets h so that the energy error dU + dK of a step has the variance ``energy_variance`` times d
     (``Info.tuning``). The variances of a Gaussian are then about 2 % too small; on a sharply bent ridge they were 6 to
     15 % too small. The speed is constant, so a step that is too long does not explode. A step whose energy error is above
-    1000 or not finite is a divergence: the chain stays where it was and takes a fresh direction.
+    1000 or not finite is a divergence: the chain stays where it was and takes a fresh direction. If only the potential
+    rules the step out (the chain left the support), the chain turns back instead, which leaves the target unchanged.
 
     Args:
         step_size: h, a length in units of the prior's standard deviation; tuned by warm-up.
@@ -110,17 +111,19 @@ class Mclmc(Sampler):
         h, s = self.step_size, None if self.inverse_mass is None else self.inverse_mass.sqrt()
         time = torch.full_like(value, h).unsqueeze(1)
         end, kinetic = integrate(Particle(z, direction, value, grad), time, s, potential, MINIMAL_NORM, num_steps=1)
-        error = kinetic.add_(end.value).sub_(value)
+        error = kinetic.add(end.value).sub_(value)
         error.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
 
         diverged = error > DIVERGENCE_THRESHOLD
         stays = diverged.unsqueeze(1)
-        stirred = refresh(end.direction, h, self.decoherence_length, generator)
+        # at a wall the chain turns back: a fresh direction there would leave too many chains beside the wall
+        wall = (diverged & (kinetic.abs() <= DIVERGENCE_THRESHOLD)).unsqueeze(1)
+        stirred = refresh(torch.where(wall, -direction, end.direction), h, self.decoherence_length, generator)
         new_state = MclmcState(
             torch.where(stays, z, end.position),
             torch.where(diverged, value, end.value),
             torch.where(stays, grad, end.grad),
-            torch.where(stays, random_direction(z, generator), stirred),
+            torch.where(stays & ~wall, random_direction(z, generator), stirred),
         )
         moved = ~diverged
         surprise = error.square_().div_(z.shape[1] * self.energy_variance)

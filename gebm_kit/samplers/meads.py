@@ -107,6 +107,7 @@ class Meads(Sampler):
     """
 
     min_chains: ClassVar[int] = 8
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

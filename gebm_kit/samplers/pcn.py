@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Pcn(Sampler):
         MCMC methods for functions: modifying old algorithms to make them faster. S. L. Cotter, G. O. Roberts,
         A. M. Stuart, D. White, Statistical Science 2013. https://arxiv.org/abs/1202.0709
     """
+
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(self, rho: Annotated[float, Range(0, 1, low_open=True)] = 0.3) -> None:
         check_arguments(self, rho=rho)

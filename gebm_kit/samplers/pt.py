@@ -155,6 +155,7 @@ class Pt(Sampler):
     """
 
     has_ladder: ClassVar[bool] = True
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -64,6 +64,7 @@ class Sir(Sampler):
     family: ClassVar[Literal["kernel", "population", "refiner"]] = "population"
     exact: ClassVar[bool] = False
     coupled: ClassVar[bool] = True
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(self, num_candidates: Annotated[int, Range(1, None)] = 100) -> None:
         check_arguments(self, num_candidates=num_candidates)

@@ -134,6 +134,7 @@ class Smc(AnnealedSampler):
     exact: ClassVar[bool] = False
     coupled: ClassVar[bool] = True
     min_chains: ClassVar[int] = 16
+    caches_tilt: ClassVar[bool] = True
 
     def __init__(
         self,

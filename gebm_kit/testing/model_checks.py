@@ -3,102 +3,136 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gebm_kit.core.interfaces import Base, Energy, HasDensity, HasEncoder
-from gebm_kit.core.priors import Prior
+from gebm_kit.core import contracts
+from gebm_kit.core.interfaces import Base, Energy, HasDensity, HasEncoder, HasPretraining, OnCodes
+from gebm_kit.testing.conformance import conformance
 
 CHECKED_ROWS = 5
 """Rows on which a module is checked: more than one, so that rows can depend on each other, and few, so that it is quick."""
 
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""Largest difference between a row's results alone and among others, relative to the largest value."""
 
+
+@conformance("base")
 def check_base(base: Base) -> None:
-    """Check a base: shapes, prior, independent rows in eval mode, gradient with respect to z, float64, state round trip.
+    """Check a base ``x = G(z)``: facts, shapes, independent rows in eval mode, gradients, float64, state round trip.
 
-    The checks run on a copy, so the base itself does not change.
+    The rows must satisfy ``G(z)_i = G(z_i)``, and ``dG(z)_i / dz_i`` must be finite and not zero everywhere. What else it
+    offers is checked too: ``log_prob`` (B,), ``encode`` (B, Z) and ``pretraining_loss`` (). The checks run on a copy, so the
+    base itself does not change.
 
     Raises:
-        AssertionError: a check failed; the message says which.
+        AssertionError: a check failed, or the signature is not valid; the message names base, package, file and line.
+
+    Example:
+        >>> from gebm_kit.bases.mlp import MlpBase
+        >>> check_base(MlpBase(latent_dim=3, hidden=[8], data_shape=(2,)))
     """
-    assert isinstance(base, Base), (
-        f"a base must derive from gebm_kit.core.interfaces.Base; {type(base).__name__} does not"
-    )
-    assert isinstance(base.latent_dim, int), "base.latent_dim must be an int"
-    assert base.latent_dim > 0, "base.latent_dim must be positive"
-    assert isinstance(base.data_shape, tuple), "base.data_shape must be a tuple"
-    prior = base.prior
-    assert isinstance(prior, Prior), "base.prior must be a Prior, with name, dim and from_normal"
-    assert prior.dim == base.latent_dim, (
-        f"base.prior has {prior.dim} dimensions, but base.latent_dim is {base.latent_dim}"
-    )
+    contracts.check_base_facts(base)
     base = copy.deepcopy(base).eval()
+    shape = tuple(base.data_shape)
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         base = base.to(dtype)
         z = base.sample_prior(CHECKED_ROWS, generator, dtype)
         assert z.shape == (CHECKED_ROWS, base.latent_dim), f"prior draws must be (B, Z), but they are {tuple(z.shape)}"
-        _check_rows(base, z, base.data_shape, dtype)
+        _check_rows("base", base, z, shape, dtype)
         x = base(z).detach()
         if isinstance(base, HasDensity):
-            assert base.log_prob(x).shape == (CHECKED_ROWS,), "log_prob must be (B,)"
+            assert tuple(base.log_prob(x).shape) == (CHECKED_ROWS,), "log_prob must be (B,)"
         if isinstance(base, HasEncoder):
-            assert base.encode(x).shape == z.shape, "encode must return (B, Z)"
-    _check_state(base, base.sample_prior(CHECKED_ROWS, generator, torch.float64))
+            assert tuple(base.encode(x).shape) == tuple(z.shape), "encode must return (B, Z)"
+        if isinstance(base, HasPretraining):
+            contracts.check_scalar("base", base, "its pretraining_loss", base.pretraining_loss(x))
+    _check_learns("base", base, base.sample_prior(CHECKED_ROWS, generator, torch.float64))
+    _check_state("base", base, base.sample_prior(CHECKED_ROWS, generator, torch.float64))
 
 
+@conformance("energy")
 def check_energy(energy: Energy, data_shape: tuple[int, ...]) -> None:
-    """Check an energy: one number a row, independent rows in eval mode, a live gradient, float64, state round trip.
+    """Check an energy ``E(x)``: one number a row, independent rows in eval mode, a live gradient, float64, state round trip.
 
-    The checks run on a copy, so the energy itself does not change. An energy on codes must be bound to a base.
+    The rows must satisfy ``E(x)_i = E(x_i)``, and the gradient ``dE(x_i) / dx_i`` must not be zero, even at ten times the
+    scale of data. The checks run on a copy, so the energy itself does not change. An energy on codes must be bound to a
+    base.
 
     Args:
         energy: the energy.
         data_shape: shape of one data point, ``*D``.
 
     Raises:
-        AssertionError: a check failed; the message says which.
+        AssertionError: a check failed, or the signature is not valid; the message names energy, package, file and line.
+
+    Example:
+        >>> from gebm_kit.energies.mlp import MlpEnergy
+        >>> check_energy(MlpEnergy(hidden=[8], data_shape=(2,)), (2,))
     """
-    assert isinstance(energy, Energy), (
-        f"an energy must derive from gebm_kit.core.interfaces.Energy; {type(energy).__name__} does not"
-    )
     energy = copy.deepcopy(energy).eval()
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         energy = energy.to(dtype)
         x = torch.randn(CHECKED_ROWS, *data_shape, generator=generator, dtype=dtype)
-        _check_rows(energy, x, (), dtype)
+        _check_rows("energy", energy, x, (), dtype)
         far = (10 * x).requires_grad_()
         (grad,) = torch.autograd.grad(energy(far).sum(), far)
         assert bool((grad.flatten(1) != 0).any(1).all()), "the gradient is zero far out: is the energy clamped?"
-    _check_state(energy, torch.randn(CHECKED_ROWS, *data_shape, generator=generator, dtype=torch.float64))
+        if isinstance(energy, OnCodes):
+            codes = energy.encode(x)
+            contracts.check_energy_output(energy, energy.of_codes(codes), CHECKED_ROWS)
+    rows = torch.randn(CHECKED_ROWS, *data_shape, generator=generator, dtype=torch.float64)
+    _check_learns("energy", energy, rows)
+    _check_state("energy", energy, rows)
 
 
-def _check_rows(module: nn.Module, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def _check_rows(kind: str, module: nn.Module, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Check that ``module`` maps each row on its own to ``shape``, differentiably, in ``dtype``."""
+    given = rows.clone()
+    with torch.no_grad():
+        first: Any = module(given)
+    if not torch.equal(given, rows):
+        contracts.refuse_changed(kind, module, "its input")
+    if kind == "base":
+        contracts.check_base_output(module, first, CHECKED_ROWS, shape)
+    else:
+        contracts.check_energy_output(module, first, CHECKED_ROWS)
+        contracts.check_finite(kind, module, "normal draws", first)
+    assert first.dtype == dtype, f"{dtype} input must give {dtype} output, but it gives {first.dtype}"
     points = rows.clone().requires_grad_()
     result = module(points)
-    expected = (CHECKED_ROWS, *shape)
-    assert result.shape == expected, f"{CHECKED_ROWS} rows must give {expected}, but they give {tuple(result.shape)}"
-    assert result.dtype == dtype, f"{dtype} input must give {dtype} output, but it gives {result.dtype}"
-    assert bool(torch.isfinite(result).all()), "the result is not finite"
-    (grad,) = torch.autograd.grad(result.sum(), points)
-    assert bool(torch.isfinite(grad).all()), "the gradient with respect to the input is not finite"
+    contracts.check_gradient(kind, module, result, points, "z" if kind == "base" else "x")
     with torch.no_grad():
-        assert torch.equal(module(rows), result), "two calls on the same rows differ in eval mode"
-        tolerance = 1e-4 if dtype == torch.float32 else 1e-9
-        alone = torch.cat([module(row) for row in rows.split(1)])
-        assert torch.allclose(alone, result, rtol=tolerance, atol=tolerance), (
-            "in eval mode a row's result must not depend on the other rows"
-        )
+        contracts.check_repeatable(kind, module, first, module(rows.clone()), 0.0)
+        alone = torch.cat([module(row.clone()) for row in rows.split(1)])
+        contracts.check_rows_independent(kind, module, first, alone, TOLERANCE[dtype])
+        some = module(rows[1:3].clone())
+        contracts.check_rows_independent(kind, module, first[1:3], some, TOLERANCE[dtype])
 
 
-def _check_state(module: nn.Module, rows: Tensor) -> None:
+def _check_learns(kind: str, module: nn.Module, rows: Tensor) -> None:
+    """Check that the gradient reaches the module's parameters in training mode, if it has any that are learned."""
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    twin = copy.deepcopy(module).train()
+    output = twin(rows.clone())
+    assert not learned or output.requires_grad, (
+        "it has no gradient with respect to its own parameters: it is cut off (no_grad, detach or numpy)"
+    )
+    assert kind != "energy" or tuple(output.shape) == (len(rows),), "in training mode it must return (B,) too"
+
+
+def _check_state(kind: str, module: nn.Module, rows: Tensor) -> None:
     """Check that a copy with overwritten weights gives the same results once the state is loaded back."""
+    contracts.check_state(kind, module)
     twin = copy.deepcopy(module)
     with torch.no_grad():
         for tensor in twin.parameters():
             tensor.zero_()
         twin.load_state_dict(module.state_dict())
-        assert torch.equal(twin(rows), module(rows)), "state_dict does not hold everything that the result depends on"
+        assert torch.equal(twin(rows.clone()), module(rows.clone())), (
+            "state_dict does not hold everything that the result depends on"
+        )

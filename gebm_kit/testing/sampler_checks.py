@@ -11,13 +11,18 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Info, Potential, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.engine.sampling.contract import check_sampler as check_steps
 from gebm_kit.engine.sampling.warmup import warm_up
+from gebm_kit.testing.conformance import conformance
 from gebm_kit.testing.host_sync import forbid_host_sync
 from gebm_kit.testing.statistics import ALPHA, confirmed, disagreement, holm, t_p_value
 from gebm_kit.testing.targets import IdentityBase, PlainPotential, Target, WalledEnergy, linear_gaussian, two_modes
 
 CHECK_CHAINS = 12
 """Chains of the checks without statistics: enough for the samplers that need at least 8, few enough to be quick."""
+
+CHECKED_LATENT_DIM = 2
+"""Latent size of the five steps that the engine checks."""
 
 INVARIANCE_CHAINS = 4000
 """Chains of `invariance`. Errors that it sees shrink with the root of this number, and time grows with it."""
@@ -47,16 +52,25 @@ ESTIMATE_CHAINS = 400
 """Chains of each run of `estimates`. The O(1 / chains) bias of a correct method must stay below the noise of the runs."""
 
 
+@conformance("sampler")
 def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -> None:
     """Run every check of `SAMPLER_CHECKS` and, for exact kernels and populations, the statistical checks on ``targets``.
+
+    The signature is checked first, then five steps as the engine checks them before it draws. An exact kernel must leave
+    ``exp(-U(z))`` unchanged and reach it from one point; a population's estimates must be right on average.
 
     Args:
         sampler: the sampler.
         targets: targets of the statistical checks; None: the linear-Gaussian and the two-mode target.
 
     Raises:
-        AssertionError: a check failed; the message says which and how.
+        AssertionError: a check failed, or the signature is not valid; the message names sampler, package, file and line.
+
+    Example:
+        >>> from gebm_kit.samplers.mala import Mala
+        >>> check_sampler(Mala(), targets=())
     """
+    check_steps(sampler, CHECKED_LATENT_DIM, torch.device("cpu"), torch.float64)
     for check in SAMPLER_CHECKS.values():
         check(sampler)
     if sampler.family == "kernel" and sampler.exact:

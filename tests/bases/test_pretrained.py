@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import warnings
 import zipfile
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -211,6 +214,94 @@ def test_a_program_that_is_not_a_base_is_refused_in_one_message(tmp_path, name):
         assert "base.output_shape=[64]" in caught.value.hint
 
 
+PICTURES = {
+    "channels last": ([2, 3, 4], {}, "can be images .rows, columns, channels.", "set base.channels_last=true"),
+    "merged, channels last": ([6, 4], {}, "can be images .rows, columns, channels.", "set base.channels_last=true"),
+    "flat": ([24], {}, r"returns \[24\] for each code", "If they are in the order rows, columns, channels"),
+    "another order": ([3, 4, 2], {}, r"returns \[3, 4, 2\]", "export a program that returns the shape of the data"),
+    "declared": ([2, 3, 4], {"output_shape": [2, 3, 4]}, "mixing up the axes", "set base.channels_last=true"),
+    "declared otherwise": ([4, 2, 3], {"channels_last": True}, "channels first", "Leave out base.channels_last"),
+    "declared, another order": ([3, 2, 4], {"output_shape": [3, 2, 4]}, "mixing up the axes", "Export a program"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_advice_mixes_up_the_axes_of_pictures(tmp_path, name):
+    returned, options, message, hint = PICTURES[name]
+    path = script(Flat(lambda x: torch.tanh(x).reshape(-1, *returned), 24), tmp_path / "g.pt", torch.randn(2, 3))
+    with pytest.raises(UsageError, match=message) as caught:
+        load(path, (4, 2, 3), latent_shape=[3], **options)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("returned", [[2, 3, 4], [6, 4], [24]])
+def test_images_with_the_channels_last_are_permuted(tmp_path, returned):
+    path = script(Flat(lambda x: torch.tanh(x).reshape(-1, *returned), 24), tmp_path / "g.pt", torch.randn(2, 3))
+    given = None if len(returned) == 3 else returned
+    base = load(path, (4, 2, 3), latent_shape=[3], channels_last=True, output_shape=given)
+    z = torch.randn(5, 3)
+    program = torch.jit.load(path)
+    assert torch.equal(base(z), program(z).reshape(5, 2, 3, 4).permute(0, 3, 1, 2))
+    for shape in ((24,), (4, 6)):
+        with pytest.raises(UsageError, match="base.channels_last is for images"):
+            load(path, shape, latent_shape=[3], channels_last=True)
+
+
+ROWS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "deviation": (lambda x: x * x.std(0, keepdim=True), "rows depend on each other"),
+    "mean": (lambda x: x - x.mean(0, keepdim=True), "statistics over the rows"),
+    "a trace of the others": (lambda x: x + 1e-6 * x.mean(0, keepdim=True), "statistics over the rows"),
+    "its neighbour": (lambda x: x + x.roll(1, 0), "statistics over the rows"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_program_whose_rows_mix_is_refused(tmp_path, name):
+    end, message = ROWS[name]
+
+    class Mixing(Flat):
+        def forward(self, z: Tensor) -> Any:
+            return torch.tanh(end(self.layer(z))).reshape(-1, *SHAPE)
+
+    path = export(Mixing(lambda x: x).eval(), tmp_path / "g.pt2", torch.randn(5, 3))
+    with pytest.raises(UsageError, match=message) as caught:
+        load(path)
+    assert "statistics over the batch" in caught.value.hint
+
+
+FLAT_GRADIENT: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
+    "rounded": (lambda x: torch.round(torch.tanh(x) * 8) / 8, "gradient of 0", "rounding"),
+    "floor": (lambda x: torch.floor(torch.sigmoid(x) * 8) / 8, "gradient of 0", "rounding"),
+    "sign": (torch.sign, "gradient of 0", "sign"),
+    "bytes": (lambda x: (100 * torch.sigmoid(x)).byte().float() / 255, "breaks the gradient", "bytes"),
+    "one hot": (lambda x: nn.functional.one_hot(x.argmax(1), 64).float(), "breaks the gradient", "argmax"),
+    "detached": (lambda x: torch.tanh(x.detach()), "breaks the gradient", "detach()"),
+    "collapsed": (lambda x: torch.tanh(0 * x + 0.3), "the same values for all of 16 codes", "weights"),
+}
+
+
+@pytest.mark.parametrize("name", FLAT_GRADIENT)
+def test_a_missing_gradient_is_named_with_what_may_cause_it(tmp_path, name):
+    end, message, hint = FLAT_GRADIENT[name]
+    path = script(Flat(lambda x: end(x).reshape(-1, *SHAPE)), tmp_path / "g.pt", torch.randn(4, 3))
+    with pytest.raises(UsageError, match=message) as caught:
+        load(path, latent_shape=[3])
+    assert hint in caught.value.hint
+
+
+class InPlace(Flat):
+    """A program that changes its codes."""
+
+    def forward(self, z: Tensor) -> Any:
+        return torch.tanh(self.layer(z.mul_(0.5))).reshape(-1, 1, 8, 8)
+
+
+def test_a_program_that_changes_its_codes_is_refused(tmp_path):
+    torch.jit.save(torch.jit.trace(InPlace().eval(), torch.randn(4, 3), check_trace=False), tmp_path / "g.pt")
+    with pytest.raises(UsageError, match="changes the codes that it is given in place"):
+        load(tmp_path / "g.pt", latent_shape=[3])
+
+
 def test_what_is_particular_to_a_kind_of_program(tmp_path):
     z = torch.randn(4, 6, 1, 1)
     fixed = export(Deconvolution().eval(), tmp_path / "fixed.pt2", z, dynamic=False)
@@ -258,6 +349,81 @@ def test_files_that_are_not_a_generator(tmp_path, programs):
         damaged.write_bytes(path.read_bytes()[:1000])
         with pytest.raises(DataError, match="is not a generator"):
             load(damaged, latent_shape=[6, 1, 1])
+
+
+def test_files_of_other_kinds_are_named(tmp_path):
+    import pickle
+
+    torch.save(Deconvolution(), tmp_path / "module.pt")
+    torch.save(Deconvolution().state_dict(), tmp_path / "state.pt")
+    torch.save(Deconvolution().state_dict(), tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "any.pkl").write_bytes(pickle.dumps({"weights": [1.0]}))
+    np.save(tmp_path / "rows.npy", np.zeros(3))
+    np.savez(tmp_path / "rows.npz", x=np.zeros(3))
+    (tmp_path / "g.onnx").write_bytes(b"\x08\x07")
+    (tmp_path / "g.h5").write_bytes(b"\x89HDF\r\n")
+    with zipfile.ZipFile(tmp_path / "compiled.pt2", "w") as archive:
+        archive.writestr("g/data/aotinductor/model/x.so", b"")
+    words = {
+        "module.pt": "is a pickle of torch.save, which is never loaded; it holds objects such as .*Deconvolution",
+        "state.pt": r"holds weights alone \(a state_dict\)",
+        "legacy.pt": "is a pickle, which is never loaded",
+        "any.pkl": "is a pickle, which is never loaded",
+        "rows.npy": "it is a file of arrays",
+        "rows.npz": "is a file of arrays",
+        "g.onnx": "it is an ONNX model",
+        "g.h5": "it is a file of Keras or HDF5",
+        "compiled.pt2": "compiled package .AOTInductor., which has no gradient",
+    }
+    for name, message in words.items():
+        with pytest.raises(DataError, match=message) as caught:
+            load(tmp_path / name)
+        assert caught.value.hint
+    assert "torch.load('state.pt', weights_only=True)" in refusal(tmp_path / "state.pt").hint
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "is a named pipe" in refusal(tmp_path / "pipe.pt").message
+
+
+def refusal(path: Path) -> DataError | UsageError:
+    with pytest.raises((DataError, UsageError)) as caught:
+        load(path)
+    return caught.value
+
+
+def test_folders_are_named_with_the_component_that_reads_them(tmp_path):
+    def folder(name: str, **files: Any) -> Path:
+        for file, content in files.items():
+            place = tmp_path / name / file.replace("__", "/").replace("_json", ".json")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(content))
+        (tmp_path / name).mkdir(exist_ok=True)
+        return tmp_path / name
+
+    vae, unet = {"_class_name": "AutoencoderKL"}, {"_class_name": "UNet2DModel"}
+    found = refusal(folder("vae", config_json=vae))
+    assert "diffusers autoencoder (AutoencoderKL)" in found.message
+    assert f"base='{{name: diffusers-vae, path: \"{tmp_path / 'vae'}\"}}'" in found.hint
+    pipeline = {"_class_name": "StableDiffusionPipeline"}
+    found = refusal(folder("pipe", model_index_json=pipeline, vae__config_json=vae, unet__config_json=unet))
+    assert "whole diffusers pipeline (StableDiffusionPipeline)" in found.message
+    assert "subfolder: vae" in found.hint
+    assert "needs many steps" in refusal(folder("ddpm", model_index_json=pipeline, unet__config_json=unet)).message
+    assert "diffusers network (UNet2DModel)" in refusal(folder("unet", config_json=unet)).message
+    tiny = refusal(folder("tiny", config_json={"_class_name": "AutoencoderTiny"}))
+    assert "diffusers autoencoder (AutoencoderTiny)" in tiny.message
+    assert "transformers model (gpt2)" in refusal(folder("gpt", config_json={"model_type": "gpt2"})).message
+    run = folder("run", resolved_json={}, checkpoints__step__x_json={})
+    (run / "resolved.yaml").touch()
+    (run / "checkpoints" / "step" / "model.safetensors").touch()
+    assert "is a run of gebm-kit" in refusal(run).message
+    assert "base.prefix=base." in refusal(run).hint
+    empty = folder("empty")
+    assert "is a folder, but a generator's file is needed" in refusal(empty).message
+    (empty / "g.pt").touch()
+    assert "g.pt" in refusal(empty).hint
+    damaged = folder("damaged")
+    (damaged / "config.json").write_text("[" * 100_000)
+    assert "is a folder" in refusal(damaged).message
 
 
 def test_parameters_that_do_not_go_together(tmp_path, programs):
@@ -325,6 +491,15 @@ def test_weights_that_do_not_fit(tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="is not a safetensors file"):
         load(path, (2,), architecture=MlpBase(3, [4], data_shape=(2,)))
+    whole = {
+        name: (9 * tensor).to(torch.int8) for name, tensor in MlpBase(3, [4], data_shape=(2,)).state_dict().items()
+    }
+    safetensors.torch.save_file(whole, path)
+    with pytest.raises(UsageError, match="has type torch.int8 in the file and torch.float32 in the network"):
+        load(path, (2,), architecture=MlpBase(3, [4], data_shape=(2,)))
+    small = {name: t.to(torch.float8_e4m3fn) for name, t in MlpBase(3, [4], data_shape=(2,)).state_dict().items()}
+    safetensors.torch.save_file(small, path.with_suffix(".bin"))  # known by its content, whatever its name
+    assert load(path.with_suffix(".bin"), (2,), architecture=MlpBase(3, [4], data_shape=(2,))).latent_dim == 3
     broken = MlpBase(3, [4], data_shape=(2,))
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_exit_codes(cli: Any, monkeypatch: pytest.MonkeyPatch, error: BaseExcept
     assert found["message"] in text.err
     assert "Traceback" not in text.err
     if name == "bug":
-        assert "this is a bug" in text.err
+        assert "this is a bug in gebm-kit" in text.err
         assert "--debug" in text.err
         assert "Traceback" in cli("list", "--debug").err
 
@@ -250,6 +251,35 @@ def test_progress_shows_no_scalar_of_an_earlier_phase() -> None:
         watch(Progress("train", step, 3, scalars))
     assert ["base_loss" in line for line in lines] == [True, False, False][-len(lines) :]
     assert "loss 3" in lines[-1]
+
+
+def test_only_training_is_silent_for_longer_than_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow stage has a line every ten seconds, however few steps that is; one that takes a moment has none."""
+    now = [0.0]
+    monkeypatch.setattr("gebm_kit.cli.progress.time.monotonic", lambda: now[0])
+    lines: list[str] = []
+    watch = PlainProgress(lines.append)
+    for stage, pause in (("log Z", 0.01), ("sample", 3.0), ("train", 3.0)):
+        for step in range(1, 11):
+            now[0] += pause
+            watch(Progress(stage, step, 1000))
+    assert [line.split("  ")[0] for line in lines] == ["sample 3/1000", "sample 6/1000", "sample 9/1000"]
+
+
+def test_a_line_tells_when_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gebm_kit.cli.progress.SECONDS_PER_LINE", 2)
+    said = threading.Event()
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "still at work" in line:
+            said.set()
+
+    with PlainProgress(say) as watch:
+        watch(Progress("evaluate", 3, 10))
+        assert said.wait(60)
+    assert "still at work after evaluate 3" in lines
 
 
 def test_progress_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,24 @@ def test_words_that_mean_nothing(folder, capfd, words, message):
     assert not (folder / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["generator.pt", "digits"], "set --latent to that of one latent code", "100x1x1 for codes (B, 100, 1, 1)"),
+        (["generator.pt", "digits", "--latent", "5"], "fails on 16 codes of shape [5]", "--latent must be the shape"),
+        (["nothing.pt", "digits", "--latent", "4"], "nothing.pt does not exist", "GENERATOR must name the right file"),
+        (["generator.pt", "digits", "base.latent_shape=[5]"], "fails on 16", "base.latent_shape must be the shape"),
+    ],
+)
+def test_advice_names_the_option_that_the_command_has(folder, capfd, words, message, hint):
+    for more in (["--dry-run"], []):
+        assert main(["refine", *words, *more, "--trust-program", "--quiet", "--json", "--out", "run"]) == 2
+        error = json.loads(capfd.readouterr().out)["error"]
+        assert message in error["message"]
+        assert hint in error["hint"]
+        assert ("base." in error["message"] + error["hint"]) == any(word.startswith("base.") for word in words)
+
+
 def test_without_trust_nothing_is_loaded(folder, capfd):
     assert main(["refine", "generator.pt", "digits", "--latent", "4x1x1", "--quiet", "--json"]) == 2
     error = json.loads(capfd.readouterr().out)["error"]

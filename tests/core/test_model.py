@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import PluginError, UsageError
 from gebm_kit.core.interfaces import Base, Energy, Potential, TiltedPotential
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.priors import PRIORS, Prior
@@ -271,7 +271,8 @@ def test_energies_of_the_wrong_shape(keep, seen):
 
     with LatentPotential(GEBM(CurvedBase().double(), Wrong())) as potential:
         for call in (potential.value, potential.value_and_grad, potential.energy):
-            with pytest.raises(UsageError, match=rf"one number per row, shape \(7,\), but returned {seen}") as caught:
+            said = rf"the energy 'Wrong' .*test_model.py, line \d+\) .*one number per row, shape \(7,\), but returned {seen}"
+            with pytest.raises(PluginError, match=said) as caught:
                 call(latents())
             assert "squeeze" in caught.value.hint
 

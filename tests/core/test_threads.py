@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import PluginError
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.threads import PieceThreads
 from gebm_kit.energies.mlp import MlpEnergy
@@ -78,7 +78,7 @@ def test_an_error_in_a_piece_comes_through(three_threads: None) -> None:
             return x[:, :2]
 
     with LatentPotential(GEBM(IdentityBase(5), Pairs()), block_size=2) as potential:  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="one number per row"):
+        with pytest.raises(PluginError, match="the energy 'Pairs' .*one number per row"):
             potential.value_and_grad(torch.zeros(6, 5))
-        with pytest.raises(UsageError, match="one number per row"):
+        with pytest.raises(PluginError, match="the energy 'Pairs' .*one number per row"):
             potential.value(torch.zeros(6, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -15,6 +16,7 @@ import torch
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import HasLabels, HasStoredRows
+from gebm_kit.data import cifar10
 from gebm_kit.data.cifar10 import Cifar10
 
 PARTS = ("train", "valid", "test")
@@ -110,3 +112,25 @@ def test_bad_files(formats: Any, tmp_path: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(UsageError, match="valid_fraction"):
         Cifar10(str(folder), valid_fraction=0.0)
+
+
+def test_archives_that_unpack_to_too_much(formats: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = formats.cifar10(tmp_path)
+    monkeypatch.setattr(cifar10, "MAX_UNPACKED", 100_000)
+    with pytest.raises(DataError, match=r"unpacks to more than 100\.0 kB") as caught:
+        Cifar10(str(packed))
+    assert "cifar-10-binary.tar.gz" in caught.value.hint
+
+
+def test_a_named_pipe_in_place_of_a_file(formats: Any, tmp_path: Path) -> None:
+    folder = formats.cifar10(tmp_path, archive=False)
+    (folder / "data_batch_2.bin").unlink()
+    os.mkfifo(folder / "data_batch_2.bin")
+    with pytest.raises(DataError, match="is a named pipe"):
+        Cifar10(str(folder))
+
+
+def test_the_line_about_what_was_read(formats: Any, tmp_path: Path) -> None:
+    line = Cifar10(str(formats.cifar10(tmp_path))).describe_reading()
+    assert "read 72 rows (train 54, valid 6, test 12) of shape 3x32x32" in line
+    assert "unsigned bytes 0..255 -> float32 in [-1, 1]; labels: 10 classes" in line

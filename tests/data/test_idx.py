@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import HasLabels
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.data.idx import Idx
 
 IMAGES = np.arange(20 * 4 * 3, dtype=np.int64).reshape(20, 4, 3) % 256
@@ -118,3 +122,88 @@ def test_damaged_files(case: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message) as caught:
         Idx(".", directory=tmp_path)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("original", "spelled"),
+    [
+        ("{part}-{kind}-{idx}-ubyte", "{part}-{kind}.{idx}-ubyte"),
+        ("{part}-{kind}-{idx}-ubyte", "{PART}-{KIND}-{IDX}-UBYTE.GZ"),
+        ("{part}-{kind}-{idx}-ubyte", "emnist-letters-{part}-{kind}-{idx}-ubyte"),
+        ("{part}-{kind}-{idx}-ubyte", "{part}_{kind}.{idx}"),
+    ],
+)
+@pytest.mark.parametrize("test", ["t10k", "test"])
+def test_names_of_other_sources(original: str, spelled: str, test: str, tmp_path: Path) -> None:
+    fill(tmp_path)
+    plain = Idx(".", directory=tmp_path)
+    for part, kind, idx in itertools.product(("train", "t10k"), ("images", "labels"), ("idx3", "idx1")):
+        words = {"part": part, "kind": kind, "idx": idx}
+        file = tmp_path / original.format(**words)
+        words["part"] = test if part == "t10k" else part
+        if file.exists():
+            file.rename(tmp_path / spelled.format(**words, **{k.upper(): v.upper() for k, v in words.items()}))
+    found = Idx(".", directory=tmp_path)
+    for part in PARTS:
+        assert torch.equal(found.split(part).first(99), plain.split(part).first(99))
+        assert torch.equal(found.labels(part), plain.labels(part))
+
+
+def test_several_sets_in_one_folder_need_a_prefix(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for file in list(tmp_path.iterdir()):
+        (tmp_path / f"emnist-a-{file.name}").write_bytes(file.read_bytes())
+        file.rename(tmp_path / f"emnist-b-{file.name}")
+    with pytest.raises(
+        DataError, match="several files of images of the test part: emnist-a-t10k.*, emnist-b-t10k"
+    ) as caught:
+        Idx(".", directory=tmp_path)
+    assert "data.prefix" in caught.value.hint
+    data = Idx(".", prefix="emnist-a-", directory=tmp_path)
+    assert "emnist-a-train-images-idx3-ubyte" in data.describe_reading()
+    assert "emnist-b" not in data.describe_reading()
+
+
+def test_original_names_win_and_folders_of_that_name_are_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "train-images.idx3-ubyte").mkdir()
+    (tmp_path / "test-images-idx3-ubyte").write_bytes(b"another file")
+    assert len(Idx(".", directory=tmp_path).split("test")) == 6
+
+
+def test_labels_that_are_left_out_are_said(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").rename(tmp_path / "t10k-labels-idx2-int")
+    with pytest.warns(GebmKitWarning) as warned:
+        data = Idx(".", directory=tmp_path)
+    assert not isinstance(data, HasLabels)
+    said = [str(warning.message) for warning in warned]
+    assert any("t10k-labels-idx2-int is left out" in text for text in said)
+    assert any("labels of one part only" in text for text in said)
+
+
+def test_the_line_about_what_was_read(tmp_path: Path) -> None:
+    line = Idx(".", directory=fill(tmp_path)).describe_reading()
+    for words in ("26 rows (train 18, valid 2, test 6)", "shape 1x4x3", "0..255 -> float32 in [-1, 1]", "10 classes"):
+        assert words in line
+
+
+@pytest.mark.parametrize("header", [b"\0\0\0\0", bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**16, 2**10, 2**10)])
+def test_no_more_is_unpacked_than_the_header_states(header: bytes, tmp_path: Path) -> None:
+    """Two megabytes of zeros in two kilobytes; the second header claims 64 GB."""
+    fill(tmp_path)
+    (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(header + b"\0" * 2**21))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="not an idx file|should hold 65536x1024x1024 elements"):
+        Idx(".", directory=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / TRAIN_LABELS).unlink()
+    os.mkfifo(tmp_path / TRAIN_LABELS)
+    with pytest.raises(DataError, match="is a named pipe"):
+        Idx(".", directory=tmp_path)

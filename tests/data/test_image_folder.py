@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import HasLabels
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.data.image_folder import ImageFolder
 
 PARTS = ("train", "valid", "test")
@@ -291,3 +294,85 @@ class TestCorruptImages:
             all_rows(ImageFolder(".", size=8, directory=tmp_path))
         with pytest.raises(DataError, match="none of the images"), pytest.warns(UserWarning, match="is skipped"):
             ImageFolder(".", size=None, directory=tmp_path)
+
+
+class TestWhatIsRead:
+    def test_every_kind_of_file_is_read_in_any_case(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        for index, kind in enumerate(
+            ("webp", "WEBP", "Jpg", "JPEG", "bmp", "gif", "tif", "TIFF", "ppm", "PNG", "jfif")
+        ):
+            image = Image.fromarray(np.full((8, 8, 3), 20 * index, dtype=np.uint8))
+            image.save(tmp_path / f"more{index}.{kind}", {"jfif": "jpeg"}.get(kind))
+        data = ImageFolder(".", size=8, directory=tmp_path)
+        assert len(all_rows(data)) == 31
+
+    def test_files_left_out_are_counted_and_said(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        for name in ("a.avif", "b.AVIF", "c.heic", "no-suffix", "notes.txt", "LICENSE", ".hidden.png"):
+            (tmp_path / name).write_bytes(b"x")
+        fill(tmp_path / "elsewhere", num=1)
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "link").symlink_to(tmp_path / "elsewhere")
+        with pytest.warns(GebmKitWarning) as warned:
+            data = ImageFolder(".", size=8, directory=tmp_path)
+        first, second = (str(warning.message) for warning in warned)
+        assert "left out because of their suffix: 2 .avif, 1 without a suffix, 1 .heic; read are .png, .jpg" in first
+        assert "1 link(s) to folders are not followed" in second
+        line = data.describe_reading()
+        for words in ("21 .png", "2 .avif", "1 .heic", "1 .txt", "1 hidden", "1 link(s) to folders"):
+            assert words in line
+        (tmp_path / "only").mkdir()
+        (tmp_path / "only" / "a.avif").write_bytes(b"x")
+        with pytest.raises(DataError, match=r"holds no \.png.* file \(there are: 1 \.avif\)"):
+            ImageFolder("only", directory=tmp_path)
+
+    def test_the_line_about_what_was_read(self, tmp_path: Path) -> None:
+        fill(tmp_path / "a", num=10)
+        fill(tmp_path / "b", num=10, shape=(8, 8, 4))
+        data = ImageFolder(".", size=8, background="black", directory=tmp_path)
+        assert data.describe_reading() == (
+            f"read 20 rows (train 16, valid 2, test 2) of shape 3x8x8: {tmp_path}, unsigned bytes 0..255 (modes RGB 10, "
+            "RGBA 10) -> float32 in [-1, 1]; labels: 2 classes; transparency: 10 file(s), laid over black; files: 20 .png; "
+            "left out: nothing"
+        )
+
+    def test_damaged_and_irregular_files_are_found_before_training(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        (tmp_path / "text.png").write_text("no image")
+        (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+        os.mkfifo(tmp_path / "pipe.png")
+        data = ImageFolder(".", size=8, directory=tmp_path)
+        with pytest.warns(UserWarning, match="is skipped"):
+            line = data.describe_reading()
+        assert "damaged so far: 3" in line
+        assert "named pipe" in data.skipped()[str(tmp_path / "pipe.png")]
+        assert len(all_rows(data)) == 23
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
+        with (
+            pytest.raises(DataError, match=r"deep\.png has more than 8 bits"),
+            pytest.warns(UserWarning, match="skipped"),
+        ):
+            ImageFolder(".", size=8, directory=tmp_path).describe_reading()
+
+    def test_the_background_is_a_parameter(self, tmp_path: Path) -> None:
+        for index in range(3):
+            save(tmp_path / f"{index}.png", np.full((4, 4, 4), (9, 9, 9, 0)))
+        for colour, value in (("white", 1.0), ("black", -1.0)):
+            rows = all_rows(ImageFolder(".", size=4, background=colour, directory=tmp_path))
+            assert rows.unique().tolist() == [value]
+        with pytest.raises(UsageError, match="background is a colour"):
+            ImageFolder(".", background="whitish", directory=tmp_path)
+
+    def test_names_that_are_not_utf8(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        with contextlib.suppress(OSError):  # some file systems refuse such names
+            os.rename(tmp_path / "000.png", os.fsencode(tmp_path) + b"/\xff.png")
+        assert len(all_rows(ImageFolder(".", size=8, directory=tmp_path))) == 20
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+    def test_a_folder_that_can_t_be_read(self, tmp_path: Path) -> None:
+        fill(tmp_path)
+        (tmp_path / "closed").mkdir(mode=0)
+        with pytest.raises(DataError, match="closed can't be read"):
+            ImageFolder(".", directory=tmp_path)

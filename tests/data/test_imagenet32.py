@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,21 @@ def test_bad_files(formats: Any, tmp_path: Path) -> None:
     (folder / "val_data.npz").unlink()
     with pytest.raises(DataError, match=r"holds no val_data\.npz"):
         Imagenet32(str(folder))
+
+
+def test_a_header_that_claims_more_than_the_file_holds(formats: Any, tmp_path: Path) -> None:
+    """The shape is known before anything is allocated for the images."""
+    folder = formats.imagenet32(tmp_path, each=4, side=8)
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 192), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    content = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(folder / "train_data_batch_2.npz", "w") as archive:
+        archive.writestr("data.npy", content)
+    with pytest.raises(DataError, match=r"batch_2\.npz can't be read: data of shape \(1000000000, 192\)"):
+        Imagenet32(str(folder))
+
+
+def test_the_line_about_what_was_read(formats: Any, tmp_path: Path) -> None:
+    line = Imagenet32(str(formats.imagenet32(tmp_path, each=10, side=8)), valid_fraction=0.2).describe_reading()
+    assert "read 40 rows (train 24, valid 6, test 10) of shape 3x8x8" in line
+    assert "labels: 1000 classes" in line

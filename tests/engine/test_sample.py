@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,7 +278,7 @@ def test_a_run_brings_its_own_settings(model: gk.GEBM, tmp_path) -> None:
         device = "cpu"
 
     run = Run(tmp_path)
-    run.__dict__.update(model=model, recipe=Recipe)
+    run.__dict__.update(model=model, recipe=Recipe, checkpoint=SimpleNamespace(state={"facts": {}}))
     found = sample(run).diagnostics
     assert (found.sampler, found.step_size, found.num_samples, found.seed) == ("mala", 0.05, 30, 9)
     assert sample(run, "mala", num_samples=5).diagnostics.step_size == 0.05

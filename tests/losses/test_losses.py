@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import estimators
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import PluginError, UsageError
 from gebm_kit.core.interfaces import Base, Batch, Energy, Loss
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
@@ -150,7 +150,7 @@ class TestEveryLoss:
         with pytest.raises(UsageError, match="needs data"):
             loss.energy_loss(model, replace(batch, x=None))
         model.energy.forward = lambda x: x.sum(1, keepdim=True)
-        with pytest.raises(UsageError, match="one number per row"):
+        with pytest.raises(PluginError, match="the energy .*one number per row"):
             loss.energy_loss(model, batch)
 
 

@@ -9,19 +9,26 @@ import torch
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.interfaces import Dataset, HasStoredRows
-from gebm_kit.core.progress import warn
+from gebm_kit.core.interfaces import Dataset, HasReading, HasStoredRows
+from gebm_kit.core.progress import note, warn
 from gebm_kit.core.sources import HasSources
 from gebm_kit.engine.datasets.batches import RESIDENT_BYTES
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset, find_prepared
 
 
 def open_dataset(recipe: Recipe) -> Dataset:
-    """Open the recipe's dataset: the prepared one if there is one, otherwise the files.
+    """Open the recipe's dataset: the prepared one if there is one, otherwise the files. A note says what was read.
 
     Raises:
         DataError: its files are missing or malformed, and nothing is prepared.
     """
+    dataset = _opened(recipe)
+    if isinstance(dataset, HasReading):
+        note(f"data: {_on_one_line(dataset.describe_reading())}")
+    return dataset
+
+
+def _opened(recipe: Recipe) -> Dataset:
     found = find_prepared(recipe)
     command = prepare_command(recipe)
     if found.index is not None:
@@ -40,6 +47,11 @@ def open_dataset(recipe: Recipe) -> Dataset:
     if not found.problem and isinstance(dataset, HasSources) and _is_large(dataset):
         warn(f"images are read from their files during training, which may slow it down; `{command}` decodes them once")
     return dataset
+
+
+def _on_one_line(text: str) -> str:
+    """Return ``text`` without line breaks, and with names from files stripped of what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def prepare_command(recipe: Recipe) -> str:

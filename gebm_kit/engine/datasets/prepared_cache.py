@@ -44,8 +44,9 @@ ROWS_FOLDER, INDEX_FILE = "rows", "index.json"
 """Names of the folder of rows and of the index in it."""
 
 
-CACHE_FORMAT = 1
-"""Version of the folder's layout; a folder of another version is not used."""
+CACHE_FORMAT = 2
+"""Version of the folder and of what its rows hold; a folder of another version is not used. 2: transparent pixels are laid
+over a background, and more kinds of files are read."""
 
 
 OF_READING = ("cache_mb",)

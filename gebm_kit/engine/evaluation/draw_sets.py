@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress
+from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -28,16 +28,24 @@ class DrawSets:
     diagnostics: Diagnostics | None = None
 
 
-def base_sets(model: GEBM, settings: SampleSettings, num_samples: int, num_sets: int, device: torch.device) -> DrawSets:
+def base_sets(
+    model: GEBM,
+    settings: SampleSettings,
+    num_samples: int,
+    num_sets: int,
+    device: torch.device,
+    on_progress: OnProgress = ignore,
+) -> DrawSets:
     """Draw sets from the base, ``x = G(z), z ~ eta``."""
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
     example = next((p for p in model.base.parameters() if p.is_floating_point()), torch.empty(0))
-    sets = []
+    sets: list[Tensor] = []
+    report = counted(on_progress, "base", num_sets * num_samples)
     with LatentPotential(model, block_size=min(num_samples, settings.block_size or DRAWS_AT_ONCE)) as potential:
         for _ in range(num_sets):
             shape = (num_samples, model.latent_dim)
             z = torch.randn(shape, generator=generator, device=device, dtype=example.dtype)
-            sets.append(potential.data(z).cpu())
+            sets.append(potential.data(z, lambda done: report(len(sets) * num_samples + done)).cpu())
     return DrawSets(sets)
 
 

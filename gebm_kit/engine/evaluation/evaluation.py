@@ -27,6 +27,7 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, Split
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
@@ -39,6 +40,7 @@ from gebm_kit.engine.likelihood.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.likelihood.nll import Likelihood, check_space, log_det_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
 
@@ -156,6 +158,7 @@ def score(
     """
     num_samples, num_sets = settings.num_samples, settings.num_sets
     check_request(model, dataset, num_samples, num_sets)
+    check_dataset(dataset, disjoint=not isinstance(dataset, HeldOut))
     check_space(dataset, settings.nll_space)
     check_data_serves(metrics, dataset, settings.features)
     rows = _data_rows(dataset, metrics, settings)
@@ -163,7 +166,8 @@ def score(
         metrics, {"draws": num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
     )
     with placed(model, device) as (where, _):
-        base = base_sets(model, sampling, num_samples, num_sets, where)
+        check_contract(model, sampler, where)
+        base = base_sets(model, sampling, num_samples, num_sets, where, on_progress if ranks.rank == 0 else ignore)
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():

@@ -26,7 +26,7 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
         UsageError: the run directory can't be written.
         RunFailed: the disk is full.
     """
-    pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.metrics())
+    pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw())
     write_json(run.path / "evaluation.json", {"schema": 1, **evaluation.as_dict()})
     return pictures
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gebm_kit.core.contracts import check_metric_values, untouched
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
 from gebm_kit.core.model import GEBM
@@ -47,7 +48,9 @@ class Scorer:
 
     def values(self, name: str, metric: Metric, samples: Tensor, index: int) -> dict[str, float]:
         """Score one set against the reference and, under names that end in ``.train``, against training data."""
-        values = metric(self.context(name, samples, index))
+        with untouched("metric", metric, "the draws or the data that it scores", samples, self.reference):
+            values = metric(self.context(name, samples, index))
+        check_metric_values(metric, values)
         if self.train is not None and metric.against_train:
             beside = metric(self.context(name, samples, index, self.train))
             values = values | {f"{key}.{AGAINST_TRAIN}": value for key, value in beside.items()}

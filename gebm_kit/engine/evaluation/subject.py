@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.given_rows import check_precision, tensor_of_rows
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.held_out import HeldOut
@@ -30,7 +32,9 @@ def sampling_settings(recipe: Recipe | None) -> SampleSettings:
     return SampleSettings() if recipe is None else settings_of(recipe.sample)
 
 
-def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
+def opened(
+    run_or_model: Run | GEBM | str | Path, data: Tensor | np.ndarray | Dataset | None
+) -> tuple[Recipe | None, GEBM, Dataset]:
     """Return the recipe (None for a hand-built model), the model, and the data to score against.
 
     Raises:
@@ -40,10 +44,13 @@ def opened(run_or_model: Run | GEBM | str | Path, data: Tensor | Dataset | None)
     from gebm_kit.engine.run_directory.run import Run, subject_of
 
     subject = subject_of(run_or_model)
-    if isinstance(data, Tensor):
-        data = HeldOut(data)
+    model = subject.model if isinstance(subject, Run) else subject
+    if isinstance(data, Tensor | np.ndarray):
+        rows = tensor_of_rows(data, "data")
+        check_precision(rows, model.dtype, (), "the data")
+        data = HeldOut(rows)
     if data is not None and not isinstance(data, Dataset):
-        raise UsageError(f"data must be a tensor of rows or a Dataset, got {type(data).__name__}")
+        raise UsageError(f"data must be a tensor of rows, a numpy array or a Dataset, got {type(data).__name__}")
     if isinstance(subject, Run):
         return subject.recipe, subject.model, subject.dataset if data is None else data
     if data is None:

@@ -201,7 +201,7 @@ def energy_plot(path: Path, traces: Traces) -> Path:
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 def _varying(traces: Traces) -> Traces:
-    """Drop quantities that are constant (the tilt of a flat potential) or nowhere finite, unless all of them are."""
+    """Drop quantities that are constant or nowhere finite, unless all of them are."""
     finite = torch.isfinite(traces.values)
     varies = ((traces.values != traces.values[0, 0]) & finite).flatten(0, 1).any(0)
     if not bool(varies.any()):

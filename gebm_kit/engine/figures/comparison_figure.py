@@ -12,7 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gebm_kit.engine.figures.plotting import COLOURS, LINE_STYLES, draw_curve, save_figure, series, stay_with_the_bulk
+from gebm_kit.engine.figures.plotting import (
+    COLOURS,
+    LINE_STYLES,
+    draw_curve,
+    finite_series,
+    save_figure,
+    series,
+    stay_with_the_bulk,
+)
 from gebm_kit.engine.run_directory.comparison import ComparedMetric, Comparison
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -98,8 +106,9 @@ def _curve_panels(comparison: Comparison) -> list[DrawPanel]:
     """Return one panel for each of `TRAINING_CURVES` that any run logged."""
     other_losses = any(key == "loss" or key.startswith("loss.") for key in comparison.differences)
     panels: list[DrawPanel] = []
+    logged = [record.series(TRAINING_CURVES) for record in comparison.records]
     for name, title in TRAINING_CURVES.items():
-        drawn = [series(record.rows, name) for record in comparison.records]
+        drawn = [finite_series(*found[name]) for found in logged]
         if any(np.isfinite(values).any() for _, values in drawn):
             warning = "\n(the runs' losses differ)" if other_losses and name.endswith("_loss") else ""
             panels.append(_curves(drawn, title + warning))

@@ -54,9 +54,14 @@ def robust_limits(values: Array, tail: float) -> tuple[float, float]:
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
     """Return steps and values of one name. Null and non-finite values are NaN; rows without the name are left out."""
     present = [row for row in rows if name in row and isinstance(row.get("step"), int | float)]
-    steps = np.array([float(row["step"]) for row in present])
-    values = np.array([float(row[name]) if isinstance(row[name], int | float) else math.nan for row in present])
-    return steps, np.where(np.isfinite(values), values, np.nan)
+    values = [row[name] if isinstance(row[name], int | float) else math.nan for row in present]
+    return finite_series([row["step"] for row in present], values)
+
+
+def finite_series(steps: Sequence[float], values: Sequence[float]) -> tuple[Array, Array]:
+    """Return steps and values as arrays, (N,) float64, with NaN where a value is not finite."""
+    found = np.array(values, dtype=np.float64)
+    return np.array(steps, dtype=np.float64), np.where(np.isfinite(found), found, np.nan)
 
 
 def draw_curve(axis: Axes, steps: Array, values: Array, *, smooth_from: int = 50, **style: Any) -> None:

@@ -53,6 +53,21 @@ ENERGIES_AT_ONCE = 1024
 """Rows whose energies are computed at once, which bounds memory."""
 
 
+PANELS_IN_A_LINE = 3
+"""Panels of `curves` side by side."""
+
+MOST_OWN = 6
+"""Most of a loss's own values that are drawn: two more lines of panels. All of them are in metrics.jsonl."""
+
+OF_TRAINING = frozenset(
+    {
+        "energy_std", "base_spread", "log_mean_weight", "skipped_updates", "weight_power", "base_best_step",
+        "negatives_acceptance", "negatives_diverged", "negatives_replaced",
+    }
+)  # fmt: skip
+"""Values of a log row that training adds to those of the loss; they are watched by `gebm-kit train`, and not drawn."""
+
+
 def draw_all(
     directory: Path,
     *,
@@ -144,24 +159,44 @@ def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: E
 
 
 def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Draw losses, KALE and log-partition against the step, one panel each, from rows of metrics.jsonl.
+    """Draw losses, KALE, log-partition and the loss's own values against the step, from rows of metrics.jsonl.
 
-    A null value leaves a gap. With 50 points or more, the values are drawn pale beneath medians of blocks.
+    Each of the loss's own values (`LossTerms.metrics`) has a panel, up to `MOST_OWN`; panels without values are left out. A
+    null value leaves a gap. With 50 points or more, the values are drawn pale beneath medians of blocks.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-    panels = {
-        "loss": [n for n in names if n == "loss" or n.endswith("_loss")],
-        "KALE (nats)": [n for n in names if n.split(".")[-1].startswith("kale")],
-        "log-partition A (nats)": [n for n in names if n.split(".")[-1].startswith("log_partition") and "_se" not in n],
-    }
-    figure = Figure(figsize=(13, 3.6), layout=_layout(0.06))
-    for axis, (title, members) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    panels = curve_panels(rows)
+    lines = -(-len(panels) // PANELS_IN_A_LINE)
+    figure = Figure(figsize=(13, 3.6 * lines), layout=_layout(0.06))
+    axes = figure.subplots(lines, min(PANELS_IN_A_LINE, len(panels)), squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, members) in zip(axes, panels.items(), strict=False):
         _draw_series(axis, {name: series(rows, name) for name in members})
         axis.set_title(title, fontsize=12)
         axis.set_xlabel("step")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid(alpha=0.25)
     return save_figure(figure, path)
+
+
+def curve_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the panels of `curves`: by title, the names of the values in it, those that have any."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    panels = {
+        "loss": [n for n in names if n == "loss" or n.endswith("_loss")],
+        "KALE (nats)": [n for n in names if n.split(".")[-1].startswith("kale")],
+        "log-partition A (nats)": [n for n in names if n.split(".")[-1].startswith("log_partition")],
+    }
+    drawn = {name for members in panels.values() for name in members}
+    panels["log-partition A (nats)"] = [n for n in panels["log-partition A (nats)"] if "_se" not in n]
+    own = [n for n in names if n not in drawn and n not in OF_TRAINING and not n.startswith("eval.")]
+    panels |= {name: [name] for name in own[:MOST_OWN]}
+    with_values = {
+        title: members
+        for title, members in panels.items()
+        if any(np.isfinite(series(rows, name)[1]).any() for name in members)
+    }
+    return with_values or {"loss": panels["loss"]}
 
 
 def energy_histogram(path: Path, data: Tensor, base: Tensor, gebm: Tensor) -> Path:

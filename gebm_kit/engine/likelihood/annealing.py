@@ -145,7 +145,7 @@ def _attempt(
 ) -> tuple[Annealed, int]:
     """Run one pilot and its replicates; return their result and the replicates' number of gradients."""
     pilot: AnnealedSampler = build("sampler", ComponentNode("smc", LADDER))
-    plan = learn_ladder(pilot, potential, max(PILOT_PARTICLES, particles), generator, dtype)
+    plan = learn_ladder(pilot, potential, max(PILOT_PARTICLES, particles), generator, dtype, on_progress)
     climber = pilot.frozen(plan, replicates)
     before = potential.grad_evals
     state = start_population(potential, climber, replicates * particles, generator, dtype)
@@ -165,7 +165,12 @@ def _attempt(
 
 
 def learn_ladder(
-    pilot: AnnealedSampler, potential: LatentPotential, particles: int, generator: torch.Generator, dtype: torch.dtype
+    pilot: AnnealedSampler,
+    potential: LatentPotential,
+    particles: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    on_progress: OnProgress = ignore,
 ) -> Tensor:
     """Let one population choose a ladder; return its plan, (K, ...), one row for each rung."""
     state = start_population(potential, pilot, particles, generator, dtype)
@@ -178,4 +183,5 @@ def learn_ladder(
             )
         state, _ = pilot.step(state, potential, generator)
         rows.append(pilot.learnt(state))
+        on_progress(Progress("ladder", len(rows), -1))
     return torch.stack(rows)

@@ -100,7 +100,7 @@ def densities(
             log_base = log_base_density(model, x, where, dtype)
             assert log_base is not None
             tilt = inverse_temperature * energies(model, x, where, dtype)
-            first, second = base_tilts(potential, generator, dtype)
+            first, second = base_tilts(potential, generator, dtype, on_progress)
             partition = estimate_log_partition(
                 potential, first, second, generator, dtype, method=method, on_progress=on_progress
             )

@@ -18,7 +18,7 @@ from gebm_kit.core import estimators
 from gebm_kit.core.estimators import PARETO_K_LIMIT, pareto_k, t_quantile
 from gebm_kit.core.files import plain
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import warn
+from gebm_kit.core.progress import OnProgress, counted, ignore, warn
 
 ROWS_AT_ONCE = 1024
 """Rows, or latent codes, evaluated at once where no block size is given. It bounds memory, and results do not depend on it
@@ -101,11 +101,11 @@ class LogPartition:
         )
 
 
-def prior_energies(model: GEBM, num: int, generator: torch.Generator) -> Tensor:
+def prior_energies(model: GEBM, num: int, generator: torch.Generator, on_progress: OnProgress = ignore) -> Tensor:
     """Compute ``E(G(z))`` at ``num`` prior draws, (num,) in float64. The generator lives on the model's device."""
     z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=model.dtype)
     with LatentPotential(model, block_size=min(num, ROWS_AT_ONCE)) as potential:
-        return potential.energy(z).double()
+        return potential.energy(z, counted(on_progress, "log Z", num)).double()
 
 
 def from_tilt(tilt: Tensor) -> LogPartition:

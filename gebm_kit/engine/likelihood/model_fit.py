@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
+from gebm_kit.core.contracts import check_energy_output
 from gebm_kit.core.interfaces import Split
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
@@ -96,7 +97,7 @@ def model_fit(
     dtype = model.dtype
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
     with LatentPotential(model, beta, block_size=settings.block_size or ROWS_AT_ONCE) as potential:
-        first, second = base_tilts(potential, generator, dtype)
+        first, second = base_tilts(potential, generator, dtype, on_progress)
         of_test = beta * energies(model, test, device, dtype)
         of_train = None
         if train is not None:
@@ -125,11 +126,13 @@ def model_fit(
     )
 
 
-def base_tilts(potential: LatentPotential, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def base_tilts(
+    potential: LatentPotential, generator: torch.Generator, dtype: torch.dtype, on_progress: OnProgress = ignore
+) -> tuple[Tensor, Tensor]:
     """Compute ``beta E`` at two independent sets of base draws, (`NUM_DRAWS`,) each, float64 on the CPU."""
     shape = (2 * NUM_DRAWS, potential.model.latent_dim)
     z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
-    first, second = potential.tilt(z).cpu().double().chunk(2)
+    first, second = potential.tilt(z, counted(on_progress, "log Z", len(z))).cpu().double().chunk(2)
     return first, second
 
 
@@ -142,8 +145,14 @@ def _kale(tilt: Tensor, base: Tensor, estimate: LogPartition) -> float:
 
 def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Compute ``E(x)`` of rows, (N, *D) -> (N,) float64 on the CPU. The caller's potential keeps the model frozen."""
+    found = []
     with torch.no_grad():
-        return torch.cat([model.energy(part.to(device, dtype)).cpu().double() for part in rows.split(ROWS_AT_ONCE)])
+        for part in rows.split(ROWS_AT_ONCE):
+            given = part.to(device, dtype, copy=True)  # the rows are scored by others too: whatever it does, they stay
+            values = model.energy(given)
+            check_energy_output(model.energy, values, len(part))
+            found.append(values.cpu().double())
+    return torch.cat(found)
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_choice, check_number, check_whole
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
@@ -31,10 +32,14 @@ def model_of(
     Settings that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Raises:
-        UsageError: it is neither a run, a path nor a model.
+        UsageError: it is neither a run, a path nor a model; a setting is not allowed.
     """
     from gebm_kit.engine.run_directory.run import Run, subject_of
 
+    check_number("inverse_temperature (beta)", inverse_temperature)
+    check_whole("seed", seed)
+    check_choice("space", space, ("standardised", "raw"))
+    check_choice("log_partition", method, ("auto", "importance-sampling", "smc"))
     subject = subject_of(run_or_model)
     if isinstance(subject, Run):
         recipe, model, dataset = subject.recipe, subject.model, subject.dataset

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gebm_kit.core import reduce
+from gebm_kit.core.attribution import plugin_error
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.reduce import in_block_order
 from gebm_kit.engine.process.torchrun import under_torchrun
@@ -348,6 +349,7 @@ def _close_after_failure() -> None:
 
 
 def _described(error: BaseException, rank: int) -> bytes:
+    error = plugin_error(error) or error
     if isinstance(error, GebmKitError):
         found = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code, "code": error.code}
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.files import writing
+from gebm_kit.core.files import open_own, writing
 
 try:
     import fcntl
@@ -28,6 +29,10 @@ LOCK = ".lock"
 
 LOCK_SECONDS = 1.0
 """Seconds to keep trying for a lock, because a command that lists runs holds a shared one for an instant."""
+
+
+_HOLDER = re.compile(r"process \d+ on [\w.-]+")
+"""What the file says of the process that holds the lock; anything else in it is not shown."""
 
 
 class DirectoryLock:
@@ -46,24 +51,26 @@ class DirectoryLock:
         """Lock the directory ``path``, which exists.
 
         Raises:
-            UsageError: another process holds the lock, or the directory can't be written.
+            UsageError: another process holds the lock, the directory can't be written, or its lock is a symbolic link.
         """
         if not self.active:
             return
         with writing(path):
-            handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = open_own(path / LOCK, os.O_RDWR | os.O_CREAT)
         self._handle = handle
         try:
             _lock(handle)
         except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            holder = _HOLDER.match(os.pread(handle, 200, 0).decode(errors="replace"))
             self.release()
             raise UsageError(
-                f"another process is {self.work} {path}" + (f": {holder}" if holder else ""), hint=self.hint
+                f"another process is {self.work} {path}" + (f": {holder[0]}" if holder else ""), hint=self.hint
             ) from None
         except OSError:
             return  # a file system without locks
         with contextlib.suppress(OSError):  # a full disk must not stop anything: naming the holder is a courtesy
+            if os.fstat(handle).st_nlink > 1:  # a hard link: the file is not this directory's alone
+                return
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 

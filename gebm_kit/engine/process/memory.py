@@ -7,14 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from gebm_kit.core.attribution import is_out_of_memory
 from gebm_kit.core.errors import RunFailed
 
 
 @contextmanager
 def enough_memory(device: torch.device, doing: str | Callable[[], str], hint: str) -> Iterator[None]:
     """Turn an out-of-memory error inside the block into a `RunFailed`: "cuda:0 is out of memory `doing`".
-
-    Three errors count as one: `torch.OutOfMemoryError`, `MemoryError`, and the RuntimeError of torch's CPU allocator.
 
     Args:
         device: where the block computes.
@@ -26,9 +25,8 @@ def enough_memory(device: torch.device, doing: str | Callable[[], str], hint: st
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and (type(error) is not RuntimeError or "can't allocate memory" not in str(error)):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         what = doing if isinstance(doing, str) else doing()
         raise RunFailed(f"{device} is out of memory {what}", hint=hint) from error

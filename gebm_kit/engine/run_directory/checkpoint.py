@@ -8,10 +8,8 @@ directory with a checkpoint's name is always complete.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,11 @@ import safetensors.torch
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError, UsageError
-from gebm_kit.core.files import plain, sync_directory, write_atomic, writing
+from gebm_kit.core.files import plain, refuse_links, remove_tree, sync_directory, write_atomic, writing
+from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.progress import warn
+from gebm_kit.core.reading import read_file
+from gebm_kit.engine.run_directory.checkpoint_record import RECORD, read_record, signed
 
 _WRITING = ".writing-"
 """Prefix of a checkpoint's name until it is completely written."""
@@ -37,7 +38,7 @@ _REMOVING = ".removing-"
 """Prefix of its name while it is being removed."""
 
 
-_STEP_NAME = re.compile(r"step-(\d+)")
+_STEP_NAME = re.compile(r"step-([0-9]{1,18})")
 
 TENSOR_PARTS = ("model", "loss", "optim", "ema", "rng")
 """Parts of every checkpoint. Losses that keep chains add ``negatives``, and early stopping adds ``best-base``. A final phase
@@ -81,6 +82,7 @@ def save_checkpoint(
     Raises:
         UsageError, RunFailed: the disk is full, or the folder is not writable; earlier checkpoints are untouched.
     """
+    refuse_links(folder)
     final = folder / _name(step)
     temporary = folder / f"{_WRITING}{final.name}-{os.getpid()}"
     with writing(final):
@@ -88,26 +90,39 @@ def save_checkpoint(
             if not folder.is_dir():
                 folder.mkdir()
                 sync_directory(folder.parent)
-            if temporary.exists():  # left by a killed process that had the same process id
-                shutil.rmtree(temporary)
+            remove_tree(temporary)  # left by a killed process that had the same process id
             temporary.mkdir()
             sums = {}
             for part, named in tensors.items():
-                content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
+                content = safetensors.torch.save(_apart(named))
                 sums[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
                 _write_synced(temporary / f"{part}.safetensors", content)
             record = {"schema": 1, "step": step, "sha256": sums, "state": plain(dict(state))}
-            _write_synced(temporary / "state.json", _signed(record))
+            _write_synced(temporary / RECORD, signed(record))
             sync_directory(temporary)
-            if final.exists():
+            if os.path.lexists(final):
                 os.rename(final, folder / f"{_REPLACED}{final.name}-{os.getpid()}")
             os.rename(temporary, final)
             sync_directory(folder)
         finally:
-            if temporary.exists():
-                shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary)
         _remove_all_but(folder, step, keep, best)
     return final
+
+
+def _apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, none of which shares memory with another: layers may share their weights."""
+    found, used = {}, set()
+    for name, tensor in named.items():
+        plain_tensor = tensor.detach().cpu().contiguous()
+        storage = plain_tensor.untyped_storage()
+        whole = storage.nbytes() == plain_tensor.numel() * plain_tensor.element_size()
+        if storage.data_ptr() in used or not whole:  # safetensors refuses the one, and would write all of the other
+            plain_tensor = plain_tensor.clone()
+        else:
+            used.add(storage.data_ptr())
+        found[name] = plain_tensor
+    return found
 
 
 def _remove_all_but(folder: Path, step: int, keep: int, best: int | None) -> None:
@@ -121,7 +136,7 @@ def _remove_all_but(folder: Path, step: int, keep: int, best: int | None) -> Non
         if path not in stay:
             remove_checkpoint(path)
     for path in folder.glob(f"{_REPLACED}*"):  # their replacements are in place
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     remove_unfinished(folder)
 
 
@@ -129,14 +144,14 @@ def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint; a kill at any instant leaves it whole or gone under its name."""
     going = path.with_name(f"{_REMOVING}{path.name}-{os.getpid()}")
     os.rename(path, going)
-    shutil.rmtree(going, ignore_errors=True)
+    remove_tree(going)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove checkpoints that a killed process was writing or removing."""
     for beginning in (_WRITING, _REMOVING):
         for path in folder.glob(f"{beginning}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
@@ -150,18 +165,20 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any]) -> Non
     """
     path = folder / _name(step)
     if path.is_dir():
-        record = _read_record(path)
+        record = read_record(path, step)
         record["state"] |= plain(dict(changes))
-        write_atomic(path / "state.json", _signed(record))
+        write_atomic(path / RECORD, signed(record))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the finished checkpoints, oldest first."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
-    found = {p.name: p for p in folder.glob("step-*") if _STEP_NAME.fullmatch(p.name) and p.is_dir()}
+    found = {p.name: p for p in folder.glob("step-*") if _STEP_NAME.fullmatch(p.name) and os.path.isdir(p)}
     for path in folder.glob(f"{_REPLACED}step-*"):
-        found.setdefault(path.name.removeprefix(_REPLACED).rpartition("-")[0], path)
+        name = path.name.removeprefix(_REPLACED).rpartition("-")[0]
+        if _STEP_NAME.fullmatch(name) and os.path.isdir(path):
+            found.setdefault(name, path)
     return [found[name] for name in sorted(found, key=lambda name: int(name.removeprefix("step-")))]
 
 
@@ -182,7 +199,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: ``state.json`` is missing, truncated or altered.
     """
-    return dict(_read_record(path)["state"])
+    return dict(read_record(path, step_of(path))["state"])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -191,24 +208,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, truncated or altered; the message names it.
     """
-    record = _read_record(path)
-    step, sums, state = int(record["step"]), dict(record["sha256"]), dict(record["state"])
+    record = read_record(path, step_of(path))
     tensors = {}
-    for name, expected in sums.items():
+    for name, expected in record["sha256"].items():
         file = path / name
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{file} can't be read: {_reason(error)}") from error
+        content = read_file(file, error=CheckpointError)
         if hashlib.sha256(content).hexdigest() != expected:
             raise CheckpointError(
                 f"{file} is damaged: its sha256 is not the one that was written ({len(content):,} bytes)"
             )
-        try:
-            tensors[file.stem] = safetensors.torch.load(content)
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
-    return Checkpoint(path, step, tensors, state)
+        tensors[file.stem] = load_tensors(content, file, CheckpointError)
+    return Checkpoint(path, record["step"], tensors, record["state"])
 
 
 def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -220,7 +230,7 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return read_checkpoint(path), complaints
         except CheckpointError as error:
-            if path.exists():
+            if os.path.lexists(path):
                 complaints.append(str(error))
             else:  # a run in training has replaced it: look again
                 paths = list_checkpoints(folder)
@@ -233,31 +243,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        expected = record.pop("sha256_of_the_rest")
-        record |= {"step": int(record["step"]), "sha256": dict(record["sha256"]), "state": dict(record["state"])}
-        if _digest(record) != expected:
-            raise ValueError("its content is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'state.json'} is missing or damaged: {_reason(error)}") from error
-    return record
-
-
-def _signed(record: Mapping[str, Any]) -> bytes:
-    return json.dumps({**record, "sha256_of_the_rest": _digest(record)}, indent=2).encode()
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    """Return the sha256 of a JSON object's content, whatever its layout."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
 
 
 LAST, BEST = "last", "best"

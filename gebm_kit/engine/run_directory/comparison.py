@@ -14,6 +14,7 @@ from typing import Any
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.engine.run_directory.record import COLUMNS, RunRecord, read_record
+from gebm_kit.engine.run_directory.values import is_count
 
 IRRELEVANT = ("sets", "interval", "ratio_interval", "held_out", "held_out_sets", "held_out_part", "lower_is_better")
 """Entries of a protocol that do not affect the values of base and GEBM."""
@@ -181,7 +182,7 @@ def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
         "total_steps": record.total_steps,
         "seconds": record.seconds,
         "skipped_updates": _skipped_updates(record),
-        "restores": record.checkpoint_state.get("restores"),
+        "restores": _number(record.checkpoint_state.get("restores")),
         "kale_train": evaluation.get("kale_train"),
         "kale_test": evaluation.get("kale_test"),
         "log_partition": partition.get("value"),
@@ -196,7 +197,7 @@ def _outcome(label: str, record: RunRecord) -> dict[str, Any]:
 def _skipped_updates(record: RunRecord) -> int | None:
     """Return the number of non-finite updates of base and energy that were skipped; None if unknown."""
     counts = [_mapping(part).get("total") for part in _mapping(record.checkpoint_state.get("non_finite")).values()]
-    known = [count for count in counts if isinstance(count, int)]
+    known = [count for count in counts if is_count(count)]
     return sum(known) if known else None
 
 
@@ -237,6 +238,10 @@ def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def _number(value: Any) -> int | None:
+    return value if is_count(value) else None
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from gebm_kit.config.build import resolved_yaml
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
-from gebm_kit.core.files import make_directory, remove_leftovers, write_atomic, write_json
+from gebm_kit.core.files import make_directory, remove_temporary_files, write_atomic, write_json
 from gebm_kit.core.interfaces import Base, HasSource
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
@@ -21,7 +22,8 @@ from gebm_kit.core.version import __version__
 from gebm_kit.engine.process.lock import LOCK
 from gebm_kit.engine.run_directory.checkpoint import remove_unfinished
 from gebm_kit.engine.run_directory.lock import RunLock
-from gebm_kit.engine.run_directory.run import RUNS, STATUS, Run
+from gebm_kit.engine.run_directory.run import RUNS, Run, remove_leftovers
+from gebm_kit.engine.run_directory.run_files import STATUS
 
 SOURCE_FOLDER = "base"
 """Folder of a run directory that holds the copy of the base's file."""
@@ -56,7 +58,7 @@ _FOLDERS = ("checkpoints", "samples", "figures")
 """Folders of a new run directory."""
 
 
-def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
+def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock, *, resume: bool = False) -> Run:
     """Create a new run directory and hold ``lock`` on it.
 
     ``status.json`` is written last, and makes the directory a run. A kill before that leaves a directory in which a run can
@@ -64,19 +66,23 @@ def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
 
     Args:
         out: the run directory; None: a new one under ``runs/<recipe>/``.
+        resume: whether a run there would have been resumed, had it been there when this process began.
 
     Raises:
-        UsageError: ``out`` is not empty, is a file, can't be written, or is used by another process.
+        UsageError: ``out`` is not empty, is a file, can't be written, holds a link, or is used by another process.
     """
     if out is None:
         path = _new_directory(recipe)
     else:
         path = Path(out)
-        _check_free(path)
+        _check_free(path, lock, resume)
         make_directory(path)
     lock.hold(path)
-    _check_free(path)  # another process may have been faster
-    remove_leftovers(path, _FILES)
+    _check_free(path, lock, resume)  # another process may have been faster
+    for name in os.listdir(path):
+        if (path / name).is_symlink():
+            raise UsageError(f"{path / name} is a symbolic link; nothing is written through it", hint="Remove it.")
+    remove_temporary_files(path)
     for folder in _FOLDERS:
         make_directory(path / folder)
     write_atomic(path / "recipe.yaml", recipe.text.encode())
@@ -89,9 +95,12 @@ def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock) -> Run:
 
 def is_unmade(path: Path) -> bool:
     """Return whether ``path`` is free for a new run: missing, empty, or left by a process killed while creating a run."""
-    if not path.is_dir():
-        return not path.exists()
-    names = {entry.name for entry in path.iterdir()}
+    try:
+        names = set(os.listdir(path))
+    except FileNotFoundError:
+        return not os.path.lexists(path)
+    except OSError:  # a file, or no permission
+        return False
     if not names:
         return True
     known = [*_FOLDERS, *_FILES, LOCK]
@@ -100,24 +109,36 @@ def is_unmade(path: Path) -> bool:
     return LOCK in names and STATUS not in names and ours and not any((path / "checkpoints").glob("*"))
 
 
-def _check_free(path: Path) -> None:
-    if path.is_dir() and not is_unmade(path):
-        is_run = (path / STATUS).exists()
+def _check_free(path: Path, lock: RunLock, resume: bool) -> None:
+    """Raise if ``path`` is not free for a new run; if it holds one, the lock tells whether a process trains there."""
+    if os.path.isdir(path) and not is_unmade(path):
+        is_run = os.path.lexists(path / STATUS)
+        if is_run:
+            lock.hold(path)
+        if is_run and resume:
+            raise UsageError(
+                f"another process made a run in {path} while this one was starting",
+                hint="Repeat the command to resume it.",
+            )
         raise UsageError(
             f"{path} is not empty" + (": it holds a run" if is_run else ""),
             hint="Add --resume to resume it, or choose another --out." if is_run else "Choose another --out.",
         )
 
 
-def tidy(run: Run) -> None:
-    """Remove half-written files of a killed process, and rewrite a damaged status file. The caller must hold the lock."""
-    remove_leftovers(run.path, (*_FILES, "evaluation.json", "metrics.jsonl"))
+def tidy(run: Run, name: str) -> None:
+    """Remove what killed processes left half-written, and rewrite a damaged status file. The caller must hold the lock.
+
+    Args:
+        name: the recipe's name, for the status file.
+    """
+    remove_leftovers(run)
     remove_unfinished(run.checkpoints)
     try:
         _ = run.status
     except CheckpointError as error:
         warn(f"{error}; it is rewritten, without the seconds of earlier attempts")
-        write_json(run.path / STATUS, {"recipe": run.recipe.name, "state": "interrupted", "step": 0, "seconds": 0.0})
+        write_json(run.path / STATUS, {"recipe": name, "state": "interrupted", "step": 0, "seconds": 0.0})
 
 
 def write_resolved(path: Path, recipe: Recipe) -> None:

@@ -7,20 +7,39 @@ still be read. To sample from a run, use `gebm_kit.engine.run_directory.run.Run`
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gebm_kit.config.schema import PRETRAINED
 from gebm_kit.core.errors import CheckpointError, UsageError
-from gebm_kit.core.files import read_json
+from gebm_kit.core.files import open_own
+from gebm_kit.core.reading import read_json_file
 from gebm_kit.engine.process.lock import LOCK
+from gebm_kit.engine.run_directory.checkpoint_record import MAX_RECORD, RECORD
+from gebm_kit.engine.run_directory.log_rows import (
+    DRAWN_ROWS,
+    LOG,
+    log_problem,
+    open_log,
+    parsed,
+    read_rows,
+    read_series,
+)
+from gebm_kit.engine.run_directory.run_files import (
+    ENVIRONMENT,
+    EVALUATION,
+    RESOLVED,
+    STATUS,
+    read_evaluation,
+    read_resolved,
+    read_status,
+)
+from gebm_kit.engine.run_directory.values import is_count
 
 try:
     import fcntl
@@ -30,6 +49,10 @@ except ImportError:  # Windows, where a killed run can't be told from a running 
 
 COLUMNS = ("data", "base", "gebm", "ratio")
 """Keys of an evaluation\'s ``metrics``."""
+
+
+LATEST = 4e9
+"""Latest time of a change, in seconds since the epoch: the year 2096. Python's dates end at the year 9999."""
 
 
 _EVALUATED = "eval.gebm."
@@ -89,19 +112,30 @@ class RunRecord:
         """Rows of metrics.jsonl."""
         return read_rows(self.path)
 
+    def series(self, names: Iterable[str]) -> dict[str, tuple[array[float], array[float]]]:
+        """Return steps and values of the ``names`` in the log, thinned for pictures where the log is long."""
+        return {name: (array("d"), array("d")) for name in names} if self._no_log else read_series(self.path, names)
+
     @functools.cached_property
     def evaluated_rows(self) -> list[dict[str, Any]]:
         """Rows of evaluations, the last one at each step."""
-        rows = read_rows(self.path, containing=_EVALUATED)
-        return list({row["step"]: row for row in rows if isinstance(row.get("step"), int)}.values())
+        rows = [] if self._no_log else read_rows(self.path, containing=_EVALUATED, most=DRAWN_ROWS)
+        return list({row["step"]: row for row in rows}.values())
+
+    @functools.cached_property
+    def _no_log(self) -> bool:
+        return bool(log_problem(self.path))
 
     @functools.cached_property
     def checkpoint_state(self) -> dict[str, Any]:
         """Plain state in the newest readable checkpoint, not verified; empty if there is none."""
         for path in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
-            found = _mapping(path / "state.json", []).get("state")
-            if isinstance(found, dict):
-                return found
+            try:
+                found = read_json_file(path / RECORD, limit=MAX_RECORD, error=CheckpointError)
+            except CheckpointError:
+                continue
+            if isinstance(found, dict) and isinstance(found.get("state"), dict):
+                return dict(found["state"])
         return {}
 
     def value_names(self) -> list[str]:
@@ -154,11 +188,10 @@ def find_records(root: Path) -> list[RunRecord]:
     Raises:
         UsageError: ``root`` is not a directory.
     """
-    if not root.is_dir():
-        raise UsageError(
-            f"{root} {'is not a directory' if root.exists() else 'does not exist'}", hint="Name a directory of runs."
-        )
-    return sorted((_read(path) for path in _directories(root)), key=lambda record: record.updated, reverse=True)
+    if not os.path.isdir(root):
+        what = "is not a directory" if os.path.lexists(root) else "does not exist"
+        raise UsageError(f"{root} {what}", hint="Name a directory of runs.")
+    return sorted((_read(path) for path in run_directories(root)), key=lambda record: record.updated, reverse=True)
 
 
 def read_record(path: str | Path) -> RunRecord:
@@ -169,7 +202,7 @@ def read_record(path: str | Path) -> RunRecord:
     """
     path = Path(path)
     if not _is_run(path):
-        what = "is not a run directory" if path.exists() else "does not exist"
+        what = "is not a run directory" if os.path.lexists(path) else "does not exist"
         raise CheckpointError(f"{path} {what}", hint="`gebm-kit runs` lists the runs under runs/.")
     record = _read(path)
     if record.problem:
@@ -177,54 +210,63 @@ def read_record(path: str | Path) -> RunRecord:
     return record
 
 
-def read_rows(path: Path, containing: str = "") -> list[dict[str, Any]]:
-    """Read the rows of ``path``/metrics.jsonl that contain a text; a line cut off by a kill is left out."""
-    rows = []
-    try:
-        with open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if containing in line and isinstance(row := _parsed(line), dict):
-                    rows.append(row)
-    except FileNotFoundError:
-        return []
-    return rows
-
-
 # --- parts -----------------------------------------------------------------------------------------------------------
-def _directories(root: Path) -> Iterator[Path]:
-    for folder, inner, _ in os.walk(root):
-        path = Path(folder)
-        if _is_run(path):
-            inner.clear()  # runs do not contain runs
-            yield path
+def run_directories(root: Path) -> Iterator[Path]:
+    """Yield the run directories under ``root``, and folders that can't be read, which may be runs.
+
+    Links are not followed.
+    """
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError:
+            yield folder
+            continue
+        if _has_run(found):
+            yield folder  # runs do not contain runs
+        else:
+            folders += [folder / name for name, inner in sorted(found.items(), reverse=True) if inner]
 
 
 def _is_run(path: Path) -> bool:
-    """Return whether ``path`` holds a run, however damaged; only run directories have a ``resolved.yaml``."""
-    return (path / "resolved.yaml").is_file() or ((path / "status.json").is_file() and (path / "env.json").is_file())
+    """Return whether ``path`` holds a run, however damaged."""
+    try:
+        return _has_run(os.listdir(path))
+    except OSError:
+        return False
+
+
+def _has_run(names: Iterable[str]) -> bool:
+    """Return whether a directory with these names is a run; only run directories have a ``resolved.yaml``."""
+    return RESOLVED in names or (STATUS in names and ENVIRONMENT in names)
 
 
 def _read(path: Path) -> RunRecord:
     problems: list[str] = []
-    status = _mapping(path / "status.json", problems)
-    resolved = _mapping(path / "resolved.yaml", problems)
-    evaluation = _mapping(path / "evaluation.json", problems) if (path / "evaluation.json").exists() else None
+    status = _content(read_status, path, problems)
+    resolved = _content(read_resolved, path, problems)
+    evaluation = _content(read_evaluation, path, problems) if os.path.lexists(path / EVALUATION) else None
+    if problem := log_problem(path):
+        problems.append(problem)
     state = str(status.get("state", "unknown"))
     if state == "running" and _is_abandoned(path):
         state = "killed"
     updated = _changed(path)
     step, seconds = status.get("step"), status.get("seconds")
     if state == "running":
-        last = _last_step(path / "metrics.jsonl")
+        last = _last_step(path)
         step = last if isinstance(step, int) and last > step else step
         seconds = seconds + max(time.time() - updated, 0.0) if isinstance(seconds, float) else seconds
     return RunRecord(
         path=path,
         recipe=str(status.get("recipe", "")),
         state="damaged" if problems else state,
-        step=step if isinstance(step, int) else None,
+        step=step,
         total_steps=_total_steps(resolved),
-        seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        seconds=None if seconds is None else float(seconds),
         updated=updated,
         resolved=resolved,
         evaluation=evaluation,
@@ -232,27 +274,19 @@ def _read(path: Path) -> RunRecord:
     )
 
 
-def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+def _content(read: Callable[[Path], dict[str, Any]], path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        if path.suffix == ".json":
-            value = read_json(path)
-        else:
-            value = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-        problems.append(f"{path} is missing or damaged: {reason}")
+        return read(path)
+    except CheckpointError as error:
+        problems.append(error.message)
         return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path} is damaged: it does not hold a mapping")
-        return {}
-    return value
 
 
 def _is_abandoned(path: Path) -> bool:
     """Return whether no process holds the run's lock, by trying a shared lock, which fails while training holds its own."""
     try:
-        handle = os.open(path / LOCK, os.O_RDONLY)
-    except OSError:
+        handle = open_own(path / LOCK, os.O_RDONLY)
+    except (OSError, UsageError):
         return False
     try:
         if fcntl is not None:
@@ -266,43 +300,36 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _changed(path: Path) -> float:
-    for name in ("status.json", "resolved.yaml", ""):
+    for name in (STATUS, RESOLVED, ""):
         try:
-            return (path / name).stat().st_mtime
+            found = (path / name).stat().st_mtime
         except OSError:
             continue
+        return min(max(found, 0.0), LATEST)  # an archive can hold any time
     return 0.0
 
 
-def _last_step(path: Path) -> int:
-    """Return the step of the last whole row, read from the end of the file; 0 if there is none."""
-    try:
-        with open(path, "rb") as stream:
-            stream.seek(max(stream.seek(0, os.SEEK_END) - 16_384, 0))
-            lines = stream.read().decode("utf-8", errors="replace").splitlines()
-    except OSError:
+def _last_step(run: Path) -> int:
+    """Return the step of the last whole row, read from the end of the log; 0 if there is none."""
+    if not os.path.lexists(run / LOG):
         return 0
-    for line in reversed(lines):
-        row = _parsed(line)
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            return int(row["step"])
-    return 0
-
-
-def _parsed(line: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        with open_log(run) as stream:
+            stream.seek(max(stream.seek(0, os.SEEK_END) - 16_384, 0))
+            lines = stream.read(16_384).splitlines()
+    except (OSError, CheckpointError):
+        return 0
+    rows = (parsed(line) for line in reversed(lines))
+    return next((int(row["step"]) for row in rows if row is not None), 0)
 
 
 def _total_steps(resolved: Mapping[str, Any]) -> int | None:
     train = resolved.get("train")
-    if not isinstance(train, dict) or not isinstance(train.get("steps"), int):
+    if not isinstance(train, dict) or not is_count(train.get("steps")):
         return None
     phases = ["final", "pretrain"] if str(train.get("part")).startswith(PRETRAINED) else ["final"]
     extra = [train[name].get("steps") for name in phases if isinstance(train.get(name), dict)]
-    return int(train["steps"]) + sum(steps for steps in extra if isinstance(steps, int))
+    return int(train["steps"]) + sum(steps for steps in extra if is_count(steps))
 
 
 def _estimate(values: Any, name: str) -> dict[str, Any] | None:

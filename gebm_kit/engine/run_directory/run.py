@@ -7,7 +7,9 @@ runs/<recipe>/<utc>-<short hash>/
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,20 +20,28 @@ from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
-from gebm_kit.core.files import read_json
+from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.units import HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
-from gebm_kit.engine.run_directory.record import read_rows
+from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
+from gebm_kit.engine.run_directory.record import run_directories
+from gebm_kit.engine.run_directory.run_files import (
+    ENVIRONMENT,
+    EVALUATION,
+    RESOLVED,
+    STATUS,
+    read_environment,
+    read_evaluation,
+    read_status,
+)
 
 RUNS = Path("runs")
 """Default folder in which runs are created and looked for."""
-
-
-STATUS = "status.json"
-"""Name of the file that holds a run's state, see `Run.status`."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +66,16 @@ class Run:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """Resolved recipe that the run was trained with."""
-        return load_recipe(self.path / "resolved.yaml", directory=Path(self.environment["directory"]))
+        """Resolved recipe that the run was trained with, under the name that it had then."""
+        directory = self.environment.get("directory")
+        if directory is None:
+            raise CheckpointError(f"{self.path / ENVIRONMENT} is damaged: it names no directory that paths start from")
+        return named_as_trained(load_recipe(self.path / RESOLVED, directory=Path(directory)))
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
         """Content of ``env.json``: versions, platform, and the directory that relative paths start from."""
-        return _object(self.path / "env.json")
+        return read_environment(self.path)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -70,7 +83,7 @@ class Run:
 
         The state is running, interrupted, trained, finished or failed.
         """
-        return _object(self.path / "status.json")
+        return read_status(self.path)
 
     @property
     def state(self) -> str:
@@ -84,12 +97,15 @@ class Run:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """Last evaluation written by train or eval, as the JSON of ``gebm-kit eval``; None if there is none."""
-        path = self.path / "evaluation.json"
-        return _object(path) if path.exists() else None
+        return read_evaluation(self.path) if os.path.lexists(self.path / EVALUATION) else None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of metrics.jsonl; a last line cut off by a kill is left out."""
+        """Return the rows of metrics.jsonl; damaged lines, and a last one cut off by a kill, are left out."""
         return read_rows(self.path)
+
+    def rows_to_draw(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl, thinned evenly where there are more than a picture needs."""
+        return read_rows(self.path, most=DRAWN_ROWS)
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
@@ -109,8 +125,26 @@ class Run:
     @property
     def value_range(self) -> tuple[float, float] | None:
         """Value range of the data, or None; read from the checkpoint, so that sampling does not need the data."""
-        found = self.checkpoint.state["facts"].get("value_range")
+        found = self._facts.get("value_range")
         return None if found is None else (float(found[0]), float(found[1]))
+
+    def units(self, *, needed: bool) -> TableUnits | None:
+        """Return names and units of the columns of a table, or None if the data are no table.
+
+        Args:
+            needed: whether a run of an earlier version, whose checkpoint lacks them, opens its data for them.
+
+        Raises:
+            CheckpointError: they are damaged.
+            DataError: the data of a run of an earlier version can't be read.
+        """
+        facts = self.checkpoint.state["facts"]
+        if "units" not in facts:
+            return getattr(self.dataset, "units", None) if needed else None
+        try:
+            return None if facts["units"] is None else TableUnits.from_dict(facts["units"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
 
     @functools.cached_property
     def model(self) -> GEBM:
@@ -119,17 +153,37 @@ class Run:
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit the recipe.
         """
-        facts = self.checkpoint.state["facts"]
+        facts = self._facts
         places = {"directory": self.recipe.directory, "run_directory": self.path}
         model = build_model(self.recipe, {**facts, **_tuples(facts), **places})
-        tensors = dict(self.checkpoint.tensors["model"])
-        averages = self.checkpoint.tensors["ema"]
+        parts = self.checkpoint.tensors
+        if "ema" not in parts:
+            raise CheckpointError(f"{self.checkpoint.path} is damaged: it has no ema.safetensors")
+        tensors, averages = dict(parts["model"]), parts["ema"]
         tensors |= {name: averages[name] for name in tensors if name in averages}
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{self.checkpoint.path} does not fit the recipe: {error}") from error
         return model.eval()
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        facts = self.checkpoint.state.get("facts")
+        if not isinstance(facts, dict):
+            raise CheckpointError(f"{self.checkpoint.path} is damaged: it holds no facts about the data")
+        return facts
+
+
+def named_as_trained(recipe: Recipe) -> Recipe:
+    """Return a recipe that was read from a run's ``resolved.yaml`` under the name it was trained by; others unchanged."""
+    if recipe.path is None or recipe.path.name != RESOLVED:
+        return recipe
+    try:
+        name = read_status(recipe.path.parent).get("recipe")
+    except CheckpointError:
+        name = None
+    return dataclasses.replace(recipe, name=name) if name else recipe
 
 
 def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, final: bool = False) -> dict[str, Any]:
@@ -140,7 +194,8 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, f
         final: whether the energy and its log-partition are those of the final phase.
     """
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
-    return facts | {"log_ratio": log_ratio, "final": final}
+    units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
+    return facts | {"log_ratio": log_ratio, "units": units, "final": final}
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,11 +212,18 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
         UsageError: ``checkpoint`` is none of these.
         CheckpointError: ``path`` is not a run directory.
     """
+    check_path("a run", path)
+    if not isinstance(checkpoint, str):
+        raise UsageError(f"checkpoint must be last, best or step-N, got {checkpoint!r}")
     path = Path(path)
-    missing = [name for name in ("resolved.yaml", "status.json", "env.json") if not (path / name).is_file()]
-    if missing:
-        what = "does not exist" if not path.exists() else f"is not a run directory: it has no {missing[0]}"
-        raise CheckpointError(f"{path} {what}", hint="`gebm-kit train` makes run directories, runs/<recipe>/<time>.")
+    hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
+    try:
+        missing = [name for name in (RESOLVED, STATUS, ENVIRONMENT) if not (path / name).is_file()]
+        if missing:
+            what = "does not exist" if not path.exists() else f"is not a run directory: it has no {missing[0]}"
+            raise CheckpointError(f"{path} {what}", hint=hint)
+    except OSError as error:  # no permission, a name that is too long
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}", hint=hint) from error
     return Run(path, check_word(checkpoint))
 
 
@@ -179,6 +241,19 @@ def subject_of(run_or_model: Run | GEBM | str | Path) -> Run | GEBM:
     raise UsageError(f"a run, its path or a GEBM is needed, got {type(run_or_model).__name__}")
 
 
+def remove_leftovers(run: Run) -> None:
+    """Remove the temporary files that killed processes left in the run directory; those of living processes stay.
+
+    Call it before writing to the run. Links are not followed.
+    """
+    for name in ("", "figures", "samples", "base"):
+        for folder, inner, _ in os.walk(run.path / name):
+            if not os.path.islink(folder):
+                remove_temporary_files(Path(folder))
+            if not name:
+                inner.clear()
+
+
 def newest_run(root: str | Path = RUNS) -> Run:
     """Open the newest finished run under ``root``.
 
@@ -190,32 +265,26 @@ def newest_run(root: str | Path = RUNS) -> Run:
         raise UsageError(
             f"there is no finished run under {root}/", hint="Train one with `gebm-kit train quickstart`, or name a run."
         )
-    return max(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime)
+    return max(runs, key=_changed)
 
 
 def unfinished_runs(recipe_name: str, root: Path = RUNS) -> list[Run]:
     """Return the runs of a recipe that can be resumed, newest first."""
     runs = [run for run in _runs(root / recipe_name) if run.state != "finished"]
-    return sorted(runs, key=lambda run: run.path.joinpath("status.json").stat().st_mtime, reverse=True)
+    return sorted(runs, key=_changed, reverse=True)
+
+
+def _changed(run: Run) -> float:
+    return (run.path / STATUS).stat().st_mtime
 
 
 def _runs(root: Path) -> list[Run]:
     found = []
-    for status in root.rglob("status.json") if root.is_dir() else ():
+    for path in run_directories(root) if os.path.isdir(root) else ():
         try:
-            run = load_run(status.parent)
+            run = load_run(path)
             _ = run.state
         except GebmKitError:
             continue
         found.append(run)
     return found
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
-    return value

@@ -265,13 +265,14 @@ def _divergences(d: Diagnostics) -> list[Check]:
     if d.family == "kernel":
         text = (
             f"{d.divergences} steps diverged ({share:.1%} of all; none is wanted): the energy was not finite there, or its "
-            "error exceeded 1000. They were rejected; regions that the chains can't enter are missing from the draws. Use a "
-            "smaller step size."
+            "error exceeded 1000. They were rejected; regions that the chains can't enter are missing from the draws, as "
+            "they should be where the energy is meant to be infinite. Elsewhere, use a smaller step size."
         )
     else:
         text = (
             f"{d.divergences:,} points or moves ({share:.1%} of all; none is wanted) met an energy that is not finite, or "
-            "an error of it above 1000. They were refused; places that can't be entered are missing from the draws."
+            "an error of it above 1000. They were refused; places that can't be entered are missing from the draws, as they "
+            "should be where the energy is meant to be infinite."
         )
     return [_check("divergences", "0", d.divergences == 0, text)]
 

@@ -17,6 +17,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.process.memory import enough_memory
@@ -29,6 +30,7 @@ from gebm_kit.engine.sampling.blocks import (
     lay_out,
     thread_piece,
 )
+from gebm_kit.engine.sampling.contract import ROWS, check_contract
 from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.draws_in_memory import InMemory
 from gebm_kit.engine.sampling.draws_on_disk import Directory, check_directory, finished, requested
@@ -66,8 +68,9 @@ def draw(
         start: as in `sample`.
 
     Raises:
-        UsageError: the energy is finite at no starting point or has the wrong shape; the sampler does not serve the
-            base's prior or needs more chains; its step size is not a positive number.
+        UsageError: the energy is finite at no starting point; the sampler does not serve the base's prior or needs more
+            chains; its step size is not a positive number.
+        PluginError: base, energy or sampler do not do what their kind must (`gebm_kit.engine.sampling.contract`).
         RunFailed: the device is out of memory.
 
     Warns:
@@ -93,27 +96,29 @@ def draw_to(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
+    units: TableUnits | None = None,
     ranks: Ranks = ALONE,
     hint: str = "Continue with resume=True.",
     **place: Any,
 ) -> Draws | ShardedDraws:
     """Call `draw` and write the draws to a file; when ``out`` has no suffix, call `draw_into` with that directory.
 
+    ``units`` are the names and units of a table's columns, in which .csv and .parquet files are written.
+
     Raises:
         UsageError: ``resume`` was given with a file; or as for these two functions and `Draws.save`.
     """
     if is_directory(out):
-        return draw_into(
-            out, model, sampler, settings, resume=resume, value_range=value_range, ranks=ranks, hint=hint, **place
-        )
-    check_output(out)
+        place |= {"value_range": value_range, "units": units, "hint": hint}
+        return draw_into(out, model, sampler, settings, resume=resume, ranks=ranks, **place)
+    check_output(out, tuple(model.data_shape))
     if resume:
         raise UsageError(
             f"a sampling into one file, {out}, can't be resumed",
             hint="A name without a suffix is a directory of shards.",
         )
     with ranks.together():
-        draws = draw(model, sampler, settings, ranks=ranks, **place)
+        draws = replace(draw(model, sampler, settings, ranks=ranks, **place), units=units)
         if ranks.rank == 0:
             draws.save(out, value_range)
     return draws
@@ -127,6 +132,7 @@ def draw_into(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
+    units: TableUnits | None = None,
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
@@ -142,6 +148,7 @@ def draw_into(
         directory: where the shards go; created if needed.
         resume: resume what ``directory`` holds; begin when it holds nothing.
         value_range: (low, high) of the data, to turn x into pictures later.
+        units: names and units of a table's columns, for the index.
         ranks: the processes that share the work. All of them call this function with the same ``directory``.
         hint: how to resume, for the error after a signal.
         start: as in `sample`.
@@ -174,7 +181,7 @@ def draw_into(
             rows = island_rows(groups, job.layout.rows, settings.num_samples)
         keeper = Directory(path, request, plan_shards(rows), ranks, stop)
         keeper.open()
-        draws = keeper.draws(_run(job, keeper, groups, keeper.seconds), value_range)
+        draws = keeper.draws(_run(job, keeper, groups, keeper.seconds), value_range, units)
     draws.diagnostics.warn()
     return draws
 
@@ -207,10 +214,11 @@ def prepared(
     running out of memory in it raises `RunFailed`."""
     if start is not None:
         check_starts(model, sampler, start)
-    with (
-        placed(model, device) as (where, dtype),
-        LatentPotential(model, settings.inverse_temperature) as potential,
-    ):
+    with contextlib.ExitStack() as stack:
+        where, dtype = stack.enter_context(placed(model, device))
+        with enough_memory(where, f"with {ROWS} rows", FEWER_CHAINS):
+            check_contract(model, sampler, where)
+        potential = stack.enter_context(LatentPotential(model, settings.inverse_temperature))
         chains = chains_of(settings, sampler)
         with enough_memory(where, f"with blocks of {max(PROBES)} chains", FEWER_CHAINS):
             coupled = sampler.needs_one_block()

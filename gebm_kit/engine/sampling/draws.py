@@ -19,10 +19,12 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.recorder import equipartition_sums
+from gebm_kit.engine.sampling.recorder import equipartition_sums, slope
+from gebm_kit.engine.sampling.table_files import TABLE_SUFFIXES, check_table, table_content
 
-SUFFIXES = (".safetensors", ".npz")
+SUFFIXES = (".safetensors", ".npz", *TABLE_SUFFIXES)
 """Formats that `Draws.save` writes."""
 
 
@@ -40,6 +42,7 @@ class Draws:
         diagnostics: how good the draws are.
         records: what the recorders of all blocks recorded, for figures; see
             `gebm_kit.engine.sampling.recorder.Recorder`.
+        units: names and units of the columns, for a run on a table; ``units.measured(x)`` is in the units of its file.
     """
 
     x: Tensor
@@ -47,6 +50,7 @@ class Draws:
     chain: Tensor
     diagnostics: Diagnostics
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
+    units: TableUnits | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_shards(self) -> None:
@@ -58,7 +62,11 @@ class Draws:
         yield self.x
 
     def save(self, path: str | Path, value_range: tuple[float, float] | None = None) -> Path:
-        """Write x, z and chain, with the diagnostics as JSON, to a .safetensors file (in its metadata) or a .npz file.
+        """Write the draws to a file.
+
+        A .safetensors or .npz file holds x as the model makes it, z and chain, with the diagnostics as JSON (in the metadata
+        of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``, where ``mean + std x``
+        are measurements. A .csv or .parquet file is a table of these measurements, with the columns' names.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -70,11 +78,17 @@ class Draws:
             RunFailed: the disk is full.
         """
         path = Path(path)
-        check_output(path)
+        check_output(path, tuple(self.x.shape[1:]))
+        if path.suffix in TABLE_SUFFIXES:
+            make_directory(path.parent)
+            write_atomic(path, table_content(path, self.x, self.units))
+            return path
         tensors = {"x": self.x, "z": self.z, "chain": self.chain}
         metadata = {"schema": "1", "diagnostics": json.dumps(self.diagnostics.as_dict())}
         if value_range is not None:
             metadata["value_range"] = json.dumps([float(v) for v in value_range])
+        if self.units is not None:
+            metadata["units"] = json.dumps(self.units.as_dict())
         if path.suffix == ".npz":
             buffer = io.BytesIO()
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -89,20 +103,25 @@ class Draws:
         return path
 
 
-def check_output(path: str | Path) -> None:
+def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) -> None:
     """Check, before anything is computed, that `Draws.save` can write to ``path``.
 
+    Args:
+        data_shape: shape of a draw; None: unknown.
+
     Raises:
-        UsageError: the suffix is not in `SUFFIXES`, or ``path`` is a directory.
+        UsageError: the suffix is not in `SUFFIXES`, or fits no draws of that shape; ``path`` is a directory.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
-            f"draws are written to {' or '.join(SUFFIXES)} files, not to {path.name!r}",
+            f"draws are written to {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files, not to {path.name!r}",
             hint="A name without a suffix is a directory, into which draws are streamed.",
         )
     if path.is_dir():
         raise UsageError(f"{path} is a directory; name a file")
+    if path.suffix in TABLE_SUFFIXES and data_shape is not None:
+        check_table(path, data_shape)
 
 
 def is_directory(out: str | Path) -> bool:
@@ -111,23 +130,30 @@ def is_directory(out: str | Path) -> bool:
 
 
 def load_file(path: Path) -> Draws:
-    """Read what `Draws.save` wrote.
+    """Read what `Draws.save` wrote, but for tables.
 
     Raises:
         DataError: the file is missing or damaged, or holds something else.
     """
+    if path.suffix in TABLE_SUFFIXES:
+        raise DataError(
+            f"{path} is a table of draws, without latent codes and diagnostics; .safetensors and .npz hold both"
+        )
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(file[name]) for name in ("x", "z", "chain")}
                 diagnostics = json.loads(str(file["diagnostics"]))
+                units = json.loads(str(file["units"])) if "units" in file else None
         else:
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("x", "z", "chain")}
                 diagnostics = json.loads(file.metadata()["diagnostics"])
-        return Draws(tensors["x"], tensors["z"], tensors["chain"], diagnostics_from(diagnostics))
+                units = json.loads(file.metadata().get("units", "null"))
+        found = None if units is None else TableUnits.from_dict(units)
+        return Draws(tensors["x"], tensors["z"], tensors["chain"], diagnostics_from(diagnostics), units=found)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, _safetensors_error()) as error:
@@ -171,19 +197,22 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Decoded states, on the CPU: x (N, *D), z in the base's coordinates (N, Z), and `equipartition_sums` (3,)."""
+    """Decoded states, on the CPU: x (N, *D), z in the base's coordinates (N, Z), `equipartition_sums` and `slope`."""
 
     x: Tensor
     z: Tensor
     balance: Tensor
+    slope: Tensor
 
 
 def decode(potential: LatentPotential, z: Tensor, rows: int) -> Decoded:
     """Decode states in normal coordinates, (N, Z), into ``x = G(z)``,
     ``rows`` at a time as the chains were evaluated."""
-    x, codes, balances = [], [], []
+    x, codes, balances, slopes = [], [], [], []
     for part in z.split(rows):
         x.append(potential.data(part).cpu())
         codes.append(potential.prior.from_normal(part).cpu())
-        balances.append(equipartition_sums(part, potential.value_and_grad(part).grad).cpu())
-    return Decoded(torch.cat(x), torch.cat(codes), torch.stack(balances).sum(0))
+        tilt, grad = potential.tilt_and_grad(part)
+        balances.append(equipartition_sums(part, grad + part).cpu())
+        slopes.append(slope(tilt, grad).cpu())
+    return Decoded(torch.cat(x), torch.cat(codes), torch.stack(balances).sum(0), torch.stack(slopes).amax(0))

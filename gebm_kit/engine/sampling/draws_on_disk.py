@@ -24,6 +24,7 @@ from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import make_directory, read_json, write_atomic, write_json
 from gebm_kit.core.packing import packed, read_packed
 from gebm_kit.core.plugins import component_name
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.sampling.draws import Part
@@ -187,12 +188,14 @@ class Directory:
 
     # --- the end -------------------------------------------------------------------------------------------------
 
-    def draws(self, outcome: Outcome, value_range: tuple[float, float] | None) -> ShardedDraws:
+    def draws(
+        self, outcome: Outcome, value_range: tuple[float, float] | None, units: TableUnits | None = None
+    ) -> ShardedDraws:
         """Write the index, remove the saved state, and open the draws."""
         if self._ranks.rank == 0:
             records = [read_packed(self._unit(number))[1] for number in range(len(self._planned))]
             shards = [Shard(**entry) for record in records for entry in record["shards"]]
-            write_index(self.path, shards, outcome.diagnostics, self._request, value_range)
+            write_index(self.path, shards, outcome.diagnostics, self._request, value_range, units)
             shutil.rmtree(self._state, ignore_errors=True)
             for left in self.path.glob(".*-*"):  # temporary files of a process that was killed while it wrote
                 left.unlink(missing_ok=True)

@@ -27,11 +27,22 @@ MAX_TRACE_NUMBERS = 2**22
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
-def quantities(state: Any) -> Tensor:
-    """Return what is recorded of each chain: up to 32 evenly spaced coordinates, then the cached value; (C, Q)."""
+def quantities(state: Any, *, caches_tilt: bool = False) -> Tensor:
+    """Return what is recorded of each chain: up to 32 evenly spaced coordinates, then the potential U; (C, Q).
+
+    Args:
+        state: a kernel's state.
+        caches_tilt: whether its ``value`` is the tilt rather than U.
+    """
     position: Tensor = state.position
     chosen = torch.as_tensor(_chosen(position.shape[1]), device=position.device)
-    return torch.cat([position.index_select(1, chosen), state.value.unsqueeze(1).to(position)], dim=1)
+    value = potential_of(position, state.value, caches_tilt)
+    return torch.cat([position.index_select(1, chosen), value.unsqueeze(1).to(position)], dim=1)
+
+
+def potential_of(position: Tensor, value: Tensor, caches_tilt: bool) -> Tensor:
+    """Return ``U = |z|²/2 + tilt`` of chains from what their kernel caches, (C,)."""
+    return value + 0.5 * position.square().sum(1) if caches_tilt else value
 
 
 def _chosen(latent_dim: int) -> list[int]:
@@ -52,6 +63,7 @@ class Recorder:
         num_chains: chains of the whole run; None: this block is the only one.
         first_chain: index in the run of this block's first chain.
         start: the block's `quantities` before warm-up, (C, Q), for nested R-hat; None: no nested R-hat.
+        caches_tilt: whether ``value`` of a state is the tilt; the potential U is recorded either way.
     """
 
     def __init__(
@@ -62,7 +74,9 @@ class Recorder:
         num_chains: int | None = None,
         first_chain: int = 0,
         start: Tensor | None = None,
+        caches_tilt: bool = False,
     ) -> None:
+        self._caches_tilt = caches_tilt
         position: Tensor = example.position
         self._chains, latent_dim = position.shape
         coordinates = _chosen(latent_dim)
@@ -85,8 +99,9 @@ class Recorder:
         self._diverged += info.diverged.sum()
         if self._steps % self._every == 0 and self._recorded < len(self._trace):
             row = self._trace[self._recorded]
-            row[:, :-1] = state.position.index_select(0, self._kept).index_select(1, self._coordinates)
-            row[:, -1] = state.value.index_select(0, self._kept)
+            position, value = (t.index_select(0, self._kept) for t in (state.position, state.value))
+            row[:, :-1] = position.index_select(1, self._coordinates)
+            row[:, -1] = potential_of(position, value, self._caches_tilt)
             self._recorded += 1
 
     @property
@@ -192,7 +207,7 @@ def convergence(trace: Tensor, start: Tensor | None = None) -> Convergence:
 
     A single chain is cut into two halves, which stand for two chains. A quantity that never changes, or is not finite,
     gives an R-hat of inf and an effective sample size of 0. The exception is a last quantity that is the same in every
-    chain: the tilt of a flat potential (beta = 0), which is left out. Fewer than four steps give NaN.
+    chain, as on a flat potential; it is left out. Fewer than four steps give NaN.
     """
     steps, num_chains, num = trace.shape
     if steps < MIN_STEPS * (2 if num_chains == 1 else 1) or num_chains == 0:
@@ -233,6 +248,30 @@ class Equipartition(NamedTuple):
 
     mean: float
     se: float
+
+
+def slope(tilt: Tensor, grad: Tensor) -> Tensor:
+    """Return 1 if any gradient of the tilt, (N, Z), is not 0, else 0; then -min and max of the tilt, (N,); (3,) float64.
+
+    The largest values over blocks of draws show whether the tilt varies without a gradient; see `is_flat`.
+    """
+    return torch.stack([(grad != 0).any().double(), -tilt.double().min(), tilt.double().max()])
+
+
+NO_SLOPE = torch.tensor([0.0, -math.inf, -math.inf], dtype=torch.float64)
+"""`slope` of no draws."""
+
+
+def is_flat(slopes: Sequence[Tensor]) -> bool:
+    """Return whether the energy of all draws has no gradient although it varies, given the `slope` of every block."""
+    if not slopes:
+        return False
+    steep, low, high = torch.stack(list(slopes)).amax(0).tolist()
+    return not steep and -low < high
+
+
+UNKNOWN = Equipartition(math.nan, math.nan)
+"""Equipartition where integration by parts does not hold: without a gradient, or beside a wall of infinite energy."""
 
 
 def equipartition_sums(z: Tensor, grad: Tensor) -> Tensor:

@@ -17,10 +17,14 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.engine.sampling.blocks import Layout, block_generator
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
+from gebm_kit.engine.sampling.energy_checks import check_gradient, lost_digits, warn_of_lost_digits
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Saved
 from gebm_kit.engine.sampling.recorder import (
+    NO_SLOPE,
+    UNKNOWN,
     Recorder,
     equipartition,
+    is_flat,
     mean_acceptance,
     quantities,
     summarise,
@@ -35,23 +39,28 @@ from gebm_kit.engine.sampling.warmup import REPORT_EVERY, warm_up_blocks
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The result of warm-up: the frozen sampler, and the divergent steps and evaluations of all blocks."""
+    """The result of warm-up: the frozen sampler; over all blocks, divergent steps, evaluations and points drawn again."""
 
     sampler: Sampler
     divergences: int
     counts: Counts
+    redrawn: int = 0
 
     def saved(self, original: Sampler) -> Saved:
         """Return what warm-up changed on the ``original`` sampler, to save it."""
         tensors, changed = changes(self.sampler, original)
-        return tensors | {"counts": self.counts.tensor()}, {"sampler": changed, "divergences": self.divergences}
+        return tensors | {"counts": self.counts.tensor()}, {
+            "sampler": changed,
+            "divergences": self.divergences,
+            "redrawn": self.redrawn,
+        }
 
     @classmethod
     def restored(cls, saved: Saved, original: Sampler, device: torch.device) -> Warm:
         """Read back what `saved` returned."""
         tensors, record = saved
         sampler = with_changes(original, tensors, record["sampler"], device)
-        return cls(sampler, record["divergences"], Counts.read(tensors["counts"]))
+        return cls(sampler, record["divergences"], Counts.read(tensors["counts"]), record.get("redrawn", 0))
 
 
 def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -> Outcome:
@@ -101,21 +110,26 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
         keeper.check(None)
         return job.ranks.sum_over_blocks(rows, layout.num_blocks)
 
-    warn_of_redrawn(int(reduce(redrawn)[0]), layout.num_blocks * layout.rows)
+    num_redrawn, num_chains = int(reduce(redrawn)[0]), layout.num_blocks * layout.rows
+    warn_of_redrawn(num_redrawn, num_chains)
+    check_gradient(potential, job.sampler, states[0])
     watch = _Watch(job, keeper)
     # under a weak tilt, chains would drift away from the encodings that they start at
     share = round(TEMPERED_SHARE * settings.warmup) if job.starts is None else 0
     early = tempered_start(
         job.sampler, states, potential, generators, share, reduce=reduce, on_step=watch.tempered(share)
     )
-    starts = [quantities(state) for state in early.states]
+    starts = [quantities(state, caches_tilt=job.sampler.caches_tilt) for state in early.states]
     rest = settings.warmup - early.steps
     ended = warm_up_blocks(
         early.sampler, early.states, potential, generators, rest, reduce=reduce, on_progress=watch.tuned(early.steps)
     )
+    if potential.grad_evals > before.grad_evals and not hasattr(states[0], "grad"):
+        check_gradient(potential, job.sampler, ended.states[0], used=True)
     rows = [torch.zeros(2, dtype=torch.float64) for _ in states]
     rows[0] += (Counts.of(potential) - before).tensor()
-    warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)))
+    warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)), num_redrawn)
+    warn_of_lost_digits(int(reduce(lost_digits(ended.states))[0]), num_chains, job.dtype)
     runs = [
         _block_run(job, ended.sampler, block, state, generator, start)
         for block, state, generator, start in zip(mine, ended.states, generators, starts, strict=False)
@@ -160,6 +174,7 @@ def _block_run(
         num_chains=layout.num_blocks * layout.rows,
         first_chain=layout.first(block),
         start=start,
+        caches_tilt=sampler.caches_tilt,
     )
     return BlockRun(block, sampler, job.potential, job.settings, layout, state, generator, recorder)
 
@@ -188,7 +203,9 @@ def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tens
     recorded, steps, checks, sums = block_records(records)
     found = summarise(recorded, job.layout.chains)
     spent = steps + checks + warm.counts + job.probed
-    balance = equipartition(sums, found.ess_min)
+    flat = is_flat([record["slope"] for record in records if "slope" in record])
+    # integration by parts needs a gradient, and no wall of infinite energy
+    balance = UNKNOWN if flat or warm.redrawn else equipartition(sums, found.ess_min)
     diagnostics = Diagnostics(
         sampler=component_name("sampler", sampler),
         num_samples=settings.num_samples,
@@ -238,6 +255,7 @@ class BlockRun:
         total: steps to make.
         recorder: recorder of those steps.
         balance: sums of `equipartition_sums` over the draws so far, (3,) float64 on the CPU.
+        slope: largest values of `slope` over the draws so far, (3,) float64 on the CPU.
         steps, checks: evaluations so far, of steps and of decoding draws.
     """
 
@@ -255,6 +273,7 @@ class BlockRun:
         self.number, self.chains, self.generator, self.recorder = number, chains, generator, recorder
         self.step, self.total = 0, settings.total_steps
         self.balance = torch.zeros(3, dtype=torch.float64)
+        self.slope = NO_SLOPE
         self.steps, self.checks = Counts(), Counts()
         self._sampler, self._potential, self._settings, self._layout = sampler, potential, settings, layout
 
@@ -284,7 +303,12 @@ class BlockRun:
     def records(self) -> dict[str, Tensor]:
         """Return the records of the steps and draws so far; `block_records` reads them."""
         recorded = {f"recorder.{name}": tensor for name, tensor in self.recorder.tensors().items()}
-        found = recorded | {"steps": self.steps.tensor(), "checks": self.checks.tensor(), "balance": self.balance}
+        found = recorded | {
+            "steps": self.steps.tensor(),
+            "checks": self.checks.tensor(),
+            "balance": self.balance,
+            "slope": self.slope,
+        }
         estimate = self._sampler.log_partition(self.chains)
         said = {f"summary.{name}": value for name, value in self._sampler.summary(self.chains).items()}
         return found | said | ({} if estimate is None else {"log_partition": estimate})
@@ -292,7 +316,7 @@ class BlockRun:
     def restore(self, step: int, records: Mapping[str, Tensor]) -> None:
         """Resume at ``step``, from the `records` up to it."""
         (recorded,), self.steps, self.checks, self.balance = block_records([records])
-        self.step = step
+        self.step, self.slope = step, records.get("slope", NO_SLOPE)
         self.recorder.load(recorded)
 
     def _decode(self, age: int) -> Part | None:
@@ -307,6 +331,7 @@ class BlockRun:
         decoded = decode(self._potential, self.chains.position, layout.rows)
         self.checks += Counts.of(self._potential) - before
         self.balance += decoded.balance
+        self.slope = torch.maximum(self.slope, decoded.slope)
         return Part(place, decoded.x[:rows], decoded.z[:rows], torch.arange(first, first + rows))
 
 

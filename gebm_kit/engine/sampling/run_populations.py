@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import estimators
-from gebm_kit.core.errors import RunFailed, UsageError
+from gebm_kit.core.errors import RunFailed
 from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import LatentPotential
@@ -26,10 +26,11 @@ from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draws import Part, decode
+from gebm_kit.engine.sampling.draws import Decoded, Part, decode
+from gebm_kit.engine.sampling.energy_checks import check_finite_start, check_gradient
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob
-from gebm_kit.engine.sampling.recorder import equipartition
-from gebm_kit.engine.sampling.starting_points import start
+from gebm_kit.engine.sampling.recorder import UNKNOWN, equipartition, is_flat
+from gebm_kit.engine.sampling.starting_points import start_counted, warn_of_redrawn
 
 MAX_STEPS = 100_000
 """Most steps of an island; one that needs more is taken never to finish."""
@@ -37,6 +38,9 @@ MAX_STEPS = 100_000
 
 MAX_WEIGHTS = 2**20
 """Most importance weights kept for Pareto k, over all islands."""
+
+
+_NUMBERS = ("steps", "acceptance", "divergences", "log_partition", "outside")
 
 
 EFFECTIVE_SIZE = "effective_size"
@@ -55,6 +59,7 @@ class Island:
         log_partition: its estimate of A; NaN when it has none.
         log_weights: log-weights of the candidates behind that estimate, (N,), on the device, or None.
         summary: the sampler's own numbers; integers are counts.
+        outside: prior draws at which the energy is not finite; beside such a wall there is no equipartition.
     """
 
     z: Tensor
@@ -64,11 +69,12 @@ class Island:
     log_partition: float
     log_weights: Tensor | None
     summary: dict[str, float]
+    outside: int = 0
 
     def numbers(self) -> dict[str, Tensor]:
         """Return everything but positions and weights, each () int64 or float64;
         the sampler's own as ``summary.NAME``."""
-        known = {name: getattr(self, name) for name in ("steps", "acceptance", "divergences", "log_partition")}
+        known = {name: getattr(self, name) for name in _NUMBERS}
         found = known | {f"summary.{name}": value for name, value in self.summary.items()}
         types = {int: torch.int64, float: torch.float64}
         return {name: torch.tensor(value, dtype=types[type(value)]) for name, value in found.items()}
@@ -132,9 +138,10 @@ class Islands:
             before = Counts.of(job.potential)
             island = run_island(job.potential, job.sampler, job.layout.rows, generator, job.dtype, check)
             spent = Counts.of(job.potential) - before
-            part, balance = self._decoded(index, island)
+            part, decoded = self._decoded(index, island)
             total = Counts.of(job.potential) - before
-            found = island.numbers() | {"spent": spent.tensor(), "total": total.tensor(), "balance": balance}
+            found = island.numbers() | {"spent": spent.tensor(), "total": total.tensor(), "balance": decoded.balance}
+            found["slope"] = decoded.slope
             weights = island.log_weights
             if weights is not None and index < max(MAX_WEIGHTS // len(weights), 1):
                 found["log_weights"] = weights.cpu()
@@ -143,8 +150,8 @@ class Islands:
             self.step += 1
             yield part
 
-    def _decoded(self, index: int, island: Island) -> tuple[Part, Tensor]:
-        """Decode an island into draws and `equipartition_sums`.
+    def _decoded(self, index: int, island: Island) -> tuple[Part, Decoded]:
+        """Decode an island into its draws.
 
         Coupled particles count as one chain, others as one each.
         """
@@ -152,7 +159,7 @@ class Islands:
         rows = min(len(island.z), job.settings.num_samples - first)
         decoded = decode(job.potential, island.z, len(island.z))
         chain = torch.full((rows,), index) if job.sampler.coupled else torch.arange(first, first + rows)
-        return Part(first, decoded.x[:rows], decoded.z[:rows], chain), decoded.balance
+        return Part(first, decoded.x[:rows], decoded.z[:rows], chain), decoded
 
     @property
     def acceptance(self) -> float:
@@ -200,8 +207,11 @@ def run_island(
     """
     if sampler.family == "population":
         state = start_population(potential, sampler, num_chains, generator, dtype)
+        outside = int((~torch.isfinite(state.value)).sum())
     else:
-        state = start(potential, sampler, num_chains, generator, dtype)
+        state, outside = start_counted(potential, sampler, num_chains, generator, dtype)
+        warn_of_redrawn(outside, num_chains)
+    check_gradient(potential, sampler, state)
     acceptance = torch.zeros((), dtype=torch.float64, device=generator.device)
     diverged = torch.zeros((), dtype=torch.int64, device=generator.device)
     steps = 0
@@ -225,6 +235,7 @@ def run_island(
         log_partition=math.nan if estimate is None else float(estimate),
         log_weights=sampler.log_weights(state),
         summary={name: value.item() for name, value in sampler.summary(state).items()},
+        outside=outside if hasattr(state, "grad") else outside + int(diverged),  # gradient-free: nothing else diverges
     )
 
 
@@ -247,12 +258,7 @@ def start_population(
     shape = (num_chains, potential.model.latent_dim)
     z = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
     state = sampler.init(z, potential, generator)
-    if not bool(torch.isfinite(state.value).any()):
-        raise UsageError(
-            f"the energy is not finite at any of {num_chains} points drawn from the base: it returned "
-            f"{float(state.value[0])} at the first",
-            hint="Look at energy(base(z)) for z drawn from the prior; training may have diverged.",
-        )
+    check_finite_start(state.value, getattr(state, "grad", None))
     return state
 
 
@@ -270,7 +276,9 @@ def _diagnosed(job: SamplingJob, units: Sequence[Mapping[str, Tensor]], seconds:
     value, error = _log_partition(found["log_partition"], weights)
     spent = Counts.read(found["spent"].sum(0))
     total = Counts.read(found["total"].sum(0)) + job.probed
-    balance = equipartition(found["balance"].sum(0), effective)
+    wall = "outside" in found and bool(found["outside"].any())
+    flat = is_flat(list(found["slope"])) if "slope" in found else False
+    balance = UNKNOWN if flat or wall else equipartition(found["balance"].sum(0), effective)
     return Diagnostics(
         sampler=component_name("sampler", job.sampler),
         num_samples=settings.num_samples,

@@ -46,6 +46,20 @@ def check_sampling(model: GEBM, sampler: Sampler, settings: SampleSettings) -> N
     """Raise when the model can't be sampled so, before anything is computed; warn when it should not be.
 
     Raises:
+        UsageError: as for `check_fits`.
+    """
+    check_fits(model, sampler, settings)
+    if not model.log_ratio:
+        warn(
+            "this model's loss does not make its energy a log density ratio, so exp(-E) has no meaning as a weight of the "
+            "base: the draws follow the energy, but they are no estimate of the data's distribution."
+        )
+
+
+def check_fits(model: GEBM, sampler: Sampler, settings: SampleSettings) -> None:
+    """Raise when the sampler can't draw from the model with these settings.
+
+    Raises:
         UsageError: the sampler does not serve the prior or needs more chains; its step size is not a positive number.
     """
     _check_model(model)
@@ -58,11 +72,6 @@ def check_sampling(model: GEBM, sampler: Sampler, settings: SampleSettings) -> N
         raise UsageError(
             f"sampler {name!r} needs at least {sampler.min_chains} chains, num_chains is {settings.num_chains}",
             hint="num_samples may be smaller: it says how many draws are kept.",
-        )
-    if not model.log_ratio:
-        warn(
-            "this model's loss does not make its energy a log density ratio, so exp(-E) has no meaning as a weight of the "
-            "base: the draws follow the energy, but they are no estimate of the data's distribution."
         )
 
 

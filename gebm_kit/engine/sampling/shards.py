@@ -19,9 +19,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.files import read_json, write_atomic, write_json
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, load_file
@@ -186,6 +188,7 @@ class ShardedDraws:
         diagnostics: diagnostics of all draws.
         request: what was requested: model, sampler, settings.
         value_range: (low, high) of the data, or None.
+        units: as in `Draws`.
         records: as in `Draws`, when this process made the draws; empty when they were read from the directory.
     """
 
@@ -196,11 +199,12 @@ class ShardedDraws:
     request: Mapping[str, Any] = field(repr=False)
     value_range: tuple[float, float] | None = None
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False, compare=False)
+    units: TableUnits | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Draws]:
         for shard in self.shards:
             tensors = self._read(shard)
-            yield Draws(tensors["x"], tensors["z"], tensors["chain"], self.diagnostics)
+            yield Draws(tensors["x"], tensors["z"], tensors["chain"], self.diagnostics, units=self.units)
 
     @property
     def num_shards(self) -> int:
@@ -225,7 +229,7 @@ class ShardedDraws:
                 if name not in found:
                     found[name] = rows.new_empty(self.num_samples, *rows.shape[1:])
                 found[name][places] = rows
-        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records)
+        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records, self.units)
 
     def _read(self, shard: Shard) -> dict[str, Tensor]:
         path = self.path / shard.file
@@ -244,6 +248,7 @@ def write_index(
     diagnostics: Diagnostics,
     request: Mapping[str, Any],
     value_range: tuple[float, float] | None,
+    units: TableUnits | None = None,
 ) -> None:
     """Write ``index.json``, which makes the directory complete.
 
@@ -265,6 +270,7 @@ def write_index(
         "num_samples": num_samples,
         "tensors": tensors,
         "value_range": value_range,
+        **({} if units is None else {"units": units.as_dict()}),
         "request": dict(request),
         "diagnostics": diagnostics.as_dict(),
         "shards": [asdict(shard) for shard in shards],
@@ -289,6 +295,7 @@ def open_draws(path: str | Path) -> ShardedDraws:
             diagnostics=diagnostics_from(record["diagnostics"]),
             request=record["request"],
             value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+            units=TableUnits.from_dict(record["units"]) if "units" in record else None,
         )
     except FileNotFoundError as error:
         unfinished = (path / "state").is_dir()
@@ -306,5 +313,6 @@ def load_draws(path: str | Path) -> Draws:
     Raises:
         DataError: the file or directory is missing, unfinished or damaged.
     """
+    check_path("draws", path)
     path = Path(path)
     return open_draws(path).load() if path.is_dir() else load_file(path)

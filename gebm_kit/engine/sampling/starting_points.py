@@ -16,6 +16,7 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import HasEncoder, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
+from gebm_kit.engine.sampling.energy_checks import check_finite_start, warn_of_bottomless
 
 START_ATTEMPTS = 10
 """Prior draws tried for each chain. Where the energy is finite at half of all points, one chain in 1,024 needs more."""
@@ -57,14 +58,10 @@ def start_counted(
             return state, redrawn
         if attempt == 0:
             redrawn = bad
+            warn_of_bottomless(state.value)
         fresh = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
         z = torch.where(usable.unsqueeze(1), z, fresh)
-    if bad == num_chains:
-        raise UsageError(
-            f"the energy is not finite at any of {num_chains} points drawn from the base: it returned "
-            f"{float(state.value[0])} at the first",
-            hint="Look at energy(base(z)) for z drawn from the prior; training may have diverged.",
-        )
+    check_finite_start(state.value, getattr(state, "grad", None))
     finite = z[usable]
     picks = torch.randint(len(finite), (num_chains,), generator=generator, device=generator.device)
     return sampler.init(torch.where(usable.unsqueeze(1), z, finite[picks]), potential, generator), redrawn

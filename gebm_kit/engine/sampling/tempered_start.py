@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Info, Potential, Sampler, ValueAndGrad
+from gebm_kit.core.interfaces import Potential, Sampler, ValueAndGrad
 from gebm_kit.core.tilt import tilt, tilt_and_grad
+from gebm_kit.engine.sampling.acceptance import acceptance_sums, mean_acceptance
 
 if TYPE_CHECKING:
     from gebm_kit.engine.sampling.warmup import Reduce
@@ -167,9 +168,8 @@ class _Start:
             for index, generator in enumerate(self._generators):
                 self.states[index], info = self.sampler.step(self.states[index], potential, generator)
                 self.diverged[index] += info.diverged.sum()
-                rows.append(_acceptance_sums(info, harmonic))
-            total, num = self._reduce(rows).tolist()
-            self._tune(num / total if harmonic else total / num)
+                rows.append(acceptance_sums(info, STUCK if harmonic else None))
+            self._tune(mean_acceptance(self._reduce(rows), harmonic))
             self._done += 1
             self._on_step(self._done, self.sampler)
 
@@ -178,11 +178,3 @@ class _Start:
         assert tunable is not None
         value = getattr(self.sampler, tunable.name) * math.exp(GAIN * (acceptance - tunable.target))
         self.sampler = self.sampler.tuned(**{tunable.name: min(max(value, tunable.low), tunable.high)})
-
-
-def _acceptance_sums(info: Info, harmonic: bool) -> Tensor:
-    """Sum the acceptance, or its inverse, over a block's chains; then their number; (2,)."""
-    values = (info.acceptance if info.tuning is None else info.tuning).double()
-    if harmonic:
-        values = values.clamp(min=STUCK).reciprocal()
-    return torch.stack([values.sum(), torch.ones_like(values).sum()])

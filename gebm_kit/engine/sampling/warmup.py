@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Info, Potential, Sampler, TiltedPotential, Tunable
+from gebm_kit.core.interfaces import Potential, Sampler, TiltedPotential, Tunable
 from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.core.reduce import in_block_order
+from gebm_kit.engine.sampling.acceptance import acceptance_sums, mean_acceptance
 
 SEARCH_STEPS = 12
 """Most doublings or halvings of the first step size, a factor of 4,096 either way.
@@ -285,10 +286,10 @@ class _Tuning:
             self._done += 1
             scalars = {}
             if tuned is not None:
-                acceptance = _mean_acceptance(sums, self._num_chains, tuned[0])
+                acceptance = mean_acceptance(sums, tuned[0].harmonic)
                 tuned[1].update(acceptance)
                 scalars = {"acceptance": acceptance, tuned[0].name: tuned[1].value}
-                sums = sums[1:]
+                sums = sums[2:]
             if self._adaptation is not None:
                 progress = self._done / self._total
                 self.sampler = self._adaptation.update(self.sampler, sums, self._num_chains, progress)
@@ -302,14 +303,14 @@ class _Tuning:
     def _step(self, tunable: Tunable | None) -> Tensor:
         """Step every block.
 
-        Returns sums over all chains for dual averaging (first) and the adaptation; (0,) without either.
+        Returns sums over all chains for dual averaging (the first two) and the adaptation; (0,) without either.
         """
         rows = []
         for index, before in enumerate(self.states):
             after, info = self.sampler.step(before, self._potential, self._generators[index])
             self.states[index] = after
             self._diverged[index] += info.diverged.sum()
-            parts = [] if tunable is None else [_acceptance_sum(info, tunable)]
+            parts = [] if tunable is None else [acceptance_sums(info, HARMONIC_FLOOR if tunable.harmonic else None)]
             if self._adaptation is not None:
                 parts.append(self._adaptation.statistics(self.sampler, before, after, info))
             rows.append(parts)
@@ -337,24 +338,11 @@ class _Tuning:
             rows = []
             for state, generator in zip(self.states, self._generators, strict=True):
                 _, info = trial.step(state, self._potential, generator)
-                rows.append(_acceptance_sum(info, tunable))
-            acceptance = _mean_acceptance(self._reduce(rows), self._num_chains, tunable)
+                rows.append(acceptance_sums(info, HARMONIC_FLOOR if tunable.harmonic else None))
+            acceptance = mean_acceptance(self._reduce(rows), tunable.harmonic)
             wanted = 1 if acceptance > tunable.target else -1
             nearer = min(max(value * 2.0**wanted, tunable.low), tunable.high)
             if wanted == -direction or nearer == value:
                 break
             direction, value = wanted, nearer
         return value
-
-
-def _acceptance_sum(info: Info, tunable: Tunable) -> Tensor:
-    """Sum the acceptance over a block's chains, or its inverse for a harmonic mean; (1,)."""
-    values = (info.acceptance if info.tuning is None else info.tuning).double()
-    if tunable.harmonic:
-        values = values.clamp(min=HARMONIC_FLOOR).reciprocal()
-    return values.sum().unsqueeze(0)
-
-
-def _mean_acceptance(sums: Tensor, num_chains: int, tunable: Tunable) -> float:
-    total = float(sums[0])
-    return num_chains / total if tunable.harmonic else total / num_chains

@@ -99,7 +99,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.feed.seed = trainer.data_seed()
         if trainer.best_base is not None and not entered_main:
             trainer.best_base.restore(checkpoint.state["best_base"], parts["best-base"])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit the recipe: {error}") from error
     trainer.step = checkpoint.step
 

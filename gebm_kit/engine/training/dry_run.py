@@ -1,4 +1,4 @@
-"""The cost of a training run, estimated without making one."""
+"""The cost of a training run, estimated without making one; its components are checked as before a real run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected, IsPublished
 from gebm_kit.core.interfaces import Dataset, Split, SplitName, named_scalars
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
+from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.datasets.prepared_cache import PreparedDataset
+from gebm_kit.engine.evaluation.contract import check_values
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
+from gebm_kit.engine.training.contract import check_training
 from gebm_kit.engine.training.loggers import check_loggers
+from gebm_kit.engine.training.starting_state import start_from
 from gebm_kit.engine.training.trainer import Trainer
 
 SLOW_CYCLE_SECONDS = 5.0
@@ -37,7 +43,7 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
         DataError, UsageError, PluginError: as in `train`.
     """
     where = resolve_device(local_device(device or recipe.device))
-    with joined_ranks(where, "training") as ranks, ranks.together():
+    with joined_ranks(where, "training") as ranks, attributed(), ranks.together():
         data_parallel.check_ranks(recipe, device, ranks)
         return _plan(recipe, where, cycles)
 
@@ -45,10 +51,14 @@ def plan(recipe: Recipe, *, device: str | None = None, cycles: int = 5) -> dict[
 def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
     check_loggers(recipe)
     dataset = _dataset(recipe)
-    check_metrics(recipe, dataset)
+    check_dataset(dataset, disjoint=not isinstance(dataset, StandIn))
+    metrics = check_metrics(recipe, dataset)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where)
+        start_from(trainer, recipe)
+        check_training(trainer, dataset)
+        check_values(metrics, trainer.model, dataset, FeatureSettings.of(recipe), where)
         if trainer.negatives is not None:
             trainer.negatives.fill(trainer.model)
         # a usual cycle: after the longer ones at the start, and after the one that enters the main phase

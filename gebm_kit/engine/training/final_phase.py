@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gebm_kit.config.build import build
 from gebm_kit.config.model import DTYPES
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.contracts import check_state
 from gebm_kit.core.interfaces import Energy, Loss
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.process import data_parallel
@@ -85,10 +86,12 @@ def build_final_parts(
     loss, energy, dtype = None, None, DTYPES[recipe.precision]
     if recipe.final_energy is not None:
         energy = build("energy", recipe.final_energy, facts).to(device, dtype)
+        check_state("energy", energy)
         data_parallel.synchronise_batch_norm(energy, device, rows)
         channels_last(energy)
     if recipe.final_loss is not None:
         loss = build("loss", recipe.final_loss, facts).to(device, dtype)
+        check_state("loss", loss)
         check_needs(loss, recipe.train)
     whole = model if energy is None else GEBM(model.base, energy)
     used: Loss = main_loss if loss is None else loss

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,13 +18,17 @@ from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import estimators
+from gebm_kit.core.attribution import passes_through_component
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.files import write_json
 from gebm_kit.core.interfaces import Dataset, named_scalars
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
+from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.open import open_dataset
+from gebm_kit.engine.evaluation.contract import check_values
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_report
+from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.process.distributed import Ranks
@@ -77,10 +81,14 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
     done = run is not None and is_done(run, recipe)
     if found := ranks.from_first(str(run.path) if run is not None and done else ""):
         return Run(Path(found))
+    if run is not None:  # whatever file the recipe is read from now
+        recipe = replace(recipe, name=run.status.get("recipe") or recipe.name)
     check_loggers(recipe)
     _warn_of_unseen_base(recipe)
     dataset = open_dataset(recipe)
-    best = BestCheckpoint(recipe, check_metrics(recipe, dataset))
+    check_dataset(dataset)
+    metrics = check_metrics(recipe, dataset)
+    best = BestCheckpoint(recipe, metrics)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
         trainer = Trainer(recipe, dataset, where, None if run is None else run.path)
@@ -93,10 +101,11 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
         best.restore(ranks.from_first(best.memory(checkpoint)))
         with stop.at_once():  # nothing has been changed on disk yet, so a signal may interrupt at once
             begin(trainer, checkpoint, ranks, dataset, on_progress)
+            check_values(metrics, trainer.model, dataset, FeatureSettings.of(recipe), where)
         if run is not None:
             write_resolved(run.path, recipe)
         elif ranks.rank == 0:
-            run = create_run(recipe, request.out, lock)
+            run = create_run(recipe, request.out, lock, resume=request.resume)
         if run is not None:
             keep_source(run.path, trainer.model.base)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
@@ -117,7 +126,7 @@ def _hold_run(request: TrainingRequest, lock: RunLock) -> Run | None:
     if run is None:
         return None
     lock.hold(run.path)
-    tidy(run)
+    tidy(run, request.recipe.name)
     if request.out is not None:  # a run that was found by itself was chosen because its recipe is the same
         check_same(run.recipe, request.recipe)
     return run
@@ -183,6 +192,8 @@ class TrainingRun:
                 self.evaluate()
                 self._status("finished")
         except UsageError as error:  # the run directory could be written when the run began
+            if passes_through_component(error):  # resuming would end there again
+                raise
             raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
 
     def loop(self) -> None:
@@ -228,7 +239,7 @@ class TrainingRun:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator)
+                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator, self.on_progress)
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
         if not self.writes:
             return
@@ -282,7 +293,7 @@ class TrainingRun:
                 trainer.model,
                 self.dataset,
                 evaluation,
-                self.run.metrics(),
+                self.run.rows_to_draw(),
             )
         self._log_evaluation(evaluation, pictures)
         amend_checkpoint(self.run.checkpoints, trainer.step, self.best.record())
@@ -321,7 +332,7 @@ class TrainingRun:
             trainer,
             self.run.checkpoints,
             lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
-            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress),
+            lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress, check=False),
         )
         warn(
             f"{diverged.longest} {diverged.part} updates in a row were skipped: training goes back from step "

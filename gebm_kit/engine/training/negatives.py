@@ -150,6 +150,16 @@ class NegativeChains:
         }
         return negatives.to(x.dtype)
 
+    def memory(self) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
+        """Return copies of everything that `fill` and `draw` change, for `recall`."""
+        buffer = None if self._buffer is None else self._buffer.clone()
+        return buffer, self._generator.get_state(), dict(self.metrics)
+
+    def recall(self, memory: tuple[Tensor | None, Tensor, dict[str, Tensor]]) -> None:
+        """Go back to what `memory` returned."""
+        self._buffer, state, self.metrics = memory
+        self._generator.set_state(state)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the state for a checkpoint; empty if there is no buffer."""
         if self._buffer is None:

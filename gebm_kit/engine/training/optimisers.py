@@ -45,12 +45,19 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """Restore an optimiser's state from `flatten_optimizer`'s tensors."""
+    """Restore an optimiser's state from `flatten_optimizer`'s tensors.
+
+    Raises:
+        ValueError, IndexError: a tensor belongs to no parameter, or has another shape.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         head, _, rest = key.partition(".")
         if head == prefix:
             index, _, name = rest.partition(".")
+            if value.dim() > 0 and value.shape != parameters[int(index)].shape:
+                raise ValueError(f"{key} has shape {tuple(value.shape)}, not {tuple(parameters[int(index)].shape)}")
             state.setdefault(int(index), {})[name] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import torch
 
 from gebm_kit.config.build import resolved
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.errors import RunFailed, UsageError
-from gebm_kit.core.files import write_atomic
+from gebm_kit.core.errors import GebmKitError, RunFailed, UsageError
+from gebm_kit.core.files import atomic_file
 from gebm_kit.core.progress import warn
 from gebm_kit.core.trust import trust_words
 from gebm_kit.engine.process.torchrun import launcher
 from gebm_kit.engine.run_directory.checkpoint import newest_whole
 from gebm_kit.engine.run_directory.create import is_unmade
+from gebm_kit.engine.run_directory.log_rows import LOG, MAX_LINE, lines_of, open_log, parsed
 from gebm_kit.engine.run_directory.run import Run, load_run, unfinished_runs
 
 CHANGEABLE = (
@@ -47,7 +48,16 @@ def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
     if out is not None:
         path = Path(out)
         return None if is_unmade(path) else load_run(path)
-    return next((run for run in unfinished_runs(recipe.name) if not differences(run.recipe, recipe)), None)
+    return next((run for run in unfinished_runs(recipe.name) if _is_of(run, recipe)), None)
+
+
+def _is_of(run: Run, recipe: Recipe) -> bool:
+    """Return whether the run was trained with this recipe; one that can't be read, say for a missing plugin, was not."""
+    try:
+        return not differences(run.recipe, recipe)
+    except GebmKitError as error:
+        warn(f"{run.path} is passed over: {error.message.splitlines()[0]}")
+        return False
 
 
 def is_done(run: Run, recipe: Recipe) -> bool:
@@ -102,12 +112,23 @@ def check_place(run: Run) -> None:
 
 
 def drop_rows_after(run: Run, step: int) -> None:
-    """Remove the log rows after ``step``, which a resumed run writes again."""
-    rows = run.metrics()
-    kept = [row for row in rows if row.get("step", 0) <= step]
-    path = run.path / "metrics.jsonl"
-    if path.exists() and (len(kept) < len(rows) or not path.read_bytes().endswith(b"\n")):
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    """Remove the log rows after ``step``, which a resumed run writes again, and damaged rows, with a warning."""
+    path = run.path / LOG
+    if not os.path.lexists(path):
+        return
+    kept = 0
+    damaged = []
+    with open_log(run.path) as log, atomic_file(path) as new:
+        for number, line in enumerate(lines_of(log), 1):
+            row = parsed(line)
+            if row is None and (line.endswith(b"\n") or len(line) == MAX_LINE):  # otherwise cut off by a kill
+                damaged.append(number)
+            if row is not None and row["step"] <= step:
+                new.write(line if line.endswith(b"\n") else line + b"\n")
+                kept += 1
+    if damaged:
+        lines = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if damaged[1:] else "")
+        warn(f"{path} is damaged in {lines}; the other {kept} row(s) up to step {step} are kept")
 
 
 def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:

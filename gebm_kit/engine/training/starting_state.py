@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError
@@ -15,6 +17,7 @@ from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.training.checkpoint_state import restore, share_state
+from gebm_kit.engine.training.contract import check_training
 from gebm_kit.engine.training.trainer import Trainer
 
 
@@ -31,16 +34,29 @@ def start_from(trainer: Trainer, recipe: Recipe) -> None:
     other = load_run(recipe.directory / recipe.train.init_from)
     model: GEBM = other.model
     for part in ("base", "energy"):
-        try:
-            getattr(trainer.model, part).load_state_dict(getattr(model, part).state_dict())
-        except RuntimeError as error:
-            if part == "base":
-                raise CheckpointError(
-                    f"train.init_from: the base of {other.path} does not fit the recipe's: {error}"
-                ) from error
-            warnings.warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh", stacklevel=3)
+        state = getattr(model, part).state_dict()
+        misfit = _misfit(getattr(trainer.model, part).state_dict(), state)
+        if not misfit:
+            getattr(trainer.model, part).load_state_dict(state)
+        elif part == "base":
+            raise CheckpointError(f"train.init_from: the base of {other.path} does not fit the recipe's: {misfit}")
+        else:
+            warn(f"train.init_from: the energy of {other.path} does not fit; it starts afresh ({misfit})")
     if trainer.ema is not None:
         trainer.ema = trainer.new_average()
+
+
+def _misfit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """Say how two states differ, by the first tensor; "" where one can be loaded in place of the other.
+
+    Nothing is copied: torch's own loading would copy the tensors that fit before it raises.
+    """
+    for name in [*own, *(name for name in other if name not in own)]:
+        if name not in other or name not in own:
+            return f"{name} is only in {'this recipe' if name in own else 'that run'}"
+        if own[name].shape != other[name].shape:
+            return f"{name} has shape {tuple(own[name].shape)} here and {tuple(other[name].shape)} there"
+    return ""
 
 
 def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> None:
@@ -60,9 +76,19 @@ def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> N
 
 
 def begin(
-    trainer: Trainer, checkpoint: Checkpoint | None, ranks: Ranks, dataset: Dataset, on_progress: OnProgress
+    trainer: Trainer,
+    checkpoint: Checkpoint | None,
+    ranks: Ranks,
+    dataset: Dataset,
+    on_progress: OnProgress,
+    *,
+    check: bool = True,
 ) -> None:
-    """Start every rank from the first rank's checkpoint or, without one, from the beginning of training."""
+    """Start every rank from the first rank's checkpoint or, without one, from the beginning of training.
+
+    Args:
+        check: whether the components are checked on one batch, which leaves no trace (`check_training`).
+    """
     if checkpoint is not None:
         restore(trainer, checkpoint)
         note_ranks(checkpoint, ranks)
@@ -72,6 +98,8 @@ def begin(
     fresh = ranks.from_first("fresh" if checkpoint is None else "resumed") == "fresh"
     share_state(trainer, ranks)
     trainer.follow_average()
+    if check:
+        check_training(trainer, dataset)
     if fresh:
         trainer.initialise()
 

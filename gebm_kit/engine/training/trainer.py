@@ -19,6 +19,7 @@ from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
+from gebm_kit.core.contracts import check_state
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, Loss, LossTerms, Penalty
@@ -90,6 +91,8 @@ class Trainer:
         channels_last(self.model)
         facts["latent_dim"] = self.model.latent_dim
         self.loss: Loss = build("loss", recipe.loss, facts).to(device, dtype)
+        for kind, part in (("base", self.model.base), ("energy", self.model.energy), ("loss", self.loss)):
+            check_state(kind, part)
         check_needs(self.loss, self.settings)
         self.loss.check(self.model)
         self.penalties = _penalties(recipe.penalties, facts, device)

@@ -13,7 +13,8 @@ import yaml
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.engine.process.lock import LOCK
 from gebm_kit.engine.run_directory.lock import RunLock
-from gebm_kit.engine.run_directory.record import find_records, read_record, read_rows
+from gebm_kit.engine.run_directory.log_rows import read_rows
+from gebm_kit.engine.run_directory.record import find_records, read_record
 
 
 def estimate(value: float) -> dict[str, Any]:
@@ -138,9 +139,10 @@ def test_damage_is_told_and_breaks_nothing(tmp_path: Path, name: str, content: s
 def test_an_evaluation_of_another_shape(tmp_path: Path, evaluation: Any) -> None:
     path = made(tmp_path / "run")
     (path / "evaluation.json").write_text(json.dumps(evaluation))
-    record = read_record(path)
-    score = record.score("mmd")
-    assert score is None or score.columns["gebm"] is None
+    (record,) = find_records(path)
+    assert record.state == "damaged"
+    assert "evaluation.json is damaged: metrics" in record.problem
+    assert record.score("mmd") is None
     assert record.protocol("mmd") == {}
 
 

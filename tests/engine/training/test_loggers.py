@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +18,11 @@ from gebm_kit.config.check import check
 from gebm_kit.config.schema import Recipe
 from gebm_kit.config.tree import parse
 from gebm_kit.core.components import Component, Registered
-from gebm_kit.core.errors import Interrupted, PluginError, RecipeError, RunFailed
+from gebm_kit.core.errors import Interrupted, PluginError, RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine.run_directory.record import read_rows as load_rows
+from gebm_kit.engine.run_directory.log_rows import read_rows as load_rows
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.dry_run import plan
@@ -282,8 +284,11 @@ def test_stopping_is_not_a_failure_of_the_logger() -> None:
 
 
 def test_metrics_that_do_not_fit_on_the_disk_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     loggers = open_loggers(toy(), tmp_path, 0)
+    full = os.open("/dev/full", os.O_WRONLY)
+    writer: Any = loggers._guarded[0].logger
+    os.dup2(full, writer._file.fileno())
+    os.close(full)
     with pytest.warns(
         GebmKitWarning, match=r"logger 'jsonl' failed at step 1: .*metrics.jsonl can't be written to: No space"
     ):
@@ -293,3 +298,20 @@ def test_metrics_that_do_not_fit_on_the_disk_are_counted(tmp_path: Path) -> None
         loggers.close()
     with pytest.raises(RunFailed, match="can't be opened"):
         open_loggers(toy(), tmp_path / "missing", 0)
+
+
+@pytest.mark.parametrize("place", ["metrics.jsonl", "tensorboard"])
+def test_no_logger_writes_through_a_link(tmp_path: Path, place: str) -> None:
+    """A run that came from somebody else could lead to any file of the user's."""
+    run, theirs = tmp_path / "run", tmp_path / "theirs"
+    run.mkdir()
+    for name in ("resolved.yaml", "status.json"):
+        (run / name).write_text("{}")
+    if place == "tensorboard":
+        theirs.mkdir()
+    else:
+        theirs.write_text("mine")
+    (run / place).symlink_to(theirs)
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        open_loggers(toy("loggers=[tensorboard]"), run, 0)
+    assert list(theirs.iterdir()) == [] if place == "tensorboard" else theirs.read_text() == "mine"

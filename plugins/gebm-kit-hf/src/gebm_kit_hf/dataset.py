@@ -15,9 +15,12 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.sources import Piece, Source
-from gebm_kit.data.image_files import CorruptFiles, CorruptImageError, Fit, Images
+from gebm_kit.data.decoding import MAX_SIDE, CorruptImageError, Fit, background_colour
+from gebm_kit.data.image_files import CorruptFiles, Images
+from gebm_kit.data.readings import BYTES, reading
 from gebm_kit.data.tensors import SPLITS, check_fractions
-from gebm_kit_hf.loading import Where, chosen_column, class_count, decoded, open_splits, undecoded
+from gebm_kit_hf.loading import Where, check_rows, chosen_column, class_count, decoded, open_splits, undecoded
+from gebm_kit_hf.places import Places, places_of
 
 STREAM_ROWS = 64
 """Rows of a stream that one task decodes: more hold more images in memory, fewer make more tasks."""
@@ -30,6 +33,9 @@ class HuggingFace(Dataset):
     antialiasing bicubic filter so that its shorter side is ``size``, and cut to the central ``size`` x ``size`` square. An
     image that can't be decoded is named in a warning and skipped: the next one of its part and class takes its place. In a
     stream it is left out.
+
+    Transparent pixels are laid over ``background``. Files on this machine and addresses that the rows or the README of a
+    dataset name are opened only if they are part of it, or with ``--trust-paths``.
 
     If no split of the library is named for a part, that part is split off the training split: a hash of k and the seed
     decides whether row k goes to valid, test or train. A stream is therefore split exactly like the whole dataset.
@@ -56,14 +62,15 @@ class HuggingFace(Dataset):
         streaming: whether to read the data as a stream; see above.
         cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
+        background: colour behind transparent pixels: a name or ``#rrggbb``.
 
     References:
         Datasets: A Community Library for Natural Language Processing. Q. Lhoest et al., EMNLP 2021 (system demonstrations).
         https://arxiv.org/abs/2109.02846
 
     Raises:
-        DataError: the data do not exist, the hub can't be reached, or a split or column is missing. Later: too many images
-            can't be decoded.
+        DataError: the data do not exist, name files that are not part of them, the hub can't be reached, or a split or
+            column is missing. Later: too many images can't be decoded.
         UsageError: the parameters contradict each other.
     """
 
@@ -83,12 +90,13 @@ class HuggingFace(Dataset):
         valid_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
         test_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.1,
         seed: int = 0,
-        size: Annotated[int, Range(1, None)] = 64,
-        crop: Annotated[int | None, Range(1, None)] = None,
+        size: Annotated[int, Range(1, MAX_SIDE)] = 64,
+        crop: Annotated[int | None, Range(1, MAX_SIDE)] = None,
         channels: Literal[1, 3] = 3,
         streaming: bool = False,
         cache_mb: Annotated[int, Range(0, None)] = 4096,
         max_corrupt: Annotated[int, Range(0, None)] = 10,
+        background: str = "white",
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
@@ -107,11 +115,13 @@ class HuggingFace(Dataset):
             raise UsageError("data.config and data.revision belong to data.hub; they can't be used with data.path")
         place = None if path is None else directory / Path(path).expanduser()
         self._where, self._seed = Where(place, hub, config, revision), seed
-        self._fit, self._corrupt = Fit(size, crop, channels), CorruptFiles(max_corrupt)
+        self._fit = Fit(size, crop, channels, background_colour(background))
+        self._background, self._corrupt = background, CorruptFiles(max_corrupt)
         self.data_shape = (channels, size, size)
         self.value_range = (-1.0, 1.0)
 
-        found = open_splits(self._where, streaming)
+        self._places = places_of(place, hub)
+        found = open_splits(self._where, self._places, streaming)
         named: dict[SplitName, str | None] = {"train": train, "valid": valid, "test": test}
         self._names: dict[SplitName, str] = {part: name for part, name in named.items() if name is not None}
         self._fractions: dict[SplitName, float] = {"valid": valid_fraction, "test": test_fraction}
@@ -126,11 +136,15 @@ class HuggingFace(Dataset):
         if label is not None:
             self.num_classes = class_count(features, label, f"{self._where}, split {train!r},")
         self._rows = {name: undecoded(found[name], self._image, str(self._where)) for name in self._names.values()}
+        wanted = [self._image, *([label] if label is not None else [])]
+        self._rows = {name: rows.select_columns(wanted) for name, rows in self._rows.items()}
         self.num_rows: int | None = None
         self.streaming = streaming
         if streaming:
             self.num_rows = self._announced(found)
         else:
+            for name, rows in self._rows.items():
+                check_rows(rows, self._image, self._places, name)
             self._fill(cache_mb)
 
     def split(self, name: SplitName) -> Split:
@@ -160,6 +174,13 @@ class HuggingFace(Dataset):
         """Return the local files; data on the hub are not checked for changes."""
         return [] if self._where.path is None else [Source(self._where.path)]
 
+    def describe_reading(self) -> str:
+        """Return one line about what was read."""
+        notes = [f"column {self._image!r}", f"transparent pixels are laid over {self._background}"]
+        if self.streaming:
+            return f"{self._where}: a stream, {'; '.join(notes)}"
+        return reading(self, str(self._where), f"images, {BYTES}", notes=notes)
+
     def skipped(self) -> dict[str, str]:
         return self._corrupt.by_name()
 
@@ -175,21 +196,26 @@ class HuggingFace(Dataset):
             if len(index) == 0:
                 raise DataError(f"{self._where}: the {part} part has no rows")
             if self._label is not None:
-                every = torch.tensor(self._rows[name].select_columns([self._label])[:][self._label])
-                self._labels[part] = self._checked(every[index], name)
+                every = self._rows[name].select_columns([self._label])[:][self._label]
+                self._labels[part] = self._checked(every, name)[index]
             kept = min(budget, len(index))
             self._splits[part] = _Rows(
-                self._rows[name], self._image, name, index, self._fit, kept, self._corrupt, self._labels.get(part)
+                (self._rows[name], self._image, name, self._places),
+                index,
+                self._fit,
+                kept,
+                self._corrupt,
+                self._labels.get(part),
             )
             budget -= kept
 
-    def _checked(self, labels: Tensor, name: str) -> Tensor:
-        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
-            bad = labels[(labels < 0) | (labels >= self.num_classes)][0]
-            raise DataError(
-                f"{self._where}, split {name!r}: a label is {int(bad)}, not one of 0 to {self.num_classes - 1}"
-            )
-        return labels.to(torch.int64)
+    def _checked(self, labels: Sequence[int | None], name: str) -> Tensor:
+        """Return class indices, (N,) int64."""
+        classes = range(self.num_classes)
+        for label in labels:
+            if label not in classes:
+                raise DataError(f"{self._where}, split {name!r}: a label is {label}, not one of 0 to {classes[-1]}")
+        return torch.tensor(labels, dtype=torch.int64)
 
     def _split_off(self, num: int) -> dict[SplitName, Tensor]:
         """Return the rows of the training split in each part."""
@@ -257,7 +283,7 @@ class HuggingFace(Dataset):
             part = self._part(start + place) if named == "train" else named
             called = row_name(name, start + place)
             try:
-                rows[part].append(decoded(value, self._fit, called))
+                rows[part].append(decoded(value, self._fit, called, self._places))
             except CorruptImageError as error:
                 self._corrupt.note(called, error)
                 continue
@@ -267,7 +293,7 @@ class HuggingFace(Dataset):
             Piece(
                 part,
                 torch.stack(rows[part]),
-                self._checked(torch.tensor(classes[part]), name) if labels is not None else None,
+                self._checked(classes[part], name) if labels is not None else None,
             )
             for part in SPLITS
             if rows[part]
@@ -275,13 +301,16 @@ class HuggingFace(Dataset):
 
 
 class _Rows(Images):
-    """Some rows of a split that the library maps into memory."""
+    """Some rows of a split that the library maps into memory.
+
+    Args:
+        source: rows of the split, the column of images, the split's name, and what the rows may name.
+        index: the rows of this part.
+    """
 
     def __init__(
         self,
-        rows: Any,
-        column: str,
-        split: str,
+        source: tuple[Any, str, str, Places],
         index: Tensor,
         fit: Fit,
         num_cached: int,
@@ -290,15 +319,15 @@ class _Rows(Images):
     ) -> None:
         shape = (fit.channels, fit.size or 0, fit.size or 0)
         super().__init__(len(index), shape, num_cached, corrupt, groups)
-        self._rows, self._column, self._split, self._index = rows.select_columns([column]), column, split, index
-        self._fit = fit
+        rows, self._column, self._split, self._places = source
+        self._rows, self._index, self._fit = rows.select_columns([self._column]), index, fit
 
     def name(self, place: int) -> str:
         return row_name(self._split, int(self._index[place]))
 
     def decoded(self, place: int) -> Tensor:
         value = self._rows[int(self._index[place])][self._column]
-        return decoded(value, self._fit, self.name(place))
+        return decoded(value, self._fit, self.name(place), self._places)
 
 
 def row_name(split: str, row: int) -> str:

@@ -13,11 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-from gebm_kit.core.errors import DataError, UsageError, nearest
-from gebm_kit.data.image_files import CorruptImageError, Fit
+from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest
+from gebm_kit.core.reading import amount, open_regular
+from gebm_kit.data.decoding import CorruptImageError, Fit
+from gebm_kit_hf.places import CARDS, Places, check_card, check_folder, check_zip
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".zip": "imagefolder"}
 """The library's reader of a single file, by its suffix."""
+
+READERS = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "webdataset")
+"""The library's readers that are used; others follow links in a file, or have nothing to do with images."""
+
+MAX_FILE = 2**28
+"""Most bytes of one image that is fetched or unpacked."""
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files that only a folder written by ``save_to_disk`` has."""
@@ -36,11 +44,15 @@ class Where:
         return str(self.path) if self.path is not None else f"{self.hub!r} on the Hugging Face hub"
 
 
-def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
+def open_splits(where: Where, places: Places, streaming: bool) -> dict[str, Any]:
     """Open the library's datasets, by the name of their split, with rows as they are stored.
 
+    Args:
+        places: what the dataset's own lists of files may name.
+        streaming: whether to open streams.
+
     Raises:
-        DataError: the data do not exist or can't be opened, or the hub can't be reached.
+        DataError: the data do not exist or can't be opened, name files elsewhere, or the hub can't be reached.
         UsageError: ``streaming`` is set for data that can't be streamed.
     """
     if where.path is not None and not where.path.exists():
@@ -49,6 +61,12 @@ def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
         )
     import datasets
 
+    if where.path is not None and where.path.is_dir():
+        check_folder(where.path)
+    elif where.path is not None:
+        open_regular(where.path).close()
+        if where.path.suffix.lower() == ".zip":
+            check_zip(where.path)
     saved = where.path is not None and any((where.path / name).is_file() for name in SAVED)
     if saved and streaming:
         raise UsageError(f"{where} was written by save_to_disk and is mapped into memory; leave data.streaming out")
@@ -58,8 +76,8 @@ def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
                 found = datasets.load_from_disk(str(where.path))
                 found = found if isinstance(found, dict) else {"train": found}
             else:
-                found = datasets.load_dataset(**_arguments(where), streaming=streaming)
-    except (UsageError, DataError):
+                found = _loaded(where, places, streaming)
+    except GebmKitError:
         raise
     except ConnectionError as error:
         raise DataError(
@@ -70,6 +88,37 @@ def open_splits(where: Where, streaming: bool) -> dict[str, Any]:
         text = " ".join(str(error).split())
         raise DataError(f"{where} can't be opened: {type(error).__name__}: {text[:400]}") from error
     return dict(found)
+
+
+def _loaded(where: Where, places: Places, streaming: bool) -> Any:
+    """Do what ``load_dataset`` does, and check the files that the library found before any of them is opened."""
+    import datasets
+
+    if where.path is None:
+        _check_hub_cards(where)
+    builder = datasets.load_dataset_builder(**_arguments(where))
+    reader = type(builder).__module__.rpartition(".")[2]
+    if reader not in READERS:
+        raise DataError(f"{where} would be read as {reader}, which is not a kind of image data")
+    for files in (getattr(builder.config, "data_files", None) or {}).values():
+        for file in files:
+            places.check(str(file), str(where))
+    if streaming:
+        return builder.as_streaming_dataset()
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _check_hub_cards(where: Where) -> None:
+    """Check the files that a repository's README names; see `check_card`."""
+    import huggingface_hub
+
+    for name in CARDS:
+        try:
+            card = huggingface_hub.hf_hub_download(where.hub, name, repo_type="dataset", revision=where.revision)
+        except Exception:  # it has none, or the hub can't be reached, which is found when the data are opened
+            continue
+        check_card(Path(card))
 
 
 def _arguments(where: Where) -> dict[str, Any]:
@@ -86,15 +135,18 @@ def _arguments(where: Where) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Keep the library from logging its retries inside the block, and from drawing progress bars except on a terminal."""
+    """Keep the library from logging its retries inside the block, from telling a server what is opened, and from drawing
+    progress bars except on a terminal."""
     logger = logging.getLogger("huggingface_hub")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
+    counts, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
     logger.setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         yield
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
@@ -147,27 +199,52 @@ def class_count(features: Any, label: str, what: str) -> int:
     return int(features[label].num_classes)
 
 
-def decoded(value: Any, fit: Fit, name: str) -> Tensor:
+def check_rows(rows: Any, column: str, places: Places, split: str) -> None:
+    """Check the files that the images of a split name, if the rows lie in memory.
+
+    Raises:
+        DataError: one may not be opened; see `Places.check`.
+    """
+    import pyarrow.compute as pc
+
+    start = 0
+    for images in rows.data.column(column).chunks:
+        contents, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
+        for place in pc.indices_nonzero(pc.and_(pc.is_null(contents), pc.is_valid(paths))).to_pylist():
+            path = paths[place].as_py()
+            if path:
+                places.check(path, f"the image in row {start + place} of split {split!r}")
+        start += len(images)
+
+
+def decoded(value: Any, fit: Fit, name: str, places: Places) -> Tensor:
     """Decode the image of a row, ``{"bytes": ..., "path": ...}``, to (C, H, W) uint8.
 
     Raises:
         CorruptImageError: the image can't be decoded.
-        DataError: the file of the image can't be fetched.
+        DataError: the file of the image can't be fetched, or may not be opened.
     """
     content, path = (value or {}).get("bytes"), (value or {}).get("path") or ""
     if content is None and not path:
         raise CorruptImageError("the row holds no image")
+    if content is None:
+        places.check(path, f"the image {name}")
     if content is None and ("::" in path or "://" in path):  # inside an archive, or on the hub
-        import fsspec
-
-        try:
-            with fsspec.open(path, "rb") as file:
-                content = file.read()
-        except Exception as error:
-            raise DataError(
-                f"the image {name}, {path}, can't be fetched: {error}", hint="Repeat the command."
-            ) from error
+        content = _fetched(path, name)
     try:
         return fit.decode(Path(path) if content is None else io.BytesIO(content), name)
     except CorruptImageError as error:
         raise CorruptImageError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _fetched(path: str, name: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read(MAX_FILE + 1)
+    except Exception as error:
+        raise DataError(f"the image {name}, {path}, can't be fetched: {error}", hint="Repeat the command.") from error
+    if len(content) > MAX_FILE:
+        raise DataError(f"the image {name}, {path}, has more than {amount(MAX_FILE)}")
+    return content

@@ -1,0 +1,280 @@
+"""The check of a run's components on one real batch, before its first step: nothing is found only after hours.
+
+The dataset, the sampler and the model are checked by their own rooms (`gebm_kit.engine.datasets.contract`,
+`gebm_kit.engine.sampling.contract`). Here are the losses, the penalties and the checkpoint. Training is the same with the
+check as without it, to the last bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.config.model import build_model
+from gebm_kit.core import contracts
+from gebm_kit.core.attribution import is_foreign
+from gebm_kit.core.errors import GebmKitError
+from gebm_kit.core.frozen import fixed
+from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, Penalty, Sampler
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.preserved import preserved
+from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
+from gebm_kit.engine.run_directory.run import facts_for_checkpoint
+from gebm_kit.engine.sampling.contract import check_contract
+from gebm_kit.engine.sampling.settings import check_fits, resolve_sampler, settings_of
+from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
+from gebm_kit.engine.training.final_phase import FinalParts
+from gebm_kit.engine.training.latent_codes import energy_side
+from gebm_kit.engine.training.trainer import Trainer
+
+SMALLER = "Lower train.batch_size, or the width of base and energy."
+"""Hint where one step needs more memory than there is."""
+
+REBUILT_ROWS = 4
+"""Rows on which the model read back from a checkpoint is compared with the one that was written."""
+
+
+def check_training(trainer: Trainer, dataset: Dataset) -> None:
+    """Check the components of a run that its trainer holds, and its sampler; the trainer stays as it was.
+
+    Args:
+        trainer: the run's trainer, at its first step or where it is resumed.
+        dataset: the run's data, which `check_dataset` has checked.
+
+    Raises:
+        PluginError: a component does not do what its kind must; the message names it, its package, file and line.
+        UsageError: the sampler does not serve the base's prior, or needs more chains.
+        RunFailed: one batch needs more memory than there is.
+    """
+    recipe, model = trainer.recipe, trainer.model
+    sampler = resolve_sampler(None, recipe.sampler, model)
+    with enough_memory(trainer.device, "in the check before the first step", SMALLER):
+        contracts.check_base_facts(model.base, tuple(dataset.data_shape))
+        check_fits(model, sampler, settings_of(recipe.sample))
+        check_contract(model, sampler, trainer.device)
+        penalties = [*trainer.penalties, *trainer.final_penalties]
+        with _untouched(trainer, penalties):
+            _check_steps(trainer, penalties)
+        with _untouched(trainer, penalties):
+            _check_checkpoint(trainer, dataset, final=trainer.step > trainer.settings.main_end)
+        if trainer.final is not None and trainer.step <= trainer.settings.main_end:
+            with _carrying_final_parts(trainer, trainer.final):
+                _check_final_parts(trainer, dataset, sampler)
+
+
+@contextlib.contextmanager
+def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]:
+    """Put back, after the block, everything about the trainer that a step may change."""
+    reference = [] if trainer.likelihood is None else [trainer.likelihood.reference]
+    generator, position, updates = trainer.generator.get_state(), trainer.feed.position, trainer.energy_updates
+    seen, ends = trainer._seen, trainer._chain_ends
+    chains = None if trainer.negatives is None else trainer.negatives.memory()
+    try:
+        with preserved(trainer.model, trainer.loss, *penalties, *reference, device=trainer.device):
+            yield
+    finally:
+        trainer.generator.set_state(generator)
+        trainer.feed.position, trainer.energy_updates = position, updates
+        trainer._seen, trainer._chain_ends = seen, ends
+        if trainer.negatives is not None and chains is not None:
+            trainer.negatives.recall(chains)
+
+
+@contextlib.contextmanager
+def _carrying_final_parts(trainer: Trainer, parts: FinalParts) -> Iterator[None]:
+    """Give the trainer, inside the block, the loss and the energy that it takes in the final phase."""
+    model = trainer.model
+    kept = trainer.loss, trainer.negatives, trainer.side, trainer.stepped, model.energy, model.log_ratio
+    try:
+        parts.join(model)
+        trainer.loss, trainer.negatives = trainer.loss if parts.loss is None else parts.loss, parts.negatives
+        trainer.side = energy_side(model, model.base if trainer.likelihood is None else trainer.likelihood.reference)
+        trainer.stepped = trainer.side
+        yield
+    finally:
+        trainer.loss, trainer.negatives, trainer.side, trainer.stepped, model.energy, model.log_ratio = kept
+
+
+def _check_final_parts(trainer: Trainer, dataset: Dataset, sampler: Sampler) -> None:
+    check_contract(trainer.model, sampler, trainer.device)
+    with _untouched(trainer, trainer.final_penalties):
+        if trainer.negatives is not None:
+            trainer.negatives.fill(trainer.side)
+        _check_energy_step(trainer, trainer.final_penalties)
+    with _untouched(trainer, ()):
+        _check_checkpoint(trainer, dataset, final=True)
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+def _check_steps(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
+    """Check the losses and penalties of all phases on one batch."""
+    settings, base = trainer.settings, trainer.model.base
+    if settings.pretrain_steps and isinstance(base, HasPretraining):
+        with fixed(trainer.model.energy), trainer._forward_context():
+            value: Any = base.pretraining_loss(trainer.data())
+        contracts.check_scalar("base", base, "its pretraining_loss", value)
+        _check_gradient("base", base, "its pretraining_loss", value, list(base.parameters()), "its own parameters")
+    if settings.part != "base":
+        if trainer.negatives is not None:
+            trainer.negatives.fill(trainer.side)
+        _check_energy_step(trainer, penalties)
+    if settings.main_part != "energy":
+        _check_base_step(trainer)
+
+
+def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
+    loss, side = trainer.loss, trainer.side
+    batch = trainer.energy_batch()
+    assert batch.x is not None
+    _check_trained_energy(trainer, batch.x)
+    kept = _copies(batch)
+    with trainer._forward_context():
+        terms: Any = loss.energy_loss(side, batch)
+    _check_terms(loss, "energy_loss", terms)
+    _refuse_changes("loss", loss, batch, kept)
+    base = [parameter for parameter in trainer.model.base.parameters() if parameter.requires_grad]
+    learned = [*trainer._energy_parameters()]
+    grads = _gradients(loss, "energy_loss", terms.loss, [*learned, *base])
+    if any(grad is not None and bool((grad != 0).any()) for grad in grads[len(learned) :]):
+        what = "leaves a gradient on the base in energy_loss; an energy loss has none there"
+        raise contracts.broken("loss", loss, what, hint="Use batch.x_base, or compute draws under torch.no_grad().")
+    if learned and all(grad is None for grad in grads[: len(learned)]):
+        raise contracts.broken("loss", loss, "has no gradient with respect to the energy's parameters in energy_loss")
+    loss.after_energy_step(terms.metrics)
+    for penalty in penalties:
+        value: Any = penalty(side.energy, batch, trainer.generator)
+        contracts.check_scalar("penalty", penalty, "the penalty", value)
+        _refuse_changes("penalty", penalty, batch, kept)
+        if not isinstance(penalty.every, int) or penalty.every < 1:
+            raise contracts.broken("penalty", penalty, f"has every = {penalty.every!r}; it must be a whole number >= 1")
+        if value.requires_grad:
+            torch.autograd.grad(value, [p for p in learned if p.requires_grad], allow_unused=True)
+    trainer._seen = batch
+
+
+def _check_trained_energy(trainer: Trainer, x: Tensor) -> None:
+    """Check the energy of a batch of data in training mode."""
+    energy: Any = trainer.model.energy
+    if trainer.side is not trainer.model:  # it may be on codes, as another module
+        energy = trainer.side.energy
+    given = x.clone()
+    with trainer._forward_context():
+        values: Any = energy(given)
+    named = trainer.model.energy
+    if not torch.equal(given, x):
+        contracts.refuse_changed("energy", named, "its input x")
+    contracts.check_energy_output(named, values, len(x))
+    if is_foreign(named):
+        contracts.check_finite("energy", named, "the first batch of data", values.detach())
+    learned = [parameter for parameter in named.parameters() if parameter.requires_grad]
+    if learned and not values.requires_grad:
+        what = "has no gradient with respect to its own parameters: it is cut off (no_grad, detach or numpy)"
+        raise contracts.broken("energy", named, what)
+
+
+def _check_base_step(trainer: Trainer) -> None:
+    base, loss = trainer.model.base, trainer.loss
+    learned = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    with fixed(trainer.model.energy, loss), trainer._forward_context():
+        codes = trainer.latents()
+        x: Any = base(codes)
+        contracts.check_base_output(base, x, len(codes), tuple(base.data_shape))
+        if learned and not x.requires_grad:
+            what = "has no gradient with respect to its own parameters: it is cut off (no_grad, detach or numpy)"
+            raise contracts.broken("base", base, what)
+        terms: Any = trainer._base_update.terms(base, trainer)
+        _check_terms(loss, "base_loss", terms)
+        _check_gradient("loss", loss, "base_loss", terms.loss, learned, "the base's parameters")
+
+
+def _check_terms(loss: Loss, method: str, terms: Any) -> None:
+    """Check what a loss returns; a loss of the kit may start where it is not finite, and its updates are then skipped."""
+    if is_foreign(loss) or not isinstance(terms, LossTerms):
+        contracts.check_loss_terms(loss, method, terms)
+
+
+def _check_gradient(
+    kind: str, component: object, what: str, value: Tensor, learned: Sequence[nn.Parameter], whose: str
+) -> None:
+    """Check that the gradient of a value to minimise reaches some of the parameters that are to learn from it."""
+    if not learned:
+        return
+    grads = torch.autograd.grad(value, list(learned), allow_unused=True) if value.requires_grad else (None,)
+    if all(grad is None for grad in grads):
+        raise contracts.broken(kind, component, f"has no gradient with respect to {whose} in {what}")
+
+
+def _gradients(loss: Loss, method: str, value: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    if not value.requires_grad:
+        raise contracts.broken("loss", loss, f"returns a loss from {method} that carries no gradient at all")
+    if not parameters:
+        return ()
+    return torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=True)
+
+
+def _copies(batch: Batch) -> dict[str, Tensor]:
+    rows = {"x": batch.x, "z": batch.z, "x_base": batch.x_base, "negatives": batch.negatives}
+    return {name: value.detach().clone() for name, value in rows.items() if value is not None}
+
+
+def _refuse_changes(kind: str, component: object, batch: Batch, kept: dict[str, Tensor]) -> None:
+    for name, value in kept.items():
+        if not torch.equal(getattr(batch, name).detach(), value):
+            contracts.refuse_changed(kind, component, f"batch.{name}")
+
+
+# --- the checkpoint --------------------------------------------------------------------------------------------------
+
+
+def _check_checkpoint(trainer: Trainer, dataset: Dataset, *, final: bool) -> None:
+    """Write a checkpoint into a temporary directory, read it back into a model built anew, and compare the two."""
+    model, recipe = trainer.model, trainer.recipe
+    with tempfile.TemporaryDirectory(prefix="gebm-kit-check-") as folder:
+        path = save_checkpoint(Path(folder) / "checkpoints", 0, tensors_of(trainer), counters_of(trainer), keep=1)
+        found = read_checkpoint(path)
+    if isinstance(model.base, HasSource):
+        return  # reading its file again may take long, and its weights are not the recipe's
+    facts = facts_for_checkpoint(recipe, dataset, model.log_ratio, final=final)
+    twin = build_model(recipe, {**facts, "directory": recipe.directory, "run_directory": None}).to(trainer.device)
+    for kind, part, other in (("base", model.base, twin.base), ("energy", model.energy, twin.energy)):
+        tensors = {
+            name.removeprefix(f"{kind}."): value
+            for name, value in found.tensors["model"].items()
+            if name.startswith(f"{kind}.")
+        }
+        try:
+            other.load_state_dict(tensors)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, GebmKitError):
+                raise
+            what = f"can't load its own state_dict: {' '.join(str(error).split())[:200]}"
+            raise contracts.broken(kind, part, what) from error
+    _compare(model, twin, trainer)
+
+
+def _compare(model: GEBM, twin: GEBM, trainer: Trainer) -> None:
+    """Check that a model read back from a checkpoint gives what the one gave that was written."""
+    model.eval()
+    twin.eval()
+    with torch.no_grad():
+        z = model.base.sample_prior(REBUILT_ROWS, trainer.generator, model.dtype)
+        x = model.base(z.clone())
+        pairs = (("base", x, twin.base(z.clone())), ("energy", model.energy(x.clone()), twin.energy(x.clone())))
+    for kind, before, after in pairs:
+        same = torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True)
+        if not same:
+            raise contracts.broken(
+                kind,
+                getattr(model, kind),
+                "gives other values once its state_dict is read back into a new object",
+                hint="Everything that its output depends on belongs in parameters and buffers (register_buffer).",
+            )
