@@ -31,6 +31,13 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("FORCE_COLOR", None)
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the check before sampling, for tests that count what samplers and models are asked for."""
+    for place in ("sampling.draw", "evaluation.evaluation", "trace"):
+        monkeypatch.setattr(f"gebm_kit.engine.{place}.check_contract", lambda *given: None)
+
+
 class Formats:
     """Small data sets in the true formats of large ones, with random pixels; each call returns ``data.path``."""
 

@@ -24,6 +24,7 @@ from gebm_kit.core.components import Injected, OfKind, check_arguments
 from gebm_kit.core.errors import CheckpointError, DataError, UsageError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import check_sizes
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 from gebm_kit.core.reading import read_file, read_text
 
@@ -235,7 +236,7 @@ class Pretrained(Base):
 
 def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path, bytes]:
     """Return the path and the bytes of the file, or of a run's copy if there is one."""
-    place = directory / Path(path).expanduser()
+    place = directory / user_path(path, error=DataError)
     kept = None if run_directory is None else run_directory / COPY_FOLDER / place.name
     if kept is not None and kept.is_file():
         place = kept

@@ -35,10 +35,14 @@ from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
+from gebm_kit.cli.visible import open_streams, visible, visible_message
 from gebm_kit.core.attribution import is_out_of_memory, plugin_error
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
+"""Errors of a stdout that takes no more: a full disk, a descriptor that was opened for reading."""
 
 app = typer.Typer(
     name="gebm-kit",
@@ -85,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = words[: words.index("--")] if "--" in words else words
     json, debug = "--json" in flags, "--debug" in flags
     with (
+        open_streams(),
+        _nothing_after_the_result(argv is None),
         _first_rank_speaks(debug),
         _signals_raise(),
         trust_programs(False),
@@ -123,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _known(error: Exception) -> GebmKitError | None:
     """Return the error to report for one that is not the kit's: a full disk, too little memory, a fault of a component."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return RunFailed(f"the result can't be written: {error.strerror}")
     if is_out_of_memory(error):
         return RunFailed(f"there is too little memory: {' '.join(str(error).split())[:200] or type(error).__name__}")
@@ -133,11 +139,23 @@ def _known(error: Exception) -> GebmKitError | None:
 @contextlib.contextmanager
 def _first_rank_speaks(debug: bool) -> Iterator[None]:
     """Silence every process of torchrun but the first, unless ``debug``."""
-    if debug or int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0":
+    if debug or os.environ.get("WORLD_SIZE", "1") in ("0", "1") or os.environ.get("RANK", "0") == "0":
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def _nothing_after_the_result(whole_process: bool) -> Iterator[None]:
+    """Send to stderr what threads and exit handlers of plugins print after the command has ended."""
+    try:
+        yield
+    finally:
+        if whole_process:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                os.dup2(2, 1)
 
 
 class _Stopped(BaseException):
@@ -169,8 +187,8 @@ def _signals_raise() -> Iterator[None]:
 
 def _report(code: str, message: str, hint: str, exit_code: int, *, json: bool, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
-        traceback.print_exc()
-    words = f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else "")
+        sys.stderr.write(visible(traceback.format_exc()))
+    words = visible_message(f"gebm-kit: {message}\n" + (f"hint: {hint}\n" if hint else ""))
     try:
         if json:
             ui.emit_json({"error": {"code": code, "message": message, "hint": hint}})

@@ -24,10 +24,10 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         self._progress = RichProgress(
-            TextColumn("{task.description:<8}", table_column=Column(min_width=8, no_wrap=True)),
+            TextColumn("{task.description:<8}", markup=False, table_column=Column(min_width=8, no_wrap=True)),
             TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(min_width=9, no_wrap=True)),
             BarColumn(bar_width=10),
-            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
         )

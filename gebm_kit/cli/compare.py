@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.cli.completion import complete_run
+from gebm_kit.cli.options import Debug, Json, Quiet, place
 from gebm_kit.cli.progress import duration
 from gebm_kit.cli.results import COLUMN_LABELS, interval, show_protocols
 from gebm_kit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gebm_kit.engine.run_directory.comparison import Comparison
+    from gebm_kit.engine.evaluation.comparison import Comparison
 
 OUTCOME_LABELS = {
     "state": "state",
@@ -32,9 +33,15 @@ OUTCOME_LABELS = {
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two or more run directories.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN ...", help="Two or more run directories.", autocompletion=complete_run),
+    ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The picture, a .png; an existing file is replaced.")
+        Path,
+        typer.Option(
+            "--out", metavar="FILE", parser=place("--out"), help="The picture, a .png; an existing file is replaced."
+        ),
     ] = Path("compare.png"),
     json: Json = False,
     quiet: Quiet = False,
@@ -45,7 +52,7 @@ def compare(
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must be a PNG file, got {out}", hint="For example --out compare.png.")
     from gebm_kit.core.files import make_directory
-    from gebm_kit.engine.run_directory.comparison import compare as engine_compare
+    from gebm_kit.engine.evaluation.comparison import compare as engine_compare
 
     comparison = engine_compare(runs)
     from gebm_kit.engine.figures.comparison_figure import draw_comparison

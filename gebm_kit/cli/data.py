@@ -7,7 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, TrustPaths, set_trust, split_words
+from gebm_kit.cli.options import (
+    MOST_THREADS,
+    Debug,
+    Json,
+    OverrideWords,
+    Quiet,
+    RecipeWord,
+    TrustPaths,
+    set_trust,
+    split_words,
+)
 from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError
 
@@ -28,7 +38,8 @@ def prepare(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Prepare them again even if they are up to date.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, metavar="N", help="Decoding threads; default: one per CPU.")
+        int | None,
+        typer.Option("--threads", min=1, max=MOST_THREADS, metavar="N", help="Decoding threads; default: one per CPU."),
     ] = None,
     trust_paths: TrustPaths = False,
     json: Json = False,

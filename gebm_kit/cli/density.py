@@ -18,6 +18,7 @@ from gebm_kit.cli.options import (
     TrustPaths,
     TrustProgram,
     only_sections,
+    place,
     set_trust,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
@@ -32,7 +33,12 @@ def density(
     words: RunFileWords,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="A .csv, replaced if it exists; default: RUN/densities/<FILE>.csv."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            parser=place("--out"),
+            help="A .csv, replaced if it exists; default: RUN/densities/<FILE>.csv.",
+        ),
     ] = None,
     key: Key = None,
     checkpoint: CheckpointWord = "last",

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, Quiet, complete_kind
+from gebm_kit.cli.completion import complete_component, complete_kind
+from gebm_kit.cli.options import Debug, Json, Quiet
 from gebm_kit.core.components import INJECTED, KINDS, Parameter, parameters
 from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.plugins import installed
@@ -18,7 +19,14 @@ def describe(
     kind: Annotated[
         str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.", autocompletion=complete_kind)
     ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The component's name, as `gebm-kit list` shows it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The component's name, as `gebm-kit list` shows it.",
+            autocompletion=complete_component,
+        ),
+    ],
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, Quiet, complete_kind
+from gebm_kit.cli.completion import complete_kind
+from gebm_kit.cli.options import Debug, Json, Quiet
 from gebm_kit.core.components import KINDS
 from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.plugins import installed

@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gebm_kit.cli.completion import complete_override, complete_recipe, complete_run
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.paths import user_path
+
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+"""Most CPU threads that can be asked for; the runtime ends the process when the system has no more of them."""
+
+LARGEST_SEED = 2**63 - 1
+LARGEST_COUNT = 10**12
+"""Most draws that can be asked for: a number that no disk holds is a slip."""
 
 
-def complete_recipe(incomplete: str) -> list[str]:
-    """Complete names of shipped recipes in the shell."""
-    from gebm_kit.config.load import shipped_recipes
+def place(option: str) -> Callable[[str], Path]:
+    """Return the parser of an option that names a place; it replaces ``~`` and refuses what no file system takes."""
 
-    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+    def parse(word: str) -> Path:
+        return user_path(word, what=option)
 
-
-def complete_sampler(incomplete: str) -> list[str]:
-    """Complete names of samplers in the shell."""
-    return _components("sampler", incomplete)
+    return parse
 
 
-def complete_metric(incomplete: str) -> list[str]:
-    """Complete names of metrics in the shell."""
-    return _components("metric", incomplete)
-
-
-def _components(kind: str, incomplete: str) -> list[str]:
-    import warnings
-
-    from gebm_kit.core.plugins import installed
-
-    with warnings.catch_warnings():  # a shell shows what a completion writes on stderr
-        warnings.simplefilter("ignore")
-        registry = installed().registry
-    names = [registry.short_name(record) for record in registry.of_kind(kind)]
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def complete_kind(incomplete: str) -> list[str]:
-    """Complete kinds of component in the shell."""
-    from gebm_kit.core.components import KINDS
-
-    return [kind for kind in KINDS if kind.startswith(incomplete)]
+def known_device(word: str) -> str:
+    """Return the value of ``--device``; it is looked for on this machine later, when torch is imported."""
+    if not word.strip():
+        raise UsageError("--device is empty", hint="Allowed: auto, cpu, cuda, cuda:N.")
+    return word
 
 
 OUTPUT = "Output"
@@ -65,17 +55,25 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...; default: the recipe's."),
+    typer.Option(
+        "--device", metavar="DEVICE", parser=known_device, help="auto, cpu, cuda, cuda:1, ...; default: the recipe's."
+    ),
 ]
 
 
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads of torch; default: torch's choice.")
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=MOST_THREADS, metavar="N", help="CPU threads of torch; default: torch's choice."
+    ),
 ]
 
 
 RunDirectory = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default: a new one under runs/.")
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", parser=place("--out"), help="The run directory; default: a new one under runs/."
+    ),
 ]
 
 
@@ -114,7 +112,12 @@ RecipeWord = Annotated[
 
 
 RunWord = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="A run directory; default: the newest finished run under runs/.")
+    str | None,
+    typer.Argument(
+        metavar="RUN",
+        help="A run directory; default: the newest finished run under runs/.",
+        autocompletion=complete_run,
+    ),
 ]
 
 
@@ -128,7 +131,11 @@ CheckpointWord = Annotated[
 
 OverrideWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's, such as sample.seed=1."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Values that replace the recipe's, such as sample.seed=1.",
+        autocompletion=complete_override,
+    ),
 ]
 
 

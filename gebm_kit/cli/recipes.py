@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, split_words
+from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, place, split_words
 from gebm_kit.core.errors import UsageError
 
 app = typer.Typer(help="List, show, copy and check recipes.")
@@ -32,11 +32,11 @@ def ls(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
 @app.command("show")
 def show(name: RecipeWord, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Print a recipe."""
-    from gebm_kit.config.load import find_recipe
+    from gebm_kit.config.load import find_recipe, read_recipe
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     path = find_recipe(name)
-    content = _read(path)
+    content = read_recipe(path)
     say.result({"name": path.stem, "path": str(path), "text": content}, lambda: ui.text(content.rstrip("\n")))
 
 
@@ -44,19 +44,19 @@ def show(name: RecipeWord, json: Json = False, quiet: Quiet = False, debug: Debu
 def cp(
     name: RecipeWord,
     destination: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The target, a directory or a file name.")
+        Path, typer.Argument(metavar="FILE", parser=place("FILE"), help="The target, a directory or a file name.")
     ] = Path(),
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Copy a recipe so that you can change it. An existing file is never overwritten."""
-    from gebm_kit.config.load import find_recipe
+    from gebm_kit.config.load import find_recipe, read_recipe
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     source = find_recipe(name)
     target = destination / source.name if destination.is_dir() else destination
-    content = _read(source)
+    content = read_recipe(source)
     opened = False
     try:
         with open(target, "x", encoding="utf-8") as stream:
@@ -101,10 +101,3 @@ def summary(content: str) -> str:
         if line.strip() and not line.startswith("#"):
             break
     return ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can't be read as text: {error}") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.paths import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ def given_rows(words: Sequence[str], command: str) -> Given:
             f"expected a FILE, or a RUN and a FILE, got {len(places)} words: {', '.join(places) or 'none'}",
             hint=f"For example `gebm-kit {command} runs/redwine/... rows.csv`.",
         )
-    return Given(places[0] if len(places) == 2 else None, Path(places[-1]), overrides)
+    return Given(places[0] if len(places) == 2 else None, user_path(places[-1], what="FILE"), overrides)
 
 
 def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:

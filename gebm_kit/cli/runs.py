@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.cli.options import Debug, Json, Quiet, place
 from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError, nearest
 
@@ -27,7 +27,8 @@ FIRST_TO_GO = ("recipe", "best", "base", "GEBM / base", "time", "changed")
 
 def runs(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Directory to search, at any depth; default: runs.")
+        Path | None,
+        typer.Argument(metavar="DIR", parser=place("DIR"), help="Directory to search, at any depth; default: runs."),
     ] = None,
     metric: Annotated[
         str | None,
@@ -38,7 +39,7 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List the runs under DIR, newest first, with state, progress and scores."""
-    from gebm_kit.engine.run_directory.comparison import protocol_groups
+    from gebm_kit.engine.evaluation.comparison import protocol_groups
     from gebm_kit.engine.run_directory.record import find_records
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
+from gebm_kit.cli.completion import complete_metric, complete_sampler
 from gebm_kit.cli.options import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
     CheckpointWord,
     Debug,
     Device,
@@ -24,9 +27,8 @@ from gebm_kit.cli.options import (
     Threads,
     TrustPaths,
     TrustProgram,
-    complete_metric,
-    complete_sampler,
     only_sections,
+    place,
     set_trust,
     split_words,
 )
@@ -68,11 +70,12 @@ SamplerWord = Annotated[
 
 
 NumSamples = Annotated[
-    int | None, typer.Option("--num-samples", metavar="N", min=1, help="draws to keep; default: the recipe's")
+    int | None,
+    typer.Option("--num-samples", metavar="N", min=1, max=LARGEST_COUNT, help="draws to keep; default: the recipe's"),
 ]
 
 
-Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="default: the recipe's")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, max=LARGEST_SEED, help="default: the recipe's")]
 
 
 DrawsPlace = Annotated[
@@ -80,6 +83,7 @@ DrawsPlace = Annotated[
     typer.Option(
         "--out",
         metavar="FILE|DIR",
+        parser=place("--out"),
         help="A .safetensors or .npz file; for a table .csv or .parquet, in its units; or, without a suffix, a directory of "
         "shards. Default: new in RUN/samples/.",
     ),
@@ -93,7 +97,10 @@ ResumeSampling = Annotated[
 
 
 ImagesFolder = Annotated[
-    Path | None, typer.Option("--images", metavar="DIR", help="Also write the draws as PNGs, for image data.")
+    Path | None,
+    typer.Option(
+        "--images", metavar="DIR", parser=place("--images"), help="Also write the draws as PNGs, for image data."
+    ),
 ]
 
 
@@ -282,7 +289,9 @@ def _show(
 def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
     """Draw pictures of the chains in RUN/figures; a failure to write them is only a warning."""
     from gebm_kit.engine.figures.chain_figures import draw_chains
+    from gebm_kit.engine.run_directory.run import remove_leftovers
 
+    remove_leftovers(run)
     try:
         return [str(path) for path in draw_chains(run.path / "figures", draws.records)]
     except GebmKitError as error:

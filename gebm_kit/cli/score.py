@@ -18,6 +18,7 @@ from gebm_kit.cli.options import (
     TrustPaths,
     TrustProgram,
     only_sections,
+    place,
     set_trust,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
@@ -32,7 +33,10 @@ def score(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="A .csv or .npz, replaced if it is there; default: RUN/scores/<FILE>.csv."
+            "--out",
+            metavar="FILE",
+            parser=place("--out"),
+            help="A .csv or .npz, replaced if it is there; default: RUN/scores/<FILE>.csv.",
         ),
     ] = None,
     key: Key = None,

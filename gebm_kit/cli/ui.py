@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gebm_kit.cli.progress import PlainProgress
+from gebm_kit.cli.visible import visible, visible_cell, visible_json, visible_message
 from gebm_kit.core.files import finite_or_none
 from gebm_kit.core.progress import NOTES
 
@@ -44,8 +45,7 @@ class Ui:
         self.debug = debug
         self._err: Console | None = None
         _Notes(self.note).listen()
-        if not debug:
-            warnings.showwarning = self._warning
+        warnings.showwarning = self._warning
 
     def note(self, text: str) -> None:
         """Print a note on stderr, unless ``--quiet``."""
@@ -85,12 +85,15 @@ class Ui:
 
     def _say(self, line: str) -> None:
         if self._err is not None:  # rich must print it, or the line is drawn into the live bar
-            self._err.print(line, markup=False, soft_wrap=True)
+            self._err.print(visible_message(line), markup=False, emoji=False, soft_wrap=True)
         else:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(visible_message(line) + "\n")
             sys.stderr.flush()
 
     def _warning(self, message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+        if self.debug:
+            self._say(warnings.formatwarning(message, category, place[0], place[1]).rstrip("\n"))
+            return
         text = str(message)
         self.warn(text if category.__name__ == "GebmKitWarning" else f"{category.__name__}: {text}")
 
@@ -137,27 +140,28 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         from rich.table import Table
         from rich.text import Text
 
-        rich_table = Table(title=title or None, title_justify="left")
+        rich_table = Table(title=Text(visible_cell(title)) if title else None, title_justify="left")
         for header in headers:
-            rich_table.add_column(header, overflow="fold")
+            rich_table.add_column(Text(visible_cell(header)), overflow="fold")
         for row in rows:
-            rich_table.add_row(*(Text(cell) for cell in row))
+            rich_table.add_row(*(Text(visible_cell(cell)) for cell in row))
         Console().print(rich_table)
         return
-    lines = [list(headers), *(list(row) for row in rows)]
+    lines = [[visible_cell(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     for line in lines:
         text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def text(line: str = "") -> None:
-    """Print a line of the result on stdout."""
-    sys.stdout.write(line + "\n")
+    """Print a line of the result on stdout; escape sequences in it are shown, not obeyed."""
+    sys.stdout.write(visible(line) + "\n")
 
 
 def emit_json(payload: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, with the schema's version first; NaN and infinity become null."""
-    text(jsonlib.dumps({"schema": JSON_SCHEMA, **plain(payload)}, ensure_ascii=False, allow_nan=False))
+    line = jsonlib.dumps({"schema": JSON_SCHEMA, **plain(payload)}, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(visible_json(line, sys.stdout.encoding or "utf-8") + "\n")
 
 
 def plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, ComponentNode, Recipe
+from gebm_kit.core.attribution import is_out_of_memory
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_dataset_facts, check_kind
 from gebm_kit.core.errors import DataError, RecipeError
@@ -42,10 +43,23 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
             raise RecipeError(f"{kind} {node.name!r} needs {parameter.name}, which is not known here")
     try:
         built = target(**arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise RecipeError(f"{kind} {node.name!r} can't be built: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        reason = str(error).partition("\n")[0] or "not enough memory"
+        raise RecipeError(f"{kind} {node.name!r} is too large for this machine: {reason}") from error
+    except OSError as error:
+        raise DataError(f"{kind} {node.name!r} can't be built: {error}") from error
     check_kind(kind, built)
     return built
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Return whether an allocation failed, or asked for more than any machine can address."""
+    words = ("out of memory", "Storage size calculation overflowed", "invalid sizes, got")
+    return is_out_of_memory(error) or any(word in str(error) for word in words)
 
 
 def build_dataset(recipe: Recipe) -> Any:

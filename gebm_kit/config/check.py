@@ -10,9 +10,10 @@ import dataclasses
 import importlib.metadata
 import math
 import re
+import shlex
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +29,26 @@ from gebm_kit.config.schema import (
     ComponentNode,
     Recipe,
 )
-from gebm_kit.config.tree import NODE_LISTS, NODES, Key, Tree, dotted
+from gebm_kit.config.tree import NODE_LISTS, NODES, Tree, dotted
+from gebm_kit.config.yaml_values import Key
 from gebm_kit.core.components import Parameter, Range, Registry, canonical, describe_type, parameters
-from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest
+from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest, shown
 from gebm_kit.core.plugins import installed
 
 PRECISIONS = ("float32", "float64", "bfloat16")
-_DEVICE = re.compile(r"^(auto|cpu|cuda(:\d+)?)$")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
+
+MAX_PROBLEMS = 50
+"""Number of problems that a message lists; the rest is counted."""
+
+LONGEST_PROBLEM = 600
+"""Length at which the line of a problem is cut, in characters."""
+
+MAX_NODES = 200
+"""Largest number of components in a list of them, and of requirements."""
+
+LARGEST = 2**63 - 1
+"""Largest integer that torch can hold."""
 
 
 def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> Recipe:
@@ -48,15 +62,25 @@ def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> R
     recipe = checker.recipe(directory)
     problems = [*tree.problems, *checker.problems]
     if recipe is None or problems or checker.plugin_problems:
-        name = tree.path or tree.name
-        everything = [*problems, *checker.plugin_problems]
-        count = "a problem" if len(everything) == 1 else f"{len(everything)} problems"
+        name = tree.label
+        number = len(problems) + len(checker.plugin_problems) + checker.uncounted
+        count = "a problem" if number == 1 else f"{number:,} problems"
+        everything = _listed([*problems, *checker.plugin_problems], number)
         if problems:
             raise RecipeError(f"{name} has {count}:", problems=everything)
         raise PluginError(
             "\n".join([f"{name} has {count}:", *(f"  {p}" for p in everything)]), hint=checker.plugin_hint
         )
     return recipe
+
+
+def _listed(problems: list[str], number: int) -> list[str]:
+    """Return the first problems, each on a line of bounded length, and how many more there are."""
+    lines = []
+    for problem in problems[:MAX_PROBLEMS]:
+        line = problem.replace("\n", "\\n")
+        lines.append(line if len(line) <= LONGEST_PROBLEM else f"{line[: LONGEST_PROBLEM - 4]} ...")
+    return lines if number <= len(lines) else [*lines, f"and {number - len(lines):,} more"]
 
 
 def conform(value: Any, annotation: Any, interval: Range | None = None) -> Any:
@@ -78,10 +102,11 @@ def conform(value: Any, annotation: Any, interval: Range | None = None) -> Any:
     if origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
             return value
-        raise ValueError(f"{value!r} is not allowed; {nearest(str(value), [str(a) for a in args])}")
+        word = value if isinstance(value, str) else shown(value)
+        raise ValueError(f"{shown(value)} is not allowed; {nearest(word, [str(a) for a in args])}")
     if origin in (list, tuple) or annotation in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{value!r} is not a list; write [a, b]")
+            raise ValueError(f"{shown(value)} is not a list; write [a, b]")
         inner = args[0] if args else Any
         items = [conform(item, inner, interval) for item in value]
         return tuple(items) if tuple in (origin, annotation) else items
@@ -100,7 +125,7 @@ def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None)
         except ValueError as error:
             failures.append(str(error))
     # with one real option, its own message says more than a list of types
-    raise ValueError(failures[0] if len(failures) == 1 else f"{value!r} is none of {describe_type_union(options)}")
+    raise ValueError(failures[0] if len(failures) == 1 else f"{shown(value)} is none of {describe_type_union(options)}")
 
 
 def describe_type_union(options: tuple[Any, ...]) -> str:
@@ -110,6 +135,10 @@ def describe_type_union(options: tuple[Any, ...]) -> str:
 
 
 def _conform_scalar(value: Any, annotation: Any, interval: Range | None) -> Any:
+    if isinstance(value, int) and abs(value) > LARGEST and annotation in (int, float):
+        raise ValueError(
+            f"{shown(value)} is too large for an integer; the largest is 2**63 - 1, write a number as 1e20"
+        )
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if annotation is Path and isinstance(value, str):
@@ -118,14 +147,15 @@ def _conform_scalar(value: Any, annotation: Any, interval: Range | None) -> Any:
     if annotation not in names:
         if isinstance(annotation, type) and isinstance(value, annotation):
             return value
-        raise ValueError(f"{value!r} is not a {describe_type(annotation)}")
+        raise ValueError(f"{shown(value)} is not a {describe_type(annotation)}")
     if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
-        hint = f"; write {int(value)}" if annotation is int and isinstance(value, float) and value.is_integer() else ""
-        raise ValueError(f"{value!r} is not {names[annotation]}{hint}")
+        whole = annotation is int and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST
+        hint = f"; write {int(value)}" if whole else ""
+        raise ValueError(f"{shown(value)} is not {names[annotation]}{hint}")
     if annotation is float and not math.isfinite(value):
         raise ValueError(f"{value!r} is not finite")
     if interval is not None and isinstance(value, int | float) and value not in interval:
-        raise ValueError(f"{value!r} is out of range; allowed: {interval}")
+        raise ValueError(f"{shown(value)} is out of range; allowed: {interval}")
     return value
 
 
@@ -137,21 +167,37 @@ class _Checker:
         self.plugin_problems: list[str] = []
         self.plugin_hint = ""
         self.requirements_met = True
+        self.uncounted = 0
 
     def report(self, key: Key, message: str) -> None:
         if key not in self.tree.refused:
             self.problems.append(f"{self.tree.place(key)}: {dotted(key)}: {message}")
 
+    def report_unknown(self, key: Key, what: str, allowed: Iterable[str]) -> None:
+        """Report a key that does not exist; the nearest ones are looked for only where they are shown."""
+        if len(self.problems) > MAX_PROBLEMS:
+            self.uncounted += 1
+        else:
+            self.report(key, f"{what}; {nearest(str(key[-1]), allowed)}")
+
+    def short_list(self, key: Key, items: list[Any]) -> list[Any]:
+        """Return the items, or the first ones after reporting that there are too many."""
+        if len(items) > MAX_NODES:
+            self.report(key, f"a list of {len(items):,}; at most {MAX_NODES} are allowed")
+        return items[:MAX_NODES]
+
     def recipe(self, directory: Path) -> Recipe | None:
         values = self.tree.values
         for name in values:
             if name not in TOP_LEVEL:
-                self.report((name,), f"unknown section; {nearest(name, TOP_LEVEL)}")
+                self.report_unknown((name,), "unknown section", TOP_LEVEL)
         for name in REQUIRED_SECTIONS:
             if name not in values:
                 self.problems.append(f"{self.tree.place(())}: {name}: this section is required")
-        if "schema" in values and values["schema"] != SCHEMA_VERSION:
-            self.report(("schema",), f"{values['schema']!r} is not known to this version; allowed: {SCHEMA_VERSION}")
+        if "schema" in values and (values["schema"] != SCHEMA_VERSION or isinstance(values["schema"], bool)):
+            self.report(
+                ("schema",), f"{shown(values['schema'])} is not known to this version; allowed: {SCHEMA_VERSION}"
+            )
         requires = self._requires(values.get("requires"))
         nodes: dict[str, Any] = {
             name: self.node((name,), values.get(name, {"name": DEFAULT_COMPONENTS.get(name)}), kind)
@@ -162,7 +208,7 @@ class _Checker:
             name: self.section((name,), values.get(name), kind) for name, kind in SECTIONS.items()
         }
         loggers = self._loggers(values.get("loggers"))
-        device = self._choice("device", "auto", lambda v: bool(_DEVICE.match(v)), "auto, cpu, cuda, cuda:N")
+        device = self._choice("device", "auto", lambda v: bool(_DEVICE.fullmatch(v)), "auto, cpu, cuda, cuda:N")
         precision = self._choice("precision", "float32", lambda v: v in PRECISIONS, ", ".join(PRECISIONS))
         self._cross_check(sections.get("train"), nodes.get("loss"), sections.get("ema"))
         if any(n is None for n in (*nodes.values(), *sections.values())) or len(nodes) < len(COMPONENT_SECTIONS):
@@ -185,7 +231,7 @@ class _Checker:
     def _choice(self, name: str, default: str, allowed: Any, described: str) -> str:
         value = self.tree.values.get(name, default)
         if not isinstance(value, str) or not allowed(value):
-            self.report((name,), f"{value!r} is not allowed; allowed: {described}")
+            self.report((name,), f"{shown(value)} is not allowed; allowed: {described}")
             return default
         return value
 
@@ -193,33 +239,39 @@ class _Checker:
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            self.report(("requires",), f"{value!r} is not a list of requirements such as [gebm-kit-flows>=0.1]")
+            self.report(("requires",), f"{shown(value)} is not a list of requirements such as [gebm-kit-flows>=0.1]")
             return ()
-        for index, text in enumerate(value):
-            key: Key = ("requires", index)
-            try:
-                wanted = Requirement(text)
-                found = importlib.metadata.version(wanted.name)
-            except InvalidRequirement as error:
-                self.report(key, f"{text!r} is not a requirement: {str(error).splitlines()[0]}")
-                continue
-            except importlib.metadata.PackageNotFoundError:
-                self.plugin_problems.append(
-                    f"{self.tree.place(key)}: {dotted(key)}: the plugin {text!r} is not installed"
-                )
-                self.plugin_hint = f"Install it with `pip install '{text}'`."
-                continue
-            if not wanted.specifier.contains(found, prereleases=True):
-                self.plugin_problems.append(
-                    f"{self.tree.place(key)}: {dotted(key)}: {text!r} is needed, {found} is installed"
-                )
-                self.plugin_hint = f"Upgrade it with `pip install '{text}'`."
-            elif canonical(wanted.name) in self.registry.missing_notes:
-                self.plugin_problems.append(
-                    f"{self.tree.place(key)}: {dotted(key)}: {self.registry.missing_notes[canonical(wanted.name)]}"
-                )
+        for index, text in enumerate(self.short_list(("requires",), value)):
+            self._requirement(("requires", index), text)
         self.requirements_met = not self.plugin_problems
         return tuple(value)
+
+    def _requirement(self, key: Key, text: str) -> None:
+        """Check one requirement: its form, and that the package is installed in a version that it allows."""
+        where = f"{self.tree.place(key)}: {dotted(key)}"
+        try:
+            wanted = Requirement(text[:LONGEST_PROBLEM])
+        except InvalidRequirement as error:
+            self.report(key, f"{shown(text)} is not a requirement: {str(error).splitlines()[0]}")
+            return
+        if wanted.url is not None:
+            self.report(key, f"{shown(text)} names an address; write the package's name and versions alone")
+            return
+        try:
+            found = importlib.metadata.version(wanted.name)
+            met = wanted.specifier.contains(found, prereleases=True)
+        except importlib.metadata.PackageNotFoundError:
+            self.plugin_problems.append(f"{where}: the plugin {text!r} is not installed")
+            self.plugin_hint = f"Install it with `pip install {shlex.quote(text)}`."
+            return
+        except Exception as error:  # damaged metadata, or a version of thousands of digits
+            self.report(key, f"{shown(text)} can't be compared with what is installed: {str(error)[:200]}")
+            return
+        if not met:
+            self.plugin_problems.append(f"{where}: {text!r} is needed, {found} is installed")
+            self.plugin_hint = f"Upgrade it with `pip install {shlex.quote(text)}`."
+        elif canonical(wanted.name) in self.registry.missing_notes:
+            self.plugin_problems.append(f"{where}: {self.registry.missing_notes[canonical(wanted.name)]}")
 
     def node(self, key: Key, value: Any, kind: str) -> ComponentNode | None:
         """Check a component node; return None after reporting a problem."""
@@ -245,7 +297,7 @@ class _Checker:
             if name == "name":
                 continue
             if name not in allowed:
-                self.report((*key, name), f"{kind} {value['name']!r} has no such parameter; {nearest(name, allowed)}")
+                self.report_unknown((*key, name), f"{kind} {value['name']!r} has no such parameter", allowed)
                 continue
             try:
                 chosen[name] = self._parameter((*key, name), item, schema[name])
@@ -267,7 +319,7 @@ class _Checker:
 
     def nodes(self, key: Key, value: Any) -> tuple[ComponentNode | None, ...]:
         """Check a component node or a list of them; None stands for a node with a problem."""
-        items = value if isinstance(value, list) else [value]
+        items = self.short_list(key, value if isinstance(value, list) else [value])
         kind = NODE_LISTS[tuple(str(part) for part in key)]
         return tuple(self.node((*key, i), part, kind) for i, part in enumerate(items))
 
@@ -284,14 +336,14 @@ class _Checker:
         if value is None:
             value = {}
         if not isinstance(value, Mapping):
-            self.report(key, f"{value!r} is not a mapping of keys to values")
+            self.report(key, f"{shown(value)} is not a mapping of keys to values")
             return None
         before = len(self.problems)
         hints = typing.get_type_hints(kind, include_extras=True)
         chosen: dict[str, Any] = {}
         for name, item in value.items():
             if name not in hints:
-                self.report((*key, name), f"unknown key; {nearest(name, hints)}")
+                self.report_unknown((*key, name), "unknown key", hints)
                 continue
             chosen[name] = self._field((*key, name), item, hints[name])
         return None if len(self.problems) > before else kind(**chosen)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gebm_kit.config.check import check
 from gebm_kit.config.schema import Recipe
 from gebm_kit.config.tree import MAX_BYTES, Tree, parse
-from gebm_kit.core.errors import RecipeError, UsageError, nearest
+from gebm_kit.core.errors import RecipeError, UsageError, nearest, shown
+from gebm_kit.core.paths import user_path
+from gebm_kit.core.reading import read_file
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -26,19 +29,18 @@ def find_recipe(source: str | Path) -> Path:
     Raises:
         UsageError: there is no such file and no such recipe.
     """
-    path = Path(source).expanduser()
-    try:
-        if path.is_file():
-            return path
-    except OSError as error:  # no permission, a name that is too long
-        raise UsageError(f"{path} can't be read: {error.strerror or error}") from error
+    path = user_path(source)
+    if os.path.isfile(path):
+        return path
     shipped = shipped_recipes()
     if str(source) in shipped:  # even if a folder has that name: data often lie in a folder named like their recipe
         return shipped[str(source)]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a directory, not a recipe file")
+    if os.path.lexists(path):  # a named pipe, a device, a broken link: the reader says which
+        return path
     raise UsageError(
-        f"there is no recipe {str(source)!r}: no file of that path, and no shipped recipe of that name; "
+        f"there is no recipe {shown(str(source))}: no file of that path, and no shipped recipe of that name; "
         f"{nearest(path.stem, shipped)}",
         hint="`gebm-kit recipes ls` lists the shipped ones.",
     )
@@ -65,13 +67,19 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, directory:
 def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Tree:
     """Read a recipe file and apply overrides and interpolation, without checking the values."""
     path = find_recipe(source)
+    return parse(read_recipe(path), name=path.stem, path=path, overrides=overrides)
+
+
+def read_recipe(path: Path) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        UsageError: the file can't be read, is not a regular file, or is larger than any recipe.
+        RecipeError: it is not UTF-8 text.
+    """
+    raw = read_file(path, limit=MAX_BYTES, error=UsageError)
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not a text file: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{path} has {len(raw):,} bytes; a recipe has at most {MAX_BYTES:,}")
-    return parse(text, name=path.stem, path=path, overrides=overrides)
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: not a text file in UTF-8: {error.reason}") from error

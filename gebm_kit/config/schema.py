@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from gebm_kit.core.components import Range
 
@@ -368,3 +368,19 @@ SECTIONS: dict[str, type] = {
 
 TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "device", "precision")
 """All keys of a recipe."""
+
+
+def override_keys() -> list[str]:
+    """Return the keys that an override can name: sections of components, and every key of the fixed sections."""
+    found = [*COMPONENT_SECTIONS, "loggers", "device", "precision"]
+
+    def collect(prefix: str, kind: type) -> None:
+        for name, annotation in get_type_hints(kind, include_extras=True).items():
+            if is_dataclass(annotation):
+                collect(f"{prefix}.{name}", cast(type, annotation))
+            else:
+                found.append(f"{prefix}.{name}")
+
+    for name, kind in SECTIONS.items():
+        collect(name, kind)
+    return found

@@ -259,6 +259,8 @@ def npy_header(
         ) from reason
     if dtype.hasobject:
         raise error(f"{name} holds Python objects (pickled) and is not read: unpickling runs code from the file")
+    if any(type(length) is not int for length in shape):  # numpy takes True for a length here, and not later
+        raise error(f"{name} is damaged: its header claims shape {shape}")
     return shape, fortran, dtype
 
 

@@ -64,7 +64,7 @@ class Range:
     high_open: bool = False
 
     def __contains__(self, value: float) -> bool:
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):  # an integer may be too large for a float
             return False
         above = self.low is None or value > self.low or (value == self.low and not self.low_open)
         below = self.high is None or value < self.high or (value == self.high and not self.high_open)
@@ -333,7 +333,8 @@ class Registry:
         distribution = distribution or self.packages.get((kind, name), "")
         if canonical(distribution) in self.missing_notes:
             return PluginError(f"{kind} {name!r} is not available: {self.missing_notes[canonical(distribution)]}")
-        if distribution and canonical(distribution) not in known:
+        possible = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", distribution)  # the hint is a command to copy
+        if possible and canonical(distribution) not in known:
             return PluginError(
                 f"{kind} {name!r} needs the plugin {distribution!r}, which is not installed",
                 hint=f"Install it with `pip install {distribution}`.",

@@ -30,6 +30,7 @@ from gebm_kit.core.model_contracts import (
     check_rows_independent,
     refuse_changed,
     said,
+    same,
     untouched,
     versions,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "check_state",
     "refuse_changed",
     "said",
+    "same",
     "untouched",
     "versions",
 ]

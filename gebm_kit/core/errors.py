@@ -7,6 +7,7 @@ do next). The command line prints both and never a traceback; in Python they are
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -85,6 +86,25 @@ class Interrupted(GebmKitError):
         self.exit_code = 128 + signum
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 12
+_SHORT.maxlong = _SHORT.maxstring = _SHORT.maxother = 320
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)`` for a message; long text, lists and mappings are shortened.
+
+    >>> shown([0] * 1000)
+    '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ...]'
+    """
+    return _SHORT.repr(value)
+
+
+LONGEST_WORD = 100
+"""Length up to which the nearest choices to a word are looked for; the search takes a time of its square."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return the end of a message about a misspelt ``word``: the nearest ``choices``, or all of them if none is near.
 
@@ -92,7 +112,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     'did you mean mala?'
     """
     options = sorted(set(choices))
-    close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)  # difflib's defaults
+    close = []
+    if len(word) <= LONGEST_WORD:
+        close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)  # difflib's defaults
     if close:
         return f"did you mean {' or '.join(close)}?"
     if not options:

@@ -203,15 +203,6 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read and parse a JSON file.
-
-    Raises:
-        OSError, ValueError: the file is missing or malformed.
-    """
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def finite_or_none(value: float | None) -> float | None:
     """Return ``value``, or None when it is NaN or infinite, which JSON can't hold."""
     return value if value is not None and math.isfinite(value) else None

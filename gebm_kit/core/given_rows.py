@@ -44,13 +44,13 @@ def check_precision(rows: Tensor, dtype: torch.dtype, names: tuple[str, ...], so
     """Raise if a model that computes in single precision would see different rows of a table as one.
 
     Args:
-        rows: finite rows (N, *D); only those of a table, (N, D), are checked.
+        rows: rows (N, *D); only those of a table, (N, D), are checked, and only if all are finite.
         dtype: type of the model's weights.
 
     Raises:
         DataError: the message names the columns.
     """
-    if rows.ndim == 2 and dtype != torch.float64:
+    if rows.ndim == 2 and dtype != torch.float64 and bool(rows.isfinite().all()):
         check_single_precision(rows.cpu(), names, source, "Subtract the mean of each column first, as training did.")
 
 

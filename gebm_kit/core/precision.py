@@ -10,6 +10,9 @@ from gebm_kit.core.errors import DataError
 COARSE = 1e-3
 """Largest distance between neighbouring numbers of single precision, in standard deviations of a column."""
 
+BLOCK = 2**22
+"""Numbers that are looked at at a time, so that the check takes little memory beside the data."""
+
 
 def merged_columns(rows: Tensor) -> list[int]:
     """Return the columns of (N, D) rows that single precision spoils.
@@ -18,6 +21,11 @@ def merged_columns(rows: Tensor) -> list[int]:
     """
     if rows.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8) or len(rows) < 2:
         return []
+    step = max(1, BLOCK // len(rows))
+    return [at + found for at in range(0, rows.shape[1], step) for found in _merged(rows[:, at : at + step])]
+
+
+def _merged(rows: Tensor) -> list[int]:
     single = rows.float().double()
     largest = single.abs().amax(0)
     spread = (rows - rows[:1]).double().std(0, correction=0)  # whole numbers may have more digits than double precision

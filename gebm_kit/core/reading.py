@@ -164,7 +164,21 @@ def parse_yaml(text: str, *, name: str, error: Error = DataError) -> Any:
 
 
 class TooDeep(ValueError):
-    """YAML that is nested too deep, or that has aliases; the message says which."""
+    """YAML that is nested too deep, or that has aliases.
+
+    Attributes:
+        line: the line, counted from 1.
+        problem: what is wrong there.
+    """
+
+    def __init__(self, event: Any, problem: str) -> None:
+        self.line = event.start_mark.line + 1
+        self.problem = problem
+        super().__init__(f"line {self.line}: {problem}")
+
+
+class Aliased(TooDeep):
+    """YAML with an alias ``*name``."""
 
 
 def bounded_events(events: Iterator[Any]) -> Iterator[Any]:
@@ -184,14 +198,10 @@ def bounded_events(events: Iterator[Any]) -> Iterator[Any]:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise TooDeep(f"{_line(event)}nested more than {MAX_DEPTH} deep")
+            raise TooDeep(event, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
-            raise TooDeep(f"{_line(event)}aliases are not allowed; write the value out")
+            raise Aliased(event, "aliases are not allowed; write the value out")
         yield event
-
-
-def _line(event: Any) -> str:
-    return f"line {event.start_mark.line + 1}: " if event.start_mark else ""
 
 
 def _deeper(value: Any) -> bool:

@@ -141,6 +141,10 @@ def scale(rows: Tensor) -> tuple[Tensor, Tensor]:
     train = rows.double()
     over = (0,) if train.ndim == 2 else (0, 2, 3)
     mean, std = train.mean(over, keepdim=True), train.std(over, keepdim=True, correction=0)
+    if not bool(std.isfinite().all()):
+        raise DataError(
+            f"the data are too large to be standardised: up to {float(train.abs().max()):g}; take another unit"
+        )
     high = train.amax(over, keepdim=True)
     mean = torch.where(high == train.amin(over, keepdim=True), high, mean)  # without the rounding of a sum
     return mean, torch.where(std > rounding * mean.abs().clamp_min(1e-30), std, torch.ones_like(std))

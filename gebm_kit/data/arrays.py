@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.array_files import checked, column_names, label_ids, read_arrays, scale
@@ -84,7 +85,7 @@ class Arrays(TensorDataset):
         check_arguments(self, layout=layout, pixels=pixels)
         check_fractions(valid_fraction, test_fraction)
         interval = _interval(value_range, standardise)
-        file = directory / Path(path).expanduser()
+        file = directory / user_path(path, error=DataError)
         found = read_arrays(file, key, labels, columns, missing, header)
         self._layout, self._pixels, self._file, self._notes = layout, pixels, file, list(found.notes)
         names, given_labels, classes = found.columns, found.labels, found.classes

@@ -15,6 +15,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_text
 from gebm_kit.core.sources import Source
 from gebm_kit.data.decoding import MAX_SIDE, Fit
@@ -85,7 +86,7 @@ class Celeba(Dataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, size=size, crop=crop, cache_mb=cache_mb, max_corrupt=max_corrupt)
-        root = directory / Path(path).expanduser()
+        root = directory / user_path(path, error=DataError)
         if not root.is_dir():
             problem = "is not a folder" if root.exists() else "does not exist"
             raise DataError(f"CelebA's folder {root} {problem}", hint=HOW_TO_GET)

@@ -15,6 +15,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_file
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
@@ -73,7 +74,7 @@ class Cifar10(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction)
-        place = directory / Path(path).expanduser()
+        place = directory / user_path(path, error=DataError)
         archive = place if place.is_file() else place / ARCHIVE
         files = _from_archive(archive) if archive.is_file() else _from_folder(place)
         self._place, self._sources = place, [Source(archive)]

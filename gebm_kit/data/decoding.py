@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +45,8 @@ ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 MAX_PIXELS = 89_478_485
 """Most pixels of an image: 256 MiB of colour. Pillow warns beyond this number, as a small file can claim any size."""
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused, see `refuse`
 
 MAX_SIDE = 8192
 """Largest side of a dataset's images, so that one of them takes at most 192 MiB."""

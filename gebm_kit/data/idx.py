@@ -20,6 +20,7 @@ from gebm_kit.core.archives import CHUNK, open_unpacked
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import warn
 from gebm_kit.core.reading import amount, available_memory
 from gebm_kit.core.seeds import stream
@@ -89,7 +90,7 @@ class Idx(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction)
-        folder = directory / Path(path).expanduser()
+        folder = directory / user_path(path, error=DataError)
         self._folder, self._files = folder, _find(folder, prefix)
         images = {part: _images(folder, part, self._files) for part in PARTS}
         original = [

@@ -11,6 +11,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.sources import Source
 from gebm_kit.data.decoding import IMAGE_SUFFIXES, MAX_SIDE, Fit, background_colour
 from gebm_kit.data.image_files import CorruptFiles, common_sides, image_parts, list_images, shuffled
@@ -83,7 +84,7 @@ class ImageFolder(Dataset):
             if value is not None:
                 check_arguments(self, **{name: value})
         check_fractions(valid_fraction, test_fraction)
-        folder = directory / Path(path).expanduser()
+        folder = directory / user_path(path, error=DataError)
         colour = background_colour(background)
         self._folder, self._background = folder, background
         self._listed = list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)

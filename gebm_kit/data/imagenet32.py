@@ -16,6 +16,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import amount, available_memory
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.sources import Source
@@ -71,7 +72,7 @@ class Imagenet32(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction)
-        folder = directory / Path(path).expanduser()
+        folder = directory / user_path(path, error=DataError)
         batches = _batches(folder)
         self._folder, self._sources = folder, [Source(folder, (".npz",))]
         shapes = [_stated_shape(batch) for batch in batches]

@@ -10,6 +10,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.sources import Source
 from gebm_kit.data.decoding import MAX_SIDE, Fit
 from gebm_kit.data.image_files import CorruptFiles, image_parts, list_images, shuffled
@@ -78,7 +79,7 @@ class Lsun(Dataset):
         check_arguments(self, size=size, valid_fraction=valid_fraction, test_fraction=test_fraction)
         check_arguments(self, cache_mb=cache_mb, max_corrupt=max_corrupt)
         check_fractions(valid_fraction, test_fraction)
-        folder = _folder(directory / Path(path).expanduser(), category)
+        folder = _folder(directory / user_path(path, error=DataError), category)
         self._folder, self._listed = folder, list_images(folder, IMAGE_SUFFIXES, HOW_TO_GET)
         names = shuffled(self._listed.names, seed)
         if len(names) < 3:

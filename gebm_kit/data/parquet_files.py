@@ -83,6 +83,8 @@ class ParquetFile:
             raise
         except Exception as error:
             raise _unreadable(self.path, error) from error
+        if done != self._num:
+            raise DataError(f"{self.path} is damaged: it holds {done:,} rows and claims {self._num:,}")
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -12,8 +12,8 @@ from gebm_kit.data.decoding import CorruptImageError, Opened, is_deep, is_transp
 from gebm_kit.data.image_files import CorruptFiles, Listed
 from gebm_kit.data.tensors import SPLITS, in_words
 
-MAX_HEADERS = 512
-"""Most files whose headers are looked at before training: enough for the line, in a fraction of a second."""
+MAX_HEADERS = 4096
+"""Most files whose headers are looked at before training, which takes less than a second."""
 
 BYTES = "unsigned bytes 0..255"
 """What most images are stored as."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.units import TableUnits
@@ -102,7 +103,7 @@ class Tabular(TensorDataset):
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, missing=missing)
-        file = directory / Path(path).expanduser()
+        file = directory / user_path(path, error=DataError)
         table = read_table(file, key, columns, where, origin, missing=missing, header=header, varying=True)
         table.warn(file)
         self._notes, self._kind = table.notes(), table.kind
@@ -138,7 +139,8 @@ class Tabular(TensorDataset):
                 raise DataError(
                     f"{source}: column {names[still[0]]!r} has one value in all training rows; leave it out"
                 )
-        else:
+        check_range(self.mean, self.std, rows, names, source)
+        if not standardise:
             check_single_precision(rows, names, source, "Leave standardise=true, which subtracts the mean first.")
         self.log_det = -float(self.std.log().sum())
         self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
@@ -211,6 +213,20 @@ def check_density_rows(rows: Tensor, names: tuple[str, ...], source: str) -> Non
         )
 
 
+def check_range(mean: Tensor, std: Tensor, rows: Tensor, names: tuple[str, ...], source: str) -> None:
+    """Raise if a column is too large to be standardised, or for single precision without that.
+
+    Raises:
+        DataError: the message names the columns.
+    """
+    single = ((rows - mean) / std).float()
+    wrong = (~(single.isfinite().all(0) & mean.isfinite() & std.isfinite())).nonzero().flatten().tolist()
+    if wrong:
+        listed = ", ".join(repr(names[column]) for column in wrong)
+        largest = float(rows[:, wrong[0]].abs().max())
+        raise DataError(f"{source}: the values of column {listed} are too large (up to {largest:g}); take another unit")
+
+
 def resolution(rows: Tensor) -> Tensor:
     """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
 
@@ -228,6 +244,7 @@ def _step(column: Tensor) -> float:
         return _step(column[column != distinct[counts.argmax()]]) or float(distinct.diff().median())
     # 1e-300 keeps the logarithm of a column of zeros finite
     top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
+    top = min(top, 307)  # 1e308 is near the largest number
     spread = float(column.max() - column.min())
     for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
         if step <= 1e-9 * spread:  # a grid this fine can't be told from a continuous column

@@ -10,6 +10,7 @@ choice.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import UsageError
-from gebm_kit.core.files import make_directory, read_json, write_json
+from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.interfaces import Dataset, HasSource
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, ignore, warn
+from gebm_kit.core.reading import read_json_file
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.guess import data_word
 from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
@@ -34,6 +36,9 @@ from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.process.devices import placed
+from gebm_kit.engine.run_directory.run import remove_leftovers
+from gebm_kit.engine.run_directory.run_files import is_evaluation
+from gebm_kit.engine.run_directory.values import is_number, is_optional_number
 from gebm_kit.engine.sampling.settings import resolve_sampler, settings_of
 
 if TYPE_CHECKING:
@@ -153,10 +158,40 @@ def refine(run: Run, *, device: torch.device | str | None = None, on_progress: O
 def refined(run: Run) -> dict[str, Any] | None:
     """Return what `refine` found for the run at its current step, or None."""
     path = run.path / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    found: dict[str, Any] = read_json(path)
-    return found if found.get("step") == run.step else None
+    try:
+        found = read_json_file(path, error=CheckpointError)
+    except CheckpointError as error:
+        warn(f"{error.message}; beta is chosen again")
+        return None
+    if not _is_result(found):
+        warn(f"{path} is damaged; beta is chosen again")
+        return None
+    return dict(found) if found["step"] == run.step else None
+
+
+def _is_result(found: Any) -> bool:
+    """Return whether a value has the form of what `refine` returns."""
+    if (
+        not isinstance(found, dict)
+        or not {"step", "chosen_by", "tried", "inverse_temperature", "evaluation"} <= found.keys()
+    ):
+        return False
+    tried, generator = found["tried"], found.get("generator")
+    trials = isinstance(tried, list) and all(
+        isinstance(trial, dict)
+        and is_number(trial.get("inverse_temperature"))
+        and is_optional_number(trial.get("value"))
+        for trial in tried
+    )
+    return (
+        trials
+        and is_number(found["inverse_temperature"])
+        and (found["chosen_by"] is None or isinstance(found["chosen_by"], str))
+        and (generator is None or (isinstance(generator, dict) and {"path", "sha256"} <= generator.keys()))
+        and (found.get("evaluation") is None or is_evaluation(found["evaluation"]))
+    )
 
 
 def choose_beta(
@@ -222,5 +257,6 @@ def draw_before_after(run: Run, choice: Choice) -> Path | None:
 
 
 def _written(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    remove_leftovers(run)
     write_json(run.path / FILE, {"schema": 1, **found})
     return found

@@ -17,6 +17,7 @@ from gebm_kit.core.files import write_atomic
 from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import check_density, densities
@@ -99,7 +100,7 @@ def check_score_output(path: str | Path) -> Path:
     Raises:
         UsageError: the suffix is not one of `SCORE_SUFFIXES`.
     """
-    place = Path(path)
+    place = user_path(path)
     if place.suffix.lower() not in SCORE_SUFFIXES:
         raise UsageError(f"scores are written to {' or '.join(SCORE_SUFFIXES)}, got {place}")
     return place

@@ -13,6 +13,7 @@ from gebm_kit.core.components import BUILTIN
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, HasLabels, HasLogits
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import warn
 
 T = TypeVar("T")
 
@@ -114,6 +115,19 @@ def _no_classes(name: str, metric: str) -> UsageError:
         f"metric {metric} needs class probabilities, which features {name!r} don't have",
         hint="Use features: classifier (data with labels), or inception from the plugin gebm-kit-inception.",
     )
+
+
+class Doubts:
+    """The warnings of one metric object about too few rows: each is given once, however many sets are scored."""
+
+    def __init__(self) -> None:
+        self._given: set[object] = set()
+
+    def warn(self, key: object, text: str) -> None:
+        """Warn, unless a warning with this key was given before."""
+        if key not in self._given:
+            self._given.add(key)
+            warn(text)
 
 
 def check_num_rows(context: EvalContext, least: int, metric: str) -> None:

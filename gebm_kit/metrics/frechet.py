@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import OfReference, check_features, check_num_rows, feature_space
+from gebm_kit.metrics.feature_space import Doubts, OfReference, check_features, check_num_rows, feature_space
 
 PART_COUNTS = (1, 2, 3, 4)
 """Numbers of equal parts that the draws are cut into, one after another; the line is fitted to the sizes N, N/2, N/3, N/4.
@@ -61,6 +61,8 @@ class Frechet(Metric):
     The value of held-out data (``metrics.data.frechet``) shows how large that is. Ratios of distances that are not large
     compared with it are conservative (nearer to 1 than the truth).
 
+    With no more rows than features a covariance can't have full rank, and the value is mostly bias; a warning says so.
+
     Args:
         features: feature map; ``auto`` is ``classifier`` for labelled data, else ``pixels``.
         extrapolate: whether to extrapolate to infinite N.
@@ -77,11 +79,13 @@ class Frechet(Metric):
         self.features = features
         self.extrapolate = extrapolate
         self._reference = OfReference(_fit)
+        self._doubts = Doubts()
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         check_num_rows(context, 2, self.name)
         space = feature_space(self.features, context)
         samples = space.of(context.samples, "the draws")
+        self._doubt(min(len(samples), len(context.reference)), samples.shape[1])
         if self._extrapolates(samples):
             return {self.name: extrapolated(samples, self._reference(space, context), context.generator)}
         if min(len(samples), len(context.reference)) < samples.shape[1]:
@@ -98,6 +102,16 @@ class Frechet(Metric):
         dim = space.map(context.samples[:1]).shape[1]
         extrapolates = self.extrapolate and len(context.samples) // PART_COUNTS[-1] >= ROWS_PER_FEATURE * dim
         return {**super().protocol(context), **space.protocol(), "dimension": dim, "extrapolated": extrapolates}
+
+    def _doubt(self, rows: int, dim: int) -> None:
+        """Warn if a covariance of ``dim`` features is estimated from too few rows to have full rank."""
+        if rows <= dim:
+            self._doubts.warn(
+                (rows, dim),
+                f"metric {self.name}: {rows:,} rows (draws or reference) can't fill a covariance of {dim:,} features, whose "
+                f"rank is at most {rows - 1:,}. The value is mostly the bias of so few rows: compare it with values at the "
+                f"same number only, and not with published ones. Use more than {dim:,} of both, fewer features, or kid.",
+            )
 
     def _extrapolates(self, samples: Tensor) -> bool:
         return self.extrapolate and len(samples) // PART_COUNTS[-1] >= ROWS_PER_FEATURE * samples.shape[1]

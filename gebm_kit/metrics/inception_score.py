@@ -12,7 +12,7 @@ from torch import Tensor
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import check_classes, feature_space
+from gebm_kit.metrics.feature_space import Doubts, check_classes, feature_space
 
 
 class InceptionScore(Metric):
@@ -46,15 +46,23 @@ class InceptionScore(Metric):
     ) -> None:
         check_arguments(self, splits=splits, seed=seed)
         self.features, self.splits, self.seed, self.least_rows = features, splits, seed, splits
+        self._doubts = Doubts()
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         if len(context.samples) < self.splits:
             raise UsageError(
                 f"metric inception-score cuts the draws into {self.splits} splits, but gets only {len(context.samples)}",
-                hint="Draw more, or set splits to a smaller number.",
+                hint="Draw more, or set fewer splits.",
             )
         space = feature_space(self.features, context)
         logits = space.logits(space.of(context.samples, "the draws"), "inception-score")
+        part, classes = len(logits) // self.splits, logits.shape[1]
+        if part < classes:
+            self._doubts.warn(
+                (part, classes),
+                f"metric inception-score: parts of {part} draws are smaller than the {classes} classes, so no part can show "
+                f"them all and the score is biased downwards (at most {part}). Draw more, or set fewer splits.",
+            )
         order = np.random.RandomState(self.seed).permutation(len(logits))
         shuffled = logits[torch.from_numpy(order).to(logits.device)]
         ends = [index * len(logits) // self.splits for index in range(self.splits + 1)]

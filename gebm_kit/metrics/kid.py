@@ -10,10 +10,13 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import OfReference, check_features, check_num_rows, feature_space
+from gebm_kit.metrics.feature_space import Doubts, OfReference, check_features, check_num_rows, feature_space
 
 KERNEL_ROWS = 1024
 """Rows of a kernel matrix that are held at a time: more take more memory, fewer make more calls."""
+
+FEW_ROWS = 100
+"""Rows of a subset below which the value is mostly noise."""
 
 
 class Kid(Metric):
@@ -49,12 +52,19 @@ class Kid(Metric):
         check_arguments(self, subsets=subsets, subset_size=subset_size, seed=seed)
         self.features, self.subsets, self.subset_size, self.seed = features, subsets, subset_size, seed
         self._reference = OfReference(_Reference)
+        self._doubts = Doubts()
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         check_num_rows(context, 2, "kid")
         space = feature_space(self.features, context)
         x, reference = space.of(context.samples, "the draws"), self._reference(space, context)
         y, size = reference.rows, self._size(context)
+        if size < FEW_ROWS:
+            self._doubts.warn(
+                size,
+                f"metric kid: subsets of {size} rows, as many as there are, are unbiased but noisy (at least {FEW_ROWS} are "
+                "wanted, 1,000 are usual): trust the interval, not the value. Draw more, or hold more data out.",
+            )
         count = 1 if size == len(x) == len(y) else self.subsets
         known = reference.within.setdefault(len(x), [])
         rng = np.random.RandomState(self.seed)

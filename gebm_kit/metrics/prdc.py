@@ -9,10 +9,13 @@ from torch import Tensor
 
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.interfaces import Dataset, EvalContext, Metric
-from gebm_kit.metrics.feature_space import OfReference, check_features, check_num_rows, feature_space
+from gebm_kit.metrics.feature_space import Doubts, OfReference, check_features, check_num_rows, feature_space
 
 DISTANCE_ROWS = 1024
 """Rows of a distance matrix that are held at a time: more take more memory, fewer make more calls."""
+
+ROWS_PER_NEIGHBOUR = 10
+"""Fewest rows for each neighbour that a ball reaches; with fewer, a ball covers more than a tenth of all rows."""
 
 
 class Prdc(Metric):
@@ -52,10 +55,19 @@ class Prdc(Metric):
         check_arguments(self, nearest_k=nearest_k)
         self.features, self.nearest_k, self.least_rows = features, nearest_k, nearest_k + 1
         self._reference = OfReference(self._balls)
+        self._doubts = Doubts()
 
     def __call__(self, context: EvalContext) -> dict[str, float]:
         check_num_rows(context, self.least_rows, "prdc")
         space = feature_space(self.features, context)
+        rows = min(len(context.samples), len(context.reference))
+        if rows < ROWS_PER_NEIGHBOUR * self.nearest_k:
+            self._doubts.warn(
+                rows,
+                f"metric prdc: with {rows} rows (draws or reference), a ball that reaches neighbour {self.nearest_k} covers "
+                "much of the whole set, so precision and recall are near 1 for draws of any kind. At least "
+                f"{ROWS_PER_NEIGHBOUR * self.nearest_k} rows are wanted: draw more, or lower nearest_k.",
+            )
         reference = self._reference(space, context)
         found = prdc(reference, space.of(context.samples, "the draws"), self.nearest_k)
         return {f"prdc.{name}": value for name, value in found.items()}

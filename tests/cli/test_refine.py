@@ -86,7 +86,7 @@ def test_one_command_from_a_generator_to_a_table(folder, capfd, monkeypatch):
     assert (folder / "run" / "base" / "generator.pt.sha256").read_text().startswith(found["generator"]["sha256"])
     assert "run/figures/refine.png" in result["figures"]
     recipe = load_run("run").recipe
-    assert (recipe.name, recipe.data.name, recipe.train.part) == ("resolved", "digits", "energy")
+    assert (recipe.name, recipe.data.name, recipe.train.part) == ("refine", "digits", "energy")
     documented = (
         (Path(__file__).parents[2] / "docs" / "cli.md").read_text().partition("\n## refine\n")[2].partition("\n## ")[0]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import sys
@@ -20,7 +21,6 @@ import gebm_kit as gk
 from gebm_kit.cli.app import main
 from gebm_kit.core.components import Component, Injected, Registered
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
 
@@ -221,4 +221,4 @@ def test_every_key_is_documented(here: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     section = page.partition("\n## score\n")[2].partition("\n## ")[0]
     assert all(f"`{key}`" in section for key in KEYS - {"schema"})
-    assert read_json(here / "flow" / "status.json")["state"] == "finished"
+    assert json.loads((here / "flow" / "status.json").read_text())["state"] == "finished"

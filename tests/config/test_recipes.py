@@ -261,13 +261,13 @@ def test_aliases_are_refused_with_their_place(lines: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse(lines, name="recipe", path=Path("recipe.yaml"))
     assert caught.value.message == (
-        f"recipe.yaml:{line}: aliases are not allowed in recipes; write the value out, or use ${{...}}"
+        f"recipe.yaml:{line}: aliases are not allowed; write the value out, or use ${{...}}"
     )
 
 
 def test_aliases_in_overrides_are_refused() -> None:
     assert problems(GOOD, ["energy.hidden=[&a [1], *a]"]) == [
-        "override 'energy.hidden=[&a [1], *a]': aliases are not allowed in recipes; write the value out, or use ${...}"
+        "override 'energy.hidden=[&a [1], *a]': aliases are not allowed; write the value out, or use ${...}"
     ]
 
 

@@ -57,6 +57,8 @@ MEDDLING = {
     "os-write": ("import os; os.write(1, b'noise'); os.write(2, b'noise')", ""),
     "child-prints": ("import os; os.system('echo noise')", ""),
     "prints": ("import sys; print('noise'); sys.__stdout__.write('noise'); sys.stdout.buffer.write(b'noise')", ""),
+    "prints-at-exit": ("import atexit; atexit.register(print, 'bye')", ""),
+    "prints-from-a-thread": ("import threading; threading.Timer(1.0, print, ['late']).start()", ""),
     "replaces-stdout": ("import io, sys; sys.stdout = sys.stderr = io.StringIO()", ""),
     "modules": ("import sys; sys.modules['json'] = None; del sys.modules['gebm_kit.cli.list']", "in sys.modules"),
     "fakes-ours": ("import sys; sys.modules['gebm_kit.samplers.hmc'] = object()", "gebm_kit.samplers.hmc"),
@@ -128,6 +130,14 @@ def test_plugins_that_meddle_with_the_process_change_nothing(tmp_path, name):
         assert f"warning: plugin {name} {note}" in said
     else:
         assert found[name]["notes"] == []
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_caller_closed_is_not_an_error(closed):
+    command = f'"{sys.executable}" -m gebm_kit list {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("hmc" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
 
 
 def test_damaged_distributions_are_named_and_hide_no_other(tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import gebm_kit as gk
 from gebm_kit.config.schema import ComponentNode
-from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
+from gebm_kit.core.errors import PluginError, RecipeError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine.process.distributed import ALONE
@@ -198,6 +198,7 @@ def test_blocks_are_other_random_numbers_of_the_same_law(model: gk.GEBM) -> None
     assert not confirmed(failures)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_every_evaluation_has_one_shape(model: gk.GEBM) -> None:
     rows = []
     model.energy.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
@@ -221,7 +222,7 @@ def test_the_model_is_given_back_as_it_was(model: gk.GEBM) -> None:
     state = copy.deepcopy(model.state_dict())
     sample(model, **QUICK)
     bad = gk.GEBM(model.base, FunctionEnergy(lambda x: x.flatten(1).sum(1, keepdim=True)))
-    with pytest.raises(UsageError):
+    with pytest.raises(PluginError):
         sample(bad, **QUICK)
     assert training == [m.training for m in model.modules()]
     assert needs == [p.requires_grad for p in model.parameters()]
@@ -236,6 +237,7 @@ def test_float64_models_give_float64_draws(model: gk.GEBM) -> None:
 
 
 @pytest.mark.parametrize("name", ["ula", "mala", "hmc"])
+@pytest.mark.usefixtures("unchecked")
 def test_evaluations_are_counted(model: gk.GEBM, name: str) -> None:
     rows = []
     model.energy.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
@@ -357,8 +359,23 @@ def test_an_energy_that_is_nan_everywhere() -> None:
 
 
 def test_an_energy_of_the_wrong_shape() -> None:
-    with pytest.raises(UsageError, match=r"shape \(2,\), but returned \(2, 1\)"):
+    with pytest.raises(PluginError, match=r"the energy .* shape \(4,\), but returned \(4, 1\)"):
         sample(_with_energy(lambda x: x.sum(1, keepdim=True)), **QUICK)
+
+
+class WideBase(Base):
+    """It states two columns and makes four."""
+
+    latent_dim, data_shape = 2, (2,)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([z, z], 1)
+
+
+def test_a_base_of_another_shape_than_it_states() -> None:
+    said = r"the base 'WideBase' \(.*, line \d+\) returns shape \(4, 4\) .* must be \(4, 2\)"
+    with pytest.raises(PluginError, match=said):
+        sample(gk.GEBM(WideBase(), FunctionEnergy(lambda x: x.sum(1))), **QUICK)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

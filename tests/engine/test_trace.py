@@ -311,6 +311,7 @@ class TestPopulations:
         assert abs(curve.points[-1].values["FirstMean"].value) < 0.06
         assert [(report.step, report.total) for report in reports] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
+    @pytest.mark.usefixtures("unchecked")
     def test_coupled_chains_run_in_islands_of_the_size_that_draws_have(self) -> None:
         sizes: list[int] = []
 

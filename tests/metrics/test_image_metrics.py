@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gebm_kit.data.toys import TwoMoons
 from gebm_kit.features.pixels import Pixels
 from gebm_kit.metrics import prdc as prdc_module
 from gebm_kit.metrics.feature_space import FeatureSpace, OfReference
-from gebm_kit.metrics.frechet import Fid
+from gebm_kit.metrics.frechet import Fid, Frechet
 from gebm_kit.metrics.inception_score import InceptionScore, score
 from gebm_kit.metrics.kid import Kid, kernel_sum
 from gebm_kit.metrics.prdc import Prdc, balls, prdc, squared_distances
@@ -273,3 +274,45 @@ def test_what_is_derived_of_a_reference_is_derived_once_for_each_of_two() -> Non
     assert derived(other, context(x, a)) == 3  # of other features
     assert derived(space, context(x, c)) == 4
     assert derived(space, context(x, b)) == 5  # forgotten meanwhile
+
+
+# --- too few rows ------------------------------------------------------------------------------------------------------
+
+
+def _warned(metric: Any, num: int, dim: int, rows: int | None = None) -> list[str]:
+    """Score twice, and return what was warned of."""
+    draws = torch.rand(num, dim, generator=torch.Generator().manual_seed(0))
+    reference = torch.rand(rows or num, dim, generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            metric(context(draws, reference))
+    return [str(warning.message) for warning in seen]
+
+
+@pytest.mark.parametrize("make", [Frechet, Fid])
+@pytest.mark.parametrize(("num", "rows"), [(20, 200), (200, 20), (30, 30)])
+def test_a_covariance_without_full_rank_is_named_once(make: Any, num: int, rows: int) -> None:
+    (text,) = _warned(make("pixels"), num, 30, rows)
+    assert f"metric {make.name}: {min(num, rows)} rows" in text
+    assert f"30 features, whose rank is at most {min(num, rows) - 1}" in text
+    assert "bias" in text
+
+
+def test_enough_rows_bring_no_warning() -> None:
+    for metric in (Frechet("pixels"), Fid("pixels"), Kid("pixels"), Prdc("pixels")):
+        assert not _warned(metric, 200, 30)
+
+
+def test_few_rows_of_kid_and_prdc_are_named() -> None:
+    (text,) = _warned(Kid("pixels"), 60, 30)
+    assert "metric kid: subsets of 60 rows" in text
+    (text,) = _warned(Prdc("pixels"), 40, 30)
+    assert "metric prdc: with 40 rows" in text
+    assert "At least 50 rows are wanted" in text
+
+
+def test_splits_smaller_than_the_classes_are_named() -> None:
+    (text,) = _warned(InceptionScore("classifier", splits=5), 40, 10)
+    assert "parts of 8 draws are smaller than the 10 classes" in text
+    assert not _warned(InceptionScore("classifier", splits=2), 40, 10)

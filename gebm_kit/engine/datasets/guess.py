@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
 
 from gebm_kit.core.errors import UsageError, nearest
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 
-TABLES = (".npz", ".npy", ".safetensors", ".csv")
+IDX_NAME = re.compile(r"train[-_.]images?[-_.]?idx3", re.IGNORECASE)
+"""Part of the names of files in MNIST's format, as several sources write them; the dataset ``idx`` reads them."""
+
+TABLES = (".npz", ".npy", ".safetensors", ".csv", ".parquet")
 """Endings of files of arrays, which the dataset ``arrays`` reads."""
 
 
@@ -25,9 +29,12 @@ def data_word(data: str) -> str:
     names = {registry.short_name(record) for record in registry.of_kind("dataset")}
     if data in names or ":" in data:
         return f"data={{name: {json.dumps(data)}}}"
-    path = Path(data).expanduser()
+    path = user_path(data)
     if path.is_dir():
-        idx = any((path / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
+        try:
+            idx = any(IDX_NAME.search(file.name) and file.is_file() for file in path.iterdir())
+        except OSError:  # the dataset says why it can't be read
+            idx = False
         name = "idx" if idx else "image-folder"
     elif path.suffix.lower() in TABLES and path.is_file():
         name = "arrays"

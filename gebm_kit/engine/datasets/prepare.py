@@ -28,8 +28,8 @@ from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
-from gebm_kit.core.files import make_directory, sync_directory, write_json, writing
-from gebm_kit.core.interfaces import Dataset, HasLabels, HasStoredRows, Split, SplitName
+from gebm_kit.core.files import make_directory, remove_tree, sync_directory, write_json, writing
+from gebm_kit.core.interfaces import Dataset, HasLabels, HasReading, HasStoredRows, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import OnProgress, Progress, ignore, warn
@@ -105,6 +105,10 @@ def prepare(
     if force or find_prepared(recipe).index is None:
         dataset = _from_files(recipe)  # before anything is written: the likeliest failure is a missing folder
         make_directory(root)
+    elif any((*root.glob(f"{NEW}*"), *root.glob(f"{OLD}*"))):
+        with contextlib.suppress(UsageError), DirectoryLock(work="preparing", hint="Wait for it.") as lock:
+            lock.hold(root)  # otherwise a living process is writing them
+            _remove(root, NEW, OLD)
     with DirectoryLock(work="preparing", hint="Wait for it.", active=dataset is not None) as lock:
         lock.hold(root)
         found = find_prepared(recipe)  # again: another process may have made it while holding the lock
@@ -179,6 +183,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
         "files": files,
         "checksum": hashlib.sha256("".join(facts["sha256"] for facts in files.values()).encode()).hexdigest(),
         "sources": sources,
+        "reading": dataset.describe_reading() if isinstance(dataset, HasReading) else "",
         "skipped": [{"image": name, "reason": reason} for name, reason in dataset.skipped().items()],
     }
     if empty := [part for part, count in index["counts"].items() if count == 0]:
@@ -307,7 +312,7 @@ def _remove(root: Path, *prefixes: str) -> None:
     """Remove folders that killed processes left."""
     for prefix in prefixes:
         for path in root.glob(f"{prefix}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def _cpus() -> int:

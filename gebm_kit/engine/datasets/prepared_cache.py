@@ -18,6 +18,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +32,14 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.archives import read_npy_file
 from gebm_kit.core.cache import data_cache_directory
 from gebm_kit.core.errors import DataError, UsageError
-from gebm_kit.core.files import read_json
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.reading import open_regular, read_json_file
 from gebm_kit.core.sources import Fingerprint, Source, fingerprint
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -106,17 +112,21 @@ class PreparedDataset(Dataset):
     num_classes: int
 
     def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self._reading = folder, str(index.get("reading", ""))
         self.data_shape = tuple(index["shape"])
         self.value_range = VALUE_RANGE
         counts = index["counts"]
         self._splits = {part: PreparedSplit(folder / f"{part}.u8", counts[part], self.data_shape) for part in PARTS}
         if index["num_classes"] is not None:
-            self._labels = {part: torch.from_numpy(np.load(folder / f"{part}.labels.npy")) for part in PARTS}
+            self._labels = {part: _labels(folder / f"{part}.labels.npy") for part in PARTS}
             self.num_classes = int(index["num_classes"])
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
+
+    def describe_reading(self) -> str:
+        """Return the line that the dataset said when the images were prepared."""
+        return f"{self._reading or 'images'}; prepared in {self.folder}"
 
     def labels(self, name: SplitName) -> Tensor:
         """Return the class indices of a part, (N,) int64.
@@ -127,6 +137,18 @@ class PreparedDataset(Dataset):
         if not hasattr(self, "num_classes"):
             raise UsageError("this dataset has no labels")
         return self._labels[name]
+
+
+def _labels(path: Path) -> Tensor:
+    """Read the labels of a part, (N,) int64.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    labels = read_npy_file(path)
+    if labels.ndim != 1 or labels.dtype != np.int64:
+        raise DataError(f"{path} is damaged: {labels.shape} {labels.dtype} in place of (N,) int64")
+    return torch.from_numpy(labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +175,15 @@ def find_prepared(recipe: Recipe) -> Found:
     content.
     """
     folder = place_of(recipe) / ROWS_FOLDER
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return Found(folder)
     try:
         index = read_index(folder)
         for name, facts in index["files"].items():
-            if (size := (folder / name).stat().st_size) != facts["bytes"]:
+            if (size := _size(folder / name)) != facts["bytes"]:
                 return Found(folder, problem=f"{name} has {size} bytes, not {facts['bytes']}")
         then = [(_source(entry), _fingerprint(entry)) for entry in index["sources"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         return Found(folder, problem=f"the folder is damaged ({error})")
     try:
         now = [fingerprint(source) for source, _ in then]
@@ -183,12 +205,12 @@ def verify(folder: Path, index: Mapping[str, Any]) -> None:
     """
     for name, facts in index["files"].items():
         digest = hashlib.sha256()
-        try:
-            with open(folder / name, "rb") as file:
+        with open_regular(folder / name) as file:
+            try:
                 while block := file.read(HASHED_BYTES):
                     digest.update(block)
-        except OSError as error:
-            raise DataError(f"{folder / name} can't be read: {error}") from error
+            except OSError as error:
+                raise DataError(f"{folder / name} can't be read: {error}") from error
         if digest.hexdigest() != facts["sha256"]:
             raise DataError(
                 f"{folder / name} is damaged: its checksum is not the one that was written",
@@ -208,20 +230,53 @@ def described_node(recipe: Recipe) -> dict[str, Any]:
     node = {key: value for key, value in recipe.data.as_dict().items() if key not in OF_READING}
     node["name"] = installed().registry.get("dataset", recipe.data.name).address
     if isinstance(node.get("path"), str):
-        node["path"] = str((recipe.directory / Path(node["path"]).expanduser()).resolve())
+        node["path"] = str((recipe.directory / user_path(node["path"], error=DataError)).resolve())
     return node
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Read ``index.json``.
+    """Read ``index.json``, and check that it describes the files beside it.
 
     Raises:
-        OSError, ValueError: it is missing or malformed.
+        DataError, ValueError, KeyError, TypeError: it is missing or malformed.
     """
-    index = read_json(folder / INDEX_FILE)
+    index = read_json_file(folder / INDEX_FILE)
     if not isinstance(index, dict) or index.get("format") != CACHE_FORMAT:
         raise ValueError(f"{INDEX_FILE} is not of format {CACHE_FORMAT}")
+    shape, counts, classes = index["shape"], index["counts"], index["num_classes"]
+    if not (isinstance(shape, list) and len(shape) == 3 and all(_is_positive(size) for size in shape)):
+        raise ValueError(f"{INDEX_FILE}: shape can't be {str(shape)[:80]}")
+    if not (classes is None or _is_positive(classes)):
+        raise ValueError(f"{INDEX_FILE}: num_classes can't be {str(classes)[:80]}")
+    for name, facts in index["files"].items():
+        if not _FILE.fullmatch(name) or not isinstance(facts["bytes"], int) or not isinstance(facts["sha256"], str):
+            raise ValueError(f"{INDEX_FILE}: {name[:80]!r} is not a prepared file")
+    for part in PARTS:
+        if not _is_positive(counts[part]) or index["files"][f"{part}.u8"]["bytes"] != counts[part] * math.prod(shape):
+            raise ValueError(f"{INDEX_FILE}: {part}.u8 does not hold {str(counts[part])[:80]} rows")
+    if not all(isinstance(entry["image"], str) for entry in index["skipped"]):
+        raise ValueError(f"{INDEX_FILE}: the images left out have no names")
     return index
+
+
+_FILE = re.compile(r"(train|valid|test)\.(u8|labels\.npy)")
+"""Names of prepared files."""
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**48
+
+
+def _size(path: Path) -> int:
+    """Return the size of a regular file.
+
+    Raises:
+        OSError: it can't be read, or is not a regular file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path.name} is not a regular file")
+    return found.st_size
 
 
 def source_entry(source: Source, seen: Fingerprint) -> dict[str, Any]:
@@ -230,10 +285,14 @@ def source_entry(source: Source, seen: Fingerprint) -> dict[str, Any]:
 
 
 def _source(entry: Mapping[str, Any]) -> Source:
+    if not all(isinstance(suffix, str) for suffix in entry["suffixes"]) or "\0" in entry["path"]:
+        raise ValueError(f"{INDEX_FILE}: a source is damaged")
     return Source(Path(entry["path"]), tuple(entry["suffixes"]))
 
 
 def _fingerprint(entry: Mapping[str, Any]) -> Fingerprint:
+    if not all(isinstance(entry[name], int) for name in ("files", "size", "newest")):
+        raise ValueError(f"{INDEX_FILE}: a fingerprint is damaged")
     return Fingerprint(**{field.name: entry[field.name] for field in dataclasses.fields(Fingerprint)})
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, Split
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
@@ -40,9 +40,11 @@ from gebm_kit.engine.likelihood.model_fit import ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.likelihood.nll import Likelihood, check_space, log_det_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.process.memory import require_memory
 from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
+from gebm_kit.engine.sampling.settings import MOST, SampleSettings, require_whole, resolve_sampler, settings_of
+from gebm_kit.engine.sampling.shards import row_bytes
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -266,13 +268,15 @@ def _fit(
 def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:
     """Raise UsageError for a number of draws, or DataError for data, that can't be scored."""
     for name, value, least in (("num_samples", num_samples, 2), ("num_sets", num_sets, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
+        require_whole(name, value, least, MOST)
     if tuple(dataset.data_shape) != tuple(model.data_shape):
         raise DataError(
             f"the data has shape {tuple(dataset.data_shape)}, the model makes {tuple(model.data_shape)}",
             hint="Evaluate the model on data like that it was trained on.",
         )
+    size = num_samples * num_sets * row_bytes(model.data_shape, model.latent_dim, model.dtype)
+    hint = "Score fewer draws: num_samples, num_sets (eval.num_samples, eval.num_sets on the command line)."
+    require_memory(size, f"{num_sets:,} sets of {num_samples:,} draws", hint)
 
 
 def _worth(sampler: Sampler, gebm: DrawSets) -> float:

@@ -11,6 +11,7 @@ import torch
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.figures.run_figures import draw_all
+from gebm_kit.engine.run_directory.run import remove_leftovers
 
 if TYPE_CHECKING:
     from gebm_kit.core.interfaces import Dataset
@@ -26,6 +27,7 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
         UsageError: the run directory can't be written.
         RunFailed: the disk is full.
     """
+    remove_leftovers(run)
     pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw())
     write_json(run.path / "evaluation.json", {"schema": 1, **evaluation.as_dict()})
     return pictures

@@ -56,6 +56,8 @@ def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
     from gebm_kit.config.build import build
     from gebm_kit.config.schema import ComponentNode
 
+    if not isinstance(chosen, Sequence):
+        raise UsageError(f"metrics must be a list of names or Metric objects, got {type(chosen).__name__}")
     built: dict[str, Metric] = {}
     for item in chosen:
         if isinstance(item, Metric):

@@ -50,7 +50,9 @@ def opened(
         check_precision(rows, model.dtype, (), "the data")
         data = HeldOut(rows)
     if data is not None and not isinstance(data, Dataset):
-        raise UsageError(f"data must be a tensor of rows, a numpy array or a Dataset, got {type(data).__name__}")
+        raise UsageError(
+            f"data must be a tensor of rows or a Dataset, or a numpy array of rows; got {type(data).__name__}"
+        )
     if isinstance(subject, Run):
         return subject.recipe, subject.model, subject.dataset if data is None else data
     if data is None:

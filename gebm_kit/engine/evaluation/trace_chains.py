@@ -23,7 +23,7 @@ from gebm_kit.engine.evaluation.draw_sets import DRAWS_AT_ONCE
 from gebm_kit.engine.evaluation.intervals import mean_interval
 from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.evaluation.trace_result import Curve, Point, Tuning, improvement
-from gebm_kit.engine.sampling.energy_checks import check_gradient
+from gebm_kit.engine.sampling.energy_checks import check_digits, check_gradient
 from gebm_kit.engine.sampling.run_populations import MAX_STEPS, has_finished, start_population
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start
@@ -179,6 +179,7 @@ class Tracer:
         with self._potential(beta, chains) as potential:
             meter, generator = Meter(potential, chains), self._generator("trace warmup")
             state = start(potential, sampler, chains, generator, self.dtype)
+            check_digits(state.value)
             check_gradient(potential, sampler, state)
             warm = warm_up(sampler, state, potential, generator, steps, on_progress=watch.report)
             return warm.sampler, Tuning(steps, chains, *meter.read(), _step_size(warm.sampler))
@@ -199,6 +200,7 @@ class Tracer:
         )
         begin = start_population if sampler.family == "population" else start
         state = begin(potential, sampler, num_chains, generator, self.dtype)
+        check_digits(state.value)
         check_gradient(potential, sampler, state)
         marks, last = [Mark(0, 0, 0, prior)], self.schedule.last
         acceptance = diverged = torch.zeros((), dtype=torch.float64, device=self.where)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import make_directory, plain, write_atomic, write_json
+from gebm_kit.core.paths import user_path
 from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval
 from gebm_kit.engine.figures.trace_series import Line, Panel
 
@@ -184,7 +185,7 @@ class Trace:
             UsageError: another suffix, or the path can't be written.
             RunFailed: the disk is full.
         """
-        path = Path(path)
+        path = user_path(path)
         check_trace_output(path)
         make_directory(path.parent)
         if path.suffix == ".json":
@@ -201,7 +202,7 @@ class Trace:
         """Draw the curves as a PNG; missing directories are made."""
         from gebm_kit.engine.figures.trace_figure import draw_trace  # matplotlib is slow to import
 
-        path = Path(path)
+        path = user_path(path)
         make_directory(path.parent)
         sets = self.protocol["sets"]
         bands = "" if sets < 2 else f" (bands: 95 % intervals over {sets} groups of chains)"
@@ -248,7 +249,7 @@ class Trace:
 
 def check_trace_output(path: str | Path) -> None:
     """Raise UsageError unless `Trace.save` knows the suffix of ``path``; call it before computing a trace."""
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in TRACE_SUFFIXES:
         raise UsageError(f"a trace is written to a {' or '.join(TRACE_SUFFIXES)} file, not to {path.name!r}")
     if path.is_dir():

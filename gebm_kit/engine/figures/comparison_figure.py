@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ from gebm_kit.engine.figures.plotting import (
     series,
     stay_with_the_bulk,
 )
-from gebm_kit.engine.run_directory.comparison import ComparedMetric, Comparison
+from gebm_kit.engine.run_directory.record import RunRecord
 
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's colours without the yellow; further runs reuse them with another line style."""
@@ -59,7 +59,36 @@ COLUMN_LABELS = {
 }
 
 
-def draw_comparison(path: Path, comparison: Comparison) -> Path:
+class Metric(Protocol):
+    """One value of a metric for all runs; see `gebm_kit.engine.evaluation.comparison.ComparedMetric`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[Mapping[str, Any] | None]]: ...
+
+    @property
+    def reasons(self) -> Sequence[str]: ...
+
+
+class Runs(Protocol):
+    """The runs to draw; see `gebm_kit.engine.evaluation.comparison.Comparison`."""
+
+    @property
+    def records(self) -> Sequence[RunRecord]: ...
+
+    @property
+    def labels(self) -> Sequence[str]: ...
+
+    @property
+    def differences(self) -> Mapping[str, Any]: ...
+
+    @property
+    def metrics(self) -> Sequence[Metric]: ...
+
+
+def draw_comparison(path: Path, comparison: Runs) -> Path:
     """Write the picture as a PNG: training curves, the GEBM's scores during training if there are any, and final scores.
 
     Values that can't be compared are drawn too, under a title that says so.
@@ -102,7 +131,7 @@ def _style(index: int) -> dict[str, Any]:
 DrawPanel = Callable[[Axes], None]
 
 
-def _curve_panels(comparison: Comparison) -> list[DrawPanel]:
+def _curve_panels(comparison: Runs) -> list[DrawPanel]:
     """Return one panel for each of `TRAINING_CURVES` that any run logged."""
     other_losses = any(key == "loss" or key.startswith("loss.") for key in comparison.differences)
     panels: list[DrawPanel] = []
@@ -115,7 +144,7 @@ def _curve_panels(comparison: Comparison) -> list[DrawPanel]:
     return panels
 
 
-def _look_panels(comparison: Comparison) -> list[DrawPanel]:
+def _look_panels(comparison: Runs) -> list[DrawPanel]:
     """Return panels of the GEBM's values against the step, for metrics that any run evaluated more than once."""
     panels: list[DrawPanel] = []
     for metric in comparison.metrics[:MOST_METRICS]:
@@ -141,12 +170,12 @@ def _curves(drawn: Sequence[tuple[Any, Any]], title: str) -> DrawPanel:
     return panel
 
 
-def _score_panels(comparison: Comparison) -> list[DrawPanel]:
+def _score_panels(comparison: Runs) -> list[DrawPanel]:
     """Return panels of the final values of held-out data, base and GEBM with their intervals, run by run."""
     return [_scores(metric, comparison.labels) for metric in comparison.metrics[:MOST_METRICS]]
 
 
-def _scores(metric: ComparedMetric, labels: Sequence[str]) -> DrawPanel:
+def _scores(metric: Metric, labels: Sequence[str]) -> DrawPanel:
     """Return a panel with one metric's values and intervals for each run."""
 
     def panel(axis: Axes) -> None:
@@ -190,6 +219,6 @@ def _end(estimate: Any, end: str) -> float:
     return float(estimate["value"] if found is None else found)
 
 
-def _title(metric: ComparedMetric) -> str:
+def _title(metric: Metric) -> str:
     """Return the metric's name, marked where its values can't be compared."""
     return metric.name + (" (NOT comparable)" if metric.reasons else "")

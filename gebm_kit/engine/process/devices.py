@@ -9,8 +9,11 @@ from contextlib import contextmanager
 
 import torch
 
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.model import GEBM
+
+ALLOWED = "Allowed: auto, cpu, cuda, cuda:N."
+"""Hint for a device that can't be used."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -22,15 +25,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if isinstance(device, str) and device == "auto":
         # Not Apple's MPS: it has no float64, in which energies and estimates are summed.
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not isinstance(device, str | torch.device):
+        raise UsageError(f"device must be a name or a torch.device, got {type(device).__name__}", hint=ALLOWED)
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"device {str(device)!r} can't be used: {reason}", hint="Allowed: auto, cpu, cuda, cuda:N."
-        ) from error
-    return found
+        if found.type == "cpu" and found.index:
+            raise RuntimeError("there is one CPU device, without a number")
+        torch.ones(1, device=found).cpu().item()  # one value there and back: meta has none
+    except Exception as error:  # backends that are not there raise errors of all kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"device {shown(str(device))} can't be used: {reason}", hint=ALLOWED) from error
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.core.errors import CheckpointError, UsageError, shown
 from gebm_kit.core.files import plain, refuse_links, remove_tree, sync_directory, write_atomic, writing
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.progress import warn
@@ -256,7 +256,7 @@ def check_word(word: str) -> str:
         UsageError: ``word`` is not last, best or step-N.
     """
     if word not in (LAST, BEST) and not _STEP_NAME.fullmatch(word):
-        raise UsageError(f"checkpoint {word!r} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
+        raise UsageError(f"checkpoint {shown(word)} is not known; allowed: {LAST}, {BEST}, step-N (such as step-3000)")
     return word
 
 

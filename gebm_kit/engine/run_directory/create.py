@@ -16,6 +16,7 @@ from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
 from gebm_kit.core.files import make_directory, remove_temporary_files, write_atomic, write_json
 from gebm_kit.core.interfaces import Base, HasSource
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
 from gebm_kit.core.version import __version__
@@ -74,7 +75,7 @@ def create_run(recipe: Recipe, out: str | Path | None, lock: RunLock, *, resume:
     if out is None:
         path = _new_directory(recipe)
     else:
-        path = Path(out)
+        path = user_path(out)
         _check_free(path, lock, resume)
         make_directory(path)
     lock.hold(path)
@@ -113,7 +114,7 @@ def _check_free(path: Path, lock: RunLock, resume: bool) -> None:
     """Raise if ``path`` is not free for a new run; if it holds one, the lock tells whether a process trains there."""
     if os.path.isdir(path) and not is_unmade(path):
         is_run = os.path.lexists(path / STATUS)
-        if is_run:
+        if is_run and os.path.lexists(path / LOCK):  # nothing is written into a directory that is refused
             lock.hold(path)
         if is_run and resume:
             raise UsageError(

@@ -22,7 +22,13 @@ MAX_LOG = 4 * 2**30
 MAX_LINE = 2**20
 """Longest line that is read, in bytes; longer ones are left out, as damaged."""
 
-DRAWN_ROWS = 20_000
+BLOCK = 2**20
+"""Bytes read at a time."""
+
+SAMPLED_LINE = 2**14
+"""Longest line, in bytes, of a log that is thinned. Rows take some hundred bytes."""
+
+DRAWN_ROWS = 10_000
 """Rows that a picture needs at most. Longer logs are thinned evenly; a picture is some hundred pixels wide."""
 
 _LOOK = b'"eval.'
@@ -62,14 +68,23 @@ def read_rows(run: Path, containing: str = "", most: int | None = None) -> list[
     """Read the rows that contain a text. Damaged lines, and one cut off by a kill, are left out.
 
     Args:
-        most: number of rows from which on the log is thinned evenly; None: never.
+        most: number of lines from which on the log is thinned evenly to about so many, and as many rows of evaluations;
+            None: never.
 
     Raises:
         CheckpointError: the log is not a regular file, can't be read, or is too large.
     """
     if not os.path.lexists(run / LOG):
         return []
-    return [row for line in _chosen(run, containing.encode(), most) if (row := parsed(line)) is not None]
+    with open_log(run) as file:
+        thin = most is not None and _count_lines(file) > most
+        if not thin or most is None:
+            return _rows(_lines_with(file, containing.encode()))
+        looks = _rows(_every(file, containing.encode() or _LOOK, most))
+        if containing:
+            return looks
+        rows = _rows(line for line in _sampled(file, most) if _LOOK not in line)
+        return sorted([*rows, *looks], key=lambda row: row["step"])
 
 
 def read_series(run: Path, names: Iterable[str]) -> dict[str, tuple[array[float], array[float]]]:
@@ -81,12 +96,13 @@ def read_series(run: Path, names: Iterable[str]) -> dict[str, tuple[array[float]
     found = {name: (array("d"), array("d")) for name in names}
     if not os.path.lexists(run / LOG):
         return found
-    for line in _chosen(run, b"", DRAWN_ROWS):
-        row = parsed(line)
-        for name, (steps, values) in found.items():
-            if row is not None and name in row:
-                steps.append(row["step"])
-                values.append(float("nan") if row[name] is None else row[name])
+    with open_log(run) as file:
+        lines = _sampled(file, DRAWN_ROWS) if _count_lines(file) > DRAWN_ROWS else _lines_with(file, b"")
+        for row in filter(None, map(parsed, lines)):
+            for name, (steps, values) in found.items():
+                if name in row:
+                    steps.append(row["step"])
+                    values.append(float("nan") if row[name] is None else row[name])
     return found
 
 
@@ -111,32 +127,51 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
             line = file.readline(MAX_LINE)
 
 
-def _chosen(run: Path, containing: bytes, most: int | None) -> Iterator[bytes]:
-    """Yield the lines that contain a text, thinned evenly to about ``most``.
+def _rows(lines: Iterable[bytes]) -> list[Row]:
+    return [row for line in lines if (row := parsed(line)) is not None]
 
-    The last line, and up to ``most`` lines of evaluations, are always among them.
-    """
-    every, looks = 1, 0
-    with open_log(run) as file:
-        if most is not None:
-            count = sum(containing in line for line in lines_of(file)) if containing else _count_lines(file)
-            every = -(-count // most) or 1
-            file.seek(0)
-        number, last = 0, b""
-        for line in lines_of(file):
-            if containing in line:
-                is_look = every > 1 and not containing and _LOOK in line
-                looks += is_look
-                last = b"" if number % every == 0 or (is_look and looks <= (most or 0)) else line
-                if not last:
-                    yield line
-                number += 1
-        if last:
-            yield last
+
+def _every(file: BinaryIO, text: bytes, most: int) -> Iterator[bytes]:
+    """Yield the lines that contain a text, thinned evenly to about ``most``; the last one stays."""
+    count = sum(1 for _ in _lines_with(file, text))
+    step = -(-count // most) or 1
+    return (line for index, line in enumerate(_lines_with(file, text)) if index % step == 0 or index == count - 1)
 
 
 def _count_lines(file: BinaryIO) -> int:
+    file.seek(0)
     count = 0
-    while block := file.read(2**20):
+    while block := file.read(BLOCK):
         count += block.count(b"\n")
     return count
+
+
+def _lines_with(file: BinaryIO, text: bytes) -> Iterator[bytes]:
+    """Yield the lines that contain a text; blocks without it are passed over quickly, and long lines are cut."""
+    file.seek(0)
+    rest = b""
+    while block := file.read(BLOCK):
+        block = rest + block
+        if text in block:
+            *lines, rest = block.split(b"\n")
+            yield from (line for line in lines if text in line)
+        else:
+            rest = block[block.rfind(b"\n") + 1 :]
+        rest = rest[:MAX_LINE]
+    if rest and text in rest:
+        yield rest
+
+
+def _sampled(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """Yield about ``most`` lines, evenly spaced in the file, and the last one, without reading the rest."""
+    size = file.seek(0, os.SEEK_END)
+    before = -1
+    for place in [size * index // most for index in range(most)] + [max(0, size - SAMPLED_LINE)]:
+        file.seek(place)
+        if place:
+            file.readline(SAMPLED_LINE)
+        here = file.tell()
+        if here > before:
+            before = here
+            yield file.readline(SAMPLED_LINE)
+    yield from file.read(SAMPLED_LINE).splitlines()[-1:]

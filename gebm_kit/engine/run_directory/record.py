@@ -18,6 +18,7 @@ from typing import Any
 from gebm_kit.config.schema import PRETRAINED
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import open_own
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_json_file
 from gebm_kit.engine.process.lock import LOCK
 from gebm_kit.engine.run_directory.checkpoint_record import MAX_RECORD, RECORD
@@ -200,7 +201,7 @@ def read_record(path: str | Path) -> RunRecord:
     Raises:
         CheckpointError: ``path`` is not a run directory, or the run is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     if not _is_run(path):
         what = "is not a run directory" if os.path.lexists(path) else "does not exist"
         raise CheckpointError(f"{path} {what}", hint="`gebm-kit runs` lists the runs under runs/.")

@@ -21,10 +21,11 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.arguments import check_path
-from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
+from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.units import HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
@@ -214,8 +215,8 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
     """
     check_path("a run", path)
     if not isinstance(checkpoint, str):
-        raise UsageError(f"checkpoint must be last, best or step-N, got {checkpoint!r}")
-    path = Path(path)
+        raise UsageError(f"checkpoint must be last, best or step-N, got {shown(checkpoint)}")
+    path = user_path(path, what="the run")
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:
         missing = [name for name in (RESOLVED, STATUS, ENVIRONMENT) if not (path / name).is_file()]
@@ -260,7 +261,7 @@ def newest_run(root: str | Path = RUNS) -> Run:
     Raises:
         UsageError: there is no finished run.
     """
-    runs = [run for run in _runs(Path(root)) if run.state == "finished"]
+    runs = [run for run in _runs(user_path(root)) if run.state == "finished"]
     if not runs:
         raise UsageError(
             f"there is no finished run under {root}/", hint="Train one with `gebm-kit train quickstart`, or name a run."

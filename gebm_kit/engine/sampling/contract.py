@@ -82,7 +82,7 @@ def _checked_base(base: Base, z: Tensor, tolerance: float) -> Tensor:
     """Return ``G(z)`` once it is checked."""
     given = z.clone()
     x: Any = base(given)
-    if not torch.equal(given, z):
+    if not contracts.same(given, z):
         contracts.refuse_changed("base", base, "its codes z")
     contracts.check_base_output(base, x, len(z), tuple(base.data_shape))
     found: Tensor = x.clone()
@@ -97,7 +97,7 @@ def _checked_energy(energy: Energy, x: Tensor, tolerance: float) -> Tensor:
     values: Any = energy(given)
     contracts.check_energy_output(energy, values, len(x))
     found: Tensor = values.clone()
-    if not torch.equal(given, x):
+    if not contracts.same(given, x):
         contracts.refuse_changed("energy", energy, "its input x")
     contracts.check_repeatable("energy", energy, found, energy(x.clone()), tolerance)
     contracts.check_rows_independent("energy", energy, found[:2], _one_by_one(energy, x[:2]), tolerance)
@@ -145,7 +145,7 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
             ends.append(_stepped(copy.copy(sampler), potential, device, dtype))
         gradients = potential.grad_evals > 0
         for name, first, second in zip(ends[0]._fields, *ends, strict=True):
-            if not torch.equal(first, second) and not _both_nan(first, second):
+            if not contracts.same(first, second):
                 raise contracts.broken(
                     "sampler",
                     sampler,
@@ -179,7 +179,7 @@ def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device,
         sampler_contracts.check_sampler_step(sampler, state, after[0])
         sampler_contracts.check_sampler_info(sampler, after[1], chains)
         for name, old, now in zip(state._fields, before, state, strict=True):
-            if not torch.equal(old, now) and not _both_nan(old, now):
+            if not contracts.same(old, now):
                 contracts.refuse_changed("sampler", sampler, f"state.{name} in a step")
         state = after[0]
     if not torch.equal(z, start):
@@ -189,10 +189,6 @@ def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device,
     )
     sampler_contracts.check_sampler_results(sampler, state)
     return state
-
-
-def _both_nan(first: Tensor, second: Tensor) -> bool:
-    return torch.equal(first.nan_to_num(), second.nan_to_num()) and torch.equal(first.isnan(), second.isnan())
 
 
 class _Identity(Base):

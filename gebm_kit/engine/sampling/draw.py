@@ -16,11 +16,12 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
-from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.memory import enough_memory, require_disk, require_memory
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.sampling.blocks import (
     PROBES,
@@ -38,11 +39,22 @@ from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, Samplin
 from gebm_kit.engine.sampling.run_kernel import run_kernel
 from gebm_kit.engine.sampling.run_populations import run_populations
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-from gebm_kit.engine.sampling.shards import ShardedDraws, island_rows, kernel_rows, most_rows, plan_shards, row_bytes
+from gebm_kit.engine.sampling.shards import (
+    ShardedDraws,
+    island_rows,
+    kernel_rows,
+    most_rows,
+    plan_shards,
+    row_bytes,
+)
 from gebm_kit.engine.sampling.starting_points import check_starts, digest_of, encodings
 
 FEWER_CHAINS = "Set block_size (sample.block_size on the command line) to fewer; the draws then come in other blocks."
 """Hint for a device with too little memory for its blocks of chains."""
+
+
+STATE_COPIES = 4
+"""Tensors of a position's size that a chain holds at once, at least: position, gradient, momentum, proposal."""
 
 
 def draw(
@@ -78,6 +90,7 @@ def draw(
     """
     began = time.perf_counter()
     check_sampling(model, sampler, settings)
+    _require_room(model, sampler, settings)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
         stack.enter_context(ranks.together())
@@ -159,8 +172,9 @@ def draw_into(
         RunFailed: the device is out of memory, or the disk is full; what was written stays.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    path = Path(directory)
+    path = user_path(directory)
     check_sampling(model, sampler, settings)
+    _require_room(model, sampler, settings, path)
     with (
         StopSignals() as stop,
         ranks.together(),
@@ -184,6 +198,29 @@ def draw_into(
         draws = keeper.draws(_run(job, keeper, groups, keeper.seconds), value_range, units)
     draws.diagnostics.warn()
     return draws
+
+
+def _require_room(model: GEBM, sampler: Sampler, settings: SampleSettings, folder: Path | None = None) -> None:
+    """Raise before anything is allocated if the chains, or the draws, take more room than there is.
+
+    Args:
+        folder: where draws are streamed; None: they stay in memory.
+
+    Raises:
+        UsageError: they do.
+    """
+    chains = chains_of(settings, sampler)
+    states = chains * model.latent_dim * model.dtype.itemsize * STATE_COPIES
+    require_memory(
+        states, f"{chains:,} chains", "Run fewer chains: num_chains (sample.num_chains on the command line)."
+    )
+    size = settings.num_samples * row_bytes(model.data_shape, model.latent_dim, model.dtype)
+    what = f"{settings.num_samples:,} draws"
+    if folder is not None:
+        require_disk(folder, size, what)
+    else:
+        hint = "Draw fewer, or stream them into a directory: a name without a suffix as out (--out DIR on the command line)."
+        require_memory(size + states, what, hint)
 
 
 def _run(job: SamplingJob, keeper: Keeper, islands: Sequence[range], seconds: Callable[[], float]) -> Outcome:

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import math
-import zipfile
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.archives import NpzArchive
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.packing import load_tensors
+from gebm_kit.core.paths import user_path
+from gebm_kit.core.reading import parse_json, read_file
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums, slope
@@ -66,7 +70,8 @@ class Draws:
 
         A .safetensors or .npz file holds x as the model makes it, z and chain, with the diagnostics as JSON (in the metadata
         of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``, where ``mean + std x``
-        are measurements. A .csv or .parquet file is a table of these measurements, with the columns' names.
+        are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision, which changes no value.
+        A .csv or .parquet file is a table of these measurements, with the columns' names.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -77,7 +82,7 @@ class Draws:
             UsageError: the suffix is another, or the file can't be written.
             RunFailed: the disk is full.
         """
-        path = Path(path)
+        path = user_path(path)
         check_output(path, tuple(self.x.shape[1:]))
         if path.suffix in TABLE_SUFFIXES:
             make_directory(path.parent)
@@ -91,7 +96,7 @@ class Draws:
             metadata["units"] = json.dumps(self.units.as_dict())
         if path.suffix == ".npz":
             buffer = io.BytesIO()
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            arrays = {name: _array(tensor) for name, tensor in tensors.items()}
             np.savez(buffer, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in metadata.items()})
             content = buffer.getvalue()
         else:
@@ -103,6 +108,12 @@ class Draws:
         return path
 
 
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as a numpy array; in single precision, which holds every value, if numpy lacks its type."""
+    known = tensor.dtype in (torch.float16, torch.float32, torch.float64) or not tensor.is_floating_point()
+    return np.asarray((tensor if known else tensor.float()).numpy())
+
+
 def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) -> None:
     """Check, before anything is computed, that `Draws.save` can write to ``path``.
 
@@ -112,10 +123,11 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
     Raises:
         UsageError: the suffix is not in `SUFFIXES`, or fits no draws of that shape; ``path`` is a directory.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(
-            f"draws are written to {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files, not to {path.name!r}",
+            "draws are written to .safetensors or .npz files, those of a table also to .csv or .parquet, not to "
+            f"{path.name!r}",
             hint="A name without a suffix is a directory, into which draws are streamed.",
         )
     if path.is_dir():
@@ -126,7 +138,7 @@ def check_output(path: str | Path, data_shape: tuple[int, ...] | None = None) ->
 
 def is_directory(out: str | Path) -> bool:
     """Return whether draws are streamed into a directory: ``out`` has no suffix."""
-    return not Path(out).suffix
+    return not user_path(out).suffix
 
 
 def load_file(path: Path) -> Draws:
@@ -135,49 +147,68 @@ def load_file(path: Path) -> Draws:
     Raises:
         DataError: the file is missing or damaged, or holds something else.
     """
+
+    def damaged(text: str) -> DataError:
+        return DataError(f"{path} holds no draws: {text.removeprefix(str(path)).lstrip(' :')}")
+
     if path.suffix in TABLE_SUFFIXES:
         raise DataError(
             f"{path} is a table of draws, without latent codes and diagnostics; .safetensors and .npz hold both"
         )
+    if not os.path.lexists(path):
+        raise DataError(f"{path} does not exist")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                tensors = {name: torch.from_numpy(file[name]) for name in ("x", "z", "chain")}
-                diagnostics = json.loads(str(file["diagnostics"]))
-                units = json.loads(str(file["units"])) if "units" in file else None
+            with NpzArchive(path, error=damaged) as file:
+                tensors = {name: torch.from_numpy(file.read(name)) for name in ("x", "z", "chain")}
+                text = str(file.read("diagnostics"))
+                units = str(file.read("units")) if "units" in file.names else "null"
         else:
-            from safetensors import safe_open
+            content = read_file(path, error=damaged)
+            tensors = load_tensors(content, path, damaged)
+            length = int.from_bytes(content[:8], "little")
+            header = parse_json(content[8 : 8 + length], name="its header", error=damaged)
+            metadata = header.get("__metadata__") or {}
+            text, units = metadata["diagnostics"], metadata.get("units", "null")
+        diagnostics = parse_json(text, name="their diagnostics", error=damaged)
+        found = parse_json(units, name="their units", error=damaged)
+        return draws_of(tensors, diagnostics_from(diagnostics), None if found is None else TableUnits.from_dict(found))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(f"{type(error).__name__}: {error}") from error
 
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("x", "z", "chain")}
-                diagnostics = json.loads(file.metadata()["diagnostics"])
-                units = json.loads(file.metadata().get("units", "null"))
-        found = None if units is None else TableUnits.from_dict(units)
-        return Draws(tensors["x"], tensors["z"], tensors["chain"], diagnostics_from(diagnostics), units=found)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, _safetensors_error()) as error:
-        raise DataError(f"{path} holds no draws: {type(error).__name__}: {error}") from error
 
+def draws_of(tensors: Mapping[str, Tensor], diagnostics: Diagnostics, units: TableUnits | None) -> Draws:
+    """Build draws from the tensors of a file.
 
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
+    Raises:
+        KeyError, ValueError: a tensor is missing, or they don't have one row for each draw.
+    """
+    x, z, chain = (tensors[name] for name in ("x", "z", "chain"))
+    if x.dim() < 1 or z.dim() != 2 or chain.dim() != 1 or not len(x) == len(z) == len(chain):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, z, chain))
+        raise ValueError(f"x, z and chain have shapes {shapes}, which do not belong together")
+    return Draws(x, z, chain, diagnostics, units=units)
 
 
 def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:
     """Read back `Diagnostics.as_dict`: None becomes NaN again where a number belongs.
 
     Raises:
-        TypeError: a field without default is missing.
+        TypeError: a field without default is missing, or has another type.
     """
     values: dict[str, Any] = {}
     for known in dataclasses.fields(Diagnostics):
         if known.name in found:
             value = found[known.name]
-            values[known.name] = math.nan if value is None and known.type in ("float", float) else value
+            value = math.nan if value is None and known.type == "float" else value
+            if not isinstance(value, _FIELD_TYPES[str(known.type).partition("[")[0]]):
+                raise TypeError(f"{known.name} is not of type {known.type}")
+            values[known.name] = value
     return Diagnostics(**values)
+
+
+_FIELD_TYPES: dict[str, Any] = {"int": int, "float": int | float, "str": str, "dict": dict}
+"""Types of values for each type of a field of `Diagnostics`."""
 
 
 @dataclass(frozen=True, slots=True)

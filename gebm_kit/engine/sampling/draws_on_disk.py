@@ -11,7 +11,7 @@ A shard is written before the state of its unit, so after a kill in between the 
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,9 +21,17 @@ from typing import Any
 from torch import Tensor
 
 from gebm_kit.core.errors import CheckpointError, UsageError
-from gebm_kit.core.files import make_directory, read_json, write_atomic, write_json
-from gebm_kit.core.packing import packed, read_packed
+from gebm_kit.core.files import (
+    make_directory,
+    remove_temporary_files,
+    remove_tree,
+    write_atomic,
+    write_error,
+    write_json,
+)
+from gebm_kit.core.packing import Record, packed, read_packed
 from gebm_kit.core.plugins import component_name
+from gebm_kit.core.reading import read_json_file
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.signals import StopSignals
@@ -35,11 +43,11 @@ from gebm_kit.engine.sampling.shards import (
     TENSORS,
     Filling,
     Planned,
-    Shard,
     ShardedDraws,
     most_rows,
     open_draws,
     row_bytes,
+    shard_of,
     write_index,
 )
 
@@ -61,10 +69,13 @@ def check_directory(path: Path, *, resume: bool) -> None:
     Raises:
         UsageError: ``path`` is a file, or holds something that ``resume`` can't continue.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not os.path.isdir(path):
         raise UsageError(f"{path} is a file; draws without a suffix are streamed into a directory")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
+    try:
+        if not os.path.isdir(path) or not os.listdir(path):
+            return
+    except OSError as error:
+        raise write_error(path, error) from error
     ours = (path / STATE / REQUEST).exists() or (path / INDEX).exists()
     if not ours:
         raise UsageError(f"{path} is not empty", hint="Choose another place for the draws.")
@@ -144,7 +155,7 @@ class Directory:
     def begun(self) -> Saved | None:
         if not (self._state / BEGUN).exists():
             return None
-        tensors, record = read_packed(self._state / BEGUN)
+        tensors, record = _read_saved(self._state / BEGUN)
         self._earlier = max(self._earlier, record["seconds"])
         return tensors, record
 
@@ -159,9 +170,12 @@ class Directory:
     def saved(self, number: int) -> tuple[int, Mapping[str, Tensor]] | None:
         if not self._unit(number).exists():
             return None
-        tensors, record = read_packed(self._unit(number))
+        tensors, record = _read_saved(self._unit(number), "step")
         waiting = {name: tensors.pop(f"waiting.{name}") for name in TENSORS if f"waiting.{name}" in tensors}
-        self._filling(number).restore(record["shards"], waiting)
+        try:
+            self._filling(number).restore(record["shards"], waiting)
+        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise CheckpointError(f"{self._unit(number)} is damaged: {type(error).__name__}: {error}") from error
         self._saved_at[number] = record["step"]
         self._earlier = max(self._earlier, record["seconds"])
         return record["step"], tensors
@@ -194,11 +208,10 @@ class Directory:
         """Write the index, remove the saved state, and open the draws."""
         if self._ranks.rank == 0:
             records = [read_packed(self._unit(number))[1] for number in range(len(self._planned))]
-            shards = [Shard(**entry) for record in records for entry in record["shards"]]
+            shards = [shard_of(entry) for record in records for entry in record["shards"]]
             write_index(self.path, shards, outcome.diagnostics, self._request, value_range, units)
-            shutil.rmtree(self._state, ignore_errors=True)
-            for left in self.path.glob(".*-*"):  # temporary files of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+            remove_tree(self._state)
+            remove_temporary_files(self.path)
         self._ranks.wait()
         return replace(open_draws(self.path), records=tuple(outcome.records))
 
@@ -219,10 +232,25 @@ class Directory:
 
 
 def _read_request(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path)["request"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is missing or damaged: {type(error).__name__}: {error}") from error
+    record = read_json_file(path, error=CheckpointError)
+    if not isinstance(record, dict) or not isinstance(record.get("request"), dict):
+        raise CheckpointError(f"{path} is damaged: it holds no request")
+    return dict(record["request"])
+
+
+def _read_saved(path: Path, *counts: str) -> tuple[dict[str, Tensor], Record]:
+    """Read a saved state, whose record has the entries ``counts``, whole numbers, and ``seconds``.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    tensors, record = read_packed(path)
+    found = [record.get(name) for name in counts]
+    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62 for value in found):
+        raise CheckpointError(f"{path} is damaged: {', '.join(counts)} can't be {found}")
+    if not isinstance(record.get("seconds"), int | float) or not isinstance(record.get("shards", []), list):
+        raise CheckpointError(f"{path} is damaged: its seconds or its shards")
+    return tensors, record
 
 
 def _require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What samplers assume of an energy, checked on a few draws of the prior before and after warm-up.
 
 An energy without a gradient is finite and varies, yet its gradient is 0 everywhere: its forward detaches x, rounds it,
-or picks an argmax. A sampler that follows the gradient then draws from the base, or walks blindly.
+or picks an argmax. A sampler that follows the gradient would draw from the base, or walk blindly. The four rows of the check
+of components (`gebm_kit.engine.sampling.contract`) may all lie on one step of such an energy; starting points rarely do.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ LARGEST_SPACING = 1.0
 """Widest gap between neighbouring floating-point numbers that energies may have; a gap of 1 hides a factor of e."""
 
 
+MOST_GAPS = 16
+"""Gaps between neighbouring floating-point numbers within which energies count as equal."""
+
+
 GRADIENT_FREE = "pcn, elliptical, rwm or imh"
 
 
-def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, used: bool = False) -> None:
+def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any) -> None:
     """Check that the energy has a gradient with respect to z, for a sampler that uses it.
 
     A state that holds gradients other than 0 costs no evaluation. Otherwise a few draws of the prior tell whether the energy
@@ -39,16 +44,12 @@ def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, 
 
     Args:
         state: the sampler's state, which may hold gradients.
-        used: whether the sampler is known to use gradients, even if its state holds none.
 
     Raises:
-        UsageError: the energy has no gradient, and the sampler follows it without a test of acceptance.
-
-    Warns:
-        GebmKitWarning: the energy has no gradient, and the sampler uses it to propose moves.
+        UsageError: the energy has none.
     """
     slope = _tilt_gradient(sampler, state)
-    if (slope is None and not used) or (slope is not None and bool((slope != 0).any())):
+    if slope is None or bool((slope != 0).any()):
         return
     generator = torch.Generator(state.position.device).manual_seed(0)
     z = torch.randn(
@@ -61,14 +62,8 @@ def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any, *, 
         return
     name, points = component_name("sampler", sampler), f"{len(known)} points drawn from the base"
     where = f"{_without_gradient(potential, z)}: it is 0 at all of {points}, where the energy varies"
-    if sampler.exact or sampler.family == "population":
-        warn(
-            f"{where}. Sampler {name!r} tests its moves, so its draws stay right, but no gradient guides them: a sampler "
-            f"without gradients ({GRADIENT_FREE}) is cheaper."
-        )
-        return
     raise UsageError(
-        f"{where}. Sampler {name!r} follows the gradient and tests nothing, so its draws would be those of the base",
+        f"{where}. Sampler {name!r} follows the gradient, so it can't draw from it",
         hint=f"Use a sampler without gradients ({GRADIENT_FREE}); or mend the forward: detach(), argmax, rounding and "
         "no_grad() stop gradients.",
     )
@@ -133,6 +128,30 @@ def warn_of_bottomless(values: Tensor) -> None:
         warn(
             "the energy is -inf at some points drawn from the base. The density would be infinite there, so these places "
             "are left out. An energy is +inf where the density is 0; look for a logarithm of 0 or an overflow."
+        )
+
+
+def check_digits(values: Tensor) -> None:
+    """Raise if the potential of the likeliest starting points, (C,), is so large that its type can't hold differences
+    of 1.
+
+    Values far below 0 are such, and values far above 0 if all of them agree to their last digits. Otherwise they lie on a
+    steep slope, from which chains may come down.
+
+    Raises:
+        UsageError: it does.
+    """
+    finite = values[torch.isfinite(values)].double()
+    if len(finite) < 2:
+        return
+    eps, (low, high) = torch.finfo(values.dtype).eps, finite.aminmax()
+    drowned = eps * low > LARGEST_SPACING and high - low <= MOST_GAPS * eps * high
+    if drowned or -eps * low > LARGEST_SPACING:
+        name = str(values.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"the energy is {float(low):.3g} at the likeliest of {len(finite)} starting points, where numbers of type "
+            f"{name} are too far apart to hold differences of 1: likely points can't be told from unlikely ones",
+            hint="Subtract a constant from the energy, lower inverse_temperature, or compute in float64.",
         )
 
 

@@ -17,7 +17,7 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.engine.sampling.blocks import Layout, block_generator
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
-from gebm_kit.engine.sampling.energy_checks import check_gradient, lost_digits, warn_of_lost_digits
+from gebm_kit.engine.sampling.energy_checks import check_digits, check_gradient, lost_digits, warn_of_lost_digits
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Saved
 from gebm_kit.engine.sampling.recorder import (
     NO_SLOPE,
@@ -30,7 +30,7 @@ from gebm_kit.engine.sampling.recorder import (
     summarise,
     total_divergences,
 )
-from gebm_kit.engine.sampling.saved_state import changes, restored_state, state_tensors, with_changes
+from gebm_kit.engine.sampling.saved_state import changes, reading_state, restored_state, state_tensors, with_changes
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.sampling.starting_points import start_counted, starts_of, warn_of_redrawn
 from gebm_kit.engine.sampling.tempered_start import TEMPERED_SHARE, tempered_start
@@ -70,8 +70,9 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
         warm, runs = warmed(job, keeper)
         keeper.begin(runs, lambda: warm.saved(job.sampler))
     else:
-        warm = Warm.restored(begun, job.sampler, job.device)
-        runs = [_restored(job, warm.sampler, block, keeper) for block in job.ranks.mine(job.layout.num_blocks)]
+        with reading_state():
+            warm = Warm.restored(begun, job.sampler, job.device)
+            runs = [_restored(job, warm.sampler, block, keeper) for block in job.ranks.mine(job.layout.num_blocks)]
     done, total = sum(run.step for run in runs), sum(run.total for run in runs)
 
     def watch(run: BlockRun) -> None:
@@ -112,6 +113,7 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
 
     num_redrawn, num_chains = int(reduce(redrawn)[0]), layout.num_blocks * layout.rows
     warn_of_redrawn(num_redrawn, num_chains)
+    check_digits(torch.cat([state.value for state in states]))
     check_gradient(potential, job.sampler, states[0])
     watch = _Watch(job, keeper)
     # under a weak tilt, chains would drift away from the encodings that they start at
@@ -124,8 +126,6 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     ended = warm_up_blocks(
         early.sampler, early.states, potential, generators, rest, reduce=reduce, on_progress=watch.tuned(early.steps)
     )
-    if potential.grad_evals > before.grad_evals and not hasattr(states[0], "grad"):
-        check_gradient(potential, job.sampler, ended.states[0], used=True)
     rows = [torch.zeros(2, dtype=torch.float64) for _ in states]
     rows[0] += (Counts.of(potential) - before).tensor()
     warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)), num_redrawn)

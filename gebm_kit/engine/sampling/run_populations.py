@@ -27,9 +27,10 @@ from gebm_kit.core.progress import Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Decoded, Part, decode
-from gebm_kit.engine.sampling.energy_checks import check_finite_start, check_gradient
+from gebm_kit.engine.sampling.energy_checks import check_digits, check_finite_start, check_gradient
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob
 from gebm_kit.engine.sampling.recorder import UNKNOWN, equipartition, is_flat
+from gebm_kit.engine.sampling.saved_state import reading_state
 from gebm_kit.engine.sampling.starting_points import start_counted, warn_of_redrawn
 
 MAX_STEPS = 100_000
@@ -98,7 +99,8 @@ def run_populations(job: SamplingJob, keeper: Keeper, groups: Sequence[range], s
     units = [Islands(job, number, groups[number]) for number in job.ranks.mine(len(groups))]
     for unit in units:
         if (found := keeper.saved(unit.number)) is not None:
-            unit.restore(*found)
+            with reading_state():
+                unit.restore(*found)
     done, total = sum(unit.step for unit in units), sum(len(groups[unit.number]) for unit in units)
     job.on_progress(Progress("sample", done, total))
     for unit in units:
@@ -211,6 +213,7 @@ def run_island(
     else:
         state, outside = start_counted(potential, sampler, num_chains, generator, dtype)
         warn_of_redrawn(outside, num_chains)
+    check_digits(state.value)
     check_gradient(potential, sampler, state)
     acceptance = torch.zeros((), dtype=torch.float64, device=generator.device)
     diverged = torch.zeros((), dtype=torch.int64, device=generator.device)

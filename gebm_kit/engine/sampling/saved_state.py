@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,9 +32,15 @@ def changes(sampler: Sampler, original: Sampler) -> tuple[dict[str, Tensor], Rec
 
 
 def with_changes(original: Sampler, tensors: Mapping[str, Tensor], record: Record, device: torch.device) -> Sampler:
-    """Return a copy of ``original`` with the changes that `changes` found."""
+    """Return a copy of ``original`` with the changes that `changes` found.
+
+    Raises:
+        CheckpointError: a change would replace a method.
+    """
     twin = copy.copy(original)
     for name, value in record.items():
+        if name.startswith("__") or callable(getattr(type(original), name, None)):
+            raise CheckpointError(f"the saved state of the sampling is damaged: it changes {name!r} of the sampler")
         setattr(twin, name, _decoded(value, getattr(original, name, None), tensors, device))
     return twin
 
@@ -147,6 +154,22 @@ def restored_state(example: Any, tensors: Mapping[str, Tensor]) -> Any:
             raise CheckpointError(f"the saved state does not fit the sampler: field {name!r}")
         fields[name] = found.to(like.device)
     return type(example)(**fields)
+
+
+@contextmanager
+def reading_state() -> Iterator[None]:
+    """Turn what reading a damaged saved state raises inside the block into an error for the user.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the saved state of the sampling is damaged: {type(error).__name__}: {error}",
+            hint="Remove the directory of these draws, and sample again.",
+        ) from error
 
 
 def differences(before: Record, now: Record, prefix: str = "") -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from gebm_kit.config.schema import SampleSection
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
@@ -86,6 +89,23 @@ def _check_model(model: GEBM) -> None:
         )
 
 
+MOST = 10**12
+"""Most draws, and most of whatever else is counted: more would take longer than anyone can wait for."""
+
+MOST_CHAINS = 10**8
+"""Most chains, each of which has a state in memory."""
+
+_BOUNDS = {
+    "num_samples": (1, MOST),
+    "num_chains": (1, MOST_CHAINS),
+    "warmup": (0, 10**8),
+    "steps": (1, 10**9),
+    "thin": (1, 10**9),
+    "seed": (0, 2**64 - 1),
+    "block_size": (1, MOST_CHAINS),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SampleSettings(SampleSection):
     """How to sample: the fields and defaults of a recipe's ``sample`` section, checked.
@@ -102,18 +122,18 @@ class SampleSettings(SampleSection):
             the kind of device. Another block size means other random numbers.
 
     Raises:
-        UsageError: a value outside its range.
+        UsageError: a value outside its range. Numbers of numpy count as Python's.
     """
 
     def __post_init__(self) -> None:
-        for name, least in {"num_samples": 1, "num_chains": 1, "warmup": 0, "steps": 1, "thin": 1, "seed": 0}.items():
-            _require_whole(name, getattr(self, name), least)
-        if self.block_size is not None:
-            _require_whole("block_size", self.block_size, 1)
+        for name, (least, most) in _BOUNDS.items():
+            if (value := getattr(self, name)) is not None or name != "block_size":
+                object.__setattr__(self, name, require_whole(name, value, least, most))
         beta = self.inverse_temperature
-        is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+        is_number = isinstance(beta, int | float | np.integer | np.floating) and not isinstance(beta, bool)
         if not (is_number and math.isfinite(beta) and beta >= 0):
-            raise UsageError(f"inverse_temperature (beta) must be a finite number >= 0, got {beta!r}")
+            raise UsageError(f"inverse_temperature (beta) must be a finite number >= 0, got {shown(beta)}")
+        object.__setattr__(self, "inverse_temperature", beta if type(beta) in (int, float) else float(beta))
 
     @property
     def chains(self) -> int:
@@ -131,6 +151,16 @@ class SampleSettings(SampleSection):
         return max(self.steps, (self.kept - 1) * self.thin + 1)
 
 
-def _require_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{name} must be a whole number >= {least}, got {value!r}")
+def require_whole(name: str, value: object, least: int, most: int) -> int:
+    """Return ``value``, a whole number of Python or numpy, as an int.
+
+    Raises:
+        UsageError: it is something else, or outside ``least`` to ``most``.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+    if not whole or int(value) < least:  # type: ignore[call-overload]
+        raise UsageError(f"{name} must be a whole number >= {least}, got {shown(value)}")
+    found = int(value)  # type: ignore[call-overload]
+    if found > most:
+        raise UsageError(f"{name} must be at most {most:,}, got {shown(value)}")
+    return found

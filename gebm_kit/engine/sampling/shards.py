@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,12 +23,15 @@ from torch import Tensor
 
 from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import DataError
-from gebm_kit.core.files import read_json, write_atomic, write_json
+from gebm_kit.core.files import write_atomic, write_json
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.packing import load_tensors
+from gebm_kit.core.paths import user_path
+from gebm_kit.core.reading import read_file, read_json_file
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, load_file
+from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, draws_of, load_file
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 INDEX = "index.json"
@@ -112,6 +117,10 @@ def row_bytes(data_shape: tuple[int, ...], latent_dim: int, dtype: torch.dtype) 
     return numbers * dtype.itemsize + 16
 
 
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+"""Names of shards; none can lead out of the directory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A written shard: its file, its numbers of draws and bytes, and the sha256 of the file."""
@@ -165,7 +174,7 @@ class Filling:
 
     def restore(self, done: Sequence[Mapping[str, Any]], waiting: Mapping[str, Tensor]) -> None:
         """Resume from another process's ``done`` and `waiting`."""
-        self.done = [Shard(**entry) for entry in done]
+        self.done = [shard_of(entry) for entry in done]
         if waiting:
             shard = self._planned[len(self.done)]
             self.rows = len(waiting["index"])
@@ -203,8 +212,7 @@ class ShardedDraws:
 
     def __iter__(self) -> Iterator[Draws]:
         for shard in self.shards:
-            tensors = self._read(shard)
-            yield Draws(tensors["x"], tensors["z"], tensors["chain"], self.diagnostics, units=self.units)
+            yield draws_of(self._read(shard), self.diagnostics, self.units)
 
     @property
     def num_shards(self) -> int:
@@ -222,24 +230,29 @@ class ShardedDraws:
             DataError: a shard is missing or damaged.
         """
         found: dict[str, Tensor] = {}
+        if sum(shard.rows for shard in self.shards) != self.num_samples:
+            raise DataError(f"{self.path / INDEX} is damaged: its shards do not hold {self.num_samples:,} draws")
         for shard in self.shards:
             tensors = self._read(shard)
             places = tensors.pop("index")
             for name, rows in tensors.items():
                 if name not in found:
                     found[name] = rows.new_empty(self.num_samples, *rows.shape[1:])
-                found[name][places] = rows
+                try:
+                    found[name][places] = rows
+                except (IndexError, RuntimeError) as error:
+                    raise DataError(f"{self.path / shard.file} does not fit the other shards: {error}") from error
         return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records, self.units)
 
     def _read(self, shard: Shard) -> dict[str, Tensor]:
         path = self.path / shard.file
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} can't be read: {error.strerror}") from error
+        content = read_file(path)
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise DataError(f"{path} is damaged: its sha256 is not the one in {INDEX} ({len(content):,} bytes)")
-        return safetensors.torch.load(content)
+        tensors = load_tensors(content, path, DataError)
+        if tensors.keys() != set(TENSORS) or any(t.dim() < 1 or len(t) != shard.rows for t in tensors.values()):
+            raise DataError(f"{path} is damaged: it does not hold {', '.join(TENSORS)} of {shard.rows:,} draws")
+        return tensors
 
 
 def write_index(
@@ -284,27 +297,45 @@ def open_draws(path: str | Path) -> ShardedDraws:
     Raises:
         DataError: the index is missing or damaged.
     """
-    path = Path(path)
-    try:
-        record = read_json(path / INDEX)
-        value_range = record["value_range"]
-        return ShardedDraws(
-            path=path,
-            num_samples=record["num_samples"],
-            shards=tuple(Shard(**entry) for entry in record["shards"]),
-            diagnostics=diagnostics_from(record["diagnostics"]),
-            request=record["request"],
-            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
-            units=TableUnits.from_dict(record["units"]) if "units" in record else None,
-        )
-    except FileNotFoundError as error:
-        unfinished = (path / "state").is_dir()
+    path = user_path(path)
+    if not os.path.lexists(path / INDEX):
+        unfinished = os.path.isdir(path / "state")
         raise DataError(
             f"{path} holds no draws: it has no {INDEX}" + (", as sampling was interrupted" if unfinished else ""),
             hint="Resume with the same command and --resume." if unfinished else "",
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        )
+    record = read_json_file(path / INDEX)
+    try:
+        value_range = record["value_range"]
+        return ShardedDraws(
+            path=path,
+            num_samples=_count(record["num_samples"]),
+            shards=tuple(shard_of(entry) for entry in record["shards"]),
+            diagnostics=diagnostics_from(record["diagnostics"]),
+            request=dict(record["request"]),
+            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+            units=TableUnits.from_dict(record["units"]) if "units" in record else None,
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise DataError(f"{path / INDEX} is damaged: {type(error).__name__}: {error}") from error
+
+
+def shard_of(entry: Mapping[str, Any]) -> Shard:
+    """Return the shard that an index or a saved state describes.
+
+    Raises:
+        ValueError, TypeError, KeyError: an entry is missing or has another type, or the file lies elsewhere.
+    """
+    file, digest = entry["file"], entry["sha256"]
+    if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file) or not isinstance(digest, str):
+        raise ValueError(f"{str(file)[:80]!r} is not the name of a shard")
+    return Shard(file, _count(entry["rows"]), _count(entry["bytes"]), digest)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62:
+        raise ValueError(f"{str(value)[:80]!r} is not a number of rows or bytes")
+    return value
 
 
 def load_draws(path: str | Path) -> Draws:
@@ -314,5 +345,5 @@ def load_draws(path: str | Path) -> Draws:
         DataError: the file or directory is missing, unfinished or damaged.
     """
     check_path("draws", path)
-    path = Path(path)
-    return open_draws(path).load() if path.is_dir() else load_file(path)
+    path = user_path(path)
+    return open_draws(path).load() if os.path.isdir(path) else load_file(path)

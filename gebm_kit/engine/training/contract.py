@@ -8,6 +8,7 @@ check as without it, to the last bit.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,14 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.model import build_model
-from gebm_kit.core import contracts
+from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
-from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, Penalty, Sampler
+from gebm_kit.core.interfaces import (
+    Batch,
+    Dataset,
+    HasPretraining,
+    HasSource,
+    Loss,
+    LossTerms,
+    OnCodes,
+    Penalty,
+    Sampler,
+)
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
-from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.memory import enough_memory, require_device_memory
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.run_directory.run import facts_for_checkpoint
 from gebm_kit.engine.sampling.contract import check_contract
@@ -36,6 +47,9 @@ from gebm_kit.engine.training.trainer import Trainer
 
 SMALLER = "Lower train.batch_size, or the width of base and energy."
 """Hint where one step needs more memory than there is."""
+
+BATCH_ROWS = 8
+"""Rows of each rank's batch in the check, at most: enough for batch statistics, few enough for a second."""
 
 REBUILT_ROWS = 4
 """Rows on which the model read back from a checkpoint is compared with the one that was written."""
@@ -55,6 +69,9 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
     """
     recipe, model = trainer.recipe, trainer.model
     sampler = resolve_sampler(None, recipe.sampler, model)
+    row = (math.prod(dataset.data_shape) + model.latent_dim) * torch.empty((), dtype=model.dtype).element_size()
+    draws = recipe.eval.num_samples
+    require_device_memory(draws * recipe.eval.num_sets * row, torch.device("cpu"), f"eval.num_samples={draws}")
     with enough_memory(trainer.device, "in the check before the first step", SMALLER):
         contracts.check_base_facts(model.base, tuple(dataset.data_shape))
         check_fits(model, sampler, settings_of(recipe.sample))
@@ -73,15 +90,17 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
 def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]:
     """Put back, after the block, everything about the trainer that a step may change."""
     reference = [] if trainer.likelihood is None else [trainer.likelihood.reference]
-    generator, position, updates = trainer.generator.get_state(), trainer.feed.position, trainer.energy_updates
+    generator, updates = trainer.generator.get_state(), trainer.energy_updates
+    position, rows = trainer.feed.position, trainer.feed.batch_size
     seen, ends = trainer._seen, trainer._chain_ends
     chains = None if trainer.negatives is None else trainer.negatives.memory()
+    trainer.feed.batch_size = min(rows, BATCH_ROWS * reduce.world_size())
     try:
         with preserved(trainer.model, trainer.loss, *penalties, *reference, device=trainer.device):
             yield
     finally:
         trainer.generator.set_state(generator)
-        trainer.feed.position, trainer.energy_updates = position, updates
+        trainer.feed.position, trainer.feed.batch_size, trainer.energy_updates = position, rows, updates
         trainer._seen, trainer._chain_ends = seen, ends
         if trainer.negatives is not None and chains is not None:
             trainer.negatives.recall(chains)
@@ -170,7 +189,7 @@ def _check_trained_energy(trainer: Trainer, x: Tensor) -> None:
     with trainer._forward_context():
         values: Any = energy(given)
     named = trainer.model.energy
-    if not torch.equal(given, x):
+    if not contracts.same(given, x):
         contracts.refuse_changed("energy", named, "its input x")
     contracts.check_energy_output(named, values, len(x))
     if is_foreign(named):
@@ -228,7 +247,7 @@ def _copies(batch: Batch) -> dict[str, Tensor]:
 
 def _refuse_changes(kind: str, component: object, batch: Batch, kept: dict[str, Tensor]) -> None:
     for name, value in kept.items():
-        if not torch.equal(getattr(batch, name).detach(), value):
+        if not contracts.same(getattr(batch, name).detach(), value):
             contracts.refuse_changed(kind, component, f"batch.{name}")
 
 
@@ -268,7 +287,11 @@ def _compare(model: GEBM, twin: GEBM, trainer: Trainer) -> None:
     with torch.no_grad():
         z = model.base.sample_prior(REBUILT_ROWS, trainer.generator, model.dtype)
         x = model.base(z.clone())
-        pairs = (("base", x, twin.base(z.clone())), ("energy", model.energy(x.clone()), twin.energy(x.clone())))
+        if isinstance(model.energy, OnCodes) and isinstance(twin.energy, OnCodes):  # training binds it to other weights
+            energies = model.energy.of_codes(z.clone()), twin.energy.of_codes(z.clone())
+        else:
+            energies = model.energy(x.clone()), twin.energy(x.clone())
+        pairs = (("base", x, twin.base(z.clone())), ("energy", *energies))
     for kind, before, after in pairs:
         same = torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True)
         if not same:

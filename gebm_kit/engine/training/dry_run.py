@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.expected import Expected, IsPublished
 from gebm_kit.core.interfaces import Dataset, Split, SplitName, named_scalars
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
@@ -190,7 +190,7 @@ def stand_in(recipe: Recipe) -> StandIn | None:
     The result is None if the recipe has no ``data.path``, if it exists, or if the data are not published ones.
     """
     path = recipe.data.parameters.get("path")
-    if path is None or (recipe.directory / Path(path).expanduser()).exists():
+    if path is None or (recipe.directory / user_path(path, error=DataError)).exists():
         return None
     target: object = installed().registry.get("dataset", recipe.data.name).load()
     expected = target.expected(recipe.data.parameters) if isinstance(target, IsPublished) else None

@@ -20,6 +20,7 @@ from gebm_kit.core.contracts import check_state
 from gebm_kit.core.interfaces import Energy, Loss
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.process import data_parallel
+from gebm_kit.engine.process.memory import bounded_tensors
 from gebm_kit.engine.training.acceleration import channels_last
 from gebm_kit.engine.training.base_update import check_needs, check_spaces
 from gebm_kit.engine.training.negatives import NegativeChains, negative_chains
@@ -85,7 +86,8 @@ def build_final_parts(
         return None
     loss, energy, dtype = None, None, DTYPES[recipe.precision]
     if recipe.final_energy is not None:
-        energy = build("energy", recipe.final_energy, facts).to(device, dtype)
+        with bounded_tensors(device, "the energy of train.final"):
+            energy = build("energy", recipe.final_energy, facts).to(device, dtype)
         check_state("energy", energy)
         data_parallel.synchronise_batch_norm(energy, device, rows)
         channels_last(energy)

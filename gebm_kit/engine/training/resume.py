@@ -13,6 +13,7 @@ from gebm_kit.config.build import resolved
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import GebmKitError, RunFailed, UsageError
 from gebm_kit.core.files import atomic_file
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import warn
 from gebm_kit.core.trust import trust_words
 from gebm_kit.engine.process.torchrun import launcher
@@ -46,7 +47,7 @@ def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
         CheckpointError: ``out`` holds something that is not a run.
     """
     if out is not None:
-        path = Path(out)
+        path = user_path(out)
         return None if is_unmade(path) else load_run(path)
     return next((run for run in unfinished_runs(recipe.name) if _is_of(run, recipe)), None)
 

@@ -8,6 +8,7 @@ a resumed run is bit for bit the run that was never stopped (on the CPU).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from gebm_kit.config.build import build, data_facts
 from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
-from gebm_kit.core.contracts import check_state
+from gebm_kit.core.contracts import check_state, untouched
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import Batch, Dataset, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
 from gebm_kit.engine.process import data_parallel
+from gebm_kit.engine.process.memory import COPIES, bounded_tensors, require_device_memory
 from gebm_kit.engine.training.acceleration import channels_last, compiled
 from gebm_kit.engine.training.base_update import (
     BaseUpdate,
@@ -35,7 +37,7 @@ from gebm_kit.engine.training.base_update import (
     check_needs,
     check_trainable,
 )
-from gebm_kit.engine.training.early_stopping import BestBase
+from gebm_kit.engine.training.early_stopping import best_base
 from gebm_kit.engine.training.ema import EMA, carrying
 from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts
 from gebm_kit.engine.training.latent_codes import energy_side, points
@@ -84,7 +86,12 @@ class Trainer:
         facts = {**data_facts(recipe, dataset), "run_directory": run_directory}
         if self.settings.flip:
             check_flips(dataset.data_shape)
-        self.model = build_model(recipe, facts).to(device)
+        row = math.prod(dataset.data_shape) * torch.empty((), dtype=dtype).element_size()
+        require_device_memory(
+            COPIES * self.settings.batch_size * row, device, f"train.batch_size={self.settings.batch_size}"
+        )
+        with bounded_tensors(device, "the model"):
+            self.model = build_model(recipe, facts).to(device)
         check_trainable(self.model.base, recipe)
         rows = self.settings.batch_size // reduce.world_size()
         data_parallel.synchronise_batch_norm(self.model, device, rows)
@@ -117,7 +124,7 @@ class Trainer:
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
         self._check()
-        self.best_base = self._make_best_base(dataset)
+        self.best_base = best_base(self.settings, dataset, device, dtype)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
@@ -164,12 +171,14 @@ class Trainer:
         kept = self.guard.keep()
         batch = self.energy_batch()
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
-        with self._forward_context():
-            terms = self.loss.energy_loss(self.stepped, batch)
-        total = terms.loss
-        for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
-            if self.energy_updates % penalty.every == 0:
-                total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
+        rows = (batch.x, batch.z, batch.x_base, batch.negatives)
+        with untouched("loss", self.loss, "the batch (or the energy that it calls does)", *rows):
+            with self._forward_context():
+                terms = self.loss.energy_loss(self.stepped, batch)
+            total = terms.loss
+            for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
+                if self.energy_updates % penalty.every == 0:
+                    total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
         self._seen = batch
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
@@ -235,12 +244,6 @@ class Trainer:
             raise RecipeError(
                 f"precision: bfloat16 is for CUDA devices, this run is on {self.device.type}; use float32"
             )
-
-    def _make_best_base(self, dataset: Dataset) -> BestBase | None:
-        first = self.settings.pretrain
-        if not (self.settings.pretrain_steps and first.eval_every):
-            return None
-        return BestBase(dataset, first.eval_every, first.steps, self.settings.seed, self.device, self.feed.dtype)
 
     # --- parts of a step ---------------------------------------------------------------------------------------------
 

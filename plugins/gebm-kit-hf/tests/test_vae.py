@@ -131,6 +131,38 @@ def test_what_is_refused_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None
     assert "gebm-kit-hf[diffusers]" in missing.value.hint
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channels": [65536, 65536]}, "describes no autoencoder|weights, but the files hold"),
+        ({"block_out_channels": [4096, 4096]}, "weights, but the files hold"),
+        ({"block_out_channels": [10**9, 4]}, "sizes above 65,536 are not read"),
+        ({"layers_per_block": 10**4}, "layers_per_block = 10000; at most"),
+        ({"block_out_channels": [4] * 100}, "are not read"),
+        ({"scaling_factor": None}, "scaling_factor = None; it must be a positive number"),
+        ({"scaling_factor": 0}, "scaling_factor = 0; it must be a positive number"),
+        ({"shift_factor": "high"}, "shift_factor = high; it must be a finite number"),
+        ({"down_block_types": ["Nothing"]}, "describes no autoencoder"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    autoencoder()
+    file = Path("vae/config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(DataError, match=message):
+        load()
+
+
+def test_files_in_place_of_a_folder_are_named() -> None:
+    autoencoder()
+    with pytest.raises(DataError, match="is a file, but the base diffusers-vae reads a folder"):
+        load("vae/diffusion_pytorch_model.safetensors")
+    for text, message in (("[" * 10**5, "nested"), ("[]", "is not a configuration"), ("{", "is not valid JSON")):
+        Path("vae/config.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            load()
+
+
 def test_the_command_line_does_not_import_the_library() -> None:
     program = """
 import sys

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import gebm_kit as gk
-from gebm_kit.core.errors import DataError, Interrupted, RunFailed, UsageError
+from gebm_kit.core.errors import CheckpointError, DataError, Interrupted, RunFailed, UsageError
 from gebm_kit.engine.sampling import draws_on_disk as directory, shards
 from gebm_kit.engine.sampling.draws import Draws
+from gebm_kit.engine.sampling.saved_state import with_changes
 from gebm_kit.engine.sampling.shards import ShardedDraws, load_draws, open_draws
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
@@ -149,7 +150,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="draws-00004-of-00012.safetensors is damaged: its sha256"):
         load_draws(path)
     shard.unlink()
-    with pytest.raises(DataError, match="draws-00004-of-00012.safetensors can't be read"):
+    with pytest.raises(DataError, match="draws-00004-of-00012.safetensors does not exist"):
         load_draws(path)
     (path / "index.json").write_text("{}")
     with pytest.raises(DataError, match=r"index\.json is damaged"):
@@ -163,6 +164,58 @@ def test_damage_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(DataError, match="holds no draws"):
             load_draws(tmp_path / name)
+
+
+ODD_INDEX = [
+    lambda index: index["shards"][0].update(file="/dev/zero"),
+    lambda index: index["shards"][0].update(file="../draws/draws-00001-of-00012.safetensors"),
+    lambda index: index["shards"][0].update(rows=10**30),
+    lambda index: index["shards"][0].update(rows=3),
+    lambda index: index["shards"][0].update(sha256=None),
+    lambda index: index["shards"].pop(),
+    lambda index: index.update(shards={"a": 1}),
+    lambda index: index.update(num_samples=10**15),
+    lambda index: index.update(num_samples="97"),
+    lambda index: index.update(value_range=[1]),
+    lambda index: index.update(request=3),
+    lambda index: index["diagnostics"].update(acceptance="x"),
+    lambda index: index.update(diagnostics=[]),
+]
+"""Changes of index.json by somebody else."""
+
+
+@pytest.mark.parametrize("number", range(len(ODD_INDEX)))
+def test_an_index_from_somebody_else(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "draws"
+    sample(path)
+    index = json.loads((path / "index.json").read_text())
+    ODD_INDEX[number](index)
+    (path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"damaged"):
+        load_draws(path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory", "brackets"])
+def test_a_file_of_draws_that_is_something_else(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"draws.{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        deep = b"[" * 100_000
+        path.write_bytes(len(deep).to_bytes(8, "little") + deep)
+    with pytest.raises(DataError, match="holds no draws"):
+        load_draws(path)
+
+
+@pytest.mark.parametrize("name", ["step", "__class__"])
+def test_a_saved_state_replaces_no_method(name: str) -> None:
+    with pytest.raises(CheckpointError, match="changes"):
+        with_changes(Hmc(), {}, {name: {"float": "0x1p0"}}, torch.device("cpu"))
 
 
 # --- interruption --------------------------------------------------------------------------------------------------------
@@ -188,6 +241,7 @@ class Fragile(Hmc):
 
 
 @pytest.mark.parametrize("at", [2, 30, 60, 75, 100, 120])
+@pytest.mark.usefixtures("unchecked")
 def test_a_crash_in_any_step_changes_nothing(tmp_path: Path, at: int, whole, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Fragile(at)
     monkeypatch.setattr(
@@ -239,6 +293,7 @@ def test_a_crash_before_or_after_any_file_changes_nothing(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("at", [70, 110])
+@pytest.mark.usefixtures("unchecked")
 def test_signals_save_the_step_that_was_made(
     tmp_path: Path, number: int, code: int, at: int, whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +368,7 @@ def test_a_kill_in_the_middle_of_a_file_changes_nothing(tmp_path: Path, whole) -
     assert sorted(os.listdir(path)) == sorted([*whole, "index.json"])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_populations_go_on_after_their_last_island(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 25)  # two islands in a shard
     calls = []
@@ -336,6 +392,7 @@ def test_populations_go_on_after_their_last_island(tmp_path: Path, monkeypatch: 
     assert draws.diagnostics.as_dict() | {"seconds": 0} == memory.diagnostics.as_dict() | {"seconds": 0}
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_finished_is_not_done_again(tmp_path: Path, whole, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sample(tmp_path / "draws", resume=True)  # nothing there: it begins
     monkeypatch.setattr(Hmc, "step", None)

@@ -130,14 +130,7 @@ class HuggingFace(Dataset):
                 raise DataError(f"{self._where} has no split {name!r} (data.{part}); {nearest(name, found)}")
         if len(set(self._names.values())) < len(self._names):
             raise UsageError(f"data.train, data.valid and data.test must be different splits, got {named}")
-        features = found[train].features
-        self._image = chosen_column(features, image, "Image", f"{self._where}, split {train!r},")
-        self._label = label
-        if label is not None:
-            self.num_classes = class_count(features, label, f"{self._where}, split {train!r},")
-        self._rows = {name: undecoded(found[name], self._image, str(self._where)) for name in self._names.values()}
-        wanted = [self._image, *([label] if label is not None else [])]
-        self._rows = {name: rows.select_columns(wanted) for name, rows in self._rows.items()}
+        self._rows = self._columns(found, train, image, label)
         self.num_rows: int | None = None
         self.streaming = streaming
         if streaming:
@@ -146,6 +139,18 @@ class HuggingFace(Dataset):
             for name, rows in self._rows.items():
                 check_rows(rows, self._image, self._places, name)
             self._fill(cache_mb)
+
+    def _columns(self, found: dict[str, Any], train: str, image: str | None, label: str | None) -> dict[str, Any]:
+        """Choose the columns of images and labels, and return the rows of each split with these alone, undecoded."""
+        features, what = found[train].features, f"{self._where}, split {train!r},"
+        self._image, self._label = chosen_column(features, image, "Image", what), label
+        if label is not None:
+            self.num_classes = class_count(features, label, what)
+        wanted = [self._image, *([label] if label is not None else [])]
+        return {
+            name: undecoded(found[name], self._image, str(self._where)).select_columns(wanted)
+            for name in self._names.values()
+        }
 
     def split(self, name: SplitName) -> Split:
         """Return one of the three parts.

@@ -16,7 +16,7 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest
 from gebm_kit.core.reading import amount, open_regular
 from gebm_kit.data.decoding import CorruptImageError, Fit
-from gebm_kit_hf.places import CARDS, Places, check_card, check_folder, check_zip
+from gebm_kit_hf.places import CARDS, Places, check_arrow, check_card, check_folder, check_zip, is_address
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".zip": "imagefolder"}
 """The library's reader of a single file, by its suffix."""
@@ -72,7 +72,9 @@ def open_splits(where: Where, places: Places, streaming: bool) -> dict[str, Any]
         raise UsageError(f"{where} was written by save_to_disk and is mapped into memory; leave data.streaming out")
     try:
         with _quiet(datasets):
-            if saved:
+            if saved and where.path is not None:
+                for file in sorted(where.path.rglob("*.arrow")):
+                    check_arrow(file)
                 found = datasets.load_from_disk(str(where.path))
                 found = found if isinstance(found, dict) else {"train": found}
             else:
@@ -103,6 +105,8 @@ def _loaded(where: Where, places: Places, streaming: bool) -> Any:
     for files in (getattr(builder.config, "data_files", None) or {}).values():
         for file in files:
             places.check(str(file), str(where))
+            if reader == "arrow" and not is_address(str(file)):
+                check_arrow(Path(str(file)))
     if streaming:
         return builder.as_streaming_dataset()
     builder.download_and_prepare()
@@ -135,19 +139,21 @@ def _arguments(where: Where) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Keep the library from logging its retries inside the block, from telling a server what is opened, and from drawing
-    progress bars except on a terminal."""
-    logger = logging.getLogger("huggingface_hub")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    """Keep the library quiet inside the block: no log of retries and errors, no word to a server about what is opened, and
+    progress bars only on a terminal."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "datasets"))}
+    bars = datasets.are_progress_bars_disabled()
     counts, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
-    logger.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)  # what goes wrong is raised as well
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         yield
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
 

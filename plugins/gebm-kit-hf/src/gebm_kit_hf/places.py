@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gebm_kit.core.errors import DataError
-from gebm_kit.core.reading import amount, parse_yaml, read_json_file, read_text
+from gebm_kit.core.reading import amount, open_regular, parse_yaml, read_json_file, read_text
 from gebm_kit.core.trust import paths_trusted
 
 CARDS = ("README.md", ".huggingface.yaml")
@@ -28,6 +28,9 @@ SAVED_FILES = ("dataset_dict.json", "state.json", "dataset_info.json", "dataset_
 
 FRONT_MATTER = re.compile(r"^\s*---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r|\n|$)", re.DOTALL)
 """The YAML at the beginning of a README, as the library finds it."""
+
+ARROW_FILE = b"ARROW1"
+"""First bytes of an arrow file with an index; the library writes streams, which have none."""
 
 ARCHIVES = ("zip://", "tar://", "gzip://")
 """Beginnings of a path inside an archive, which is named after ``::``."""
@@ -162,6 +165,31 @@ def _check_list(file: Path) -> None:
     for value in _strings([names, indices]):
         if (os.sep in value or "/" in value or _leads_outside(value)) and not paths_trusted():
             raise DataError(f"{file} names a file that is not part of the data, {value!r}; it is not opened", hint=HINT)
+
+
+def check_arrow(file: Path) -> None:
+    """Raise if an arrow file is damaged: the library maps it into memory and trusts the offsets in it, wherever they lead.
+
+    Raises:
+        DataError: see above.
+    """
+    import pyarrow as pa
+
+    open_regular(file).close()
+    try:
+        with pa.memory_map(str(file)) as source:
+            if source.read(len(ARROW_FILE)) == ARROW_FILE:
+                reader = pa.ipc.open_file(source)
+                for index in range(reader.num_record_batches):
+                    reader.get_batch(index).validate(full=True)
+            else:
+                source.seek(0)
+                for batch in pa.ipc.open_stream(source):
+                    batch.validate(full=True)
+    except Exception as error:  # pyarrow raises many types on damaged files
+        raise DataError(
+            f"{file} can't be read as arrow: {' '.join(str(error).split())[:200]}", hint="It is cut short or damaged."
+        ) from error
 
 
 def check_zip(file: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import CheckpointError, DataError, PluginError, UsageError
 from gebm_kit.core.interfaces import Base
+from gebm_kit.core.reading import read_file, read_json_file
 
 CONFIG_FILE = "config.json"
 RUN_FOLDER = "base"
@@ -29,6 +29,14 @@ RUN_FOLDER = "base"
 
 MODEL_CLASS = "AutoencoderKL"
 """The only diffusers class that this base reads: the autoencoder of latent diffusion models."""
+
+
+MAX_CONFIG = 2**22
+"""Largest configuration that is read, in bytes; those of published models have a kilobyte."""
+
+MAX_SIZE, MAX_BLOCKS = 2**16, 64
+"""Largest size of a layer or an image, and most blocks or layers of a block, in a configuration; published models have
+at most 1,024 channels and 4 blocks."""
 
 
 class DiffusersVae(Base):
@@ -101,13 +109,14 @@ class DiffusersVae(Base):
             assert hub is not None
             self.source_file, self._given = _from_hub(library, hub, subfolder, revision), True
             autoencoder = _from_folder(library, self.source_file.parent)
-        self.source_sha256 = hashlib.sha256(self.source_file.read_bytes()).hexdigest()
+        self.source_sha256 = hashlib.sha256(read_file(self.source_file, limit=MAX_CONFIG)).hexdigest()
         self.autoencoder: Any = autoencoder
         config = autoencoder.config
         self.data_shape = tuple(data_shape)
         self._latent_shape = _latent_shape(config, self.data_shape)
         self.latent_dim = math.prod(self._latent_shape)
-        self._scale, self._shift = scale or float(config.scaling_factor), float(config.shift_factor or 0.0)
+        self._scale = scale or _number(self.source_file, "scaling_factor", config.scaling_factor, positive=True)
+        self._shift = _number(self.source_file, "shift_factor", config.shift_factor or 0.0)
         low, high = value_range or (-1.0, 1.0)
         self._centre, self._half = (high + low) / 2, (high - low) / 2
 
@@ -144,12 +153,18 @@ def _diffusers() -> Any:
 
 
 def _from_folder(library: Any, folder: Path) -> Any:
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file, but the base diffusers-vae reads a folder with {CONFIG_FILE} and safetensors",
+            hint="Give the folder that the file is in; for a generator in one file use the base pretrained.",
+        )
     if not (folder / CONFIG_FILE).is_file():
         inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
         problem = f"holds no {CONFIG_FILE}" if folder.is_dir() else "does not exist"
         hint = f"Set base.subfolder to one of {', '.join(inside)}." if inside else "Set base.path, or base.hub."
         raise DataError(f"the folder {folder} {problem}", hint=hint)
-    _check_class(folder / CONFIG_FILE)
+    config = _checked_config(folder / CONFIG_FILE)
+    _check_size(library, folder, config)
     try:
         with _quiet():
             found = getattr(library, MODEL_CLASS).from_pretrained(
@@ -169,10 +184,28 @@ def _from_folder(library: Any, folder: Path) -> Any:
 
 def _from_config(library: Any, file: Path) -> Any:
     """Build the same network; its weights will come from a checkpoint."""
-    _check_class(file)
-    kind = getattr(library, MODEL_CLASS)
-    with _quiet():
-        return kind.from_config(json.loads(file.read_text(encoding="utf-8"))).eval()
+    config = _checked_config(file)
+    try:
+        with _quiet():
+            return getattr(library, MODEL_CLASS).from_config(config).eval()
+    except Exception as error:  # the library raises many types
+        raise DataError(f"{file} describes no autoencoder: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_size(library: Any, folder: Path, config: dict[str, Any]) -> None:
+    """Raise DataError if the configuration asks for more numbers than the weights hold, before memory is allocated."""
+    import torch
+
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        with _quiet(), torch.device("meta"):
+            numbers = sum(p.numel() for p in getattr(library, MODEL_CLASS).from_config(config).parameters())
+    except Exception as error:  # the library raises many types
+        raise DataError(
+            f"{folder / CONFIG_FILE} describes no autoencoder: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if held and numbers > held:  # at least one byte each
+        raise DataError(f"{folder / CONFIG_FILE} describes {numbers:,} weights, but the files hold {held:,} bytes")
 
 
 def _from_hub(library: Any, hub: str, subfolder: str | None, revision: str | None) -> Path:
@@ -194,14 +227,31 @@ def _from_hub(library: Any, hub: str, subfolder: str | None, revision: str | Non
     return Path(place) / (subfolder or "") / CONFIG_FILE
 
 
-def _check_class(file: Path) -> None:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        name = config.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} is not a configuration: {error}") from error
+def _checked_config(file: Path) -> dict[str, Any]:
+    """Return the configuration in a file once its class and sizes are checked."""
+    config = read_json_file(file, limit=MAX_CONFIG)
+    if not isinstance(config, dict):
+        raise DataError(f"{file} is not a configuration: it holds a {type(config).__name__}")
+    name = config.get("_class_name")
     if name != MODEL_CLASS:
         raise UsageError(f"{file} describes a {name}, but the base diffusers-vae reads only {MODEL_CLASS}")
+    for key, value in config.items():
+        sizes = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+        if len(sizes) > MAX_BLOCKS or any(n > MAX_SIZE for n in sizes):
+            raise DataError(f"{file} has {key} = {str(value)[:80]}; sizes above {MAX_SIZE:,} are not read")
+    layers = config.get("layers_per_block")
+    if isinstance(layers, int) and layers > MAX_BLOCKS:
+        raise DataError(f"{file} has layers_per_block = {layers}; at most {MAX_BLOCKS} are read")
+    return config
+
+
+def _number(file: Path, key: str, value: object, *, positive: bool = False) -> float:
+    """Return a number of the configuration, which must be finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (positive and value <= 0):  # type: ignore[arg-type, operator]
+        wanted = "a positive number" if positive else "a finite number"
+        raise DataError(f"{file} has {key} = {str(value)[:80]}; it must be {wanted}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _latent_shape(config: Any, data_shape: tuple[int, ...]) -> tuple[int, int, int]:

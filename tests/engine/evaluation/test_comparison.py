@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from gebm_kit.core.errors import CheckpointError, UsageError
+from gebm_kit.engine.evaluation.comparison import ABSENT, compare, differences, shortest_ends
 from gebm_kit.engine.figures.comparison_figure import draw_comparison
-from gebm_kit.engine.run_directory.comparison import ABSENT, compare, differences, shortest_ends
 
 PROTOCOL = {
     "samples": 500,

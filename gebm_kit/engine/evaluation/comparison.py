@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.paths import user_path
 from gebm_kit.engine.run_directory.record import COLUMNS, RunRecord, read_record
 from gebm_kit.engine.run_directory.values import is_count
 
@@ -96,7 +97,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         UsageError: fewer than two paths are given, or one of them twice.
         CheckpointError: a path is not a run directory, or the run is damaged.
     """
-    places = [Path(path).resolve() for path in paths]
+    places = [user_path(path).resolve() for path in paths]
     twice = [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UsageError(f"{twice[-1]} is named twice")

@@ -1,0 +1,105 @@
+"""Whose an error is: the component that an exception passes through, by name, package, file and line."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gebm_kit.core.attribution import attributed, describe, is_foreign, is_out_of_memory, plugin_error
+from gebm_kit.core.contracts import check_metric_values
+from gebm_kit.core.errors import PluginError, UsageError
+from gebm_kit.core.interfaces import Energy, EvalContext, Metric
+from gebm_kit.core.sampling import Sampler
+from gebm_kit.energies.mlp import MlpEnergy
+
+
+class Failing(Energy):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no\n  such luck")
+
+
+class Odd(Metric):
+    def __call__(self, context: EvalContext) -> Any:
+        return {}
+
+
+def raised(call: Callable[[], object]) -> BaseException:
+    try:
+        call()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_an_exception_that_passes_through_a_component_is_its_fault() -> None:
+    error = raised(lambda: Failing()(torch.zeros(2, 2)))
+    found = plugin_error(error)
+    assert isinstance(found, PluginError)
+    line = inspect.getsourcelines(Failing)[1]
+    assert found.message.startswith(
+        f"the energy 'Failing' (module {__name__}, {__file__}, line {line}) failed at {__file__}"
+    )
+    assert found.message.endswith("RuntimeError: no such luck")
+    assert "--resume" not in found.hint
+    with pytest.raises(PluginError, match="Failing") as caught, attributed():
+        Failing()(torch.zeros(2, 2))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_method_of_a_base_class_belongs_to_the_component_too() -> None:
+    class Walk(Sampler):
+        def init(self, z: Tensor, potential: Any, generator: torch.Generator) -> Any: ...
+        def step(self, state: Any, potential: Any, generator: torch.Generator) -> Any: ...
+
+    found = plugin_error(raised(lambda: Walk().tuned(pace=1.0)))
+    assert found is not None
+    assert "the sampler 'Walk'" in found.message
+    assert "has no parameter 'pace'" in found.message
+
+
+def test_what_the_kit_can_not_use_is_the_fault_of_the_one_who_gave_it() -> None:
+    def score(metric: Metric) -> float:
+        return float("".join(metric(None)))  # type: ignore[arg-type]
+
+    vars(sys.modules["gebm_kit"])  # the caller below is made the kit's own
+    code = {"__name__": "gebm_kit.engine.some"}
+    exec(
+        inspect.getsource(score).replace("    def", "def").replace("        return", "    return"),
+        {**globals(), **code},
+        code,
+    )
+    found = plugin_error(raised(lambda: code["score"](Odd())))  # type: ignore[operator]
+    assert found is not None
+    assert "the metric 'Odd'" in found.message
+    assert "gave gebm-kit what it can't use" in found.message
+
+
+def test_faults_of_the_kit_are_its_own() -> None:
+    assert plugin_error(raised(lambda: MlpEnergy(data_shape=(2,))(torch.zeros(2, 3)))) is None
+    assert plugin_error(raised(lambda: [][1])) is None
+    assert plugin_error(UsageError("in words")) is None
+    assert not is_foreign(MlpEnergy)
+    assert describe(MlpEnergy).startswith("the energy 'mlp' (gebm-kit ")
+
+
+def test_memory_is_nobodys_fault() -> None:
+    class Large(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.empty(2**60)
+
+    error = raised(lambda: Large()(torch.zeros(1)))
+    assert is_out_of_memory(error)
+    assert plugin_error(error) is None
+
+
+def test_metric_values() -> None:
+    check_metric_values(Odd(), {"a": 1.0, "b": 2})
+    for wrong in ({"a": torch.zeros(())}, {"a": True}, {1: 0.0}, [1.0]):
+        with pytest.raises(PluginError, match="the metric 'Odd' .* must return floats by name"):
+            check_metric_values(Odd(), wrong)
