@@ -111,7 +111,7 @@ def show_plan(planned: dict[str, Any]) -> None:
     ui.text(f"device      {planned['device']}")
     state = ", prepared" if data["prepared"] else ", random ones in their place" if data["stand_in"] else ""
     ui.text(f"data        {data['train']:,} training points of shape {tuple(data['shape'])}{state}")
-    ui.text(f"parameters  {parameters['base']:,} base, {parameters['energy']:,} energy")
+    ui.text("parameters  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in parameters.items()))
     ui.text(f"memory      {planned['memory_bytes'] / 2**20:,.1f} MiB before activations")
     ui.text(f"speed       {planned['steps_per_second']:.3g} steps/s")
     ui.text(f"time        {duration(planned['seconds'])} for {planned['steps']:,} steps, before the evaluation")

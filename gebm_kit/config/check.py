@@ -29,7 +29,7 @@ from gebm_kit.config.schema import (
     ComponentNode,
     Recipe,
 )
-from gebm_kit.config.tree import NODE_LISTS, Tree, dotted
+from gebm_kit.config.tree import NODE_LISTS, NODES, Tree, dotted
 from gebm_kit.config.yaml_values import Key
 from gebm_kit.core.components import Parameter, Range, Registry, canonical, describe_type, parameters
 from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest, shown
@@ -353,6 +353,8 @@ class _Checker:
             if item is None:
                 return () if key[0] == "eval" else None
             return self.nodes(key, item)
+        if key in NODES:
+            return None if item is None else self.node(key, item, NODES[key])
         if dataclasses.is_dataclass(annotation):
             return self.section(key, item, typing.cast(type, annotation))
         try:
@@ -364,10 +366,13 @@ class _Checker:
     def _cross_check(self, train: Any, loss: ComponentNode | None, ema: Any) -> None:
         if train is None:
             return
-        if loss is not None and train.part != "base":
-            parts = getattr(self.registry.get("loss", loss.name).load(), "parts", ("energy",))
-            if "energy" not in parts:
-                self.report(("train", "part"), f"{train.part!r} does not go with loss {loss.name!r}; allowed: base")
+        if loss is not None and train.part != "base" and not self._trains_an_energy(loss):
+            self.report(("train", "part"), f"{train.part!r} does not go with loss {loss.name!r}; allowed: base")
+        last = train.final.loss
+        if last is not None and not self._trains_an_energy(last):
+            self.report(
+                ("train", "final", "loss"), f"{last.name!r} has no loss for the energy; this phase trains nothing else"
+            )
         if train.keep_best.metric is not None and not train.eval_every:
             self.report(
                 ("train", "keep_best", "metric"),
@@ -382,3 +387,6 @@ class _Checker:
                 self.report(("train", "base_update"), "needs an average of the base: set ema.decay to a number above 0")
         if train.final.steps and train.part == "base":
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")
+
+    def _trains_an_energy(self, loss: ComponentNode) -> bool:
+        return "energy" in getattr(self.registry.get("loss", loss.name).load(), "parts", ("energy",))

@@ -21,11 +21,13 @@ def build_model(recipe: Recipe, facts: Mapping[str, Any]) -> GEBM:
 
     Args:
         facts: what components may ask to be injected (`data_facts`). A checkpoint's facts also hold ``log_ratio``, whether
-            the energy is a log density ratio. Without it, the recipe's loss is built once to find out.
+            the energy is a log density ratio (without it, the recipe's loss is built once to find out), and ``final``,
+            whether the energy is that of the final phase.
     """
     base = build("base", recipe.base, facts)
     check_base_facts(base)
-    energy = build("energy", recipe.energy, {**facts, "latent_dim": base.latent_dim})
+    node = (recipe.final_energy if facts.get("final") else None) or recipe.energy
+    energy = build("energy", node, {**facts, "latent_dim": base.latent_dim})
     log_ratio = facts.get("log_ratio")
     if log_ratio is None:
         with torch.random.fork_rng(devices=[]):  # a loss may draw weights of its own; later draws must not depend on it

@@ -71,12 +71,14 @@ class OptimizerSection:
 class FinalSection:
     """The final phase, which trains the energy alone against the base that sampling uses (the EMA base, in eval mode).
 
-    It starts from the energy of the main phase with a fresh optimiser, and A is initialised again. The learning rate falls
-    to zero and the energy's weights are averaged, so that the energy settles: its drift from batch to batch would show in
-    the samples.
+    It starts from the energy of the main phase, or from a new one, with a fresh optimiser. A is initialised again. The
+    learning rate falls to zero and the energy's weights are averaged, so that the energy settles: its drift from batch to
+    batch would show in the samples. The run samples and evaluates with the energy and the A of this phase.
 
     Attributes:
         steps: cycles of this phase, after those of the main phase.
+        loss: loss of this phase, with fresh state of its own (A, networks); null: that of the main phase.
+        energy: a new energy, which starts from fresh weights; null: the energy of the main phase continues.
         energy_steps: energy updates in a cycle.
         batch_size: batch size of this phase; null: that of the main phase.
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
@@ -85,6 +87,8 @@ class FinalSection:
     """
 
     steps: Count = 0
+    loss: ComponentNode | None = None
+    energy: ComponentNode | None = None
     energy_steps: Positive = 1
     batch_size: Annotated[int, Range(2, None)] | None = None
     penalty: Any = None
@@ -331,6 +335,16 @@ class Recipe:
     def final_penalties(self) -> tuple[ComponentNode, ...]:
         """The penalties of the final, energy-only phase."""
         return self.penalties if self.train.final.penalty is None else self.train.final.penalty
+
+    @property
+    def final_loss(self) -> ComponentNode | None:
+        """The final phase's own loss; None: there is no such phase, or it has the main phase's."""
+        return self.train.final.loss if self.train.final.steps else None
+
+    @property
+    def final_energy(self) -> ComponentNode | None:
+        """The final phase's own energy; None: there is no such phase, or it has the main phase's."""
+        return self.train.final.energy if self.train.final.steps else None
 
 
 COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}

@@ -42,6 +42,13 @@ NODE_LISTS: dict[tuple[str, ...], str] = {
 """Keys that hold a list of component nodes, and the kind of these components."""
 
 
+NODES: dict[Key, str] = {
+    ("train", "final", "loss"): "loss",
+    ("train", "final", "energy"): "energy",
+}
+"""Keys below a section that hold one component node, and the kind of that component."""
+
+
 @dataclass
 class Tree:
     """Raw values of a recipe after overrides and interpolation.
@@ -126,7 +133,7 @@ def _expand_names(values: dict[str, Any]) -> None:
     for section in COMPONENT_SECTIONS:
         if isinstance(values.get(section), str) and "${" not in values[section]:
             values[section] = {"name": values[section]}
-    for path in NODE_LISTS:
+    for path in (*NODE_LISTS, *NODES):
         block: Any = values
         for part in path[:-1]:
             block = block.get(part) if isinstance(block, dict) else None

@@ -165,6 +165,7 @@ class Sampler(ABC):
             cache them that know the prior; else they are those of the whole potential U.
         min_chains: fewest chains that the algorithm needs, its tuning included.
         has_ladder: whether it moves from the prior to the target by itself, so that warm-up need not temper the start.
+        rows_a_chain: prior draws for each chain that a step evaluates at once, where `in_blocks` has set their number.
         priors: names of the priors that it serves. All priors are images of a normal, so kernels serve all of them by
             default.
         tunable: what warm-up may tune by the acceptance, or None.
@@ -176,6 +177,7 @@ class Sampler(ABC):
     caches_tilt: ClassVar[bool] = False
     min_chains: ClassVar[int] = 1
     has_ladder: ClassVar[bool] = False
+    rows_a_chain: int = 1
     priors: ClassVar[frozenset[str]] = frozenset({"normal", "uniform", "sphere"})
 
     @property
@@ -190,6 +192,14 @@ class Sampler(ABC):
         own.
         """
         return cls.coupled or cls.family != "kernel"
+
+    def in_blocks(self, num_chains: int, rows: int) -> Sampler:
+        """Return the sampler that draws from the same law in fewer, larger steps for ``num_chains`` chains.
+
+        Evaluations of a few rows waste most of their time. A sampler whose step may well evaluate more prior draws for each
+        chain returns a copy that evaluates up to ``rows`` of them at once; all others return themselves.
+        """
+        return self
 
     def adaptation(self) -> Adaptation | None:
         """Return a new object that tunes, during warm-up, what `tunable` does not cover; None if there is nothing more."""

@@ -31,12 +31,23 @@ precision: float64
 device: cpu
 """
 
-AS_ONE_PROCESS = ("flo", "smile", "{name: smile, clip: 1.0, gradient: clipped}", "relativistic", "hinge", "wasserstein")
+OWN_FINAL = "relativistic; train.final.loss={name: flo, hidden: [4]}; train.final.energy={name: mlp, hidden: [8]}"
+"""A final phase with a loss and an energy of its own."""
+
+AS_ONE_PROCESS = (
+    "flo",
+    "smile",
+    "{name: smile, clip: 1.0, gradient: clipped}",
+    "relativistic",
+    "hinge",
+    "wasserstein",
+    OWN_FINAL,
+)
 CHAINS = ("{name: cd, steps: 2}", "{name: pcd, steps: 2, buffer_size: 64}", "{name: pcd, space: data, buffer_size: 64}")
 
 
 def trained(loss: str) -> dict[str, Tensor]:
-    recipe = check(parse(TOY, name="toy", overrides=(f"loss={loss}",)), directory=Path())
+    recipe = check(parse(TOY, name="toy", overrides=f"loss={loss}".split("; ")), directory=Path())
     torch.manual_seed(0)
     trainer = Trainer(recipe, build_dataset(recipe), torch.device("cpu"))
     trainer.initialise()

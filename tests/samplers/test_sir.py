@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.interfaces import Potential, Sampler, ValueAndGrad
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.resampling import multinomial
 from gebm_kit.samplers.sir import Sir
@@ -50,9 +50,11 @@ def bias_is_not_as_known(sampler: Sampler, num_candidates: int, seed: int) -> di
 
 
 @pytest.mark.parametrize("num_candidates", [2, 4])
-def test_the_bias_falls_as_one_over_the_candidates(num_candidates: int) -> None:
+@pytest.mark.parametrize("at_once", [1, 3], ids=["small steps", "one step"])
+def test_the_bias_falls_as_one_over_the_candidates(num_candidates: int, at_once: int) -> None:
     """The biases are e / 64 = 0.042 and e / 128 = 0.021, each measured to about 0.008."""
-    assert not confirmed(functools.partial(bias_is_not_as_known, Sir(num_candidates), num_candidates))
+    sampler = Sir(num_candidates).in_blocks(CHAINS, at_once * CHAINS)
+    assert not confirmed(functools.partial(bias_is_not_as_known, sampler, num_candidates))
 
 
 def test_a_small_pool_is_seen_to_be_biased() -> None:
@@ -61,12 +63,91 @@ def test_a_small_pool_is_seen_to_be_biased() -> None:
 
 
 @pytest.mark.parametrize("target", [banana(), linear_gaussian(stiffness=4.0)], ids=lambda t: t.name)
-def test_draws_from_a_large_pool_are_draws_of_the_target(target: Target) -> None:
-    assert not confirmed(lambda seed: disagreement(island(Sir(300), target, 500, seed), target))
+@pytest.mark.parametrize("rows", [500, 4000], ids=["small steps", "blocks"])
+def test_draws_from_a_large_pool_are_draws_of_the_target(target: Target, rows: int) -> None:
+    sampler = Sir(300).in_blocks(500, rows)
+    assert not confirmed(lambda seed: disagreement(island(sampler, target, 500, seed), target))
 
 
-def test_check_sampler_passes_it() -> None:
-    check_sampler(Sir(20), targets=(banana(),))
+@pytest.mark.parametrize("rows", [1, 90], ids=["small steps", "blocks"])
+def test_check_sampler_passes_it(rows: int) -> None:
+    check_sampler(Sir(20).in_blocks(12, rows), targets=(banana(),))
+
+
+# --- steps of several chunks -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("num_candidates", "rows", "expected"),
+    [
+        (100, 100, 9),  # 11 steps of 9 leave nothing over; of 10 chunks the last step would waste one
+        (6, 30, 3),
+        (5, 30, 2),
+        (12, 35, 3),
+        (100, 10, 1),
+        (100, 5, 1),  # fewer rows than chains: the potential evaluates each chunk in pieces
+        (4, 10**6, 3),  # never more than the pool takes
+        (1, 10**6, 1),
+    ],
+)
+def test_the_size_of_a_step(num_candidates: int, rows: int, expected: int) -> None:
+    sampler = Sir(num_candidates)
+    assert sampler.in_blocks(10, rows).rows_a_chain == expected
+    assert sampler.rows_a_chain == 1
+
+
+def test_chunk_by_chunk_draws_stay_as_they_were() -> None:
+    one = island(Sir(7), banana(), 16, 3)
+    assert torch.equal(one, island(Sir(7).in_blocks(16, 16), banana(), 16, 3))
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 6, 7, 8])
+def test_a_pool_of_blocks_holds_exactly_its_candidates(num_candidates: int) -> None:
+    """The last step may draw more than the pool takes. The rest has no weight, is not drawn and is not counted."""
+    sampler, generator, target = Sir(num_candidates), torch.Generator().manual_seed(0), linear_gaussian()
+    sampler = sampler.in_blocks(10, 30)
+    with target.potential() as potential:
+        state = sampler.init(torch.randn(10, 4, generator=generator, dtype=torch.float64), potential, generator)
+        steps = 0
+        while not bool(sampler.finished(state)):
+            state, info = sampler.step(state, potential, generator)
+            assert info.forward_evals == sampler.rows_a_chain
+            steps += 1
+        again, _ = sampler.step(state, potential, generator)
+    assert steps == -(-(num_candidates - 1) // sampler.rows_a_chain)
+    assert int(state.chunks) == num_candidates
+    log_weights = sampler.log_weights(state)
+    assert log_weights.shape == (10 * num_candidates,)
+    assert bool(log_weights.isfinite().all())
+    assert not bool(state.log_weights[num_candidates:].isfinite().any())
+    torch.testing.assert_close(sampler.log_partition(state), log_weights.logsumexp(0) - math.log(10 * num_candidates))
+    torch.testing.assert_close(state.log_total, log_weights.logsumexp(0))
+    for name, before, after in zip(state._fields, state, again, strict=True):
+        assert torch.equal(before, after), name
+    assert all(bool((-state.value[k] == log_weights).any()) for k in range(10))  # every draw is one of the pool
+
+
+class Ledge(Potential):
+    """A potential that is not finite at candidates from the ``first`` of each evaluation on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def value(self, z: Tensor) -> Tensor:
+        beyond = torch.arange(len(z)) >= self.first
+        return torch.where(beyond, math.inf, 0.5 * z.square().sum(1))
+
+    def value_and_grad(self, z: Tensor) -> ValueAndGrad:
+        raise NotImplementedError
+
+
+def test_candidates_left_over_do_not_diverge() -> None:
+    """Of the last step's three chunks the pool takes two; the third has no finite energy, and nobody sees it."""
+    sampler, generator = Sir(6).in_blocks(10, 30), torch.Generator().manual_seed(0)
+    state = sampler.init(torch.randn(10, 2, generator=generator), Ledge(20), generator)
+    state, info = sampler.step(state, Ledge(20), generator)
+    assert bool(info.diverged.all())
+    state, info = sampler.step(state, Ledge(20), generator)
+    assert not bool(info.diverged.any())
+    assert int(sampler.log_weights(state).isinf().sum()) == 10  # the chunk of the first step
 
 
 def test_equal_weights_choose_among_all_candidates_alike() -> None:

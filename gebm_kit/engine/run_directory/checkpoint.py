@@ -41,7 +41,8 @@ _REMOVING = ".removing-"
 _STEP_NAME = re.compile(r"step-([0-9]{1,18})")
 
 TENSOR_PARTS = ("model", "loss", "optim", "ema", "rng")
-"""Parts of every checkpoint. Losses that keep chains add ``negatives``, early stopping adds ``best-base``."""
+"""Parts of every checkpoint. Losses that keep chains add ``negatives``, and early stopping adds ``best-base``. A final phase
+with a loss or energy of its own adds ``final`` until it begins."""
 
 
 @dataclass(frozen=True, slots=True)

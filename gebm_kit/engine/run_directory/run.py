@@ -187,15 +187,16 @@ def named_as_trained(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, name=name) if name else recipe
 
 
-def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool) -> dict[str, Any]:
+def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, final: bool = False) -> dict[str, Any]:
     """Return what a checkpoint keeps to rebuild the model without its data and its loss.
 
     Args:
         log_ratio: whether the trained energy is a log density ratio (`GEBM.log_ratio`).
+        final: whether the energy and its log-partition are those of the final phase.
     """
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
     units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
-    return facts | {"log_ratio": log_ratio, "units": units}
+    return facts | {"log_ratio": log_ratio, "units": units, "final": final}
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,9 +263,12 @@ def prepared(
                 row_bytes = activation_bytes(potential, where, dtype)
                 size = automatic_block_size(potential, sampler, where, dtype, row_bytes)
                 layout = lay_out(chains, size, coupled=coupled)
-                layout = replace(layout, piece=thread_piece(layout, where, row_bytes))
+                sampler = sampler.in_blocks(layout.rows, size)
+                at_once = layout.rows * sampler.rows_a_chain
+                layout = replace(layout, piece=thread_piece(replace(layout, rows=at_once), where, row_bytes))
             else:
                 layout = lay_out(chains, settings.block_size, coupled=coupled)
+                sampler = sampler.in_blocks(layout.rows, settings.block_size)
         potential.block_size = layout.piece
         probed = Counts.of(potential)
         with enough_memory(where, f"with blocks of {layout.piece or layout.rows} chains", FEWER_CHAINS):

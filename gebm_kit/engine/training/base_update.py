@@ -229,11 +229,7 @@ def base_likelihood(
     Raises:
         UsageError: model or loss can't be used with it.
     """
-    if isinstance(model.energy, OnCodes) and loss.negatives is not None and loss.negatives.space == "data":
-        raise UsageError(
-            f"{type(model.energy).__name__} is on the base's codes, and the loss's chains walk in data space",
-            hint="Set loss.space to latent.",
-        )
+    check_spaces(model, loss)
     if settings.base_update == "pathwise" or average is None:
         if isinstance(model.energy, OnCodes) and settings.main_part == "both":
             raise UsageError(
@@ -293,6 +289,19 @@ def check_needs(loss: Loss, settings: TrainSection) -> None:
         )
 
 
+def check_spaces(model: GEBM, loss: Loss) -> None:
+    """Refuse chains in data space for an energy on the base's codes.
+
+    Raises:
+        UsageError: the loss has such chains, and the model such an energy.
+    """
+    if isinstance(model.energy, OnCodes) and loss.negatives is not None and loss.negatives.space == "data":
+        raise UsageError(
+            f"{type(model.energy).__name__} is on the base's codes, and the loss's chains walk in data space",
+            hint="Set loss.space to latent.",
+        )
+
+
 def tempering(log_weights: Tensor, least_ess: float) -> Tensor:
     """Find the largest t <= 1 for which ``exp(t log_weights)`` has an effective share of ``least_ess``; (N,) -> ()."""
     values, wanted = log_weights.double(), least_ess * len(log_weights)
@@ -305,7 +314,7 @@ def tempering(log_weights: Tensor, least_ess: float) -> Tensor:
 
 
 def check_trainable(base: Base, recipe: Recipe) -> None:
-    """Refuse to train a base that has no parameters.
+    """Refuse to train a base that has no parameters, and to pretrain one that has no loss of its own.
 
     Raises:
         UsageError: ``train.part`` asks for it.
@@ -316,4 +325,9 @@ def check_trainable(base: Base, recipe: Recipe) -> None:
         raise UsageError(
             f"train.part={part} trains the base, and {what} has no weights to train: a program is never changed",
             hint="Set train.part=energy, which trains an energy on top of it.",
+        )
+    if recipe.train.pretrain_steps and not isinstance(base, HasPretraining):
+        raise UsageError(
+            f"train.part={part} needs a base with a loss of its own, and {recipe.base.name!r} has none",
+            hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
         )

@@ -37,6 +37,8 @@ def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
         parts["negatives"] = states
     if trainer.best_base is not None and trainer.step <= trainer.settings.pretrain_steps:
         parts["best-base"] = trainer.best_base.tensors
+    if trainer.final is not None and trainer.step <= trainer.settings.main_end:  # afterwards the model and the loss
+        parts["final"] = trainer.final.tensors()
     names = ("base", "energy")
     parts["ema"] = {
         f"{name}.{key}": value
@@ -72,6 +74,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if checkpoint.step > trainer.settings.main_end:
         trainer.start_final_phase()
     try:
+        if trainer.final is not None and checkpoint.step <= trainer.settings.main_end:
+            trainer.final.restore(parts["final"])
         trainer.model.load_state_dict(parts["model"])
         trainer.loss.load_state_dict(parts["loss"])
         if trainer.negatives is not None and entered_main:  # the main phase fills them

@@ -22,7 +22,17 @@ from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
-from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, HasSource, Loss, LossTerms, OnCodes, Penalty
+from gebm_kit.core.interfaces import (
+    Batch,
+    Dataset,
+    HasPretraining,
+    HasSource,
+    Loss,
+    LossTerms,
+    OnCodes,
+    Penalty,
+    Sampler,
+)
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
 from gebm_kit.engine.process.memory import enough_memory, require_device_memory
@@ -31,6 +41,8 @@ from gebm_kit.engine.run_directory.run import facts_for_checkpoint
 from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.settings import check_fits, resolve_sampler, settings_of
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
+from gebm_kit.engine.training.final_phase import FinalParts
+from gebm_kit.engine.training.latent_codes import energy_side
 from gebm_kit.engine.training.trainer import Trainer
 
 SMALLER = "Lower train.batch_size, or the width of base and energy."
@@ -68,7 +80,10 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
         with _untouched(trainer, penalties):
             _check_steps(trainer, penalties)
         with _untouched(trainer, penalties):
-            _check_checkpoint(trainer, dataset)
+            _check_checkpoint(trainer, dataset, final=trainer.step > trainer.settings.main_end)
+        if trainer.final is not None and trainer.step <= trainer.settings.main_end:
+            with _carrying_final_parts(trainer, trainer.final):
+                _check_final_parts(trainer, dataset, sampler)
 
 
 @contextlib.contextmanager
@@ -89,6 +104,31 @@ def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]
         trainer._seen, trainer._chain_ends = seen, ends
         if trainer.negatives is not None and chains is not None:
             trainer.negatives.recall(chains)
+
+
+@contextlib.contextmanager
+def _carrying_final_parts(trainer: Trainer, parts: FinalParts) -> Iterator[None]:
+    """Give the trainer, inside the block, the loss and the energy that it takes in the final phase."""
+    model = trainer.model
+    kept = trainer.loss, trainer.negatives, trainer.side, trainer.stepped, model.energy, model.log_ratio
+    try:
+        parts.join(model)
+        trainer.loss, trainer.negatives = trainer.loss if parts.loss is None else parts.loss, parts.negatives
+        trainer.side = energy_side(model, model.base if trainer.likelihood is None else trainer.likelihood.reference)
+        trainer.stepped = trainer.side
+        yield
+    finally:
+        trainer.loss, trainer.negatives, trainer.side, trainer.stepped, model.energy, model.log_ratio = kept
+
+
+def _check_final_parts(trainer: Trainer, dataset: Dataset, sampler: Sampler) -> None:
+    check_contract(trainer.model, sampler, trainer.device)
+    with _untouched(trainer, trainer.final_penalties):
+        if trainer.negatives is not None:
+            trainer.negatives.fill(trainer.side)
+        _check_energy_step(trainer, trainer.final_penalties)
+    with _untouched(trainer, ()):
+        _check_checkpoint(trainer, dataset, final=True)
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
@@ -214,7 +254,7 @@ def _refuse_changes(kind: str, component: object, batch: Batch, kept: dict[str, 
 # --- the checkpoint --------------------------------------------------------------------------------------------------
 
 
-def _check_checkpoint(trainer: Trainer, dataset: Dataset) -> None:
+def _check_checkpoint(trainer: Trainer, dataset: Dataset, *, final: bool) -> None:
     """Write a checkpoint into a temporary directory, read it back into a model built anew, and compare the two."""
     model, recipe = trainer.model, trainer.recipe
     with tempfile.TemporaryDirectory(prefix="gebm-kit-check-") as folder:
@@ -222,7 +262,7 @@ def _check_checkpoint(trainer: Trainer, dataset: Dataset) -> None:
         found = read_checkpoint(path)
     if isinstance(model.base, HasSource):
         return  # reading its file again may take long, and its weights are not the recipe's
-    facts = facts_for_checkpoint(recipe, dataset, model.log_ratio)
+    facts = facts_for_checkpoint(recipe, dataset, model.log_ratio, final=final)
     twin = build_model(recipe, {**facts, "directory": recipe.directory, "run_directory": None}).to(trainer.device)
     for kind, part, other in (("base", model.base, twin.base), ("energy", model.energy, twin.energy)):
         tensors = {

@@ -68,18 +68,17 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
             rate = _rate(trainer, usual, 1)
         if rate * SLOW_CYCLE_SECONDS > 1:
             rate = _rate(trainer, usual, cycles)
-    counts = {
-        "base": sum(p.numel() for p in trainer.model.base.parameters()),
-        "energy": sum(p.numel() for p in trainer.model.energy.parameters()),
-    }
+        counts, memory, seconds = parameter_counts(trainer), memory_estimate(trainer), recipe.train.total_steps / rate
+        if trainer.final is not None:  # its cycles cost something else
+            seconds = recipe.train.main_end / rate + recipe.train.final.steps / _final_rate(trainer, cycles)
     return {
         "recipe": recipe.name,
         "parameters": counts,
-        "memory_bytes": memory_estimate(trainer),
+        "memory_bytes": memory,
         "device": str(where),
         "steps": recipe.train.total_steps,
         "steps_per_second": rate,
-        "seconds": recipe.train.total_steps / rate,
+        "seconds": seconds,
         "data": {
             "shape": list(dataset.data_shape),
             "train": len(dataset.split("train")),
@@ -110,6 +109,21 @@ def _rate(trainer: Trainer, step: int, cycles: int) -> float:
     return cycles / (time.monotonic() - start)
 
 
+def _final_rate(trainer: Trainer, cycles: int) -> float:
+    """Return cycles per second of the final phase, which the trainer enters."""
+    first = trainer.settings.main_end
+    rate = _rate(trainer, first, 1)
+    return _rate(trainer, first + 1, cycles) if rate * SLOW_CYCLE_SECONDS > 1 else rate
+
+
+def parameter_counts(trainer: Trainer) -> dict[str, int]:
+    """Return the numbers of parameters of base and energy, and of a new energy of the final phase."""
+    parts = {"base": trainer.model.base, "energy": trainer.model.energy}
+    if trainer.final is not None and trainer.final.energy is not None:
+        parts["final_energy"] = trainer.final.energy
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
 def memory_estimate(trainer: Trainer) -> int:
     """Return the bytes of parameters, gradients, optimiser states, moving average and resident data, without activations."""
     states = [
@@ -122,6 +136,8 @@ def memory_estimate(trainer: Trainer) -> int:
     tensors = [*trainer.model.state_dict().values(), *states, *trainer.model.parameters()]
     if trainer.ema is not None:
         tensors += list(trainer.ema.state_dict().values())
+    if trainer.final is not None:
+        tensors += list(trainer.final.tensors().values())
     return sum(t.numel() * t.element_size() for t in tensors) + trainer.feed.resident_bytes
 
 

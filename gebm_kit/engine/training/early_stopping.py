@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gebm_kit.config.schema import TrainSection
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Dataset, HasPretraining
@@ -93,3 +94,15 @@ class BestBase:
         if state:
             self.loss, self.step = float(state["loss"]), int(state["step"])
             self.tensors = {name: value.to(self.rows.device) for name, value in tensors.items()}
+
+
+def best_base(settings: TrainSection, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> BestBase | None:
+    """Make the memory of the best base, or return None where nothing is evaluated in pretraining.
+
+    Raises:
+        UsageError: as for `BestBase`.
+    """
+    first = settings.pretrain
+    if not (settings.pretrain_steps and first.eval_every):
+        return None
+    return BestBase(dataset, first.eval_every, first.steps, settings.seed, device, dtype)

@@ -243,7 +243,8 @@ class TrainingRun:
             trainer.model.log_partition.copy_(estimators.log_partition(energies))
         if not self.writes:
             return
-        facts = facts_for_checkpoint(self.recipe, self.dataset, trainer.model.log_ratio)
+        final = trainer.step > self.settings.main_end
+        facts = facts_for_checkpoint(self.recipe, self.dataset, trainer.model.log_ratio, final=final)
         check_place(self.run)
         save_checkpoint(
             self.run.checkpoints,

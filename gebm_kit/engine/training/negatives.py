@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.build import build
-from gebm_kit.config.schema import ComponentNode
+from gebm_kit.config.schema import ComponentNode, TrainSection
 from gebm_kit.core import reduce
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import RecipeError, UsageError
-from gebm_kit.core.interfaces import HasDensity, HasEncoder, NegativeSettings, Sampler
+from gebm_kit.core.interfaces import HasDensity, HasEncoder, Loss, NegativeSettings, Sampler
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
@@ -202,6 +202,27 @@ class NegativeChains:
         chosen = torch.randperm(len(self._buffer), generator=self._generator, device=device)[:rows]
         restarts = reduce.share(torch.rand(rows, 1, generator=self._generator, device=device)) < self.settings.restart
         return torch.where(restarts, fresh, self._buffer[reduce.share(chosen)]), chosen
+
+
+def negative_chains(
+    loss: Loss,
+    model: GEBM,
+    settings: TrainSection,
+    value_range: tuple[float, float] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> NegativeChains | None:
+    """Make the chains that a loss asks for, None if it asks for none, and check that the model suits them.
+
+    Raises:
+        RecipeError, UsageError: as for `NegativeChains` and its method `check`.
+    """
+    if loss.negatives is None:
+        return None
+    largest = max(settings.batch_size, settings.final.batch_size or 0)
+    made = NegativeChains(loss.negatives, largest, value_range, settings.seed, device, dtype)
+    made.check(model)
+    return made
 
 
 def _kernel(settings: NegativeSettings) -> Sampler:

@@ -65,9 +65,13 @@ class Guard:
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        self._buffers = [(part, name) for module in modules for part in module.modules() for name in part._buffers]
+        self.watch(modules)
         self._counts = {part: torch.zeros(len(_COUNTS), dtype=torch.int64, device=device) for part in PARTS}
         self._values = {part: torch.zeros((), device=device) for part in PARTS}
+
+    def watch(self, modules: Iterable[nn.Module]) -> None:
+        """Guard the buffers of these modules from here on; the counts stay."""
+        self._buffers = [(part, name) for module in modules for part in module.modules() for name in part._buffers]
 
     def keep(self) -> list[Tensor | None]:
         """Return copies of the buffers before an update, for `undo`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -59,15 +60,19 @@ def _misfit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
 
 
 def fit_energy(trainer: Trainer, dataset: Dataset, on_progress: OnProgress) -> None:
-    """Fit the part of the energy that is learned from the data beforehand, unless loaded weights already contain it.
+    """Fit the part of an energy that is learned from the data beforehand, unless loaded weights already contain it.
+
+    That is the model's energy, and one that only the final phase has.
 
     Raises:
         UsageError: the energy can't be fitted to these data.
     """
-    energy = trainer.model.energy
-    if isinstance(energy, HasFitting) and not energy.fitted:
-        seed = stream(trainer.settings.seed, "energy", "fit").initial_seed()
-        energy.fit(dataset, trainer.device, seed, lambda step, total: on_progress(Progress("fit", step, total)))
+    later = None if trainer.final is None else trainer.final.energy
+    energies: dict[str, Any] = {"energy": trainer.model.energy, "final energy": later}
+    for name, energy in energies.items():
+        if isinstance(energy, HasFitting) and not energy.fitted:
+            seed = stream(trainer.settings.seed, name, "fit").initial_seed()
+            energy.fit(dataset, trainer.device, seed, lambda step, total: on_progress(Progress("fit", step, total)))
 
 
 def begin(

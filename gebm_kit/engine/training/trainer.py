@@ -21,9 +21,9 @@ from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.contracts import check_state, untouched
-from gebm_kit.core.errors import RecipeError, UsageError
+from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.frozen import fixed
-from gebm_kit.core.interfaces import Batch, Dataset, HasPretraining, Loss, LossTerms, Penalty
+from gebm_kit.core.interfaces import Batch, Dataset, Loss, LossTerms, Penalty
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
 from gebm_kit.engine.process import data_parallel
@@ -37,10 +37,11 @@ from gebm_kit.engine.training.base_update import (
     check_needs,
     check_trainable,
 )
-from gebm_kit.engine.training.early_stopping import BestBase
+from gebm_kit.engine.training.early_stopping import best_base
 from gebm_kit.engine.training.ema import EMA, carrying
+from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts
 from gebm_kit.engine.training.latent_codes import energy_side, points
-from gebm_kit.engine.training.negatives import NegativeChains
+from gebm_kit.engine.training.negatives import negative_chains
 from gebm_kit.engine.training.non_finite import Guard, gradient_norm
 from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
 from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
@@ -61,7 +62,8 @@ class Trainer:
         run_directory: directory of the run that is resumed; it keeps a copy of the file that the base was read from.
 
     Attributes:
-        model, loss: the parts.
+        model, loss: the parts; the final phase may replace energy and loss.
+        final: the loss and energy that the final phase has of its own, or None.
         ema, energy_ema: moving averages of the base (in the main phase) and of the energy (in the final one), or None.
         step: cycles done, of all phases.
         energy_updates: energy updates done, which decides when a lazy penalty is due.
@@ -104,7 +106,8 @@ class Trainer:
         self.final_penalties = _penalties(recipe.final_penalties, facts, device)
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
-        self.negatives = self._make_negatives(dataset.value_range)
+        self.final = build_final_parts(recipe, self.model, self.loss, facts, device, rows)
+        self.negatives = negative_chains(self.loss, self.model, self.settings, dataset.value_range, device, dtype)
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
@@ -121,7 +124,7 @@ class Trainer:
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
         self._check()
-        self.best_base = self._make_best_base(dataset)
+        self.best_base = best_base(self.settings, dataset, device, dtype)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()
@@ -236,32 +239,11 @@ class Trainer:
     # --- parts of the constructor ------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Raise where the device has no bfloat16, or the base can't be pretrained."""
+        """Raise where the device has no bfloat16."""
         if self.autocast and self.device.type != "cuda":
             raise RecipeError(
                 f"precision: bfloat16 is for CUDA devices, this run is on {self.device.type}; use float32"
             )
-        if self.settings.pretrain_steps and not isinstance(self.model.base, HasPretraining):
-            name = self.recipe.base.name
-            raise UsageError(
-                f"train.part={self.settings.part} needs a base with a loss of its own, and {name!r} has none",
-                hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
-            )
-
-    def _make_negatives(self, value_range: tuple[float, float] | None) -> NegativeChains | None:
-        if self.loss.negatives is None:
-            return None
-        settings = self.settings
-        largest = max(settings.batch_size, settings.final.batch_size or 0)
-        made = NegativeChains(self.loss.negatives, largest, value_range, settings.seed, self.device, self.feed.dtype)
-        made.check(self.model)
-        return made
-
-    def _make_best_base(self, dataset: Dataset) -> BestBase | None:
-        first = self.settings.pretrain
-        if not (self.settings.pretrain_steps and first.eval_every):
-            return None
-        return BestBase(dataset, first.eval_every, first.steps, self.settings.seed, self.device, self.feed.dtype)
 
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
@@ -388,13 +370,27 @@ class Trainer:
         self.initialise()
 
     def start_final_phase(self) -> None:
-        """Make the optimisers, averages and batches that the final phase begins with."""
+        """Make the optimisers, averages and batches that the final phase begins with, and take its own loss and energy."""
         final = self.settings.final
         self.model.base.eval()
         self.feed.batch_size = final.batch_size or self.settings.batch_size
+        if self.final is not None:
+            self._take(self.final)
         self.energy_optimizer = make_optimizer(final.optimizer, self._energy_parameters())
         if final.ema > 0:
             self.energy_ema = EMA(self.model.energy, final.ema)
+
+    def _take(self, parts: FinalParts) -> None:
+        """Continue with the final phase's own loss and energy."""
+        parts.join(self.model)
+        self.negatives = parts.negatives
+        if parts.loss is not None:
+            self.loss = parts.loss
+        if parts.energy is not None:
+            self.side = energy_side(self.model, self.likelihood.reference if self.likelihood else self.model.base)
+            rows = self.feed.batch_size // reduce.world_size()
+            self.stepped = compiled(self.side, self.device, rows) if self.settings.compile else self.side
+        self.guard.watch([self.model.base, self.model.energy, self.loss])
 
 
 def _penalties(nodes: Sequence[Any], facts: dict[str, Any], device: torch.device) -> list[Penalty]:

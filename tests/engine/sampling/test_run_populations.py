@@ -17,6 +17,7 @@ from gebm_kit.core.interfaces import Info, Sampler
 from gebm_kit.core.progress import GebmKitWarning, ignore
 from gebm_kit.engine.evaluation.draw_sets import gebm_sets
 from gebm_kit.engine.sampling import run_populations as populations
+from gebm_kit.engine.sampling.contract import ROWS
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.samplers.sir import Sir
 from gebm_kit.testing.targets import IdentityBase, WalledEnergy, linear_gaussian, tilted_uniform, two_modes
@@ -64,7 +65,7 @@ def test_draws_come_island_by_island() -> None:
     assert draws.z.shape == (250, 4)
     assert draws.chain.tolist() == [0] * 100 + [1] * 100 + [2] * 50  # particles of an island depend on each other
     found = draws.diagnostics
-    assert (found.num_chains, found.warmup_steps, found.steps) == (100, 0, 3 * 49)
+    assert (found.num_chains, found.warmup_steps, found.steps) == (100, 0, 3 * 7)  # steps of 7 x 100 candidates
     assert found.forward_evals == 3 * 100 * 50
     assert found.details["islands"] == 3
     assert 0 < found.ess_min < 250
@@ -74,6 +75,24 @@ def test_draws_come_island_by_island() -> None:
     assert found.pareto_k < 0.7
     with torch.no_grad():
         torch.testing.assert_close(draws.x, TARGET.model.base(draws.z))
+
+
+@pytest.mark.parametrize(
+    ("block_size", "num_chains", "expected"), [(None, 100, 700), (250, 100, 200), (50, 100, 50), (1, 3, 1)]
+)
+def test_candidates_are_evaluated_in_full_blocks(block_size: int | None, num_chains: int, expected: int) -> None:
+    """Steps take as many candidates as fit in a block, and never more: a block is what the memory allows."""
+    rows: list[int] = []
+    hook = TARGET.model.base.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    try:
+        draws = sample(Sir(50), num_samples=2 * num_chains, num_chains=num_chains, block_size=block_size)
+    finally:
+        hook.remove()
+    assert 2 * 50 * num_chains <= draws.diagnostics.forward_evals <= 1.02 * 2 * 50 * num_chains
+    assert draws.diagnostics.num_chains == num_chains
+    assert max(rows) == max(expected, ROWS)
+    most = max(set(rows), key=rows.count)
+    assert most == expected
 
 
 def test_an_island_does_not_depend_on_how_many_there_are() -> None:

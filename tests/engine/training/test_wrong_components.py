@@ -175,12 +175,33 @@ def test_a_dry_run_finds_them_too(name: str, parts: Any, recipe: Path) -> None:
         plan(load_recipe(recipe, [chosen(parts, name)[1]]), cycles=1)
 
 
+FINAL = [name for name in WRONG if name.startswith(("Energy", "Loss")) and name != "LossOffTheBase"]
+"""Components that the final phase may have of its own; its loss has no part for the base."""
+
+
+@pytest.mark.parametrize("name", FINAL)
+def test_those_of_the_final_phase_are_found_before_the_first_step(
+    name: str, parts: Any, recipe: Path, tmp_path: Path
+) -> None:
+    words = ["train.final.steps=2", f"train.final.{chosen(parts, name)[1]}"]
+    with pytest.raises(PluginError, match=WRONG[name]) as caught:
+        gk.train(recipe, words, out=tmp_path / "run")
+    assert f"'{name}' (oddware 0.1, " in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
 CHECKED = {
     "plain": ["energy={name: mlp, hidden: [8], activation: relu}"],
     "batch norm": ["base=BaseWithBatchNorm"],
     "spectral norm": ["energy={name: mlp, hidden: [8], spectral_norm: true}"],
     "chains": ["loss=pcd", "loss.buffer_size=32"],
     "penalty and phases": ["train.penalty={name: gradient}", "ema.decay=0.9", "train.final.steps=2"],
+    "final parts": [
+        "train.final.steps=2",
+        "train.final.loss={name: pcd, buffer_size: 32}",
+        "train.final.energy={name: mlp, hidden: [4], spectral_norm: true}",
+    ],
+    "final loss": ["train.final.steps=2", "train.final.loss=flo"],
 }
 """Overrides of runs that draw random numbers and keep state in different places."""
 
