@@ -24,6 +24,7 @@ from gebm_kit.core.errors import Interrupted, UsageError
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.digits import Digits
 from gebm_kit.engine import refine as engine
+from gebm_kit.engine.evaluation import inverse_temperature
 from gebm_kit.engine.evaluation.draw_sets import DrawSets
 from gebm_kit.engine.run_directory.run import load_run
 
@@ -66,7 +67,7 @@ def refined(*words: str) -> int:
 
 
 def test_one_command_from_a_generator_to_a_table(folder, capfd, monkeypatch):
-    monkeypatch.setattr(engine, "BETAS", (1.0, 2.0))
+    monkeypatch.setattr(inverse_temperature, "BETAS", (1.0, 2.0))
     assert refined("digits", *TINY, "--out", "run") == 0
     result = json.loads(capfd.readouterr().out)
     assert set(result) == {
@@ -187,21 +188,21 @@ class TestChoice:
     @staticmethod
     def choose(
         folder: Path, monkeypatch: pytest.MonkeyPatch, distance: dict[float, float], **changes: Any
-    ) -> engine.Choice:
+    ) -> inverse_temperature.Choice:
         rows = Digits().split("valid").first(1000)
 
         def sets(model: Any, sampler: Any, settings: Any, num: int, count: int, *rest: Any) -> DrawSets:
             shifted = rows + distance[settings.inverse_temperature]
             return DrawSets([shifted[index::count][:num] for index in range(count)])
 
-        monkeypatch.setattr(engine, "gebm_sets", sets)
+        monkeypatch.setattr(inverse_temperature, "gebm_sets", sets)
         words = [*engine.recipe_words("generator.pt", "digits", "4x1x1"), *TINY]
         recipe = load_recipe("refine", words)
         if changes:
             recipe = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, **changes))
         with trust_programs():
             model = build_model(recipe, data_facts(recipe, Digits()))
-        return engine.choose_beta(model, Digits(), recipe, tuple(distance))
+        return inverse_temperature.choose_beta(model, Digits(), recipe, tuple(distance))
 
     def test_the_nearest_is_chosen_and_the_search_ends_behind_it(self, folder, monkeypatch):
         choice = self.choose(folder, monkeypatch, {1.0: 0.6, 1.5: 0.3, 2.0: 0.1, 3.0: 0.4, 5.0: 0.0})
