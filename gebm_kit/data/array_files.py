@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.progress import warn
-from gebm_kit.data.array_images import blocks
+from gebm_kit.data.array_images import first_place
 from gebm_kit.data.columns import Missing, read_table
 from gebm_kit.data.tables import TABLE_SUFFIXES, load
 from gebm_kit.data.tensors import class_indices
@@ -78,11 +77,11 @@ def checked(
         DataError: a value is missing, not finite or outside the interval, or different values would become one.
     """
     single = rows if standardise and rows.is_floating_point() else rows.to(torch.float32)
-    count, place = _first(single, lambda block: ~torch.isfinite(block))
+    count, place = first_place(single, lambda block: ~torch.isfinite(block))
     problem = "which is not a finite number" + ("" if standardise else " in single precision")
     if count == 0 and interval is not None:
         low, high = interval
-        count, place = _first(single, lambda block: (block < low) | (block > high))
+        count, place = first_place(single, lambda block: (block < low) | (block > high))
         problem = f"outside value_range [{low:g}, {high:g}]"
     if count:
         value = float(single[tuple(place)])
@@ -102,19 +101,6 @@ def checked(
         hint = "With standardise=true the mean is subtracted first, which keeps them apart."
         check_single_precision(rows, columns, str(file), hint)
     return single
-
-
-def _first(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]]:
-    """Return how many numbers are bad, and the place of the first."""
-    count, place, start = 0, list[int](), 0
-    for block in blocks(rows):
-        found = bad(block)
-        here = int(found.sum())
-        if here and not count:
-            place = [int(index) for index in torch.nonzero(found)[0]]
-            place[0] += start
-        count, start = count + here, start + len(block)
-    return count, place
 
 
 def _check_whole_numbers(rows: Tensor, file: Path) -> None:
