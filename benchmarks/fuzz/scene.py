@@ -89,18 +89,18 @@ def readers() -> list[Reader]:
     for ending, mutate in (("csv", mutated_text), ("npy", mutated_npy), ("npz", mutated_zip)):
         found.append(
             Reader(
-                f"rows to score, {ending}", f"rows.{ending}", mutate, (("score", "run", f"rows.{ending}", "--json"),)
+                f"{ending} of rows to score", f"rows.{ending}", mutate, (("score", "run", f"rows.{ending}", "--json"),)
             )
         )
         found.append(
-            Reader(f"table, {ending}", f"table.{ending}", mutate, _dry(f"{{name: tabular, path: table.{ending}}}"))
+            Reader(f"{ending} of a table", f"table.{ending}", mutate, _dry(f"{{name: tabular, path: table.{ending}}}"))
         )
     tensors, images, labels = "rows.safetensors", "mnist/train-images-idx3-ubyte", "mnist/train-labels-idx1-ubyte.gz"
     cifar, idx = "{name: cifar10, path: cifar-10-binary.tar.gz}", "{name: idx, path: mnist}"
     program = ("train", "program.yaml", "--out", "never", "--dry-run", "--trust-program", "--json")
     found += [
-        Reader("arrays, safetensors", tensors, mutated_safetensors, _dry(f"{{name: arrays, path: {tensors}}}")),
-        Reader("arrays of images, npz", "images.npz", mutated_zip, _dry("{name: arrays, path: images.npz}", GREY)),
+        Reader("safetensors of arrays", tensors, mutated_safetensors, _dry(f"{{name: arrays, path: {tensors}}}")),
+        Reader("npz of images", "images.npz", mutated_zip, _dry("{name: arrays, path: images.npz}", GREY)),
         Reader("idx", images, mutated_bytes, _dry(idx, GREY)),
         Reader("idx labels", labels, mutated_gzip, _dry(idx, GREY)),
         Reader("tar", "cifar-10-binary.tar.gz", mutated_gzip, _dry(cifar, COLOUR)),
@@ -111,7 +111,7 @@ def readers() -> list[Reader]:
         import pyarrow  # noqa: F401
 
         found.append(
-            Reader("table, parquet", "table.parquet", mutated_bytes, _dry("{name: tabular, path: table.parquet}"))
+            Reader("parquet of a table", "table.parquet", mutated_bytes, _dry("{name: tabular, path: table.parquet}"))
         )
     return found
 
