@@ -51,8 +51,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a trained run, or any GEBM built by hand.
 
-    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults of recipes. Under torchrun,
-    or inside the caller's own process group, the ranks share the sampling: call it on all of them.
+    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults of recipes. The ranks of
+    torchrun, or of the caller's process group, share the sampling: call it on all of them.
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
@@ -62,12 +62,10 @@ def evaluate(
         sampler: name or object; None: the recipe's, else hmc.
         num_samples, num_sets: draws in each set, and sets.
         seed: seed of the draws.
-        reference: part of the dataset to score against.
-        log_partition, nll_space: recipe keys ``eval.log_partition`` and ``nll.space``.
+        reference, log_partition, nll_space: part to score against; keys ``eval.log_partition`` and ``nll.space``.
 
     Raises:
-        UsageError: inconsistent arguments, or no data for a hand-built model.
-        DataError: the data does not fit the model.
+        UsageError, DataError: inconsistent arguments, no data for a hand-built model; data that do not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
     check_choice("reference", reference, ("train", "valid", "test"))
@@ -80,9 +78,8 @@ def evaluate(
     seed = eval_section(recipe).seed if seed is None else seed
     sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)
     settings = replace(EvaluationSettings.of(recipe), reference=reference)
-    settings = with_given(
-        settings, num_samples=num_samples, num_sets=num_sets, log_partition=log_partition, nll_space=nll_space
-    )
+    settings = with_given(settings, num_samples=num_samples, num_sets=num_sets)
+    settings = with_given(settings, log_partition=log_partition, nll_space=nll_space)
     where = device if device is not None or recipe is None else recipe.device
     with joined_ranks(work="evaluation") as ranks:
         return score(

@@ -89,20 +89,18 @@ def trace_quality(
         num_chains, warmup: chains and steps of the warm-up that tunes the sampler first; 0 steps: no tuning.
         steps: the traced chains run for ``warmup + steps`` steps, the least that `gebm_kit.sample` runs.
         at_steps: steps to measure at, in place of 0, 1, 2, 4, 8, ...; the largest is the last step.
-        seed: seed of starting points and sampler.
-        reference: part of the dataset to score against.
+        seed, reference: seed of starting points and sampler; part of the dataset to score against.
 
     Raises:
-        UsageError: inconsistent arguments, a metric that does not depend on draws, no data for a hand-built model, or a
-            prior that the sampler does not support.
-        DataError: the data does not fit the model; RunFailed: draws that are not finite, or a device out of memory.
+        UsageError: inconsistent arguments, a metric that does not depend on draws, or no data for a hand-built model.
+        DataError, RunFailed: the data does not fit the model; draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
     check_choice("reference", reference, ("train", "valid", "test"))
     check_callback("on_progress", on_progress)
     recipe, model, dataset = opened(run_or_model, data)
-    settings = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
-    settings = with_given(settings, steps=steps, seed=seed, block_size=block_size)
+    sampling = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
+    settings = with_given(sampling, steps=steps, seed=seed, block_size=block_size)
     return record(
         model,
         dataset,

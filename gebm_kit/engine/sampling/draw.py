@@ -167,8 +167,7 @@ def draw_into(
         start: as in `sample`.
 
     Raises:
-        UsageError: as for `draw`; or the directory can't be written, or holds something else or draws of another
-            request.
+        UsageError: as for `draw`; the directory can't be written, or holds something else, or another request's draws.
         RunFailed: the device is out of memory, or the disk is full; what was written stays.
         Interrupted: Ctrl-C or SIGTERM.
     """
