@@ -30,6 +30,9 @@ CHUNK = 2**20
 MAX_HEADER = 2**16
 """Longest header of a .npy array, in bytes. numpy parses 10,000 by default, but reads more before it looks."""
 
+MAX_REASON = 200
+"""Most characters of numpy's words about a header, which it quotes whole."""
+
 MAX_MEMBERS = 10_000
 """Most members of a tar archive that are looked through; each takes memory, whatever its size."""
 
@@ -255,7 +258,7 @@ def npy_header(
         raise
     except Exception as reason:  # the header is Python source, which fails in many ways
         raise error(
-            f"{name} is not a .npy array: {(str(reason).splitlines() or ['its header is damaged'])[0]}"
+            f"{name} is not a .npy array: {(str(reason).splitlines() or ['its header is damaged'])[0][:MAX_REASON]}"
         ) from reason
     if dtype.hasobject:
         raise error(f"{name} holds Python objects (pickled) and is not read: unpickling runs code from the file")
