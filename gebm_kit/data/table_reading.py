@@ -210,8 +210,18 @@ class Reading:
         return f"line {line}: column {name}" if isinstance(self._table, CsvFile) else f"row {line}, column {name}"
 
     def _refuse_types(self) -> None:
-        """Note columns of a file with types that hold no numbers."""
+        """Note columns of a file with types that hold no numbers.
+
+        Raises:
+            DataError: labels or a condition need a column of lists, bytes or the like.
+        """
         if isinstance(self._table, ParquetFile):
+            for place in [*([] if self._label is None else [self._label]), *(place for place, _ in self._conditions)]:
+                if not self._table.is_plain(place):
+                    kind = self._table.type_of(place)
+                    raise DataError(
+                        f"{self._file}: column {self._table.names[place]!r} holds {kind}; text or numbers are needed"
+                    )
             for place in self._places:
                 if (kind := self._table.type_of(place)) is not None:
                     text = f"column {self._table.names[place]!r} holds {kind}; numbers are needed"
@@ -259,7 +269,8 @@ class Reading:
         for place, start in list(self._counting.items()):
             values = known[place].values if place in known else np.array([np.nan])
             start = values[0] if start is None else start
-            if np.array_equal(values, start + np.arange(len(values)) + self._total) and float(start).is_integer():
+            counted = float(start).is_integer() and abs(start) < 2.0**52
+            if counted and np.array_equal(values, start + np.arange(len(values)) + self._total):
                 self._counting[place] = start
             else:
                 del self._counting[place]

@@ -402,3 +402,43 @@ def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:
         Tabular(str(tmp_path / "x.npy"), header=True)
     with pytest.raises(DataError, match="columns has a meaning for .csv and .parquet files only"):
         Arrays(str(tmp_path / "x.npy"), columns=["1"])
+
+
+class TestParquetTypes:
+    """A column of an odd type is named, and does not keep the others from being read."""
+
+    @staticmethod
+    def table(tmp_path, **columns):
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        made = pyarrow.table({"a": VALUES[:, 0], "b": VALUES[:, 1]} | {n: make(pyarrow) for n, make in columns.items()})
+        parquet.write_table(made, tmp_path / "x.parquet")
+        return tmp_path / "x.parquet"
+
+    @pytest.mark.parametrize("value", [[1, 2], {"x": 1}, b"\xff"])
+    def test_lists_and_bytes(self, tmp_path, value):
+        path = self.table(tmp_path, odd=lambda pa: pa.array([value] * NUM))
+        with pytest.raises(DataError, match="column 'odd' holds") as caught:
+            Tabular(str(path))
+        assert 'columns=["a", "b"]' in caught.value.hint
+        assert Tabular(str(path), columns=["a", "b"]).data_shape == (2,)
+        for options in ({"where": "odd == 'x'", "columns": ["a"]}, {"labels": "odd"}):
+            with pytest.raises(DataError, match="column 'odd' holds .* text or numbers are needed"):
+                read_table(path, **options)
+
+    @pytest.mark.parametrize("kind", ["int64", "decimal128"])
+    def test_long_whole_numbers_beside_a_missing_one(self, tmp_path, kind):
+        def long(pa):
+            values = [None, *(2**60 + 3 * i * i for i in range(NUM - 1))]
+            return pa.array(values, pa.int64() if kind == "int64" else pa.decimal128(30, 0))
+
+        with pytest.raises(DataError, match="column 'odd' holds 1152921504606846979, which has more digits"):
+            read_table(self.table(tmp_path, odd=long), missing="drop")
+
+    def test_decimals_of_many_digits_are_not_rounded_without_a_word(self, tmp_path):
+        from decimal import Decimal
+
+        path = self.table(tmp_path, odd=lambda pa: pa.array([Decimal(10**30 + i * i) for i in range(NUM)]))
+        with pytest.raises(DataError, match="more digits than double precision holds"):
+            read_table(path)
