@@ -102,6 +102,8 @@ def tar_members(path: Path, wanted: Container[str], *, limit: int, error: Error 
                         raise error(f"{path} has more than {MAX_MEMBERS:,} members")
                     content = archive.extractfile(member) if name in wanted and member.isreg() else None
                     if content is not None:
+                        if name in found:
+                            raise error(f"{path} holds more than one {name}")
                         found[name] = _bounded(content, limit, f"{path}: {name} unpacks to", error)
         except (tarfile.TarError, RecursionError, OverflowError, lzma.LZMAError, *_ZIP_ERRORS) as reason:
             raise error(f"{path} can't be read: {reason}") from reason
