@@ -30,6 +30,9 @@ CHUNK = 2**20
 MAX_HEADER = 2**16
 """Longest header of a .npy array, in bytes. numpy parses 10,000 by default, but reads more before it looks."""
 
+MAX_REASON = 200
+"""Most characters of numpy's words about a header, which it quotes whole."""
+
 MAX_MEMBERS = 10_000
 """Most members of a tar archive that are looked through; each takes memory, whatever its size."""
 
@@ -99,6 +102,8 @@ def tar_members(path: Path, wanted: Container[str], *, limit: int, error: Error 
                         raise error(f"{path} has more than {MAX_MEMBERS:,} members")
                     content = archive.extractfile(member) if name in wanted and member.isreg() else None
                     if content is not None:
+                        if name in found:
+                            raise error(f"{path} holds more than one {name}")
                         found[name] = _bounded(content, limit, f"{path}: {name} unpacks to", error)
         except (tarfile.TarError, RecursionError, OverflowError, lzma.LZMAError, *_ZIP_ERRORS) as reason:
             raise error(f"{path} can't be read: {reason}") from reason
@@ -255,7 +260,7 @@ def npy_header(
         raise
     except Exception as reason:  # the header is Python source, which fails in many ways
         raise error(
-            f"{name} is not a .npy array: {(str(reason).splitlines() or ['its header is damaged'])[0]}"
+            f"{name} is not a .npy array: {(str(reason).splitlines() or ['its header is damaged'])[0][:MAX_REASON]}"
         ) from reason
     if dtype.hasobject:
         raise error(f"{name} holds Python objects (pickled) and is not read: unpickling runs code from the file")

@@ -101,6 +101,9 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+LONGEST_LIST = 100
+"""Most choices that a message names."""
+
 LONGEST_WORD = 100
 """Length up to which the nearest choices to a word are looked for; the search takes a time of its square."""
 
@@ -119,4 +122,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
         return f"did you mean {' or '.join(close)}?"
     if not options:
         return "there are none"
+    if len(options) > LONGEST_LIST:
+        return f"allowed: {', '.join(options[:LONGEST_LIST])} and {len(options) - LONGEST_LIST:,} more"
     return f"allowed: {', '.join(options)}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
-from gebm_kit.core.precision import check_single_precision
+from gebm_kit.core.precision import check_image_precision, check_single_precision
 from gebm_kit.core.progress import warn
 from gebm_kit.data.array_images import first_place
 from gebm_kit.data.columns import Missing, read_table
@@ -97,9 +97,11 @@ def checked(
     if standardise:
         _check_whole_numbers(rows, file)
         return rows
+    hint = "With standardise=true the mean is subtracted first, which keeps them apart."
     if rows.ndim == 2:
-        hint = "With standardise=true the mean is subtracted first, which keeps them apart."
         check_single_precision(rows, columns, str(file), hint)
+    else:
+        check_image_precision(rows, str(file), hint)
     return single
 
 
@@ -122,7 +124,6 @@ def _check_whole_numbers(rows: Tensor, file: Path) -> None:
 def scale(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of rows, per column or channel, in double precision; 1 for a constant one."""
     # A spread as small as rounding means a constant column: dividing by it would blow the rounding up to unit variance.
-    # 1e-30 serves a column of zeros.
     rounding = 1e-6 if rows.dtype in (torch.float32, torch.float16, torch.bfloat16) else 1e-14
     train = rows.double()
     over = (0,) if train.ndim == 2 else (0, 2, 3)
@@ -132,8 +133,11 @@ def scale(rows: Tensor) -> tuple[Tensor, Tensor]:
             f"the data are too large to be standardised: up to {float(train.abs().max()):g}; take another unit"
         )
     high = train.amax(over, keepdim=True)
-    mean = torch.where(high == train.amin(over, keepdim=True), high, mean)  # without the rounding of a sum
-    return mean, torch.where(std > rounding * mean.abs().clamp_min(1e-30), std, torch.ones_like(std))
+    low = train.amin(over, keepdim=True)
+    if bool(((high > low) & (std <= torch.finfo(torch.float64).tiny)).any()):
+        raise DataError("the data lie too close together to be standardised; take another unit")
+    mean = torch.where(high == low, high, mean)  # without the rounding of a sum
+    return mean, torch.where(std > rounding * mean.abs(), std, torch.ones_like(std))
 
 
 def label_ids(labels: Tensor, num_rows: int, file: Path) -> Tensor:

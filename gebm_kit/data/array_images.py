@@ -97,8 +97,8 @@ def as_numbers(rows: Tensor, pixels: Pixels, source: Path) -> Tensor:
     if pixels == "keep":
         return rows.to(torch.float32) if is_bytes else rows
     if pixels == "auto":
-        if not is_bytes and rows.ndim == 4:
-            _refuse_grey_levels(rows, source)
+        if rows.ndim == 4:
+            _refuse_masks(rows, source) if is_bytes else _refuse_grey_levels(rows, source)
         return rows if rows.ndim == 4 or not is_bytes else rows.to(torch.float32)
     top = TOPS[pixels]
     low, high, whole = facts(rows)
@@ -110,6 +110,16 @@ def as_numbers(rows: Tensor, pixels: Pixels, source: Path) -> Tensor:
     if pixels == "byte" and whole:
         return rows.to(torch.uint8)
     return rows.to(torch.float32).div_(top / 2).sub_(1)
+
+
+def _refuse_masks(rows: Tensor, source: Path) -> None:
+    if facts(rows)[1] == 1:
+        raise _two_readings(
+            source,
+            "images of unsigned bytes from 0 to 1",
+            "grey levels 0..255, which are nearly black (data.pixels=byte)",
+            "black and white, scaled to [-1, 1] (data.pixels=unit)",
+        )
 
 
 def _refuse_grey_levels(rows: Tensor, source: Path) -> None:

@@ -29,7 +29,7 @@ SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
 """Bytes of a record: the class, then the red, green and blue planes row by row."""
 
-MAX_UNPACKED = 2**30
+MAX_UNPACKED = 2**28
 """Most bytes that are unpacked; the published files have 184 million."""
 
 CLASSES = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,8 @@ def read_table(
     table = open_table(file, key, header)
     conditions = [parse_condition(text, str(file)) for text in ([where] if isinstance(where, str) else where or ())]
     label = None if labels is None else place_of(labels, table.names, file)
-    by_default = [place for place in range(len(table.names)) if place not in (*table.unnamed, *table.nameless, label)]
+    aside = {*table.unnamed, *table.nameless, label}
+    by_default = [place for place in range(len(table.names)) if place not in aside]
     if columns is None and not by_default:
         raise DataError(f"{file} has no column left besides {'row labels' if label is None else 'the labels'}")
     places = by_default if columns is None else _places(columns, table.names, file)
@@ -91,7 +93,7 @@ def check_names(names: Sequence[str], source: str) -> None:
     Raises:
         DataError: the message says which.
     """
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         listed = ", ".join(map(repr, twice))
         raise DataError(
@@ -118,15 +120,15 @@ def check_finite(rows: Tensor, columns: Sequence[str], source: str) -> None:
 
 
 def _places(words: Sequence[str], names: tuple[str, ...], file: Path) -> list[int]:
-    found: list[int] = []
+    found: dict[int, None] = {}  # in order
     for word in words:
         place = place_of(word, names, file)
         if place in found:
             raise DataError(f"{file}: column {names[place]!r} is asked for twice")
-        found.append(place)
+        found[place] = None
     if not found:
         raise DataError(f"{file}: columns is empty; name at least one")
-    return found
+    return list(found)
 
 
 class _ArrayFile:

@@ -122,8 +122,8 @@ class CsvFile:
         if self.header and not any(fields):
             raise DataError(f"{path}: the first line holds no names of columns")
         without = [place for place, name in enumerate(fields) if is_index_name(name)]
-        self.unnamed = tuple(place for place in without if without[: place + 1] == list(range(place + 1)))
-        self.nameless = tuple(place for place in without if place not in self.unnamed)
+        first_ones = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], enumerate(without)))
+        self.unnamed, self.nameless = tuple(without[:first_ones]), tuple(without[first_ones:])
         self.names = tuple(fields)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:

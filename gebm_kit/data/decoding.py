@@ -90,23 +90,24 @@ class Fit:
         try:
             with Opened(file, name) as opened:
                 refuse(opened, name)
-                image = self._flat(ImageOps.exif_transpose(opened))
+                ImageOps.exif_transpose(opened, in_place=True)  # otherwise it copies an upright image too
+                pixels = np.array(self._fitted(self._flat(opened), name))
         except (DataError, CorruptImageError):
             raise
         except Exception as error:  # Pillow raises many types on damaged files, some of them undocumented
             raise CorruptImageError(str(error) or type(error).__name__) from error
-        pixels = np.asarray(self._fitted(image, name))
-        return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)
+        return torch.from_numpy(pixels).reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)
 
     def _flat(self, image: Image.Image) -> Image.Image:
         """Return the image in grey or colour, with transparent pixels laid over the background."""
         mode = "L" if self.channels == 1 else "RGB"
-        above = image.convert("RGBA") if is_transparent(image) else None
+        above = None
+        if is_transparent(image):
+            above = image if image.mode == "RGBA" else image.convert("RGBA")
         if above is None or above.getchannel("A").getextrema() == (255, 255):
-            return (above if above is not None and mode == "RGB" else image).convert(mode)
-        below = Image.new("RGBA", image.size, (*self.background, 255))
-        below.alpha_composite(above)
-        return below.convert(mode)
+            source = above if above is not None and mode == "RGB" else image
+            return source if source.mode == mode else source.convert(mode)  # a large image takes memory once
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*self.background, 255)), above).convert(mode)
 
     def _fitted(self, image: Image.Image, name: object) -> Image.Image:
         if self.crop is not None:

@@ -60,6 +60,10 @@ class ParquetFile:
         plain = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
         return None if plain else str(kind)
 
+    def is_plain(self, place: int) -> bool:
+        """Return whether a column's values can be read as numbers or text, unlike lists and bytes."""
+        return not _has_no_text(self._types[place])
+
     def blocks(self, places: Sequence[int]) -> Iterator[tuple[range, dict[int, Column]]]:
         """Yield row numbers from 1 and some columns, a batch at a time.
 
@@ -92,6 +96,19 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} can't be read as .parquet: {said}")
 
 
+def _has_no_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return bool(types.is_nested(kind) or binary or types.is_binary_view(kind))
+
+
+def _has_long(values: np.ndarray) -> bool:
+    """Return whether a whole number is among them that double precision may not hold."""
+    return bool((values > 2**53).any() or (values < -(2**53)).any())
+
+
 def _column(column: Any) -> Column:
     from pyarrow import compute, float64, string, types
 
@@ -101,11 +118,17 @@ def _column(column: Any) -> Column:
         kind = column.type
     if types.is_integer(kind) and not column.null_count:
         return np.asarray(column.to_numpy(zero_copy_only=False))
+    if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale <= 0):
+        exact = column.fill_null(0) if types.is_integer(kind) else None
+        if exact is None or _has_long(exact.to_numpy(zero_copy_only=False)):  # which a cast would refuse or round
+            return ["" if value is None else str(int(value)) for value in column.to_pylist()]
     if types.is_boolean(kind) or types.is_decimal(kind) or types.is_integer(kind):
         column = compute.cast(column, float64(), safe=not types.is_decimal(kind))
         kind = column.type
     if types.is_floating(kind):
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+    if _has_no_text(kind):  # which Reading refuses by name
+        return [str(kind)] * len(column)
     return ["" if field is None else field for field in compute.cast(column, string()).to_pylist()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,13 @@ from gebm_kit.data.fields import Column, Numbers, numbers, problem
 from gebm_kit.data.parquet_files import ParquetFile
 
 COUNTED_ROWS = 10
-"""Fewest rows for which a column 0, 1, 2, ... is taken for row numbers."""
+"""Fewest rows for which a column that goes up by one, or an id that never repeats, is taken for row labels."""
+
+_ID_NAME = re.compile(r"(.*[ _.-])?(id|idx|index|uid|guid|row|rows|rowname|rownames|row_?num(ber)?)", re.IGNORECASE)
+"""Names of columns that hold row labels if no value repeats."""
+
+_CODE = re.compile(r"(?:^|\n)([+-]?0\d+)(?:\n|$)")
+"""A whole number with leading zeros, such as a postal code, among fields on lines of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,7 @@ class Table:
         left_out: columns left out because they hold row labels, as text for a person.
         kind: type of the values in the file, such as ``text`` or ``int64``.
         labels: the rows' class labels as text, if a column of them was asked for.
+        codes: columns with leading zeros, as text for a person.
     """
 
     rows: Tensor
@@ -44,6 +52,7 @@ class Table:
     left_out: tuple[str, ...] = ()
     kind: str = "text"
     labels: tuple[str, ...] | None = None
+    codes: tuple[str, ...] = ()
 
     def notes(self) -> tuple[str, ...]:
         """Say in a few words each which rows and columns were left out."""
@@ -62,6 +71,11 @@ class Table:
         if self.left_out:
             names = ", ".join(self.left_out)
             warn(f"{file}: {names} left out: no measurement, but row labels or nothing, as pandas, R and others write")
+        if self.codes:
+            warn(
+                f"{file}: {', '.join(self.codes)}; if these are codes, leave them out: columns=[...]. Naming all columns "
+                "ends this warning"
+            )
         if self.dropped:
             warn(
                 f"{file}: {self.dropped:,} of {self.dropped + len(self.rows):,} rows have a missing value and are dropped"
@@ -96,7 +110,7 @@ def place_of(word: str, names: tuple[str, ...], file: Path) -> int:
         raise DataError(f"{file}: more than one column is called {word!r}", hint="Use its number, from 1.")
     if word in names:
         return names.index(word)
-    if word.isdecimal() and 1 <= int(word) <= len(names):
+    if word.isdecimal() and len(word) <= len(str(len(names))) and 1 <= int(word) <= len(names):
         return int(word) - 1
     if names == tuple(str(number + 1) for number in range(len(names))):
         allowed = f"without names in the file, give the number of a column, from 1 to {len(names)}"
@@ -129,6 +143,7 @@ class Reading:
         counting: bool,
     ) -> None:
         self._table, self._file, self._places, self._drop = table, file, list(places), drop
+        self._wanted = frozenset(places)
         self._conditions = [(place_of(c.column, table.names, file), c) for c in conditions]
         self._label, self._labels = labels, list[str]()
         self._read = list(dict.fromkeys([*self._places, *(place for place, _ in self._conditions)]))
@@ -136,7 +151,11 @@ class Reading:
         beside = [place for place in [labels, *self._nameless] if place is not None and place not in self._read]
         self._read += beside
         self._trouble: dict[int, _Trouble] = {}
-        self._counting = dict.fromkeys(self._places, -1) if counting and len(self._places) > 1 else {}
+        self._by_default = counting
+        self._counting: dict[int, float | None] = {}
+        if counting and len(self._places) > 1:
+            self._counting = dict.fromkeys(self._places)
+        self._codes: dict[int, str] = {}
         self._parts: list[np.ndarray] = []
         self._kinds: dict[str, None] = {}
         self._total = self._met = self._lost = 0
@@ -148,6 +167,7 @@ class Reading:
             known = {place: numbers(column) for place, column in columns.items() if self._is_numeric(place)}
             self._kinds |= {c.dtype.name if isinstance(c, np.ndarray) else "text": None for c in columns.values()}
             self._count_rows(known)
+            self._note_codes(columns)
             self._refuse_nameless(lines, columns)
             met = self._meeting(columns, known)
             self._total, self._met = self._total + len(lines), self._met + int(met.sum())
@@ -190,8 +210,18 @@ class Reading:
         return f"line {line}: column {name}" if isinstance(self._table, CsvFile) else f"row {line}, column {name}"
 
     def _refuse_types(self) -> None:
-        """Note columns of a file with types that hold no numbers."""
+        """Note columns of a file with types that hold no numbers.
+
+        Raises:
+            DataError: labels or a condition need a column of lists, bytes or the like.
+        """
         if isinstance(self._table, ParquetFile):
+            for place in [*([] if self._label is None else [self._label]), *(place for place, _ in self._conditions)]:
+                if not self._table.is_plain(place):
+                    kind = self._table.type_of(place)
+                    raise DataError(
+                        f"{self._file}: column {self._table.names[place]!r} holds {kind}; text or numbers are needed"
+                    )
             for place in self._places:
                 if (kind := self._table.type_of(place)) is not None:
                     text = f"column {self._table.names[place]!r} holds {kind}; numbers are needed"
@@ -201,7 +231,7 @@ class Reading:
         """Return whether a column is read as numbers, rather than as text for conditions alone."""
         if isinstance(self._table, ParquetFile) and self._table.type_of(place) is not None:
             return False
-        return place in self._places or any(
+        return place in self._wanted or any(
             where == place and not isinstance(condition.value, str) for where, condition in self._conditions
         )
 
@@ -235,15 +265,37 @@ class Reading:
         known.count += int(wrong.sum())
 
     def _count_rows(self, known: Mapping[int, Numbers]) -> None:
-        """Follow the columns that hold 0, 1, 2, ... or 1, 2, 3, ... so far."""
+        """Follow the columns that have gone up by one from row to row so far, from any whole number."""
         for place, start in list(self._counting.items()):
             values = known[place].values if place in known else np.array([np.nan])
-            start = int(values[0]) if start < 0 and values[0] in (0, 1) else start
-            expected = np.arange(len(values)) + start + self._total
-            if start >= 0 and np.array_equal(values, expected):
+            start = values[0] if start is None else start
+            counted = float(start).is_integer() and abs(start) < 2.0**52
+            if counted and np.array_equal(values, start + np.arange(len(values)) + self._total):
                 self._counting[place] = start
             else:
                 del self._counting[place]
+
+    def _note_codes(self, columns: Mapping[int, Column]) -> None:
+        """Note columns of text with leading zeros, unless the user named the columns."""
+        for place in self._places if self._by_default else ():
+            column = columns[place]
+            if place not in self._codes and isinstance(column, list):
+                found = _CODE.search("\n".join(column))
+                if found is not None:
+                    self._codes[place] = found[1]
+
+    def _row_labels(self, rows: np.ndarray) -> dict[int, str]:
+        """Return the columns that label the rows, and why each is taken for one."""
+        if self._total < COUNTED_ROWS or not self._by_default:
+            return {}
+        found = dict.fromkeys(self._counting, "counts the rows")
+        for column, place in enumerate(self._places):
+            values = rows[:, column]
+            if place in found or place in self._trouble or not _ID_NAME.fullmatch(self._table.names[place].strip()):
+                continue
+            if bool((values == np.round(values)).all()) and len(np.unique(values)) == len(values):
+                found[place] = "holds a different whole number in every row"
+        return found if len(found) < len(self._places) else {}
 
     def table(self, varying: bool) -> Table:
         """Return the rows.
@@ -256,14 +308,14 @@ class Reading:
         if self._conditions and not self._met:
             sources = [f"{c.column}{c.sign}{c.value!r}" for _, c in self._conditions]
             raise DataError(f"{self._file}: none of the {self._total} rows meets where={sources}")
-        if self._total >= COUNTED_ROWS and len(self._counting) < len(self._places):
-            for place in self._counting:
-                text = f"column {self._table.names[place]!r} counts the rows: an index, not a measurement"
-                self._trouble.setdefault(place, _Trouble(text, missing=False))
+        labels_rows = self._row_labels(rows)
+        for place, why in labels_rows.items():
+            text = f"column {self._table.names[place]!r} {why}: an index, not a measurement"
+            self._trouble.setdefault(place, _Trouble(text, missing=False))
         if varying and len(rows) > 2:
             self._note_constant(rows)
         if self._trouble:
-            raise self._error()
+            raise self._error(bool(labels_rows))
         if not len(rows):
             raise DataError(
                 f"{self._file}: each of the {self._met} rows has a missing value, so missing=drop leaves none",
@@ -273,12 +325,16 @@ class Reading:
         left_out = tuple(
             f"column {place + 1} ({self._table.names[place] or 'without a name'}, row labels)"
             for place in self._table.unnamed
-            if place not in (*self._places, self._label)
+            if place not in self._wanted and place != self._label
         ) + tuple(f"column {place + 1} (empty)" for place in self._nameless)
         dropped = self._lost if self._drop else 0
         kind = "/".join(self._kinds)
         labels = None if self._label is None else tuple(self._labels)
-        return Table(torch.from_numpy(rows), names, self._total, dropped, left_out, kind, labels)
+        codes = tuple(
+            f"column {self._table.names[place]!r} holds {code[:20]}, read as {float(code):g}"
+            for place, code in self._codes.items()
+        )
+        return Table(torch.from_numpy(rows), names, self._total, dropped, left_out, kind, labels, codes)
 
     def _note_constant(self, rows: np.ndarray) -> None:
         for column, place in enumerate(self._places):
@@ -287,8 +343,8 @@ class Reading:
                 text = f"column {self._table.names[place]!r} is constant ({values[0]:g}), so it has no density"
                 self._trouble[place] = _Trouble(text, missing=False)
 
-    def _error(self) -> DataError:
-        """Return one error about all columns that can't be used, with a hint that says which can."""
+    def _error(self, row_labels: bool) -> DataError:
+        """Return one error about all columns that can't be used, and a hint about those that can."""
         found = [self._trouble[place] for place in sorted(self._trouble)]
         texts = [t.text + (f" ({t.count} such values)" if t.count > 1 else "") for t in found]
         if len(texts) > 1:
@@ -303,11 +359,11 @@ class Reading:
             hints.append(
                 f"missing=drop{chosen} leaves out the rows with a missing value ({self._lost} of {self._met})."
             )
-        counted = [place for place in self._counting if place in self._trouble]
-        if counted:
-            hints.append("To keep a column that counts the rows, name all columns: columns=[...].")
+        if row_labels:
+            hints.append("To keep an index, name all columns: columns=[...].")
         return DataError(message, hint=" ".join([*hints, "" if not gaps else "Nothing is imputed here."]).strip())
 
     def _chosen(self, places: Sequence[int]) -> str:
-        names = [self._table.names[place] for place in self._places if place in places]
+        chosen = frozenset(places)
+        names = [self._table.names[place] for place in self._places if place in chosen]
         return f"columns={json.dumps(names, ensure_ascii=False)}"

@@ -20,6 +20,9 @@ ARRAY_SUFFIXES = (".npz", ".npy", ".safetensors")
 TABLE_SUFFIXES = (".csv", ".parquet")
 """Suffixes of the files of columns, which `gebm_kit.data.columns` reads."""
 
+SHOWN_NAMES = 40
+"""Most names of arrays in one message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -75,11 +78,14 @@ def _pick(names: list[str], key: str | None, path: Path, what: str) -> str:
         if len(names) == 1:
             return names[0]
         if "x" in names:
-            return "x"
-        listed = ", ".join(names) or "none"
+            return _pick(names, "x", path, what)
+        listed = ", ".join(names[:SHOWN_NAMES]) or "none"
+        listed += f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
         raise DataError(f"{path} holds {len(names)} arrays ({listed}); name the one with the data: key=...")
     if key not in names:
         raise DataError(f"{path} has no {what} {key!r}; {nearest(key, names)}")
+    if names.count(key) > 1:
+        raise DataError(f"{path} holds {names.count(key)} arrays that are called {key!r}, so it is damaged")
     return key
 
 
@@ -122,12 +128,20 @@ def _safetensors(path: Path, key: str | None, labels: str | None) -> Loaded:
     for tensor in (rows, chosen):
         if tensor is not None and tensor.is_complex():
             raise DataError(f"{path} holds complex numbers; real ones are needed")
-    return Loaded(_no_float8(rows), chosen)
+    return Loaded(_common(rows, path), None if chosen is None else _common(chosen, path))
 
 
-def _no_float8(rows: Tensor) -> Tensor:
-    """Return rows of a type that torch and numpy can compute with."""
-    return rows.float() if rows.is_floating_point() and rows.dtype.itemsize < 2 else rows
+def _common(rows: Tensor, path: Path) -> Tensor:
+    """Return numbers of a safetensors file in a type that torch and numpy can compute with."""
+    if rows.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return _numbers(rows.numpy(), path)
+    if rows.is_floating_point() and rows.dtype.itemsize < 2:
+        try:
+            return rows.float()
+        except (RuntimeError, NotImplementedError) as error:  # two numbers in each byte
+            kind = str(rows.dtype).removeprefix("torch.")
+            raise DataError(f"{path} holds numbers of type {kind}, which can't be read; float16 can") from error
+    return rows
 
 
 def _numbers(array: np.ndarray, path: Path) -> Tensor:

@@ -193,3 +193,13 @@ def test_a_named_pipe_is_not_unpacked(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar.gz")
     with pytest.raises(DataError, match="is a named pipe"):
         archives.tar_members(tmp_path / "a.tar.gz", {"a"}, limit=2**30)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for folder in ("x", "y"):
+            info = tarfile.TarInfo(f"{folder}/a")
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"1"))
+    with pytest.raises(DataError, match="more than one a"):
+        archives.tar_members(tmp_path / "a.tar", {"a"}, limit=100_000)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,3 +335,55 @@ def test_labels_of_unlabelled_data_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.npy", POINTS)
     with pytest.raises(UsageError, match="no labels"):
         Arrays("a.npy", directory=tmp_path).labels("train")
+
+
+class TestOddNumbers:
+    """Numbers of odd types and sizes are read as they are, or refused."""
+
+    @pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64"])
+    def test_unsigned_numbers_of_safetensors_are_read(self, tmp_path: Path, kind: str) -> None:
+        values = torch.arange(40).reshape(20, 2).to(getattr(torch, kind))
+        save_file({"x": values, "y": torch.arange(20).remainder(3).to(values.dtype)}, tmp_path / "a.safetensors")
+        data = Arrays(str(tmp_path / "a.safetensors"), key="x", labels="y")
+        assert sorted(torch.cat([data.split(p).rows[:, 0] for p in ("train", "valid", "test")]).tolist()) == list(
+            range(0, 40, 2)
+        )
+        assert data.num_classes == 3
+
+    def test_two_numbers_in_a_byte_are_refused(self, tmp_path: Path) -> None:
+        header = json.dumps({"x": {"dtype": "F4", "shape": [20, 4], "data_offsets": [0, 40]}}).encode()
+        (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\1" * 40)
+        with pytest.raises(DataError, match="can't be read"):
+            Arrays(str(tmp_path / "a.safetensors"))
+
+    @pytest.mark.parametrize("shape", [(40, 2), (40, 8, 8), (40, 3, 8, 8)])
+    @pytest.mark.parametrize(("centre", "scale"), [(0, 1e-300), (0, 1e-43), (1.7e9, 1)])
+    def test_numbers_that_single_precision_merges_are_refused(self, tmp_path: Path, shape, centre, scale) -> None:
+        np.save(tmp_path / "x.npy", centre + scale * np.random.default_rng(0).normal(size=shape))
+        with pytest.raises(DataError, match="single precision can't tell them apart"):
+            Arrays(str(tmp_path / "x.npy"))
+
+    def test_numbers_too_small_to_be_standardised_are_refused(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", 1e-300 * np.random.default_rng(0).normal(size=(40, 2)))
+        with pytest.raises(DataError, match="take another unit"):
+            Arrays(str(tmp_path / "x.npy"), standardise=True)
+
+    def test_small_numbers_are_standardised(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", 1e-100 * np.random.default_rng(0).normal(size=(40, 2)))
+        assert Arrays(str(tmp_path / "x.npy"), standardise=True).split("train").rows.std() == pytest.approx(1, abs=0.05)
+
+    def test_bytes_of_black_and_white_are_not_grey_levels(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", (np.random.default_rng(0).random((40, 8, 8)) > 0.5).astype("u1"))
+        with pytest.raises(DataError, match="two ways"):
+            Arrays(str(tmp_path / "x.npy"))
+        rows = Arrays(str(tmp_path / "x.npy"), pixels="unit").split("train").rows
+        assert set(rows.unique().tolist()) == {-1.0, 1.0}
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_two_arrays_of_one_name_are_refused(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)))
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            for _ in range(2):
+                archive.write(tmp_path / "x.npy", "x.npy")
+        with pytest.raises(DataError, match="2 arrays that are called 'x'"):
+            Arrays(str(tmp_path / "a.npz"))

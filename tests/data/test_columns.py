@@ -121,10 +121,42 @@ class TestRowLabels:
         assert f'columns=["{"a" if header else "2"}"]' in caught.value.hint
         assert Tabular(str(path), columns=["1", "2"]).data_shape == (2,)
 
+    def test_counting_may_start_anywhere(self, tmp_path):
+        path = csv(tmp_path, "case,a", lambda i: f"{i + 1000},{VALUES[i, 0]}")
+        with pytest.raises(DataError, match="column 'case' counts the rows"):
+            Tabular(str(path))
+
+    @pytest.mark.parametrize("name", ["id", "index", "customer_id", "Row", "row_number"])
+    def test_an_id_that_never_repeats_is_refused_in_any_order(self, tmp_path, name):
+        path = csv(tmp_path, f"a,{name}", lambda i: f"{VALUES[i, 0]},{7 * (NUM - i)}")
+        with pytest.raises(DataError, match=f"column '{name}' holds a different whole number in every row"):
+            Tabular(str(path))
+        assert Tabular(str(path), columns=["a", name]).data_shape == (2,)
+
+    def test_an_id_that_repeats_is_kept(self, tmp_path):
+        path = csv(tmp_path, "a,id", lambda i: f"{VALUES[i, 0]},{i % 5}")
+        assert Tabular(str(path)).data_shape == (2,)
+
+    def test_leading_zeros_are_warned_of_until_the_column_is_named(self, tmp_path):
+        path = csv(tmp_path, "zip,a", lambda i: f"0{2139 + i % 7},{VALUES[i, 0]}")
+        with pytest.warns(GebmKitWarning, match="column 'zip' holds 02139, read as 2139"):
+            Tabular(str(path))
+        assert Tabular(str(path), columns=["zip", "a"]).data_shape == (2,)
+
     def test_arrays_of_numbers_too(self, tmp_path):
         np.save(tmp_path / "x.npy", np.column_stack([np.arange(NUM), VALUES]))
         with pytest.raises(DataError, match="column '1' counts the rows"):
             Tabular(str(tmp_path / "x.npy"))
+
+    def test_thousands_of_columns_take_no_longer_than_their_number(self, tmp_path):
+        """A loop over all pairs of these columns would take minutes."""
+        path = tmp_path / "wide.csv"
+        path.write_text("a" + "," * 300_000 + "\n1" + "," * 300_000 + "\n")
+        assert read_table(path).columns == ("a",)
+
+    def test_a_number_of_thousands_of_digits_is_not_a_column(self, tmp_path):
+        with pytest.raises(DataError, match="has no column"):
+            read_table(csv(tmp_path, "x", str), columns=["9" * 5000])
 
     def test_a_single_column_may_count(self, tmp_path):
         assert len(read_table(csv(tmp_path, "x", str)).rows) == NUM
@@ -370,3 +402,43 @@ def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:
         Tabular(str(tmp_path / "x.npy"), header=True)
     with pytest.raises(DataError, match="columns has a meaning for .csv and .parquet files only"):
         Arrays(str(tmp_path / "x.npy"), columns=["1"])
+
+
+class TestParquetTypes:
+    """A column of an odd type is named, and does not keep the others from being read."""
+
+    @staticmethod
+    def table(tmp_path, **columns):
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        made = pyarrow.table({"a": VALUES[:, 0], "b": VALUES[:, 1]} | {n: make(pyarrow) for n, make in columns.items()})
+        parquet.write_table(made, tmp_path / "x.parquet")
+        return tmp_path / "x.parquet"
+
+    @pytest.mark.parametrize("value", [[1, 2], {"x": 1}, b"\xff"])
+    def test_lists_and_bytes(self, tmp_path, value):
+        path = self.table(tmp_path, odd=lambda pa: pa.array([value] * NUM))
+        with pytest.raises(DataError, match="column 'odd' holds") as caught:
+            Tabular(str(path))
+        assert 'columns=["a", "b"]' in caught.value.hint
+        assert Tabular(str(path), columns=["a", "b"]).data_shape == (2,)
+        for options in ({"where": "odd == 'x'", "columns": ["a"]}, {"labels": "odd"}):
+            with pytest.raises(DataError, match="column 'odd' holds .* text or numbers are needed"):
+                read_table(path, **options)
+
+    @pytest.mark.parametrize("kind", ["int64", "decimal128"])
+    def test_long_whole_numbers_beside_a_missing_one(self, tmp_path, kind):
+        def long(pa):
+            values = [None, *(2**60 + 3 * i * i for i in range(NUM - 1))]
+            return pa.array(values, pa.int64() if kind == "int64" else pa.decimal128(30, 0))
+
+        with pytest.raises(DataError, match="column 'odd' holds 1152921504606846979, which has more digits"):
+            read_table(self.table(tmp_path, odd=long), missing="drop")
+
+    def test_decimals_of_many_digits_are_not_rounded_without_a_word(self, tmp_path):
+        from decimal import Decimal
+
+        path = self.table(tmp_path, odd=lambda pa: pa.array([Decimal(10**30 + i * i) for i in range(NUM)]))
+        with pytest.raises(DataError, match="more digits than double precision holds"):
+            read_table(path)
