@@ -48,6 +48,7 @@ def check_values(
         with preserved(model, device=device):
             try:
                 contracts.check_metric_values(metric, metric(context))
+                contracts.check_protocol(metric, metric.protocol(context))
             except _TooDear:
                 continue
         if not (contracts.same(samples, kept[0]) and contracts.same(reference, kept[1])):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import contracts, sampler_contracts
-from gebm_kit.core.attribution import attributed
+from gebm_kit.core.attribution import attributed, is_foreign
 from gebm_kit.core.interfaces import Base, Energy, Info, OnCodes, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.preserved import preserved
@@ -85,6 +85,10 @@ def _checked_base(base: Base, z: Tensor, tolerance: float) -> Tensor:
     if not contracts.same(given, z):
         contracts.refuse_changed("base", base, "its codes z")
     contracts.check_base_output(base, x, len(z), tuple(base.data_shape))
+    if x.dtype != z.dtype and is_foreign(base):
+        raise contracts.broken(
+            "base", base, f"returns {x.dtype} for codes of {z.dtype}; it must keep the type of its codes"
+        )
     found: Tensor = x.clone()
     contracts.check_repeatable("base", base, found, base(z.clone()), tolerance)
     contracts.check_rows_independent("base", base, found[:2], _one_by_one(base, z[:2]), tolerance)

@@ -173,7 +173,7 @@ class TrainingRun:
             if self.writes and self.run.state == "running":
                 self._status("interrupted")
             raise
-        except Exception:
+        except BaseException:  # a plugin may raise one that is no Exception
             self._try_status("failed")
             raise
         finally:
