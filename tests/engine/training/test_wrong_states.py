@@ -13,10 +13,23 @@ from torch import Tensor, nn
 
 import gebm_kit as gk
 from gebm_kit.core.components import Component, Injected
-from gebm_kit.core.errors import PluginError
-from gebm_kit.core.interfaces import Base, Batch, Energy, EvalContext, Loss, LossTerms, Metric
+from gebm_kit.core.errors import PluginError, UsageError
+from gebm_kit.core.interfaces import (
+    Base,
+    Batch,
+    Dataset,
+    Energy,
+    EvalContext,
+    Loss,
+    LossTerms,
+    Metric,
+    Split,
+    SplitName,
+)
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import GebmKitWarning
+from gebm_kit.engine.datasets.contract import check_dataset
 
 Shape = Annotated[tuple[int, ...], Injected]
 
@@ -175,3 +188,49 @@ def test_found_and_named_before_the_first_step(cls: type, tmp_path: Path) -> Non
     assert "--resume" not in said + caught.value.hint
     assert not (tmp_path / "run").exists()
     assert torch.is_grad_enabled()
+
+
+class Rows(Split):
+    def __init__(self, rows: Tensor, *, ordered: bool = True) -> None:
+        self.rows, self.ordered = rows, ordered
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.rows[indices] if self.ordered else self.rows[: len(indices)]
+
+
+class Data(Dataset):
+    """200 rows a part, of which the test part may be cut, or hold rows of the training part."""
+
+    data_shape, value_range = (2,), None
+
+    def __init__(self, shared: int = 0, *, ordered: bool = True) -> None:
+        self.shared, self.ordered = shared, ordered
+
+    def split(self, name: SplitName) -> Split:
+        parts = torch.randn(3, 200, 2, generator=torch.Generator().manual_seed(0))
+        rows = parts[("train", "valid", "test").index(name)]
+        if name == "test" and self.shared:
+            rows = torch.cat([parts[0, : self.shared], rows[self.shared :]])
+        return Rows(rows, ordered=self.ordered)
+
+
+def test_rows_that_ignore_the_indices_are_refused() -> None:
+    with pytest.raises(PluginError, match="'Data' .* that don't follow the indices"):
+        check_dataset(Data(ordered=False))
+
+
+def test_a_warning_names_a_dataset_whose_parts_share_some_rows() -> None:
+    check_dataset(Data())
+    with pytest.warns(GebmKitWarning, match=r"'Data' .* has 40 of 128 rows .* part test"):
+        check_dataset(Data(shared=40))
+
+
+def test_too_few_rows_for_a_metric_are_found_before_the_first_step(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.replace("num_test: 100", "num_test: 1"))
+    with pytest.raises(UsageError, match="metric mmd needs at least 2 rows in the test part, and there are 1"):
+        gk.train(path, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
