@@ -142,11 +142,11 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
     """
     contracts.check_kind("sampler", sampler)
     toy = GEBM(_Identity(latent_dim, dtype), _Bowl()).to(device).eval()
-    ends, gradients = [], False
+    ends, gradients, tried = [], False, copy.copy(sampler)
     with preserved(toy, device=device), LatentPotential(toy) as potential:
         for default_seed in (1, 2):
             torch.manual_seed(default_seed)
-            ends.append(_stepped(copy.copy(sampler), potential, device, dtype))
+            ends.append(_stepped(tried, potential, device, dtype))
         gradients = potential.grad_evals > 0
         for name, first, second in zip(ends[0]._fields, *ends, strict=True):
             if not contracts.same(first, second):
@@ -154,7 +154,7 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
                     "sampler",
                     sampler,
                     f"gives another state.{name} for the same seed; every random number must come from the generator "
-                    "handed in",
+                    "handed in, and nothing may be kept in the sampler from one step to the next",
                 )
         if sampler.family == "kernel":
             generator = torch.Generator(device).manual_seed(0)

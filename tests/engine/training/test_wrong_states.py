@@ -23,6 +23,7 @@ from gebm_kit.core.interfaces import (
     Loss,
     LossTerms,
     Metric,
+    Potential,
     Split,
     SplitName,
 )
@@ -30,6 +31,8 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.datasets.contract import check_dataset
+from gebm_kit.engine.sampling.contract import check_sampler
+from gebm_kit.samplers.rwm import Rwm
 
 Shape = Annotated[tuple[int, ...], Injected]
 
@@ -234,3 +237,17 @@ def test_too_few_rows_for_a_metric_are_found_before_the_first_step(tmp_path: Pat
     with pytest.raises(UsageError, match="metric mmd needs at least 2 rows in the test part, and there are 1"):
         gk.train(path, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sampler_that_counts_its_own_steps_is_refused() -> None:
+    class Counting(Rwm):
+        count = 0
+
+        def step(self, state: Any, potential: Potential, generator: torch.Generator) -> Any:
+            self.count += 1
+            state, info = super().step(state, potential, generator)
+            return state._replace(position=state.position + self.count), info
+
+    check_sampler(Rwm(), 2, torch.device("cpu"), torch.float32)
+    with pytest.raises(PluginError, match="'Counting' .* nothing may be kept in the sampler"):
+        check_sampler(Counting(), 2, torch.device("cpu"), torch.float32)
