@@ -36,7 +36,7 @@ from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.cli.visible import open_streams, visible, visible_message
-from gebm_kit.core.attribution import culprit, is_out_of_memory, plugin_error
+from gebm_kit.core.attribution import culprit, is_out_of_memory, plugin_error, raised_by
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise _Stopped(signal.SIGINT)
             return code if isinstance(code, int) else 0
         except GebmKitError as error:
-            return _report(error.code, error.message, error.hint, error.exit_code, json=json, debug=debug)
+            hint = " ".join(filter(None, (error.hint, raised_by(error))))
+            return _report(error.code, error.message, hint, error.exit_code, json=json, debug=debug)
         except _Stopped as stop:
             stopped = Interrupted(f"stopped by {signal.Signals(stop.signum).name}", signum=stop.signum)
             return _report(stopped.code, stopped.message, "", stopped.exit_code, json=json, debug=debug)

@@ -191,6 +191,12 @@ def culprit(error: BaseException) -> str:
     return ""
 
 
+def raised_by(error: GebmKitError) -> str:
+    """Return a sentence that names the foreign component whose own code raised an error of the kit; "" for others."""
+    frames = [frame for frame, _ in _frames(error.__traceback__)]
+    return f"Raised by {_responsible(frames, frames[-1])}." if frames and _is_foreign(frames[-1]) else ""
+
+
 def _held_by(frames: list[tuple[FrameType, int]]) -> object | None:
     """Return the foreign component that the frames' variables hold, the innermost first; also inside the kit's objects."""
     seen: set[int] = set()

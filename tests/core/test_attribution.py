@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.bases.mlp import MlpBase
-from gebm_kit.core.attribution import attributed, describe, is_foreign, is_out_of_memory, plugin_error
+from gebm_kit.core.attribution import attributed, describe, is_foreign, is_out_of_memory, plugin_error, raised_by
 from gebm_kit.core.contracts import check_metric_values
 from gebm_kit.core.errors import Interrupted, PluginError, UsageError
 from gebm_kit.core.interfaces import Energy, EvalContext, Metric
@@ -141,3 +141,14 @@ def test_a_component_in_use_is_named_if_nothing_else_can_be() -> None:
     assert found is not None
     assert "the energy 'Failing'" in found.message
     assert "was in use when gebm-kit failed" in found.message
+
+
+def test_an_error_of_the_kit_that_a_component_raises_is_said_to_be_its() -> None:
+    class Refusing(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            raise UsageError("in words")
+
+    error = raised(lambda: Refusing()(torch.zeros(1)))
+    assert isinstance(error, UsageError)
+    assert raised_by(error).startswith("Raised by the energy 'Refusing'")
+    assert raised_by(UsageError("in words")) == ""

@@ -29,6 +29,9 @@ CHAINS = 8
 STEPS = 5
 """Steps of the sampler's check, and of its warm-up."""
 
+SEED = 20_011
+"""Seed of the sampler's check: no author's favourite, so that a generator that is seeded anew shows."""
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Largest difference between one row's results in two batches, relative to the largest value, by the model's type.
 
@@ -168,9 +171,9 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
 def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device, dtype: torch.dtype) -> Any:
     """Return the sampler's state after `STEPS` steps, each of which is checked."""
     chains, latent_dim = max(CHAINS, sampler.min_chains), potential.model.latent_dim
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(SEED)
     z = torch.randn(chains, latent_dim, generator=generator, device=device, dtype=dtype)
-    start = z.clone()
+    start, mode = z.clone(), torch.is_grad_enabled()
     state = sampler.init(z, potential, generator)
     sampler_contracts.check_sampler_state(sampler, state, chains, latent_dim)
     for _ in range(STEPS):
@@ -186,6 +189,14 @@ def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device,
             if not contracts.same(old, now):
                 contracts.refuse_changed("sampler", sampler, f"state.{name} in a step")
         state = after[0]
+        if torch.is_grad_enabled() != mode:
+            torch.set_grad_enabled(mode)
+            what = "changes torch's gradient mode in a step; use torch.no_grad() as a context instead"
+            raise contracts.broken("sampler", sampler, what)
+    if generator.initial_seed() != SEED:
+        raise contracts.broken(
+            "sampler", sampler, "seeds the generator handed in anew, so its steps repeat their noise"
+        )
     if not torch.equal(z, start):
         contracts.refuse_changed("sampler", sampler, "the chains' starting points")
     contracts.check_finite(

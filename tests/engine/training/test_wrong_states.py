@@ -251,3 +251,22 @@ def test_a_sampler_that_counts_its_own_steps_is_refused() -> None:
     check_sampler(Rwm(), 2, torch.device("cpu"), torch.float32)
     with pytest.raises(PluginError, match="'Counting' .* nothing may be kept in the sampler"):
         check_sampler(Counting(), 2, torch.device("cpu"), torch.float32)
+
+
+def test_a_sampler_that_seeds_its_generator_or_switches_gradients_is_refused() -> None:
+    class Seeding(Rwm):
+        def step(self, state: Any, potential: Potential, generator: torch.Generator) -> Any:
+            return super().step(state, potential, generator.manual_seed(0))
+
+    class Switching(Rwm):
+        def step(self, state: Any, potential: Potential, generator: torch.Generator) -> Any:
+            torch.set_grad_enabled(not torch.is_grad_enabled())
+            return super().step(state, potential, generator)
+
+    for sampler, words in (
+        (Seeding(), "seeds the generator handed in anew"),
+        (Switching(), "changes torch's gradient mode"),
+    ):
+        with pytest.raises(PluginError, match=f"'{type(sampler).__name__}' .*{words}"):
+            check_sampler(sampler, 2, torch.device("cpu"), torch.float32)
+        assert torch.is_grad_enabled()
