@@ -36,7 +36,7 @@ from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
 from gebm_kit.cli.train import train
 from gebm_kit.cli.visible import open_streams, visible, visible_message
-from gebm_kit.core.attribution import is_out_of_memory, plugin_error
+from gebm_kit.core.attribution import culprit, is_out_of_memory, plugin_error, raised_by
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed
 from gebm_kit.core.trust import trust_paths, trust_programs
 from gebm_kit.core.version import __version__
@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise _Stopped(signal.SIGINT)
             return code if isinstance(code, int) else 0
         except GebmKitError as error:
-            return _report(error.code, error.message, error.hint, error.exit_code, json=json, debug=debug)
+            hint = " ".join(filter(None, (error.hint, raised_by(error))))
+            return _report(error.code, error.message, hint, error.exit_code, json=json, debug=debug)
         except _Stopped as stop:
             stopped = Interrupted(f"stopped by {signal.Signals(stop.signum).name}", signum=stop.signum)
             return _report(stopped.code, stopped.message, "", stopped.exit_code, json=json, debug=debug)
@@ -125,14 +126,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"this is a bug in gebm-kit: {type(error).__name__}: {error}"
             hint = "" if debug else "Run the command again with --debug and report what it shows."
             return _report("bug", message, hint, 1, json=json, debug=debug)
+        except BaseException as error:  # a plugin raised one that derives from BaseException
+            if (blamed := plugin_error(error)) is None:
+                raise
+            return _report(blamed.code, blamed.message, blamed.hint, blamed.exit_code, json=json, debug=debug)
 
 
 def _known(error: Exception) -> GebmKitError | None:
     """Return the error to report for one that is not the kit's: a full disk, too little memory, a fault of a component."""
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+    if isinstance(error, OSError) and error.errno in UNWRITABLE and not culprit(error):
         return RunFailed(f"the result can't be written: {error.strerror}")
     if is_out_of_memory(error):
-        return RunFailed(f"there is too little memory: {' '.join(str(error).split())[:200] or type(error).__name__}")
+        whose = f", in {found}" if (found := culprit(error)) else ""
+        return RunFailed(
+            f"there is too little memory{whose}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        )
     return plugin_error(error)
 
 

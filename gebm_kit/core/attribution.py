@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.metadata
 import inspect
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from gebm_kit.core.components import BUILTIN
-from gebm_kit.core.errors import GebmKitError, PluginError
+from gebm_kit.core.errors import GebmKitError, Interrupted, PluginError
 from gebm_kit.core.plugins import installed
 
 _KINDS = {
@@ -39,6 +40,12 @@ _LONGEST = 300
 
 _LOOKED_INTO = 2
 """Frames, from the one that raised outwards, whose local variables are searched for a plugin's component."""
+
+_DEPTH = 3
+"""Levels of the kit's objects that are opened in search of a component: a job, its trainer, the trainer's parts."""
+
+_PARTS = 32
+"""Entries of a list that is searched for a component, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +121,21 @@ def attributed() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         blamed = plugin_error(error)
         if blamed is None:
             raise
         raise blamed from error
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return whether an exception ends a command from outside, by Ctrl-C or a signal, and is nobody's fault.
+
+    While the kit handles SIGINT itself, a KeyboardInterrupt can only have been raised by some code.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, Interrupted) or (not isinstance(error, Exception) and _is_own(type(error).__module__))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -138,7 +155,7 @@ def plugin_error(error: BaseException) -> PluginError | None:
     The exception is a component's fault if it passes through the component's code, or if the kit raised it while it worked
     with what the component returned.
     """
-    if isinstance(error, GebmKitError) or is_out_of_memory(error):
+    if isinstance(error, GebmKitError) or is_out_of_memory(error) or is_interruption(error):
         return None
     frames = [(frame, line) for frame, line in _frames(error.__traceback__)]
     words = " ".join(f"{type(error).__name__}: {error}".split())
@@ -156,7 +173,54 @@ def plugin_error(error: BaseException) -> PluginError | None:
                 what = origin(value)
                 place = f"{frame.f_code.co_filename}, line {line}"
                 return PluginError(f"{what} gave gebm-kit what it can't use at {place}: {words}", hint=_hint(what))
+    held = _held_by(frames)
+    if held is None:
+        return None
+    place = f"{frames[-1][0].f_code.co_filename}, line {frames[-1][1]}"
+    what = origin(held)
+    hint = f"Everything else is the kit's own, so look at what {what.package} gives first; --debug shows the traceback."
+    return PluginError(f"{what} was in use when gebm-kit failed at {place}: {words}", hint=hint)
+
+
+def culprit(error: BaseException) -> str:
+    """Return the words that name the foreign component whose code an exception passes through; "" if there is none."""
+    frames = [frame for frame, _ in _frames(error.__traceback__)]
+    for index in reversed(range(len(frames))):
+        if _is_foreign(frames[index]):
+            return str(_responsible(frames[: index + 1], frames[index]))
+    return ""
+
+
+def raised_by(error: GebmKitError) -> str:
+    """Return a sentence that names the foreign component whose own code raised an error of the kit; "" for others."""
+    frames = [frame for frame, _ in _frames(error.__traceback__)]
+    return f"Raised by {_responsible(frames, frames[-1])}." if frames and _is_foreign(frames[-1]) else ""
+
+
+def _held_by(frames: list[tuple[FrameType, int]]) -> object | None:
+    """Return the foreign component that the frames' variables hold, the innermost first; also inside the kit's objects."""
+    seen: set[int] = set()
+    for frame, _ in reversed(frames):
+        values = list(_locals(frame).values())
+        for _ in range(_DEPTH):
+            found = next((v for v in values if not isinstance(v, type) and is_foreign(v)), None)
+            if found is not None:
+                return found
+            values = [inner for value in values for inner in _parts(value, seen)]
     return None
+
+
+def _parts(value: object, seen: set[int]) -> list[object]:
+    """Return what an object of the kit, or a short list, holds; each object is opened once."""
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    if isinstance(value, list | tuple) and len(value) <= _PARTS:
+        return list(value)
+    if isinstance(value, type) or not _is_own(type(value).__module__):
+        return []
+    held = dict(getattr(value, "__dict__", {}))
+    return [*held.values(), *(held.get("_modules") or {}).values()]
 
 
 def passes_through_component(error: BaseException) -> bool:

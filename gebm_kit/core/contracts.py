@@ -9,12 +9,14 @@ Shapes: B rows, N draws, F features, ``*D`` data shape.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gebm_kit.core import interfaces
 from gebm_kit.core.attribution import describe, is_foreign
@@ -50,6 +52,7 @@ __all__ = [
     "check_labels",
     "check_loss_terms",
     "check_metric_values",
+    "check_protocol",
     "check_repeatable",
     "check_rows_independent",
     "check_scalar",
@@ -75,6 +78,10 @@ CLASSES: dict[str, type] = {
 """The class that a component of each kind derives from."""
 
 
+RESERVED = frozenset({"step"})
+"""Columns of the log that no metric may replace."""
+
+
 def check_kind(kind: str, component: object) -> None:
     """Check that a component derives from the class of its kind.
 
@@ -96,6 +103,11 @@ def check_state(kind: str, module: nn.Module) -> None:
         PluginError: it does not.
     """
     for name, value in module.state_dict().items():
+        if is_lazy(value):
+            what = f"has a lazy weight, {name!r}, whose shape is unknown until its first call"
+            raise broken(
+                kind, module, what, hint="Give its size in __init__: data_shape and latent_dim can be injected."
+            )
         if not isinstance(value, Tensor):
             raise broken(
                 kind,
@@ -124,7 +136,11 @@ def check_loss_terms(loss: object, method: str, terms: Any) -> None:
     for name, value in terms.metrics.items():
         if not isinstance(name, str) or not name:
             raise broken("loss", loss, f"names a metric of {method} {name!r}; a name must be a word")
-        if not isinstance(value, Tensor) or value.numel() != 1:
+        if name in RESERVED:
+            raise broken(
+                "loss", loss, f"names a metric of {method} {name!r}, which the log keeps for itself: choose another"
+            )
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise broken("loss", loss, f"returns the metric {name!r} as {said(value)}; it must be a scalar tensor, ()")
         if value.requires_grad:
             raise broken(
@@ -233,6 +249,24 @@ def check_metric_values(metric: object, values: Any) -> None:
     for name, value in values.items():
         if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, float | int):
             raise broken("metric", metric, f"returns {name!r}: {said(value)}; it must return floats by name")
+        try:
+            float(value)
+        except OverflowError:
+            raise broken("metric", metric, f"returns a whole number as {name!r} that no float holds") from None
+
+
+def check_protocol(metric: object, protocol: Any) -> None:
+    """Check that a metric's ``protocol`` is a mapping that can be written as JSON.
+
+    Raises:
+        PluginError: it is not.
+    """
+    try:
+        if isinstance(protocol, Mapping) and json.dumps(dict(protocol)):
+            return
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise broken("metric", metric, f"returns {said(protocol)} from protocol; it must be a mapping of plain JSON values")
 
 
 def check_features(features: object, values: Any, num_rows: int) -> None:

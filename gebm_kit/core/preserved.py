@@ -51,10 +51,12 @@ class _Kept:
         self._tables = {} if program else {name: dict(getattr(module, name)) for name in _TABLES}
         parameters, buffers = list(module.parameters(recurse=False)), list(module.buffers(recurse=False))
         held: list[Any] = [*self._attributes.values(), *parameters, *buffers]
-        tensors = [value for value in held if isinstance(value, Tensor) and not value.is_inference()]
+        tensors = [
+            value for value in held if isinstance(value, Tensor) and not is_lazy(value) and not value.is_inference()
+        ]
         self._parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
         tensors += [grad for _, grad, _ in self._parameters if grad is not None]
-        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
 
     def restore(self) -> None:
         own = vars(self._module)

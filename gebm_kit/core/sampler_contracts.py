@@ -76,6 +76,8 @@ def check_sampler_info(sampler: object, info: Any, num_chains: int) -> None:
             raise broken(
                 "sampler", sampler, f"returns info.{name} as {said(getattr(info, name))}; it must be a Python int"
             )
+        if getattr(info, name) < 0:
+            raise broken("sampler", sampler, f"returns info.{name} = {getattr(info, name)}; a count is not negative")
 
 
 def check_sampler_results(sampler: Sampler, state: Any) -> None:

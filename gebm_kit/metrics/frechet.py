@@ -75,6 +75,8 @@ class Frechet(Metric):
 
     name: ClassVar[str] = "frechet"
 
+    least_rows = 2
+
     def __init__(self, features: str = "auto", extrapolate: bool = True) -> None:
         self.features = features
         self.extrapolate = extrapolate

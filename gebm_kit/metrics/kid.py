@@ -42,6 +42,8 @@ class Kid(Metric):
 
     against_train: ClassVar[bool] = True
 
+    least_rows = 2
+
     def __init__(
         self,
         features: str = "auto",

@@ -36,6 +36,8 @@ class Mmd(Metric):
         https://jmlr.org/papers/v13/gretton12a.html
     """
 
+    least_rows = 2
+
     def __init__(
         self, features: str = "pixels", bandwidth_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0
     ) -> None:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebm_kit.core.attribution import attributed, describe, is_foreign, is_out_of_memory, plugin_error
+from gebm_kit.bases.mlp import MlpBase
+from gebm_kit.core.attribution import attributed, describe, is_foreign, is_out_of_memory, plugin_error, raised_by
 from gebm_kit.core.contracts import check_metric_values
-from gebm_kit.core.errors import PluginError, UsageError
+from gebm_kit.core.errors import Interrupted, PluginError, UsageError
 from gebm_kit.core.interfaces import Energy, EvalContext, Metric
+from gebm_kit.core.model import GEBM
 from gebm_kit.core.sampling import Sampler
 from gebm_kit.energies.mlp import MlpEnergy
 
@@ -103,3 +105,50 @@ def test_metric_values() -> None:
     for wrong in ({"a": torch.zeros(())}, {"a": True}, {1: 0.0}, [1.0]):
         with pytest.raises(PluginError, match="the metric 'Odd' .* must return floats by name"):
             check_metric_values(Odd(), wrong)
+
+
+class Leaving(Energy):
+    def forward(self, x: Tensor) -> Tensor:
+        raise GeneratorExit
+
+
+def test_an_exception_that_is_no_exception_is_a_fault_too() -> None:
+    with pytest.raises(PluginError, match="the energy 'Leaving' .* GeneratorExit"), attributed():
+        Leaving()(torch.zeros(1))
+
+
+def test_a_key_pressed_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopping(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    error = raised(lambda: Stopping()(torch.zeros(1)))
+    assert plugin_error(error) is None
+    monkeypatch.setattr("signal.getsignal", lambda signum: lambda *args: None)  # the kit handles SIGINT: code raised it
+    assert "the energy 'Stopping'" in str(plugin_error(error))
+    assert plugin_error(Interrupted("stopped", signum=2)) is None
+
+
+def test_a_component_in_use_is_named_if_nothing_else_can_be() -> None:
+    """An error of torch deep inside the kit's own code, with a component of a plugin inside an object of the kit."""
+    model = GEBM(MlpBase(latent_dim=2, data_shape=(2,)), Failing())
+    code: dict[str, Any] = {"__name__": "gebm_kit.engine.some"}
+    exec(
+        "def step(model):\n    outer(model)\ndef outer(model):\n    inner(len)\ndef inner(n): deep(n)\ndef deep(n): n()",
+        code,
+    )
+    found = plugin_error(raised(lambda: code["step"](model)))
+    assert found is not None
+    assert "the energy 'Failing'" in found.message
+    assert "was in use when gebm-kit failed" in found.message
+
+
+def test_an_error_of_the_kit_that_a_component_raises_is_said_to_be_its() -> None:
+    class Refusing(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            raise UsageError("in words")
+
+    error = raised(lambda: Refusing()(torch.zeros(1)))
+    assert isinstance(error, UsageError)
+    assert raised_by(error).startswith("Raised by the energy 'Refusing'")
+    assert raised_by(UsageError("in words")) == ""

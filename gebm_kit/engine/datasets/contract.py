@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import contracts
+from gebm_kit.core.attribution import describe, is_foreign
 from gebm_kit.core.interfaces import Dataset, HasLabels, HasStoredRows, Split, SplitName
+from gebm_kit.core.progress import warn
 from gebm_kit.core.sources import HasSources
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -25,6 +27,10 @@ SHARED = 0.9
 data have some rows twice by chance."""
 
 
+SOME = 0.1
+"""Share from which on a warning says so, for a dataset that is not the kit's own."""
+
+
 def check_dataset(dataset: Dataset, *, disjoint: bool = True) -> None:
     """Check what a dataset states and the rows at both ends of its parts: shape, type, finite values, range, labels.
 
@@ -40,11 +46,21 @@ def check_dataset(dataset: Dataset, *, disjoint: bool = True) -> None:
     for name in PARTS:
         split = _checked_split(dataset, name)
         ends = _ends(len(split))
-        contracts.check_dataset_rows(dataset, split.batch(ends), ends, name)
+        rows = split.batch(ends)
+        contracts.check_dataset_rows(dataset, rows, ends, name)
+        if is_foreign(dataset):
+            _check_indices(dataset, split, rows, ends, name)
         if isinstance(dataset, HasLabels):
             contracts.check_labels(dataset, dataset.labels(name), len(split), name)
     if disjoint:
         _check_disjoint(dataset)
+
+
+def _check_indices(dataset: Dataset, split: Split, rows: Tensor, indices: Tensor, name: SplitName) -> None:
+    """Raise if a part gives other rows than those asked for; one whose rows change by chance can't be checked."""
+    if contracts.same(split.batch(indices), rows) and not contracts.same(split.batch(indices.flip(0)), rows.flip(0)):
+        what = f"returns rows from split({name!r}).batch that don't follow the indices; row i belongs to indices[i]"
+        raise contracts.broken("dataset", dataset, what)
 
 
 def _checked_split(dataset: Dataset, name: SplitName) -> Split:
@@ -77,6 +93,11 @@ def _check_disjoint(dataset: Dataset) -> None:
                 dataset,
                 f"has {shared} of {len(seen)} rows looked at in its part {name} in its part train too; parts share no row",
                 hint="Held-out rows that were trained on make every score look better than it is.",
+            )
+        if shared >= SOME * len(seen) > 1 and is_foreign(dataset):
+            warn(
+                f"{describe(dataset, 'dataset')} has {shared} of {len(seen)} rows looked at in its part {name} in its part "
+                "train too: scores look better than they are"
             )
 
 

@@ -14,6 +14,7 @@ from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, Metric
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+from gebm_kit.engine.evaluation.score_table import check_rows
 
 ROWS = 64
 """Draws and rows of reference data of the check, unless a metric needs more."""
@@ -30,7 +31,9 @@ def check_values(
 
     Raises:
         PluginError: a check failed; the message names the metric, its package, file and line.
+        UsageError: the test part has too few rows for a metric.
     """
+    check_rows(metrics, {"rows in the test part": len(dataset.split("test"))})
     for metric in metrics.values():
         if not is_foreign(metric) or metric.of_model:
             continue
@@ -48,6 +51,7 @@ def check_values(
         with preserved(model, device=device):
             try:
                 contracts.check_metric_values(metric, metric(context))
+                contracts.check_protocol(metric, metric.protocol(context))
             except _TooDear:
                 continue
         if not (contracts.same(samples, kept[0]) and contracts.same(reference, kept[1])):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gebm_kit.core.attribution import is_out_of_memory
+from gebm_kit.core.attribution import culprit, is_out_of_memory
 from gebm_kit.core.errors import RecipeError, RunFailed, UsageError
 from gebm_kit.core.reading import amount, available_memory
 
@@ -39,6 +39,8 @@ def enough_memory(device: torch.device, doing: str | Callable[[], str], hint: st
         if not is_out_of_memory(error):
             raise
         what = doing if isinstance(doing, str) else doing()
+        if found := culprit(error):
+            what = f"{what}, in {found}"
         raise RunFailed(f"{device} is out of memory {what}", hint=hint) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import contracts, sampler_contracts
-from gebm_kit.core.attribution import attributed
+from gebm_kit.core.attribution import attributed, is_foreign
 from gebm_kit.core.interfaces import Base, Energy, Info, OnCodes, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.preserved import preserved
@@ -28,6 +28,9 @@ CHAINS = 8
 
 STEPS = 5
 """Steps of the sampler's check, and of its warm-up."""
+
+SEED = 20_011
+"""Seed of the sampler's check: no author's favourite, so that a generator that is seeded anew shows."""
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Largest difference between one row's results in two batches, relative to the largest value, by the model's type.
@@ -85,6 +88,10 @@ def _checked_base(base: Base, z: Tensor, tolerance: float) -> Tensor:
     if not contracts.same(given, z):
         contracts.refuse_changed("base", base, "its codes z")
     contracts.check_base_output(base, x, len(z), tuple(base.data_shape))
+    if x.dtype != z.dtype and is_foreign(base):
+        raise contracts.broken(
+            "base", base, f"returns {x.dtype} for codes of {z.dtype}; it must keep the type of its codes"
+        )
     found: Tensor = x.clone()
     contracts.check_repeatable("base", base, found, base(z.clone()), tolerance)
     contracts.check_rows_independent("base", base, found[:2], _one_by_one(base, z[:2]), tolerance)
@@ -138,11 +145,11 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
     """
     contracts.check_kind("sampler", sampler)
     toy = GEBM(_Identity(latent_dim, dtype), _Bowl()).to(device).eval()
-    ends, gradients = [], False
+    ends, gradients, tried = [], False, copy.copy(sampler)
     with preserved(toy, device=device), LatentPotential(toy) as potential:
         for default_seed in (1, 2):
             torch.manual_seed(default_seed)
-            ends.append(_stepped(copy.copy(sampler), potential, device, dtype))
+            ends.append(_stepped(tried, potential, device, dtype))
         gradients = potential.grad_evals > 0
         for name, first, second in zip(ends[0]._fields, *ends, strict=True):
             if not contracts.same(first, second):
@@ -150,7 +157,7 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
                     "sampler",
                     sampler,
                     f"gives another state.{name} for the same seed; every random number must come from the generator "
-                    "handed in",
+                    "handed in, and nothing may be kept in the sampler from one step to the next",
                 )
         if sampler.family == "kernel":
             generator = torch.Generator(device).manual_seed(0)
@@ -164,9 +171,9 @@ def check_sampler(sampler: Sampler, latent_dim: int, device: torch.device, dtype
 def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device, dtype: torch.dtype) -> Any:
     """Return the sampler's state after `STEPS` steps, each of which is checked."""
     chains, latent_dim = max(CHAINS, sampler.min_chains), potential.model.latent_dim
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(SEED)
     z = torch.randn(chains, latent_dim, generator=generator, device=device, dtype=dtype)
-    start = z.clone()
+    start, mode = z.clone(), torch.is_grad_enabled()
     state = sampler.init(z, potential, generator)
     sampler_contracts.check_sampler_state(sampler, state, chains, latent_dim)
     for _ in range(STEPS):
@@ -182,6 +189,14 @@ def _stepped(sampler: Sampler, potential: LatentPotential, device: torch.device,
             if not contracts.same(old, now):
                 contracts.refuse_changed("sampler", sampler, f"state.{name} in a step")
         state = after[0]
+        if torch.is_grad_enabled() != mode:
+            torch.set_grad_enabled(mode)
+            what = "changes torch's gradient mode in a step; use torch.no_grad() as a context instead"
+            raise contracts.broken("sampler", sampler, what)
+    if generator.initial_seed() != SEED:
+        raise contracts.broken(
+            "sampler", sampler, "seeds the generator handed in anew, so its steps repeat their noise"
+        )
     if not torch.equal(z, start):
         contracts.refuse_changed("sampler", sampler, "the chains' starting points")
     contracts.check_finite(

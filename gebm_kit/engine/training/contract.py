@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gebm_kit.config.model import build_model
 from gebm_kit.core import contracts, reduce
-from gebm_kit.core.attribution import is_foreign
+from gebm_kit.core.attribution import is_foreign, is_out_of_memory, passes_through_component
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import (
@@ -137,6 +137,8 @@ def _check_final_parts(trainer: Trainer, dataset: Dataset, sampler: Sampler) -> 
 def _check_steps(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
     """Check the losses and penalties of all phases on one batch."""
     settings, base = trainer.settings, trainer.model.base
+    parts = {"base": base, "energy": trainer.model.energy, "loss": trainer.loss}
+    keys = {kind: set(part.state_dict()) for kind, part in parts.items()}
     if settings.pretrain_steps and isinstance(base, HasPretraining):
         with fixed(trainer.model.energy), trainer._forward_context():
             value: Any = base.pretraining_loss(trainer.data())
@@ -148,6 +150,35 @@ def _check_steps(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
         _check_energy_step(trainer, penalties)
     if settings.main_part != "energy":
         _check_base_step(trainer)
+    for kind, part in parts.items():
+        if new := sorted(set(part.state_dict()) ^ keys[kind]):
+            what = f"gains or loses {new[0]!r} in its state_dict while it is trained; __init__ must make all of its tensors"
+            raise contracts.broken(kind, part, what)
+
+
+@contextlib.contextmanager
+def _blamed(kind: str, component: object, doing: str) -> Iterator[None]:
+    """Name the component if torch refuses what was computed with it inside the block; components of the kit are not blamed.
+
+    The block must also leave torch's gradient mode and default type as they were.
+    """
+    modes = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, GebmKitError) or not is_foreign(component) or passes_through_component(error):
+            raise
+        if is_out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise contracts.broken(kind, component, f"can't be used in {doing}: {words}") from error
+    finally:
+        after = torch.is_grad_enabled(), torch.get_default_dtype()
+        torch.set_grad_enabled(modes[0])
+        torch.set_default_dtype(modes[1])
+    if after != modes:
+        what = f"changes torch's gradient mode or default type in {doing}; use torch.no_grad() as a context instead"
+        raise contracts.broken(kind, component, what)
 
 
 def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
@@ -156,13 +187,14 @@ def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
     assert batch.x is not None
     _check_trained_energy(trainer, batch.x)
     kept = _copies(batch)
-    with trainer._forward_context():
+    with _blamed("loss", loss, "energy_loss"), trainer._forward_context():
         terms: Any = loss.energy_loss(side, batch)
     _check_terms(loss, "energy_loss", terms)
     _refuse_changes("loss", loss, batch, kept)
     base = [parameter for parameter in trainer.model.base.parameters() if parameter.requires_grad]
     learned = [*trainer._energy_parameters()]
-    grads = _gradients(loss, "energy_loss", terms.loss, [*learned, *base])
+    with _blamed("loss", loss, "energy_loss, whose gradient the kit takes itself"):
+        grads = _gradients(loss, "energy_loss", terms.loss, [*learned, *base])
     if any(grad is not None and bool((grad != 0).any()) for grad in grads[len(learned) :]):
         what = "leaves a gradient on the base in energy_loss; an energy loss has none there"
         raise contracts.broken("loss", loss, what, hint="Use batch.x_base, or compute draws under torch.no_grad().")
@@ -170,13 +202,15 @@ def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
         raise contracts.broken("loss", loss, "has no gradient with respect to the energy's parameters in energy_loss")
     loss.after_energy_step(terms.metrics)
     for penalty in penalties:
-        value: Any = penalty(side.energy, batch, trainer.generator)
+        with _blamed("penalty", penalty, "the penalty"):
+            value: Any = penalty(side.energy, batch, trainer.generator)
         contracts.check_scalar("penalty", penalty, "the penalty", value)
         _refuse_changes("penalty", penalty, batch, kept)
         if not isinstance(penalty.every, int) or penalty.every < 1:
             raise contracts.broken("penalty", penalty, f"has every = {penalty.every!r}; it must be a whole number >= 1")
         if value.requires_grad:
-            torch.autograd.grad(value, [p for p in learned if p.requires_grad], allow_unused=True)
+            with _blamed("penalty", penalty, "the penalty, whose gradient the kit takes itself"):
+                torch.autograd.grad(value, [p for p in learned if p.requires_grad], allow_unused=True)
     trainer._seen = batch
 
 
@@ -189,6 +223,10 @@ def _check_trained_energy(trainer: Trainer, x: Tensor) -> None:
     with trainer._forward_context():
         values: Any = energy(given)
     named = trainer.model.energy
+    if list(named.parameters()) and not any(parameter.requires_grad for parameter in named.parameters()):
+        raise contracts.broken(
+            "energy", named, "has no parameter that can be trained: none of them requires a gradient"
+        )
     if not contracts.same(given, x):
         contracts.refuse_changed("energy", named, "its input x")
     contracts.check_energy_output(named, values, len(x))
@@ -203,6 +241,8 @@ def _check_trained_energy(trainer: Trainer, x: Tensor) -> None:
 def _check_base_step(trainer: Trainer) -> None:
     base, loss = trainer.model.base, trainer.loss
     learned = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    if not learned:
+        raise contracts.broken("base", base, "has no parameter that can be trained: none of them requires a gradient")
     with fixed(trainer.model.energy, loss), trainer._forward_context():
         codes = trainer.latents()
         x: Any = base(codes)
@@ -210,7 +250,8 @@ def _check_base_step(trainer: Trainer) -> None:
         if learned and not x.requires_grad:
             what = "has no gradient with respect to its own parameters: it is cut off (no_grad, detach or numpy)"
             raise contracts.broken("base", base, what)
-        terms: Any = trainer._base_update.terms(base, trainer)
+        with _blamed("loss", loss, "base_loss"):
+            terms: Any = trainer._base_update.terms(base, trainer)
         _check_terms(loss, "base_loss", terms)
         _check_gradient("loss", loss, "base_loss", terms.loss, learned, "the base's parameters")
 

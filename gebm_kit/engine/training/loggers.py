@@ -13,7 +13,8 @@ from typing import Any
 
 from gebm_kit.config.build import build, resolved
 from gebm_kit.config.schema import ComponentNode, Recipe
-from gebm_kit.core.errors import GebmKitError, Interrupted, PluginError
+from gebm_kit.core.attribution import is_interruption
+from gebm_kit.core.errors import GebmKitError, PluginError
 from gebm_kit.core.interfaces import Logger
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
@@ -49,9 +50,9 @@ def open_loggers(recipe: Recipe, run_directory: Path, start_step: int) -> Logger
     for node in _nodes(recipe):
         try:
             loggers.open(node, start_step)
-        except Exception as error:
+        except BaseException as error:
             loggers.close()
-            if isinstance(error, GebmKitError):
+            if isinstance(error, GebmKitError) or is_interruption(error):
                 raise
             raise PluginError(
                 f"logger {node.name!r} can't be started: {_words(error)}",
@@ -109,9 +110,9 @@ class Loggers(Logger):
         for node in _nodes(self.recipe):
             try:
                 self.open(node, step)
-            except Interrupted:
-                raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_interruption(error):
+                    raise
                 warn(f"logger {node.name!r} can't be started again: {_words(error)}; training continues without it")
         self.log_config(resolved(self.recipe))
 
@@ -156,9 +157,9 @@ class _Guarded:
         """
         try:
             what(self.logger)
-        except Interrupted:
-            raise
-        except (Exception, SystemExit) as error:  # some client libraries exit the program
+        except BaseException as error:  # some client libraries exit the program
+            if is_interruption(error):
+                raise
             return error
         return None
 

@@ -173,7 +173,7 @@ class TrainingRun:
             if self.writes and self.run.state == "running":
                 self._status("interrupted")
             raise
-        except Exception:
+        except BaseException:  # a plugin may raise one that is no Exception
             self._try_status("failed")
             raise
         finally:
@@ -194,7 +194,12 @@ class TrainingRun:
         except UsageError as error:  # the run directory could be written when the run began
             if passes_through_component(error):  # resuming would end there again
                 raise
-            raise RunFailed(error.message, hint=f"What is saved is whole. {self.stop.hint}") from error
+            hint = f"What is saved is whole. {self.stop.hint}"
+            if self.run.state == "trained":  # the evaluation would end there again
+                hint = (
+                    f"The model is trained and saved; `gebm-kit eval {self.run.path}` can score it with other settings."
+                )
+            raise RunFailed(error.message, hint=hint) from error
 
     def loop(self) -> None:
         """Run the cycles, log every ``log_every`` of them and save a checkpoint every ``checkpoint_every``."""
