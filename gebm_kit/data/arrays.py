@@ -31,7 +31,7 @@ class Arrays(TensorDataset):
 
     Numbers: images of unsigned bytes are scaled from 0..255 to [-1, 1]; all other numbers are kept as they are, in single
     precision (``standardise`` is computed in double precision first). Images of other types whose numbers look like grey
-    levels are refused until ``pixels`` chooses.
+    levels are refused until ``pixels`` chooses, and so are unsigned bytes of 0 and 1 alone.
 
     The split does not look for repeated rows: remove duplicates first, or equal rows may be in different parts.
 
