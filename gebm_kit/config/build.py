@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, ComponentNode, Recipe
-from gebm_kit.core.attribution import is_out_of_memory
+from gebm_kit.core.attribution import is_out_of_memory, passes_through_component
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_dataset_facts, check_kind
 from gebm_kit.core.errors import DataError, RecipeError
@@ -44,6 +44,8 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
     try:
         built = target(**arguments)
     except (ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, TypeError) and passes_through_component(error):
+            raise
         raise RecipeError(f"{kind} {node.name!r} can't be built: {error}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
@@ -51,6 +53,8 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
         reason = str(error).partition("\n")[0] or "not enough memory"
         raise RecipeError(f"{kind} {node.name!r} is too large for this machine: {reason}") from error
     except OSError as error:
+        if passes_through_component(error):  # what a plugin opens is not the recipe's: its own file and line are named
+            raise
         raise DataError(f"{kind} {node.name!r} can't be built: {error}") from error
     check_kind(kind, built)
     return built
