@@ -4,6 +4,8 @@ import json
 import math
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -33,11 +35,24 @@ def test_a_resumed_run_appends(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let this process write no file beyond ``size`` bytes, as on a disk that is full there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def test_a_full_disk_is_a_failed_run(tmp_path):
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     logger = Jsonl(run_directory=tmp_path)
-    with pytest.raises(RunFailed, match=r"metrics.jsonl can't be written to: No space left"):
+    with files_of_at_most(0), pytest.raises(RunFailed, match=r"metrics.jsonl can't be written to: File too large"):
         logger.log(1, {"kale": 0.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 
 
 def test_no_directory(tmp_path):
@@ -48,16 +63,9 @@ def test_no_directory(tmp_path):
 def test_a_row_that_fits_in_part_is_taken_back(tmp_path):
     logger = Jsonl(run_directory=tmp_path)
     logger.log(1, {"kale": 0.0})
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (tmp_path / "metrics.jsonl").stat().st_size
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))
-        with pytest.raises(RunFailed, match="File too large"):
-            logger.log(2, {"kale": 0.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with files_of_at_most(size + 5), pytest.raises(RunFailed, match="File too large"):
+        logger.log(2, {"kale": 0.0})
     assert (tmp_path / "metrics.jsonl").stat().st_size == size
     logger.log(3, {"kale": 0.0})
     logger.close()

@@ -107,12 +107,12 @@ def test_what_cant_be_written_is_named() -> None:
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
     path = tmp_path / "unit.safetensors"
-    with pytest.raises(CheckpointError, match=r"unit\.safetensors can't be read"):
+    with pytest.raises(CheckpointError, match=r"unit\.safetensors does not exist"):
         read_packed(path)
     content = packed({"a": torch.ones(100)}, {"step": 3})
     for damaged in (content[:200], b"", content[:8], b"\xff" * 50, packed({}, {})[:-3]):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"unit\.safetensors is damaged"):
+        with pytest.raises(CheckpointError, match=r"unit\.safetensors is (damaged|not a safetensors file)"):
             read_packed(path)
     path.write_bytes(content)
     assert read_packed(path)[1] == {"step": 3}

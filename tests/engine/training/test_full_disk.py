@@ -48,7 +48,7 @@ def at(step: int, act: Callable[[], Any]) -> Callable[[Progress], None]:
     left = [act]
 
     def watch(progress: Progress) -> None:
-        if progress.step >= step and left:
+        if progress.stage == "train" and progress.step >= step and left:
             left.pop()()
 
     return watch
