@@ -77,7 +77,7 @@ def read_file(path: Path, *, limit: int | None = None, error: Error = DataError,
         limit = available_memory() if limit is None else limit
         size = os.fstat(file.fileno()).st_size
         try:
-            content = b"" if size > limit else file.read(limit + 1)
+            content = b"" if size > limit else file.read(size + 1)  # read allocates all that it is asked for
         except OSError as reason:
             raise error(f"{path} can't be read: {_why(reason)}") from reason
         if max(size, len(content)) > limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,13 @@ def test_available_memory_is_positive_and_below_what_any_machine_has() -> None:
 
 def test_amounts_are_written_for_people() -> None:
     assert [reading.amount(n) for n in (3, 3200, 7_500_000, 2**40)] == ["3 bytes", "3.2 kB", "7.5 MB", "1.1 TB"]
+
+
+def test_no_more_memory_is_asked_for_than_the_file_has(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        assert reading.read_file(tmp_path / "a", limit=2**40) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
