@@ -27,6 +27,9 @@ READERS = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "webdatase
 MAX_FILE = 2**28
 """Most bytes of one image that is fetched or unpacked."""
 
+CHUNK = 2**20
+"""Bytes fetched at a time; a read allocates all that it is asked for."""
+
 SAVED = ("dataset_dict.json", "state.json")
 """Files that only a folder written by ``save_to_disk`` has."""
 
@@ -248,9 +251,11 @@ def _fetched(path: str, name: str) -> bytes:
 
     try:
         with fsspec.open(path, "rb") as file:
-            content: bytes = file.read(MAX_FILE + 1)
+            content = bytearray()
+            while len(content) <= MAX_FILE and (chunk := file.read(CHUNK)):
+                content += chunk
     except Exception as error:
         raise DataError(f"the image {name}, {path}, can't be fetched: {error}", hint="Repeat the command.") from error
     if len(content) > MAX_FILE:
         raise DataError(f"the image {name}, {path}, has more than {amount(MAX_FILE)}")
-    return content
+    return bytes(content)
