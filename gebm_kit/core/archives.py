@@ -38,23 +38,6 @@ MAX_MEMBERS = 10_000
 
 
 # --- compressed files ------------------------------------------------------------------------------------------------
-def gunzip(path: Path, *, limit: int | None = None, error: Error = DataError) -> bytes:
-    """Return the content of a gzip file.
-
-    Args:
-        limit: largest decompressed size in bytes; None: half of the memory that is available.
-
-    Raises:
-        the class ``error``: the file can't be opened, is damaged, or holds more than the limit.
-    """
-    limit = available_memory() // 2 if limit is None else limit
-    with open_regular(path, error=error) as file:
-        try:
-            return _bounded(gzip.GzipFile(fileobj=file), limit, f"{path} unpacks to", error)
-        except (OSError, EOFError, zlib.error) as reason:
-            raise error(f"{path} can't be unpacked: {reason}") from reason
-
-
 def open_unpacked(path: Path, *, error: Error = DataError) -> IO[bytes]:
     """Open a file for reading; gzip, bz2 and xz are recognised by their first bytes, and unpacked while reading.
 
@@ -147,27 +130,6 @@ class _Forward:
         while self._at < place and self.read(min(CHUNK, place - self._at)):
             pass
         return self._at
-
-
-def zip_member(archive: zipfile.ZipFile, name: str, *, limit: int | None = None, error: Error = DataError) -> bytes:
-    """Return one member of a zip archive.
-
-    Args:
-        limit: largest unpacked size in bytes; None: half of the memory that is available.
-
-    Raises:
-        the class ``error``: the member is missing, damaged, encrypted, or larger than the limit.
-    """
-    limit = available_memory() // 2 if limit is None else limit
-    what = f"{archive.filename or 'the archive'}: {name} unpacks to"
-    try:
-        size = archive.getinfo(name).file_size
-        if size > limit:
-            raise error(f"{what} {amount(size)}; at most {amount(limit)} are read")
-        with archive.open(name) as file:
-            return _bounded(file, limit, what, error)
-    except _ZIP_ERRORS as reason:
-        raise error(f"{archive.filename or 'the archive'}: {name} can't be read: {reason}") from reason
 
 
 class _Readable(Protocol):

@@ -18,34 +18,6 @@ from gebm_kit.core import archives
 from gebm_kit.core.errors import DataError
 
 
-def test_gzip_is_unpacked_up_to_the_limit(tmp_path: Path) -> None:
-    path = tmp_path / "zeros.gz"
-    path.write_bytes(gzip.compress(bytes(5_000_000)))
-    assert archives.gunzip(path, limit=5_000_000) == bytes(5_000_000)
-    with pytest.raises(DataError, match=r"more than 1\.0 MB"):
-        archives.gunzip(path, limit=1_000_000)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match="can't be unpacked"):
-        archives.gunzip(path)
-
-
-def archive_of(**members: bytes) -> zipfile.ZipFile:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return zipfile.ZipFile(stream)
-
-
-def test_a_zip_member_is_unpacked_up_to_the_limit() -> None:
-    archive = archive_of(a=bytes(3_000_000))
-    assert len(archives.zip_member(archive, "a")) == 3_000_000
-    with pytest.raises(DataError, match=r"a unpacks to 3\.0 MB; at most 1\.0 MB"):
-        archives.zip_member(archive, "a", limit=1_000_000)
-    with pytest.raises(DataError, match="b can't be read"):
-        archives.zip_member(archive, "b")
-
-
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("shape", [(), (0, 3), (4,), (2, 3, 4)])
 def test_arrays_come_back_as_numpy_reads_them(tmp_path: Path, shape: tuple[int, ...], order: str) -> None:
