@@ -235,6 +235,26 @@ def check_labels(dataset: object, labels: Any, num_rows: int, part: str) -> None
         raise broken("dataset", dataset, f"has labels {seen} in part {part}; they must lie in 0 to {count - 1}")
 
 
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def batch_copies(batch: interfaces.Batch) -> dict[str, Tensor]:
+    """Return copies of a batch's rows by name, for `refuse_changed_batch`."""
+    rows = {"x": batch.x, "z": batch.z, "x_base": batch.x_base, "negatives": batch.negatives}
+    return {name: value.detach().clone() for name, value in rows.items() if value is not None}
+
+
+def refuse_changed_batch(kind: str, component: object, batch: interfaces.Batch, kept: Mapping[str, Tensor]) -> None:
+    """Raise if a component has changed the rows of a batch, of which ``kept`` holds the copies.
+
+    Raises:
+        PluginError: it has; the message names the rows.
+    """
+    for name, value in kept.items():
+        if not same(getattr(batch, name).detach(), value):
+            refuse_changed(kind, component, f"batch.{name}")
+
+
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 

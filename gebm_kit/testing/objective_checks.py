@@ -138,10 +138,10 @@ def _check_energy_loss(loss: Loss, model: GEBM, batch: Batch) -> None:
     assert batch.x is not None
     negatives = batch.negatives if "negatives" in loss.needs else None
     given = Batch(batch.x, batch.z, batch.x_base, negatives)
-    kept = _copies(given)
+    kept = contracts.batch_copies(given)
     terms: Any = loss.energy_loss(model, given)
     contracts.check_loss_terms(loss, "energy_loss", terms)
-    _refuse_changes("loss", loss, given, kept)
+    contracts.refuse_changed_batch("loss", loss, given, kept)
     assert terms.loss.requires_grad, "energy_loss returns a loss that carries no gradient at all"
     learned, base = list(model.energy.parameters()), list(model.base.parameters())
     grads = torch.autograd.grad(terms.loss, [*learned, *base], allow_unused=True)
@@ -178,11 +178,11 @@ def _check_energy_loss(loss: Loss, model: GEBM, batch: Batch) -> None:
 def _check_base_loss(loss: Loss, model: GEBM, batch: Batch) -> None:
     x_base = model.base(batch.z) if "x_base" in loss.base_needs else None
     given = _without(batch, loss.base_needs, x_base)
-    kept = _copies(given)
+    kept = contracts.batch_copies(given)
     with fixed(model.energy, loss):
         terms: Any = loss.base_loss(model, given)
         contracts.check_loss_terms(loss, "base_loss", terms)
-        _refuse_changes("loss", loss, given, kept)
+        contracts.refuse_changed_batch("loss", loss, given, kept)
         grads: tuple[Tensor | None, ...] = (None,)
         if terms.loss.requires_grad:
             grads = torch.autograd.grad(terms.loss, list(model.base.parameters()), allow_unused=True)
@@ -219,14 +219,14 @@ def check_penalty(penalty: Penalty, energy: Energy | None = None, data_shape: tu
     generator = torch.Generator().manual_seed(0)
     x, x_base = (torch.randn(ROWS, *data_shape, generator=generator, dtype=torch.float64) for _ in range(2))
     batch = Batch(x, torch.randn(ROWS, 3, generator=generator, dtype=torch.float64), x_base + 1.0)
-    kept, weights = _copies(batch), [p.detach().clone() for p in energy.parameters()]
+    kept, weights = contracts.batch_copies(batch), [p.detach().clone() for p in energy.parameters()]
     values = []
     for default_seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(default_seed)
             value: Any = penalty(energy, batch, torch.Generator().manual_seed(0))
         contracts.check_scalar("penalty", penalty, "the penalty", value)
-        _refuse_changes("penalty", penalty, batch, kept)
+        contracts.refuse_changed_batch("penalty", penalty, batch, kept)
         values.append(value)
     assert torch.equal(*values), (
         "the same seed gives two values; every random number must come from the generator given"
@@ -240,14 +240,3 @@ def check_penalty(penalty: Penalty, energy: Energy | None = None, data_shape: tu
         "it has no gradient with respect to the energy's parameters; a gradient penalty needs create_graph=True"
     )
     assert all(bool(grad.isfinite().all()) for grad in reached), "its gradient is not finite"
-
-
-def _copies(batch: Batch) -> dict[str, Tensor]:
-    rows = {"x": batch.x, "z": batch.z, "x_base": batch.x_base, "negatives": batch.negatives}
-    return {name: value.detach().clone() for name, value in rows.items() if value is not None}
-
-
-def _refuse_changes(kind: str, component: object, batch: Batch, kept: dict[str, Tensor]) -> None:
-    for name, value in kept.items():
-        if not torch.equal(getattr(batch, name).detach(), value):
-            contracts.refuse_changed(kind, component, f"batch.{name}")

@@ -23,7 +23,6 @@ from gebm_kit.core.attribution import is_foreign, is_out_of_memory, passes_throu
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import (
-    Batch,
     Dataset,
     HasPretraining,
     HasSource,
@@ -186,11 +185,11 @@ def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
     batch = trainer.energy_batch()
     assert batch.x is not None
     _check_trained_energy(trainer, batch.x)
-    kept = _copies(batch)
+    kept = contracts.batch_copies(batch)
     with _blamed("loss", loss, "energy_loss"), trainer._forward_context():
         terms: Any = loss.energy_loss(side, batch)
     _check_terms(loss, "energy_loss", terms)
-    _refuse_changes("loss", loss, batch, kept)
+    contracts.refuse_changed_batch("loss", loss, batch, kept)
     base = [parameter for parameter in trainer.model.base.parameters() if parameter.requires_grad]
     learned = [*trainer._energy_parameters()]
     with _blamed("loss", loss, "energy_loss, whose gradient the kit takes itself"):
@@ -205,7 +204,7 @@ def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
         with _blamed("penalty", penalty, "the penalty"):
             value: Any = penalty(side.energy, batch, trainer.generator)
         contracts.check_scalar("penalty", penalty, "the penalty", value)
-        _refuse_changes("penalty", penalty, batch, kept)
+        contracts.refuse_changed_batch("penalty", penalty, batch, kept)
         if not isinstance(penalty.every, int) or penalty.every < 1:
             raise contracts.broken("penalty", penalty, f"has every = {penalty.every!r}; it must be a whole number >= 1")
         if value.requires_grad:
@@ -279,17 +278,6 @@ def _gradients(loss: Loss, method: str, value: Tensor, parameters: Sequence[nn.P
     if not parameters:
         return ()
     return torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=True)
-
-
-def _copies(batch: Batch) -> dict[str, Tensor]:
-    rows = {"x": batch.x, "z": batch.z, "x_base": batch.x_base, "negatives": batch.negatives}
-    return {name: value.detach().clone() for name, value in rows.items() if value is not None}
-
-
-def _refuse_changes(kind: str, component: object, batch: Batch, kept: dict[str, Tensor]) -> None:
-    for name, value in kept.items():
-        if not contracts.same(getattr(batch, name).detach(), value):
-            contracts.refuse_changed(kind, component, f"batch.{name}")
 
 
 # --- the checkpoint --------------------------------------------------------------------------------------------------
