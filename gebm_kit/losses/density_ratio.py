@@ -7,6 +7,7 @@ is 1 when A is right. Every mean is estimated over the global batch (core/reduce
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,32 @@ from torch import Tensor
 from gebm_kit.core import reduce
 from gebm_kit.core.contracts import check_energy_output
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Batch
+from gebm_kit.core.interfaces import Batch, Loss
 from gebm_kit.core.model import GEBM
 
 EXPONENT_LIMIT = 20.0
 """Exponent from which `exp_linear` continues as a straight line. e^20 = 5e8 is far above any r of a healthy run and far
 below overflow."""
+
+
+class BatchLogPartition(Loss):
+    """A loss whose A is that of the batch, a buffer that no gradient trains.
+
+    A subclass registers the buffer ``log_partition``, (), and returns the new A as the metric of that name.
+    """
+
+    log_partition: Tensor
+
+    def log_partition_estimate(self) -> Tensor:
+        return self.log_partition
+
+    @torch.no_grad()
+    def initialise(self, energy_base: Tensor) -> None:
+        self.log_partition.copy_(reduce.log_mean_exp(-energy_base))
+
+    @torch.no_grad()
+    def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
+        self.log_partition.copy_(metrics["log_partition"])
 
 
 class Energies(NamedTuple):

@@ -9,17 +9,16 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core import reduce
 from gebm_kit.core.components import Range, check_arguments
-from gebm_kit.core.interfaces import Batch, Loss, LossTerms
+from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.model import GEBM
 from gebm_kit.losses.density_ratio import (
+    BatchLogPartition,
     batch_energies,
     energy_metrics,
     kale_base_loss,
@@ -29,7 +28,7 @@ from gebm_kit.losses.density_ratio import (
 )
 
 
-class KaleDV(Loss):
+class KaleDV(BatchLogPartition):
     """Energy loss ``E_P[E] + log E_B[exp(-E)]``; minus its minimum over E is KALE(P||B) <= KL(P||B).
 
     The log of a mini-batch mean is biased, and so is its gradient, ``-sum_i softmax(-E)_i grad E_i``. With a moving
@@ -44,8 +43,6 @@ class KaleDV(Loss):
     Metrics of the energy step: ``kale`` (minus the loss), ``log_partition`` (A, with this batch), ``energy_data``,
     ``energy_base``, ``weight_ess``.
     """
-
-    log_partition: Tensor
 
     def __init__(self, moving_average: Annotated[float, Range(0, 1, high_open=True)] = 0.0) -> None:
         super().__init__()
@@ -67,17 +64,6 @@ class KaleDV(Loss):
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         return LossTerms(kale_base_loss(model, batch))
-
-    def log_partition_estimate(self) -> Tensor:
-        return self.log_partition
-
-    @torch.no_grad()
-    def initialise(self, energy_base: Tensor) -> None:
-        self.log_partition.copy_(reduce.log_mean_exp(-energy_base))
-
-    @torch.no_grad()
-    def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
-        self.log_partition.copy_(metrics["log_partition"])
 
     def _updated(self, log_mean_weight: Tensor) -> Tensor:
         """Return A after this batch; at the first step the batch alone."""

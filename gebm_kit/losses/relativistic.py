@@ -9,7 +9,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,15 +17,23 @@ from torch.nn.functional import softplus
 
 from gebm_kit.core import reduce
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Batch, Loss, LossTerms
+from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.model import GEBM
-from gebm_kit.losses.density_ratio import Energies, batch_energies, energy_metrics, unknown, weights, with_gradient
+from gebm_kit.losses.density_ratio import (
+    BatchLogPartition,
+    Energies,
+    batch_energies,
+    energy_metrics,
+    unknown,
+    weights,
+    with_gradient,
+)
 
 PAIRS_AT_ONCE = 2**20
 """Most pairs in memory at once. A batch of 1,024 takes one pass; larger batches take several, in the same memory."""
 
 
-class Relativistic(Loss):
+class Relativistic(BatchLogPartition):
     """Energy loss ``E_{P x B}[softplus(E(x) - E(G(z)))]``, base loss the same with the roles exchanged.
 
     Derivation. Take a data point and a base draw in random order. With ``r = log dP/dB``, the first of (a, b) is the data
@@ -54,7 +61,6 @@ class Relativistic(Loss):
     """
 
     base_needs = frozenset({"x", "x_base"})
-    log_partition: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,17 +88,6 @@ class Relativistic(Loss):
         with torch.no_grad():
             pairs = compare(base, data)
         return LossTerms(pairs.value + torch.dot(pairs.on_first / len(base), base - base.detach()))
-
-    def log_partition_estimate(self) -> Tensor:
-        return self.log_partition
-
-    @torch.no_grad()
-    def initialise(self, energy_base: Tensor) -> None:
-        self.log_partition.copy_(reduce.log_mean_exp(-energy_base))
-
-    @torch.no_grad()
-    def after_energy_step(self, metrics: Mapping[str, Tensor]) -> None:
-        self.log_partition.copy_(metrics["log_partition"])
 
 
 class Pairs(NamedTuple):
