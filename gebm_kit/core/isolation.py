@@ -1,6 +1,6 @@
 """A guard around code of a plugin that runs at import, in this process and with the user's rights.
 
-It is no sandbox: a plugin can do whatever Python can. The guard keeps accidents of a plugin's import out of the kit: what
+It is not a sandbox: a plugin can do whatever Python can. The guard keeps accidents of a plugin's import out of the kit: what
 the plugin prints, closes, replaces or sets for the whole process, and how it ends.
 
 Not covered: code in C that never returns or ends the process, signals that can't be caught, threads and exit handlers that

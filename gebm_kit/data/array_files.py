@@ -144,7 +144,7 @@ def label_ids(labels: Tensor, num_rows: int, file: Path) -> Tensor:
     """Return labels as whole numbers, (N,) int64.
 
     Raises:
-        DataError: there is not one for each row, or one is no whole number from 0.
+        DataError: there is not one for each row, or one is not a whole number >= 0.
     """
     labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (num_rows,):

@@ -1,4 +1,4 @@
-"""Columns of a table as numbers, with masks of what is missing and what is no number."""
+"""Columns of a table as numbers, with masks of what is missing and what is not a number."""
 
 from __future__ import annotations
 

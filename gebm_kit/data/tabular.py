@@ -231,7 +231,7 @@ def resolution(rows: Tensor) -> Tensor:
     """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
 
     r is the largest of ..., 10, 5, 2, 1, 0.5, 0.2, 0.1, ..., down to 1e-9, such that 95 % of the values are multiples of r.
-    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) r is no larger than the range of
+    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) r is at most the range of
     the values; where one value fills more than half of the rows, such as 0, the others decide. If there is no such r, a
     column with fewer than N/2 different values gets the median step from one value to the next.
     """

@@ -45,7 +45,7 @@ def log_density(
         seed: seed of the base draws and populations behind A.
 
     Raises:
-        UsageError: the base has no density; rows that are no tensor or array; ``raw`` without a Jacobian.
+        UsageError: the base has no density; rows that are not a tensor or array; ``raw`` without a Jacobian.
         DataError: rows that do not fit the model or are not finite.
     """
     check_callback("on_progress", on_progress)

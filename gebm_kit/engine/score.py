@@ -128,7 +128,7 @@ def score(
         seed: seed of the base draws and populations behind A.
 
     Raises:
-        UsageError: neither a run nor a model; rows that are no tensor or array; ``space="raw"`` for a base without a density
+        UsageError: neither a run nor a model; rows of another type; ``space="raw"`` for a base without a density
             or a dataset that states no Jacobian.
         DataError: rows that do not fit the model or are not finite.
     """

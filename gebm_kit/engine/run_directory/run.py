@@ -130,7 +130,7 @@ class Run:
         return None if found is None else (float(found[0]), float(found[1]))
 
     def units(self, *, needed: bool) -> TableUnits | None:
-        """Return names and units of the columns of a table, or None if the data are no table.
+        """Return names and units of the columns of a table, or None if the data are not a table.
 
         Args:
             needed: whether a run of an earlier version, whose checkpoint lacks them, opens its data for them.

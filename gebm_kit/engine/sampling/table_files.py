@@ -25,7 +25,7 @@ def check_table(path: Path, data_shape: tuple[int, ...]) -> None:
     """Check, before anything is computed, that draws of this shape can be written as a table.
 
     Raises:
-        UsageError: they are no rows of columns, or .parquet is asked for without pyarrow.
+        UsageError: they are not rows of columns, or .parquet is asked for without pyarrow.
     """
     if len(data_shape) != 1:
         raise UsageError(
