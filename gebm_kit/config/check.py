@@ -6,7 +6,6 @@ exists, every value has the annotated type, and every number lies in its range.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import math
 import re
@@ -28,6 +27,7 @@ from gebm_kit.config.schema import (
     TOP_LEVEL,
     ComponentNode,
     Recipe,
+    section_of,
 )
 from gebm_kit.config.tree import NODE_LISTS, NODES, Tree, dotted
 from gebm_kit.config.yaml_values import Key
@@ -355,8 +355,9 @@ class _Checker:
             return self.nodes(key, item)
         if key in NODES:
             return None if item is None else self.node(key, item, NODES[key])
-        if dataclasses.is_dataclass(annotation):
-            return self.section(key, item, typing.cast(type, annotation))
+        if section := section_of(annotation):
+            optional = section is not annotation
+            return None if item is None and optional else self.section(key, item, section)
         try:
             return conform(item, annotation)
         except ValueError as error:
@@ -385,6 +386,10 @@ class _Checker:
                 )
             if ema is not None and not ema.decay:
                 self.report(("train", "base_update"), "needs an average of the base: set ema.decay to a number above 0")
+        for name, negatives in (("negatives", train.negatives), ("final", train.final.negatives)):
+            if negatives is not None and negatives.share and train.part == "base":
+                key = ("train", "negatives") if name == "negatives" else ("train", "final", "negatives")
+                self.report((*key, "share"), "has no meaning with train.part=base, which trains no energy; allowed: 0")
         if train.final.steps and train.part == "base":
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
+from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
 from gebm_kit.core.components import Range
 
 SCHEMA_VERSION = 1
@@ -82,6 +83,7 @@ class FinalSection:
         energy_steps: energy updates in a cycle.
         batch_size: batch size of this phase; null: that of the main phase.
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
+        negatives: negatives of this phase; null: as in the main phase, by new chains.
         optimizer: optimiser of the energy.
         ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
     """
@@ -92,6 +94,7 @@ class FinalSection:
     energy_steps: Positive = 1
     batch_size: Annotated[int, Range(2, None)] | None = None
     penalty: Any = None
+    negatives: NegativesSection | None = None
     optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
     ema: Fraction = 0.998
 
@@ -172,6 +175,7 @@ class TrainSection:
         flip: mirror each training image left to right with probability 1/2, on the device.
         seed: seed of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
+        negatives: negatives that the energy's updates of the main phase draw from the model itself.
         compile: compile base and energy with `torch.compile`, which takes a while at the start. Without a compiler,
             training warns and runs uncompiled.
         clip_grad_norm: largest gradient norm of an update; null: no clipping.
@@ -198,6 +202,7 @@ class TrainSection:
     flip: bool = False
     seed: Seed = 0
     penalty: Any = None
+    negatives: NegativesSection = NO_NEGATIVES
     compile: bool = False
     clip_grad_norm: Annotated[float, Range(0, None, low_open=True)] | None = None
     on_non_finite: NonFiniteSection = NonFiniteSection()
@@ -221,6 +226,11 @@ class TrainSection:
     def pretrain_steps(self) -> int:
         """Cycles of the first phase, of the base alone; 0 if there is none."""
         return self.pretrain.steps if self.part.startswith(PRETRAINED) else 0
+
+    @property
+    def final_negatives(self) -> NegativesSection:
+        """Settings of the negatives of the final phase."""
+        return self.negatives if self.final.negatives is None else self.final.negatives
 
     @property
     def main_part(self) -> Literal["both", "energy", "base"]:
@@ -370,14 +380,22 @@ TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "d
 """All keys of a recipe."""
 
 
+def section_of(annotation: Any) -> type | None:
+    """Return the dataclass of a key that holds a section, or a section or null; None for any other key."""
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and is_dataclass(option):
+            return option
+    return None
+
+
 def override_keys() -> list[str]:
     """Return the keys that an override can name: sections of components, and every key of the fixed sections."""
     found = [*COMPONENT_SECTIONS, "loggers", "device", "precision"]
 
     def collect(prefix: str, kind: type) -> None:
         for name, annotation in get_type_hints(kind, include_extras=True).items():
-            if is_dataclass(annotation):
-                collect(f"{prefix}.{name}", cast(type, annotation))
+            if section := section_of(annotation):
+                collect(f"{prefix}.{name}", section)
             else:
                 found.append(f"{prefix}.{name}")
 

@@ -33,8 +33,8 @@ class Batch:
         z: latent codes, (B, Z). A base step has them for ``z`` and for ``x_base``; otherwise they are empty, (0,).
         x_base: ``G(z)``, (B, *D), with gradient in a base step and without in an energy step; empty, (0,), in a base step
             of a loss that does not need base draws.
-        negatives: chain states for contrastive losses, (B, *D), without gradient; None for other losses. A base step has
-            the negatives of the last energy step.
+        negatives: chain states, (B, *D), without gradient, for contrastive losses and with ``train.negatives``; otherwise
+            None. A base step has the negatives of the last energy step.
     """
 
     x: Tensor | None
@@ -64,6 +64,7 @@ class NegativeSettings:
         restart: probability that a chain taken from the buffer starts afresh.
         restart_at: where chains start afresh. ``base``: at draws of the prior or the base; ``data``: at data, or at the
             codes of data in latent space.
+        adapt: whether the step follows the acceptance, for kernels that are tuned by it and have a preconditioner.
     """
 
     space: Literal["latent", "data"]
@@ -73,6 +74,7 @@ class NegativeSettings:
     buffer_size: int = 0
     restart: float = 0.0
     restart_at: Literal["base", "data"] = "base"
+    adapt: bool = False
 
 
 class Loss(nn.Module):
@@ -142,9 +144,12 @@ class Penalty(nn.Module):
 
     Attributes:
         every: number of energy steps from one evaluation to the next.
+        needs: fields of `Batch` that the penalty reads. With ``negatives`` among them, training refuses a phase whose
+            updates draw none. If that depends on the penalty's parameters, the constructor sets it.
     """
 
     every: int = 1
+    needs: frozenset[str] = frozenset({"x", "x_base"})
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         """Compute the weighted penalty, ()."""

@@ -78,7 +78,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             trainer.final.restore(parts["final"])
         trainer.model.load_state_dict(parts["model"])
         trainer.loss.load_state_dict(parts["loss"])
-        if trainer.negatives is not None and entered_main:  # the main phase fills them
+        filled = checkpoint.step > trainer.settings.pretrain_steps  # `initialise` fills them as the main phase begins
+        if trainer.negatives is not None and filled:
             trainer.negatives.restore(parts.get("negatives", {}))
         restore_optimizer(trainer.energy_optimizer, "energy", parts["optim"])
         restore_optimizer(trainer.base_optimizer, "base", parts["optim"])

@@ -76,6 +76,8 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
         check_fits(model, sampler, settings_of(recipe.sample))
         check_contract(model, sampler, trainer.device)
         penalties = [*trainer.penalties, *trainer.final_penalties]
+        if trainer.negatives is None:  # those on negatives belong to the other phase
+            penalties = [penalty for penalty in penalties if "negatives" not in penalty.needs]
         with _untouched(trainer, penalties):
             _check_steps(trainer, penalties)
         with _untouched(trainer, penalties):

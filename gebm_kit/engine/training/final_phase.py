@@ -23,7 +23,8 @@ from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.memory import bounded_tensors
 from gebm_kit.engine.training.acceleration import channels_last
 from gebm_kit.engine.training.base_update import check_needs, check_spaces
-from gebm_kit.engine.training.negatives import NegativeChains, negative_chains
+from gebm_kit.engine.training.model_negatives import chains_of
+from gebm_kit.engine.training.negatives import NegativeChains
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class FinalParts:
     Attributes:
         loss: its own loss; None: that of the main phase.
         energy: its own energy; None: that of the main phase.
-        negatives: the chains that its loss asks for, or None.
+        negatives: its chains, or None.
     """
 
     loss: Loss | None
@@ -70,7 +71,7 @@ class FinalParts:
 def build_final_parts(
     recipe: Recipe, model: GEBM, main_loss: Loss, facts: Mapping[str, Any], device: torch.device, rows: int
 ) -> FinalParts | None:
-    """Build the loss and the energy that ``train.final`` names, with fresh weights; None if it names neither.
+    """Build the loss and the energy that ``train.final`` names, with fresh weights; None if it has nothing of its own.
 
     Args:
         model: the model of the main phase, whose base stays.
@@ -82,7 +83,8 @@ def build_final_parts(
         UsageError: the loss can't train this model, or the energy does not fit the base.
         RecipeError, PluginError: as for `build`.
     """
-    if recipe.final_loss is None and recipe.final_energy is None:
+    own_negatives = recipe.train.final.steps and recipe.train.final_negatives != recipe.train.negatives
+    if recipe.final_loss is None and recipe.final_energy is None and not own_negatives:
         return None
     loss, energy, dtype = None, None, DTYPES[recipe.precision]
     if recipe.final_energy is not None:
@@ -99,5 +101,5 @@ def build_final_parts(
     used: Loss = main_loss if loss is None else loss
     check_spaces(whole, used)
     used.check(whole)
-    negatives = negative_chains(used, whole, recipe.train, facts["value_range"], device, dtype)
+    negatives = chains_of(used, recipe.train, whole, facts["value_range"], device, dtype, final=True)
     return FinalParts(loss, energy, negatives)

@@ -1,4 +1,6 @@
-"""Negatives of contrastive losses: short chains on the current energy, from fresh points or from a replay buffer.
+"""Negatives: short chains on the current energy, from fresh points or from a replay buffer.
+
+Contrastive losses ask for them, and so does ``train.negatives`` (`gebm_kit.engine.training.model_negatives`).
 
 The chains run a registered kernel on `LatentPotential` or `DataPotential`, in the precision of the data, with the model
 frozen and in eval mode. Nothing here waits for the device.
@@ -12,17 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gebm_kit.config.build import build
-from gebm_kit.config.schema import ComponentNode, TrainSection
+from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import reduce
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import RecipeError, UsageError
-from gebm_kit.core.interfaces import HasDensity, HasEncoder, Loss, NegativeSettings, Sampler
+from gebm_kit.core.interfaces import HasDensity, HasEncoder, NegativeSettings, Sampler
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
@@ -30,6 +32,33 @@ from gebm_kit.engine.training.latent_codes import codes
 
 FILLED_AT_ONCE = 1024
 """Number of buffer states drawn from the base in one batch."""
+
+ADAPTATION_RATE = 0.1
+"""Gain of the step's adaptation: a step whose proposals are all rejected shrinks by 6 % in each update. The energy keeps
+changing, so the gain does not fall."""
+
+SMALLEST_SCALE = 1e-4
+"""Smallest factor on the squared scale of a kernel's step; the largest is where the kernel's own bound on the step is."""
+
+
+class ChainKeys(NamedTuple):
+    """The recipe keys that a phase's chains are set by, as messages name them."""
+
+    section: str
+    buffer_size: str
+
+
+LOSS_KEYS = ChainKeys("loss", "loss.buffer_size")
+"""Keys of the chains that a loss asks for."""
+
+
+class ChainMemory(NamedTuple):
+    """What drawing negatives changes: `NegativeChains.memory`."""
+
+    buffer: Tensor | None
+    generator: Tensor
+    metrics: dict[str, Tensor]
+    log_scale: Tensor | None
 
 
 class NegativeChains:
@@ -43,16 +72,22 @@ class NegativeChains:
     on every rank. Each rank's chains have their own noise, so the noise depends on the number of ranks. All other random
     numbers here do not.
 
+    With ``adapt`` the kernel's preconditioner is ``s² = c I``, which scales the step of each kernel by a power of c. After
+    every update ``log c <- log c + 0.1 (a - goal)``, a the mean acceptance of all ranks' chains (or what warm-up averages
+    in its place) and the goal the kernel's own. c lives on the device, in checkpoints too.
+
     Args:
-        settings: the loss's settings for negatives.
+        settings: settings of the chains.
         batch_size: largest number of rows, over all ranks, that one step requests.
         value_range: range of the data; None if unbounded.
         seed: seed of the choice of buffer states.
         device, dtype: device and dtype of the chains.
+        keys: recipe keys of the settings, for messages.
+        share: weight of the negatives in the energy's objective, where the loss does not read them itself; else 0.
 
     Attributes:
         metrics: metrics of the last draw, over this rank's chains: mean acceptance, share of chains that diverged at least
-            once, share of chains that were replaced.
+            once, share of chains that were replaced. With ``adapt`` also ``negatives_step``, the factor on the step.
 
     Raises:
         RecipeError: the sampler is not a kernel with a step size, or needs coupled chains; the buffer is smaller than a
@@ -67,16 +102,22 @@ class NegativeChains:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        keys: ChainKeys = LOSS_KEYS,
+        share: float = 0.0,
     ) -> None:
         self.settings = settings
+        self.share = share
         self.value_range = value_range
         self.dtype = dtype
         self.metrics: dict[str, Tensor] = {}
-        self._sampler = _kernel(settings)
+        self._sampler = _kernel(settings, keys)
         if settings.buffer_size and settings.buffer_size < batch_size:
             raise RecipeError(
-                f"loss.buffer_size is {settings.buffer_size}, a batch has {batch_size} rows; allowed: >= {batch_size}"
+                f"{keys.buffer_size} is {settings.buffer_size}, a batch has {batch_size} rows; allowed: >= {batch_size}"
             )
+        self._log_scale: Tensor | None = None
+        if settings.adapt and self._sampler.tunable is not None and hasattr(self._sampler, "inverse_mass"):
+            self._log_scale = torch.zeros((), device=device, dtype=dtype)
         self._seed = seed
         self._generator = torch.Generator(device).manual_seed(seed)
         self._buffer: Tensor | None = None
@@ -127,12 +168,15 @@ class NegativeChains:
             seed = stream(self._seed, "negatives", reduce.rank(), update).initial_seed()
             generator = torch.Generator(generator.device).manual_seed(seed)
         start, chosen = self._start(fresh)
+        self._set_scale(start.shape[1])
         with self._potential(model, x) as potential:
             state = self._sampler.init(start, potential, generator)
             acceptance, diverged = torch.zeros_like(start[:, 0]), torch.zeros_like(start[:, 0], dtype=torch.bool)
+            tuning = torch.zeros_like(acceptance)
             for _ in range(self.settings.steps):
                 state, info = self._sampler.step(state, potential, generator)
                 acceptance += info.acceptance
+                tuning += info.acceptance if info.tuning is None else info.tuning
                 diverged |= info.diverged
             sound = torch.isfinite(state.position).all(1) & torch.isfinite(state.value)
             end = torch.where(sound.unsqueeze(1), state.position, fresh)
@@ -148,23 +192,41 @@ class NegativeChains:
             "negatives_diverged": diverged.to(acceptance).mean(),
             "negatives_replaced": 1.0 - sound.to(acceptance).mean(),
         }
+        self._adapt(tuning / self.settings.steps)
         return negatives.to(x.dtype)
 
-    def memory(self) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
+    def _set_scale(self, size: int) -> None:
+        """Give the kernel the present preconditioner, (Z,)."""
+        if self._log_scale is not None:
+            self._sampler.inverse_mass = self._log_scale.exp().expand(size)  # type: ignore[attr-defined]
+
+    def _adapt(self, tuning: Tensor) -> None:
+        """Move the scale towards the kernel's goal for ``tuning``, (C,): what it is tuned by, in [0, 1]."""
+        tunable = self._sampler.tunable
+        if self._log_scale is None or tunable is None:
+            return
+        gap = reduce.mean(tuning.nan_to_num(nan=0.0)) - tunable.target
+        high = max(tunable.high / self.settings.step_size, 1.0)
+        moved = self._log_scale + ADAPTATION_RATE * gap
+        self._log_scale = moved.clamp(math.log(SMALLEST_SCALE), math.log(high))
+        self.metrics["negatives_step"] = self._log_scale.exp()
+
+    def memory(self) -> ChainMemory:
         """Return copies of everything that `fill` and `draw` change, for `recall`."""
         buffer = None if self._buffer is None else self._buffer.clone()
-        return buffer, self._generator.get_state(), dict(self.metrics)
+        return ChainMemory(buffer, self._generator.get_state(), dict(self.metrics), self._log_scale)
 
-    def recall(self, memory: tuple[Tensor | None, Tensor, dict[str, Tensor]]) -> None:
+    def recall(self, memory: ChainMemory) -> None:
         """Go back to what `memory` returned."""
-        self._buffer, state, self.metrics = memory
-        self._generator.set_state(state)
+        self._buffer, self.metrics, self._log_scale = memory.buffer, memory.metrics, memory.log_scale
+        self._generator.set_state(memory.generator)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state for a checkpoint; empty if there is no buffer."""
         if self._buffer is None:
             return {}
-        return {"buffer": self._buffer, "generator": self._generator.get_state()}
+        scale = {} if self._log_scale is None else {"log_scale": self._log_scale}
+        return {"buffer": self._buffer, "generator": self._generator.get_state(), **scale}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state from `tensors`.
@@ -179,6 +241,8 @@ class NegativeChains:
             raise ValueError(f"the buffer holds {len(buffer)} states, the recipe's {self.settings.buffer_size}")
         self._buffer = buffer.to(self._generator.device, self.dtype, copy=True)
         self._generator.set_state(tensors["generator"])
+        if self._log_scale is not None:
+            self._log_scale = tensors["log_scale"].to(self._log_scale, copy=True)
 
     def _potential(self, model: GEBM, x: Tensor) -> LatentPotential | DataPotential:
         if self.settings.space == "latent":
@@ -204,29 +268,8 @@ class NegativeChains:
         return torch.where(restarts, fresh, self._buffer[reduce.share(chosen)]), chosen
 
 
-def negative_chains(
-    loss: Loss,
-    model: GEBM,
-    settings: TrainSection,
-    value_range: tuple[float, float] | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> NegativeChains | None:
-    """Make the chains that a loss asks for, None if it asks for none, and check that the model suits them.
-
-    Raises:
-        RecipeError, UsageError: as for `NegativeChains` and its method `check`.
-    """
-    if loss.negatives is None:
-        return None
-    largest = max(settings.batch_size, settings.final.batch_size or 0)
-    made = NegativeChains(loss.negatives, largest, value_range, settings.seed, device, dtype)
-    made.check(model)
-    return made
-
-
-def _kernel(settings: NegativeSettings) -> Sampler:
-    """Build the registered kernel with the step size that the loss sets.
+def _kernel(settings: NegativeSettings, keys: ChainKeys) -> Sampler:
+    """Build the registered kernel with the step size of the settings.
 
     Raises:
         RecipeError: the sampler is not a kernel, needs coupled chains or has no step size; the step size is not positive.
@@ -241,10 +284,11 @@ def _kernel(settings: NegativeSettings) -> Sampler:
             if not kind.needs_one_block() and "step_size" in parameters(kind):
                 fitting.append(registry.short_name(other))
         raise RecipeError(
-            f"loss.sampler {settings.sampler!r} is not a kernel with a step size; allowed: {', '.join(sorted(fitting))}"
+            f"{keys.section}.sampler {settings.sampler!r} is not a kernel with a step size; allowed: "
+            + ", ".join(sorted(fitting))
         )
     if not (math.isfinite(settings.step_size) and settings.step_size > 0):
-        raise RecipeError(f"loss.step_size must be positive, got {settings.step_size}")
+        raise RecipeError(f"{keys.section}.step_size must be positive, got {settings.step_size}")
     node = ComponentNode(settings.sampler, {"step_size": settings.step_size})
     sampler: Sampler = build("sampler", node)
     return sampler

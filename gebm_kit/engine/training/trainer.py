@@ -41,7 +41,7 @@ from gebm_kit.engine.training.early_stopping import best_base
 from gebm_kit.engine.training.ema import EMA, carrying
 from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts
 from gebm_kit.engine.training.latent_codes import energy_side, points
-from gebm_kit.engine.training.negatives import negative_chains
+from gebm_kit.engine.training.model_negatives import chains_of, check_penalties, mixed
 from gebm_kit.engine.training.non_finite import Guard, gradient_norm
 from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
 from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
@@ -107,7 +107,7 @@ class Trainer:
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
         self.final = build_final_parts(recipe, self.model, self.loss, facts, device, rows)
-        self.negatives = negative_chains(self.loss, self.model, self.settings, dataset.value_range, device, dtype)
+        self.negatives = chains_of(self.loss, self.settings, self.model, dataset.value_range, device, dtype)
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
@@ -175,6 +175,7 @@ class Trainer:
         with untouched("loss", self.loss, "the batch (or the energy that it calls does)", *rows):
             with self._forward_context():
                 terms = self.loss.energy_loss(self.stepped, batch)
+                terms = mixed(terms, self.stepped, batch, self.negatives)
             total = terms.loss
             for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
                 if self.energy_updates % penalty.every == 0:
@@ -186,7 +187,7 @@ class Trainer:
         if self.energy_ema is not None:
             self.energy_ema.update(self.model.energy, bad)
         self.energy_updates += 1
-        chains = self.negatives.metrics if self.negatives is not None else {}
+        chains = {} if self.negatives is None else self.negatives.metrics
         return LossTerms(terms.loss, {**terms.metrics, **chains, "energy_loss": total.detach()})
 
     def base_step(self) -> LossTerms:
@@ -239,7 +240,11 @@ class Trainer:
     # --- parts of the constructor ------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Raise where the device has no bfloat16."""
+        """Raise where the device has no bfloat16, or where a penalty acts on negatives that nothing draws."""
+        check_penalties("train.penalty", self.penalties, self.negatives)
+        if self.settings.final.steps:
+            last = self.negatives if self.final is None else self.final.negatives
+            check_penalties("train.final.penalty", self.final_penalties, last)
         if self.autocast and self.device.type != "cuda":
             raise RecipeError(
                 f"precision: bfloat16 is for CUDA devices, this run is on {self.device.type}; use float32"
