@@ -70,7 +70,7 @@ class NegativeChains:
 
     All ranks share one buffer. Each rank advances its share of the states chosen in a step, and the new states are gathered
     on every rank. Each rank's chains have their own noise, so the noise depends on the number of ranks. All other random
-    numbers here do not.
+    numbers here do not. With a ``share``, steps take no random numbers from the caller's generator on any number of ranks.
 
     With ``adapt`` the kernel's preconditioner is ``s² = c I``, which scales the step of each kernel by a power of c. After
     every update ``log c <- log c + 0.1 (a - goal)``, a the mean acceptance of all ranks' chains (or what warm-up averages
@@ -164,7 +164,7 @@ class NegativeChains:
             update: number of the energy step.
         """
         fresh = self._fresh(model, x, x_base, generator)
-        if reduce.world_size() > 1:
+        if reduce.world_size() > 1 or self.share:
             seed = stream(self._seed, "negatives", reduce.rank(), update).initial_seed()
             generator = torch.Generator(generator.device).manual_seed(seed)
         start, chosen = self._start(fresh)
