@@ -38,6 +38,8 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         show_log_partition(partition)
     if nll := evaluation.get("nll"):
         show_nll(nll)
+    if calibration := evaluation.get("calibration"):
+        show_calibration(calibration)
 
 
 def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -88,6 +90,16 @@ def show_nll(nll: Mapping[str, Any]) -> None:
     """Print the negative log-likelihoods of held-out data under GEBM and base."""
     ui.text(f"NLL of {nll['num_rows']} held-out rows, nats ({nll['space']}): {_with_error(nll['gebm'])}")
     ui.text(f"  of the base: {_with_error(nll['base'])}; GEBM - base: {_with_error(nll['difference'])}")
+
+
+def show_calibration(calibration: Mapping[str, Any]) -> None:
+    """Print the inverse temperature that fits held-out data best, and what it says about the energy."""
+    from gebm_kit.engine.evaluation.calibration import verdict
+
+    beta, stderr = (calibration.get(name) for name in ("inverse_temperature", "stderr"))
+    found = "none" if beta is None else ui.number(beta) + ("" if stderr is None else f" +- {ui.number(stderr)}")
+    gain = f"KALE {ui.number(calibration.get('kale'))} there, {ui.number(calibration.get('kale_at_1'))} at 1"
+    ui.text(f"calibrated inverse temperature: {found} ({gain}); {verdict(calibration)}")
 
 
 def _with_error(cell: Mapping[str, Any]) -> str:

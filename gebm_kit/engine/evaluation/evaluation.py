@@ -29,6 +29,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
+from gebm_kit.engine.evaluation.calibration import Calibration, shared_calibration
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.intervals import Estimate
@@ -60,6 +61,7 @@ class Evaluation:
         fit: KALE on training and held-out data, the log-partition and the likelihood.
         inverse_temperature: beta of the GEBM draws and of ``fit``.
         diagnostics: diagnostics of the GEBM's chains.
+        calibration: the beta that fits the validation part best; None where there is none, and in a brief evaluation.
         data, base_draws, gebm_draws: the reference and the first set of each, (N, *D), for pictures.
     """
 
@@ -71,6 +73,7 @@ class Evaluation:
     data: Tensor = field(repr=False)
     base_draws: Tensor = field(repr=False)
     gebm_draws: Tensor = field(repr=False)
+    calibration: Calibration | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of ``gebm-kit eval``."""
@@ -82,6 +85,7 @@ class Evaluation:
             "protocol": self.protocol,
             **self.fit.as_dict(),
             "inverse_temperature": self.inverse_temperature,
+            "calibration": None if self.calibration is None else self.calibration.as_dict(),
             "diagnostics": self.diagnostics.as_dict(),
         }
 
@@ -119,6 +123,7 @@ def score_recipe(
             reference="valid",
             log_partition="importance-sampling",
             against_train=False,
+            calibrate=False,
         )
     return score(
         model,
@@ -170,6 +175,9 @@ def score(
     with placed(model, device) as (where, _):
         check_contract(model, sampler, where)
         base = base_sets(model, sampling, num_samples, num_sets, where, on_progress if ranks.rank == 0 else ignore)
+        calibration = None
+        if settings.calibrate:
+            calibration = shared_calibration(model, dataset, base.sets, where, ranks)
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():
@@ -190,6 +198,7 @@ def score(
         data=rows.reference,
         base_draws=base.sets[0],
         gebm_draws=gebm.sets[0],
+        calibration=calibration,
     )
 
 

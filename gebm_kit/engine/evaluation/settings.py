@@ -41,6 +41,7 @@ class EvaluationSettings:
         nll_space: the space of likelihoods, as the recipe key ``nll.space``.
         num_reference: most rows of the reference, and of the training data, to score against.
         features: parameters of feature maps.
+        calibrate: whether the beta that fits the validation part best is looked for.
         against_train: whether metrics that ask for it (`Metric.against_train`) are scored against training data too.
     """
 
@@ -52,6 +53,7 @@ class EvaluationSettings:
     num_reference: int = MAX_ROWS
     features: FeatureSettings = field(default_factory=FeatureSettings)
     against_train: bool = True
+    calibrate: bool = True
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> EvaluationSettings:

@@ -169,6 +169,15 @@ def _are_diagnostics(value: Any) -> bool:
     return numbers and (problems is None or (isinstance(problems, list) and all(isinstance(p, str) for p in problems)))
 
 
+def _is_calibration(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    numbers = all(
+        is_optional_number(value.get(name)) for name in ("inverse_temperature", "stderr", "kale", "kale_at_1")
+    )
+    return numbers and isinstance(value.get("reason", ""), str)
+
+
 _EVALUATION: dict[str, Check] = {
     "metrics": _are_columns,
     "protocol": _are_protocols,
@@ -177,5 +186,6 @@ _EVALUATION: dict[str, Check] = {
     "inverse_temperature": is_number,
     "log_partition": _is_log_partition,
     "nll": _is_likelihood,
+    "calibration": _is_calibration,
     "diagnostics": _are_diagnostics,
 }
