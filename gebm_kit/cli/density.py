@@ -22,7 +22,7 @@ from gebm_kit.cli.options import (
     set_trust,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
-from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
+from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
 OVERRIDABLE = ("eval", "sample", "nll")
@@ -62,7 +62,7 @@ def density(
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
-    recipe = overridden_recipe(run, given.overrides)
+    recipe = sampling_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
     found = compute_rows(densities, given, key, run, recipe, device, say)
     payload = {

@@ -109,13 +109,15 @@ def compute_rows(
     Raises:
         DataError: the file can't be read, or its rows do not fit the run.
     """
+    from gebm_kit.engine.sampling.settings import settings_of
+
     rows, names = read_rows(given.file, key, run)
     with say.progress() as on_progress:
         return compute(
             run.model,
             run.dataset,
             rows,
-            inverse_temperature=recipe.sample.inverse_temperature,
+            inverse_temperature=settings_of(recipe.sample).inverse_temperature,
             space=recipe.nll.space,
             method=recipe.eval.log_partition,
             seed=recipe.eval.seed,

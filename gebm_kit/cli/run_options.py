@@ -50,6 +50,18 @@ def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
     return named_as_trained(load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory))
 
 
+def sampling_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
+    """Return `overridden_recipe` with the run's calibrated inverse temperature in place of the word ``calibrated``.
+
+    Raises:
+        UsageError: the run has none.
+        RecipeError: as for `overridden_recipe`.
+    """
+    from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
+
+    return with_calibrated_beta(run, overridden_recipe(run, overrides))
+
+
 def overrides_with_sampler(run: Run, sampler: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
     """Put ``--sampler`` in front of the overrides, so that ``sampler.step_size=0.1`` is a value of that sampler."""
     if sampler is None or sampler == run.recipe.sampler.name:

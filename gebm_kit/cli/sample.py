@@ -36,8 +36,8 @@ from gebm_kit.cli.results import show_diagnostics, show_figures
 from gebm_kit.cli.run_options import (
     changed_settings,
     find_run,
-    overridden_recipe,
     overrides_with_sampler,
+    sampling_recipe,
     set_up_cpu,
 )
 from gebm_kit.cli.trace import run_trace, with_long_beta
@@ -199,7 +199,7 @@ def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], want
     """
     from gebm_kit.engine.process.torchrun import first_rank
 
-    recipe = overridden_recipe(run, overrides)
+    recipe = sampling_recipe(run, overrides)
     place, draws = _drawn(run, recipe, overrides, changes, wanted, say)
     if not first_rank():
         return

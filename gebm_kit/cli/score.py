@@ -22,7 +22,7 @@ from gebm_kit.cli.options import (
     set_trust,
 )
 from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
-from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
+from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
 
 OVERRIDABLE = ("eval", "sample", "nll")
 """Sections of the recipe that ``gebm-kit score`` can override."""
@@ -61,7 +61,7 @@ def score(
     if out is not None:
         check_score_output(out)
     run = find_run(given.run, say, checkpoint)
-    recipe = overridden_recipe(run, given.overrides)
+    recipe = sampling_recipe(run, given.overrides)
     found = compute_rows(row_scores, given, key, run, recipe, device, say)
     payload = {**found.as_dict(), **save_rows(found, given, run, out, "scores")}
 

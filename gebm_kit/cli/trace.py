@@ -13,8 +13,8 @@ from gebm_kit.cli.results import interval, show_protocols
 from gebm_kit.cli.run_options import (
     changed_settings,
     find_run,
-    overridden_recipe,
     overrides_with_sampler,
+    sampling_recipe,
     set_up_cpu,
 )
 from gebm_kit.core.errors import UsageError
@@ -152,16 +152,18 @@ def _check_words(overrides: Sequence[str]) -> None:
 
 def _sweep(run: Run, overrides: Sequence[str]) -> tuple[Recipe, list[float]]:
     """Return the recipe with the overrides applied, and the betas: one, or the items of a list, each checked."""
+    from gebm_kit.engine.sampling.settings import settings_of
+
     given = [word for word in overrides if _is_beta(word)]
     others = [word for word in overrides if not _is_beta(word)]
     values = _listed(given[-1]) if given else None
     if values is None:
-        recipe = overridden_recipe(run, overrides)
-        return recipe, [recipe.sample.inverse_temperature]
+        recipe = sampling_recipe(run, overrides)
+        return recipe, [settings_of(recipe.sample).inverse_temperature]
     if not values:
         raise UsageError(f"{given[-1]!r} lists no temperature", hint=f"For example: {BETA}=[1,10,100]")
-    recipes = [overridden_recipe(run, [*others, f"{BETA}={value}"]) for value in values]
-    return recipes[0], [recipe.sample.inverse_temperature for recipe in recipes]
+    recipes = [sampling_recipe(run, [*others, f"{BETA}={value}"]) for value in values]
+    return recipes[0], [settings_of(recipe.sample).inverse_temperature for recipe in recipes]
 
 
 def _key(word: str) -> str:

@@ -22,6 +22,9 @@ Rate = Annotated[float, Range(0, None)]
 Fraction = Annotated[float, Range(0, 1, high_open=True)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 
+CALIBRATED = "calibrated"
+"""Value of ``sample.inverse_temperature`` for the beta that fits held-out data best."""
+
 PRETRAINED = "base-then-"
 """Prefix of the values of ``train.part`` that first train the base alone."""
 
@@ -265,7 +268,7 @@ class SampleSection:
     warmup: Count = 200
     steps: Positive = 100
     thin: Positive = 10
-    inverse_temperature: Annotated[float, Range(0, None)] = 1.0
+    inverse_temperature: Annotated[float, Range(0, None)] | Literal["calibrated"] = 1.0
     seed: Seed = 0
     block_size: Positive | None = None
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
@@ -41,7 +42,7 @@ def evaluate(
     sampler: str | Sampler | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
-    inverse_temperature: float | None = None,
+    inverse_temperature: float | Literal["calibrated"] | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
@@ -61,6 +62,7 @@ def evaluate(
             with known modes, modes.
         sampler: name or object; None: the recipe's, else hmc.
         num_samples, num_sets: draws in each set, and sets.
+        inverse_temperature: beta; ``calibrated``: the one that fits the validation part best, found first.
         seed: seed of the draws.
         reference, log_partition, nll_space: part to score against; keys ``eval.log_partition`` and ``nll.space``.
 
@@ -76,8 +78,11 @@ def evaluate(
         raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")
     recipe, model, dataset = opened(run_or_model, data)
     seed = eval_section(recipe).seed if seed is None else seed
-    sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)
     settings = replace(EvaluationSettings.of(recipe), reference=reference)
+    if inverse_temperature is not None:
+        settings = replace(settings, calibrated=inverse_temperature == CALIBRATED)
+    beta = None if inverse_temperature == CALIBRATED else inverse_temperature
+    sampling = with_given(sampling_settings(recipe), inverse_temperature=beta, seed=seed)
     settings = with_given(settings, num_samples=num_samples, num_sets=num_sets)
     settings = with_given(settings, log_partition=log_partition, nll_space=nll_space)
     where = device if device is not None or recipe is None else recipe.device

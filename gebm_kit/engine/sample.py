@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_flag, check_path
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.given_rows import tensor_of_rows
@@ -18,6 +19,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
+from gebm_kit.engine.run_directory.calibrated import calibrated_beta
 from gebm_kit.engine.run_directory.run import Run, subject_of
 from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws
@@ -35,7 +37,7 @@ class SampleOptions(TypedDict, total=False):
         warmup: steps that tune the sampler; their states are not kept.
         steps: steps of each chain after warm-up, at least.
         thin: steps from one kept state of a chain to the next.
-        inverse_temperature: beta; 1 is the model itself, 0 the base.
+        inverse_temperature: beta; 1 is the model itself, 0 the base, ``calibrated`` what the run's last evaluation found.
         seed: seed of starting points and sampler.
         block_size: chains on which the model is evaluated at a time, at most.
         start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder
@@ -50,7 +52,7 @@ class SampleOptions(TypedDict, total=False):
     warmup: int | None
     steps: int | None
     thin: int | None
-    inverse_temperature: float | None
+    inverse_temperature: float | Literal["calibrated"] | None
     seed: int | None
     block_size: int | None
     start: Tensor | np.ndarray | None
@@ -145,9 +147,14 @@ def _asked(
     subject = subject_of(run_or_model)
     if isinstance(subject, Run):
         run, model = subject, subject.model
-        settings, sampler = settings_of(subject.recipe.sample), subject.recipe.sampler
+        section = subject.recipe.sample
+        settings, sampler, beta = settings_of(section), subject.recipe.sampler, section.inverse_temperature
     else:
-        run, model, settings, sampler = None, subject, SampleSettings(), None
+        run, model, settings, sampler, beta = None, subject, SampleSettings(), None, 1.0
     names = {field.name for field in fields(SampleSettings)}
     chosen: dict[str, Any] = {name: value for name, value in options.items() if name in names and value is not None}
+    if chosen.get("inverse_temperature", beta) == CALIBRATED:
+        if run is None:
+            raise UsageError("a model built by hand has no calibrated inverse temperature: give a number")
+        chosen["inverse_temperature"] = calibrated_beta(run)
     return run, model, replace(settings, **chosen), sampler

@@ -36,6 +36,7 @@ from gebm_kit.core.estimators import PARETO_K_LIMIT, pareto_k
 from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
 from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.process.distributed import Ranks
@@ -48,9 +49,6 @@ SIGNIFICANT = 2.0
 
 SMALL = 0.05
 """Distance of beta from 1 that changes no draw that anyone would see."""
-
-CALIBRATED = "calibrated"
-"""The word that stands for the calibrated inverse temperature."""
 
 MAX_DRAWS = 20_000
 """Most base draws whose energies are computed here."""
@@ -154,6 +152,15 @@ def shared_calibration(
         text = ranks.from_first(json.dumps(None if found is None else asdict(found)))
     known = json.loads(text)
     return None if known is None else Calibration(**known)
+
+
+def found_beta(calibration: Calibration | None) -> float:
+    """Return the calibrated beta; where there is none, warn and return 1."""
+    if calibration is None or calibration.inverse_temperature is None:
+        why = "the data have no validation part" if calibration is None else calibration.reason
+        warn(f"there is no calibrated inverse temperature ({why}); the model is evaluated at 1")
+        return 1.0
+    return calibration.inverse_temperature
 
 
 def verdict(calibration: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
-from gebm_kit.engine.evaluation.calibration import Calibration, shared_calibration
+from gebm_kit.engine.evaluation.calibration import Calibration, found_beta, shared_calibration
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.intervals import Estimate
@@ -176,8 +176,10 @@ def score(
         check_contract(model, sampler, where)
         base = base_sets(model, sampling, num_samples, num_sets, where, on_progress if ranks.rank == 0 else ignore)
         calibration = None
-        if settings.calibrate:
+        if settings.calibrate or settings.calibrated:
             calibration = shared_calibration(model, dataset, base.sets, where, ranks)
+        if settings.calibrated:
+            sampling = replace(sampling, inverse_temperature=found_beta(calibration))
         gebm = gebm_sets(model, sampler, sampling, num_samples, num_sets, where, on_progress, ranks)
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():

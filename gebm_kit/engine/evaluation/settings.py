@@ -42,6 +42,7 @@ class EvaluationSettings:
         num_reference: most rows of the reference, and of the training data, to score against.
         features: parameters of feature maps.
         calibrate: whether the beta that fits the validation part best is looked for.
+        calibrated: whether the GEBM is sampled at that beta.
         against_train: whether metrics that ask for it (`Metric.against_train`) are scored against training data too.
     """
 
@@ -54,6 +55,7 @@ class EvaluationSettings:
     features: FeatureSettings = field(default_factory=FeatureSettings)
     against_train: bool = True
     calibrate: bool = True
+    calibrated: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> EvaluationSettings:
@@ -66,6 +68,7 @@ class EvaluationSettings:
             nll_space="standardised" if recipe is None else recipe.nll.space,
             num_reference=section.num_reference,
             features=FeatureSettings.of(recipe),
+            calibrated=recipe is not None and recipe.sample.inverse_temperature == "calibrated",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gebm_kit.config.schema import SampleSection
+from gebm_kit.config.schema import CALIBRATED, SampleSection
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
@@ -19,8 +19,14 @@ from gebm_kit.engine.sampling.warmup import require_positive
 
 
 def settings_of(section: SampleSection) -> SampleSettings:
-    """Turn the recipe's ``sample`` section into settings."""
-    return SampleSettings(**{field.name: getattr(section, field.name) for field in fields(SampleSettings)})
+    """Turn the recipe's ``sample`` section into settings.
+
+    The word ``calibrated`` stands for 1 here: whoever samples at the calibrated beta puts it in its place first.
+    """
+    values = {field.name: getattr(section, field.name) for field in fields(SampleSettings)}
+    if values["inverse_temperature"] == CALIBRATED:
+        values["inverse_temperature"] = 1.0
+    return SampleSettings(**values)
 
 
 def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sampler:
@@ -124,6 +130,8 @@ class SampleSettings(SampleSection):
     Raises:
         UsageError: a value outside its range. Numbers of numpy count as Python's.
     """
+
+    inverse_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():

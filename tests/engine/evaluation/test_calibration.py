@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import gebm_kit as gk
+from gebm_kit.config.load import load_recipe
+from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.calibration import LARGEST_BETA, calibrate, calibration_of, verdict
+from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
+from gebm_kit.engine.sampling.settings import settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
 
@@ -154,3 +162,84 @@ def test_every_evaluation_reports_it() -> None:
     assert told["inverse_temperature"] == found.calibration.inverse_temperature == pytest.approx(0.5, abs=0.15)
     assert set(told) >= {"inverse_temperature", "stderr", "kale_at_1", "kale"}
     assert "overconfident" in verdict(told)
+
+
+# --- draws at the calibrated beta ------------------------------------------------------------------------------------
+TOY = """\
+schema: 1
+data: {name: eight-gaussians, num_train: 100, num_valid: 40, num_test: 40}
+base: {name: mlp, latent_dim: 2, hidden: [8]}
+energy: {name: mlp, hidden: [8]}
+train: {steps: 20, start_steps: 0, energy_steps: 2, batch_size: 16, final: {steps: 20}}
+sample: {num_samples: 20, num_chains: 20, warmup: 2, steps: 5}
+eval: {num_samples: 40, num_sets: 2, metrics: [mmd]}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> gk.Run:
+    folder = tmp_path_factory.mktemp("calibrated")
+    (folder / "toy.yaml").write_text(TOY)
+    trained = gk.train(str(folder / "toy.yaml"), out=folder / "run")
+    path = trained.path / "evaluation.json"
+    found = json.loads(path.read_text())
+    assert "inverse_temperature" in found["calibration"]
+    found["calibration"] |= {"inverse_temperature": 0.625, "reason": ""}
+    path.write_text(json.dumps(found))
+    return gk.load_run(trained.path)
+
+
+def test_draws_and_traces_take_the_beta_of_the_last_evaluation(run: gk.Run) -> None:
+    assert gk.sample(run, inverse_temperature="calibrated").diagnostics.as_dict()["inverse_temperature"] == 0.625
+    trace = gk.trace_quality(run, "mmd", inverse_temperature="calibrated", num_sets=2, num_samples=20)
+    assert [curve.inverse_temperature for curve in trace.curves] == [0.625]
+    wanted = load_recipe(run.path / "resolved.yaml", ["sample.inverse_temperature=calibrated"])
+    assert with_calibrated_beta(run, wanted).sample.inverse_temperature == 0.625
+    assert settings_of(wanted.sample).inverse_temperature == 1.0
+
+
+def test_an_evaluation_finds_the_beta_that_it_samples_at(run: gk.Run) -> None:
+    model = GEBM(Identity(), Slope(2.0))
+    found = gk.evaluate(
+        model, data=rows(), metrics=["mmd"], num_samples=500, num_sets=2, inverse_temperature="calibrated"
+    )
+    assert found.calibration is not None
+    assert found.inverse_temperature == found.calibration.inverse_temperature
+    assert 0.3 < found.inverse_temperature < 0.7
+
+
+@pytest.mark.parametrize("problem", ["none", "old"])
+def test_a_run_without_it_says_so(problem: str, run: gk.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    found = json.loads(path.read_text())
+    if problem == "none":
+        found["calibration"] |= {"inverse_temperature": None, "reason": "the energy is constant"}
+    else:
+        del found["calibration"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match="no calibrated inverse temperature: (the energy is constant|no evaluation)"):
+        gk.sample(gk.load_run(tmp_path / "run"), inverse_temperature="calibrated")
+
+
+def test_a_model_without_a_run_has_none() -> None:
+    with pytest.raises(UsageError, match="built by hand has no calibrated"):
+        gk.sample(GEBM(Identity(), Slope(2.0)), inverse_temperature="calibrated")
+    with pytest.raises(UsageError, match="built by hand has no calibrated"):
+        gk.trace_quality(GEBM(Identity(), Slope(2.0)), "mmd", data=rows(), inverse_temperature="calibrated")
+    asked = {"metrics": ["mmd"], "num_samples": 50, "num_sets": 2, "inverse_temperature": "calibrated"}
+    with pytest.warns(GebmKitWarning, match=r"no calibrated .*energy is constant.* evaluated at 1"):
+        assert gk.evaluate(GEBM(Identity(), Slope(0.0)), data=rows(), **asked).inverse_temperature == 1.0
+
+
+def test_the_word_in_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(TOY.replace("sample: {", "sample: {inverse_temperature: calibrated, "))
+    trained = gk.train(str(tmp_path / "toy.yaml"), overrides=["train.eval_every=20"], out=tmp_path / "run")
+    told = trained.evaluation
+    assert told["inverse_temperature"] == (told["calibration"]["inverse_temperature"] or 1.0)
+    told["calibration"] |= {"inverse_temperature": 0.5, "reason": ""}
+    (trained.path / "evaluation.json").write_text(json.dumps(told))
+    assert gk.sample(trained).diagnostics.as_dict()["inverse_temperature"] == 0.5
+    assert gk.score(trained, torch.zeros(3, 2)).inverse_temperature == 0.5
+    with pytest.raises(RecipeError, match="sample.inverse_temperature"):
+        load_recipe(tmp_path / "toy.yaml", ["sample.inverse_temperature=calibratd"])
