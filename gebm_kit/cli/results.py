@@ -18,6 +18,13 @@ DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")
 EVALUATION_HEADINGS = ("metric", *COLUMN_LABELS.values())
 
 
+SIGNIFICANT = 2.0
+"""Number of standard errors, and SMALL the distance, from 1 at which a calibration is called off."""
+
+SMALL = 0.05
+"""Distance of beta from 1 that changes no draw that anyone would see."""
+
+
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Print the JSON of ``eval`` as a table: values with 95 % intervals, then KALE and the log-partition."""
     metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
@@ -94,12 +101,24 @@ def show_nll(nll: Mapping[str, Any]) -> None:
 
 def show_calibration(calibration: Mapping[str, Any]) -> None:
     """Print the inverse temperature that fits held-out data best, and what it says about the energy."""
-    from gebm_kit.engine.evaluation.calibration import verdict
-
     beta, stderr = (calibration.get(name) for name in ("inverse_temperature", "stderr"))
     found = "none" if beta is None else ui.number(beta) + ("" if stderr is None else f" +- {ui.number(stderr)}")
     gain = f"KALE {ui.number(calibration.get('kale'))} there, {ui.number(calibration.get('kale_at_1'))} at 1"
     ui.text(f"calibrated inverse temperature: {found} ({gain}); {verdict(calibration)}")
+
+
+def verdict(calibration: Mapping[str, Any]) -> str:
+    """Say in words whether the energy is calibrated, from the JSON of a `Calibration`."""
+    beta, stderr = calibration.get("inverse_temperature"), calibration.get("stderr")
+    if calibration.get("reason"):
+        return str(calibration["reason"])
+    if beta is None or stderr is None:
+        return "not known"
+    if abs(beta - 1.0) < max(SIGNIFICANT * stderr, SMALL):
+        return "the energy fits held-out data as it is"
+    if beta < 1:
+        return "the energy is overconfident: draws at beta 1 are sharper than held-out data bear out"
+    return "the energy is timid: held-out data bear out a sharper model than beta 1"
 
 
 def _with_error(cell: Mapping[str, Any]) -> str:

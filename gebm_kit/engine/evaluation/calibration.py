@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,12 +43,6 @@ from gebm_kit.engine.process.distributed import Ranks
 
 LARGEST_BETA = 100.0
 """Largest inverse temperature that is looked for. Beyond it, draws of the model are the base draws of lowest energy."""
-
-SIGNIFICANT = 2.0
-"""Number of standard errors, and SMALL the distance, from 1 at which a calibration is called off."""
-
-SMALL = 0.05
-"""Distance of beta from 1 that changes no draw that anyone would see."""
 
 MAX_DRAWS = 20_000
 """Most base draws whose energies are computed here."""
@@ -161,20 +155,6 @@ def found_beta(calibration: Calibration | None) -> float:
         warn(f"there is no calibrated inverse temperature ({why}); the model is evaluated at 1")
         return 1.0
     return calibration.inverse_temperature
-
-
-def verdict(calibration: Mapping[str, Any]) -> str:
-    """Say in words whether the energy is calibrated, from the JSON of a `Calibration`."""
-    beta, stderr = calibration.get("inverse_temperature"), calibration.get("stderr")
-    if calibration.get("reason"):
-        return str(calibration["reason"])
-    if beta is None or stderr is None:
-        return "not known"
-    if abs(beta - 1.0) < max(SIGNIFICANT * stderr, SMALL):
-        return "the energy fits held-out data as it is"
-    if beta < 1:
-        return "the energy is overconfident: draws at beta 1 are sharper than held-out data bear out"
-    return "the energy is timid: held-out data bear out a sharper model than beta 1"
 
 
 def _weights(base: Tensor, beta: float) -> Tensor:

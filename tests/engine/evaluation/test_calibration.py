@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import gebm_kit as gk
+from gebm_kit.cli.results import verdict
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.datasets.held_out import HeldOut
-from gebm_kit.engine.evaluation.calibration import LARGEST_BETA, calibrate, calibration_of, verdict
+from gebm_kit.engine.evaluation.calibration import LARGEST_BETA, calibrate, calibration_of
 from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
 from gebm_kit.engine.sampling.settings import settings_of
 
