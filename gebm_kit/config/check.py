@@ -117,6 +117,8 @@ def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None)
     if value is None and type(None) in options:
         return None
     failures = []
+    if isinstance(value, int | float):  # what is wrong with a number is said of the number, not of the words beside it
+        options = tuple(option for option in options if not _is_of_words(option)) or options
     for option in options:
         if option is type(None):
             continue
@@ -126,6 +128,10 @@ def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None)
             failures.append(str(error))
     # with one real option, its own message says more than a list of types
     raise ValueError(failures[0] if len(failures) == 1 else f"{shown(value)} is none of {describe_type_union(options)}")
+
+
+def _is_of_words(option: Any) -> bool:
+    return typing.get_origin(option) is Literal and all(isinstance(word, str) for word in typing.get_args(option))
 
 
 def describe_type_union(options: tuple[Any, ...]) -> str:
