@@ -126,6 +126,13 @@ def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None)
             return conform(value, option, interval)
         except ValueError as error:
             failures.append(str(error))
+    if (
+        isinstance(value, str)
+        and float in {typing.get_args(option)[0] for option in options if typing.get_origin(option) is typing.Annotated}
+        and any(_is_of_words(option) for option in options)
+    ):
+        words = [word for option in options if _is_of_words(option) for word in typing.get_args(option)]
+        raise ValueError(f"{shown(value)} is not a number, nor {' or '.join(words)}")
     # with one real option, its own message says more than a list of types
     raise ValueError(failures[0] if len(failures) == 1 else f"{shown(value)} is none of {describe_type_union(options)}")
 
