@@ -44,9 +44,7 @@ def continue_chains(
         num_samples: draws to keep over all chains.
     """
     began = time.perf_counter()
-    settings = replace(
-        chains.settings, warmup=0, steps=steps, num_samples=num_samples, num_chains=chains.layout.chains
-    )
+    settings = replace(chains.settings, warmup=0, steps=steps, num_samples=num_samples, num_chains=chains.layout.chains)
     assert settings.total_steps == steps, "too few steps for the states to keep"
     with (
         ranks.together(),
