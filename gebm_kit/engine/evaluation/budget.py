@@ -230,9 +230,8 @@ def after_sampling(plan: Plan, ledger: Ledger, costs: Costs, full: int, share: f
     if longest == plan.longest:
         return plan
     cut = tuple(words for words in plan.cut if not words.startswith("chains are"))
-    return replace(
-        plan, longest=longest, cut=(*_said(replace(plan, cut=()), plan.num_samples, plan.num_sets, longest), *cut)
-    )
+    asked = Plan(plan.num_samples, plan.num_sets)
+    return replace(plan, longest=longest, cut=(*_said(asked, plan.num_samples, plan.num_sets, longest), *cut))
 
 
 def described(ledger: Ledger) -> str:

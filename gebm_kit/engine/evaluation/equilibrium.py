@@ -41,8 +41,8 @@ ROW_GROUPS = 10
 
 REMEDY = (
     "Train an energy that holds where chains go: a final phase with its own loss and a lower rate or more penalty "
-    "(train.final.loss={name: kale-dv}, train.final.optimizer.lr, train.final.penalty), loss=relativistic in the main phase, "
-    "or negatives from the model itself (train.negatives). Until then a lower sample.inverse_temperature tempers the energy."
+    "(train.final.loss={name: kale-dv}, train.final.optimizer.lr, train.final.penalty), the loss relativistic in the main "
+    "phase, or negatives from the model itself (train.negatives). Until then a lower sample.inverse_temperature tempers the energy."
 )
 """What to try when a law gets worse as its chains run on."""
 

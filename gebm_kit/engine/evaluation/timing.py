@@ -144,7 +144,7 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
 def time_scores(
     metrics: Mapping[str, Metric], scorer: Scorer, floor: Sequence[Tensor], on_progress: OnProgress
 ) -> tuple[float, float, Known]:
-    """Score held-out data, one set or two, and return the seconds of a set: of all metrics, of the first one; and the values.
+    """Score held-out data, one set or two; return the seconds of all metrics on a set and of the first, and the values.
 
     The first set also pays for what all sets share, such as the reference's features, so the second is timed where there is
     one. The values are part of the evaluation and are not computed again.

@@ -39,7 +39,8 @@ def verdict(
 def of_ratio(name: str, ratio: Estimate, lower_is_better: bool) -> str:
     """Say what the ratio of GEBM to base means; an interval that holds 1 means no difference."""
     if ratio.low is None or ratio.high is None:
-        return f"Whether the GEBM is better than its base by {name} is not known: the ratio {number(ratio.value)} has no interval."
+        value = number(ratio.value)
+        return f"Whether the GEBM is better than its base by {name} is not known: the ratio {value} has no interval."
     if ratio.low <= 1 <= ratio.high:
         which = "no different from"
     else:
