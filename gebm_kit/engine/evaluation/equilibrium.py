@@ -27,6 +27,9 @@ from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval, paired
 AGREEMENT = 0.1
 """Largest distance between the mean energies of model draws and data, as a share of the base-data gap."""
 
+TOLERANCE = 1.05
+"""Ratio of the metric at the longest length to that at 1x up to which a law holds, however narrow the interval is."""
+
 LENGTHS = (1, 2, 4)
 """Chain lengths at which the metric is computed, in units of the evaluation's own."""
 
@@ -42,7 +45,7 @@ ROW_GROUPS = 10
 REMEDY = (
     "Train an energy that holds where chains go: a final phase with its own loss and a lower rate or more penalty "
     "(train.final.loss={name: kale-dv}, train.final.optimizer.lr, train.final.penalty), the loss relativistic in the main "
-    "phase, or negatives from the model itself (train.negatives). Until then a lower sample.inverse_temperature tempers the energy."
+    "phase, or negatives from the model itself (train.negatives). Until then lower sample.inverse_temperature."
 )
 """What to try when a law gets worse as its chains run on."""
 
@@ -67,7 +70,7 @@ class EnergySummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
-        found = {"value": self.mean, "se": self.se}
+        found: dict[str, Any] = {"value": self.mean, "se": self.se}
         found |= {name: {"value": value, "se": se} for name, (value, se) in self.quantiles.items()}
         return plain({**found, "rows": self.rows, "outside": self.outside, "groups": self.groups})
 
@@ -115,8 +118,20 @@ class Equilibrium:
 
     @property
     def worsens(self) -> bool | None:
-        """Whether the metric gets worse as the chains run on, by its interval; None without one."""
-        return self._moves(up=self.lower_is_better)
+        """Whether the metric gets worse as the chains run on, beyond `TOLERANCE` and by its interval; None without one."""
+        moves = self._moves(up=self.lower_is_better)
+        return False if moves and self._is_slight() else moves
+
+    @property
+    def slightly(self) -> bool:
+        """Whether the metric gets worse by its interval, but within `TOLERANCE`."""
+        return bool(self._moves(up=self.lower_is_better)) and self._is_slight()
+
+    def _is_slight(self) -> bool:
+        """Return whether the ratio has an interval and is within `TOLERANCE`."""
+        if self.ratio is None or self.ratio.low is None or self.ratio.high is None:
+            return False
+        return 1 / TOLERANCE <= self.ratio.value <= TOLERANCE
 
     @property
     def improves(self) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gebm_kit.engine.evaluation.equilibrium import AGREEMENT, Equilibrium, between, number
+from gebm_kit.engine.evaluation.equilibrium import AGREEMENT, TOLERANCE, Equilibrium, between, number
 from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN
 
@@ -91,6 +91,8 @@ def _lengths(found: Equilibrium) -> str:
         return f"whether {found.metric} holds as chains run on is not known: {how}"
     if found.worsens:
         return f"{found.metric} gets worse as chains run on: {how}"
+    if found.slightly:
+        return f"{found.metric} gets slightly worse as chains run on, within {percent(TOLERANCE - 1)}: {how}"
     says = "still gets better" if found.improves else "holds"
     return f"{found.metric} {says} as chains run on: {how}"
 

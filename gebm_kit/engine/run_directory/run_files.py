@@ -142,7 +142,9 @@ def _are_protocols(value: Any) -> bool:
 def _is_log_partition(value: Any) -> bool:
     if value is None:
         return True
-    if not isinstance(value, dict) or not all(isinstance(v, str) or is_optional_number(v) for v in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(v, str | bool) or is_optional_number(v) for v in value.values()
+    ):
         return False
     numbers = ("value", "se", "low", "high", "gap", "bridge", "bridge_se", "forward", "reverse")
     if not all(is_optional_number(value.get(name)) for name in numbers):
