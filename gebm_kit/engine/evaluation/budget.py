@@ -4,7 +4,7 @@ Cuts, each only as far as needed:
 
 1. chains are continued to 2x instead of 4x their length;
 2. fewer draw sets, down to `LEAST_SETS`;
-3. fewer draws in a set, by halves, down to `LEAST_DRAWS`;
+3. fewer draws in a set, by halves, down to `LEAST_DRAWS`, where that saves time;
 4. chains are not continued.
 
 Before anything is drawn, costs are estimated from the time of each stage's unit. After sampling, whose real time is then
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +37,9 @@ LEAST_SETS = 3
 
 LEAST_DRAWS = 500
 """Fewest draws in a set that a budget leaves; metrics may need more (`Metric.least_rows`)."""
+
+WORTH_CUTTING = 0.1
+"""Share of the seconds that fewer draws must save to be cut: long chains take as long however few states are kept."""
 
 WORTH_SAYING = 10.0
 """Seconds of an evaluation from which its estimate is said beforehand; the JSON always has it."""
@@ -86,7 +89,8 @@ class Costs:
 
     Attributes:
         base_set: one set of base draws, without their energies.
-        gebm_set: one set of the GEBM's draws, warm-up included.
+        gebm_set: number of draws -> one set of the GEBM's draws, warm-up included. Chains have their steps to make however
+            few of their states are kept.
         energies: energies of one set.
         log_partition: A and KALE, without the energies of sets.
         score: all metrics of one set.
@@ -96,7 +100,7 @@ class Costs:
     """
 
     base_set: float = 0.0
-    gebm_set: float = 0.0
+    gebm_set: Callable[[int], float] = lambda draws: 0.0
     energies: float = 0.0
     log_partition: float = 0.0
     score: float = 0.0
@@ -111,13 +115,14 @@ class Costs:
     def estimated(self, plan: Plan, full: int) -> dict[str, float]:
         """Estimate the seconds of every stage; the units are for sets of ``full`` draws."""
         share, sets = plan.num_samples / full, plan.num_sets
+        drawn = self.gebm_set(plan.num_samples)
         scored = plan.groups * (LENGTHS.index(plan.longest)) * self.first_score
         return {
             "base": sets * share * self.base_set,
-            "sampling": sets * share * self.gebm_set,
+            "sampling": sets * drawn,
             "log_partition": self.log_partition + sets * share * self.energies,
             "metrics": (2 * sets + self.fixed_sets) * share * self.score,
-            "equilibrium": share * (self.further[plan.longest] * plan.groups * self.gebm_set + scored),
+            "equilibrium": self.further[plan.longest] * plan.groups * drawn + share * scored,
         }
 
 
@@ -127,18 +132,21 @@ def within(plan: Plan, costs: Costs, budget: float | None, least_draws: int = LE
     if budget is None:
         return plan
 
-    def fits(candidate: Plan) -> bool:
-        return sum(costs.estimated(candidate, full).values()) <= budget
+    def seconds(candidate: Plan) -> float:
+        return sum(costs.estimated(candidate, full).values())
 
-    for candidate in _candidates(plan, least_draws):
-        if fits(candidate):
+    def helps(cut: Plan, whole: Plan) -> bool:
+        return seconds(cut) <= (1 - WORTH_CUTTING) * seconds(whole)
+
+    for candidate in _candidates(plan, max(LEAST_DRAWS, least_draws), helps):
+        if seconds(candidate) <= budget:
             return candidate
         plan = candidate
     return plan
 
 
-def _candidates(plan: Plan, least_draws: int) -> Iterator[Plan]:
-    """Yield the plan, then ever cheaper ones."""
+def _candidates(plan: Plan, least_draws: int, helps: Callable[[Plan, Plan], bool]) -> Iterator[Plan]:
+    """Yield the plan, then ever cheaper ones. Draws are cut only where that ``helps``."""
     yield plan
     asked = plan
     if plan.longest == LENGTHS[-1]:
@@ -147,7 +155,10 @@ def _candidates(plan: Plan, least_draws: int) -> Iterator[Plan]:
     for sets in range(asked.num_sets - 1, LEAST_SETS - 1, -1):
         plan = replace(plan, num_sets=sets, cut=_said(asked, plan.num_samples, sets, plan.longest))
         yield plan
-    while plan.num_samples // 2 >= max(LEAST_DRAWS, least_draws):
+    fewest = plan.num_samples
+    while fewest // 2 >= least_draws:
+        fewest //= 2
+    while plan.num_samples > fewest and helps(replace(plan, num_samples=fewest), plan):
         half = plan.num_samples // 2
         plan = replace(plan, num_samples=half, cut=_said(asked, half, plan.num_sets, plan.longest))
         yield plan

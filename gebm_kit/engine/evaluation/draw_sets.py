@@ -53,14 +53,13 @@ def base_sets(
 ) -> DrawSets:
     """Draw sets from the base, ``x = G(z), z ~ eta``."""
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
-    example = next((p for p in model.base.parameters() if p.is_floating_point()), torch.empty(0))
     sets: list[Tensor] = []
     codes: list[Tensor] = []
     report = counted(on_progress, "base", num_sets * num_samples)
     with LatentPotential(model, block_size=min(num_samples, settings.block_size or DRAWS_AT_ONCE)) as potential:
         for _ in range(num_sets):
             shape = (num_samples, model.latent_dim)
-            z = torch.randn(shape, generator=generator, device=device, dtype=example.dtype)
+            z = torch.randn(shape, generator=generator, device=device, dtype=model.dtype)
             sets.append(potential.data(z, lambda done: report(len(sets) * num_samples + done)).cpu())
             codes.append(z)
     return DrawSets(sets, codes=codes, generator=generator)

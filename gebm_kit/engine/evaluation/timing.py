@@ -68,22 +68,22 @@ def time_units(
     except (GebmKitError, RuntimeError, ValueError, TypeError):
         return Costs()
     both = forward + energy
-    chains = max(min(settings.num_chains, num_samples), sampler.min_chains)
-    kept = -(-num_samples // chains)
-    if sampler.family == "kernel":
-        moves = settings.warmup + max(settings.steps, (kept - 1) * settings.thin + 1)
-        drawn, further = chains * moves * step, {1: 0.0, 2: 1.0, 4: 3.0}
-    else:
-        drawn, further = kept * chains * step, {1: 0.0, 2: 2.0, 4: 6.0}
-    decoded = num_samples * (forward + GRADIENT * both)
+    kernel = sampler.family == "kernel"
+
+    def gebm_set(draws: int) -> float:
+        chains = max(min(settings.num_chains, draws), sampler.min_chains)
+        kept = -(-draws // chains)
+        moves = settings.warmup + max(settings.steps, (kept - 1) * settings.thin + 1) if kernel else kept
+        return chains * moves * step / processes + draws * (forward + GRADIENT * both)
+
     annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT * both if anneals else 0.0
     more = max(2 * NUM_DRAWS - num_sets * num_samples, 0)
     return Costs(
         base_set=num_samples * forward,
-        gebm_set=drawn / processes + decoded,
+        gebm_set=gebm_set,
         energies=2 * num_samples * energy,
         log_partition=more * both + rows * energy + annealed,
-        further=further,
+        further={1: 0.0, 2: 1.0, 4: 3.0} if kernel else {1: 0.0, 2: 2.0, 4: 6.0},
     )
 
 

@@ -36,7 +36,15 @@ from gebm_kit.samplers.sir import Sir
 from gebm_kit.testing.targets import IdentityBase, LinearEnergy
 
 ASKED = Plan(2000, 10)
-COSTS = Costs(base_set=1.0, gebm_set=10.0, energies=1.0, log_partition=5.0, score=1.0, first_score=0.5, fixed_sets=2)
+COSTS = Costs(
+    base_set=1.0,
+    gebm_set=lambda draws: draws / 200,
+    energies=1.0,
+    log_partition=5.0,
+    score=1.0,
+    first_score=0.5,
+    fixed_sets=2,
+)
 
 
 class TestCuts:
@@ -57,6 +65,10 @@ class TestCuts:
 
     def test_metrics_keep_the_draws_that_they_need(self) -> None:
         assert within(ASKED, COSTS, 1, least_draws=900).num_samples == 1000
+
+    def test_draws_are_not_cut_where_long_chains_take_all_the_time(self) -> None:
+        found = within(ASKED, Costs(gebm_set=lambda draws: 100.0), 1)
+        assert (found.longest, found.num_sets, found.num_samples) == (1, 3, 2000)
 
     def test_fewer_sets_than_the_least_are_left_alone(self) -> None:
         assert within(Plan(2000, 2), COSTS, 1).num_sets == 2
@@ -135,7 +147,7 @@ class TestEvaluations:
 
     @pytest.mark.parametrize("sampler", [Hmc(), Sir(2)])
     def test_what_is_cut_is_said(self, sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        slow = Costs(base_set=100.0, gebm_set=100.0)
+        slow = Costs(base_set=100.0, gebm_set=lambda draws: draws / 10)
         monkeypatch.setattr("gebm_kit.engine.evaluation.task.time_units", lambda *given, **more: slow)
         with pytest.warns(GebmKitWarning, match=r"within a budget of 20 s: .*500 draws in a set.*eval\.budget"):
             found = scored(20.0, sampler)
