@@ -37,14 +37,9 @@ from gebm_kit.testing.targets import IdentityBase, LinearEnergy
 
 ASKED = Plan(2000, 10)
 COSTS = Costs(
-    base_set=1.0,
-    gebm_set=lambda draws: draws / 200,
-    energies=1.0,
-    log_partition=5.0,
-    score=1.0,
-    first_score=0.5,
+    base_set=1.0, gebm_set=lambda draws: draws / 200, energies=1.0, log_partition=5.0, score=1.0, first_score=0.5,
     fixed_sets=2,
-)
+)  # fmt: skip
 
 
 class TestCuts:
