@@ -65,26 +65,20 @@ def evaluate(
         num_samples, num_sets: draws in each set, and sets.
         seed: seed of the draws.
         reference, log_partition, nll_space: part to score against; keys ``eval.log_partition`` and ``nll.space``.
-        budget: seconds that the evaluation may take. None: the recipe's, else a third of a run's training time; a model
-            built by hand has no budget.
+        budget: seconds that the evaluation may take. None: the recipe's, else a third of a run's training time, if any.
 
     Raises:
         UsageError, DataError: inconsistent arguments, no data for a hand-built model; data that do not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
-    check_choice("reference", reference, ("train", "valid", "test"))
-    check_choice("log_partition", log_partition, ("auto", "importance-sampling", "smc"))
-    check_choice("nll_space", nll_space, ("standardised", "raw"))
-    check_callback("on_progress", on_progress)
-    check_budget(budget)
+    _check(reference, log_partition, nll_space, budget, on_progress)
     if isinstance(metrics, str):
         raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")
     recipe, model, dataset = opened(run_or_model, data)
-    seed = eval_section(recipe).seed if seed is None else seed
-    sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)
-    settings = replace(EvaluationSettings.of(recipe), reference=reference)
-    settings = with_given(settings, num_samples=num_samples, num_sets=num_sets)
-    settings = with_given(settings, log_partition=log_partition, nll_space=nll_space, budget=budget)
+    chosen = {"inverse_temperature": inverse_temperature, "seed": eval_section(recipe).seed if seed is None else seed}
+    sampling = with_given(sampling_settings(recipe), **chosen)
+    given = {"num_samples": num_samples, "num_sets": num_sets, "log_partition": log_partition, "nll_space": nll_space}
+    settings = with_given(EvaluationSettings.of(recipe), reference=reference, budget=budget, **given)
     if settings.budget is None:
         settings = replace(settings, budget=default_budget(training_seconds(run_or_model)))
     where = device if device is not None or recipe is None else recipe.device
@@ -100,3 +94,12 @@ def evaluate(
             on_progress=on_progress,
             ranks=ranks,
         )
+
+
+def _check(reference: object, log_partition: object, nll_space: object, budget: object, on_progress: object) -> None:
+    """Raise UsageError for a choice that does not exist, or an argument of the wrong kind."""
+    check_callback("on_progress", on_progress)
+    check_choice("reference", reference, ("train", "valid", "test"))
+    check_choice("log_partition", log_partition, ("auto", "importance-sampling", "smc"))
+    check_choice("nll_space", nll_space, ("standardised", "raw"))
+    check_budget(budget)

@@ -31,7 +31,7 @@ from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.budget import Plan, default_budget
-from gebm_kit.engine.evaluation.data_rows import data_rows
+from gebm_kit.engine.evaluation.data_rows import DataRows, data_rows
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.equilibrium import LENGTHS, Equilibrium
 from gebm_kit.engine.evaluation.intervals import Estimate
@@ -187,13 +187,7 @@ def score(
         RunFailed: draws that are not finite.
     """
     asked = Plan(settings.num_samples, settings.num_sets, LENGTHS[-1] if settings.continues else 1)
-    check_request(model, dataset, asked.num_samples, asked.num_sets)
-    check_dataset(dataset, disjoint=not isinstance(dataset, HeldOut))
-    check_space(dataset, settings.nll_space)
-    check_data_serves(metrics, dataset, settings.features)
-    rows = data_rows(dataset, metrics, settings)
-    counts = {"draws": asked.num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
-    check_rows(metrics, counts)
+    rows = _checked_rows(model, dataset, metrics, settings)
     with placed(model, device) as (where, _):
         if not checked:
             check_contract(model, sampler, where)
@@ -214,20 +208,29 @@ def score(
             scores = Scores.from_first(scores, ranks)
     for entry in scores.protocol.values():
         entry["reference_part"], entry["held_out_part"] = settings.reference, FLOOR_PART[settings.reference]
+    drawn: dict[str, Any] = {"base_draws": base.sets[0], "gebm_draws": gebm.sets[0], "energies": energies}
+    found = {name: getattr(scores, name) for name in ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget")}
     return Evaluation(
-        metrics=scores.metrics,
-        protocol=scores.protocol,
-        fit=scores.fit,
         inverse_temperature=sampling.inverse_temperature,
         diagnostics=diagnostics_of(gebm),
         data=rows.reference,
-        base_draws=base.sets[0],
-        gebm_draws=gebm.sets[0],
-        equilibrium=scores.equilibrium,
-        verdict=scores.verdict,
-        budget=scores.budget,
-        energies=energies,
+        **drawn,
+        **found,
     )
+
+
+def _checked_rows(
+    model: GEBM, dataset: Dataset, metrics: Mapping[str, Metric], settings: EvaluationSettings
+) -> DataRows:
+    """Return the rows that draws are scored against, once request, data and metrics are known to fit together."""
+    check_request(model, dataset, settings.num_samples, settings.num_sets)
+    check_dataset(dataset, disjoint=not isinstance(dataset, HeldOut))
+    check_space(dataset, settings.nll_space)
+    check_data_serves(metrics, dataset, settings.features)
+    rows = data_rows(dataset, metrics, settings)
+    counts = {"draws": settings.num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
+    check_rows(metrics, counts)
+    return rows
 
 
 def check_request(model: GEBM, dataset: Dataset, num_samples: int, num_sets: int) -> None:

@@ -135,15 +135,14 @@ def model_fit(
     Returns:
         The fit, and the energies that it was computed from.
     """
-    beta = settings.inverse_temperature
-    dtype = model.dtype
+    beta, dtype = settings.inverse_temperature, model.dtype
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
     with LatentPotential(model, beta, block_size=settings.block_size or ROWS_AT_ONCE) as potential:
         found = Energies(
             base=base_energies(potential, base, generator, dtype, on_progress),
             data=energies(model, test, device, dtype),
             train=None if train is None else energies(model, evenly_spaced_rows(train, "training data"), device, dtype),
-            draws=None if draws is None else torch.stack([energies(model, part, device, dtype) for part in draws.sets]),
+            draws=None if draws is None else _of_sets(model, draws.sets, device, dtype),
         )
         first, second = (beta * found.base).chunk(2)
         bridged = found.draws is not None and draws is not None and draws.effective is not None
@@ -168,6 +167,11 @@ def model_fit(
         kale_train_rows=None if found.train is None else len(found.train),
     )
     return fit, found
+
+
+def _of_sets(model: GEBM, sets: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Compute energies of sets of equal size, (S, M)."""
+    return torch.stack([energies(model, part, device, dtype) for part in sets])
 
 
 def base_energies(
