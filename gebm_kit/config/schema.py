@@ -284,8 +284,11 @@ class EvalSection:
         features: feature maps with parameters, for metrics that name them.
         num_reference: rows of held-out data, and of training data, to score against; a larger part is thinned evenly.
         seed: seed of the draws.
-        log_partition: how A is estimated. auto: by importance sampling if Pareto k of the weights is below 0.5, otherwise
-            by annealed populations (smc); always by smc for an energy on codes.
+        log_partition: how A is estimated. auto: where the base has a density, by importance sampling if Pareto k of the
+            weights is below 0.5, otherwise by annealed populations (smc), which an energy on codes always gets; without a
+            density always by importance sampling, marked where it is not reliable.
+        budget: seconds that an evaluation may take; null: a third of the time that the run was trained for, at least 30.
+            What is cut to stay within it is said.
     """
 
     metrics: tuple[ComponentNode, ...] = ()
@@ -295,6 +298,7 @@ class EvalSection:
     num_reference: Annotated[int, Range(2, None)] = 10_000
     seed: Seed = 0
     log_partition: Literal["auto", "importance-sampling", "smc"] = "auto"
+    budget: Annotated[float, Range(0, None, low_open=True)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

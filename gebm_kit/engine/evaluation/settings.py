@@ -44,6 +44,9 @@ class EvaluationSettings:
         calibrate: whether the beta that fits the validation part best is looked for.
         calibrated: whether the GEBM is sampled at that beta.
         against_train: whether metrics that ask for it (`Metric.against_train`) are scored against training data too.
+        continues: whether chains are continued to 2x and 4x their length, for the equilibrium test.
+        budget: seconds that the evaluation may take; None: not limited.
+        timed: whether the stages' costs are estimated beforehand.
     """
 
     num_samples: int
@@ -56,6 +59,9 @@ class EvaluationSettings:
     against_train: bool = True
     calibrate: bool = True
     calibrated: bool = False
+    continues: bool = True
+    budget: float | None = None
+    timed: bool = True
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> EvaluationSettings:
@@ -69,6 +75,7 @@ class EvaluationSettings:
             num_reference=section.num_reference,
             features=FeatureSettings.of(recipe),
             calibrated=recipe is not None and recipe.sample.inverse_temperature == "calibrated",
+            budget=section.budget,
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gebm_kit as gk
-from gebm_kit.cli.results import verdict
+from gebm_kit.cli.results import calibration_words
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Energy
@@ -67,7 +67,7 @@ def test_the_standard_error_is_the_spread_over_samples() -> None:
 def test_energies_that_are_constant_have_no_answer() -> None:
     found = calibrate(torch.full((5,), 2.0), torch.full((7,), 2.0))
     assert found.inverse_temperature is found.stderr is None
-    assert "constant" in verdict(found.as_dict())
+    assert "constant" in calibration_words(found.as_dict())
     assert found.kale == pytest.approx(0.0, abs=1e-12)
 
 
@@ -75,13 +75,13 @@ def test_data_below_all_base_draws_end_at_the_bound_with_a_statement() -> None:
     found = calibrate(torch.full((5,), -9.0), torch.linspace(0, 1, 50))
     assert found.inverse_temperature == LARGEST_BETA
     assert found.stderr is None
-    assert "still grows at 100" in verdict(found.as_dict())
+    assert "still grows at 100" in calibration_words(found.as_dict())
 
 
 def test_data_above_the_base_draws_have_no_answer() -> None:
     found = calibrate(torch.full((5,), 9.0), torch.linspace(0, 1, 50))
     assert found.inverse_temperature is None
-    assert "base alone" in verdict(found.as_dict())
+    assert "base alone" in calibration_words(found.as_dict())
     assert found.kale == 0.0
 
 
@@ -90,7 +90,7 @@ def test_energies_that_are_not_finite_have_no_answer(data: list[float]) -> None:
     found = calibrate(torch.tensor(data), torch.linspace(0, 1, 50))
     assert found.inverse_temperature is None
     assert found.as_dict()["kale"] is None
-    assert "not finite" in verdict(found.as_dict())
+    assert "not finite" in calibration_words(found.as_dict())
 
 
 def test_excluded_base_draws_have_no_weight() -> None:
@@ -106,7 +106,7 @@ def test_heavy_tails_are_said() -> None:
     base = -torch.exp(torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.5)
     found = calibrate(data, base)
     assert found.pareto_k >= 0.7
-    assert "not to be trusted" in verdict(found.as_dict())
+    assert "not to be trusted" in calibration_words(found.as_dict())
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_heavy_tails_are_said() -> None:
     [(0.5, 0.1, "overconfident"), (1.5, 0.1, "timid"), (0.9, 0.1, "as it is"), (0.98, 0.001, "as it is")],
 )
 def test_the_verdict_minds_the_error(beta: float, stderr: float, words: str) -> None:
-    assert words in verdict({"inverse_temperature": beta, "stderr": stderr, "reason": ""})
+    assert words in calibration_words({"inverse_temperature": beta, "stderr": stderr, "reason": ""})
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_every_evaluation_reports_it() -> None:
     told = found.as_dict()["calibration"]
     assert told["inverse_temperature"] == found.calibration.inverse_temperature == pytest.approx(0.5, abs=0.15)
     assert set(told) >= {"inverse_temperature", "stderr", "kale_at_1", "kale"}
-    assert "overconfident" in verdict(told)
+    assert "overconfident" in calibration_words(told)
 
 
 # --- draws at the calibrated beta ------------------------------------------------------------------------------------
