@@ -215,13 +215,17 @@ def score(
             scores = Scores.from_first(scores, ranks)
     for entry in scores.protocol.values():
         entry["reference_part"], entry["held_out_part"] = settings.reference, FLOOR_PART[settings.reference]
-    drawn: dict[str, Any] = {"base_draws": base.sets[0], "gebm_draws": gebm.sets[0], "energies": energies}
+    drawn: dict[str, Any] = {
+        "base_draws": base.sets[0],
+        "gebm_draws": gebm.sets[0],
+        "energies": energies,
+        "calibration": calibration,
+    }
     found = {name: getattr(scores, name) for name in ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget")}
     return Evaluation(
         inverse_temperature=sampling.inverse_temperature,
         diagnostics=diagnostics_of(gebm),
         data=rows.reference,
-        calibration=calibration,
         **drawn,
         **found,
     )
