@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
 
 
+OF_SCORES = ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget")
+"""Fields of `Evaluation` that are those of `Scores`."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The result of an evaluation.
@@ -198,11 +202,10 @@ def score(
             check_contract(model, sampler, where)
         task = Task(model, dataset, metrics, sampler, sampling, settings, rows, where, on_progress, ranks)
         plan = task.planned(asked)
+        quiet = on_progress if ranks.rank == 0 else ignore
         with task.ledger.stage("base"):
-            quiet = on_progress if ranks.rank == 0 else ignore
             base = base_sets(model, sampling, plan.num_samples, plan.num_sets, where, quiet)
-            calibration = task.calibrated(base)
-        sampling = task.sampling
+            calibration, sampling = task.calibrated(base)
         with task.ledger.stage("sampling"):
             gebm = gebm_sets(
                 model, sampler, sampling, plan.num_samples, plan.num_sets, where, on_progress, ranks,
@@ -215,19 +218,15 @@ def score(
             scores = Scores.from_first(scores, ranks)
     for entry in scores.protocol.values():
         entry["reference_part"], entry["held_out_part"] = settings.reference, FLOOR_PART[settings.reference]
-    drawn: dict[str, Any] = {
-        "base_draws": base.sets[0],
-        "gebm_draws": gebm.sets[0],
-        "energies": energies,
-        "calibration": calibration,
-    }
-    found = {name: getattr(scores, name) for name in ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget")}
     return Evaluation(
+        **{name: getattr(scores, name) for name in OF_SCORES},
         inverse_temperature=sampling.inverse_temperature,
         diagnostics=diagnostics_of(gebm),
         data=rows.reference,
-        **drawn,
-        **found,
+        base_draws=base.sets[0],
+        gebm_draws=gebm.sets[0],
+        energies=energies,
+        calibration=calibration,
     )
 
 

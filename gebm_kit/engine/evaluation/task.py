@@ -80,19 +80,14 @@ class Task:
         self._costs = Costs()
         self._may_anneal = isinstance(model.base, HasDensity)
 
-    @property
-    def sampling(self) -> SampleSettings:
-        """Settings of the GEBM's draws, with the calibrated beta once `calibrated` has found it, if it is asked for."""
-        return self._sampling
-
-    def calibrated(self, base: DrawSets) -> Calibration | None:
-        """Find the beta that fits the validation part best, and sample there if the settings say so."""
+    def calibrated(self, base: DrawSets) -> tuple[Calibration | None, SampleSettings]:
+        """Find the beta that fits the validation part best; return it and the settings, at that beta if they ask for it."""
         settings, found = self._settings, None
         if settings.calibrate or settings.calibrated:
             found = shared_calibration(self._model, self._dataset, base.sets, self._where, self._ranks)
         if settings.calibrated:
             self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
-        return found
+        return found, self._sampling
 
     # --- what it may cost ---------------------------------------------------------------------------------------------
     def planned(self, asked: Plan) -> Plan:
