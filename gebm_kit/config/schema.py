@@ -82,6 +82,7 @@ class FinalSection:
         energy_steps: energy updates in a cycle.
         batch_size: batch size of this phase; null: that of the main phase.
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
+        augment: augmentations of this phase, [] for none, or null for those of the main phase.
         optimizer: optimiser of the energy.
         ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
     """
@@ -92,6 +93,7 @@ class FinalSection:
     energy_steps: Positive = 1
     batch_size: Annotated[int, Range(2, None)] | None = None
     penalty: Any = None
+    augment: tuple[ComponentNode, ...] | None = None
     optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
     ema: Fraction = 0.998
 
@@ -170,6 +172,8 @@ class TrainSection:
             makes their supports overlap. Sampling and evaluation add none, so the energy is then the log-ratio of the two
             distributions smoothed by that noise.
         flip: mirror each training image left to right with probability 1/2, on the device.
+        augment: random changes of the images that the energy sees in training: of data, base draws and negatives alike.
+            A list of flip, translation, cutout and colour, by name or with parameters; see `AUGMENTATIONS`.
         seed: seed of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
         compile: compile base and energy with `torch.compile`, which takes a while at the start. Without a compiler,
@@ -196,6 +200,7 @@ class TrainSection:
     batch_size: Annotated[int, Range(2, None)] = 128
     noise: Rate = 0.0
     flip: bool = False
+    augment: tuple[ComponentNode, ...] = ()
     seed: Seed = 0
     penalty: Any = None
     compile: bool = False
@@ -335,6 +340,12 @@ class Recipe:
     def final_penalties(self) -> tuple[ComponentNode, ...]:
         """The penalties of the final, energy-only phase."""
         return self.penalties if self.train.final.penalty is None else self.train.final.penalty
+
+    @property
+    def final_augment(self) -> tuple[ComponentNode, ...]:
+        """The augmentations of the final, energy-only phase."""
+        own = self.train.final.augment
+        return self.train.augment if own is None else own
 
     @property
     def final_loss(self) -> ComponentNode | None:

@@ -11,7 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from gebm_kit.config.build import resolved_yaml
-from gebm_kit.config.check import check, conform
+from gebm_kit.config.check import check
+from gebm_kit.config.conform import conform
 from gebm_kit.config.load import load_recipe, shipped_recipes
 from gebm_kit.config.schema import DEFAULT_COMPONENTS, Recipe
 from gebm_kit.config.tree import parse
