@@ -22,7 +22,7 @@ from gebm_kit.core.datasets import (
 )
 from gebm_kit.core.loggers import Logger, named_scalars
 from gebm_kit.core.networks import Base, Energy, HasDensity, HasEncoder, HasFitting, HasPretraining, HasSource, OnCodes
-from gebm_kit.core.objectives import Batch, Loss, LossTerms, NegativeSettings, Part, Penalty
+from gebm_kit.core.objectives import Batch, Loss, LossTerms, NegativeSettings, Part, Penalty, SlopePenalty
 from gebm_kit.core.sampling import (
     DIVERGENCE_THRESHOLD,
     Adaptation,
@@ -69,6 +69,7 @@ __all__ = [
     "Penalty",
     "Potential",
     "Sampler",
+    "SlopePenalty",
     "Split",
     "SplitName",
     "State",

@@ -15,12 +15,12 @@ from torch import Tensor
 from gebm_kit.core import reduce
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Batch, Energy, Penalty
+from gebm_kit.core.interfaces import Batch, Energy, SlopePenalty
 from gebm_kit.penalties.gradient import squared_gradient_norm
 
 
-class _ZeroCentred(Penalty):
-    """The arguments of R1 and R2."""
+class _ZeroCentred(SlopePenalty):
+    """The arguments and the formula of R1 and R2."""
 
     def __init__(
         self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
@@ -29,6 +29,9 @@ class _ZeroCentred(Penalty):
         check_arguments(self, weight=weight, every=every)
         self.weight = float(weight)
         self.every = every
+
+    def of_slopes(self, squared: Tensor) -> Tensor:
+        return 0.5 * self.weight * reduce.mean(squared)
 
 
 class R1(_ZeroCentred):
@@ -40,10 +43,12 @@ class R1(_ZeroCentred):
             force stays the same.
     """
 
+    at = "x"
+
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.x is None:
             raise UsageError("the r1 penalty needs data, and the batch has none")
-        return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x))
+        return self.of_slopes(squared_gradient_norm(energy, batch.x))
 
 
 class R2(_ZeroCentred):
@@ -55,5 +60,7 @@ class R2(_ZeroCentred):
             force stays the same.
     """
 
+    at = "x_base"
+
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
-        return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x_base))
+        return self.of_slopes(squared_gradient_norm(energy, batch.x_base))

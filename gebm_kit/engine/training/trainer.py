@@ -44,7 +44,7 @@ from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.negatives import negative_chains
 from gebm_kit.engine.training.non_finite import Guard, gradient_norm
 from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
-from gebm_kit.engine.training.penalties import build_penalties, with_penalties
+from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties, with_penalties
 from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
 from gebm_kit.engine.training.vital_signs import vital_signs
 
@@ -105,6 +105,7 @@ class Trainer:
         self.loss.check(self.model)
         self.penalties = build_penalties(recipe.penalties, facts, device)
         self.final_penalties = build_penalties(recipe.final_penalties, facts, device)
+        self._penalised_loss = PenalisedLoss()
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
         self.final = build_final_parts(recipe, self.model, self.loss, facts, device, rows)
@@ -176,11 +177,13 @@ class Trainer:
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
         rows = (batch.x, batch.z, batch.x_base, batch.negatives)
         with untouched("loss", self.loss, "the batch (or the energy that it calls does)", *rows):
-            with self._forward_context():
-                terms = self.loss.energy_loss(self.stepped, batch)
             due = [penalty for penalty in penalties if self.energy_updates % penalty.every == 0]
-            # outside autocast: second derivatives are taken in full precision
-            total = with_penalties(terms.loss, due, self.side.energy, batch, self.generator)
+            if self.autocast or self.stepped is not self.side:  # second derivatives: in full precision, not compiled
+                with self._forward_context():
+                    terms = self.loss.energy_loss(self.stepped, batch)
+                total = with_penalties(terms.loss, due, self.side.energy, batch, self.generator)
+            else:
+                terms, total = self._penalised_loss(self.loss, self.side, batch, due, self.generator)
         self._seen = batch
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
@@ -207,9 +210,8 @@ class Trainer:
 
     def vital_signs(self) -> dict[str, Tensor]:
         """Compute the vital signs of the last energy step."""
-        if self._seen is None or self._plain is None:
-            return {}
-        return vital_signs(self.side, self.loss, self._seen, self._plain, self.settings.noise)
+        seen, plain = self._seen, self._plain
+        return vital_signs(self.side, self.loss, seen, plain, self.settings.noise) if seen and plain else {}
 
     def initialise(self) -> None:
         """Set a learned A to its optimum before a phase: log mean exp(-E) over base draws. Pretraining needs no A."""
