@@ -163,7 +163,8 @@ class TrainSection:
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
-            that the base's first gradients come from an energy that has learned something.
+            that the base's first gradients come from an energy that has learned something. The energy of
+            kale-dv runs away from a fresh base in them.
         start_every: every ``start_every``-th cycle has ``start_energy_steps`` energy updates again, as in the published
             GEBM; 0: none has.
         final: the energy-only phase at the end.
@@ -193,7 +194,7 @@ class TrainSection:
     base_update_ess: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.5
     init_from: str | None = None
     energy_steps: Positive = 5
-    start_steps: Count = 10
+    start_steps: Count = 0
     start_energy_steps: Positive = 25
     start_every: Count = 0
     final: FinalSection = FinalSection()
