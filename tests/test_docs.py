@@ -203,7 +203,7 @@ def test_every_json_key_is_documented(tiny_run: Path, formats: Any, capfd: pytes
         assert run_keys <= known, f"{' '.join(words)}: {run_keys - known}"
         trace_keys = set(inner).union(*inner.get("points", []), *inner.get("curves", []))
         assert trace_keys <= known, f"{' '.join(words)}: {trace_keys - known}"
-        for key in ("log_partition", "metrics"):
+        for key in ("log_partition", "metrics", "equilibrium", "budget"):
             if isinstance(found.get(key), dict) and words[0] != "compare":  # whose metrics go by their own names
                 allowed = known | words_in_code(section(read("cli.md"), "eval"))
                 assert set(found[key]) <= allowed, f"{words[0]}: {key}"

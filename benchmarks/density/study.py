@@ -174,7 +174,7 @@ def _test(model: GEBM, dataset: Dataset, recipe: Any, *, chosen: int, first: int
         nll = likelihood(log_base, tilt, estimate, None, "standardised")
     else:
         method: Method = "smc" if on_codes else "auto"
-        fit = model_fit(model, None, rows, settings_of(recipe.sample), CPU, method=method)
+        fit, _ = model_fit(model, None, rows, settings_of(recipe.sample), CPU, method=method)
         assert fit.nll is not None
         nll, estimate = fit.nll, fit.log_partition
     alone = chosen == 0 and first > 0

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import (
     CheckpointWord,
@@ -19,6 +25,16 @@ from gebm_kit.cli.options import (
     split_words,
 )
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
+from gebm_kit.core.errors import UsageError
+
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        metavar="SECONDS",
+        help="Seconds that the evaluation may take; default: eval.budget, else a third of the training time.",
+    ),
+]
 
 OVERRIDABLE = ("eval", "sampler", "sample", "nll")
 """Sections of the recipe that ``gebm-kit eval`` can override."""
@@ -28,6 +44,7 @@ def evaluate(
     run_word: RunWord = None,
     override_words: OverrideWords = None,
     checkpoint: CheckpointWord = "last",
+    budget: Budget = None,
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
     device: Device = None,
@@ -38,6 +55,8 @@ def evaluate(
 ) -> None:
     """Score held-out data, the base and the GEBM of a RUN, with 95 % intervals, and redraw the pictures."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
+    if budget is not None and not 0 < budget < math.inf:
+        raise UsageError(f"--budget must be a number of seconds above 0, got {budget:g}")
     set_trust(trust_program, trust_paths)
     given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit eval")
@@ -51,9 +70,14 @@ def evaluate(
 
     run = find_run(given.target, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
+    if budget is not None:
+        recipe = replace(recipe, eval=replace(recipe.eval, budget=budget))
     where = resolve_device(local_device(device or recipe.device))
     with joined_ranks(work="evaluation") as ranks, ranks.together(), say.progress() as on_progress:
-        evaluation = score_recipe(run.model, run.dataset, recipe, device=where, on_progress=on_progress, ranks=ranks)
+        evaluation = score_recipe(
+            run.model, run.dataset, recipe,
+            device=where, training_seconds=run.training_seconds, on_progress=on_progress, ranks=ranks,
+        )  # fmt: skip
         figures = [str(path) for path in write_report(run, evaluation)] if ranks.rank == 0 else []
     if not first_rank():
         return

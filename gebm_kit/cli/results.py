@@ -38,6 +38,13 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         show_log_partition(partition)
     if nll := evaluation.get("nll"):
         show_nll(nll)
+    if equilibrium := evaluation.get("equilibrium"):
+        show_equilibrium(equilibrium)
+    for text in (evaluation.get("verdict") or {}).values():
+        ui.text(text)
+    budget = evaluation.get("budget") or {}
+    if budget.get("cut"):
+        ui.text(f"within a budget of {ui.number(budget.get('seconds'))} s: {'; '.join(budget['cut'])}")
 
 
 def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -72,7 +79,8 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
 def show_log_partition(partition: Mapping[str, Any]) -> None:
     """Print the log-partition A with its interval, the method, the reason for that method, and the cross-check."""
     why = f"; {partition['reason']}" if partition.get("reason") else ""
-    ui.text(f"log partition: {_with_error(partition)} ({partition.get('method', '')}{why})")
+    doubt = "" if partition.get("reliable", True) else "not reliable: "
+    ui.text(f"log partition: {doubt}{_with_error(partition)} ({partition.get('method', '')}{why})")
     if partition.get("gap") is not None:
         bridge = partition.get("bridge")
         found = (
@@ -88,6 +96,27 @@ def show_nll(nll: Mapping[str, Any]) -> None:
     """Print the negative log-likelihoods of held-out data under GEBM and base."""
     ui.text(f"NLL of {nll['num_rows']} held-out rows, nats ({nll['space']}): {_with_error(nll['gebm'])}")
     ui.text(f"  of the base: {_with_error(nll['base'])}; GEBM - base: {_with_error(nll['difference'])}")
+
+
+ENERGY_LABELS = {"energy_data": "held-out data", "energy_model": "GEBM", "energy_base": "base"}
+"""Keys of an equilibrium's energies, in the order of the table's rows, and what they are called."""
+
+ENERGY_HEADINGS = ("energy E", "mean +- se", "5 %", "25 %", "50 %", "75 %", "95 %")
+LENGTH_KEYS = {"metric_at_1x": "1x", "metric_at_2x": "2x", "metric_at_4x": "4x"}
+
+
+def show_equilibrium(found: Mapping[str, Any]) -> None:
+    """Print the energies of data, GEBM and base side by side, and the metric along the chains."""
+    rows = []
+    for key, label in ENERGY_LABELS.items():
+        cell = found.get(key) or {}
+        quantiles = [(cell.get(f"q{q}") or {}).get("value") for q in ("05", "25", "50", "75", "95")]
+        mean = f"{ui.number(cell.get('value'))} +- {ui.number(cell.get('se'))}"
+        rows.append([label, mean, *(ui.number(value) for value in quantiles)])
+    ui.table("", ENERGY_HEADINGS, rows)
+    if found.get("metric_at_2x"):
+        at = ", ".join(f"{interval(found.get(key))} at {label}" for key, label in LENGTH_KEYS.items() if found.get(key))
+        ui.text(f"{found.get('metric')} along the chains: {at} {found.get('unit', '')}".rstrip())
 
 
 def _with_error(cell: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast
 
 from gebm_kit.core.components import Range
 
@@ -83,6 +83,8 @@ class FinalSection:
         batch_size: batch size of this phase; null: that of the main phase.
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
         augment: augmentations of this phase, [] for none, or null for those of the main phase.
+        noise: instance noise of this phase, as ``train.noise``; null: that of the main phase. More of it leaves the energy
+            with differences that remain under noise, such as shapes, and hides those that no draw of the base can mend.
         optimizer: optimiser of the energy.
         ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
     """
@@ -94,6 +96,7 @@ class FinalSection:
     batch_size: Annotated[int, Range(2, None)] | None = None
     penalty: Any = None
     augment: tuple[ComponentNode, ...] | None = None
+    noise: Rate | None = None
     optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
     ema: Fraction = 0.998
 
@@ -274,8 +277,11 @@ class EvalSection:
         features: feature maps with parameters, for metrics that name them.
         num_reference: rows of held-out data, and of training data, to score against; a larger part is thinned evenly.
         seed: seed of the draws.
-        log_partition: how A is estimated. auto: by importance sampling if Pareto k of the weights is below 0.5, otherwise
-            by annealed populations (smc); always by smc for an energy on codes.
+        log_partition: how A is estimated. auto: where the base has a density, by importance sampling if Pareto k of the
+            weights is below 0.5, otherwise by annealed populations (smc), which an energy on codes always gets; without a
+            density always by importance sampling, marked where it is not reliable.
+        budget: seconds that an evaluation may take; null: a third of the time that the run was trained for, at least 30.
+            What is cut to stay within it is said.
     """
 
     metrics: tuple[ComponentNode, ...] = ()
@@ -285,6 +291,7 @@ class EvalSection:
     num_reference: Annotated[int, Range(2, None)] = 10_000
     seed: Seed = 0
     log_partition: Literal["auto", "importance-sampling", "smc"] = "auto"
+    budget: Annotated[float, Range(0, None, low_open=True)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,19 +387,3 @@ SECTIONS: dict[str, type] = {
 
 TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "device", "precision")
 """All keys of a recipe."""
-
-
-def override_keys() -> list[str]:
-    """Return the keys that an override can name: sections of components, and every key of the fixed sections."""
-    found = [*COMPONENT_SECTIONS, "loggers", "device", "precision"]
-
-    def collect(prefix: str, kind: type) -> None:
-        for name, annotation in get_type_hints(kind, include_extras=True).items():
-            if is_dataclass(annotation):
-                collect(f"{prefix}.{name}", cast(type, annotation))
-            else:
-                found.append(f"{prefix}.{name}")
-
-    for name, kind in SECTIONS.items():
-        collect(name, kind)
-    return found

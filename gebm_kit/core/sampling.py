@@ -201,6 +201,14 @@ class Sampler(ABC):
         """
         return self
 
+    def longer(self, factor: int) -> Sampler | None:
+        """Return a population method that spends ``factor`` times as much on each draw, to come closer to its target.
+
+        An evaluation compares its draws with those of the method itself, as it compares a kernel's chains with themselves
+        ``factor`` times as long. None: there is no such method, as for refiners, or chains are continued instead.
+        """
+        return None
+
     def adaptation(self) -> Adaptation | None:
         """Return a new object that tunes, during warm-up, what `tunable` does not cover; None if there is nothing more."""
         return None

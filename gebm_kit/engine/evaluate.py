@@ -19,10 +19,11 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.evaluation.budget import check_budget, default_budget
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
 from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.evaluation.settings import EvaluationSettings, with_given
-from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
+from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings, training_seconds
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.process.distributed import joined_ranks
@@ -47,6 +48,7 @@ def evaluate(
     reference: SplitName = "test",
     log_partition: Method | None = None,
     nll_space: Space | None = None,
+    budget: float | None = None,
     on_progress: OnProgress = ignore,
 ) -> Evaluation:
     """Score a trained run, or any GEBM built by hand.
@@ -63,23 +65,22 @@ def evaluate(
         num_samples, num_sets: draws in each set, and sets.
         seed: seed of the draws.
         reference, log_partition, nll_space: part to score against; keys ``eval.log_partition`` and ``nll.space``.
+        budget: seconds that the evaluation may take. None: the recipe's, else a third of a run's training time, if any.
 
     Raises:
         UsageError, DataError: inconsistent arguments, no data for a hand-built model; data that do not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
-    check_choice("reference", reference, ("train", "valid", "test"))
-    check_choice("log_partition", log_partition, ("auto", "importance-sampling", "smc"))
-    check_choice("nll_space", nll_space, ("standardised", "raw"))
-    check_callback("on_progress", on_progress)
+    _check(reference, log_partition, nll_space, budget, on_progress)
     if isinstance(metrics, str):
         raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")
     recipe, model, dataset = opened(run_or_model, data)
-    seed = eval_section(recipe).seed if seed is None else seed
-    sampling = with_given(sampling_settings(recipe), inverse_temperature=inverse_temperature, seed=seed)
-    settings = replace(EvaluationSettings.of(recipe), reference=reference)
-    settings = with_given(settings, num_samples=num_samples, num_sets=num_sets)
-    settings = with_given(settings, log_partition=log_partition, nll_space=nll_space)
+    chosen = {"inverse_temperature": inverse_temperature, "seed": eval_section(recipe).seed if seed is None else seed}
+    sampling = with_given(sampling_settings(recipe), **chosen)
+    given = {"num_samples": num_samples, "num_sets": num_sets, "log_partition": log_partition, "nll_space": nll_space}
+    settings = with_given(EvaluationSettings.of(recipe), reference=reference, budget=budget, **given)
+    if settings.budget is None:
+        settings = replace(settings, budget=default_budget(training_seconds(run_or_model)))
     where = device if device is not None or recipe is None else recipe.device
     with joined_ranks(work="evaluation") as ranks:
         return score(
@@ -93,3 +94,12 @@ def evaluate(
             on_progress=on_progress,
             ranks=ranks,
         )
+
+
+def _check(reference: object, log_partition: object, nll_space: object, budget: object, on_progress: object) -> None:
+    """Raise UsageError for a choice that does not exist, or an argument of the wrong kind."""
+    check_callback("on_progress", on_progress)
+    check_choice("reference", reference, ("train", "valid", "test"))
+    check_choice("log_partition", log_partition, ("auto", "importance-sampling", "smc"))
+    check_choice("nll_space", nll_space, ("standardised", "raw"))
+    check_budget(budget)

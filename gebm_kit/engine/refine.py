@@ -91,7 +91,9 @@ def refine(run: Run, *, device: torch.device | str | None = None, on_progress: O
     evaluation: Evaluation | None = None
     if beta != 1.0:
         hotter = replace(recipe, sample=replace(recipe.sample, inverse_temperature=beta))
-        evaluation = score_recipe(model, dataset, hotter, device=device, on_progress=on_progress)
+        evaluation = score_recipe(
+            model, dataset, hotter, device=device, training_seconds=run.training_seconds, on_progress=on_progress
+        )
     draw_before_after(run, choice)
     found |= {
         "chosen_by": choice.name,

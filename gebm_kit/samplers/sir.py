@@ -84,6 +84,10 @@ class Sir(Sampler):
         size = min(range(most, most // 2, -1), key=lambda chunks: -needed % chunks)
         return self.tuned(rows_a_chain=size)
 
+    def longer(self, factor: int) -> Sampler:
+        """Return a copy that chooses its draws from a pool ``factor`` times as large."""
+        return self.tuned(num_candidates=factor * self.num_candidates)
+
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> SirState:
         """Choose the first draws from C candidates, the prior draws ``z``, (C, Z)."""
         values = tilt(potential, z)

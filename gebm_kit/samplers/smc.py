@@ -167,6 +167,12 @@ class Smc(AnnealedSampler):
     def _longest_step(self) -> float:
         return math.pi / 2 / self.num_leapfrog
 
+    def longer(self, factor: int) -> Smc:
+        """Return a copy that makes ``factor`` times as many moves at every rung and in every final round."""
+        twin = self.tuned(num_moves=factor * self.num_moves)
+        assert isinstance(twin, Smc)
+        return twin
+
     def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> SmcState:
         """Start the population at level 0 with the prior draws ``z``, (C, Z)."""
         zero = torch.zeros((), dtype=torch.float64, device=z.device)

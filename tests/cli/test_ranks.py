@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitW
 ASKED = {"num_samples": 90, "num_chains": 10, "block_size": 4, "warmup": 45, "steps": 12, "thin": 2, "seed": 3}
 
 SCENARIOS = """
-import os, signal, sys
+import json, os, signal, sys
 import torch
 import gebm_kit as gk
 from gebm_kit.cli.app import main
@@ -54,6 +54,12 @@ def memory(sampler, **changes):
     torch.save([draws.x, draws.z, draws.chain], f"{type(sampler).__name__}-{rank}.pt")
     return draws.diagnostics.step_size
 
+def evaluated():
+    data = torch.randn(200, *model.data_shape, generator=torch.Generator().manual_seed(0))
+    asked_of = {"sampler": Hmc(), "metrics": ["sliced-wasserstein"], "num_samples": 20, "num_sets": 3, "seed": 3}
+    found = gk.evaluate(model, data=data, **asked_of)
+    return json.dumps([found.as_dict()[key] for key in ("metrics", "equilibrium", "verdict")])
+
 def stream(**changes):
     return len(gk.sample(model, Hmc(), out="two", **asked, **changes).shards)
 
@@ -75,6 +81,7 @@ def vanish(*arguments):
 say("hmc", lambda: memory(Hmc()))
 say("idle", lambda: memory(Mala(), block_size=50))
 say("islands", lambda: memory(Sir(4)))
+say("evaluated", evaluated)
 BlockRun._decode = stop
 say("stopped", stream)
 BlockRun._decode = decode
@@ -113,7 +120,7 @@ def ranks(place: Path, trained: Path) -> list[Rank]:
     """Run two processes through all scenarios."""
     (place / "run").symlink_to(trained)
     ports = []
-    for _ in range(12):
+    for _ in range(13):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports.append(str(free.getsockname()[1]))
@@ -150,6 +157,19 @@ def test_two_ranks_make_the_draws_of_one(place: Path, ranks: list[Rank], name: s
         assert torch.equal(x, expected.x)
         assert torch.equal(z, expected.z)
         assert torch.equal(chain, expected.chain)
+
+
+def test_two_ranks_continue_chains_as_one_does(ranks: list[Rank]) -> None:
+    """The equilibrium test continues blocks that live on both ranks, and both return the first rank's result."""
+    model = linear_gaussian().model
+    data = torch.randn(200, *model.data_shape, generator=torch.Generator().manual_seed(0))
+    found = gk.evaluate(
+        model, data=data, sampler=Hmc(), metrics=["sliced-wasserstein"], num_samples=20, num_sets=3, seed=3
+    ).as_dict()
+    expected = [found[key] for key in ("metrics", "equilibrium", "verdict")]
+    assert found["equilibrium"]["longest"] == 4
+    for rank in ranks:
+        assert json.loads(rank.said("evaluated")) == expected
 
 
 def test_two_ranks_stop_save_and_go_on_together(place: Path, ranks: list[Rank], tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +13,11 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.chains import Chains
+from gebm_kit.engine.sampling.continued import continue_chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
+from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 DRAWS_AT_ONCE = 1024
@@ -22,10 +26,21 @@ DRAWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class DrawSets:
-    """Independent sets, (num_samples, *D) each on the CPU, and the diagnostics of the chains behind them."""
+    """Independent sets of draws.
+
+    Attributes:
+        sets: (num_samples, *D) each, on the CPU.
+        diagnostics: diagnostics of the chains behind draws of the GEBM.
+        chains: ends of a kernel's chains: of the one run behind all sets, or of each set's own run.
+        codes: prior draws behind the base's sets, in normal coordinates, (num_samples, Z) each, on the device.
+        generator: the generator of these codes, from which more can be drawn.
+    """
 
     sets: list[Tensor]
     diagnostics: Diagnostics | None = None
+    chains: Sequence[Chains] = ()
+    codes: list[Tensor] = field(default_factory=list)
+    generator: torch.Generator | None = None
 
 
 def base_sets(
@@ -38,15 +53,16 @@ def base_sets(
 ) -> DrawSets:
     """Draw sets from the base, ``x = G(z), z ~ eta``."""
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
-    example = next((p for p in model.base.parameters() if p.is_floating_point()), torch.empty(0))
     sets: list[Tensor] = []
+    codes: list[Tensor] = []
     report = counted(on_progress, "base", num_sets * num_samples)
     with LatentPotential(model, block_size=min(num_samples, settings.block_size or DRAWS_AT_ONCE)) as potential:
         for _ in range(num_sets):
             shape = (num_samples, model.latent_dim)
-            z = torch.randn(shape, generator=generator, device=device, dtype=example.dtype)
+            z = torch.randn(shape, generator=generator, device=device, dtype=model.dtype)
             sets.append(potential.data(z, lambda done: report(len(sets) * num_samples + done)).cpu())
-    return DrawSets(sets)
+            codes.append(z)
+    return DrawSets(sets, codes=codes, generator=generator)
 
 
 def gebm_sets(
@@ -58,19 +74,33 @@ def gebm_sets(
     device: torch.device,
     on_progress: OnProgress,
     ranks: Ranks = ALONE,
+    *,
+    keep_chains: bool = False,
+    checked: bool = False,
 ) -> DrawSets:
     """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
     Coupled samplers, whose chains exchange information, populations and refiners are run once for each set instead, each run
     with its own seed. The diagnostics are then those of the first run.
+
+    Args:
+        keep_chains, checked: as for `gebm_kit.engine.sampling.draw.draw`.
     """
+
+    def run(given: SampleSettings, *, checked: bool) -> Draws:
+        return draw(
+            model, sampler, given, device=device, on_progress=on_progress, ranks=ranks,
+            keep_chains=keep_chains, checked=checked,
+        )  # fmt: skip
+
     if sampler.needs_one_block():
         runs = []
         for index in range(num_sets):
             seed = stream(settings.seed, "set", index).initial_seed()
             once = replace(settings, num_samples=num_samples, seed=seed)
-            runs.append(draw(model, sampler, once, device=device, on_progress=on_progress, ranks=ranks))
-        return DrawSets([run.x for run in runs], runs[0].diagnostics)
+            runs.append(run(once, checked=checked or index > 0))
+        kept_chains = [found.chains for found in runs if found.chains is not None]
+        return DrawSets([found.x for found in runs], runs[0].diagnostics, kept_chains)
     chains = min(settings.num_chains, num_samples)
     kept = -(-num_samples // chains)
     together = replace(
@@ -78,6 +108,44 @@ def gebm_sets(
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
     )
-    draws = draw(model, sampler, together, device=device, on_progress=on_progress, ranks=ranks)
-    group = draws.chain // chains
-    return DrawSets([draws.x[group == index][:num_samples] for index in range(num_sets)], draws.diagnostics)
+    draws = run(together, checked=checked)
+    sets = _groups(draws, chains, num_sets, num_samples)
+    return DrawSets(sets, draws.diagnostics, () if draws.chains is None else (draws.chains,))
+
+
+def continued_sets(
+    model: GEBM,
+    gebm: DrawSets,
+    groups: int,
+    steps: int,
+    device: torch.device,
+    on_progress: OnProgress,
+    ranks: Ranks = ALONE,
+) -> DrawSets:
+    """Continue the chains of the first ``groups`` sets for ``steps`` steps, and draw as many sets from their new ends.
+
+    The sets have as many draws as those before. The chains of a set stay those of the set with the same number.
+    """
+    num_samples = len(gebm.sets[0])
+
+    def run(chains: Chains, count: int) -> Draws:
+        return continue_chains(model, chains, steps, count, device=device, on_progress=on_progress, ranks=ranks)
+
+    if len(gebm.chains) > 1 or len(gebm.sets) == 1:  # each set was a run of its own
+        runs = [run(chains, num_samples) for chains in gebm.chains[:groups]]
+        return DrawSets(
+            [found.x for found in runs],
+            runs[0].diagnostics,
+            [found.chains for found in runs if found.chains is not None],
+        )
+    (chains,) = gebm.chains
+    size = chains.layout.chains // len(gebm.sets)
+    draws = run(chains.first(groups * size), groups * size * -(-num_samples // size))
+    sets = _groups(draws, size, groups, num_samples)
+    return DrawSets(sets, draws.diagnostics, () if draws.chains is None else (draws.chains,))
+
+
+def _groups(draws: Draws, size: int, num_sets: int, num_samples: int) -> list[Tensor]:
+    """Sort draws into sets by their chains: ``size`` consecutive chains make one."""
+    group = draws.chain // size
+    return [draws.x[group == index][:num_samples] for index in range(num_sets)]

@@ -47,4 +47,5 @@ def write_pictures(
         gebm=evaluation.gebm_draws,
         value_range=dataset.value_range,
         rows=rows,
+        energies=evaluation.energies,
     )

@@ -16,6 +16,9 @@ from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval, paired_ratio
 
+Known = dict[tuple[str, str, int], dict[str, float]]
+"""Values that were computed already: (metric, column, index of the set) -> values."""
+
 AGAINST_TRAIN = "train"
 """The suffix of values against training data (``fid.train``), and the key in the metric's protocol for what differs."""
 
@@ -85,10 +88,29 @@ def check_rows(metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> None
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Estimates by column and value name, protocols by metric, and the values behind the estimates.
+
+    Attributes:
+        values: metric -> column -> the values of every set, in order.
+        differences: GEBM minus base, paired over the sets, by value name.
+    """
+
+    metrics: dict[str, dict[str, Estimate]]
+    protocol: dict[str, dict[str, Any]]
+    values: dict[str, dict[str, list[dict[str, float]]]]
+    differences: dict[str, Estimate]
+
+
 def score_table(
-    metrics: Mapping[str, Metric], columns: Mapping[str, list[Tensor]], scorer: Scorer, on_progress: OnProgress
-) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Any]]]:
-    """Compute estimates by column and value name, and protocols by metric."""
+    metrics: Mapping[str, Metric],
+    columns: Mapping[str, list[Tensor]],
+    scorer: Scorer,
+    on_progress: OnProgress,
+    known: Known | None = None,
+) -> ScoreTable:
+    """Score every set of every column by every metric, but for values that are ``known`` already."""
     of_draws = {name: metric for name, metric in metrics.items() if not metric.of_model}
     done, total = 0, len(metrics) - len(of_draws) + len(of_draws) * sum(map(len, columns.values()))
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {key: [] for key in columns} for name in of_draws}
@@ -96,11 +118,13 @@ def score_table(
     for column, sets in columns.items():
         for index, samples in enumerate(sets):
             for name, metric in of_draws.items():
-                found[name][column].append(scorer.values(name, metric, samples, index))
+                values = (known or {}).get((name, column, index))
+                found[name][column].append(scorer.values(name, metric, samples, index) if values is None else values)
                 done += 1
                 on_progress(Progress("evaluate", done, total))
     table: dict[str, dict[str, Estimate]] = {column: {} for column in (*columns, "ratio")}
     protocol: dict[str, dict[str, Any]] = {}
+    differences: dict[str, Estimate] = {}
     for name, metric in metrics.items():
         protocol[name] = scorer.protocol(name, metric, columns["gebm"][0])
         if metric.of_model:
@@ -115,9 +139,11 @@ def score_table(
                 table[column][key] = mean_interval([row[key] for row in rows[column]])
         protocol[name] |= {"sets": len(columns["gebm"]), "interval": "95 %, Student's t over sets"}
         protocol[name] |= {"held_out": len(columns["data"][0]), "held_out_sets": len(columns["data"])}
-        if metric.ratio:
-            for key in rows["gebm"][0]:
-                ratio = paired_ratio([row[key] for row in rows["gebm"]], [row[key] for row in rows["base"]])
+        pairs = list(zip(rows["gebm"], rows["base"], strict=True))
+        for key in rows["gebm"][0]:
+            differences[key] = mean_interval([gebm[key] - base[key] for gebm, base in pairs])
+            if metric.ratio:
+                ratio = paired_ratio([gebm[key] for gebm, _ in pairs], [base[key] for _, base in pairs])
                 table["ratio"][key] = ratio.estimate
                 protocol[name]["ratio_interval"] = ratio.method
-    return table, protocol
+    return ScoreTable(table, protocol, found, differences)

@@ -42,6 +42,9 @@ class EvaluationSettings:
         num_reference: most rows of the reference, and of the training data, to score against.
         features: parameters of feature maps.
         against_train: whether metrics that ask for it (`Metric.against_train`) are scored against training data too.
+        continues: whether chains are continued to 2x and 4x their length, for the equilibrium test.
+        budget: seconds that the evaluation may take; None: not limited.
+        timed: whether the stages' costs are estimated beforehand.
     """
 
     num_samples: int
@@ -52,6 +55,9 @@ class EvaluationSettings:
     num_reference: int = MAX_ROWS
     features: FeatureSettings = field(default_factory=FeatureSettings)
     against_train: bool = True
+    continues: bool = True
+    budget: float | None = None
+    timed: bool = True
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> EvaluationSettings:
@@ -64,6 +70,7 @@ class EvaluationSettings:
             nll_space="standardised" if recipe is None else recipe.nll.space,
             num_reference=section.num_reference,
             features=FeatureSettings.of(recipe),
+            budget=section.budget,
         )
 
 

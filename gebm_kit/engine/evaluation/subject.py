@@ -32,6 +32,14 @@ def sampling_settings(recipe: Recipe | None) -> SampleSettings:
     return SampleSettings() if recipe is None else settings_of(recipe.sample)
 
 
+def training_seconds(run_or_model: Run | GEBM | str | Path) -> float | None:
+    """Return how long a run was trained, in seconds; None for a model built by hand, or where it is not known."""
+    from gebm_kit.engine.run_directory.run import Run, subject_of
+
+    subject = subject_of(run_or_model)
+    return subject.training_seconds if isinstance(subject, Run) else None
+
+
 def opened(
     run_or_model: Run | GEBM | str | Path, data: Tensor | np.ndarray | Dataset | None
 ) -> tuple[Recipe | None, GEBM, Dataset]:

@@ -77,6 +77,7 @@ def draw_all(
     gebm: Tensor,
     value_range: tuple[float, float] | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
+    energies: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:
     """Draw every picture that fits the data into ``directory``, made if missing.
 
@@ -90,6 +91,7 @@ def draw_all(
         data, base, gebm: data and draws, (N, *D), in comparable numbers.
         value_range: range of the images' values; None: taken from the data.
         rows: rows of metrics.jsonl.
+        energies: energies that are known already, of ``data``, ``base`` and ``GEBM``; others are computed.
     """
     make_directory(directory)
     sets = {"data": data, "base": base, "GEBM": gebm}
@@ -102,8 +104,9 @@ def draw_all(
             paths.append(image_grid(directory / "reconstructions.png", rebuilt, value_range))
     elif model.data_shape == (2,):
         paths.append(point_clouds(directory / "clouds.png", data, base, gebm, model.energy))
-    energies = [_energies(model.energy, x, model.data_shape) for x in sets.values()]
-    paths.append(energy_histogram(directory / "energies.png", *energies))
+    known = energies or {}
+    found = [known[name] if name in known else _energies(model.energy, x, model.data_shape) for name, x in sets.items()]
+    paths.append(energy_histogram(directory / "energies.png", *found))
     if rows:
         paths.append(curves(directory / "curves.png", rows))
     return paths

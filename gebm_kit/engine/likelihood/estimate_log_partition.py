@@ -23,18 +23,13 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore, warn
 from gebm_kit.engine.likelihood.annealing import Annealed, anneal
 from gebm_kit.engine.likelihood.bridge import bridge
-from gebm_kit.engine.likelihood.log_partition import LogPartition, from_tilt, warn_of_tail
+from gebm_kit.engine.likelihood.log_partition import ANNEALS, SPREAD_LIMIT, LogPartition, from_tilt, warn_of_tail
 
 Method = Literal["auto", "importance-sampling", "smc"]
 
 
 IMPORTANCE_LIMIT = 0.5
 """Pareto k at which the variance of importance weights becomes infinite, so that a standard error means nothing."""
-
-
-SPREAD_LIMIT = 1.0
-"""Standard deviation of the replicates' log Z above which their mean can't be trusted: the interval of ten log-normal Z_r
-then covers the truth in less than 92 % of cases."""
 
 
 LEAST_OVERLAP = 50.0
@@ -60,6 +55,7 @@ def estimate_log_partition(
     dtype: torch.dtype,
     *,
     method: Method = "auto",
+    may_anneal: bool = True,
     model_tilt: Tensor | None = None,
     effective: float = math.nan,
     on_progress: OnProgress = ignore,
@@ -77,6 +73,8 @@ def estimate_log_partition(
         generator: generator for annealing, on the potential's device.
         dtype: type of latent codes.
         method: ``auto``, or the method to use whatever k is.
+        may_anneal: whether ``auto`` may anneal. Without it, the estimate from base draws is reported whatever k is, and its
+            ``reason`` says so where it is not reliable.
         model_tilt: ``beta E`` at draws of the model, (R, M) in R groups, for the bridge where nothing is annealed.
         effective: number of independent draws that the model's draws are worth.
 
@@ -87,8 +85,9 @@ def estimate_log_partition(
     k = pareto_k(-other)
     weighed = dataclasses.replace(from_tilt(tilt), pareto_k=k)
     cheap = isinstance(potential.model.energy, OnCodes)
-    if method == "importance-sampling" or (method == "auto" and not k >= IMPORTANCE_LIMIT and not cheap):
-        reason = "asked for" if method != "auto" else _words(k)
+    anneals = method == "smc" or (method == "auto" and may_anneal and (k >= IMPORTANCE_LIMIT or cheap))
+    if not anneals:
+        reason = "asked for" if method != "auto" else _words(k) + f"; not reliable: {ANNEALS}" * (not weighed.reliable)
         found = _bridged(dataclasses.replace(weighed, reason=reason), tilt, model_tilt, effective, "sampler")
         warn_of_tail(found)
         return found

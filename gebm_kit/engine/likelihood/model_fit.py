@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gebm_kit.core import estimators
 from gebm_kit.core.contracts import check_energy_output
-from gebm_kit.core.interfaces import Split
+from gebm_kit.core.interfaces import OnCodes, Split
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
@@ -27,10 +28,45 @@ NUM_DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class ModelDraws:
-    """Draws of the GEBM in independent ``sets``, (M, *D) each; all sets are worth ``effective`` independent draws."""
+    """Draws of the GEBM in independent ``sets``, (M, *D) each; all sets are worth ``effective`` independent draws.
+
+    ``effective`` is None for draws that do not follow the model, such as a refiner's: no bridge is built from them.
+    """
 
     sets: list[Tensor]
-    effective: float
+    effective: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseDraws:
+    """Base draws that other work made already, and the generator from which more codes are drawn.
+
+    Attributes:
+        sets: decoded draws ``x = G(z)``, (N, *D) each, on the CPU.
+        codes: their codes z in normal coordinates, (N, Z) each, on the device.
+        generator: the generator of the codes, on the device.
+    """
+
+    sets: Sequence[Tensor]
+    codes: Sequence[Tensor]
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Energies:
+    """Energies E, without beta, float64 on the CPU.
+
+    Attributes:
+        base: of two independent halves of base draws, (2 `NUM_DRAWS`,). Shared base draws come first, in their order.
+        data: of held-out rows, (N,).
+        train: of training rows, or None.
+        draws: of the GEBM's sets, (S, M), or None.
+    """
+
+    base: Tensor
+    data: Tensor
+    train: Tensor | None
+    draws: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +115,37 @@ def model_fit(
     device: torch.device,
     *,
     draws: ModelDraws | None = None,
+    base: BaseDraws | None = None,
     method: Method = "auto",
+    may_anneal: bool = True,
     space: Space = "standardised",
     log_det: float | None = None,
     on_progress: OnProgress = ignore,
-) -> ModelFit:
+) -> tuple[ModelFit, Energies]:
     """Estimate A from base draws; compute KALE of training and held-out data and, with a density, the likelihood.
 
     Args:
         train: training data, of which at most `MAX_ROWS` evenly spaced rows are used; None without any.
         test: held-out rows, (N, *D).
         draws: draws of the GEBM, to check A by bridge sampling where nothing is annealed.
-        method: how A is estimated.
+        base: base draws to begin with; None: all are drawn here.
+        method, may_anneal: how A is estimated, as in `estimate_log_partition`.
         space, log_det: see `gebm_kit.engine.likelihood.nll.Likelihood`.
+
+    Returns:
+        The fit, and the energies that it was computed from.
     """
-    beta = settings.inverse_temperature
-    dtype = model.dtype
+    beta, dtype = settings.inverse_temperature, model.dtype
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
     with LatentPotential(model, beta, block_size=settings.block_size or ROWS_AT_ONCE) as potential:
-        first, second = base_tilts(potential, generator, dtype, on_progress)
-        of_test = beta * energies(model, test, device, dtype)
-        of_train = None
-        if train is not None:
-            of_train = beta * energies(model, evenly_spaced_rows(train, "training data"), device, dtype)
-        of_draws = None
-        if draws is not None:
-            of_draws = beta * torch.stack([energies(model, part, device, dtype) for part in draws.sets])
+        found = Energies(
+            base=base_energies(potential, base, generator, dtype, on_progress),
+            data=energies(model, test, device, dtype),
+            train=None if train is None else energies(model, evenly_spaced_rows(train, "training data"), device, dtype),
+            draws=None if draws is None else _of_sets(model, draws.sets, device, dtype),
+        )
+        first, second = (beta * found.base).chunk(2)
+        bridged = found.draws is not None and draws is not None and draws.effective is not None
         estimate = estimate_log_partition(
             potential,
             first,
@@ -112,18 +153,58 @@ def model_fit(
             generator,
             dtype,
             method=method,
-            model_tilt=of_draws,
-            effective=math.nan if draws is None else draws.effective,
+            may_anneal=may_anneal,
+            model_tilt=beta * found.draws if bridged and found.draws is not None else None,
+            effective=math.nan if draws is None or draws.effective is None else draws.effective,
             on_progress=on_progress,
         )
         log_base = log_base_density(model, test, device, dtype)
-    return ModelFit(
-        kale_train=None if of_train is None else _kale(of_train, second, estimate),
-        kale_test=_kale(of_test, second, estimate),
+    fit = ModelFit(
+        kale_train=None if found.train is None else _kale(beta * found.train, second, estimate),
+        kale_test=_kale(beta * found.data, second, estimate),
         log_partition=estimate,
-        nll=None if log_base is None else likelihood(log_base, of_test, estimate, log_det, space),
-        kale_train_rows=None if of_train is None else len(of_train),
+        nll=None if log_base is None else likelihood(log_base, beta * found.data, estimate, log_det, space),
+        kale_train_rows=None if found.train is None else len(found.train),
     )
+    return fit, found
+
+
+def _of_sets(model: GEBM, sets: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Compute energies of sets of equal size, (S, M)."""
+    return torch.stack([energies(model, part, device, dtype) for part in sets])
+
+
+def base_energies(
+    potential: LatentPotential,
+    base: BaseDraws | None,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    on_progress: OnProgress = ignore,
+) -> Tensor:
+    """Compute E at ``2 NUM_DRAWS`` base draws, (2 `NUM_DRAWS`,) float64 on the CPU: those of ``base``, then further ones.
+
+    A draw that is shared is not made again: its energy is that of its decoded row, or of its code for an energy on codes.
+    """
+    wanted, known = 2 * NUM_DRAWS, torch.empty(0, dtype=torch.float64)
+    report = counted(on_progress, "log Z", wanted)
+    if base is not None:
+        generator = base.generator
+        if isinstance(potential.model.energy, OnCodes):
+            codes = torch.cat(list(base.codes))[:wanted]
+            known = potential.energy(codes, report).cpu().double()
+        else:
+            room, rows = wanted, []
+            for part in base.sets:
+                if room > 0:
+                    rows.append(energies(potential.model, part[:room], generator.device, dtype))
+                    room -= len(rows[-1])
+                    report(wanted - room)
+            known = torch.cat(rows)
+    missing = wanted - len(known)
+    if not missing:
+        return known
+    z = torch.randn(missing, potential.model.latent_dim, generator=generator, device=generator.device, dtype=dtype)
+    return torch.cat([known, potential.energy(z, lambda done: report(len(known) + done)).cpu().double()])
 
 
 def base_tilts(

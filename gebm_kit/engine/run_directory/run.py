@@ -80,11 +80,18 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Content of ``status.json``: recipe, state, step, seconds, best.
+        """Content of ``status.json``: recipe, state, step, seconds, training_seconds, best.
 
         The state is running, interrupted, trained, finished or failed.
         """
         return read_status(self.path)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Seconds of training, without the evaluation after it; of all attempts, where an older run says no more."""
+        status = self.status
+        seconds = status.get("training_seconds", status.get("seconds"))
+        return None if seconds is None else float(seconds)
 
     @property
     def state(self) -> str:

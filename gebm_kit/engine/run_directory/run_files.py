@@ -115,6 +115,7 @@ _STATUS: dict[str, Check] = {
     "state": lambda value: isinstance(value, str) and value.isascii() and value.replace("-", "").isalpha(),
     "step": is_count,
     "seconds": is_duration,
+    "training_seconds": is_duration,
     "best": is_best,
 }
 
@@ -141,7 +142,9 @@ def _are_protocols(value: Any) -> bool:
 def _is_log_partition(value: Any) -> bool:
     if value is None:
         return True
-    if not isinstance(value, dict) or not all(isinstance(v, str) or is_optional_number(v) for v in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(v, str | bool) or is_optional_number(v) for v in value.values()
+    ):
         return False
     numbers = ("value", "se", "low", "high", "gap", "bridge", "bridge_se", "forward", "reverse")
     if not all(is_optional_number(value.get(name)) for name in numbers):
@@ -169,6 +172,26 @@ def _are_diagnostics(value: Any) -> bool:
     return numbers and (problems is None or (isinstance(problems, list) and all(isinstance(p, str) for p in problems)))
 
 
+def _is_equilibrium(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+
+    def has_numbers(cell: Any) -> bool:
+        return cell is None or (
+            isinstance(cell, dict) and all(is_optional_number(n) for n in cell.values() if not isinstance(n, dict))
+        )
+
+    cells = [cell for name, cell in value.items() if name.startswith(("energy_", "metric_at_")) or name in _OF_CHAINS]
+    return is_plain(value) and all(has_numbers(cell) for cell in cells)
+
+
+_OF_CHAINS = ("gap", "ratio", "difference")
+
+
+def _is_verdict(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values()))
+
+
 _EVALUATION: dict[str, Check] = {
     "metrics": _are_columns,
     "protocol": _are_protocols,
@@ -178,4 +201,7 @@ _EVALUATION: dict[str, Check] = {
     "log_partition": _is_log_partition,
     "nll": _is_likelihood,
     "diagnostics": _are_diagnostics,
+    "equilibrium": _is_equilibrium,
+    "verdict": _is_verdict,
+    "budget": lambda value: value is None or (isinstance(value, dict) and is_plain(value)),
 }

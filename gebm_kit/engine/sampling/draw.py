@@ -66,6 +66,8 @@ def draw(
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,
     start: Tensor | None = None,
+    keep_chains: bool = False,
+    checked: bool = False,
 ) -> Draws:
     """Run chains on the latent posterior ``nu(z) ∝ eta(z) exp(-beta E(G(z)))`` and keep their last states.
 
@@ -78,6 +80,8 @@ def draw(
         device: where to compute; None: the device that the model is on.
         ranks: the processes that share the work. All of them call this function, and all get all draws.
         start: as in `sample`.
+        keep_chains: whether the draws keep the ends of their chains, to continue a kernel's run from them.
+        checked: whether the caller has checked model and sampler (`check_contract`).
 
     Raises:
         UsageError: the energy is finite at no starting point; the sampler does not serve the base's prior or needs more
@@ -94,11 +98,13 @@ def draw(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
         stack.enter_context(ranks.together())
-        job = stack.enter_context(prepared(model, sampler, settings, device, on_progress, ranks, start))
+        job = stack.enter_context(
+            prepared(model, sampler, settings, device, on_progress, ranks, start, checked=checked)
+        )
         keeper = InMemory(settings.num_samples, ranks, stop)
         outcome = _run(job, keeper, _islands(job, 1), lambda: time.perf_counter() - began)
     outcome.diagnostics.warn()
-    return keeper.draws(outcome)
+    return replace(keeper.draws(outcome), chains=outcome.chains if keep_chains else None)
 
 
 def draw_to(
@@ -245,15 +251,18 @@ def prepared(
     on_progress: OnProgress,
     ranks: Ranks,
     start: Tensor | None = None,
+    *,
+    checked: bool = False,
 ) -> Iterator[SamplingJob]:
     """Put the model on its device and lay out its chains, for the block;
-    running out of memory in it raises `RunFailed`."""
+    running out of memory in it raises `RunFailed`. ``checked``: as in `draw`."""
     if start is not None:
         check_starts(model, sampler, start)
     with contextlib.ExitStack() as stack:
         where, dtype = stack.enter_context(placed(model, device))
-        with enough_memory(where, f"with {ROWS} rows", FEWER_CHAINS):
-            check_contract(model, sampler, where)
+        if not checked:
+            with enough_memory(where, f"with {ROWS} rows", FEWER_CHAINS):
+                check_contract(model, sampler, where)
         potential = stack.enter_context(LatentPotential(model, settings.inverse_temperature))
         chains = chains_of(settings, sampler)
         with enough_memory(where, f"with blocks of {max(PROBES)} chains", FEWER_CHAINS):

@@ -24,6 +24,7 @@ from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import parse_json, read_file
 from gebm_kit.core.units import TableUnits
+from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums, slope
 from gebm_kit.engine.sampling.table_files import TABLE_SUFFIXES, check_table, table_content
@@ -47,6 +48,7 @@ class Draws:
         records: what the recorders of all blocks recorded, for figures; see
             `gebm_kit.engine.sampling.recorder.Recorder`.
         units: names and units of the columns, for a run on a table; ``units.measured(x)`` is in the units of its file.
+        chains: the ends of the chains, to continue them from; kept by `draw` where it is asked for.
     """
 
     x: Tensor
@@ -55,6 +57,7 @@ class Draws:
     diagnostics: Diagnostics
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
     units: TableUnits | None = field(default=None, repr=False, compare=False)
+    chains: Chains | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_shards(self) -> None:

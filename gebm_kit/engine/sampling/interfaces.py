@@ -19,6 +19,7 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.progress import OnProgress
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.sampling.blocks import Layout
+from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part
 from gebm_kit.engine.sampling.settings import SampleSettings
@@ -89,10 +90,11 @@ class SamplingJob:
 
 
 class Outcome(NamedTuple):
-    """The diagnostics of a sampling, and the `Recorder.tensors` of its blocks when it has recorders."""
+    """The diagnostics of a sampling, the `Recorder.tensors` of its blocks when it has recorders, and its chains' ends."""
 
     diagnostics: Diagnostics
     records: Sequence[Mapping[str, Tensor]] = ()
+    chains: Chains | None = None
 
 
 class Unit(Protocol):

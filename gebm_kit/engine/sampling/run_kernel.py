@@ -15,6 +15,7 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import Progress
 from gebm_kit.engine.sampling.blocks import Layout, block_generator
+from gebm_kit.engine.sampling.chains import Chains, Ends
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Part, decode
 from gebm_kit.engine.sampling.energy_checks import check_digits, check_gradient, lost_digits, warn_of_lost_digits
@@ -73,6 +74,13 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
         with reading_state():
             warm = Warm.restored(begun, job.sampler, job.device)
             runs = [_restored(job, warm.sampler, block, keeper) for block in job.ranks.mine(job.layout.num_blocks)]
+    run_blocks(job, runs, keeper, "sample")
+    outcome = diagnosed(job, warm, keeper.records(job.layout.num_blocks), seconds())
+    return outcome._replace(chains=chains_at_end(job, warm.sampler, runs, job.settings.warmup))
+
+
+def run_blocks(job: SamplingJob, runs: Sequence[BlockRun], keeper: Keeper, stage: str) -> None:
+    """Run this rank's blocks to their ends, one after another; progress is reported as ``stage``."""
     done, total = sum(run.step for run in runs), sum(run.total for run in runs)
 
     def watch(run: BlockRun) -> None:
@@ -81,13 +89,18 @@ def run_kernel(job: SamplingJob, keeper: Keeper, seconds: Callable[[], float]) -
         keeper.check(run)
         if run.step % REPORT_EVERY == 0 or run.step == run.total:
             job.ranks.poll()
-            job.on_progress(Progress("sample", done, total, {"acceptance": run.recorder.acceptance}))
+            job.on_progress(Progress(stage, done, total, {"acceptance": run.recorder.acceptance}))
 
     for run in runs:
         for part in run.parts(watch):
             keeper.add(run, part)
         keeper.finish(run)
-    return _diagnosed(job, warm, keeper.records(job.layout.num_blocks), seconds())
+
+
+def chains_at_end(job: SamplingJob, sampler: Sampler, runs: Sequence[BlockRun], before: int) -> Chains:
+    """Return the ends of this rank's chains, which had made ``before`` steps when the ``runs`` began."""
+    ends = {run.number: Ends(run.chains, run.generator.get_state()) for run in runs}
+    return Chains(sampler, job.settings, job.layout, before + job.settings.total_steps, ends)
 
 
 def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
@@ -131,7 +144,7 @@ def warmed(job: SamplingJob, keeper: Keeper) -> tuple[Warm, list[BlockRun]]:
     warm = Warm(ended.sampler, early.divergences + ended.divergences, Counts.read(reduce(rows)), num_redrawn)
     warn_of_lost_digits(int(reduce(lost_digits(ended.states))[0]), num_chains, job.dtype)
     runs = [
-        _block_run(job, ended.sampler, block, state, generator, start)
+        block_run(job, ended.sampler, block, state, generator, start)
         for block, state, generator, start in zip(mine, ended.states, generators, starts, strict=False)
     ]
     return warm, runs
@@ -163,8 +176,13 @@ class _Watch:
         self.job.on_progress(Progress("warmup", step, self.job.settings.warmup, scalars))
 
 
-def _block_run(
-    job: SamplingJob, sampler: Sampler, block: int, state: object, generator: torch.Generator, start: Tensor | None
+def block_run(
+    job: SamplingJob,
+    sampler: Sampler,
+    block: int,
+    state: object,
+    generator: torch.Generator,
+    start: Tensor | None = None,
 ) -> BlockRun:
     """Make a block's run at the end of warm-up; ``start`` holds its `quantities` before warm-up, (C, Q)."""
     layout = job.layout
@@ -192,12 +210,12 @@ def _restored(job: SamplingJob, sampler: Sampler, block: int, keeper: Keeper) ->
     job.potential.grad_evals -= spent.grad_evals  # made only to learn the type of a state, so not counted
     job.potential.forward_evals -= spent.forward_evals
     generator.set_state(tensors["generator"])
-    run = _block_run(job, sampler, block, restored_state(example, fields), generator, None)
+    run = block_run(job, sampler, block, restored_state(example, fields), generator)
     run.restore(step, tensors)
     return run
 
 
-def _diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
+def diagnosed(job: SamplingJob, warm: Warm, records: Sequence[Mapping[str, Tensor]], seconds: float) -> Outcome:
     """Compute the diagnostics of all blocks together."""
     settings, sampler = job.settings, warm.sampler
     recorded, steps, checks, sums = block_records(records)

@@ -152,11 +152,14 @@ class TrainingRun:
         self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
         self.skipping, self.skipped = False, 0
+        self.training_seconds: float | None = None
         self.vital_sign_warnings = VitalSignWarnings(self.settings.pretrain_steps + self.settings.start_steps)
         if not self.writes:
             self.logger, self.seconds = Loggers(), 0.0
             return
         self.seconds = float(run.status.get("seconds", 0.0))
+        if run.state == "trained":
+            self.training_seconds = run.training_seconds
         drop_rows_after(run, trainer.step)
         try:
             self.logger = open_loggers(self.recipe, run.path, trainer.step)
@@ -271,6 +274,8 @@ class TrainingRun:
                 self.dataset,
                 self.recipe,
                 device=self.trainer.device,
+                training_seconds=self.training_seconds,
+                checked=True,
                 on_progress=self.on_progress,
                 ranks=self.ranks,
             )
@@ -287,6 +292,7 @@ class TrainingRun:
                 self.recipe,
                 device=trainer.device,
                 brief=True,
+                checked=True,
                 on_progress=self.on_progress,
                 ranks=self.ranks,
             )
@@ -354,7 +360,10 @@ class TrainingRun:
             return
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
+        if state == "trained":
+            self.training_seconds = self.seconds
         status = {"recipe": self.recipe.name, "state": state, "step": self.trainer.step, "seconds": self.seconds}
+        status |= {} if self.training_seconds is None else {"training_seconds": self.training_seconds}
         status |= {"best": self.best.best.as_dict()} if self.best.best else {}
         write_json(self.run.path / "status.json", status)
 

@@ -50,9 +50,25 @@ class PenalisedLoss:
         self._joint = False
 
     def __call__(
-        self, loss: Loss, model: GEBM, batch: Batch, due: Sequence[Penalty], generator: torch.Generator
+        self,
+        loss: Loss,
+        model: GEBM,
+        batch: Batch,
+        due: Sequence[Penalty],
+        generator: torch.Generator,
+        first_order: tuple[GEBM, contextlib.AbstractContextManager[Any]] | None = None,
     ) -> tuple[LossTerms, Tensor]:
-        """Return the loss's terms, and the total to minimise, ()."""
+        """Return the loss's terms, and the total to minimise, ().
+
+        Args:
+            model: the model in full precision and uncompiled, as second derivatives need it.
+            first_order: the model and the context in which the loss alone is computed, if they are others.
+        """
+        if first_order is not None:
+            fast, context = first_order
+            with context:
+                terms = loss.energy_loss(fast, batch)
+            return terms, with_penalties(terms.loss, due, model.energy, batch, generator)
         if not _at_both(due) or (self._seen is loss and not self._joint):
             terms = loss.energy_loss(model, batch)
             return terms, with_penalties(terms.loss, due, model.energy, batch, generator)

@@ -44,7 +44,7 @@ from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.negatives import negative_chains
 from gebm_kit.engine.training.non_finite import Guard, gradient_norm
 from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
-from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties, with_penalties
+from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties
 from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
 from gebm_kit.engine.training.vital_signs import vital_signs
 
@@ -88,9 +88,7 @@ class Trainer:
         if self.settings.flip:
             check_flips(dataset.data_shape)
         row = math.prod(dataset.data_shape) * torch.empty((), dtype=dtype).element_size()
-        require_device_memory(
-            COPIES * self.settings.batch_size * row, device, f"train.batch_size={self.settings.batch_size}"
-        )
+        require_device_memory(COPIES * (size := self.settings.batch_size) * row, device, f"train.batch_size={size}")
         with bounded_tensors(device, "the model"):
             self.model = build_model(recipe, facts).to(device)
         check_trainable(self.model.base, recipe)
@@ -125,6 +123,7 @@ class Trainer:
         self.augmentations = augmentations(recipe, self.model, self.final, dataset)
         self._seen: Batch | None = None
         self._plain: Batch | None = None
+        self._seen_noise = 0.0
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
         check_precision(recipe.precision, device)
@@ -142,6 +141,12 @@ class Trainer:
     def phase(self) -> Phase:
         """The phase of the coming cycle."""
         return phase_of(self.settings, self.step)
+
+    @property
+    def noise(self) -> float:
+        """The instance noise of the coming cycle's phase."""
+        final = self.settings.final.noise if self.phase is Phase.FINAL else None
+        return self.settings.noise if final is None else final
 
     @property
     def looks(self) -> bool:
@@ -175,16 +180,12 @@ class Trainer:
         kept = self.guard.keep()
         batch = self.energy_batch()
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
+        due = [penalty for penalty in penalties if self.energy_updates % penalty.every == 0]
         rows = (batch.x, batch.z, batch.x_base, batch.negatives)
         with untouched("loss", self.loss, "the batch (or the energy that it calls does)", *rows):
-            due = [penalty for penalty in penalties if self.energy_updates % penalty.every == 0]
-            if self.autocast or self.stepped is not self.side:  # second derivatives: in full precision, not compiled
-                with self._forward_context():
-                    terms = self.loss.energy_loss(self.stepped, batch)
-                total = with_penalties(terms.loss, due, self.side.energy, batch, self.generator)
-            else:
-                terms, total = self._penalised_loss(self.loss, self.side, batch, due, self.generator)
-        self._seen = batch
+            faster = (self.stepped, self._forward_context()) if self.autocast or self.stepped is not self.side else None
+            terms, total = self._penalised_loss(self.loss, self.side, batch, due, self.generator, faster)
+        self._seen, self._seen_noise = batch, self.noise
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
         self.guard.undo(kept, bad)
@@ -211,7 +212,7 @@ class Trainer:
     def vital_signs(self) -> dict[str, Tensor]:
         """Compute the vital signs of the last energy step."""
         seen, plain = self._seen, self._plain
-        return vital_signs(self.side, self.loss, seen, plain, self.settings.noise) if seen and plain else {}
+        return vital_signs(self.side, self.loss, seen, plain, self._seen_noise) if seen and plain else {}
 
     def initialise(self) -> None:
         """Set a learned A to its optimum before a phase: log mean exp(-E) over base draws. Pretraining needs no A."""
@@ -321,9 +322,9 @@ class Trainer:
         return self.augmentations[self.phase is Phase.FINAL](rows, self.generator)
 
     def _noisy(self, x: Tensor) -> Tensor:
-        if not self.settings.noise:
+        if not self.noise:
             return x
-        return x.add(reduce.randn_like(x, self.generator), alpha=self.settings.noise)
+        return x.add(reduce.randn_like(x, self.generator), alpha=self.noise)
 
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
@@ -346,10 +347,9 @@ class Trainer:
     def _set_learning_rates(self) -> None:
         """Set the learning rates of the coming cycle."""
         rates = learning_rates(self.recipe, self.step)
-        if rates.energy is not None:
-            set_rate(self.energy_optimizer, rates.energy)
-        if rates.base is not None:
-            set_rate(self.base_optimizer, rates.base)
+        for optimizer, chosen in ((self.energy_optimizer, rates.energy), (self.base_optimizer, rates.base)):
+            if chosen is not None:
+                set_rate(optimizer, chosen)
 
     def _enter_main_phase(self) -> None:
         """Enter the main phase with the pretrained base: its best weights, or those that sampling would use."""

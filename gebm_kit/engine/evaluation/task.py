@@ -1,0 +1,318 @@
+"""The parts of an evaluation besides its draws: what it may cost, longer chains, and everything that is scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import OnProgress, Progress, note
+from gebm_kit.engine.datasets.held_out import floor_sets
+from gebm_kit.engine.evaluation.budget import (
+    LEAST_DRAWS,
+    Costs,
+    Ledger,
+    Plan,
+    after_sampling,
+    described,
+    plan_from,
+    plan_text,
+    warn_of_cuts,
+    within,
+)
+from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of, train_split
+from gebm_kit.engine.evaluation.draw_sets import DrawSets, continued_sets, gebm_sets
+from gebm_kit.engine.evaluation.equilibrium import (
+    GROUPS,
+    LENGTHS,
+    Equilibrium,
+    along_the_chains,
+    gap_of,
+    rows_in_groups,
+    summary_of,
+)
+from gebm_kit.engine.evaluation.intervals import Estimate
+from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, Known, ScoreTable, score_table
+from gebm_kit.engine.evaluation.settings import EvaluationSettings
+from gebm_kit.engine.evaluation.timing import time_scores, time_units
+from gebm_kit.engine.evaluation.verdict import verdict
+from gebm_kit.engine.likelihood.log_partition import LogPartition
+from gebm_kit.engine.likelihood.model_fit import BaseDraws, Energies, ModelDraws, ModelFit, model_fit
+from gebm_kit.engine.likelihood.nll import Likelihood, log_det_of
+from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.settings import SampleSettings
+
+
+class Task:
+    """One evaluation: what is scored, with which settings, and the seconds that it may take and has taken.
+
+    Attributes:
+        ledger: the budget and the seconds by stage.
+    """
+
+    def __init__(
+        self,
+        model: GEBM,
+        dataset: Dataset,
+        metrics: Mapping[str, Metric],
+        sampler: Sampler,
+        sampling: SampleSettings,
+        settings: EvaluationSettings,
+        rows: DataRows,
+        where: torch.device,
+        on_progress: OnProgress,
+        ranks: Ranks,
+    ) -> None:
+        self.ledger = Ledger(settings.budget)
+        self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
+        self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
+        self._on_progress, self._ranks = on_progress, ranks
+        self._scorer, self._floor = scorer_of(model, dataset, rows, settings.features, sampling.seed, where)
+        self._known: Known = {}
+        self._costs = Costs()
+        self._may_anneal = isinstance(model.base, HasDensity)
+
+    # --- what it may cost ---------------------------------------------------------------------------------------------
+    def planned(self, asked: Plan) -> Plan:
+        """Estimate what the stages cost and return what is done within the budget, the same on every rank."""
+        plan = asked
+        if not self._settings.timed:
+            return plan
+        with self._ranks.together():
+            if self._ranks.rank == 0:
+                self._costs = self._estimated(asked)
+                least = max((metric.least_rows for metric in self._metrics.values()), default=2)
+                plan = within(asked, self._costs, self.ledger.budget, max(LEAST_DRAWS, least))
+                self.ledger.estimated = self._costs.estimated(asked, asked.num_samples)
+                if words := described(self.ledger):
+                    note(words)
+            plan = plan_from(self._ranks.from_first(plan_text(plan)))
+        if plan.num_samples != asked.num_samples:  # what was timed is for other sets
+            floor = floor_sets(self._rows.held_out, plan.num_samples, plan.num_sets)
+            self._floor, self._known = [part.to(place_of(self._where)) for part in floor], {}
+        return plan
+
+    def _estimated(self, asked: Plan) -> Costs:
+        """Time the units of all stages."""
+        costs = time_units(
+            self._model, self._sampler, self._sampling, asked.num_samples, asked.num_sets, self._where,
+            rows=len(self._rows.reference) * (2 if train_split(self._dataset) is not None else 1),
+            anneals=self._settings.log_partition == "smc",
+            processes=self._ranks.size,
+        )  # fmt: skip
+        with self.ledger.stage("metrics"):
+            score, first, self._known = time_scores(self._metrics, self._scorer, self._floor, self._on_progress)
+        return costs.scored(score, first, len(self._floor))
+
+    def planned_again(self, plan: Plan, gebm: DrawSets) -> Plan:
+        """Decide again how far chains are continued, now that the time of the first length is known."""
+        if not self._settings.timed:
+            return plan
+        if self._ranks.rank == 0:
+            plan = after_sampling(plan, self.ledger, self._costs, self._settings.num_samples, shared_by(gebm))
+            warn_of_cuts(plan, self.ledger)
+        return plan_from(self._ranks.from_first(plan_text(plan)))
+
+    # --- longer chains ------------------------------------------------------------------------------------------------
+    def followed(self) -> str | None:
+        """Return the first metric of draws that has a better and a worse; None: there is none."""
+        known = ((name, m) for name, m in self._metrics.items() if not m.of_model and m.lower_is_better is not None)
+        return next((name for name, _ in known), None)
+
+    def longer_sets(self, plan: Plan, gebm: DrawSets) -> dict[int, list[Tensor]]:
+        """Return sets of draws after 2x and 4x the chain length, by length, as far as planned and possible."""
+        if plan.longest == 1 or self.followed() is None or self._sampler.family == "refiner":
+            return {}
+        with self.ledger.stage("equilibrium"):
+            lengths = [length for length in LENGTHS[1:] if length <= plan.longest]
+            if self._sampler.family == "population":
+                return self._with_more_effort(lengths, len(gebm.sets[0]), plan.groups)
+            found, ends, done = {}, gebm, 1
+            groups = whole_groups(gebm, plan.groups)
+            once = gebm.chains[0].length
+            for length in lengths:
+                ends = continued_sets(
+                    self._model, ends, groups, (length - done) * once, self._where, self._on_progress, self._ranks
+                )
+                found[length], done = ends.sets, length
+            return found
+
+    def _with_more_effort(self, lengths: list[int], num_samples: int, groups: int) -> dict[int, list[Tensor]]:
+        """Return a population's draws with more effort for each."""
+        found = {}
+        for length in lengths:
+            sampler = self._sampler.longer(length)
+            if sampler is None:
+                return {}
+            found[length] = gebm_sets(
+                self._model, sampler, self._sampling, num_samples, groups, self._where, self._on_progress, self._ranks,
+                checked=True,
+            ).sets  # fmt: skip
+        return found
+
+    # --- scores -------------------------------------------------------------------------------------------------------
+    def scored(
+        self, plan: Plan, base: DrawSets, gebm: DrawSets, longer: Mapping[int, list[Tensor]]
+    ) -> tuple[Scores, dict[str, Tensor]]:
+        """Score all sets, on the first rank; return the scores, and energies for pictures."""
+        with self.ledger.stage("log_partition"):
+            fit, energies = self._fit(base, gebm)
+        with self.ledger.stage("metrics"):
+            place = place_of(self._where)
+            columns = {"data": self._floor}
+            columns |= {name: [x.to(place) for x in found.sets] for name, found in (("base", base), ("gebm", gebm))}
+            table = score_table(self._metrics, columns, self._scorer, self._on_progress, self._known)
+        with self.ledger.stage("equilibrium"):
+            equilibrium = self._equilibrium(plan, energies, table, gebm, longer)
+        if self._settings.continues:
+            equilibrium.warn()
+        sentences = verdict(table.metrics, table.protocol, table.differences, equilibrium)
+        scores = Scores(table.metrics, table.protocol, fit, equilibrium, sentences, self.ledger.as_dict(plan))
+        assert energies.draws is not None
+        pictured = {"data": energies.data, "GEBM": energies.draws[0]}
+        if (size := len(base.sets[0])) <= len(energies.base):
+            pictured["base"] = energies.base[:size]
+        return scores, pictured
+
+    def _fit(self, base: DrawSets, gebm: DrawSets) -> tuple[ModelFit, Energies]:
+        """Compute KALE, the log-partition and the likelihood."""
+        assert base.generator is not None
+        effective = None if self._sampler.family == "refiner" else _worth(self._sampler, gebm)
+        return model_fit(
+            self._model,
+            train_split(self._dataset),
+            self._rows.reference,
+            self._sampling,
+            self._where,
+            draws=ModelDraws(gebm.sets, effective),
+            base=BaseDraws(base.sets, base.codes, base.generator),
+            method=self._settings.log_partition,
+            may_anneal=self._may_anneal,
+            space=self._settings.nll_space,
+            log_det=log_det_of(self._dataset),
+            on_progress=self._on_progress,
+        )
+
+    def _equilibrium(
+        self, plan: Plan, energies: Energies, table: ScoreTable, gebm: DrawSets, longer: Mapping[int, list[Tensor]]
+    ) -> Equilibrium:
+        """Compare energies, and score the longer chains."""
+        assert energies.draws is not None
+        parts = (list(energies.draws), rows_in_groups(energies.data), rows_in_groups(energies.base))
+        model, data, base = (summary_of(groups) for groups in parts)
+        gap, name = gap_of(model, data, base), self.followed()
+        length = gebm.chains[0].length if gebm.chains else None
+        reason = self._why_not(plan, name, longer)
+        if name is None:
+            return Equilibrium(model, data, base, gap, length=length, unit=self._unit(), reason=reason)
+        rows = table.values[name]["gebm"]
+        key = next(key for key in rows[0] if not key.endswith(f".{AGAINST_TRAIN}"))
+        groups = min((len(sets) for sets in longer.values()), default=len(rows))
+        values = {1: [row[key] for row in rows[:groups]]}
+        metric, done, total = self._metrics[name], 0, groups * len(longer)
+        for factor, sets in longer.items():
+            values[factor] = []
+            for index, x in enumerate(sets):
+                found = metric(self._scorer.context(name, x.to(place_of(self._where)), index))
+                values[factor].append(found[key])
+                done += 1
+                self._on_progress(Progress("longer", done, total))
+        return Equilibrium(
+            model, data, base, gap, key, **along_the_chains(values), lower_is_better=bool(metric.lower_is_better),
+            length=length, unit=self._unit(), reason=reason,
+        )  # fmt: skip
+
+    def _unit(self) -> str:
+        """Say what is 2x and 4x as much."""
+        return "the chain length" if self._sampler.family == "kernel" else "the effort for a draw"
+
+    def _why_not(self, plan: Plan, name: str | None, longer: Mapping[int, list[Tensor]]) -> str:
+        """Say why lengths are missing; "" where none is."""
+        if name is None:
+            return "no metric knows better from worse"
+        if self._sampler.family == "refiner":
+            return "a refiner moves points and has no law that it runs to"
+        if not self._settings.continues:
+            return "a look during training does not continue chains"
+        if self._sampler.family == "population" and plan.longest > 1 and not longer:
+            return "this sampler has no longer version of itself"
+        return "" if plan.longest == LENGTHS[-1] else "the budget allows no more"
+
+
+def _blocks(gebm: DrawSets, groups: int) -> tuple[int, int]:
+    """Return the blocks that hold the chains of the first groups, and the chains of a group."""
+    (chains,) = gebm.chains
+    size = chains.layout.chains // len(gebm.sets)
+    return -(-groups * size // chains.layout.rows), size
+
+
+def _together(gebm: DrawSets) -> bool:
+    """Return whether all sets come from one run."""
+    return len(gebm.chains) == 1 and len(gebm.sets) > 1
+
+
+def whole_groups(gebm: DrawSets, groups: int) -> int:
+    """Return how many groups to continue: at least ``groups``, and all others whose chains are in the same blocks anyway."""
+    if not _together(gebm):
+        return min(groups, len(gebm.sets))
+    blocks, size = _blocks(gebm, groups)
+    return min(blocks * gebm.chains[0].layout.rows // size, len(gebm.sets))
+
+
+def shared_by(gebm: DrawSets) -> float:
+    """Return the share of the first run's time that one more of its length takes for the groups that are continued."""
+    groups = min(GROUPS, len(gebm.sets))
+    if not _together(gebm):
+        return groups / len(gebm.sets)
+    return _blocks(gebm, groups)[0] / gebm.chains[0].layout.num_blocks
+
+
+def _worth(sampler: Sampler, gebm: DrawSets) -> float:
+    """Return the number of independent draws that all sets together are worth.
+
+    The diagnostics cover all sets, or the first set alone where each set was a run of its own; see `gebm_sets`.
+    """
+    runs = len(gebm.sets) if sampler.needs_one_block() else 1
+    return runs * diagnostics_of(gebm).ess_min
+
+
+def diagnostics_of(gebm: DrawSets) -> Diagnostics:
+    """Return the diagnostics of the GEBM's chains."""
+    assert gebm.diagnostics is not None
+    return gebm.diagnostics
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The fields of `Evaluation` with these names, which the first rank computes."""
+
+    metrics: dict[str, dict[str, Estimate]]
+    protocol: dict[str, dict[str, Any]]
+    fit: ModelFit
+    equilibrium: Equilibrium
+    verdict: dict[str, str]
+    budget: dict[str, Any]
+
+    @classmethod
+    def from_first(cls, scores: Scores | None, ranks: Ranks) -> Scores:
+        """Return the first rank's scores, on every rank."""
+        text = ranks.from_first("" if scores is None or ranks.size == 1 else json.dumps(asdict(scores)))
+        if scores is not None:
+            return scores
+        found = json.loads(text)
+        metrics = {
+            column: {name: Estimate(**estimate) for name, estimate in values.items()}
+            for column, values in found["metrics"].items()
+        }
+        fit = found["fit"]
+        fit["log_partition"] = LogPartition(**fit["log_partition"])
+        fit["nll"] = None if fit["nll"] is None else Likelihood.restored(fit["nll"])
+        equilibrium = Equilibrium.restored(found["equilibrium"])
+        return cls(metrics, found["protocol"], ModelFit(**fit), equilibrium, found["verdict"], found["budget"])

@@ -1,0 +1,164 @@
+"""The time of each stage's unit, measured on a few rows before an evaluation begins."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gebm_kit.core.errors import GebmKitError
+from gebm_kit.core.interfaces import Metric, Sampler
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.preserved import preserved
+from gebm_kit.core.progress import OnProgress, Progress
+from gebm_kit.engine.evaluation.budget import Costs
+from gebm_kit.engine.evaluation.score_table import Known, Scorer
+from gebm_kit.engine.likelihood.annealing import PARTICLES, PILOT_PARTICLES, REPLICATES
+from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS
+from gebm_kit.engine.sampling.run_populations import run_island
+from gebm_kit.engine.sampling.settings import SampleSettings
+
+FEWEST_ROWS, MOST_ROWS = 16, 1024
+"""Rows, or chains, of a timing: as few as possible, and at most those of the largest block of chains."""
+
+LONG_ENOUGH = 0.02
+"""Seconds from which a timing is long enough to be believed."""
+
+RUNGS = 20
+"""Rungs of an annealed population, of 8 gradients each, as far as its cost can be guessed beforehand."""
+
+GRADIENT = 3.0
+"""Cost of a gradient, in units of an evaluation without one."""
+
+
+def time_units(
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    num_samples: int,
+    num_sets: int,
+    device: torch.device,
+    *,
+    rows: int,
+    anneals: bool,
+    processes: int,
+) -> Costs:
+    """Time base, energy and sampler on some rows, and work out what a set of ``num_samples`` draws costs.
+
+    The model and torch's default generators stay as they are. A model or sampler that can't be timed costs nothing here; the
+    evaluation itself raises what is wrong with it.
+
+    Args:
+        rows: rows of data whose energies are computed.
+        anneals: whether A is estimated by annealing.
+        processes: ranks that share the sampling.
+    """
+    try:
+        with (
+            warnings.catch_warnings(),
+            preserved(model, device=device),
+            LatentPotential(model, settings.inverse_temperature) as potential,
+        ):
+            warnings.simplefilter("ignore")  # what is worth saying, the evaluation itself says
+            forward, energy, step = _timed(potential, sampler, device)
+    except (GebmKitError, RuntimeError, ValueError, TypeError):
+        return Costs()
+    both = forward + energy
+    kernel = sampler.family == "kernel"
+
+    def gebm_set(draws: int) -> float:
+        chains = max(min(settings.num_chains, draws), sampler.min_chains)
+        kept = -(-draws // chains)
+        moves = settings.warmup + max(settings.steps, (kept - 1) * settings.thin + 1) if kernel else kept
+        return chains * moves * step / processes + draws * (forward + GRADIENT * both)
+
+    annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT * both if anneals else 0.0
+    more = max(2 * NUM_DRAWS - num_sets * num_samples, 0)
+    return Costs(
+        base_set=num_samples * forward,
+        gebm_set=gebm_set,
+        energies=2 * num_samples * energy,
+        log_partition=more * both + rows * energy + annealed,
+        further={1: 0.0, 2: 1.0, 4: 3.0} if kernel else {1: 0.0, 2: 2.0, 4: 6.0},
+    )
+
+
+def _timed(potential: LatentPotential, sampler: Sampler, device: torch.device) -> tuple[float, float, float]:
+    """Return the seconds a row of the base, of the energy, and of a step of one chain (of all steps, for a population)."""
+    generator = torch.Generator(device).manual_seed(0)
+    model, dtype = potential.model, potential.model.dtype
+
+    def codes(count: int) -> Tensor:
+        shape = (count, model.latent_dim)
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    def decode(count: int) -> Callable[[], Any]:
+        z = codes(count)
+        return lambda: potential.data(z)
+
+    def evaluate(count: int) -> Callable[[], Any]:
+        x = potential.data(codes(count))
+        return lambda: model.energy(x.clone())
+
+    def step(count: int) -> Callable[[], Any]:
+        if sampler.family != "kernel":
+            return lambda: run_island(potential, sampler, count, generator, dtype, lambda: None)
+        state, _ = sampler.step(sampler.init(codes(count), potential, generator), potential, generator)
+        return lambda: sampler.step(state, potential, generator)
+
+    with torch.no_grad():
+        forward, energy = _seconds_a_row(decode, device), _seconds_a_row(evaluate, device)
+    return forward, energy, _seconds_a_row(step, device, sampler.min_chains)
+
+
+def _seconds_a_row(prepare: Callable[[int], Callable[[], Any]], device: torch.device, least: int = 1) -> float:
+    """Return the seconds a row of some work, on as many rows as `LONG_ENOUGH` or `MOST_ROWS` allows.
+
+    A small network takes as long for one row as for a thousand, so a few rows say nothing about it. The first call, which
+    loads code, is not counted.
+    """
+    count = max(FEWEST_ROWS, least)
+    prepare(count)()
+    while True:
+        spent = _seconds(prepare(count), device)
+        if spent >= LONG_ENOUGH or 4 * count > MOST_ROWS:
+            return spent / count
+        count *= 4
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Return how long some work takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def time_scores(
+    metrics: Mapping[str, Metric], scorer: Scorer, floor: Sequence[Tensor], on_progress: OnProgress
+) -> tuple[float, float, Known]:
+    """Score held-out data, one set or two; return the seconds of all metrics on a set and of the first, and the values.
+
+    The first set also pays for what all sets share, such as the reference's features, so the second is timed where there is
+    one. The values are part of the evaluation and are not computed again.
+    """
+    known: Known = {}
+    spent, first = 0.0, 0.0
+    of_draws = {name: metric for name, metric in metrics.items() if not metric.of_model}
+    total = len(of_draws) * len(floor[:2])
+    for index, rows in enumerate(floor[:2]):
+        spent, first = 0.0, 0.0
+        for number, (name, metric) in enumerate(of_draws.items()):
+            began = time.perf_counter()
+            known[name, "data", index] = scorer.values(name, metric, rows, index)
+            spent += time.perf_counter() - began
+            first = first or spent
+            on_progress(Progress("features", index * len(of_draws) + number + 1, total))
+    return spent, first, known
