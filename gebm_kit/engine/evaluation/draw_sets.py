@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.interfaces import Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.auto import Attempt, settle
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draw import draw
-from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.draw import attempted, draw
+from gebm_kit.engine.sampling.draws import Draws
+from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 
 DRAWS_AT_ONCE = 1024
 """Draws, or chains, evaluated at once where the recipe sets no block size; it bounds memory."""
@@ -22,10 +26,11 @@ DRAWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class DrawSets:
-    """Independent sets, (num_samples, *D) each on the CPU, and the diagnostics of the chains behind them."""
+    """Independent sets, (num_samples, *D) each on the CPU, the diagnostics of the chains behind them, and their sampler."""
 
     sets: list[Tensor]
     diagnostics: Diagnostics | None = None
+    sampler: Sampler | None = None
 
 
 def base_sets(
@@ -62,15 +67,38 @@ def gebm_sets(
     """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
     Coupled samplers, whose chains exchange information, populations and refiners are run once for each set instead, each run
-    with its own seed. The diagnostics are then those of the first run.
+    with its own seed. The diagnostics are then those of the first run. Of a directive, the sampler that it settles on draws.
     """
+    at_least = (num_samples, num_sets)
+    place: dict[str, Any] = {"device": device, "on_progress": on_progress, "ranks": ranks}
+    if not isinstance(sampler, SamplerDirective):
+        runs = _runs(draw, model, sampler, settings, *at_least, **place)
+        return DrawSets(_sets_of(runs, sampler, settings, *at_least), runs[0].diagnostics, sampler)
+    settings = replace(settings, num_samples=num_samples)
+    check_sampling(model, sampler, settings)
+
+    def attempt(chosen: Sampler, run: SampleSettings) -> Attempt[list[Tensor]]:
+        runs = _runs(attempted, model, chosen, run, *at_least, **place)
+        return Attempt(_sets_of(runs, chosen, run, *at_least), runs[0].diagnostics, runs[0].records, len(runs))
+
+    found = settle(model, sampler, settings, attempt, device=device, ranks=ranks)
+    found.diagnostics.warn()
+    return DrawSets(found.result, found.diagnostics, found.sampler)
+
+
+def _runs(
+    make: Callable[..., Draws],
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    num_samples: int,
+    num_sets: int,
+    **place: Any,
+) -> list[Draws]:
+    """Draw the sets in one run, or in one for each where chains exchange information."""
     if sampler.needs_one_block():
-        runs = []
-        for index in range(num_sets):
-            seed = stream(settings.seed, "set", index).initial_seed()
-            once = replace(settings, num_samples=num_samples, seed=seed)
-            runs.append(draw(model, sampler, once, device=device, on_progress=on_progress, ranks=ranks))
-        return DrawSets([run.x for run in runs], runs[0].diagnostics)
+        seeds = [stream(settings.seed, "set", index).initial_seed() for index in range(num_sets)]
+        return [make(model, sampler, replace(settings, num_samples=num_samples, seed=seed), **place) for seed in seeds]
     chains = min(settings.num_chains, num_samples)
     kept = -(-num_samples // chains)
     together = replace(
@@ -78,6 +106,14 @@ def gebm_sets(
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
     )
-    draws = draw(model, sampler, together, device=device, on_progress=on_progress, ranks=ranks)
-    group = draws.chain // chains
-    return DrawSets([draws.x[group == index][:num_samples] for index in range(num_sets)], draws.diagnostics)
+    return [make(model, sampler, together, **place)]
+
+
+def _sets_of(
+    runs: list[Draws], sampler: Sampler, settings: SampleSettings, num_samples: int, num_sets: int
+) -> list[Tensor]:
+    """Take the sets out of the runs that hold them."""
+    if sampler.needs_one_block():
+        return [run.x for run in runs]
+    group = runs[0].chain // min(settings.num_chains, num_samples)
+    return [runs[0].x[group == index][:num_samples] for index in range(num_sets)]

@@ -174,6 +174,7 @@ def score(
         scorer, columns = _ready_to_score(model, dataset, rows, base, gebm, settings.features, sampling.seed, where)
         with ranks.together():
             scores = None
+            sampler = gebm.sampler or sampler  # the one that a directive settled on
             if ranks.rank == 0:
                 draws = None if sampler.family == "refiner" else ModelDraws(gebm.sets, _worth(sampler, gebm))
                 fit = _fit(model, dataset, rows.reference, draws, sampling, settings, where, on_progress)
