@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
+from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SamplerDirective, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
@@ -48,6 +49,7 @@ from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tra
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.sampling.auto import chosen
 from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler
 
@@ -159,6 +161,8 @@ def record(
     betas = _betas(inverse_temperature)
     check_request(model, dataset, settings.num_samples, num_sets)
     check_sampling(model, sampler, settings)
+    if isinstance(sampler, SamplerDirective):
+        sampler = chosen(model, sampler, replace(settings, inverse_temperature=max(betas)), device)
     name, scored = metric
     features = features or FeatureSettings()
     scored.check(dataset)

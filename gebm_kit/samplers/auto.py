@@ -8,7 +8,9 @@ from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.sampling import SamplerDirective
 
-CANDIDATES = ("imh", "isir", "sir", "hmc", "chees", "smc")
+Candidate = Literal["imh", "isir", "sir", "hmc", "chees", "smc"]
+
+CANDIDATES: tuple[Candidate, ...] = ("imh", "isir", "sir", "hmc", "chees", "smc")
 """Samplers to choose among, unless ``candidates`` says otherwise."""
 
 
@@ -49,7 +51,7 @@ class Auto(SamplerDirective):
         self,
         max_rhat: Annotated[float, Range(1, None, low_open=True)] = 1.05,
         budget: Annotated[float, Range(0, None)] = 8.0,
-        candidates: tuple[Literal["imh", "isir", "sir", "hmc", "chees", "smc"], ...] = CANDIDATES,
+        candidates: tuple[Candidate, ...] = CANDIDATES,
     ) -> None:
         check_arguments(self, max_rhat=max_rhat, budget=budget, candidates=candidates)
         if not candidates:

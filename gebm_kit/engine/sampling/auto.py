@@ -125,6 +125,14 @@ def choose(
     return Choice(pilot, tuple(Forecast.of(record) for record in json.loads(text)))
 
 
+def chosen(
+    model: GEBM, directive: SamplerDirective, settings: SampleSettings, device: torch.device | str | None
+) -> Sampler:
+    """Choose a sampler by a pilot alone, for chains that are looked at along the way, in equilibrium or not."""
+    best = choose(model, directive, settings, device=device).ranked[0]
+    return built(model, fitting(model, best))
+
+
 def built(model: GEBM, forecast: Forecast) -> Sampler:
     """Build the sampler of a forecast."""
     from gebm_kit.config.build import build
@@ -170,7 +178,9 @@ class _Tried:
     @property
     def words(self) -> str:
         run = self.forecast.settings
-        return f"{self.forecast.name} ({run.warmup} + {run.steps} steps a chain)" if self.is_chain else self.forecast.name
+        return (
+            f"{self.forecast.name} ({run.warmup} + {run.steps} steps a chain)" if self.is_chain else self.forecast.name
+        )
 
     @property
     def is_chain(self) -> bool:
@@ -198,9 +208,7 @@ class _Search:
             found = attempt(sampler, forecast.settings)
             spent += found.spent
             cost = found.spent.forward_evals + GRADIENT_COST * found.spent.grad_evals
-            verdict = self._agreed(
-                judged(found.diagnostics, found.records, self.choice.pilot, self.directive.max_rhat)
-            )
+            verdict = self._agreed(judged(found.diagnostics, found.records, self.choice.pilot, self.directive.max_rhat))
             self.tried.append(_Tried(forecast, cost, verdict))
             last, forecast = forecast, None if verdict.held else self._next()
         diagnostics = replace(

@@ -91,9 +91,7 @@ def draw(
         GebmKitWarning: the chains have not mixed; steps diverged; the model's energy is not a log density ratio.
     """
     check_sampling(model, sampler, settings)
-    draws = attempted(
-        model, sampler, settings, device=device, on_progress=on_progress, ranks=ranks, start=start
-    )
+    draws = attempted(model, sampler, settings, device=device, on_progress=on_progress, ranks=ranks, start=start)
     draws.diagnostics.warn()
     return draws
 
@@ -142,9 +140,7 @@ def _settled(
         return Attempt(draws, draws.diagnostics, draws.records)
 
     with ranks.together():
-        found = settle(
-            model, directive, settings, attempt, device=device, ranks=ranks, chains_only=start is not None
-        )
+        found = settle(model, directive, settings, attempt, device=device, ranks=ranks, chains_only=start is not None)
     return replace(found.result, diagnostics=found.diagnostics)
 
 

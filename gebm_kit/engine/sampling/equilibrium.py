@@ -45,9 +45,7 @@ class Verdict:
         return not self.problem
 
 
-def judged(
-    diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]], pilot: Pilot, max_rhat: float
-) -> Verdict:
+def judged(diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]], pilot: Pilot, max_rhat: float) -> Verdict:
     """Test one attempt: R-hat, the other diagnostics, drift, and agreement with the pilot's weighted mean of U."""
     known = [value for value in (diagnostics.rhat_max, diagnostics.nested_rhat_max) if not math.isnan(value)]
     worst = max(known, default=math.nan)

@@ -103,10 +103,8 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else 0.0
 
 
-def recorded(
-    path: Path, directive: SamplerDirective, settings: SampleSettings, ranks: Ranks
-) -> Rehearsed | None:
-    """Return what the sampling in ``path`` was begun with, on all ranks; None when it was not begun, or for other settings."""
+def recorded(path: Path, directive: SamplerDirective, settings: SampleSettings, ranks: Ranks) -> Rehearsed | None:
+    """Return what the sampling in ``path`` was begun with, on all ranks; None if there is none, or for other settings."""
     text = ranks.from_first(_request_text(path) if ranks.rank == 0 else "")
     try:
         found = Rehearsed.read(json.loads(text)) if text else None
