@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.equilibrium import Verdict, judged
 from gebm_kit.engine.sampling.forecasts import (
     GRADIENT_COST,
+    MARGIN,
     Forecast,
     fitting,
     forecasts,
@@ -35,6 +37,9 @@ from gebm_kit.engine.sampling.pilot import Pilot, take_pilot
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 T = TypeVar("T")
+
+MOST_DOUBLINGS = 3
+"""Times that steps are doubled from one attempt to the next, at most."""
 
 HELPS = 0.75
 """A longer attempt helped if it left at most this share of what R-hat is above 1; with twice the steps, half is ideal."""
@@ -226,19 +231,19 @@ class _Search:
         return Verdict(**json.loads(self.ranks.from_first(json.dumps(dataclasses.asdict(verdict)))))
 
     def _next(self) -> Forecast | None:
-        """Return what to try next within the budget: longer while that helps, then `smc`, then `pt`; None: nothing."""
+        """Return what to try next within the budget: longer while that helps, `smc`, `pt`, and that longer; None: nothing."""
         every = [tried.forecast.name for tried in self.tried]
         left = self._allowance() - sum(tried.cost for tried in self.tried[1:])
         last = self.tried[-1]
-        longer = last.forecast.name not in ("smc", "pt") and last.is_chain and self._helped()
-        options = [self._longer(last)] if longer else []
+        longer = last.is_chain and self._helped()
+        options = self._longer(last) if longer else []
         if self.choice.pilot.has_gradient:
             if "smc" not in every and not self.chains_only:
                 options.append(smc_forecast(self.choice.pilot, self.settings))
             if "pt" not in every:
                 options.append(pt_forecast(self.choice.pilot, self.settings, self.directive))
         elif last.is_chain and not longer:
-            options.append(self._longer(last))
+            options += self._longer(last)
         return next((forecast for forecast in options if forecast.cost <= left), None)
 
     def _allowance(self) -> float:
@@ -254,10 +259,22 @@ class _Search:
         before, after = same[-2].verdict.excess, same[-1].verdict.excess
         return after <= HELPS * before
 
-    def _longer(self, tried: _Tried) -> Forecast:
-        run = tried.forecast.settings
-        doubled = replace(run, warmup=2 * run.warmup, steps=2 * run.total_steps)
-        return replace(tried.forecast, settings=doubled, cost=2 * tried.cost)
+    def _longer(self, tried: _Tried) -> list[Forecast]:
+        """Return the last attempt with warm-up and steps doubled once or more, the longest first.
+
+        R-hat is about ``sqrt(1 + 2 time / steps)``, so its excess says how many times.
+        """
+        excess, allowed = tried.verdict.excess, self.directive.max_rhat**2 - 1
+        wanted = ((1 + excess) ** 2 - 1) / allowed if 0 < excess < math.inf else 1.0
+        run, most = tried.forecast.settings, min(max(math.ceil(math.log2(MARGIN * wanted)), 1), MOST_DOUBLINGS)
+        return [
+            replace(
+                tried.forecast,
+                settings=replace(run, warmup=2**times * run.warmup, steps=2**times * run.total_steps),
+                cost=2**times * tried.cost,
+            )
+            for times in range(most, 0, -1)
+        ]
 
     def _reason(self, diagnostics: Diagnostics) -> str:
         start, last = self.choice.reason, self.tried[-1]

@@ -23,6 +23,9 @@ MANY_CHAINS = 16
 MIXING = ("rhat_max", "nested_rhat_max")
 """Diagnostics that ``max_rhat`` replaces the limits of."""
 
+FEWEST_DRAWS = 30
+"""Draws below which the error of equipartition, which is estimated from them, says nothing."""
+
 IGNORED = ("divergences", "unsettled")
 """Diagnostics that no other sampler would mend: where the energy is infinite, every sampler is refused."""
 
@@ -54,7 +57,8 @@ def judged(diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]], pi
         return Verdict(f"R-hat is {worst:.3f} where at most {max_rhat:g} is wanted", excess)
     for check in diagnostics.checks():
         unknown = check.name == "rhat_max" and not known
-        if not check.ok and check.name not in IGNORED and (unknown or check.name not in MIXING):
+        few = check.name == "equipartition" and diagnostics.num_samples < FEWEST_DRAWS
+        if not check.ok and check.name not in IGNORED and not few and (unknown or check.name not in MIXING):
             return Verdict(f"{check.name} is {_value(diagnostics, check.name)} where {check.good} is wanted", excess)
     return Verdict(_energy_problem(records, pilot), excess)
 
