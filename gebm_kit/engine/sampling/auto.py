@@ -41,6 +41,9 @@ T = TypeVar("T")
 MOST_DOUBLINGS = 3
 """Times that steps are doubled from one attempt to the next, at most."""
 
+FAR = 0.3
+"""What R-hat is above 1, at least, for steps to be doubled once and no more, to see whether that helps."""
+
 HELPS = 0.75
 """A longer attempt helped if it left at most this share of what R-hat is above 1; with twice the steps, half is ideal."""
 
@@ -231,20 +234,23 @@ class _Search:
         return Verdict(**json.loads(self.ranks.from_first(json.dumps(dataclasses.asdict(verdict)))))
 
     def _next(self) -> Forecast | None:
-        """Return what to try next within the budget: longer while that helps, `smc`, `pt`, and that longer; None: nothing."""
+        """Return what to try next within the budget: longer while that helps, `smc`, `pt`, and that longer; None: nothing.
+
+        What is longer leaves room for `smc`, as far as that has not been tried.
+        """
         every = [tried.forecast.name for tried in self.tried]
         left = self._allowance() - sum(tried.cost for tried in self.tried[1:])
-        last = self.tried[-1]
-        longer = last.is_chain and self._helped()
-        options = self._longer(last) if longer else []
-        if self.choice.pilot.has_gradient:
-            if "smc" not in every and not self.chains_only:
-                options.append(smc_forecast(self.choice.pilot, self.settings))
-            if "pt" not in every:
-                options.append(pt_forecast(self.choice.pilot, self.settings, self.directive))
-        elif last.is_chain and not longer:
-            options += self._longer(last)
-        return next((forecast for forecast in options if forecast.cost <= left), None)
+        last, pilot = self.tried[-1], self.choice.pilot
+        tempered = []
+        if pilot.has_gradient and "smc" not in every and not self.chains_only:
+            tempered.append(smc_forecast(pilot, self.settings))
+        if pilot.has_gradient and "pt" not in every:
+            tempered.append(pt_forecast(pilot, self.settings, self.directive))
+        options = [forecast for forecast in tempered if forecast.cost <= left]
+        if last.is_chain and (self._helped() or not tempered):
+            reserved = options[0].cost if options else 0.0
+            options = [forecast for forecast in self._longer(last) if forecast.cost <= left - reserved] + options
+        return options[0] if options else None
 
     def _allowance(self) -> float:
         """Return how many evaluations all attempts after the first may take together."""
@@ -262,10 +268,11 @@ class _Search:
     def _longer(self, tried: _Tried) -> list[Forecast]:
         """Return the last attempt with warm-up and steps doubled once or more, the longest first.
 
-        R-hat is about ``sqrt(1 + 2 time / steps)``, so its excess says how many times.
+        R-hat is about ``sqrt(1 + 2 time / steps)``, so its excess says how many times, unless it is so large that chains may
+        never meet.
         """
         excess, allowed = tried.verdict.excess, self.directive.max_rhat**2 - 1
-        wanted = ((1 + excess) ** 2 - 1) / allowed if 0 < excess < math.inf else 1.0
+        wanted = ((1 + excess) ** 2 - 1) / allowed if 0 < excess < FAR else 1.0
         run, most = tried.forecast.settings, min(max(math.ceil(math.log2(MARGIN * wanted)), 1), MOST_DOUBLINGS)
         return [
             replace(

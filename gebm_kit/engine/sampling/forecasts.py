@@ -64,6 +64,9 @@ ELLIPTICAL_EVALUATIONS, ELLIPTICAL_TIME = 3.0, 30.0
 SMC_ROUND, SMC_FINAL_ROUNDS, SMC_EFFECTIVE = 24, 2, 0.65
 """Gradients of a rung, rounds after the ladder, and effective share of a population of `smc` with its defaults."""
 
+RUNG = 0.6
+"""Length of a rung: with a spread s of the log-weights, exp(-s²) of the population stays effective, 0.7 at 0.6."""
+
 SMC_PARTICLES = 512
 """Particles of a population of `smc`, where as many draws are wanted."""
 
@@ -237,10 +240,15 @@ def _elliptical(pilot: Pilot, settings: SampleSettings, directive: SamplerDirect
 
 
 def smc_forecast(pilot: Pilot, settings: SampleSettings) -> Forecast:
-    """Predict the cost of `smc`, whose rungs follow from the spread of the pilot's tilts."""
+    """Predict the cost of `smc`, whose rungs follow from the length of its path, ``int_0^1 sd(tilt under l) dl``.
+
+    Under the prior the tilt has the spread s of the pilot. Once a Gaussian in Z dimensions has contracted, it is
+    ``sqrt(Z / 2) / l``; the smaller of the two is taken.
+    """
     tilts = -pilot.log_weights[pilot.log_weights.isfinite()]
-    spread = 0.0 if len(tilts) < 2 else float(tilts.std())
-    rungs = 1 + math.ceil(spread / 0.6)  # a step of s in level x spread leaves exp(-s²) effective: 0.7 at s = 0.6
+    spread, contracted = 0.0 if len(tilts) < 2 else float(tilts.std()), math.sqrt(pilot.latent_dim / 2)
+    length = contracted * (1 + math.log(spread / contracted)) if spread > contracted else spread
+    rungs = 1 + math.ceil(length / RUNG)
     particles = max(settings.num_chains, min(settings.num_samples, SMC_PARTICLES), 16)
     populations = -(-settings.num_samples // min(particles, max(settings.num_samples, 16)))
     per_population = min(particles, max(settings.num_samples, 16))

@@ -42,6 +42,7 @@ class Pilot:
         potential: ``U(z) = |z|²/2 + tilt``, (N,) float64.
         has_gradient: whether the energy has a gradient with respect to z, or is constant.
         device: ``cpu`` or ``cuda``, where it was computed.
+        latent_dim: Z.
         spent: evaluations of the model.
     """
 
@@ -49,6 +50,7 @@ class Pilot:
     potential: Tensor
     has_gradient: bool
     device: str
+    latent_dim: int
     spent: Counts
 
     @property
@@ -110,7 +112,7 @@ def take_pilot(
             has_gradient = flat or bool((slopes != 0).any())
             spent = Counts.of(potential)
     log_weights = torch.where(finite, -values, -math.inf)
-    return Pilot(log_weights, 0.5 * squares + values, has_gradient, where.type, spent)
+    return Pilot(log_weights, 0.5 * squares + values, has_gradient, where.type, model.latent_dim, spent)
 
 
 # --- what the weights say about independence proposals ---------------------------------------------------------------
