@@ -85,7 +85,8 @@ def trace_quality(
         run_or_model: a run, the path of its directory, or a model.
         metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
         data: as for `gebm_kit.evaluate`.
-        sampler: name or object; None: the recipe's, else hmc.
+        sampler: name or object; None: the recipe's, else auto, which is chosen by a pilot at the largest
+            beta.
         inverse_temperature: beta, or several betas, each with a curve of its own.
         num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
         num_chains, warmup: chains and steps of the warm-up that tunes the sampler first; 0 steps: no tuning.
