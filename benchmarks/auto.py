@@ -3,7 +3,7 @@
     python -m benchmarks.auto [--recipes quickstart ...] [--run DIR ...] [--steps 600] [--samplers imh isir ...]
                               [--seeds 0 1] [--threads 1] [--out DIR] [--json]
 
-Each recipe is trained briefly (``train.steps`` of ``--steps``, ``train.final.steps`` of a third of it), and each ``--run`` is
+Each recipe is trained briefly (``train.steps`` of ``--steps``, ``train.final.steps`` of a third of it). Each ``--run`` is
 taken as it is. Every sampler then draws with its defaults and the recipe's settings. The cost is that of everything:
 pilot, attempts that failed, warm-up, steps and decoding. A gradient counts as three evaluations. The effective size is the
 diagnostics' ``ess_min``, the smallest bulk one over coordinates and U. The best single sampler is the cheapest one whose
