@@ -82,6 +82,8 @@ class FinalSection:
         energy_steps: energy updates in a cycle.
         batch_size: batch size of this phase; null: that of the main phase.
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
+        noise: instance noise of this phase, as ``train.noise``; null: that of the main phase. More of it leaves the energy
+            with differences that remain under noise, such as shapes, and hides those that no draw of the base can mend.
         optimizer: optimiser of the energy.
         ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
     """
@@ -92,6 +94,7 @@ class FinalSection:
     energy_steps: Positive = 1
     batch_size: Annotated[int, Range(2, None)] | None = None
     penalty: Any = None
+    noise: Rate | None = None
     optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
     ema: Fraction = 0.998
 

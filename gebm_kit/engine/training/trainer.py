@@ -121,6 +121,7 @@ class Trainer:
         self.restores = 0
         self.went_back = False
         self._seen: Batch | None = None
+        self._seen_noise = 0.0
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
         self._check()
@@ -138,6 +139,12 @@ class Trainer:
     def phase(self) -> Phase:
         """The phase of the coming cycle."""
         return phase_of(self.settings, self.step)
+
+    @property
+    def noise(self) -> float:
+        """The instance noise of the coming cycle's phase."""
+        final = self.settings.final.noise if self.phase is Phase.FINAL else None
+        return self.settings.noise if final is None else final
 
     @property
     def looks(self) -> bool:
@@ -179,7 +186,7 @@ class Trainer:
             for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
                 if self.energy_updates % penalty.every == 0:
                     total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
-        self._seen = batch
+        self._seen, self._seen_noise = batch, self.noise
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
         self.guard.undo(kept, bad)
@@ -205,7 +212,7 @@ class Trainer:
 
     def vital_signs(self) -> dict[str, Tensor]:
         """Compute the vital signs of the last energy step."""
-        return {} if self._seen is None else vital_signs(self.side, self.loss, self._seen, self.settings.noise)
+        return {} if self._seen is None else vital_signs(self.side, self.loss, self._seen, self._seen_noise)
 
     def initialise(self) -> None:
         """Set a learned A to its optimum before a phase: log mean exp(-E) over base draws. Pretraining needs no A."""
@@ -314,9 +321,9 @@ class Trainer:
         return Batch(x, z, x_base, negatives)
 
     def _noisy(self, x: Tensor) -> Tensor:
-        if not self.settings.noise:
+        if not self.noise:
             return x
-        return x.add(reduce.randn_like(x, self.generator), alpha=self.settings.noise)
+        return x.add(reduce.randn_like(x, self.generator), alpha=self.noise)
 
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()

@@ -56,6 +56,7 @@ FINAL = {
     "loss with a network": ["train.final.loss={name: flo, hidden: [4]}"],
     "loss with chains": ["train.final.loss={name: pcd, steps: 1, buffer_size: 30}"],
     "chains before": ["loss={name: pcd, steps: 1, buffer_size: 30}", "train.final.loss=kale"],
+    "noise": ["train.noise=0.1", "train.final.noise=0.5"],
     "energy": ["train.final.energy={name: mlp, hidden: [6, 6], spectral_norm: true}"],
     "both": ["train.final.loss={name: kale, update: adam}", "train.final.energy={name: mlp, hidden: [6, 6]}"],
     "without averages": ["train.final.loss=kale-dv", "train.final.ema=0", "ema.decay=0"],
@@ -205,6 +206,23 @@ def test_non_finite_updates_of_the_new_parts_are_undone(recipe: Path) -> None:
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
+def test_the_final_phase_has_its_own_instance_noise(recipe: Path) -> None:
+    def spread(trainer: Trainer) -> float:
+        batches = [trainer.energy_batch() for _ in range(20)]
+        return float(torch.cat([batch.x_base - trainer.model.base(batch.z) for batch in batches]).std())
+
+    words = ["train.noise=0.5", "train.final.noise=2", "train.steps=1"]
+    trainer = begun(recipe, words)
+    with torch.no_grad():
+        assert spread(trainer) == pytest.approx(0.5, rel=0.2)
+        for word in ("train.final.noise=2", "train.final.noise=null"):
+            trainer = begun(recipe, [*words, word])
+            with torch.enable_grad():
+                for _ in range(2):
+                    trainer.cycle()
+            assert spread(trainer) == pytest.approx(2.0 if word.endswith("2") else 0.5, rel=0.2)
+
+
 def test_a_finished_run_uses_the_final_energy_and_its_a(recipe: Path, tmp_path: Path) -> None:
     run = train(recipe, FINAL["both"], out=tmp_path / "run")
     model = run.model
