@@ -369,7 +369,7 @@ class Recipe:
 COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}
 """Recipe keys that hold one component node, and the kind of that component."""
 
-DEFAULT_COMPONENTS = {"loss": "kale", "sampler": "hmc"}
+DEFAULT_COMPONENTS = {"loss": "kale", "sampler": "auto"}
 """Components of sections that may be left out, used with default parameters."""
 
 REQUIRED_SECTIONS = ("schema", "data", "base", "energy")

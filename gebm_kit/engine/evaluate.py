@@ -61,7 +61,7 @@ def evaluate(
         data: a dataset, or held-out rows (N, *D), which alternate between reference and floor. None: the run's own data.
         metrics: component names or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
-        sampler: name or object; None: the recipe's, else hmc.
+        sampler: name or object; None: the recipe's, else auto.
         num_samples, num_sets: draws in each set, and sets.
         seed: seed of the draws.
         reference, log_partition, nll_space: part to score against; keys ``eval.log_partition`` and ``nll.space``.

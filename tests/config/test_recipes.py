@@ -47,7 +47,7 @@ def test_a_good_recipe_becomes_a_recipe_with_every_default_filled_in() -> None:
     recipe = checked()
     assert recipe.base.parameters["latent_dim"] == 4
     assert recipe.base.parameters["hidden"]
-    assert recipe.sampler.name == "hmc"
+    assert recipe.sampler.name == "auto"
     assert recipe.sample.num_chains == 500
     assert [m.name for m in recipe.eval.metrics] == ["modes", "mmd"]
     assert recipe.penalties[0].parameters["every"] == 4
