@@ -1,4 +1,4 @@
-"""The convolutional generator of DCGAN, for images of any size that is a multiple of 4.
+"""The convolutional generator of DCGAN, for images of any size.
 
 References:
     Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks. A. Radford, L. Metz,
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_doublings, to_range
+from gebm_kit.core.layers import check_doublings, crop_to, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
@@ -24,7 +24,8 @@ class DcganBase(Base):
 
     (B, Z) -> (B, channels, height, width). A 64 x 64 image starts from 4 x 4 and is doubled four times; a 28 x 28 image
     starts from 7 x 7 and is doubled twice. Feature maps have ``width * 2^k`` channels. Each doubling halves them, down to
-    ``width`` before the last one.
+    ``width`` before the last one. Where a side is not a multiple of 4, the network makes a slightly larger image and
+    returns its centre.
 
     Args:
         latent_dim: Z.
@@ -38,7 +39,7 @@ class DcganBase(Base):
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
 
     Raises:
-        DataError: the data are not images, or a side is not a multiple of 4.
+        DataError: the data are not images.
         UsageError: an argument is outside its range.
     """
 
@@ -76,7 +77,8 @@ class DcganBase(Base):
         return self._prior
 
     def forward(self, z: Tensor) -> Tensor:
-        return to_range(self.layers(self.project(z).unflatten(1, self.first_map)), self.value_range)
+        images = self.layers(self.project(z).unflatten(1, self.first_map))
+        return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
 
 
 def _norm(name: str, channels: int) -> nn.Module:

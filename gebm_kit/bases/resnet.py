@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_doublings, to_range
+from gebm_kit.core.layers import check_doublings, crop_to, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 SMALL_SIDE = 32
@@ -36,20 +36,21 @@ class ResnetBase(Base):
     - 48: 512, 256, 128, 64 from 6 x 6 (Table 5); 64: 1,024, 512, 256, 128, 64 from 4 x 4;
     - 128: 1,024, 1,024, 512, 256, 128, 64 from 4 x 4 (Table 6).
 
-    Other sides that are multiples of 4 follow the same rule. The batch norms are not conditioned on classes. At
-    32 x 32 x 3 there are 4,275,971 parameters with 128 latent coordinates and 4,161,283 with 100. The published network
-    has 4,276,739: 528,384 in the linear layer, 1,246,976 in each of three blocks and 7,427 after them. The 768 biases in
-    front of batch norms, which subtract them again, are left out here.
+    Other sides follow the same rule; where one is not a multiple of 4, the network makes a slightly larger image and
+    returns its centre. The batch norms are not conditioned on classes. At 32 x 32 x 3 there are 4,275,971 parameters
+    with 128 latent coordinates and 4,161,283 with 100. The published network has 4,276,739: 528,384 in the linear
+    layer, 1,246,976 in each of three blocks and 7,427 after them. The 768 biases in front of batch norms, which
+    subtract them again, are left out here.
 
     Args:
         latent_dim: Z.
         width: channels for images up to 32 x 32; for larger images the last map has a quarter of that.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
-        data_shape: (channels, height, width), sides multiples of 4.
+        data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
 
     Raises:
-        DataError: the data are not images, or a side is not a multiple of 4.
+        DataError: the data are not images.
         UsageError: an argument is outside its range.
     """
 
@@ -83,7 +84,8 @@ class ResnetBase(Base):
         return self._prior
 
     def forward(self, z: Tensor) -> Tensor:
-        return to_range(self.layers(self.project(z).unflatten(1, self.first_map)), self.value_range)
+        images = self.layers(self.project(z).unflatten(1, self.first_map))
+        return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
 
 
 class _Doubling(nn.Module):

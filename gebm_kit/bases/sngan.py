@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_doublings, to_range
+from gebm_kit.core.layers import check_doublings, crop_to, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 WIDEST = 16
@@ -40,11 +40,11 @@ class SnganBase(Base):
         latent_dim: Z.
         width: channels of the last map.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
-        data_shape: (channels, height, width), sides multiples of 4.
+        data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
 
     Raises:
-        DataError: the data are not images, or a side is not a multiple of 4.
+        DataError: the data are not images.
         UsageError: an argument is outside its range.
     """
 
@@ -83,7 +83,8 @@ class SnganBase(Base):
         return self._prior
 
     def forward(self, z: Tensor) -> Tensor:
-        return to_range(self.layers(self.project(z).unflatten(1, self.first_map)), self.value_range)
+        images = self.layers(self.project(z).unflatten(1, self.first_map))
+        return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from gebm_kit.bases.dcgan import DcganBase
 from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import Activation, activation_layer, check_doublings, check_sizes
+from gebm_kit.core.layers import Activation, PadTo, activation_layer, check_doublings, check_sizes
 
 INITIAL_NOISE = 0.3
 """Standard deviation at which a learned observation noise starts, in data units. A smaller one makes the
@@ -58,7 +58,7 @@ class Vae(Base):
         value_range: range of the data; the decoder ends in a tanh rescaled to it.
 
     Raises:
-        DataError: the network is ``conv`` and the data are not images with sides that are multiples of 4.
+        DataError: the network is ``conv`` and the data are not images.
         RecipeError: a width is below 1.
         UsageError: another argument is outside its range.
     """
@@ -178,7 +178,8 @@ def _mlp_encoder(size: int, hidden: list[int], activation: str, outputs: int) ->
 def _conv_encoder(data_shape: tuple[int, ...], width: int, activation: str, outputs: int) -> nn.Sequential:
     """Build an encoder with as many halvings as the decoder has doublings, down to the same small feature map."""
     channels, height, across, count = check_doublings("the vae base", data_shape)
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), activation_layer(activation)]
+    border = [] if (height, across) == tuple(data_shape[1:]) else [PadTo(height, across)]
+    layers: list[nn.Module] = [*border, nn.Conv2d(channels, width, 4, 2, 1), activation_layer(activation)]
     size = width
     for _ in range(count - 1):
         layers += [nn.Conv2d(size, 2 * size, 4, 2, 1), nn.GroupNorm(1, 2 * size), activation_layer(activation)]

@@ -44,7 +44,8 @@ def complete_path(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
 
 def complete_override(incomplete: str) -> list[str]:
     """Complete the keys of a recipe, and the component names of ``sampler=``, ``base.name=`` and their like."""
-    from gebm_kit.config.schema import COMPONENT_SECTIONS, override_keys
+    from gebm_kit.config.override_keys import override_keys
+    from gebm_kit.config.schema import COMPONENT_SECTIONS
     from gebm_kit.config.tree import NODE_LISTS
 
     key, equals, value = incomplete.partition("=")

@@ -46,17 +46,25 @@ def cp(
     destination: Annotated[
         Path, typer.Argument(metavar="FILE", parser=place("FILE"), help="The target, a directory or a file name.")
     ] = Path(),
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Your data: a folder of images, an idx folder, a file of arrays, a dataset."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe so that you can change it. An existing file is never overwritten."""
+    """Copy a recipe so that you can change it, for other data if you like. An existing file is never overwritten."""
     from gebm_kit.config.load import find_recipe, read_recipe
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     source = find_recipe(name)
     target = destination / source.name if destination.is_dir() else destination
-    content = read_recipe(source)
+    content, reading = read_recipe(source), None
+    if data is not None:
+        from gebm_kit.engine.datasets.retarget import retarget
+
+        content, reading = retarget(content, data)
     opened = False
     try:
         with open(target, "x", encoding="utf-8") as stream:
@@ -70,7 +78,8 @@ def cp(
         if opened:
             target.unlink(missing_ok=True)
         raise write_error(target, error) from error
-    say.result({"name": source.stem, "path": str(target)}, lambda: ui.text(str(target)))
+    payload = {"name": source.stem, "path": str(target)} | ({} if reading is None else {"reading": reading})
+    say.result(payload, lambda: ui.text("\n".join([str(target), *([reading] if reading else [])])))
 
 
 @app.command("check")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 COLUMN_LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 """Keys of an evaluation's ``metrics``, in the order of the table's columns, and what heads them."""
 
+SENTENCES = ("sampler_reason", "unsettled")
+"""Diagnostics that are sentences, which are printed below the table or as warnings."""
+
 DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")
 EVALUATION_HEADINGS = ("metric", *COLUMN_LABELS.values())
 
@@ -38,6 +41,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
         ui.text(f"[95 % intervals over independent draw sets]{at}")
         show_protocols(evaluation.get("protocol") or {})
+    show_reason((evaluation.get("diagnostics") or {}).get("sampler_reason"))
     train, test = (ui.number(evaluation.get(key)) for key in ("kale_train", "kale_test"))
     ui.text(f"KALE: {train} on training data, {test} on held-out data")
     partition = evaluation.get("log_partition") or {}
@@ -159,8 +163,8 @@ def show_diagnostics(diagnostics: Diagnostics) -> None:
     checks = {check.name: check for check in diagnostics.checks()}
     rows = []
     for name, value in (diagnostics.as_dict() | diagnostics.details).items():
-        if isinstance(value, list | dict | bool):
-            continue  # the overall verdict and nested details do not fit into a cell
+        if isinstance(value, list | dict | bool) or name in SENTENCES:
+            continue  # the overall verdict, nested details and sentences do not fit into a cell
         check = checks.get(name)
         verdict = "" if check is None else "ok" if check.ok else "BAD"
         rows.append([name, ui.number(value), "" if check is None else check.good, verdict])
@@ -168,6 +172,13 @@ def show_diagnostics(diagnostics: Diagnostics) -> None:
     count = len(diagnostics.problems)
     said = f"no; {count} problem{'s' if count > 1 else ''}, see the warnings" if count else "yes"
     ui.text(f"converged: {said}")
+    show_reason(diagnostics.sampler_reason)
+
+
+def show_reason(reason: str | None) -> None:
+    """Print why `auto` drew with its sampler; nothing when the sampler was named."""
+    if reason:
+        ui.text(f"sampler: {reason}")
 
 
 def interval(cell: Mapping[str, Any] | None) -> str:

@@ -7,17 +7,18 @@ exists, every value has the annotated type, and every number lies in its range.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import re
 import shlex
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from gebm_kit.config.augment import AUGMENT_LISTS, AUGMENTATIONS, parameters_of
+from gebm_kit.config.conform import conform
+from gebm_kit.config.override_keys import section_of
 from gebm_kit.config.schema import (
     COMPONENT_SECTIONS,
     DEFAULT_COMPONENTS,
@@ -27,11 +28,10 @@ from gebm_kit.config.schema import (
     TOP_LEVEL,
     ComponentNode,
     Recipe,
-    section_of,
 )
 from gebm_kit.config.tree import NODE_LISTS, NODES, Tree, dotted
 from gebm_kit.config.yaml_values import Key
-from gebm_kit.core.components import Parameter, Range, Registry, canonical, describe_type, parameters
+from gebm_kit.core.components import Parameter, Registry, canonical, parameters
 from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest, shown
 from gebm_kit.core.plugins import installed
 
@@ -46,9 +46,6 @@ LONGEST_PROBLEM = 600
 
 MAX_NODES = 200
 """Largest number of components in a list of them, and of requirements."""
-
-LARGEST = 2**63 - 1
-"""Largest integer that torch can hold."""
 
 
 def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> Recipe:
@@ -81,95 +78,6 @@ def _listed(problems: list[str], number: int) -> list[str]:
         line = problem.replace("\n", "\\n")
         lines.append(line if len(line) <= LONGEST_PROBLEM else f"{line[: LONGEST_PROBLEM - 4]} ...")
     return lines if number <= len(lines) else [*lines, f"and {number - len(lines):,} more"]
-
-
-def conform(value: Any, annotation: Any, interval: Range | None = None) -> Any:
-    """Return ``value`` as the type that ``annotation`` asks for.
-
-    Integers may stand for floats, text for paths, and lists for tuples; nothing else is converted.
-
-    Raises:
-        ValueError: the value has another type, or is out of range; the message says what is allowed.
-    """
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation, *marks = typing.get_args(annotation)
-        interval = next((m for m in marks if isinstance(m, Range)), interval)
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _conform_union(value, args, interval)
-    if origin is Literal:
-        if value in args and type(value) in {type(a) for a in args}:
-            return value
-        word = value if isinstance(value, str) else shown(value)
-        raise ValueError(f"{shown(value)} is not allowed; {nearest(word, [str(a) for a in args])}")
-    if origin in (list, tuple) or annotation in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{shown(value)} is not a list; write [a, b]")
-        inner = args[0] if args else Any
-        items = [conform(item, inner, interval) for item in value]
-        return tuple(items) if tuple in (origin, annotation) else items
-    return _conform_scalar(value, annotation, interval)
-
-
-def _conform_union(value: Any, options: tuple[Any, ...], interval: Range | None) -> Any:
-    if value is None and type(None) in options:
-        return None
-    failures = []
-    if isinstance(value, int | float):  # what is wrong with a number is said of the number, not of the words beside it
-        options = tuple(option for option in options if not _is_of_words(option)) or options
-    for option in options:
-        if option is type(None):
-            continue
-        try:
-            return conform(value, option, interval)
-        except ValueError as error:
-            failures.append(str(error))
-    if (
-        isinstance(value, str)
-        and float in {typing.get_args(option)[0] for option in options if typing.get_origin(option) is typing.Annotated}
-        and any(_is_of_words(option) for option in options)
-    ):
-        words = [word for option in options if _is_of_words(option) for word in typing.get_args(option)]
-        raise ValueError(f"{shown(value)} is not a number, nor {' or '.join(words)}")
-    # with one real option, its own message says more than a list of types
-    raise ValueError(failures[0] if len(failures) == 1 else f"{shown(value)} is none of {describe_type_union(options)}")
-
-
-def _is_of_words(option: Any) -> bool:
-    return typing.get_origin(option) is Literal and all(isinstance(word, str) for word in typing.get_args(option))
-
-
-def describe_type_union(options: tuple[Any, ...]) -> str:
-    """Describe the types of a union, as in ``int, list of int or null``."""
-    names = [describe_type(o) for o in options]
-    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def _conform_scalar(value: Any, annotation: Any, interval: Range | None) -> Any:
-    if isinstance(value, int) and abs(value) > LARGEST and annotation in (int, float):
-        raise ValueError(
-            f"{shown(value)} is too large for an integer; the largest is 2**63 - 1, write a number as 1e20"
-        )
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if annotation is Path and isinstance(value, str):
-        return Path(value)
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    if annotation not in names:
-        if isinstance(annotation, type) and isinstance(value, annotation):
-            return value
-        raise ValueError(f"{shown(value)} is not a {describe_type(annotation)}")
-    if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
-        whole = annotation is int and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST
-        hint = f"; write {int(value)}" if whole else ""
-        raise ValueError(f"{shown(value)} is not {names[annotation]}{hint}")
-    if annotation is float and not math.isfinite(value):
-        raise ValueError(f"{value!r} is not finite")
-    if interval is not None and isinstance(value, int | float) and value not in interval:
-        raise ValueError(f"{shown(value)} is out of range; allowed: {interval}")
-    return value
 
 
 class _Checker:
@@ -336,6 +244,22 @@ class _Checker:
         kind = NODE_LISTS[tuple(str(part) for part in key)]
         return tuple(self.node((*key, i), part, kind) for i, part in enumerate(items))
 
+    def _augmentations(self, key: Key, value: Any) -> tuple[ComponentNode, ...]:
+        """Check a list of augmentations; one with a problem is left out."""
+        found = []
+        for index, item in enumerate(self.short_list(key, value if isinstance(value, list) else [value])):
+            place = (*key, index) if isinstance(value, list) else key
+            name = item.get("name") if isinstance(item, dict) else None
+            if not isinstance(name, str):
+                self.report(place, f"needs an augmentation: {{name: NAME}}; names: {', '.join(AUGMENTATIONS)}")
+            elif name not in AUGMENTATIONS:
+                self.report_unknown((*place, name), f"{shown(name)} is not an augmentation", AUGMENTATIONS)
+            else:
+                given = {k: v for k, v in item.items() if k != "name"}
+                section = self.section(place, given, AUGMENTATIONS[name])
+                found += [] if section is None else [ComponentNode(name, parameters_of(section))]
+        return tuple(found)
+
     def _loggers(self, value: Any) -> tuple[Any, ...]:
         found = self.nodes(("loggers",), [] if value is None else value)
         names = [node.name for node in found if node is not None]
@@ -366,6 +290,8 @@ class _Checker:
             if item is None:
                 return () if key[0] == "eval" else None
             return self.nodes(key, item)
+        if key in AUGMENT_LISTS:
+            return self._augmentations(key, item) if item is not None else None if "final" in key else ()
         if key in NODES:
             return None if item is None else self.node(key, item, NODES[key])
         if section := section_of(annotation):

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast
 
 from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
 from gebm_kit.core.components import Range
@@ -87,6 +87,7 @@ class FinalSection:
         batch_size: batch size of this phase; null: that of the main phase.
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
         negatives: negatives of this phase; null: as in the main phase, by new chains.
+        augment: augmentations of this phase, [] for none, or null for those of the main phase.
         noise: instance noise of this phase, as ``train.noise``; null: that of the main phase. More of it leaves the energy
             with differences that remain under noise, such as shapes, and hides those that no draw of the base can mend.
         optimizer: optimiser of the energy.
@@ -100,6 +101,7 @@ class FinalSection:
     batch_size: Annotated[int, Range(2, None)] | None = None
     penalty: Any = None
     negatives: NegativesSection | None = None
+    augment: tuple[ComponentNode, ...] | None = None
     noise: Rate | None = None
     optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
     ema: Fraction = 0.998
@@ -170,7 +172,8 @@ class TrainSection:
         init_from: a run whose weights training starts from; null: fresh weights.
         energy_steps: energy updates in a cycle.
         start_steps, start_energy_steps: the first ``start_steps`` cycles have ``start_energy_steps`` energy updates, so
-            that the base's first gradients come from an energy that has learned something.
+            that the base's first gradients come from an energy that has learned something. The energy of
+            kale-dv runs away from a fresh base in them.
         start_every: every ``start_every``-th cycle has ``start_energy_steps`` energy updates again, as in the published
             GEBM; 0: none has.
         final: the energy-only phase at the end.
@@ -179,6 +182,8 @@ class TrainSection:
             makes their supports overlap. Sampling and evaluation add none, so the energy is then the log-ratio of the two
             distributions smoothed by that noise.
         flip: mirror each training image left to right with probability 1/2, on the device.
+        augment: random changes of the images that the energy sees in training: of data, base draws and negatives alike.
+            A list of flip, translation, cutout and colour, by name or with parameters; see `AUGMENTATIONS`.
         seed: seed of weights, data order, latent codes and noise.
         penalty: one penalty, a list of them, or null.
         negatives: negatives that the energy's updates of the main phase draw from the model itself.
@@ -199,13 +204,14 @@ class TrainSection:
     base_update_ess: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.5
     init_from: str | None = None
     energy_steps: Positive = 5
-    start_steps: Count = 10
+    start_steps: Count = 0
     start_energy_steps: Positive = 25
     start_every: Count = 0
     final: FinalSection = FinalSection()
     batch_size: Annotated[int, Range(2, None)] = 128
     noise: Rate = 0.0
     flip: bool = False
+    augment: tuple[ComponentNode, ...] = ()
     seed: Seed = 0
     penalty: Any = None
     negatives: NegativesSection = NO_NEGATIVES
@@ -357,6 +363,12 @@ class Recipe:
         return self.penalties if self.train.final.penalty is None else self.train.final.penalty
 
     @property
+    def final_augment(self) -> tuple[ComponentNode, ...]:
+        """The augmentations of the final, energy-only phase."""
+        own = self.train.final.augment
+        return self.train.augment if own is None else own
+
+    @property
     def final_loss(self) -> ComponentNode | None:
         """The final phase's own loss; None: there is no such phase, or it has the main phase's."""
         return self.train.final.loss if self.train.final.steps else None
@@ -370,7 +382,7 @@ class Recipe:
 COMPONENT_SECTIONS = {"data": "dataset", "base": "base", "energy": "energy", "loss": "loss", "sampler": "sampler"}
 """Recipe keys that hold one component node, and the kind of that component."""
 
-DEFAULT_COMPONENTS = {"loss": "kale", "sampler": "hmc"}
+DEFAULT_COMPONENTS = {"loss": "kale", "sampler": "auto"}
 """Components of sections that may be left out, used with default parameters."""
 
 REQUIRED_SECTIONS = ("schema", "data", "base", "energy")
@@ -388,27 +400,3 @@ SECTIONS: dict[str, type] = {
 
 TOP_LEVEL = ("schema", "requires", *COMPONENT_SECTIONS, *SECTIONS, "loggers", "device", "precision")
 """All keys of a recipe."""
-
-
-def section_of(annotation: Any) -> type | None:
-    """Return the dataclass of a key that holds a section, or a section or null; None for any other key."""
-    for option in (annotation, *get_args(annotation)):
-        if isinstance(option, type) and is_dataclass(option):
-            return option
-    return None
-
-
-def override_keys() -> list[str]:
-    """Return the keys that an override can name: sections of components, and every key of the fixed sections."""
-    found = [*COMPONENT_SECTIONS, "loggers", "device", "precision"]
-
-    def collect(prefix: str, kind: type) -> None:
-        for name, annotation in get_type_hints(kind, include_extras=True).items():
-            if section := section_of(annotation):
-                collect(f"{prefix}.{name}", section)
-            else:
-                found.append(f"{prefix}.{name}")
-
-    for name, kind in SECTIONS.items():
-        collect(name, kind)
-    return found

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gebm_kit.config.augment import AUGMENT_LISTS
 from gebm_kit.config.interpolation import InterpolationError, asks_for_a_resolver, interpolated, parts_of
 from gebm_kit.config.schema import COMPONENT_SECTIONS
 from gebm_kit.config.yaml_values import Key, YamlError, read_yaml
@@ -129,11 +130,11 @@ def dotted(key: Key) -> str:
 
 
 def _expand_names(values: dict[str, Any]) -> None:
-    """Write ``sampler: hmc`` out as ``sampler: {name: hmc}``, likewise in lists of metrics, penalties and loggers."""
+    """Write ``sampler: hmc`` out as ``sampler: {name: hmc}``, likewise in lists (metrics, penalties, ...)."""
     for section in COMPONENT_SECTIONS:
         if isinstance(values.get(section), str) and "${" not in values[section]:
             values[section] = {"name": values[section]}
-    for path in (*NODE_LISTS, *NODES):
+    for path in (*NODE_LISTS, *NODES, *AUGMENT_LISTS):
         block: Any = values
         for part in path[:-1]:
             block = block.get(part) if isinstance(block, dict) else None

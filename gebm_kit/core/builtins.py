@@ -77,6 +77,12 @@ COMPONENTS = (
     ),
     Component("penalty", "r1", "gebm_kit.penalties.zero_centred:R1", "Squared gradient norm on data"),
     Component("penalty", "r2", "gebm_kit.penalties.zero_centred:R2", "Squared gradient norm on base draws"),
+    Component(
+        "sampler",
+        "auto",
+        "gebm_kit.samplers.auto:Auto",
+        "The sampler that suits the model, chosen by a pilot; the default",
+    ),
     Component("sampler", "ula", "gebm_kit.samplers.ula:Ula", "Unadjusted Langevin (biased, fast)"),
     Component("sampler", "mala", "gebm_kit.samplers.mala:Mala", "Metropolis-adjusted Langevin"),
     Component(

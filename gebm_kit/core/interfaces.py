@@ -22,7 +22,7 @@ from gebm_kit.core.datasets import (
 )
 from gebm_kit.core.loggers import Logger, named_scalars
 from gebm_kit.core.networks import Base, Energy, HasDensity, HasEncoder, HasFitting, HasPretraining, HasSource, OnCodes
-from gebm_kit.core.objectives import Batch, Loss, LossTerms, NegativeSettings, Part, Penalty
+from gebm_kit.core.objectives import Batch, Loss, LossTerms, NegativeSettings, Part, Penalty, SlopePenalty
 from gebm_kit.core.sampling import (
     DIVERGENCE_THRESHOLD,
     Adaptation,
@@ -30,6 +30,7 @@ from gebm_kit.core.sampling import (
     Info,
     Potential,
     Sampler,
+    SamplerDirective,
     State,
     TiltedPotential,
     Tunable,
@@ -69,6 +70,8 @@ __all__ = [
     "Penalty",
     "Potential",
     "Sampler",
+    "SamplerDirective",
+    "SlopePenalty",
     "Split",
     "SplitName",
     "State",

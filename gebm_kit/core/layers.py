@@ -72,19 +72,62 @@ def doublings(height: int, width: int) -> int:
     return count
 
 
+LARGEST_MARGIN = 0.125
+"""Largest share of a side that is added to it for one more doubling, where a side is not a multiple of 4."""
+
+
 def check_doublings(component: str, data_shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return (channels, height, width) of ``data_shape``, and the number of `doublings` from the first map to that size.
+    """Return (channels, height, width) of the last feature map, and the number of `doublings` from the first map to it.
+
+    The last map has the image's sides if these are multiples of 4. It is larger otherwise: each side is rounded up to a
+    multiple of 2^k, for k doublings. A generator then cuts its output down (`crop_to`), an energy pads its input (`pad_to`).
 
     Raises:
-        DataError: it is not the shape of an image, or a side is not a multiple of 4.
+        DataError: it is not the shape of an image.
     """
     channels, height, width = check_image(component, data_shape)
-    if height % 4 or width % 4:
-        raise DataError(
-            f"{component} works on images whose sides are multiples of 4, but the data are {height} x {width}",
-            hint="Resize the images (the size parameter of image datasets), or use the mlp base and the conv energy.",
-        )
-    return channels, height, width, doublings(height, width)
+    if not (height % 4 or width % 4):
+        return channels, height, width, doublings(height, width)
+    count = 2
+    while all(
+        _rounded_up(side, count + 1) >= SMALLEST_FIRST_MAP << (count + 1)
+        and _rounded_up(side, count + 1) - side <= LARGEST_MARGIN * side
+        for side in (height, width)
+    ):
+        count += 1
+    return channels, _rounded_up(height, count), _rounded_up(width, count), count
+
+
+def _rounded_up(side: int, count: int) -> int:
+    """Return the smallest multiple of ``2^count`` that is not below ``side``."""
+    return -(-side >> count) << count
+
+
+def crop_to(images: Tensor, height: int, width: int) -> Tensor:
+    """Return the central part of that size, or the images themselves if they have it; (B, C, H, W) -> (B, C, h, w)."""
+    above, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    if images.shape[2:] == (height, width):
+        return images
+    return images[:, :, above : above + height, left : left + width]
+
+
+def pad_to(images: Tensor, height: int, width: int) -> Tensor:
+    """Return the images inside a border of zeros, or themselves if they have that size; (B, C, h, w) -> (B, C, H, W)."""
+    down, right = height - images.shape[2], width - images.shape[3]
+    if not (down or right):
+        return images
+    return nn.functional.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
+
+
+class PadTo(nn.Module):
+    """A layer that does `pad_to`."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        return pad_to(images, self.height, self.width)
 
 
 def to_range(output: Tensor, value_range: tuple[float, float] | None) -> Tensor:

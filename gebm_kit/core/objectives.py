@@ -154,3 +154,21 @@ class Penalty(nn.Module):
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         """Compute the weighted penalty, ()."""
         raise NotImplementedError
+
+
+class SlopePenalty(Penalty):
+    """A penalty on the squared slopes ``|grad_x E|^2`` of single rows: of the data, the base draws or the negatives.
+
+    Where penalties on data and on base draws are due, and the loss evaluates the energy once at ``cat([x, x_base])``, the
+    engine takes both slopes from that forward pass and differentiates it twice once. The penalties then need no forward
+    pass of their own.
+
+    Attributes:
+        at: the field of `Batch` with the rows.
+    """
+
+    at: Literal["x", "x_base", "negatives"]
+
+    def of_slopes(self, squared: Tensor) -> Tensor:
+        """Compute the weighted penalty, (), from this rank's squared slopes, (B,), with gradient."""
+        raise NotImplementedError

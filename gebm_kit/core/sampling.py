@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor
 
+from gebm_kit.core.errors import UsageError
+
 
 class ValueAndGrad(NamedTuple):
     """A function's value at each chain, (C,), and its gradient, (C, Z)."""
@@ -158,7 +160,8 @@ class Sampler(ABC):
     needed.
 
     Attributes:
-        family: ``kernel`` (chains), ``population`` (weights and resampling) or ``refiner`` (moves points, no target).
+        family: ``kernel`` (chains), ``population`` (weights and resampling), ``refiner`` (moves points, no target) or
+            ``directive`` (`SamplerDirective`: the engine puts another sampler in its place).
         exact: whether draws are unbiased for the target once warm-up is frozen.
         coupled: whether chains exchange information when drawing; coupled chains stay in one block.
         caches_tilt: whether a state's ``value`` and ``grad`` are those of the tilt where the potential is split, as kernels
@@ -171,7 +174,7 @@ class Sampler(ABC):
         tunable: what warm-up may tune by the acceptance, or None.
     """
 
-    family: ClassVar[Literal["kernel", "population", "refiner"]] = "kernel"
+    family: ClassVar[Literal["kernel", "population", "refiner", "directive"]] = "kernel"
     exact: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
     caches_tilt: ClassVar[bool] = False
@@ -273,3 +276,32 @@ class AnnealedSampler(Sampler):
     @abstractmethod
     def log_partitions(self, state: Any) -> Tensor:
         """Return each population's estimate of A, (groups,)."""
+
+
+class SamplerDirective(Sampler):
+    """A request to choose a sampler, which the engine replaces by a sampler that can draw before anything is drawn.
+
+    Attributes:
+        max_rhat: largest R-hat of draws that are accepted.
+        budget: evaluations that all attempts after the first may take together, as a multiple of the first one's.
+        candidates: names of the samplers to choose among.
+    """
+
+    family: ClassVar[Literal["kernel", "population", "refiner", "directive"]] = "directive"
+    max_rhat: float
+    budget: float
+    candidates: tuple[str, ...]
+
+    def init(self, z: Tensor, potential: Potential, generator: torch.Generator) -> Any:
+        """Raise: a directive has no chains."""
+        raise self._refusal()
+
+    def step(self, state: Any, potential: Potential, generator: torch.Generator) -> tuple[Any, Info]:
+        """Raise: a directive has no chains."""
+        raise self._refusal()
+
+    def _refusal(self) -> UsageError:
+        return UsageError(
+            f"{type(self).__name__} chooses a sampler and is not one itself, so it can't be stepped",
+            hint="Hand it to gebm_kit.sample or gebm_kit.evaluate; to step chains yourself, use Hmc or another kernel.",
+        )

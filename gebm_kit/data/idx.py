@@ -29,6 +29,8 @@ from gebm_kit.data.readings import BYTES, reading
 from gebm_kit.data.tensors import TensorDataset
 
 HOW_TO_GET = (
+    "For MNIST: download the four files from https://ossci-datasets.s3.amazonaws.com/mnist/ and give their folder as "
+    "data.path. "
     "For Fashion-MNIST: `apt-get install dataset-fashion-mnist` puts the four files in "
     "/usr/share/datasets/fashion-mnist; or download them from the folder data/fashion of "
     "https://github.com/zalandoresearch/fashion-mnist and give that folder as data.path."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, spectrally_normalised
+from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, pad_to, spectrally_normalised
 
 SMALL_SIDE = 32
 """Largest side of images that have the same number of channels in every map. For larger images each halving doubles the
@@ -44,7 +44,7 @@ class ResnetEnergy(Energy):
     - 48: 64, 128, 256, 512 halving, then 1,024 (Table 5); 64: 64, 128, 256, 512, 1,024 halving;
     - 128: 64, 128, 256, 512, 1,024 halving, then 1,024 (Table 6).
 
-    Other sides that are multiples of 4 follow the same rule. No norm couples the rows of a batch. The sum over pixels is
+    Other sides follow the same rule. No norm couples the rows of a batch. The sum over pixels is
     taken at least in single precision, even in a bfloat16 run.
 
     At 32 x 32 x 3 there are 1,053,824 parameters, as published: 151,680 in the first block, 311,680 in the second, 295,168
@@ -55,10 +55,10 @@ class ResnetEnergy(Energy):
         activation: activation of the blocks. ``relu`` is the published one; a smooth one (``silu``) gives samplers a
             smooth gradient.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
-        data_shape: (channels, height, width), sides multiples of 4.
+        data_shape: (channels, height, width). An image with a side that is not a multiple of 4 gets a border of zeros.
 
     Raises:
-        DataError: the data are not images, or a side is not a multiple of 4.
+        DataError: the data are not images.
         UsageError: an argument is outside its range.
     """
 
@@ -73,6 +73,7 @@ class ResnetEnergy(Energy):
         super().__init__()
         check_arguments(self, width=width, activation=activation)
         channels, rows, columns, _ = check_doublings("the resnet energy", data_shape)
+        self._sides = (rows, columns)
         blocks: list[nn.Module] = []
         size = channels
         for wide, halving in _blocks(width, rows, columns):
@@ -84,7 +85,7 @@ class ResnetEnergy(Energy):
         self.readout = Readout(size, spectral_norm=spectral_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.layers(x)
+        features = self.layers(pad_to(x, *self._sides))
         # this sums many pixels, and bfloat16 would round each addition to eight bits
         pooled = features.sum((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
         energy: Tensor = self.readout(pooled)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, spectrally_normalised
+from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, pad_to, spectrally_normalised
 
 LEAKY_SLOPE = 0.1
 """Slope of leaky ReLU below zero, as published for SNGAN; DCGAN has 0.2."""
@@ -41,10 +41,10 @@ class SnganEnergy(Energy):
         activation: activation after each convolution. ``leaky-relu``, with slope 0.1, is the published one; a smooth one
             (``silu``) gives samplers a smooth gradient.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
-        data_shape: (channels, height, width), sides multiples of 4.
+        data_shape: (channels, height, width). An image with a side that is not a multiple of 4 gets a border of zeros.
 
     Raises:
-        DataError: the data are not images, or a side is not a multiple of 4.
+        DataError: the data are not images.
         UsageError: an argument is outside its range.
     """
 
@@ -59,6 +59,7 @@ class SnganEnergy(Energy):
         super().__init__()
         check_arguments(self, width=width, activation=activation)
         channels, rows, columns, count = check_doublings("the sngan energy", data_shape)
+        self._sides = (rows, columns)
         layers: list[nn.Module] = []
         size = channels
         for halving in range(count + 1):
@@ -74,7 +75,7 @@ class SnganEnergy(Energy):
         self.readout = Readout(size * (rows >> count) * (columns >> count), spectral_norm=spectral_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        energy: Tensor = self.readout(self.layers(x).flatten(1))
+        energy: Tensor = self.readout(self.layers(pad_to(x, *self._sides)).flatten(1))
         return energy
 
 

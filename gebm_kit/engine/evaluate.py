@@ -62,7 +62,7 @@ def evaluate(
         data: a dataset, or held-out rows (N, *D), which alternate between reference and floor. None: the run's own data.
         metrics: component names or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
-        sampler: name or object; None: the recipe's, else hmc.
+        sampler: name or object; None: the recipe's, else auto.
         num_samples, num_sets: draws in each set, and sets.
         inverse_temperature: beta; ``calibrated``: the one that fits the validation part best, found first.
         seed: seed of the draws.

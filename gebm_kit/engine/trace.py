@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
+from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SamplerDirective, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
@@ -51,6 +52,7 @@ from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.run_directory.calibrated import calibrated_beta, with_calibrated_beta
 from gebm_kit.engine.run_directory.run import Run, subject_of
+from gebm_kit.engine.sampling.auto import chosen
 from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling, resolve_sampler
 
@@ -86,7 +88,8 @@ def trace_quality(
         run_or_model: a run, the path of its directory, or a model.
         metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
         data: as for `gebm_kit.evaluate`.
-        sampler: name or object; None: the recipe's, else hmc.
+        sampler: name or object; None: the recipe's, else auto, which is chosen by a pilot at the largest
+            beta.
         inverse_temperature: beta, ``calibrated``, or several betas, each with a curve of its own.
         num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
         num_chains, warmup: chains and steps of the warm-up that tunes the sampler first; 0 steps: no tuning.
@@ -170,6 +173,8 @@ def record(
     betas = _betas(inverse_temperature)
     check_request(model, dataset, settings.num_samples, num_sets)
     check_sampling(model, sampler, settings)
+    if isinstance(sampler, SamplerDirective):
+        sampler = chosen(model, sampler, replace(settings, inverse_temperature=max(betas)), device)
     name, scored = metric
     features = features or FeatureSettings()
     scored.check(dataset)

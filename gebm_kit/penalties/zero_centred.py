@@ -15,12 +15,12 @@ from torch import Tensor
 from gebm_kit.core import reduce
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Batch, Energy, Penalty
+from gebm_kit.core.interfaces import Batch, Energy, SlopePenalty
 from gebm_kit.penalties.gradient import squared_gradient_norm
 
 
-class _ZeroCentred(Penalty):
-    """The arguments of R1 and R2."""
+class _ZeroCentred(SlopePenalty):
+    """The arguments and the formula of R1 and R2."""
 
     def __init__(
         self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
@@ -29,6 +29,9 @@ class _ZeroCentred(Penalty):
         check_arguments(self, weight=weight, every=every)
         self.weight = float(weight)
         self.every = every
+
+    def of_slopes(self, squared: Tensor) -> Tensor:
+        return 0.5 * self.weight * reduce.mean(squared)
 
 
 class R1(_ZeroCentred):
@@ -40,10 +43,12 @@ class R1(_ZeroCentred):
             force stays the same.
     """
 
+    at = "x"
+
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.x is None:
             raise UsageError("the r1 penalty needs data, and the batch has none")
-        return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, batch.x))
+        return self.of_slopes(squared_gradient_norm(energy, batch.x))
 
 
 class R2(_ZeroCentred):
@@ -70,20 +75,20 @@ class R2(_ZeroCentred):
         at: Literal["base", "negatives"] = "base",
     ) -> None:
         super().__init__(weight, every)
-        self.at = at
+        self.at = "x_base" if at == "base" else "negatives"
         self.needs = frozenset({"x_base"} if at == "base" else {"negatives"})
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
-        return 0.5 * self.weight * reduce.mean(squared_gradient_norm(energy, points_of(batch, self.at)))
+        return self.of_slopes(squared_gradient_norm(energy, points_of(batch, self.at)))
 
 
-def points_of(batch: Batch, at: Literal["base", "negatives"]) -> Tensor:
+def points_of(batch: Batch, at: str) -> Tensor:
     """Return the points of a batch that a penalty acts on, (B, *D), without gradient.
 
     Raises:
         UsageError: the penalty acts on negatives, and the batch has none.
     """
-    if at == "base":
+    if at == "x_base":
         return batch.x_base.detach()
     if batch.negatives is None:
         raise UsageError(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
-from gebm_kit.config.check import conform
+from gebm_kit.config.conform import conform
 from gebm_kit.core.attribution import describe, plugin_error
 from gebm_kit.core.components import KINDS, Injected, OfKind, Parameter, Range, describe_type, parameters
 from gebm_kit.core.contracts import check_kind

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Info, Potential, Sampler
+from gebm_kit.core.interfaces import Info, Potential, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.engine.sampling.contract import check_sampler as check_steps
 from gebm_kit.engine.sampling.warmup import warm_up
@@ -70,6 +70,8 @@ def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -
         >>> from gebm_kit.samplers.mala import Mala
         >>> check_sampler(Mala(), targets=())
     """
+    if isinstance(sampler, SamplerDirective):
+        return  # it has no steps: the engine puts another sampler in its place
     check_steps(sampler, CHECKED_LATENT_DIM, torch.device("cpu"), torch.float64)
     for check in SAMPLER_CHECKS.values():
         check(sampler)

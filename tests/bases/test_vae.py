@@ -177,7 +177,14 @@ def test_bad_arguments():
         Vae(noise=0.0, data_shape=(2,))
     with pytest.raises(RecipeError, match="hidden"):
         Vae(hidden=[0], data_shape=(2,))
-    with pytest.raises(DataError, match="multiples of 4"):
-        Vae(network="conv", data_shape=(1, 9, 9))
     with pytest.raises(DataError, match="images"):
         Vae(network="conv", data_shape=(2,))
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (3, 30, 20), (1, 33, 47)])
+def test_convolutions_take_images_of_any_size(shape):
+    vae = Vae(3, network="conv", width=2, data_shape=shape, value_range=(-1.0, 1.0)).eval()
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = vae.pretraining_loss(x)
+    assert bool(torch.isfinite(loss).all())
+    assert vae(torch.randn(4, 3)).shape == x.shape

@@ -17,6 +17,7 @@ import gebm_kit as gk
 from gebm_kit.engine.process.distributed import ALONE, joined_ranks
 from gebm_kit.engine.process.torchrun import local_device, under_torchrun
 from gebm_kit.engine.sampling.shards import load_draws
+from gebm_kit.samplers.auto import Auto
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir
@@ -33,6 +34,7 @@ import gebm_kit as gk
 from gebm_kit.cli.app import main
 from gebm_kit.core.errors import GebmKitError, RunFailed
 from gebm_kit.engine.sampling.run_kernel import BlockRun
+from gebm_kit.samplers.auto import Auto
 from gebm_kit.samplers.hmc import Hmc
 from gebm_kit.samplers.mala import Mala
 from gebm_kit.samplers.sir import Sir
@@ -82,6 +84,7 @@ say("hmc", lambda: memory(Hmc()))
 say("idle", lambda: memory(Mala(), block_size=50))
 say("islands", lambda: memory(Sir(4)))
 say("evaluated", evaluated)
+say("chosen", lambda: memory(Auto()))
 BlockRun._decode = stop
 say("stopped", stream)
 BlockRun._decode = decode
@@ -146,7 +149,8 @@ def alone(sampler, **changes):
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler", "changes"), [("hmc", Hmc(), {}), ("idle", Mala(), {"block_size": 50}), ("islands", Sir(4), {})]
+    ("name", "sampler", "changes"),
+    [("hmc", Hmc(), {}), ("idle", Mala(), {"block_size": 50}), ("islands", Sir(4), {}), ("chosen", Auto(), {})],
 )
 def test_two_ranks_make_the_draws_of_one(place: Path, ranks: list[Rank], name: str, sampler, changes: dict) -> None:
     """Draws are equal for three blocks of chains, one block (the second rank idles) and islands, on both ranks."""

@@ -11,7 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from gebm_kit.config.build import resolved_yaml
-from gebm_kit.config.check import check, conform
+from gebm_kit.config.check import check
+from gebm_kit.config.conform import conform
 from gebm_kit.config.load import load_recipe, shipped_recipes
 from gebm_kit.config.schema import DEFAULT_COMPONENTS, Recipe
 from gebm_kit.config.tree import parse
@@ -46,7 +47,7 @@ def test_a_good_recipe_becomes_a_recipe_with_every_default_filled_in() -> None:
     recipe = checked()
     assert recipe.base.parameters["latent_dim"] == 4
     assert recipe.base.parameters["hidden"]
-    assert recipe.sampler.name == "hmc"
+    assert recipe.sampler.name == "auto"
     assert recipe.sample.num_chains == 500
     assert [m.name for m in recipe.eval.metrics] == ["modes", "mmd"]
     assert recipe.penalties[0].parameters["every"] == 4

@@ -135,7 +135,7 @@ class TestKnownTruth:
         assert result.base_draws.shape == result.gebm_draws.shape == (500, 2)
 
     def test_hmc_agrees_with_exact_draws(self, result: Evaluation) -> None:
-        found = evaluate(model(), data=data(), metrics=["frechet"], num_samples=500, num_sets=5, seed=3)
+        found = evaluate(model(), data=data(), metrics=["frechet"], sampler="hmc", num_samples=500, num_sets=5, seed=3)
         assert found.diagnostics.sampler == "hmc"
         assert abs(found.metrics["gebm"]["frechet"].value - result.metrics["gebm"]["frechet"].value) < 0.04
 

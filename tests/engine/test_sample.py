@@ -249,7 +249,7 @@ def test_evaluations_are_counted(model: gk.GEBM, name: str) -> None:
 
 
 def test_diagnostics_have_the_documented_keys(model: gk.GEBM) -> None:
-    found = sample(model, **QUICK).diagnostics.as_dict()
+    found = sample(model, "hmc", **QUICK).diagnostics.as_dict()
     documented = (
         "sampler num_samples num_chains warmup_steps steps acceptance divergences rhat_max ess_min ess_per_grad grad_evals "
         "forward_evals seconds inverse_temperature seed"
@@ -355,7 +355,7 @@ def test_a_prior_that_the_sampler_does_not_serve(model: gk.GEBM) -> None:
 
 def test_an_energy_that_is_nan_everywhere() -> None:
     with pytest.raises(UsageError, match="not finite at any of 20 points"):
-        sample(_with_energy(lambda x: x.sum(1) * math.nan), **QUICK)
+        sample(_with_energy(lambda x: x.sum(1) * math.nan), "hmc", **QUICK)
 
 
 def test_an_energy_of_the_wrong_shape() -> None:

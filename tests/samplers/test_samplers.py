@@ -21,6 +21,7 @@ from gebm_kit.testing.statistics import ALPHA, confirmed, z_p_value
 from gebm_kit.testing.targets import PlainPotential, linear_gaussian, prior_only
 
 CLASSES = {record.component.name: record.load() for record in installed().registry.of_kind("sampler")}
+CLASSES = {name: cls for name, cls in CLASSES.items() if cls.family != "directive"}  # a directive has no steps
 POPULATIONS = [name for name, cls in CLASSES.items() if cls.family == "population"]
 KERNELS = [name for name, cls in CLASSES.items() if cls.family == "kernel"]
 EXACT = [name for name in KERNELS if CLASSES[name].exact]

@@ -27,6 +27,7 @@ from gebm_kit.testing.targets import IdentityBase, linear_gaussian
 pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
 
 NAMES = {record.component.name: record.load() for record in installed().registry.of_kind("sampler")}
+NAMES = {name: cls for name, cls in NAMES.items() if cls.family != "directive"}
 SETTINGS: dict[str, Any] = {"num_samples": 600, "num_chains": 600, "warmup": 60, "steps": 60}
 
 

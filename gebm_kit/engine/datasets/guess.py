@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
@@ -25,10 +26,21 @@ def data_word(data: str) -> str:
     Raises:
         UsageError: the kind of data can't be guessed.
     """
+    node = data_node(data)
+    inside = ", ".join([f"name: {_word(node.name)}", *(f"{k}: {json.dumps(v)}" for k, v in node.parameters.items())])
+    return f"data={{{inside}}}"
+
+
+def data_node(data: str) -> ComponentNode:
+    """Return the dataset which ``data`` means; see `data_word`.
+
+    Raises:
+        UsageError: the kind of data can't be guessed.
+    """
     registry = installed().registry
     names = {registry.short_name(record) for record in registry.of_kind("dataset")}
     if data in names or ":" in data:
-        return f"data={{name: {json.dumps(data)}}}"
+        return ComponentNode(data)
     path = user_path(data)
     if path.is_dir():
         try:
@@ -45,4 +57,8 @@ def data_word(data: str) -> str:
             hint=f"DATA is a dataset's name, a folder of images, a folder in MNIST's format, or a file {', '.join(TABLES)}; "
             "for anything else, write an override instead: data='{name: celeba, path: celeba, size: 64}'.",
         )
-    return f"data={{name: {name}, path: {json.dumps(data)}}}"
+    return ComponentNode(name, {"path": data})
+
+
+def _word(name: str) -> str:
+    return name if name in ("idx", "image-folder", "arrays") else json.dumps(name)

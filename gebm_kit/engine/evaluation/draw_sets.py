@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.interfaces import Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.auto import Attempt, settle
 from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.continued import continue_chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draw import draw
+from gebm_kit.engine.sampling.draw import attempted, draw
 from gebm_kit.engine.sampling.draws import Draws
-from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 
 DRAWS_AT_ONCE = 1024
 """Draws, or chains, evaluated at once where the recipe sets no block size; it bounds memory."""
@@ -34,6 +36,7 @@ class DrawSets:
         chains: ends of a kernel's chains: of the one run behind all sets, or of each set's own run.
         codes: prior draws behind the base's sets, in normal coordinates, (num_samples, Z) each, on the device.
         generator: the generator of these codes, from which more can be drawn.
+        sampler, settings: what drew the GEBM's sets: of a directive, the sampler that it settled on and its settings.
     """
 
     sets: list[Tensor]
@@ -41,6 +44,8 @@ class DrawSets:
     chains: Sequence[Chains] = ()
     codes: list[Tensor] = field(default_factory=list)
     generator: torch.Generator | None = None
+    sampler: Sampler | None = None
+    settings: SampleSettings | None = None
 
 
 def base_sets(
@@ -81,26 +86,49 @@ def gebm_sets(
     """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
     Coupled samplers, whose chains exchange information, populations and refiners are run once for each set instead, each run
-    with its own seed. The diagnostics are then those of the first run.
+    with its own seed. The diagnostics are then those of the first run. Of a directive, the sampler that it settles on draws.
 
     Args:
         keep_chains, checked: as for `gebm_kit.engine.sampling.draw.draw`.
     """
+    place: dict[str, Any] = {
+        "device": device, "on_progress": on_progress, "ranks": ranks, "keep_chains": keep_chains, "checked": checked,
+    }  # fmt: skip
+    if not isinstance(sampler, SamplerDirective):
+        return _drawn(draw, model, sampler, settings, num_samples, num_sets, **place)[0]
+    settings = replace(settings, num_samples=num_samples)
+    check_sampling(model, sampler, settings)
 
-    def run(given: SampleSettings, *, checked: bool) -> Draws:
-        return draw(
-            model, sampler, given, device=device, on_progress=on_progress, ranks=ranks,
-            keep_chains=keep_chains, checked=checked,
-        )  # fmt: skip
+    def attempt(chosen: Sampler, run: SampleSettings) -> Attempt[DrawSets]:
+        found, runs = _drawn(attempted, model, chosen, run, num_samples, num_sets, **place)
+        return Attempt(found, runs[0].diagnostics, runs[0].records, len(runs))
 
+    found = settle(model, sampler, settings, attempt, device=device, ranks=ranks)
+    found.diagnostics.warn()
+    return replace(found.result, diagnostics=found.diagnostics)
+
+
+def _drawn(
+    make: Callable[..., Draws],
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    num_samples: int,
+    num_sets: int,
+    *,
+    checked: bool,
+    **place: Any,
+) -> tuple[DrawSets, list[Draws]]:
+    """Draw the sets in one run, or in one for each where chains exchange information; return the runs too."""
     if sampler.needs_one_block():
         runs = []
         for index in range(num_sets):
             seed = stream(settings.seed, "set", index).initial_seed()
             once = replace(settings, num_samples=num_samples, seed=seed)
-            runs.append(run(once, checked=checked or index > 0))
-        kept_chains = [found.chains for found in runs if found.chains is not None]
-        return DrawSets([found.x for found in runs], runs[0].diagnostics, kept_chains)
+            runs.append(make(model, sampler, once, checked=checked or index > 0, **place))
+        sets = [run.x for run in runs]
+        ends = [run.chains for run in runs if run.chains is not None]
+        return DrawSets(sets, runs[0].diagnostics, ends, sampler=sampler, settings=settings), runs
     chains = min(settings.num_chains, num_samples)
     kept = -(-num_samples // chains)
     together = replace(
@@ -108,9 +136,10 @@ def gebm_sets(
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
     )
-    draws = run(together, checked=checked)
+    draws = make(model, sampler, together, checked=checked, **place)
     sets = _groups(draws, chains, num_sets, num_samples)
-    return DrawSets(sets, draws.diagnostics, () if draws.chains is None else (draws.chains,))
+    kept_ends = () if draws.chains is None else (draws.chains,)
+    return DrawSets(sets, draws.diagnostics, kept_ends, sampler=sampler, settings=settings), [draws]
 
 
 def continued_sets(

@@ -211,6 +211,7 @@ def score(
                 model, sampler, sampling, plan.num_samples, plan.num_sets, where, on_progress, ranks,
                 keep_chains=plan.longest > 1, checked=True,
             )  # fmt: skip
+        task.take_sampler(gebm)
         plan = task.planned_again(plan, gebm)
         longer = task.longer_sets(plan, gebm)
         with ranks.together():

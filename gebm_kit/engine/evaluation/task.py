@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler
+from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, Progress, note
 from gebm_kit.engine.datasets.held_out import floor_sets
@@ -47,6 +47,7 @@ from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.model_fit import BaseDraws, Energies, ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.likelihood.nll import Likelihood, log_det_of
 from gebm_kit.engine.process.distributed import Ranks
+from gebm_kit.engine.sampling.auto import built, choose
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.settings import SampleSettings
 
@@ -89,6 +90,11 @@ class Task:
             self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
         return found, self._sampling
 
+    def take_sampler(self, gebm: DrawSets) -> None:
+        """Continue with what drew the sets: of a directive, the sampler that it settled on."""
+        self._sampler = gebm.sampler or self._sampler
+        self._sampling = gebm.settings or self._sampling
+
     # --- what it may cost ---------------------------------------------------------------------------------------------
     def planned(self, asked: Plan) -> Plan:
         """Estimate what the stages cost and return what is done within the budget, the same on every rank."""
@@ -111,8 +117,12 @@ class Task:
 
     def _estimated(self, asked: Plan) -> Costs:
         """Time the units of all stages."""
+        sampler, sampling = self._sampler, self._sampling
+        if isinstance(sampler, SamplerDirective):
+            best = choose(self._model, sampler, replace(sampling, num_samples=asked.num_samples), device=self._where)
+            sampler, sampling = built(self._model, best.ranked[0]), best.ranked[0].settings
         costs = time_units(
-            self._model, self._sampler, self._sampling, asked.num_samples, asked.num_sets, self._where,
+            self._model, sampler, sampling, asked.num_samples, asked.num_sets, self._where,
             rows=len(self._rows.reference) * (2 if train_split(self._dataset) is not None else 1),
             anneals=self._settings.log_partition == "smc",
             processes=self._ranks.size,

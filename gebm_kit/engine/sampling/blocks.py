@@ -110,8 +110,12 @@ def automatic_block_size(
     Args:
         row_bytes: `activation_bytes`.
     """
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    needed = max(row_bytes * _rows_at_once(potential, sampler, device, dtype), 1)
+    return rows_for_bytes(row_bytes * _rows_at_once(potential, sampler, device, dtype), device)
+
+
+def rows_for_bytes(needed: int, device: torch.device) -> int:
+    """Choose the rows of a block, a power of two, for ``needed`` bytes of activations a row; see `automatic_block_size`."""
+    kind, needed = "cuda" if device.type == "cuda" else "cpu", max(needed, 1)
     size = _power_of_two(COMFORTABLE[kind] // needed, LARGEST_BLOCK[kind])
     return size if size >= SMALLEST_BLOCK else _power_of_two(MOST // needed, SMALLEST_BLOCK)
 

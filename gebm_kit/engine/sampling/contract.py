@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gebm_kit.core import contracts, sampler_contracts
 from gebm_kit.core.attribution import attributed, is_foreign
-from gebm_kit.core.interfaces import Base, Energy, Info, OnCodes, Sampler
+from gebm_kit.core.interfaces import Base, Energy, Info, OnCodes, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.preserved import preserved
 from gebm_kit.core.priors import prior_sample
@@ -72,12 +72,15 @@ def check_model(model: GEBM, device: torch.device, *, gradient: bool = False) ->
 def check_contract(model: GEBM, sampler: Sampler, device: torch.device) -> None:
     """Check a sampler, and the model on its device that it is to draw from: `check_sampler`, then `check_model`.
 
+    A directive has no steps; the sampler that takes its place is checked once it is chosen.
+
     Raises:
         PluginError, UsageError: a check failed.
     """
     with attributed():
         contracts.check_base_facts(model.base)
-        follows = check_sampler(sampler, model.latent_dim, device, model.dtype)
+        directive = isinstance(sampler, SamplerDirective)
+        follows = not directive and check_sampler(sampler, model.latent_dim, device, model.dtype)
         check_model(model, device, gradient=follows)
 
 

@@ -50,6 +50,8 @@ class Diagnostics:
         pareto_k: Pareto k of the importance weights behind the draws (population methods), else NaN.
         details: further numbers from the sampler, by name.
         family: the sampler's family; only kernels have an R-hat.
+        sampler_reason: why `auto` drew with this sampler, in one sentence; None when the sampler was named.
+        unsettled: what `auto` stopped with when no attempt passed its tests, in one sentence; None otherwise.
     """
 
     sampler: str
@@ -80,6 +82,8 @@ class Diagnostics:
     pareto_k: float = math.nan
     details: dict[str, float] = field(default_factory=dict)
     family: str = "kernel"
+    sampler_reason: str | None = None
+    unsettled: str | None = None
 
     def checks(self) -> list[Check]:
         """Compare each diagnostic with its limit."""
@@ -159,9 +163,14 @@ class Check:
 def checks(d: Diagnostics) -> list[Check]:
     """List the checks that apply to the sampler's family, in the order in which their sentences are shown."""
     if d.family == "kernel":
-        return [*_mixing(d), *_sizes(d), *_divergences(d), *_equipartition(d)]
+        return [*_mixing(d), *_sizes(d), *_divergences(d), *_equipartition(d), *_settled(d)]
     found = [*_weights(d), *_sizes(d), *_divergences(d), *_rejection(d)]
-    return found if d.family == "refiner" else found + _equipartition(d)
+    return found if d.family == "refiner" else [*found, *_equipartition(d), *_settled(d)]
+
+
+def _settled(d: Diagnostics) -> list[Check]:
+    """Check, for draws of `auto`, that an attempt passed its tests."""
+    return [] if d.unsettled is None else [Check("unsettled", "null", False, d.unsettled)]
 
 
 def _mixing(d: Diagnostics) -> list[Check]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.interfaces import Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
@@ -23,6 +23,7 @@ from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.process.memory import enough_memory, require_disk, require_memory
 from gebm_kit.engine.process.signals import StopSignals
+from gebm_kit.engine.sampling.auto import Attempt, settle
 from gebm_kit.engine.sampling.blocks import (
     PROBES,
     activation_bytes,
@@ -36,9 +37,10 @@ from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.draws_in_memory import InMemory
 from gebm_kit.engine.sampling.draws_on_disk import Directory, check_directory, finished, requested
 from gebm_kit.engine.sampling.interfaces import Counts, Keeper, Outcome, SamplingJob, Starts
+from gebm_kit.engine.sampling.rehearsal import REHEARSED, Rehearsed, recorded
 from gebm_kit.engine.sampling.run_kernel import run_kernel
 from gebm_kit.engine.sampling.run_populations import run_populations
-from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
+from gebm_kit.engine.sampling.settings import SampleSettings, check_fits, check_sampling
 from gebm_kit.engine.sampling.shards import (
     ShardedDraws,
     island_rows,
@@ -92,8 +94,35 @@ def draw(
     Warns:
         GebmKitWarning: the chains have not mixed; steps diverged; the model's energy is not a log density ratio.
     """
-    began = time.perf_counter()
     check_sampling(model, sampler, settings)
+    draws = attempted(
+        model, sampler, settings, device=device, on_progress=on_progress, ranks=ranks, start=start,
+        keep_chains=keep_chains, checked=checked,
+    )  # fmt: skip
+    draws.diagnostics.warn()
+    return draws
+
+
+def attempted(
+    model: GEBM,
+    sampler: Sampler,
+    settings: SampleSettings,
+    *,
+    device: torch.device | str | None = None,
+    on_progress: OnProgress = ignore,
+    ranks: Ranks = ALONE,
+    start: Tensor | None = None,
+    keep_chains: bool = False,
+    checked: bool = False,
+) -> Draws:
+    """Do as `draw`, without its warnings about the draws; `auto` makes several attempts and warns of none but the last."""
+    if isinstance(sampler, SamplerDirective):
+        return _settled(
+            model, sampler, settings, device=device, on_progress=on_progress, ranks=ranks, start=start,
+            keep_chains=keep_chains, checked=checked,
+        )  # fmt: skip
+    began = time.perf_counter()
+    check_fits(model, sampler, settings)
     _require_room(model, sampler, settings)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
@@ -103,8 +132,30 @@ def draw(
         )
         keeper = InMemory(settings.num_samples, ranks, stop)
         outcome = _run(job, keeper, _islands(job, 1), lambda: time.perf_counter() - began)
-    outcome.diagnostics.warn()
     return replace(keeper.draws(outcome), chains=outcome.chains if keep_chains else None)
+
+
+def _settled(
+    model: GEBM,
+    directive: SamplerDirective,
+    settings: SampleSettings,
+    *,
+    device: torch.device | str | None,
+    ranks: Ranks,
+    start: Tensor | None,
+    **place: Any,
+) -> Draws:
+    """Return the draws of the attempt that `auto` settles on."""
+    place |= {"device": device, "ranks": ranks, "start": start}
+    _require_room(model, directive, settings)
+
+    def attempt(sampler: Sampler, run: SampleSettings) -> Attempt[Draws]:
+        draws = attempted(model, sampler, run, **place)
+        return Attempt(draws, draws.diagnostics, draws.records)
+
+    with ranks.together():
+        found = settle(model, directive, settings, attempt, device=device, ranks=ranks, chains_only=start is not None)
+    return replace(found.result, diagnostics=found.diagnostics)
 
 
 def draw_to(
@@ -180,29 +231,66 @@ def draw_into(
     path = user_path(directory)
     check_sampling(model, sampler, settings)
     _require_room(model, sampler, settings, path)
-    with (
-        StopSignals() as stop,
-        ranks.together(),
-        prepared(model, sampler, settings, device, on_progress, ranks, start) as job,
-    ):
+    with StopSignals() as stop, ranks.together():
         stop.hint = hint
         if ranks.rank == 0:
             check_directory(path, resume=resume)
-        request = requested(job)
         ranks.wait()
-        if (known := finished(path, request)) is not None:
-            return known
-        size = row_bytes(model.data_shape, model.latent_dim, job.dtype)
-        if sampler.family == "kernel":
-            groups, rows = [], kernel_rows(job.layout, settings, size)
-        else:
-            groups = _islands(job, most_rows(size) // job.layout.rows)
-            rows = island_rows(groups, job.layout.rows, settings.num_samples)
-        keeper = Directory(path, request, plan_shards(rows), ranks, stop)
-        keeper.open()
-        draws = keeper.draws(_run(job, keeper, groups, keeper.seconds), value_range, units)
+        rehearsed = None
+        if isinstance(sampler, SamplerDirective):
+            with stop.at_once():
+                rehearsed = _rehearsed(path, model, sampler, settings, device, on_progress, ranks, start)
+            sampler, settings = rehearsed.sampler(model), rehearsed.settings(settings)
+            check_fits(model, sampler, settings)
+        with prepared(model, sampler, settings, device, on_progress, ranks, start) as job:
+            request = requested(job) | ({} if rehearsed is None else {REHEARSED: rehearsed.as_dict()})
+            ranks.wait()
+            if (known := finished(path, request)) is not None:
+                return known
+            groups, rows = _planned_rows(job)
+            keeper = Directory(path, request, plan_shards(rows), ranks, stop)
+            keeper.open()
+            outcome = _run(job, keeper, groups, keeper.seconds)
+            if rehearsed is not None:
+                outcome = outcome._replace(diagnostics=rehearsed.added_to(outcome.diagnostics))
+            draws = keeper.draws(outcome, value_range, units)
     draws.diagnostics.warn()
     return draws
+
+
+def _planned_rows(job: SamplingJob) -> tuple[list[range], list[list[int]]]:
+    """Return the islands of each unit (none of a kernel), and the rows of each unit's shards."""
+    model, settings = job.potential.model, job.settings
+    size = row_bytes(model.data_shape, model.latent_dim, job.dtype)
+    if job.sampler.family == "kernel":
+        return [], kernel_rows(job.layout, settings, size)
+    groups = _islands(job, most_rows(size) // job.layout.rows)
+    return groups, island_rows(groups, job.layout.rows, settings.num_samples)
+
+
+def _rehearsed(
+    path: Path,
+    model: GEBM,
+    directive: SamplerDirective,
+    settings: SampleSettings,
+    device: torch.device | str | None,
+    on_progress: OnProgress,
+    ranks: Ranks,
+    start: Tensor | None,
+) -> Rehearsed:
+    """Return the sampler and settings that ``path`` was begun with, or settle on them with few draws in memory."""
+    known = recorded(path, directive, settings, ranks)
+    if known is not None:
+        return known
+    few = Rehearsed.few(settings)
+    place: dict[str, Any] = {"device": device, "on_progress": on_progress, "ranks": ranks, "start": start}
+
+    def attempt(sampler: Sampler, run: SampleSettings) -> Attempt[None]:
+        draws = attempted(model, sampler, run, **place)
+        return Attempt(None, draws.diagnostics, draws.records)
+
+    found = settle(model, directive, few, attempt, device=device, ranks=ranks, chains_only=start is not None)
+    return Rehearsed.of(found, directive, settings)
 
 
 def _require_room(model: GEBM, sampler: Sampler, settings: SampleSettings, folder: Path | None = None) -> None:

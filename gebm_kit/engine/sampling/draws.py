@@ -60,6 +60,11 @@ class Draws:
     chains: Chains | None = field(default=None, repr=False, compare=False)
 
     @property
+    def sampler_reason(self) -> str | None:
+        """Why `auto` drew with this sampler, in one sentence; None when the sampler was named."""
+        return self.diagnostics.sampler_reason
+
+    @property
     def num_shards(self) -> None:
         """None: the draws are in one piece, unlike `ShardedDraws`."""
         return None
@@ -210,7 +215,7 @@ def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:
     return Diagnostics(**values)
 
 
-_FIELD_TYPES: dict[str, Any] = {"int": int, "float": int | float, "str": str, "dict": dict}
+_FIELD_TYPES: dict[str, Any] = {"int": int, "float": int | float, "str": str, "dict": dict, "str | None": str | None}
 """Types of values for each type of a field of `Diagnostics`."""
 
 

@@ -215,6 +215,11 @@ class ShardedDraws:
             yield draws_of(self._read(shard), self.diagnostics, self.units)
 
     @property
+    def sampler_reason(self) -> str | None:
+        """As in `Draws`."""
+        return self.diagnostics.sampler_reason
+
+    @property
     def num_shards(self) -> int:
         """Number of files that hold the draws."""
         return len(self.shards)

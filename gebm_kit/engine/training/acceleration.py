@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import warn
 from gebm_kit.engine.training.non_finite import Guard
@@ -61,3 +62,9 @@ def lay_out_states(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise RecipeError where the device has no bfloat16."""
+    if precision == "bfloat16" and device.type != "cuda":
+        raise RecipeError(f"precision: bfloat16 is for CUDA devices, this run is on {device.type}; use float32")

@@ -93,7 +93,7 @@ def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]
     reference = [] if trainer.likelihood is None else [trainer.likelihood.reference]
     generator, updates = trainer.generator.get_state(), trainer.energy_updates
     position, rows = trainer.feed.position, trainer.feed.batch_size
-    seen, ends = trainer._seen, trainer._chain_ends
+    seen, plain, ends = trainer._seen, trainer._plain, trainer._chain_ends
     chains = None if trainer.negatives is None else trainer.negatives.memory()
     trainer.feed.batch_size = min(rows, BATCH_ROWS * reduce.world_size())
     try:
@@ -102,7 +102,7 @@ def _untouched(trainer: Trainer, penalties: Sequence[Penalty]) -> Iterator[None]
     finally:
         trainer.generator.set_state(generator)
         trainer.feed.position, trainer.feed.batch_size, trainer.energy_updates = position, rows, updates
-        trainer._seen, trainer._chain_ends = seen, ends
+        trainer._seen, trainer._plain, trainer._chain_ends = seen, plain, ends
         if trainer.negatives is not None and chains is not None:
             trainer.negatives.recall(chains)
 

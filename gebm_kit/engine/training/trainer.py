@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.contracts import check_state, untouched
-from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.frozen import fixed
-from gebm_kit.core.interfaces import Batch, Dataset, Loss, LossTerms, Penalty
+from gebm_kit.core.interfaces import Batch, Dataset, Loss, LossTerms
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.batches import Feed, check_flips, flipped
 from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.memory import COPIES, bounded_tensors, require_device_memory
-from gebm_kit.engine.training.acceleration import channels_last, compiled
+from gebm_kit.engine.training.acceleration import channels_last, check_precision, compiled
+from gebm_kit.engine.training.augmentation import augmentations
 from gebm_kit.engine.training.base_update import (
     BaseUpdate,
     OwnLoss,
@@ -44,6 +44,7 @@ from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.model_negatives import chains_of, check_penalties, mixed
 from gebm_kit.engine.training.non_finite import Guard, gradient_norm
 from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
+from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties
 from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
 from gebm_kit.engine.training.vital_signs import vital_signs
 
@@ -87,9 +88,7 @@ class Trainer:
         if self.settings.flip:
             check_flips(dataset.data_shape)
         row = math.prod(dataset.data_shape) * torch.empty((), dtype=dtype).element_size()
-        require_device_memory(
-            COPIES * self.settings.batch_size * row, device, f"train.batch_size={self.settings.batch_size}"
-        )
+        require_device_memory(COPIES * (size := self.settings.batch_size) * row, device, f"train.batch_size={size}")
         with bounded_tensors(device, "the model"):
             self.model = build_model(recipe, facts).to(device)
         check_trainable(self.model.base, recipe)
@@ -102,12 +101,17 @@ class Trainer:
             check_state(kind, part)
         check_needs(self.loss, self.settings)
         self.loss.check(self.model)
-        self.penalties = _penalties(recipe.penalties, facts, device)
-        self.final_penalties = _penalties(recipe.final_penalties, facts, device)
+        self.penalties = build_penalties(recipe.penalties, facts, device)
+        self.final_penalties = build_penalties(recipe.final_penalties, facts, device)
+        self._penalised_loss = PenalisedLoss()
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
         self.final = build_final_parts(recipe, self.model, self.loss, facts, device, rows)
         self.negatives = chains_of(self.loss, self.settings, self.model, dataset.value_range, device, dtype)
+        check_penalties("train.penalty", self.penalties, self.negatives)
+        if self.settings.final.steps:
+            last = self.negatives if self.final is None else self.final.negatives
+            check_penalties("train.final.penalty", self.final_penalties, last)
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
@@ -120,11 +124,13 @@ class Trainer:
         self.energy_updates = 0
         self.restores = 0
         self.went_back = False
+        self.augmentations = augmentations(recipe, self.model, self.final, dataset)
         self._seen: Batch | None = None
+        self._plain: Batch | None = None
         self._seen_noise = 0.0
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
-        self._check()
+        check_precision(recipe.precision, device)
         self.best_base = best_base(self.settings, dataset, device, dtype)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
@@ -178,15 +184,14 @@ class Trainer:
         kept = self.guard.keep()
         batch = self.energy_batch()
         penalties = self.final_penalties if self.phase is Phase.FINAL else self.penalties
+        due = [penalty for penalty in penalties if self.energy_updates % penalty.every == 0]
         rows = (batch.x, batch.z, batch.x_base, batch.negatives)
         with untouched("loss", self.loss, "the batch (or the energy that it calls does)", *rows):
+            faster = (self.stepped, self._forward_context()) if self.autocast or self.stepped is not self.side else None
+            terms, total = self._penalised_loss(self.loss, self.side, batch, due, self.generator, faster)
             with self._forward_context():
-                terms = self.loss.energy_loss(self.stepped, batch)
-                terms = mixed(terms, self.stepped, batch, self.negatives)
-            total = terms.loss
-            for penalty in penalties:  # outside autocast: second derivatives are taken in full precision
-                if self.energy_updates % penalty.every == 0:
-                    total = total + penalty.every * penalty(self.side.energy, batch, self.generator)
+                mixture = mixed(terms, self.stepped, batch, self.negatives)
+            terms, total = mixture, total + (mixture.loss - terms.loss) if mixture is not terms else total
         self._seen, self._seen_noise = batch, self.noise
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
@@ -213,7 +218,8 @@ class Trainer:
 
     def vital_signs(self) -> dict[str, Tensor]:
         """Compute the vital signs of the last energy step."""
-        return {} if self._seen is None else vital_signs(self.side, self.loss, self._seen, self._seen_noise)
+        seen, plain = self._seen, self._plain
+        return vital_signs(self.side, self.loss, seen, plain, self._seen_noise) if seen and plain else {}
 
     def initialise(self) -> None:
         """Set a learned A to its optimum before a phase: log mean exp(-E) over base draws. Pretraining needs no A."""
@@ -224,7 +230,8 @@ class Trainer:
             batch = self.settings.batch_size
             z = self.model.base.sample_prior(-(-INITIAL_DRAWS // batch) * batch, self.generator, self.feed.dtype)
             parts = z.split(batch)
-            energies = [self.side.energy(self._noisy(self.side.base(reduce.share(part)))).double() for part in parts]
+            draws = [self._augmented(self._noisy(self.side.base(reduce.share(part)))) for part in parts]
+            energies = [self.side.energy(rows).double() for rows in draws]
             self.loss.initialise(torch.cat(energies))
         if self.negatives is not None:
             self.negatives.fill(self.side)
@@ -243,19 +250,6 @@ class Trainer:
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)
         self.feed.seed = self.data_seed()
-
-    # --- parts of the constructor ------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        """Raise where the device has no bfloat16, or where a penalty acts on negatives that nothing draws."""
-        check_penalties("train.penalty", self.penalties, self.negatives)
-        if self.settings.final.steps:
-            last = self.negatives if self.final is None else self.final.negatives
-            check_penalties("train.final.penalty", self.final_penalties, last)
-        if self.autocast and self.device.type != "cuda":
-            raise RecipeError(
-                f"precision: bfloat16 is for CUDA devices, this run is on {self.device.type}; use float32"
-            )
 
     # --- parts of a step ---------------------------------------------------------------------------------------------
 
@@ -297,12 +291,12 @@ class Trainer:
             seen = points(self.side, x)
             x, x_base = self._noisy(seen), self._noisy(self.stepped.base(z).to(x.dtype))
         if self.negatives is None:
-            return Batch(x, z, x_base)
+            return self._as_seen(Batch(x, z, x_base))
         # G(z) carries no noise, while chains in data space walk on an energy that has learned it
         latent = self.negatives.settings.space == "latent"
         negatives = self.negatives.draw(self.side, seen if latent else x, x_base, self.generator, self.energy_updates)
         self._chain_ends = negatives
-        return Batch(x, z, x_base, self._noisy(negatives) if latent else negatives)
+        return self._as_seen(Batch(x, z, x_base, self._noisy(negatives) if latent else negatives))
 
     def chain_ends(self) -> Tensor:
         """Return the last states of the loss's chains, (B, *D) or codes (B, Z). Instance noise is not included."""
@@ -323,7 +317,16 @@ class Trainer:
         if "x_base" in needs:
             x_base = self.stepped.base(z)
             x_base = self._noisy(x_base if x is None else x_base.to(x.dtype))
-        return Batch(x, z, x_base, negatives)
+        return Batch(None if x is None else self._augmented(x), z, self._augmented(x_base), negatives)
+
+    def _as_seen(self, plain: Batch) -> Batch:
+        """Return the batch with its images augmented, as the energy is trained on them, and keep both for the log."""
+        self._plain = plain
+        x, negatives = (None if rows is None else self._augmented(rows) for rows in (plain.x, plain.negatives))
+        return Batch(x, plain.z, self._augmented(plain.x_base), negatives)
+
+    def _augmented(self, rows: Tensor) -> Tensor:
+        return self.augmentations[self.phase is Phase.FINAL](rows, self.generator)
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.noise:
@@ -351,10 +354,9 @@ class Trainer:
     def _set_learning_rates(self) -> None:
         """Set the learning rates of the coming cycle."""
         rates = learning_rates(self.recipe, self.step)
-        if rates.energy is not None:
-            set_rate(self.energy_optimizer, rates.energy)
-        if rates.base is not None:
-            set_rate(self.base_optimizer, rates.base)
+        for optimizer, chosen in ((self.energy_optimizer, rates.energy), (self.base_optimizer, rates.base)):
+            if chosen is not None:
+                set_rate(optimizer, chosen)
 
     def _enter_main_phase(self) -> None:
         """Enter the main phase with the pretrained base: its best weights, or those that sampling would use."""
@@ -403,7 +405,3 @@ class Trainer:
             rows = self.feed.batch_size // reduce.world_size()
             self.stepped = compiled(self.side, self.device, rows) if self.settings.compile else self.side
         self.guard.watch([self.model.base, self.model.energy, self.loss])
-
-
-def _penalties(nodes: Sequence[Any], facts: dict[str, Any], device: torch.device) -> list[Penalty]:
-    return [build("penalty", node, facts).to(device) for node in nodes]

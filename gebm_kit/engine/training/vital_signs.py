@@ -35,17 +35,22 @@ LOG_LINES_BEFORE_WARNING = 2
 
 
 @torch.no_grad()
-def vital_signs(model: GEBM, loss: Loss, batch: Batch, noise: float) -> dict[str, Tensor]:
+def vital_signs(model: GEBM, loss: Loss, batch: Batch, plain: Batch, noise: float) -> dict[str, Tensor]:
     """Return scalars that the loss's own metrics do not include, on the rows of an energy step.
 
     - ``energy_std``: standard deviation of E over data and base draws together;
     - ``base_spread``: square root of the ratio of the total variance of base draws to the total variance of the data, both
-      without the instance noise;
+      without the instance noise and the augmentation;
     - ``log_mean_weight``: log mean exp(-E) - A over base draws, for losses that estimate A.
 
     The result is empty if the step has no data. The training state does not change.
+
+    Args:
+        batch: rows as the energy saw them.
+        plain: the same rows before they were augmented.
+        noise: standard deviation of the instance noise in both.
     """
-    if batch.x is None:
+    if batch.x is None or plain.x is None:
         return {}
     training = [part for part in model.energy.modules() if part.training]
     model.energy.eval()
@@ -54,7 +59,7 @@ def vital_signs(model: GEBM, loss: Loss, batch: Batch, noise: float) -> dict[str
         part.training = True
     signs = {
         "energy_std": energies.std(),
-        "base_spread": (_variance(batch.x_base, noise) / _variance(batch.x, noise)).sqrt(),
+        "base_spread": (_variance(plain.x_base, noise) / _variance(plain.x, noise)).sqrt(),
     }
     log_partition = loss.log_partition_estimate()
     if log_partition is not None and loss.log_ratio:

@@ -20,6 +20,7 @@ from gebm_kit.engine.sampling.recorder import quantities
 from gebm_kit.testing.targets import IdentityBase, linear_gaussian
 
 NAMES = {record.component.name: record.load() for record in installed().registry.of_kind("sampler")}
+NAMES = {name: cls for name, cls in NAMES.items() if cls.family != "directive"}
 GRADIENT_FREE = ["rwm", "pcn", "elliptical", "imh", "sir", "drs"]
 SETTINGS: dict[str, Any] = {"num_samples": 400, "num_chains": 400, "warmup": 40, "steps": 40}
 

@@ -350,7 +350,7 @@ def test_penalties_and_instance_noise_see_the_negatives(recipe: Path) -> None:
     r2 = trainer.penalties[1]
     value = r2(trainer.model.energy, batch, trainer.generator)
     swapped = Batch(batch.x, batch.z, batch.negatives, batch.x_base)
-    r2.at = "base"
+    r2.at = "x_base"
     torch.testing.assert_close(r2(trainer.model.energy, swapped, trainer.generator), value)
 
 

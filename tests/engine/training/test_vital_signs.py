@@ -51,7 +51,7 @@ def signs(slope: float = 1.0, log_partition: float = 0.5, scale: float = 1.0, no
     loss.log_partition.fill_(log_partition)
     model = GEBM(Identity(), Linear(slope)).train()
     batch = Batch(x + noise * first, z, scale * z + noise * second)
-    found = dict(named_scalars(vital_signs(model, loss, batch, noise)))
+    found = dict(named_scalars(vital_signs(model, loss, batch, batch, noise)))
     assert model.energy.training
     assert model.energy.dropout.training
     return found
