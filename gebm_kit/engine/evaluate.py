@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
@@ -29,6 +28,7 @@ from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
+from gebm_kit.engine.run_directory.calibrated import Beta, is_calibrated
 from gebm_kit.engine.sampling.settings import resolve_sampler
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def evaluate(
     sampler: str | Sampler | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
-    inverse_temperature: float | Literal["calibrated"] | None = None,
+    inverse_temperature: Beta | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
@@ -77,13 +77,14 @@ def evaluate(
     if isinstance(metrics, str):
         raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")
     recipe, model, dataset = opened(run_or_model, data)
-    beta = None if inverse_temperature == CALIBRATED else inverse_temperature
+    calibrated = is_calibrated(inverse_temperature)
+    beta = None if calibrated else inverse_temperature
     chosen = {"inverse_temperature": beta, "seed": eval_section(recipe).seed if seed is None else seed}
     sampling = with_given(sampling_settings(recipe), **chosen)
     given = {"num_samples": num_samples, "num_sets": num_sets, "log_partition": log_partition, "nll_space": nll_space}
     settings = with_given(EvaluationSettings.of(recipe), reference=reference, budget=budget, **given)
     if inverse_temperature is not None:
-        settings = replace(settings, calibrated=inverse_temperature == CALIBRATED)
+        settings = replace(settings, calibrated=calibrated)
     if settings.budget is None:
         settings = replace(settings, budget=default_budget(training_seconds(run_or_model)))
     where = device if device is not None or recipe is None else recipe.device
