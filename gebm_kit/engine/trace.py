@@ -86,8 +86,7 @@ def trace_quality(
     Args:
         run_or_model: a run, the path of its directory, or a model.
         metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
-        data: as for `gebm_kit.evaluate`.
-        sampler: name or object; None: the recipe's, else auto, which chooses by a pilot at the largest beta.
+        data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
         inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.
         num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
         num_chains, warmup: chains and steps of the warm-up that tunes the sampler first; 0 steps: no tuning.
@@ -104,8 +103,6 @@ def trace_quality(
     check_callback("on_progress", on_progress)
     subject = subject_of(run_or_model)
     recipe, model, dataset = opened(subject, data)
-    if inverse_temperature is None:
-        inverse_temperature = 1.0 if recipe is None else recipe.sample.inverse_temperature
     sampling = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
     settings = with_given(sampling, steps=steps, seed=seed, block_size=block_size)
     return record(
@@ -114,7 +111,7 @@ def trace_quality(
         chosen_metric(metric, recipe),
         resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
         settings,
-        _numbers(subject, inverse_temperature),
+        _numbers(subject, recipe, inverse_temperature),
         eval_section(recipe).num_sets if num_sets is None else num_sets,
         at_steps=at_steps,
         device=device if device is not None or recipe is None else recipe.device,
@@ -213,8 +210,10 @@ def _protocol(num_sets: int, floor: Sequence[Tensor], reference: SplitName) -> d
     }
 
 
-def _numbers(subject: Run | GEBM, asked: Beta | Sequence[Beta]) -> float | list[float]:
-    """Return the betas with numbers in place of the word ``calibrated``."""
+def _numbers(subject: Run | GEBM, recipe: Recipe | None, asked: Beta | Sequence[Beta] | None) -> float | list[float]:
+    """Return the betas, None for the recipe's, with numbers in place of the word ``calibrated``."""
+    if asked is None:
+        asked = 1.0 if recipe is None else recipe.sample.inverse_temperature
     if isinstance(asked, Sequence) and not isinstance(asked, str):
         return [beta_for(subject, beta) for beta in asked]
     return beta_for(subject, asked)

@@ -219,7 +219,9 @@ def test_a_calibration_belongs_to_its_checkpoint(run: gk.Run) -> None:
         lambda: gk.score(earlier, torch.zeros(3, 2), inverse_temperature="calibrated"),
     ]
     for ask in asked:
-        with pytest.raises(UsageError, match="0.625, belongs to checkpoint step-0000040, not to step-0000020") as caught:
+        with pytest.raises(
+            UsageError, match="0.625, belongs to checkpoint step-0000040, not to step-0000020"
+        ) as caught:
             ask()
         assert "--checkpoint step-0000020" in caught.value.hint
 
