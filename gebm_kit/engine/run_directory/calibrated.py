@@ -8,6 +8,7 @@ from typing import Literal
 from gebm_kit.config.schema import CALIBRATED, Recipe
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.run_directory.run import Run
 
 Beta = float | Literal["calibrated"]
@@ -62,6 +63,8 @@ def calibrated_beta(run: Run) -> float:
             f"the calibrated inverse temperature of {run.path}, {beta:g}, belongs to checkpoint {of}, not to {wanted}",
             hint=how,
         )
+    if found.get("reason"):
+        warn(f"the calibrated inverse temperature, {beta:g}, is doubtful: {found['reason']}")
     return float(beta)
 
 

@@ -93,7 +93,9 @@ class Choice:
         if self.pilot.is_flat:
             why = f"the energy is the same at all of {size}"
         elif not self.pilot.trusted:
-            why = f"{size} are worth {self.pilot.effective:.0f} of the model (Pareto k {k:.2f}), too few to jump to others"
+            why = (
+                f"{size} are worth {self.pilot.effective:.0f} of the model (Pareto k {k:.2f}), too few for global moves"
+            )
         return (
             f"{best.name} was chosen because an effective draw should cost {best.cost_a_draw:.3g} evaluations{against}: "
             f"{best.words}, and {why}"

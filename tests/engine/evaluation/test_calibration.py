@@ -242,6 +242,16 @@ def test_an_evaluation_finds_the_beta_that_it_samples_at(run: gk.Run) -> None:
     assert 0.3 < found.inverse_temperature < 0.7
 
 
+def test_a_doubtful_beta_is_taken_with_a_warning(run: gk.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["calibration"]["reason"] = "KALE still grows at 100"
+    path.write_text(json.dumps(found))
+    with pytest.warns(GebmKitWarning, match=r"0.625, is doubtful: KALE still grows"):
+        gk.sample(gk.load_run(tmp_path / "run"), inverse_temperature="calibrated")
+
+
 @pytest.mark.parametrize("problem", ["none", "old"])
 def test_a_run_without_it_says_so(problem: str, run: gk.Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")

@@ -166,7 +166,7 @@ def test_a_model_far_from_its_base_is_drawn_along_the_gradient() -> None:
     found = choose(model(Bowl()), Auto(), ASKED)
     assert found.ranked[0].name in ("hmc", "chees")
     assert not {"imh", "isir", "sir"} & {forecast.name for forecast in found.ranked}
-    assert "too few to jump to others" in found.reason
+    assert "too few for global moves" in found.reason
 
 
 def test_a_single_draw_is_cheapest_by_importance_resampling() -> None:
