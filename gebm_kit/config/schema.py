@@ -264,7 +264,7 @@ class EvalSection:
             weights is below 0.5, otherwise by annealed populations (smc), which an energy on codes always gets; without a
             density always by importance sampling, marked where it is not reliable.
         budget: seconds that an evaluation may take; null: a third of the time that the run was trained for, at least 30.
-            What is cut to stay within it is said.
+            A warning says what is cut.
     """
 
     metrics: tuple[ComponentNode, ...] = ()
