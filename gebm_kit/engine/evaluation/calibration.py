@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ LARGEST_BETA = 100.0
 """Largest inverse temperature that is looked for. Beyond it, draws of the model are the base draws of lowest energy."""
 
 MAX_DRAWS = 20_000
-"""Most base draws whose energies are computed here."""
+"""Most base draws, and most validation rows, behind a calibration."""
 
 BISECTIONS = 100
 """Halvings of the interval in which the root lies: all digits of float64."""
@@ -118,29 +118,33 @@ def calibrate(data: Tensor, base: Tensor) -> Calibration:
 
 
 def calibration_of(
-    model: GEBM, dataset: Dataset, base: Sequence[Tensor], device: torch.device, limit: int = MAX_DRAWS
+    model: GEBM, dataset: Dataset, base: Tensor, device: torch.device, limit: int = MAX_DRAWS
 ) -> Calibration | None:
     """Calibrate a model on the validation part of its data; None where that part is empty.
 
     Args:
-        base: sets of base draws as data, (N, *D) each; the first ``limit`` of them all are used.
+        base: E on base draws, (N,).
+        limit: most validation rows and most base draws that are used.
     """
     split = dataset.split("valid")
     if not len(split):
         return None
     rows = evenly_spaced_rows(split, "validation data", limit)
-    draws = torch.cat([part[: max(limit // len(base), 1)] for part in base])
     with LatentPotential(model):  # keeps the model frozen and in eval mode
-        on_data, on_base = (energies(model, given, device, model.dtype) for given in (rows, draws))
-    return calibrate(on_data, on_base)
+        on_data = energies(model, rows, device, model.dtype)
+    return calibrate(on_data, base[:limit])
 
 
 def shared_calibration(
-    model: GEBM, dataset: Dataset, base: Sequence[Tensor], device: torch.device, ranks: Ranks
+    model: GEBM, dataset: Dataset, base: Callable[[], Tensor], device: torch.device, ranks: Ranks
 ) -> Calibration | None:
-    """Return the first rank's `calibration_of`, on every rank: all of them sample at the same beta."""
+    """Return the first rank's `calibration_of`, on every rank: all of them sample at the same beta.
+
+    Args:
+        base: returns E on base draws, (N,); the first rank calls it.
+    """
     with ranks.together():
-        found = calibration_of(model, dataset, base, device) if ranks.rank == 0 else None
+        found = calibration_of(model, dataset, base(), device) if ranks.rank == 0 else None
         if ranks.size == 1:
             return found
         text = ranks.from_first(json.dumps(None if found is None else asdict(found)))

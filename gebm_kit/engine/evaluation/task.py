@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler, SamplerDirective
-from gebm_kit.core.model import GEBM
+from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, Progress, note
 from gebm_kit.engine.datasets.held_out import floor_sets
 from gebm_kit.engine.evaluation.budget import (
@@ -43,8 +43,15 @@ from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, Known, ScoreTa
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.evaluation.timing import time_scores, time_units
 from gebm_kit.engine.evaluation.verdict import verdict
-from gebm_kit.engine.likelihood.log_partition import LogPartition
-from gebm_kit.engine.likelihood.model_fit import BaseDraws, Energies, ModelDraws, ModelFit, model_fit
+from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
+from gebm_kit.engine.likelihood.model_fit import (
+    BaseDraws,
+    Energies,
+    ModelDraws,
+    ModelFit,
+    model_fit,
+    shared_energies,
+)
 from gebm_kit.engine.likelihood.nll import Likelihood, log_det_of
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.sampling.auto import built, choose
@@ -79,16 +86,26 @@ class Task:
         self._scorer, self._floor = scorer_of(model, dataset, rows, settings.features, sampling.seed, where)
         self._known: Known = {}
         self._costs = Costs()
+        self._base_energies: Tensor | None = None
         self._may_anneal = isinstance(model.base, HasDensity)
 
     def calibrated(self, base: DrawSets) -> tuple[Calibration | None, SampleSettings]:
         """Find the beta that fits the validation part best; return it and the settings, at that beta if they ask for it."""
         settings, found = self._settings, None
         if settings.calibrate or settings.calibrated:
-            found = shared_calibration(self._model, self._dataset, base.sets, self._where, self._ranks)
+            found = shared_calibration(
+                self._model, self._dataset, lambda: self._energies_of(base), self._where, self._ranks
+            )
         if settings.calibrated:
             self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
         return found, self._sampling
+
+    def _energies_of(self, base: DrawSets) -> Tensor:
+        """Compute E on base draws, once: for the calibration, log Z and everything after it."""
+        if self._base_energies is None:
+            with LatentPotential(self._model, block_size=self._sampling.block_size or ROWS_AT_ONCE) as potential:
+                self._base_energies = shared_energies(potential, _base_draws(base), self._model.dtype)
+        return self._base_energies
 
     def take_sampler(self, gebm: DrawSets) -> None:
         """Continue with what drew the sets: of a directive, the sampler that it settled on."""
@@ -206,7 +223,6 @@ class Task:
 
     def _fit(self, base: DrawSets, gebm: DrawSets) -> tuple[ModelFit, Energies]:
         """Compute KALE, the log-partition and the likelihood."""
-        assert base.generator is not None
         effective = None if self._sampler.family == "refiner" else _worth(self._sampler, gebm)
         return model_fit(
             self._model,
@@ -215,7 +231,7 @@ class Task:
             self._sampling,
             self._where,
             draws=ModelDraws(gebm.sets, effective),
-            base=BaseDraws(base.sets, base.codes, base.generator),
+            base=replace(_base_draws(base), energies=self._base_energies),
             method=self._settings.log_partition,
             may_anneal=self._may_anneal,
             space=self._settings.nll_space,
@@ -267,6 +283,12 @@ class Task:
         if self._sampler.family == "population" and plan.longest > 1 and not longer:
             return "this sampler has no longer version of itself"
         return "" if plan.longest == LENGTHS[-1] else "the budget allows no more"
+
+
+def _base_draws(base: DrawSets) -> BaseDraws:
+    """Return the base's sets as the likelihood takes them."""
+    assert base.generator is not None
+    return BaseDraws(base.sets, base.codes, base.generator)
 
 
 def _blocks(gebm: DrawSets, groups: int) -> tuple[int, int]:

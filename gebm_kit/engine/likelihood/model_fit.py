@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,13 @@ class BaseDraws:
         sets: decoded draws ``x = G(z)``, (N, *D) each, on the CPU.
         codes: their codes z in normal coordinates, (N, Z) each, on the device.
         generator: the generator of the codes, on the device.
+        energies: `shared_energies` of them, where these were computed already.
     """
 
     sets: Sequence[Tensor]
     codes: Sequence[Tensor]
     generator: torch.Generator
+    energies: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,28 +185,37 @@ def base_energies(
 ) -> Tensor:
     """Compute E at ``2 NUM_DRAWS`` base draws, (2 `NUM_DRAWS`,) float64 on the CPU: those of ``base``, then further ones.
 
-    A draw that is shared is not made again: its energy is that of its decoded row, or of its code for an energy on codes.
+    A draw that is shared is not made again, and an energy that is known is not computed again.
     """
     wanted, known = 2 * NUM_DRAWS, torch.empty(0, dtype=torch.float64)
     report = counted(on_progress, "log Z", wanted)
     if base is not None:
         generator = base.generator
-        if isinstance(potential.model.energy, OnCodes):
-            codes = torch.cat(list(base.codes))[:wanted]
-            known = potential.energy(codes, report).cpu().double()
-        else:
-            room, rows = wanted, []
-            for part in base.sets:
-                if room > 0:
-                    rows.append(energies(potential.model, part[:room], generator.device, dtype))
-                    room -= len(rows[-1])
-                    report(wanted - room)
-            known = torch.cat(rows)
+        known = shared_energies(potential, base, dtype, report) if base.energies is None else base.energies
     missing = wanted - len(known)
     if not missing:
         return known
     z = torch.randn(missing, potential.model.latent_dim, generator=generator, device=generator.device, dtype=dtype)
     return torch.cat([known, potential.energy(z, lambda done: report(len(known) + done)).cpu().double()])
+
+
+def shared_energies(
+    potential: LatentPotential, base: BaseDraws, dtype: torch.dtype, report: Callable[[int], None] = lambda done: None
+) -> Tensor:
+    """Compute E at the first ``2 NUM_DRAWS`` shared base draws, or at all if they are fewer, float64 on the CPU.
+
+    The energy is that of a decoded row, or of its code for an energy on codes.
+    """
+    wanted = 2 * NUM_DRAWS
+    if isinstance(potential.model.energy, OnCodes):
+        return potential.energy(torch.cat(list(base.codes))[:wanted], report).cpu().double()
+    room, rows = wanted, []
+    for part in base.sets:
+        if room > 0:
+            rows.append(energies(potential.model, part[:room], base.generator.device, dtype))
+            room -= len(rows[-1])
+            report(wanted - room)
+    return torch.cat(rows)
 
 
 def base_tilts(

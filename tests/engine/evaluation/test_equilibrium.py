@@ -210,7 +210,7 @@ class Counting(nn.Module):
 
 
 class TestSharing:
-    """Base draws and their energies are made once, for metrics, log Z, equilibrium and pictures."""
+    """Base draws and their energies are made once, for metrics, calibration, log Z, equilibrium and pictures."""
 
     @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize("num_samples", [20, 300])
@@ -234,9 +234,12 @@ class TestSharing:
         settings = SampleSettings(num_chains=20, block_size=20)
         rows, sets, padding = data(), 4 * num_samples, 20
         found = scored(subject, rows, Sir(2), num_samples=num_samples, settings=settings)
-        # 1,000 base draws are wanted for log Z; evaluations are padded to blocks of one shape
+        # 1,000 base draws are wanted for log Z; evaluations are padded to blocks of one shape. The calibration needs these
+        # base draws and the held-out half of the data, the other half of which is the reference.
         assert max(sets, 1000) <= base.rows <= max(sets, 1000) + padding
-        assert 1000 + len(rows) // 2 + sets <= energy.rows <= 1000 + len(rows) // 2 + sets + padding
+        assert found.calibration is not None
+        assert found.calibration.rows == len(rows) // 2
+        assert 1000 + len(rows) + sets <= energy.rows <= 1000 + len(rows) + sets + padding
         assert found.energies is not None
         monkeypatch.setattr(run_figures, "_energies", lambda *given: pytest.fail("computed again"))
         monkeypatch.setattr(run_figures, "point_clouds", lambda path, *given: path)
