@@ -23,7 +23,7 @@ GAN = (
     "train.final.steps=0",
     "train.final.loss=null",
 )
-"""The same two networks as a plain GAN. Its penalty is the best of 0.2, 1 and 5 on Fashion-MNIST, seed 7, with that noise."""
+"""The same two networks as a plain GAN. Its penalty is the best of 0.2, 1 and 5 on Fashion-MNIST with seed 7."""
 
 FINAL_SHARE = 0.25
 """Share of the GEBM's time for the final phase of its energy."""
