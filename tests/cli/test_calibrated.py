@@ -17,7 +17,7 @@ def calibrated(run: Path) -> Path:
     """Return a run whose evaluation found 0.625."""
     path = run / "evaluation.json"
     found = json.loads(path.read_text())
-    found["calibration"] |= {"inverse_temperature": 0.625, "reason": ""}
+    found["calibration"] |= {"inverse_temperature": 0.625, "applied": 0.625, "reason": ""}
     path.write_text(json.dumps(found))
     return run
 
@@ -30,7 +30,7 @@ def test_commands_on_a_run_take_the_word(calibrated: Path, cli: Cli, tmp_path: P
     traced = cli("sample", calibrated, "--trace", "mmd", "inverse_temperature=[1,calibrated]", "--json").json["trace"]
     assert [curve["inverse_temperature"] for curve in traced["curves"]] == [1.0, 0.625]
     found = cli("eval", calibrated, WORD, "--json").json
-    assert found["inverse_temperature"] == (found["calibration"]["inverse_temperature"] or 1.0)
+    assert found["inverse_temperature"] == (found["calibration"]["applied"] or 1.0)
 
 
 def test_a_number_is_short_in_every_command_on_a_run(run: Path, cli: Cli, tmp_path: Path) -> None:

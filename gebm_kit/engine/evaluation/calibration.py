@@ -50,6 +50,9 @@ MAX_DRAWS = 20_000
 BISECTIONS = 100
 """Halvings of the interval in which the root lies: all digits of float64."""
 
+TRIALS = 16
+"""Halvings of the interval in which the largest trusted beta lies; each fits a tail."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -63,6 +66,8 @@ class Calibration:
         pareto_k: shape of the tail of the base draws' weights at beta*; from 0.7 on the estimate is not to be trusted.
         rows, draws: held-out rows and base draws behind it.
         reason: what is special about it, in words; else empty.
+        applied: what ``inverse_temperature: calibrated`` draws at: beta*, or less where the base draws' weights at beta* have
+            too heavy a tail (Pareto k), so that nothing is known of the model there. Never below 1 for that reason.
     """
 
     inverse_temperature: float | None
@@ -73,6 +78,7 @@ class Calibration:
     rows: int
     draws: int
     reason: str = ""
+    applied: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON; a value that is not finite is null."""
@@ -106,15 +112,27 @@ def calibrate(data: Tensor, base: Tensor) -> Calibration:
         low, high = (middle, high) if _slope(target, finite, middle) > 0 else (low, middle)
     tail = pareto_k(-high * base)
     best: dict[str, Any] = {"kale_at_1": at_1, "kale": _kale(target, base, high), "pareto_k": tail, **sizes}
+    reason, applied = "", high
     if bounded:
         reason = f"held-out data have lower energies than nearly all base draws: KALE still grows at {LARGEST_BETA:g}"
-        return Calibration(high, None, reason=reason, **best)
-    reason = ""
-    if tail >= PARETO_K_LIMIT:
+    elif tail >= PARETO_K_LIMIT:
         reason = (
             f"a few base draws carry most of the weight at this beta (Pareto k {tail:.2f}): it is not to be trusted"
         )
-    return Calibration(high, _stderr(data, finite, high), reason=reason, **best)
+    if reason:
+        applied = min(high, max(1.0, _largest_trusted(base, high)))
+    if applied < high:
+        reason += f"; {applied:.3g} is applied, as far as the base draws reach"
+    return Calibration(high, None if bounded else _stderr(data, finite, high), reason=reason, applied=applied, **best)
+
+
+def _largest_trusted(base: Tensor, high: float) -> float:
+    """Return the largest beta up to ``high`` at which the tail of the weights is light enough, to three digits."""
+    low = 0.0
+    for _ in range(TRIALS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if pareto_k(-middle * base) < PARETO_K_LIMIT else (low, middle)
+    return low
 
 
 def calibration_of(
@@ -153,16 +171,14 @@ def shared_calibration(
 
 
 def found_beta(calibration: Calibration | None) -> float:
-    """Return the calibrated beta; where there is none, warn and return 1."""
-    if calibration is None or calibration.inverse_temperature is None:
+    """Return the calibrated beta that is applied; where there is none, warn and return 1."""
+    if calibration is None or calibration.applied is None:
         why = "the data have no validation part" if calibration is None else calibration.reason
         warn(f"there is no calibrated inverse temperature ({why}); the model is evaluated at 1")
         return 1.0
     if calibration.reason:
-        warn(
-            f"the calibrated inverse temperature, {calibration.inverse_temperature:g}, is doubtful: {calibration.reason}"
-        )
-    return calibration.inverse_temperature
+        warn(f"the calibrated inverse temperature, {calibration.applied:.4g}, is doubtful: {calibration.reason}")
+    return calibration.applied
 
 
 def _weights(base: Tensor, beta: float) -> Tensor:

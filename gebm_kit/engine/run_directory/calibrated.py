@@ -52,7 +52,7 @@ def calibrated_beta(run: Run) -> float:
     """
     evaluation = run.evaluation or {}
     found = evaluation.get("calibration") or {}
-    beta = found.get("inverse_temperature")
+    beta = found.get("applied")
     of, wanted = evaluation.get("checkpoint"), run.checkpoint.path.name
     how = f"`gebm-kit eval {run.path} --checkpoint {wanted}` calibrates it; a number as inverse_temperature needs none."
     if beta is None:
@@ -64,7 +64,7 @@ def calibrated_beta(run: Run) -> float:
             hint=how,
         )
     if found.get("reason"):
-        warn(f"the calibrated inverse temperature, {beta:g}, is doubtful: {found['reason']}")
+        warn(f"the calibrated inverse temperature, {beta:.4g}, is doubtful: {found['reason']}")
     return float(beta)
 
 

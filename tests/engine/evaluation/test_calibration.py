@@ -20,6 +20,7 @@ from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.core.estimators import pareto_k
 from gebm_kit.engine.evaluation.calibration import LARGEST_BETA, calibrate, calibration_of
 from gebm_kit.engine.likelihood.user_rows import model_of
 from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
@@ -111,6 +112,22 @@ def test_heavy_tails_are_said() -> None:
     assert "not to be trusted" in calibration_words(found.as_dict())
 
 
+def test_what_base_draws_know_nothing_of_is_not_applied() -> None:
+    """A timid energy: data far below the base draws ask for a beta at which a handful of draws is left."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(5000, generator=generator, dtype=torch.float64)
+    for gap in (3.0, 9.0):
+        found = calibrate(torch.full((200,), -gap, dtype=torch.float64), base)
+        assert found.inverse_temperature is not None and found.applied is not None
+        assert 1.0 < found.applied < found.inverse_temperature
+        assert pareto_k(-found.applied * base) < 0.7 <= found.pareto_k
+        assert f"{found.applied:.3g} is applied" in found.reason
+    trusted = calibrate(torch.full((200,), -0.5, dtype=torch.float64), base)
+    assert trusted.applied == trusted.inverse_temperature
+    steep = calibrate(torch.full((200,), -40.0, dtype=torch.float64), -torch.exp(1.5 * base))
+    assert steep.applied is not None and steep.applied <= 1.0 or steep.inverse_temperature == steep.applied
+
+
 @pytest.mark.parametrize(
     ("beta", "stderr", "words"),
     [(0.5, 0.1, "overconfident"), (1.5, 0.1, "timid"), (0.9, 0.1, "as it is"), (0.98, 0.001, "as it is")],
@@ -187,7 +204,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> gk.Run:
     path = trained.path / "evaluation.json"
     found = json.loads(path.read_text())
     assert "inverse_temperature" in found["calibration"]
-    found["calibration"] |= {"inverse_temperature": 0.625, "reason": ""}
+    found["calibration"] |= {"inverse_temperature": 0.625, "applied": 0.625, "reason": ""}
     path.write_text(json.dumps(found))
     return gk.load_run(trained.path)
 
@@ -238,7 +255,7 @@ def test_an_evaluation_finds_the_beta_that_it_samples_at(run: gk.Run) -> None:
         model, data=rows(), metrics=["mmd"], num_samples=500, num_sets=2, inverse_temperature="calibrated"
     )
     assert found.calibration is not None
-    assert found.inverse_temperature == found.calibration.inverse_temperature
+    assert found.inverse_temperature == found.calibration.applied == found.calibration.inverse_temperature
     assert 0.3 < found.inverse_temperature < 0.7
 
 
@@ -258,7 +275,7 @@ def test_a_run_without_it_says_so(problem: str, run: gk.Run, tmp_path: Path) -> 
     path = tmp_path / "run" / "evaluation.json"
     found = json.loads(path.read_text())
     if problem == "none":
-        found["calibration"] |= {"inverse_temperature": None, "reason": "the energy is constant"}
+        found["calibration"] |= {"inverse_temperature": None, "applied": None, "reason": "the energy is constant"}
     else:
         del found["calibration"]
     path.write_text(json.dumps(found))
@@ -283,8 +300,8 @@ def test_the_word_in_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(TOY.replace("sample: {", "sample: {inverse_temperature: calibrated, "))
     trained = gk.train(str(tmp_path / "toy.yaml"), overrides=["train.eval_every=20"], out=tmp_path / "run")
     told = trained.evaluation
-    assert told["inverse_temperature"] == (told["calibration"]["inverse_temperature"] or 1.0)
-    told["calibration"] |= {"inverse_temperature": 0.5, "reason": ""}
+    assert told["inverse_temperature"] == (told["calibration"]["applied"] or 1.0)
+    told["calibration"] |= {"inverse_temperature": 0.5, "applied": 0.5, "reason": ""}
     (trained.path / "evaluation.json").write_text(json.dumps(told))
     assert gk.sample(trained).diagnostics.as_dict()["inverse_temperature"] == 0.5
     assert gk.score(trained, torch.zeros(3, 2)).inverse_temperature == 0.5
