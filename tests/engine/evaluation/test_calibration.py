@@ -16,11 +16,11 @@ import gebm_kit as gk
 from gebm_kit.cli.results import calibration_words
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.errors import RecipeError, UsageError
+from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.datasets.held_out import HeldOut
-from gebm_kit.core.estimators import pareto_k
 from gebm_kit.engine.evaluation.calibration import LARGEST_BETA, calibrate, calibration_of
 from gebm_kit.engine.likelihood.user_rows import model_of
 from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
@@ -118,14 +118,15 @@ def test_what_base_draws_know_nothing_of_is_not_applied() -> None:
     base = torch.randn(5000, generator=generator, dtype=torch.float64)
     for gap in (3.0, 9.0):
         found = calibrate(torch.full((200,), -gap, dtype=torch.float64), base)
-        assert found.inverse_temperature is not None and found.applied is not None
+        assert found.inverse_temperature is not None
+        assert found.applied is not None
         assert 1.0 < found.applied < found.inverse_temperature
         assert pareto_k(-found.applied * base) < 0.7 <= found.pareto_k
         assert f"{found.applied:.3g} is applied" in found.reason
     trusted = calibrate(torch.full((200,), -0.5, dtype=torch.float64), base)
     assert trusted.applied == trusted.inverse_temperature
     steep = calibrate(torch.full((200,), -40.0, dtype=torch.float64), -torch.exp(1.5 * base))
-    assert steep.applied is not None and steep.applied <= 1.0 or steep.inverse_temperature == steep.applied
+    assert (steep.applied is not None and steep.applied <= 1.0) or steep.inverse_temperature == steep.applied
 
 
 @pytest.mark.parametrize(
