@@ -67,7 +67,7 @@ class Calibration:
         rows, draws: held-out rows and base draws behind it.
         reason: what is special about it, in words; else empty.
         applied: what ``inverse_temperature: calibrated`` draws at: beta*, or less where the base draws' weights at beta* have
-            too heavy a tail (Pareto k), so that nothing is known of the model there. Never below 1 for that reason.
+            too heavy a tail (Pareto k), so that nothing is known of the model there. Not below 1 for that.
     """
 
     inverse_temperature: float | None
