@@ -66,8 +66,8 @@ class Calibration:
         pareto_k: shape of the tail of the base draws' weights at beta*; from 0.7 on the estimate is not to be trusted.
         rows, draws: held-out rows and base draws behind it.
         reason: what is special about it, in words; else empty.
-        applied: what ``inverse_temperature: calibrated`` draws at: beta*, or less where the base draws' weights at beta* have
-            too heavy a tail (Pareto k), so that nothing is known of the model there. Not below 1 for that.
+        applied: what ``inverse_temperature: calibrated`` draws at: beta*, or less where the weights of base draws have too
+            heavy a tail there (Pareto k) to tell anything about the model. Not below 1 for that.
     """
 
     inverse_temperature: float | None
