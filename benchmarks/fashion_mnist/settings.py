@@ -10,6 +10,7 @@ ENERGY = f"energy={{name: conv, width: {WIDTH}, activation: leaky-relu}}"
 COMMON = (
     "train.batch_size=64",
     "train.start_steps=0",
+    "train.noise=0.1",
     "train.checkpoint_every=100000",
     "train.final.steps=0",
     "eval={metrics: [frechet], num_samples: 500, num_sets: 2}",

@@ -14,15 +14,15 @@ from gebm_kit.cli.options import (
     Debug,
     Device,
     Json,
-    OverrideWords,
     Quiet,
+    RunOverrideWords,
     RunWord,
     Threads,
     TrustPaths,
     TrustProgram,
     only_sections,
     set_trust,
-    split_words,
+    words_on_run,
 )
 from gebm_kit.cli.run_options import find_run, overridden_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
@@ -42,7 +42,7 @@ OVERRIDABLE = ("eval", "sampler", "sample", "nll")
 
 def evaluate(
     run_word: RunWord = None,
-    override_words: OverrideWords = None,
+    override_words: RunOverrideWords = None,
     checkpoint: CheckpointWord = "last",
     budget: Budget = None,
     trust_program: TrustProgram = False,
@@ -58,7 +58,7 @@ def evaluate(
     if budget is not None and not 0 < budget < math.inf:
         raise UsageError(f"--budget must be a number of seconds above 0, got {budget:g}")
     set_trust(trust_program, trust_paths)
-    given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
+    given = words_on_run(run_word, override_words)
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit eval")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_evaluation, show_figures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,9 @@ from gebm_kit.core.paths import user_path
 
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 """Most CPU threads that can be asked for; the runtime ends the process when the system has no more of them."""
+
+BETA = "sample.inverse_temperature"
+"""Key of the inverse temperature. Commands on a run take its last part alone as well."""
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_COUNT = 10**12
@@ -139,6 +142,16 @@ OverrideWords = Annotated[
 ]
 
 
+RunOverrideWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Values that replace the recipe's, such as sample.seed=1, or inverse_temperature=0.9 (or =calibrated).",
+        autocompletion=complete_override,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
     """The words after a command: the one without ``=`` (None: not given), and the overrides."""
@@ -160,6 +173,22 @@ def split_words(words: Sequence[str] | None, what: str) -> Words:
             hint="Write an override as KEY=VALUE, without blanks around '='.",
         )
     return Words(targets[0] if targets else None, tuple(word for word in words or () if "=" in word))
+
+
+def words_on_run(run_word: str | None, override_words: Sequence[str] | None) -> Words:
+    """Split the words after a command that works on a trained run; ``inverse_temperature=...`` is written out.
+
+    Raises:
+        UsageError: there are two words without ``=``.
+    """
+    given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
+    return Words(given.target, with_long_beta(given.overrides))
+
+
+def with_long_beta(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Write ``inverse_temperature=...`` out as ``sample.inverse_temperature=...``; leave other overrides as they are."""
+    section, _, short = BETA.partition(".")
+    return tuple(f"{section}.{word.strip()}" if word.partition("=")[0].strip() == short else word for word in overrides)
 
 
 def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str) -> None:

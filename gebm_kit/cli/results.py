@@ -21,6 +21,12 @@ DIAGNOSTIC_HEADINGS = ("diagnostic", "value", "good", "verdict")
 EVALUATION_HEADINGS = ("metric", *COLUMN_LABELS.values())
 
 
+EQUILIBRIUM = "equilibrium"
+"""Key of the verdict's sentence about equilibrium; the others are names of values."""
+
+INDENT = "  "
+"""What later lines of a long sentence begin with."""
+
 SIGNIFICANT = 2.0
 """Number of standard errors, and SMALL the distance, from 1 at which a calibration is called off."""
 
@@ -29,18 +35,12 @@ SMALL = 0.05
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Print the JSON of ``eval`` as a table: values with 95 % intervals, then KALE and the log-partition."""
-    metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
-    names = list(dict.fromkeys(name for column in COLUMN_LABELS for name in metrics.get(column) or {}))
-    if names:
-        rows = [
-            [name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMN_LABELS)] for name in names
-        ]
-        ui.table("", EVALUATION_HEADINGS, rows)
-        beta = evaluation.get("inverse_temperature", 1.0)
-        at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
-        ui.text(f"[95 % intervals over independent draw sets]{at}")
-        show_protocols(evaluation.get("protocol") or {})
+    """Print the JSON of ``eval``: scores and what they mean, the equilibrium test, then what it all rests on."""
+    verdict: Mapping[str, str] = evaluation.get("verdict") or {}
+    show_scores(evaluation, {name: text for name, text in verdict.items() if name != EQUILIBRIUM})
+    if equilibrium := evaluation.get("equilibrium"):
+        show_equilibrium(equilibrium, verdict.get(EQUILIBRIUM, ""))
+        ui.text()
     show_reason((evaluation.get("diagnostics") or {}).get("sampler_reason"))
     train, test = (ui.number(evaluation.get(key)) for key in ("kale_train", "kale_test"))
     ui.text(f"KALE: {train} on training data, {test} on held-out data")
@@ -50,14 +50,39 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     if nll := evaluation.get("nll"):
         show_nll(nll)
     if calibration := evaluation.get("calibration"):
-        show_calibration(calibration)
-    if equilibrium := evaluation.get("equilibrium"):
-        show_equilibrium(equilibrium)
-    for text in (evaluation.get("verdict") or {}).values():
-        ui.text(text)
+        show_calibration(calibration, evaluation.get("inverse_temperature", 1.0))
     budget = evaluation.get("budget") or {}
     if budget.get("cut"):
-        ui.text(f"within a budget of {ui.number(budget.get('seconds'))} s: {'; '.join(budget['cut'])}")
+        ui.sentence(f"cut to fit a budget of {budget.get('seconds') or 0:.0f} s: {'; '.join(budget['cut'])}", INDENT)
+
+
+def show_scores(evaluation: Mapping[str, Any], verdict: Mapping[str, str]) -> None:
+    """Print the metrics as a table: values with 95 % intervals, what they depend on, and what they say of the GEBM."""
+    metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}
+    names = list(dict.fromkeys(name for column in COLUMN_LABELS for name in metrics.get(column) or {}))
+    if not names:
+        return
+    rows = [[name, *(interval((metrics.get(column) or {}).get(name)) for column in COLUMN_LABELS)] for name in names]
+    ui.table("", EVALUATION_HEADINGS, rows)
+    beta = evaluation.get("inverse_temperature", 1.0)
+    at = "" if beta == 1.0 else f"; GEBM draws at inverse_temperature {beta:g}"
+    ui.text(f"[95 % intervals over independent draw sets]{at}")
+    show_protocols(evaluation.get("protocol") or {})
+    ratios = metrics.get("ratio") or {}
+    for line in verdict_lines({name: text for name, text in verdict.items() if name in names}, ratios):
+        ui.sentence(line, INDENT)
+
+
+def verdict_lines(verdict: Mapping[str, str], ratios: Mapping[str, Any]) -> list[str]:
+    """Shorten the sentences about metrics: those that differ in the metric alone become one, without the table's ratios."""
+    found: dict[str, list[str]] = {}
+    for name, text in verdict.items():
+        start, by, _ = text.partition(f" by {name}: ")
+        if by and name in ratios and ratios[name].get("low") is not None:
+            found.setdefault(f"{start} by", []).append(name)
+        else:
+            found[text] = []
+    return [f"{start} {', '.join(names)}." if names else start for start, names in found.items()]
 
 
 def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -67,7 +92,7 @@ def show_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> None:
         if text := protocol_words(protocol):
             found.setdefault(text, []).append(name)
     for text, names in found.items():
-        ui.text(f"{', '.join(names)}: {text}")
+        ui.sentence(f"{', '.join(names)}: {text}", INDENT)
 
 
 def protocol_words(protocol: Mapping[str, Any]) -> str:
@@ -91,9 +116,10 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
 
 def show_log_partition(partition: Mapping[str, Any]) -> None:
     """Print the log-partition A with its interval, the method, the reason for that method, and the cross-check."""
-    why = f"; {partition['reason']}" if partition.get("reason") else ""
-    doubt = "" if partition.get("reliable", True) else "not reliable: "
-    ui.text(f"log partition: {doubt}{_with_error(partition)} ({partition.get('method', '')}{why})")
+    reason = str(partition.get("reason") or "")
+    doubt = "" if partition.get("reliable", True) or "not reliable" in reason else "not reliable: "
+    why = f"; {reason}" if reason else ""
+    ui.sentence(f"log partition: {doubt}{_with_error(partition)} ({partition.get('method', '')}{why})", INDENT)
     if partition.get("gap") is not None:
         bridge = partition.get("bridge")
         found = (
@@ -102,7 +128,7 @@ def show_log_partition(partition: Mapping[str, Any]) -> None:
             else _with_error({"value": bridge, "se": partition["bridge_se"]})
         )
         ends = f"{ui.number(partition['forward'])} from base draws, {ui.number(partition['reverse'])} from model draws"
-        ui.text(f"  bridge sampling: {found}; {ends} (gap {ui.number(partition['gap'])})")
+        ui.sentence(f"  bridge sampling: {found}; {ends} (gap {ui.number(partition['gap'])})", INDENT * 2)
 
 
 def show_nll(nll: Mapping[str, Any]) -> None:
@@ -111,12 +137,26 @@ def show_nll(nll: Mapping[str, Any]) -> None:
     ui.text(f"  of the base: {_with_error(nll['base'])}; GEBM - base: {_with_error(nll['difference'])}")
 
 
-def show_calibration(calibration: Mapping[str, Any]) -> None:
-    """Print the inverse temperature that fits held-out data best, and what it says about the energy."""
+def show_calibration(calibration: Mapping[str, Any], used: float = 1.0) -> None:
+    """Print the inverse temperature that fits the validation part best, and what it says about the energy.
+
+    Args:
+        used: inverse temperature of the draws.
+    """
     beta, stderr = (calibration.get(name) for name in ("inverse_temperature", "stderr"))
-    found = "none" if beta is None else ui.number(beta) + ("" if stderr is None else f" +- {ui.number(stderr)}")
+    if beta is None:
+        ui.sentence(f"calibration: no inverse temperature fits best, as {calibration_words(calibration)}", INDENT)
+        return
+    found = ui.number(beta) + ("" if stderr is None else f" +- {stderr:.2g}")
     gain = f"KALE {ui.number(calibration.get('kale'))} there, {ui.number(calibration.get('kale_at_1'))} at 1"
-    ui.text(f"calibrated inverse temperature: {found} ({gain}); {calibration_words(calibration)}")
+    apply = "; inverse_temperature=calibrated draws there" if used != beta and _is_off(beta, stderr) else ""
+    text = f"validation data fit best at inverse temperature {found} ({gain}); {calibration_words(calibration)}{apply}"
+    ui.sentence(f"calibration: {text}", INDENT)
+
+
+def _is_off(beta: float, stderr: float | None) -> bool:
+    """Return whether a calibrated beta is clearly not 1."""
+    return stderr is not None and abs(beta - 1.0) >= max(SIGNIFICANT * stderr, SMALL)
 
 
 def calibration_words(calibration: Mapping[str, Any]) -> str:
@@ -126,7 +166,7 @@ def calibration_words(calibration: Mapping[str, Any]) -> str:
         return str(calibration["reason"])
     if beta is None or stderr is None:
         return "not known"
-    if abs(beta - 1.0) < max(SIGNIFICANT * stderr, SMALL):
+    if not _is_off(beta, stderr):
         return "the energy fits held-out data as it is"
     if beta < 1:
         return "the energy is overconfident: draws at beta 1 are sharper than held-out data bear out"
@@ -136,22 +176,30 @@ def calibration_words(calibration: Mapping[str, Any]) -> str:
 ENERGY_LABELS = {"energy_data": "held-out data", "energy_model": "GEBM", "energy_base": "base"}
 """Keys of an equilibrium's energies, in the order of the table's rows, and what they are called."""
 
+GOOD_LAW = "draws of a good model have the energies of held-out data, and stay good as chains run on"
+"""What the equilibrium test looks for."""
+
 ENERGY_HEADINGS = ("energy E", "mean +- se", "5 %", "25 %", "50 %", "75 %", "95 %")
 LENGTH_KEYS = {"metric_at_1x": "1x", "metric_at_2x": "2x", "metric_at_4x": "4x"}
 
 
-def show_equilibrium(found: Mapping[str, Any]) -> None:
-    """Print the energies of data, GEBM and base side by side, and the metric along the chains."""
+def show_equilibrium(found: Mapping[str, Any], verdict: str = "") -> None:
+    """Print the energies of data, GEBM and base side by side, the metric along the chains, and what both mean."""
     rows = []
     for key, label in ENERGY_LABELS.items():
         cell = found.get(key) or {}
         quantiles = [(cell.get(f"q{q}") or {}).get("value") for q in ("05", "25", "50", "75", "95")]
-        mean = f"{ui.number(cell.get('value'))} +- {ui.number(cell.get('se'))}"
-        rows.append([label, mean, *(ui.number(value) for value in quantiles)])
+        se = cell.get("se")
+        mean = ui.number(cell.get("value")) + ("" if se is None else f" +- {se:.2g}")
+        rows.append([label, mean, *("-" if value is None else f"{value:.3g}" for value in quantiles)])
+    ui.text()
+    ui.sentence(f"equilibrium: {GOOD_LAW}", INDENT)
     ui.table("", ENERGY_HEADINGS, rows)
     if found.get("metric_at_2x"):
         at = ", ".join(f"{interval(found.get(key))} at {label}" for key, label in LENGTH_KEYS.items() if found.get(key))
-        ui.text(f"{found.get('metric')} along the chains: {at} {found.get('unit', '')}".rstrip())
+        ui.sentence(f"{found.get('metric')} along the chains: {at} {found.get('unit', '')}".rstrip(), INDENT)
+    if verdict:
+        ui.sentence(verdict, INDENT)
 
 
 def _with_error(cell: Mapping[str, Any]) -> str:
@@ -178,7 +226,7 @@ def show_diagnostics(diagnostics: Diagnostics) -> None:
 def show_reason(reason: str | None) -> None:
     """Print why `auto` drew with its sampler; nothing when the sampler was named."""
     if reason:
-        ui.text(f"sampler: {reason}")
+        ui.sentence(f"sampler: {reason}", INDENT)
 
 
 def interval(cell: Mapping[str, Any] | None) -> str:

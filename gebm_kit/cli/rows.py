@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from gebm_kit.cli.options import with_long_beta
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 RunFileWords = Annotated[
     list[str],
     typer.Argument(
-        metavar="[RUN] FILE [KEY=VALUE ...]", help="The run (default: the newest finished one), then the file of rows."
+        metavar="[RUN] FILE [KEY=VALUE ...]",
+        help="The run (default: the newest finished one), then the file of rows; inverse_temperature=0.9 is an override.",
     ),
 ]
 
@@ -44,7 +46,7 @@ def given_rows(words: Sequence[str], command: str) -> Given:
     Raises:
         UsageError: no file is given, or there are too many words.
     """
-    overrides = tuple(word for word in words if "=" in word)
+    overrides = with_long_beta(word for word in words if "=" in word)
     places = [word for word in words if "=" not in word]
     if not 1 <= len(places) <= 2:
         raise UsageError(

@@ -21,8 +21,8 @@ from gebm_kit.cli.options import (
     Debug,
     Device,
     Json,
-    OverrideWords,
     Quiet,
+    RunOverrideWords,
     RunWord,
     Threads,
     TrustPaths,
@@ -30,7 +30,7 @@ from gebm_kit.cli.options import (
     only_sections,
     place,
     set_trust,
-    split_words,
+    words_on_run,
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
 from gebm_kit.cli.run_options import (
@@ -40,7 +40,7 @@ from gebm_kit.cli.run_options import (
     sampling_recipe,
     set_up_cpu,
 )
-from gebm_kit.cli.trace import run_trace, with_long_beta
+from gebm_kit.cli.trace import check_one_beta, run_trace
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ TraceMetric = Annotated[
 
 def sample(
     run_word: RunWord = None,
-    override_words: OverrideWords = None,
+    override_words: RunOverrideWords = None,
     sampler: SamplerWord = None,
     num_samples: NumSamples = None,
     seed: Seed = None,
@@ -151,8 +151,7 @@ def sample(
     """Draw from a trained RUN by MCMC in its latent space, and say how good the draws are."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program, trust_paths)
-    given = split_words([*filter(None, [run_word]), *(override_words or ())], "RUN")
-    given = with_long_beta(given, sweep=trace is not None)
+    given = words_on_run(run_word, override_words)
     changes: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     if trace is not None:
         if resume:
@@ -163,6 +162,7 @@ def sample(
         place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
+    check_one_beta(given.overrides)
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit sample")
     set_up_cpu(threads)
     run = find_run(given.target, say, checkpoint)

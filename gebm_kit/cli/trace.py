@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.options import Words, only_sections
+from gebm_kit.cli.options import BETA, Words, only_sections
 from gebm_kit.cli.results import interval, show_protocols
 from gebm_kit.cli.run_options import (
     changed_settings,
@@ -31,26 +31,18 @@ OVERRIDABLE = ("sampler", "sample", "eval")
 EVAL_KEYS = ("eval.metrics", "eval.num_sets", "eval.num_reference", "eval.features")
 """Keys of ``eval`` that a trace reads; the section ``sample`` says how it draws."""
 
-BETA = "sample.inverse_temperature"
 COST = {"grad_evals": "gradients", "forward_evals": "evaluations"}
 """Axes of a trace, and the unit of cost that each counts."""
 
 
-def with_long_beta(words: Words, *, sweep: bool) -> Words:
-    """Write ``inverse_temperature=...`` out as ``sample.inverse_temperature=...``.
-
-    Raises:
-        UsageError: its value is a list, which needs ``sweep``.
-    """
-    short = BETA.partition(".")[2]
-    overrides = tuple(f"sample.{word.strip()}" if _key(word) == short else word for word in words.overrides)
+def check_one_beta(overrides: Sequence[str]) -> None:
+    """Raise UsageError if an override lists several inverse temperatures, which only a trace takes."""
     lists = [word for word in overrides if _is_beta(word) and _listed(word) is not None]
-    if lists and not sweep:
+    if lists:
         raise UsageError(
             f"{lists[0]!r} lists several temperatures, but draws have one; a sweep over several goes with --trace METRIC",
             hint="For example: --trace frechet inverse_temperature=[1,10,100]",
         )
-    return Words(words.target, overrides)
 
 
 def run_trace(

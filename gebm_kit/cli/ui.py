@@ -9,7 +9,9 @@ import json as jsonlib
 import logging
 import math
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -156,6 +158,15 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def text(line: str = "") -> None:
     """Print a line of the result on stdout; escape sequences in it are shown, not obeyed."""
     sys.stdout.write(visible(line) + "\n")
+
+
+def sentence(words: str, indent: str = "") -> None:
+    """Print a sentence of the result on stdout; on a terminal, lines break between words, with ``indent`` on later ones."""
+    shown = visible(words)
+    if is_terminal(sys.stdout):
+        width = shutil.get_terminal_size().columns
+        shown = textwrap.fill(shown, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    sys.stdout.write(shown + "\n")
 
 
 def emit_json(payload: Mapping[str, Any]) -> None:

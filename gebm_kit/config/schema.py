@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
+from gebm_kit.config.optimizer import DEFAULT_OPTIMIZER, FINAL_OPTIMIZER, PRETRAIN_OPTIMIZER, OptimizerSection
 from gebm_kit.core.components import Range
 
 SCHEMA_VERSION = 1
@@ -38,37 +39,6 @@ class ComponentNode:
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.parameters}
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSection:
-    """Settings of one optimiser.
-
-    Attributes:
-        name: adam, adamw or sgd.
-        lr: learning rate.
-        beta1, beta2: Adam's decay rates (sgd: beta1 is the momentum).
-        weight_decay: decoupled for adamw, L2 otherwise.
-        schedule: constant; cosine or linear, which fall from lr to ``end_scale * lr`` at the end of the phase; or
-            multi-step, which multiplies the rate by ``factor`` at each of the ``milestones``.
-        decay_start: share of the phase after which cosine and linear begin to fall.
-        end_scale: see schedule.
-        milestones: times of multi-step's changes; a number below 1 is a share of the phase, any other a number of cycles.
-        factor: see schedule.
-        warmup_steps: cycles over which the rate rises linearly from 0, with any schedule; 0: no warm-up.
-    """
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: Rate = 2e-4
-    beta1: Fraction = 0.5
-    beta2: Fraction = 0.999
-    weight_decay: Rate = 0.0
-    schedule: Literal["constant", "cosine", "linear", "multi-step"] = "constant"
-    decay_start: Fraction = 0.0
-    end_scale: Annotated[float, Range(0, 1)] = 0.0
-    milestones: tuple[Annotated[float, Range(0, None, low_open=True)], ...] = (0.5, 0.75)
-    factor: Annotated[float, Range(0, 1)] = 0.1
-    warmup_steps: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +73,7 @@ class FinalSection:
     negatives: NegativesSection | None = None
     augment: tuple[ComponentNode, ...] | None = None
     noise: Rate | None = None
-    optimizer: OptimizerSection = OptimizerSection(lr=2e-4, beta1=0.9, beta2=0.99, schedule="linear")
+    optimizer: OptimizerSection = FINAL_OPTIMIZER
     ema: Fraction = 0.998
 
 
@@ -123,7 +93,7 @@ class PretrainSection:
 
     steps: Positive = 3000
     eval_every: Count = 0
-    optimizer: OptimizerSection = OptimizerSection(lr=1e-3, beta1=0.9, schedule="cosine")
+    optimizer: OptimizerSection = PRETRAIN_OPTIMIZER
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +224,8 @@ class TrainSection:
 class OptimSection:
     """Optimisers of energy and base. A learned log-partition uses the energy's."""
 
-    energy: OptimizerSection = OptimizerSection()
-    base: OptimizerSection = OptimizerSection()
+    energy: OptimizerSection = DEFAULT_OPTIMIZER
+    base: OptimizerSection = DEFAULT_OPTIMIZER
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +264,7 @@ class EvalSection:
             weights is below 0.5, otherwise by annealed populations (smc), which an energy on codes always gets; without a
             density always by importance sampling, marked where it is not reliable.
         budget: seconds that an evaluation may take; null: a third of the time that the run was trained for, at least 30.
-            What is cut to stay within it is said.
+            A warning says what is cut.
     """
 
     metrics: tuple[ComponentNode, ...] = ()

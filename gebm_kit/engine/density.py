@@ -19,6 +19,7 @@ from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.likelihood.user_rows import model_of
 
 if TYPE_CHECKING:
+    from gebm_kit.engine.run_directory.calibrated import Beta
     from gebm_kit.engine.run_directory.run import Run
 
 
@@ -26,7 +27,7 @@ def log_density(
     run_or_model: Run | GEBM | str | Path,
     rows: Tensor | np.ndarray,
     *,
-    inverse_temperature: float | None = None,
+    inverse_temperature: Beta | None = None,
     space: Space | None = None,
     log_partition: Method | None = None,
     seed: int | None = None,
@@ -39,6 +40,7 @@ def log_density(
     data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Args:
+        inverse_temperature: beta; ``calibrated``: what the run's last evaluation found.
         space: the space of the densities, see `LogDensities`; ``raw`` needs a dataset that states the Jacobian of its
             preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.

@@ -6,21 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.engine.evaluation.budget import check_budget, default_budget
+from gebm_kit.engine.evaluation.budget import check_budget
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
 from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.evaluation.settings import EvaluationSettings, with_given
@@ -29,6 +27,7 @@ from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
+from gebm_kit.engine.run_directory.calibrated import Beta, is_calibrated
 from gebm_kit.engine.sampling.settings import resolve_sampler
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def evaluate(
     sampler: str | Sampler | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
-    inverse_temperature: float | Literal["calibrated"] | None = None,
+    inverse_temperature: Beta | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
@@ -73,19 +72,15 @@ def evaluate(
         UsageError, DataError: inconsistent arguments, no data for a hand-built model; data that do not fit the model.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
-    _check(reference, log_partition, nll_space, budget, on_progress)
-    if isinstance(metrics, str):
-        raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")
+    _check(metrics, reference, log_partition, nll_space, budget, on_progress)
     recipe, model, dataset = opened(run_or_model, data)
-    beta = None if inverse_temperature == CALIBRATED else inverse_temperature
-    chosen = {"inverse_temperature": beta, "seed": eval_section(recipe).seed if seed is None else seed}
-    sampling = with_given(sampling_settings(recipe), **chosen)
-    given = {"num_samples": num_samples, "num_sets": num_sets, "log_partition": log_partition, "nll_space": nll_space}
-    settings = with_given(EvaluationSettings.of(recipe), reference=reference, budget=budget, **given)
-    if inverse_temperature is not None:
-        settings = replace(settings, calibrated=inverse_temperature == CALIBRATED)
-    if settings.budget is None:
-        settings = replace(settings, budget=default_budget(training_seconds(run_or_model)))
+    calibrated = None if inverse_temperature is None else is_calibrated(inverse_temperature)
+    beta, seed = None if calibrated else inverse_temperature, eval_section(recipe).seed if seed is None else seed
+    sampling = with_given(sampling_settings(recipe), inverse_temperature=beta, seed=seed)
+    settings = with_given(
+        EvaluationSettings.of(recipe), num_samples=num_samples, num_sets=num_sets, reference=reference,
+        log_partition=log_partition, nll_space=nll_space, budget=budget, calibrated=calibrated,
+    ).budgeted(training_seconds(run_or_model))  # fmt: skip
     where = device if device is not None or recipe is None else recipe.device
     with joined_ranks(work="evaluation") as ranks:
         return score(
@@ -101,10 +96,14 @@ def evaluate(
         )
 
 
-def _check(reference: object, log_partition: object, nll_space: object, budget: object, on_progress: object) -> None:
+def _check(
+    metrics: object, reference: object, log_partition: object, nll_space: object, budget: object, on_progress: object
+) -> None:
     """Raise UsageError for a choice that does not exist, or an argument of the wrong kind."""
     check_callback("on_progress", on_progress)
     check_choice("reference", reference, ("train", "valid", "test"))
     check_choice("log_partition", log_partition, ("auto", "importance-sampling", "smc"))
     check_choice("nll_space", nll_space, ("standardised", "raw"))
     check_budget(budget)
+    if isinstance(metrics, str):
+        raise UsageError(f"metrics is a list of names, got one text: [{metrics!r}] is meant, it seems")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.interfaces import HasSource
@@ -26,6 +27,7 @@ from gebm_kit.engine.datasets.guess import data_word
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.inverse_temperature import Choice, choose_beta
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
+from gebm_kit.engine.run_directory.calibrated import calibrated_beta
 from gebm_kit.engine.run_directory.run import remove_leftovers
 from gebm_kit.engine.run_directory.run_files import is_evaluation
 from gebm_kit.engine.run_directory.values import is_number, is_optional_number
@@ -83,6 +85,8 @@ def refine(run: Run, *, device: torch.device | str | None = None, on_progress: O
     found: dict[str, Any] = {"step": run.step, "generator": source if isinstance(base, HasSource) else None}
     given = recipe.sample.inverse_temperature
     if given != 1.0:
+        if given == CALIBRATED:  # an evaluation at the calibrated beta, or at 1 where there is none
+            given = calibrated_beta(run) if run.evaluation is None else run.evaluation["inverse_temperature"]
         found |= {"chosen_by": None, "reference_part": None, "tried": [], "base_value": None}
         found |= {"inverse_temperature": given, "evaluation": run.evaluation}
         return _written(run, found)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_flag, check_path
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.given_rows import tensor_of_rows
@@ -19,7 +18,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
-from gebm_kit.engine.run_directory.calibrated import calibrated_beta
+from gebm_kit.engine.run_directory.calibrated import Beta, beta_for
 from gebm_kit.engine.run_directory.run import Run, subject_of
 from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws
@@ -52,7 +51,7 @@ class SampleOptions(TypedDict, total=False):
     warmup: int | None
     steps: int | None
     thin: int | None
-    inverse_temperature: float | Literal["calibrated"] | None
+    inverse_temperature: Beta | None
     seed: int | None
     block_size: int | None
     start: Tensor | np.ndarray | None
@@ -153,8 +152,5 @@ def _asked(
         run, model, settings, sampler, beta = None, subject, SampleSettings(), None, 1.0
     names = {field.name for field in fields(SampleSettings)}
     chosen: dict[str, Any] = {name: value for name, value in options.items() if name in names and value is not None}
-    if chosen.get("inverse_temperature", beta) == CALIBRATED:
-        if run is None:
-            raise UsageError("a model built by hand has no calibrated inverse temperature: give a number")
-        chosen["inverse_temperature"] = calibrated_beta(run)
+    chosen["inverse_temperature"] = beta_for(subject, chosen.get("inverse_temperature", beta))
     return run, model, replace(settings, **chosen), sampler

@@ -28,6 +28,7 @@ from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
 
 if TYPE_CHECKING:
+    from gebm_kit.engine.run_directory.calibrated import Beta
     from gebm_kit.engine.run_directory.run import Run
 
 
@@ -110,7 +111,7 @@ def score(
     run_or_model: Run | GEBM | str | Path,
     rows: Tensor | np.ndarray,
     *,
-    inverse_temperature: float | None = None,
+    inverse_temperature: Beta | None = None,
     space: Space | None = None,
     log_partition: Method | None = None,
     seed: int | None = None,
@@ -123,6 +124,7 @@ def score(
     data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Args:
+        inverse_temperature: beta; ``calibrated``: what the run's last evaluation found.
         space: the space of the log-densities; ``raw`` needs a dataset that states the Jacobian of its preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
         seed: seed of the base draws and populations behind A.

@@ -25,13 +25,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.config.schema import CALIBRATED
 from gebm_kit.core.arguments import check_callback, check_choice
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SamplerDirective, SplitName
@@ -50,7 +49,7 @@ from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tra
 from gebm_kit.engine.evaluation.trace_result import Trace
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
-from gebm_kit.engine.run_directory.calibrated import calibrated_beta, with_calibrated_beta
+from gebm_kit.engine.run_directory.calibrated import Beta, beta_for
 from gebm_kit.engine.run_directory.run import Run, subject_of
 from gebm_kit.engine.sampling.auto import chosen
 from gebm_kit.engine.sampling.contract import check_contract
@@ -67,7 +66,7 @@ def trace_quality(
     *,
     data: Tensor | np.ndarray | Dataset | None = None,
     sampler: str | Sampler | None = None,
-    inverse_temperature: float | Sequence[float] | Literal["calibrated"] | None = None,
+    inverse_temperature: Beta | Sequence[Beta] | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
     num_chains: int | None = None,
@@ -87,10 +86,8 @@ def trace_quality(
     Args:
         run_or_model: a run, the path of its directory, or a model.
         metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
-        data: as for `gebm_kit.evaluate`.
-        sampler: name or object; None: the recipe's, else auto, which is chosen by a pilot at the largest
-            beta.
-        inverse_temperature: beta, ``calibrated``, or several betas, each with a curve of its own.
+        data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
+        inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.
         num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
         num_chains, warmup: chains and steps of the warm-up that tunes the sampler first; 0 steps: no tuning.
         steps: the traced chains run for ``warmup + steps`` steps, the least that `gebm_kit.sample` runs.
@@ -106,13 +103,6 @@ def trace_quality(
     check_callback("on_progress", on_progress)
     subject = subject_of(run_or_model)
     recipe, model, dataset = opened(subject, data)
-    betas = None if inverse_temperature == CALIBRATED else cast("float | Sequence[float] | None", inverse_temperature)
-    if inverse_temperature == CALIBRATED:
-        if not isinstance(subject, Run):
-            raise UsageError("a model built by hand has no calibrated inverse temperature: give a number")
-        betas = calibrated_beta(subject)
-    elif inverse_temperature is None and recipe is not None and isinstance(subject, Run):
-        recipe = with_calibrated_beta(subject, recipe)
     sampling = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
     settings = with_given(sampling, steps=steps, seed=seed, block_size=block_size)
     return record(
@@ -121,7 +111,7 @@ def trace_quality(
         chosen_metric(metric, recipe),
         resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
         settings,
-        settings.inverse_temperature if betas is None else betas,
+        _numbers(subject, recipe, inverse_temperature),
         eval_section(recipe).num_sets if num_sets is None else num_sets,
         at_steps=at_steps,
         device=device if device is not None or recipe is None else recipe.device,
@@ -218,6 +208,15 @@ def _protocol(num_sets: int, floor: Sequence[Tensor], reference: SplitName) -> d
         "reference_part": reference,
         "held_out_part": FLOOR_PART[reference],
     }
+
+
+def _numbers(subject: Run | GEBM, recipe: Recipe | None, asked: Beta | Sequence[Beta] | None) -> float | list[float]:
+    """Return the betas, None for the recipe's, with numbers in place of the word ``calibrated``."""
+    if asked is None:
+        asked = 1.0 if recipe is None else recipe.sample.inverse_temperature
+    if isinstance(asked, Sequence) and not isinstance(asked, str):
+        return [beta_for(subject, beta) for beta in asked]
+    return beta_for(subject, asked)
 
 
 def _betas(inverse_temperature: float | Sequence[float]) -> tuple[float, ...]:

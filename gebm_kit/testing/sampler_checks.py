@@ -60,7 +60,6 @@ def check_sampler(sampler: Sampler, targets: tuple[Target, ...] | None = None) -
     ``exp(-U(z))`` unchanged and reach it from one point; a population's estimates must be right on average.
 
     Args:
-        sampler: the sampler.
         targets: targets of the statistical checks; None: the linear-Gaussian and the two-mode target.
 
     Raises:

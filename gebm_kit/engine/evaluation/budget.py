@@ -251,8 +251,8 @@ def described(ledger: Ledger) -> str:
     if total < WORTH_SAYING:
         return ""
     parts = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in ledger.estimated.items())
-    budget = "" if ledger.budget is None else f", of a budget of {ledger.budget:.0f} s"
-    return f"evaluation: about {total:.0f} s{budget} ({parts})"
+    budget = "" if ledger.budget is None else f"; the budget is {ledger.budget:.0f} s"
+    return f"evaluation: all of it would take about {total:.0f} s ({parts}){budget}"
 
 
 def warn_of_cuts(plan: Plan, ledger: Ledger) -> None:

@@ -158,6 +158,10 @@ def found_beta(calibration: Calibration | None) -> float:
         why = "the data have no validation part" if calibration is None else calibration.reason
         warn(f"there is no calibrated inverse temperature ({why}); the model is evaluated at 1")
         return 1.0
+    if calibration.reason:
+        warn(
+            f"the calibrated inverse temperature, {calibration.inverse_temperature:g}, is doubtful: {calibration.reason}"
+        )
     return calibration.inverse_temperature
 
 

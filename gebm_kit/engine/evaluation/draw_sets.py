@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from gebm_kit.engine.sampling.auto import Attempt, settle
 from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.continued import continue_chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draw import attempted, draw
+from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 
@@ -95,12 +95,12 @@ def gebm_sets(
         "device": device, "on_progress": on_progress, "ranks": ranks, "keep_chains": keep_chains, "checked": checked,
     }  # fmt: skip
     if not isinstance(sampler, SamplerDirective):
-        return _drawn(draw, model, sampler, settings, num_samples, num_sets, **place)[0]
+        return _drawn(model, sampler, settings, num_samples, num_sets, **place)[0]
     settings = replace(settings, num_samples=num_samples)
     check_sampling(model, sampler, settings)
 
     def attempt(chosen: Sampler, run: SampleSettings) -> Attempt[DrawSets]:
-        found, runs = _drawn(attempted, model, chosen, run, num_samples, num_sets, **place)
+        found, runs = _drawn(model, chosen, run, num_samples, num_sets, warns=False, **place)
         return Attempt(found, runs[0].diagnostics, runs[0].records, len(runs))
 
     found = settle(model, sampler, settings, attempt, device=device, ranks=ranks)
@@ -109,7 +109,6 @@ def gebm_sets(
 
 
 def _drawn(
-    make: Callable[..., Draws],
     model: GEBM,
     sampler: Sampler,
     settings: SampleSettings,
@@ -125,7 +124,7 @@ def _drawn(
         for index in range(num_sets):
             seed = stream(settings.seed, "set", index).initial_seed()
             once = replace(settings, num_samples=num_samples, seed=seed)
-            runs.append(make(model, sampler, once, checked=checked or index > 0, **place))
+            runs.append(draw(model, sampler, once, checked=checked or index > 0, **place))
         sets = [run.x for run in runs]
         ends = [run.chains for run in runs if run.chains is not None]
         return DrawSets(sets, runs[0].diagnostics, ends, sampler=sampler, settings=settings), runs
@@ -136,7 +135,7 @@ def _drawn(
         num_chains=num_sets * chains,
         num_samples=num_sets * chains * kept,
     )
-    draws = make(model, sampler, together, checked=checked, **place)
+    draws = draw(model, sampler, together, checked=checked, **place)
     sets = _groups(draws, chains, num_sets, num_samples)
     kept_ends = () if draws.chains is None else (draws.chains,)
     return DrawSets(sets, draws.diagnostics, kept_ends, sampler=sampler, settings=settings), [draws]

@@ -30,7 +30,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut
-from gebm_kit.engine.evaluation.budget import Plan, default_budget
+from gebm_kit.engine.evaluation.budget import Plan
 from gebm_kit.engine.evaluation.calibration import Calibration
 from gebm_kit.engine.evaluation.data_rows import DataRows, data_rows
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
@@ -38,7 +38,7 @@ from gebm_kit.engine.evaluation.equilibrium import LENGTHS, Equilibrium
 from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.metrics import build_metrics, check_data_serves, metrics_of
 from gebm_kit.engine.evaluation.score_table import check_rows
-from gebm_kit.engine.evaluation.settings import BRIEF_SETS, FLOOR_PART, EvaluationSettings
+from gebm_kit.engine.evaluation.settings import BRIEF_SETS, EvaluationSettings
 from gebm_kit.engine.evaluation.task import Scores, Task, diagnostics_of
 from gebm_kit.engine.likelihood.model_fit import ModelFit
 from gebm_kit.engine.likelihood.nll import check_space
@@ -139,9 +139,7 @@ def score_recipe(
             validation part as the reference. Looks choose checkpoints, so they must not see the test part. Chains are not
             continued, and nothing is timed or cut.
     """
-    settings = EvaluationSettings.of(recipe)
-    if settings.budget is None:
-        settings = replace(settings, budget=default_budget(training_seconds))
+    settings = EvaluationSettings.of(recipe).budgeted(training_seconds)
     if brief:
         settings = replace(
             settings,
@@ -217,8 +215,6 @@ def score(
         with ranks.together():
             scores, energies = task.scored(plan, base, gebm, longer) if ranks.rank == 0 else (None, None)
             scores = Scores.from_first(scores, ranks)
-    for entry in scores.protocol.values():
-        entry["reference_part"], entry["held_out_part"] = settings.reference, FLOOR_PART[settings.reference]
     return Evaluation(
         **{name: getattr(scores, name) for name in OF_SCORES},
         inverse_temperature=sampling.inverse_temperature,

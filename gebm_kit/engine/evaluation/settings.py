@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.engine.datasets.held_out import MAX_ROWS
+from gebm_kit.engine.evaluation.budget import default_budget
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.subject import eval_section
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
@@ -77,6 +78,10 @@ class EvaluationSettings:
             calibrated=recipe is not None and recipe.sample.inverse_temperature == "calibrated",
             budget=section.budget,
         )
+
+    def budgeted(self, training_seconds: float | None) -> EvaluationSettings:
+        """Return the settings with the default budget for a model that was trained for this long, if they have none."""
+        return self if self.budget is not None else replace(self, budget=default_budget(training_seconds))
 
 
 def with_given(settings: Settings, **given: Any) -> Settings:

@@ -40,7 +40,7 @@ from gebm_kit.engine.evaluation.equilibrium import (
 )
 from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, Known, ScoreTable, score_table
-from gebm_kit.engine.evaluation.settings import EvaluationSettings
+from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.evaluation.timing import time_scores, time_units
 from gebm_kit.engine.evaluation.verdict import verdict
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
@@ -206,6 +206,9 @@ class Task:
             columns = {"data": self._floor}
             columns |= {name: [x.to(place) for x in found.sets] for name, found in (("base", base), ("gebm", gebm))}
             table = score_table(self._metrics, columns, self._scorer, self._on_progress, self._known)
+        reference = self._settings.reference
+        for entry in table.protocol.values():
+            entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
         with self.ledger.stage("equilibrium"):
             equilibrium = self._equilibrium(plan, energies, table, gebm, longer)
         if self._settings.continues:

@@ -38,28 +38,28 @@ def verdict(
 
 def of_ratio(name: str, ratio: Estimate, lower_is_better: bool) -> str:
     """Say what the ratio of GEBM to base means; an interval that holds 1 means no difference."""
+    value = number(ratio.value)
     if ratio.low is None or ratio.high is None:
-        value = number(ratio.value)
         return f"Whether the GEBM is better than its base by {name} is not known: the ratio {value} has no interval."
-    if ratio.low <= 1 <= ratio.high:
-        which = "no different from"
-    else:
-        which = "better than" if (ratio.high < 1) == lower_is_better else "worse than"
-    tail = ", which includes 1" if which.startswith("no") else ""
-    return f"The GEBM is {which} its base by {name}: {number(ratio.value)} times the base's value ({between(ratio)}{tail})."
+    return _compared(name, ratio, 1, lower_is_better, f"{value} times the base's value")
 
 
 def of_difference(name: str, difference: Estimate, lower_is_better: bool) -> str:
     """Say what the difference of GEBM and base means; an interval that holds 0 means no difference."""
     if difference.low is None or difference.high is None:
         return f"Whether the GEBM is better than its base by {name} is not known: their difference has no interval."
-    if difference.low <= 0 <= difference.high:
-        which = "no different from"
+    return _compared(name, difference, 0, lower_is_better, f"{difference.value:+.3g} beside the base's value")
+
+
+def _compared(name: str, estimate: Estimate, same: int, lower_is_better: bool, value: str) -> str:
+    """Say on which side of ``same`` an interval lies, and what that means."""
+    assert estimate.low is not None
+    assert estimate.high is not None
+    if estimate.low <= same <= estimate.high:
+        which, tail = "no different from", f", which includes {same}"
     else:
-        which = "better than" if (difference.high < 0) == lower_is_better else "worse than"
-    tail = ", which includes 0" if which.startswith("no") else ""
-    signed = f"{difference.value:+.3g}"
-    return f"The GEBM is {which} its base by {name}: {signed} beside the base's value ({between(difference)}{tail})."
+        which, tail = "better than" if (estimate.high < same) == lower_is_better else "worse than", ""
+    return f"The GEBM is {which} its base by {name}: {value} ({between(estimate)}{tail})."
 
 
 def of_equilibrium(found: Equilibrium) -> str:

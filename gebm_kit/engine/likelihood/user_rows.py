@@ -13,16 +13,16 @@ from gebm_kit.core.arguments import check_choice, check_number, check_whole
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
-from gebm_kit.engine.sampling.settings import settings_of
 
 if TYPE_CHECKING:
+    from gebm_kit.engine.run_directory.calibrated import Beta
     from gebm_kit.engine.run_directory.run import Run
 
 
 def model_of(
     run_or_model: Run | GEBM | str | Path,
     *,
-    inverse_temperature: float | None,
+    inverse_temperature: Beta | None,
     space: str | None,
     method: str | None,
     seed: int | None,
@@ -35,26 +35,26 @@ def model_of(
     Raises:
         UsageError: it is neither a run, a path nor a model; a setting is not allowed.
     """
-    from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
+    from gebm_kit.engine.run_directory.calibrated import beta_for
     from gebm_kit.engine.run_directory.run import Run, subject_of
 
-    check_number("inverse_temperature (beta)", inverse_temperature)
     check_whole("seed", seed)
     check_choice("space", space, ("standardised", "raw"))
     check_choice("log_partition", method, ("auto", "importance-sampling", "smc"))
     subject = subject_of(run_or_model)
-    run = subject if isinstance(subject, Run) else None
+    if inverse_temperature is not None:
+        inverse_temperature = beta_for(subject, inverse_temperature)
+    check_number("inverse_temperature (beta)", inverse_temperature)
     if isinstance(subject, Run):
         recipe, model, dataset = subject.recipe, subject.model, subject.dataset
-    else:
-        recipe, model, dataset = None, subject, None
-    if recipe is not None and run is not None:
         space = space or recipe.nll.space
         method = method or recipe.eval.log_partition
         if inverse_temperature is None:
-            inverse_temperature = settings_of(with_calibrated_beta(run, recipe).sample).inverse_temperature
+            inverse_temperature = beta_for(subject, recipe.sample.inverse_temperature)
         seed = recipe.eval.seed if seed is None else seed
         device = recipe.device if device is None else device
+    else:
+        model, dataset = subject, None
     settings = {
         "inverse_temperature": 1.0 if inverse_temperature is None else inverse_temperature,
         "space": space or "standardised",

@@ -202,6 +202,7 @@ def _is_verdict(value: Any) -> bool:
 
 
 _EVALUATION: dict[str, Check] = {
+    "checkpoint": lambda value: isinstance(value, str),
     "metrics": _are_columns,
     "protocol": _are_protocols,
     "kale_train": is_optional_number,

@@ -20,8 +20,8 @@ from torch import Tensor
 from gebm_kit.core.interfaces import Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.process.distributed import ALONE, Ranks
+from gebm_kit.engine.sampling.attempt_tests import Judgement, judged
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.equilibrium import Verdict, judged
 from gebm_kit.engine.sampling.forecasts import (
     GRADIENT_COST,
     MARGIN,
@@ -93,7 +93,9 @@ class Choice:
         if self.pilot.is_flat:
             why = f"the energy is the same at all of {size}"
         elif not self.pilot.trusted:
-            why = f"{size} are worth {self.pilot.effective:.0f} of the model (Pareto k {k:.2f}), too few to jump to others"
+            why = (
+                f"{size} are worth {self.pilot.effective:.0f} of the model (Pareto k {k:.2f}), too few for global moves"
+            )
         return (
             f"{best.name} was chosen because an effective draw should cost {best.cost_a_draw:.3g} evaluations{against}: "
             f"{best.words}, and {why}"
@@ -177,11 +179,11 @@ def settle(
 
 @dataclass(frozen=True)
 class _Tried:
-    """One attempt that was made: what was run, what it cost in evaluations, and its verdict."""
+    """One attempt that was made: what was run, what it cost in evaluations, and its judgement."""
 
     forecast: Forecast
     cost: float
-    verdict: Verdict
+    judgement: Judgement
 
     @property
     def words(self) -> str:
@@ -216,9 +218,11 @@ class _Search:
             found = attempt(sampler, forecast.settings)
             spent += found.spent
             cost = found.spent.forward_evals + GRADIENT_COST * found.spent.grad_evals
-            verdict = self._agreed(judged(found.diagnostics, found.records, self.choice.pilot, self.directive.max_rhat))
-            self.tried.append(_Tried(forecast, cost, verdict))
-            last, forecast = forecast, None if verdict.held else self._next()
+            judgement = self._agreed(
+                judged(found.diagnostics, found.records, self.choice.pilot, self.directive.max_rhat)
+            )
+            self.tried.append(_Tried(forecast, cost, judgement))
+            last, forecast = forecast, None if judgement.held else self._next()
         diagnostics = replace(
             found.diagnostics,
             grad_evals=spent.grad_evals,
@@ -229,9 +233,9 @@ class _Search:
         )
         return Settled(found.result, diagnostics, last, sampler)
 
-    def _agreed(self, verdict: Verdict) -> Verdict:
-        """Return the first rank's verdict."""
-        return Verdict(**json.loads(self.ranks.from_first(json.dumps(dataclasses.asdict(verdict)))))
+    def _agreed(self, judgement: Judgement) -> Judgement:
+        """Return the first rank's judgement."""
+        return Judgement(**json.loads(self.ranks.from_first(json.dumps(dataclasses.asdict(judgement)))))
 
     def _next(self) -> Forecast | None:
         """Return what to try next within the budget: longer while that helps, `smc`, `pt`, and that longer; None: nothing.
@@ -262,7 +266,7 @@ class _Search:
         same = [tried for tried in self.tried if tried.forecast.name == self.tried[-1].forecast.name]
         if len(same) < 2:
             return True
-        before, after = same[-2].verdict.excess, same[-1].verdict.excess
+        before, after = same[-2].judgement.excess, same[-1].judgement.excess
         return after <= HELPS * before
 
     def _longer(self, tried: _Tried) -> list[Forecast]:
@@ -271,7 +275,7 @@ class _Search:
         R-hat is about ``sqrt(1 + 2 time / steps)``, so its excess says how many times, unless it is so large that chains may
         never meet.
         """
-        excess, allowed = tried.verdict.excess, self.directive.max_rhat**2 - 1
+        excess, allowed = tried.judgement.excess, self.directive.max_rhat**2 - 1
         wanted = ((1 + excess) ** 2 - 1) / allowed if 0 < excess < FAR else 1.0
         run, most = tried.forecast.settings, min(max(math.ceil(math.log2(MARGIN * wanted)), 1), MOST_DOUBLINGS)
         return [
@@ -285,24 +289,24 @@ class _Search:
 
     def _reason(self, diagnostics: Diagnostics) -> str:
         start, last = self.choice.reason, self.tried[-1]
-        failed = "; ".join(f"{tried.words} failed, as {tried.verdict.problem}" for tried in self.tried[:-1])
+        failed = "; ".join(f"{tried.words} failed, as {tried.judgement.problem}" for tried in self.tried[:-1])
         start = f"{start}; {failed}" if failed else start
-        if not last.verdict.held:
-            return f"{start}; it did not converge and stopped with {last.words}, as {last.verdict.problem}."
+        if not last.judgement.held:
+            return f"{start}; it did not converge and stopped with {last.words}, as {last.judgement.problem}."
         if diagnostics.family == "kernel":
             return f"{start}; {last.words} passed the tests, with R-hat {diagnostics.rhat_max:.3f}."
         return f"{start}; {last.words} passed the tests, with an effective size of {diagnostics.ess_min:.0f}."
 
     def _unsettled(self) -> str | None:
         last = self.tried[-1]
-        if last.verdict.held:
+        if last.judgement.held:
             return None
         ratio = sum(tried.cost for tried in self.tried[1:]) / max(self.tried[0].cost, 1)
         return (
             f"`auto` did not converge: after {len(self.tried)} attempt{'s' if len(self.tried) > 1 else ''} "
             f"({ratio:.1f} times the evaluations of the first one were spent on the others; its budget is "
-            f"{self.directive.budget:g}) it stopped with {last.words}, and {last.verdict.problem}; raise `budget`, or name "
-            "a sampler and its settings."
+            f"{self.directive.budget:g}) it stopped with {last.words}, and {last.judgement.problem}; raise `budget`, or "
+            "name a sampler and its settings."
         )
 
 

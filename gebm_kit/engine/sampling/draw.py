@@ -23,7 +23,7 @@ from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.process.memory import enough_memory, require_disk, require_memory
 from gebm_kit.engine.process.signals import StopSignals
-from gebm_kit.engine.sampling.auto import Attempt, settle
+from gebm_kit.engine.sampling.auto import Attempt, Settled, settle
 from gebm_kit.engine.sampling.blocks import (
     PROBES,
     activation_bytes,
@@ -70,6 +70,7 @@ def draw(
     start: Tensor | None = None,
     keep_chains: bool = False,
     checked: bool = False,
+    warns: bool = True,
 ) -> Draws:
     """Run chains on the latent posterior ``nu(z) ∝ eta(z) exp(-beta E(G(z)))`` and keep their last states.
 
@@ -84,6 +85,7 @@ def draw(
         start: as in `sample`.
         keep_chains: whether the draws keep the ends of their chains, to continue a kernel's run from them.
         checked: whether the caller has checked model and sampler (`check_contract`).
+        warns: whether there are warnings. `auto` makes several attempts without them, and warns about the last alone.
 
     Raises:
         UsageError: the energy is finite at no starting point; the sampler does not serve the base's prior or needs more
@@ -94,45 +96,26 @@ def draw(
     Warns:
         GebmKitWarning: the chains have not mixed; steps diverged; the model's energy is not a log density ratio.
     """
-    check_sampling(model, sampler, settings)
-    draws = attempted(
-        model, sampler, settings, device=device, on_progress=on_progress, ranks=ranks, start=start,
-        keep_chains=keep_chains, checked=checked,
-    )  # fmt: skip
-    draws.diagnostics.warn()
-    return draws
-
-
-def attempted(
-    model: GEBM,
-    sampler: Sampler,
-    settings: SampleSettings,
-    *,
-    device: torch.device | str | None = None,
-    on_progress: OnProgress = ignore,
-    ranks: Ranks = ALONE,
-    start: Tensor | None = None,
-    keep_chains: bool = False,
-    checked: bool = False,
-) -> Draws:
-    """Do as `draw`, without its warnings about the draws; `auto` makes several attempts and warns of none but the last."""
-    if isinstance(sampler, SamplerDirective):
-        return _settled(
-            model, sampler, settings, device=device, on_progress=on_progress, ranks=ranks, start=start,
-            keep_chains=keep_chains, checked=checked,
-        )  # fmt: skip
-    began = time.perf_counter()
-    check_fits(model, sampler, settings)
+    (check_sampling if warns else check_fits)(model, sampler, settings)
     _require_room(model, sampler, settings)
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
-        stack.enter_context(ranks.together())
-        job = stack.enter_context(
-            prepared(model, sampler, settings, device, on_progress, ranks, start, checked=checked)
-        )
-        keeper = InMemory(settings.num_samples, ranks, stop)
-        outcome = _run(job, keeper, _islands(job, 1), lambda: time.perf_counter() - began)
-    return replace(keeper.draws(outcome), chains=outcome.chains if keep_chains else None)
+    if isinstance(sampler, SamplerDirective):
+        place: dict[str, Any] = {"on_progress": on_progress, "keep_chains": keep_chains, "checked": checked}
+        found = _settled(model, sampler, settings, device=device, ranks=ranks, start=start, **place)
+        draws = replace(found.result, diagnostics=found.diagnostics)
+    else:
+        began = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(StopSignals()) if ranks.size > 1 else None
+            stack.enter_context(ranks.together())
+            job = stack.enter_context(
+                prepared(model, sampler, settings, device, on_progress, ranks, start, checked=checked)
+            )
+            keeper = InMemory(settings.num_samples, ranks, stop)
+            outcome = _run(job, keeper, _islands(job, 1), lambda: time.perf_counter() - began)
+        draws = replace(keeper.draws(outcome), chains=outcome.chains if keep_chains else None)
+    if warns:
+        draws.diagnostics.warn()
+    return draws
 
 
 def _settled(
@@ -144,18 +127,16 @@ def _settled(
     ranks: Ranks,
     start: Tensor | None,
     **place: Any,
-) -> Draws:
-    """Return the draws of the attempt that `auto` settles on."""
+) -> Settled[Draws]:
+    """Return what `auto` settles on, with the draws of its last attempt."""
     place |= {"device": device, "ranks": ranks, "start": start}
-    _require_room(model, directive, settings)
 
     def attempt(sampler: Sampler, run: SampleSettings) -> Attempt[Draws]:
-        draws = attempted(model, sampler, run, **place)
+        draws = draw(model, sampler, run, **place, warns=False)
         return Attempt(draws, draws.diagnostics, draws.records)
 
     with ranks.together():
-        found = settle(model, directive, settings, attempt, device=device, ranks=ranks, chains_only=start is not None)
-    return replace(found.result, diagnostics=found.diagnostics)
+        return settle(model, directive, settings, attempt, device=device, ranks=ranks, chains_only=start is not None)
 
 
 def draw_to(
@@ -217,11 +198,9 @@ def draw_into(
     Args:
         directory: where the shards go; created if needed.
         resume: resume what ``directory`` holds; begin when it holds nothing.
-        value_range: (low, high) of the data, to turn x into pictures later.
-        units: names and units of a table's columns, for the index.
+        value_range, units: (low, high) of the data, for pictures; names and units of a table's columns, for the index.
         ranks: the processes that share the work. All of them call this function with the same ``directory``.
-        hint: how to resume, for the error after a signal.
-        start: as in `sample`.
+        hint, start: how to resume, for the error after a signal; as in `sample`.
 
     Raises:
         UsageError: as for `draw`; the directory can't be written, or holds something else, or another request's draws.
@@ -238,8 +217,8 @@ def draw_into(
         ranks.wait()
         rehearsed = None
         if isinstance(sampler, SamplerDirective):
-            with stop.at_once():
-                rehearsed = _rehearsed(path, model, sampler, settings, device, on_progress, ranks, start)
+            place: dict[str, Any] = {"device": device, "on_progress": on_progress, "ranks": ranks, "start": start}
+            rehearsed = _rehearsed(path, model, sampler, settings, stop, **place)
             sampler, settings = rehearsed.sampler(model), rehearsed.settings(settings)
             check_fits(model, sampler, settings)
         with prepared(model, sampler, settings, device, on_progress, ranks, start) as job:
@@ -273,24 +252,21 @@ def _rehearsed(
     model: GEBM,
     directive: SamplerDirective,
     settings: SampleSettings,
+    stop: StopSignals,
+    *,
     device: torch.device | str | None,
-    on_progress: OnProgress,
     ranks: Ranks,
     start: Tensor | None,
+    **place: Any,
 ) -> Rehearsed:
     """Return the sampler and settings that ``path`` was begun with, or settle on them with few draws in memory."""
-    known = recorded(path, directive, settings, ranks)
-    if known is not None:
-        return known
-    few = Rehearsed.few(settings)
-    place: dict[str, Any] = {"device": device, "on_progress": on_progress, "ranks": ranks, "start": start}
-
-    def attempt(sampler: Sampler, run: SampleSettings) -> Attempt[None]:
-        draws = attempted(model, sampler, run, **place)
-        return Attempt(None, draws.diagnostics, draws.records)
-
-    found = settle(model, directive, few, attempt, device=device, ranks=ranks, chains_only=start is not None)
-    return Rehearsed.of(found, directive, settings)
+    with stop.at_once():
+        known = recorded(path, directive, settings, ranks)
+        if known is not None:
+            return known
+        few = Rehearsed.few(settings)
+        found = _settled(model, directive, few, device=device, ranks=ranks, start=start, **place)
+        return Rehearsed.of(found, directive, settings)
 
 
 def _require_room(model: GEBM, sampler: Sampler, settings: SampleSettings, folder: Path | None = None) -> None:
@@ -342,8 +318,10 @@ def prepared(
     *,
     checked: bool = False,
 ) -> Iterator[SamplingJob]:
-    """Put the model on its device and lay out its chains, for the block;
-    running out of memory in it raises `RunFailed`. ``checked``: as in `draw`."""
+    """Put the model on its device and lay out its chains, for the block, in which running out of memory raises `RunFailed`.
+
+    ``checked`` is as in `draw`.
+    """
     if start is not None:
         check_starts(model, sampler, start)
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebm_kit.config.schema import OptimizerSection
+from gebm_kit.config.optimizer import OptimizerSection
+from gebm_kit.engine.process.data_parallel import average_gradients
+from gebm_kit.engine.training.non_finite import gradient_norm
 
 
 def make_optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -25,6 +27,19 @@ def make_optimizer(section: OptimizerSection, parameters: Sequence[nn.Parameter]
     kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
     betas = (section.beta1, section.beta2)
     return kind(groups, section.lr, betas=betas, weight_decay=section.weight_decay, fused=True)
+
+
+def differentiated(optimizer: torch.optim.Optimizer, loss: Tensor, limit: float | None) -> Tensor:
+    """Give the optimiser's parameters the gradient of ``loss``, averaged over the ranks, and return its norm.
+
+    Args:
+        limit: norm above which the gradient is scaled down to it; None: not limited.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    average_gradients(parameters)
+    return gradient_norm(parameters) if limit is None else nn.utils.clip_grad_norm_(parameters, limit)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -42,8 +42,8 @@ from gebm_kit.engine.training.ema import EMA, carrying
 from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts
 from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.model_negatives import chains_of, check_penalties, mixed
-from gebm_kit.engine.training.non_finite import Guard, gradient_norm
-from gebm_kit.engine.training.optimisers import make_optimizer, set_rate
+from gebm_kit.engine.training.non_finite import Guard
+from gebm_kit.engine.training.optimisers import differentiated, make_optimizer, set_rate
 from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties
 from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
 from gebm_kit.engine.training.vital_signs import vital_signs
@@ -120,9 +120,7 @@ class Trainer:
         section = self.settings.pretrain.optimizer if self.settings.pretrain_steps else recipe.optim.base
         self.base_optimizer = make_optimizer(section, list(self.model.base.parameters()))
         self.guard = Guard([self.model.base, self.model.energy, self.loss], device)
-        self.step = 0
-        self.energy_updates = 0
-        self.restores = 0
+        self.step = self.energy_updates = self.restores = 0
         self.went_back = False
         self.augmentations = augmentations(recipe, self.model, self.final, dataset)
         self._seen: Batch | None = None
@@ -338,14 +336,7 @@ class Trainer:
 
     def _update(self, part: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Take an optimiser step, unless loss or gradient is not finite; return 1 if it was skipped, else 0, ()."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        data_parallel.average_gradients(parameters)
-        if self.settings.clip_grad_norm is None:
-            norm = gradient_norm(parameters)
-        else:
-            norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
+        norm = differentiated(optimizer, loss, self.settings.clip_grad_norm)
         bad = self.guard.judge(part, self.step + 1, loss.detach(), norm)
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernels read it, as under a GradScaler
         optimizer.step()

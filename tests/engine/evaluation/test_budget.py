@@ -88,7 +88,9 @@ class TestCuts:
     def test_a_long_evaluation_is_announced(self) -> None:
         ledger = Ledger(60.0)
         ledger.estimated = COSTS.estimated(ASKED, 2000)
-        assert described(ledger).startswith("evaluation: about 302 s, of a budget of 60 s (base 10 s, sampling 100 s")
+        text = "evaluation: all of it would take about 302 s (base 10 s, sampling 100 s"
+        assert described(ledger).startswith(text)
+        assert described(ledger).endswith("; the budget is 60 s")
         ledger.estimated = {"base": 1.0}
         assert described(ledger) == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.calibration import LARGEST_BETA, calibrate, calibration_of
+from gebm_kit.engine.likelihood.user_rows import model_of
 from gebm_kit.engine.run_directory.calibrated import with_calibrated_beta
 from gebm_kit.engine.sampling.settings import settings_of
 
@@ -171,7 +173,7 @@ schema: 1
 data: {name: eight-gaussians, num_train: 100, num_valid: 40, num_test: 40}
 base: {name: mlp, latent_dim: 2, hidden: [8]}
 energy: {name: mlp, hidden: [8]}
-train: {steps: 20, start_steps: 0, energy_steps: 2, batch_size: 16, final: {steps: 20}}
+train: {steps: 20, start_steps: 0, energy_steps: 2, batch_size: 16, checkpoint_every: 20, final: {steps: 20}}
 sample: {num_samples: 20, num_chains: 20, warmup: 2, steps: 5}
 eval: {num_samples: 40, num_sets: 2, metrics: [mmd]}
 """
@@ -199,6 +201,37 @@ def test_draws_and_traces_take_the_beta_of_the_last_evaluation(run: gk.Run) -> N
     assert settings_of(wanted.sample).inverse_temperature == 1.0
 
 
+def test_everything_that_takes_a_beta_takes_the_word(run: gk.Run) -> None:
+    assert gk.score(run, torch.zeros(3, 2), inverse_temperature="calibrated").inverse_temperature == 0.625
+    options = {"space": None, "method": None, "seed": None, "device": None}
+    assert model_of(run, inverse_temperature="calibrated", **options)[2]["inverse_temperature"] == 0.625
+    trace = gk.trace_quality(run, "mmd", inverse_temperature=[1, "calibrated"], num_sets=2, num_samples=20)
+    assert [curve.inverse_temperature for curve in trace.curves] == [1.0, 0.625]
+
+
+def test_a_calibration_belongs_to_its_checkpoint(run: gk.Run) -> None:
+    assert run.evaluation is not None
+    assert run.evaluation["checkpoint"] == run.checkpoint.path.name == "step-0000040"
+    earlier = gk.load_run(run.path, "step-20")
+    asked = [
+        lambda: gk.sample(earlier, inverse_temperature="calibrated"),
+        lambda: gk.trace_quality(earlier, "mmd", inverse_temperature=["calibrated"]),
+        lambda: gk.score(earlier, torch.zeros(3, 2), inverse_temperature="calibrated"),
+    ]
+    for ask in asked:
+        with pytest.raises(
+            UsageError, match="0.625, belongs to checkpoint step-0000040, not to step-0000020"
+        ) as caught:
+            ask()
+        assert "--checkpoint step-0000020" in caught.value.hint
+
+
+def test_another_word_is_no_beta(run: gk.Run) -> None:
+    for ask in (gk.sample, gk.evaluate, functools.partial(gk.score, rows=torch.zeros(3, 2)), gk.trace_quality):
+        with pytest.raises(UsageError, match="a finite number >= 0 or 'calibrated', got 'hot'"):
+            ask(run, inverse_temperature="hot")
+
+
 def test_an_evaluation_finds_the_beta_that_it_samples_at(run: gk.Run) -> None:
     model = GEBM(Identity(), Slope(2.0))
     found = gk.evaluate(
@@ -207,6 +240,16 @@ def test_an_evaluation_finds_the_beta_that_it_samples_at(run: gk.Run) -> None:
     assert found.calibration is not None
     assert found.inverse_temperature == found.calibration.inverse_temperature
     assert 0.3 < found.inverse_temperature < 0.7
+
+
+def test_a_doubtful_beta_is_taken_with_a_warning(run: gk.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["calibration"]["reason"] = "KALE still grows at 100"
+    path.write_text(json.dumps(found))
+    with pytest.warns(GebmKitWarning, match=r"0.625, is doubtful: KALE still grows"):
+        gk.sample(gk.load_run(tmp_path / "run"), inverse_temperature="calibrated")
 
 
 @pytest.mark.parametrize("problem", ["none", "old"])
@@ -228,6 +271,9 @@ def test_a_model_without_a_run_has_none() -> None:
         gk.sample(GEBM(Identity(), Slope(2.0)), inverse_temperature="calibrated")
     with pytest.raises(UsageError, match="built by hand has no calibrated"):
         gk.trace_quality(GEBM(Identity(), Slope(2.0)), "mmd", data=rows(), inverse_temperature="calibrated")
+    for compute in (gk.score, gk.log_density):
+        with pytest.raises(UsageError, match="built by hand has no calibrated"):
+            compute(GEBM(Identity(), Slope(2.0)), rows(), inverse_temperature="calibrated")
     asked = {"metrics": ["mmd"], "num_samples": 50, "num_sets": 2, "inverse_temperature": "calibrated"}
     with pytest.warns(GebmKitWarning, match=r"no calibrated .*energy is constant.* evaluated at 1"):
         assert gk.evaluate(GEBM(Identity(), Slope(0.0)), data=rows(), **asked).inverse_temperature == 1.0

@@ -19,9 +19,9 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.evaluation.draw_sets import gebm_sets
 from gebm_kit.engine.sampling import auto as auto_engine
+from gebm_kit.engine.sampling.attempt_tests import judged
 from gebm_kit.engine.sampling.auto import Attempt, choose, settle
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.equilibrium import judged
 from gebm_kit.engine.sampling.forecasts import forecasts
 from gebm_kit.engine.sampling.interfaces import Counts
 from gebm_kit.engine.sampling.pilot import Pilot, candidates_stay, independence_stays, take_pilot
@@ -166,7 +166,7 @@ def test_a_model_far_from_its_base_is_drawn_along_the_gradient() -> None:
     found = choose(model(Bowl()), Auto(), ASKED)
     assert found.ranked[0].name in ("hmc", "chees")
     assert not {"imh", "isir", "sir"} & {forecast.name for forecast in found.ranked}
-    assert "too few to jump to others" in found.reason
+    assert "too few for global moves" in found.reason
 
 
 def test_a_single_draw_is_cheapest_by_importance_resampling() -> None:
@@ -273,7 +273,7 @@ def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return state._replace(position=keep, value=torch.where(lower, new.value, state.value)), info
 
     monkeypatch.setattr(Imh, "step", greedy)
-    monkeypatch.setattr(auto_engine, "judged", lambda *arguments: auto_engine.Verdict("", 0.0))
+    monkeypatch.setattr(auto_engine, "judged", lambda *arguments: auto_engine.Judgement("", 0.0))
     with pytest.warns(GebmKitWarning):
         assert confirmed(gaussian_failures)
 

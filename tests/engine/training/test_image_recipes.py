@@ -44,7 +44,7 @@ TINY = [
     "base.latent_dim=4", "base.width=4", "energy.width=4", "train.steps=15", "train.energy_steps=1",
     "train.start_energy_steps=2", "train.batch_size=8", "train.log_every=5", "train.eval_every=0",
     "train.checkpoint_every=20", "train.final.steps=5", "sample.num_samples=12", "sample.num_chains=6", "sample.warmup=1",
-    "sample.steps=2", "sample.thin=1", "sampler.num_leapfrog=1", "eval.num_samples=8", "eval.num_sets=2",
+    "sample.steps=2", "sample.thin=1", "sampler={name: hmc, num_leapfrog: 1}", "eval.num_samples=8", "eval.num_sets=2",
     "eval.metrics=[{name: frechet, features: pixels}]",
 ]  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_it_trains_resumes_samples_and_evaluates(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_its_small_variant_trains_and_evaluates(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     name = f"{name}_small"
-    words = [*TINY, *words_of(name, folders), "train.steps=2", "train.final.steps=1"]
+    words = [*TINY, *words_of(name, folders), "train.steps=2", "train.final.steps=1", "train.final.energy.steps=2"]
     run = train(name, words, out=tmp_path / "run")
     assert run.step == 3
     assert run.evaluation is not None

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gebm_kit.config.schema import OptimizerSection
+from gebm_kit.config.optimizer import OptimizerSection
 from gebm_kit.config.tree import parse
 from gebm_kit.engine.training.optimisers import rate
 

@@ -1,4 +1,4 @@
-"""Whether draws may be accepted: R-hat and the other diagnostics, drift of the energy, and agreement with a pilot."""
+"""Tests of one attempt's draws: R-hat and the other diagnostics, drift of the energy, and agreement with the pilot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IGNORED = ("divergences", "unsettled")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """Result of the tests of one attempt.
 
     Attributes:
@@ -48,19 +48,21 @@ class Verdict:
         return not self.problem
 
 
-def judged(diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]], pilot: Pilot, max_rhat: float) -> Verdict:
+def judged(
+    diagnostics: Diagnostics, records: Sequence[Mapping[str, Tensor]], pilot: Pilot, max_rhat: float
+) -> Judgement:
     """Test one attempt: R-hat, the other diagnostics, drift, and agreement with the pilot's weighted mean of U."""
     known = [value for value in (diagnostics.rhat_max, diagnostics.nested_rhat_max) if not math.isnan(value)]
     worst = max(known, default=math.nan)
     excess = worst - 1
     if worst > max_rhat:
-        return Verdict(f"R-hat is {worst:.3f} where at most {max_rhat:g} is wanted", excess)
+        return Judgement(f"R-hat is {worst:.3f} where at most {max_rhat:g} is wanted", excess)
     for check in diagnostics.checks():
         unknown = check.name == "rhat_max" and not known
         few = check.name == "equipartition" and diagnostics.num_samples < FEWEST_DRAWS
         if not check.ok and check.name not in IGNORED and not few and (unknown or check.name not in MIXING):
-            return Verdict(f"{check.name} is {_value(diagnostics, check.name)} where {check.good} is wanted", excess)
-    return Verdict(_energy_problem(records, pilot), excess)
+            return Judgement(f"{check.name} is {_value(diagnostics, check.name)} where {check.good} is wanted", excess)
+    return Judgement(_energy_problem(records, pilot), excess)
 
 
 def _value(diagnostics: Diagnostics, name: str) -> str:
