@@ -23,7 +23,7 @@ demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/gebm-kit train quickstart --threads 1
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-inception: $(INCEPTION_STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(INCEPTION_VENV)/bin/python -m pytest $(INCEPTION)/tests

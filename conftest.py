@@ -6,7 +6,10 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the file that takes longest: a worker that begins it last would end alone."""
+    """Start with the file that takes longest: a worker that begins it last would end alone.
+
+    xdist keeps this order only with ``--no-loadscope-reorder``, as in the Makefile.
+    """
     items.sort(key=lambda item: item.path.name != "test_fuzz.py")
 
 
