@@ -25,9 +25,6 @@ GAN = (
 )
 """The same two networks as a plain GAN. Its penalty is the best of 0.2, 1 and 5 on Fashion-MNIST with seed 7."""
 
-FINAL_SHARE = 0.25
-"""Share of the GEBM's time for the final phase of its energy."""
-
 METRICS = "eval.metrics=[{name: frechet}, {name: fid, features: pixels}]"
 """On features of the kit's classifier, extrapolated to infinitely many draws; and on pixels, at the number of draws."""
 

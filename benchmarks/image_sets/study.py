@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 import gebm_kit as gk
-from benchmarks.image_sets.settings import BRIEF, FINAL_SHARE, GAN, METRICS, RECIPE, SETS
+from benchmarks.image_sets.settings import BRIEF, GAN, METRICS, RECIPE, SETS
 from gebm_kit.config.load import load_recipe
+from gebm_kit.core.interfaces import HasFitting
 from gebm_kit.core.progress import Progress
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.training.trainer import Trainer
@@ -39,30 +41,51 @@ def words(name: str, model: str, seed: int, folders: dict[str, Path]) -> list[st
     return [data, METRICS, f"train.seed={seed}", f"eval.seed={seed}", *((*GAN, *BRIEF) if model == "gan" else ())]
 
 
-def speed(name: str, model: str, phase: str, folders: dict[str, Path]) -> float:
-    """Measure cycles a second of a phase, ``main`` or ``final``."""
-    steps = 10**6 if phase == "main" else 1
-    recipe = load_recipe(RECIPE, [*words(name, model, 0, folders), f"train.steps={steps}", "train.final.steps=1000000"])
+def trainer_for(name: str, model: str, main_steps: int, folders: dict[str, Path]) -> Trainer:
+    """Return a trainer that has ``main_steps`` cycles before the final phase."""
+    recipe = load_recipe(RECIPE, [*words(name, model, 0, folders), f"train.steps={main_steps}"])
     torch.manual_seed(0)
     trainer = Trainer(recipe, open_dataset(recipe), torch.device("cpu"))
     trainer.initialise()
+    return trainer
+
+
+def seconds_a_cycle(trainer: Trainer) -> float:
+    """Measure the CPU seconds of a cycle."""
     for _ in range(TIMED // 2):
         trainer.cycle()
     start = time.process_time()
     for _ in range(TIMED):
         trainer.cycle()
-    return TIMED / (time.process_time() - start)
+    return (time.process_time() - start) / TIMED
+
+
+def fitting_seconds(trainer: Trainer) -> float:
+    """Measure what it takes to learn the features of the final phase's energy, from a shorter fit."""
+    energy = None if trainer.final is None else trainer.final.energy
+    if not isinstance(energy, HasFitting):
+        return 0.0
+    brief, at = copy.deepcopy(energy), dict[int, float]()
+    brief.steps = 2 * TIMED
+    brief.fit(
+        open_dataset(trainer.recipe), torch.device("cpu"), 0, lambda step, total: at.update({step: time.process_time()})
+    )
+    return energy.steps * (at[2 * TIMED] - at[TIMED]) / TIMED
 
 
 def lengths(name: str, minutes: float, folders: dict[str, Path], cache: Path) -> dict[str, int]:
-    """Return the cycles that fill the time, counted once for each set and kept in ``cache``."""
+    """Return the cycles that fill the time, counted once for each set and kept in ``cache``.
+
+    The final phase is as long as the recipe says; the main phase has the time that it and its features leave.
+    """
     known = cache / f"{name}-lengths.json"
     if not known.exists():
-        seconds = 60.0 * minutes
+        final = trainer_for(name, "gebm", 1, folders)
+        after = fitting_seconds(final) + final.settings.final.steps * seconds_a_cycle(final)
+        left = 60.0 * minutes - after
         found = {
-            "main": int((1.0 - FINAL_SHARE) * seconds * speed(name, "gebm", "main", folders)),
-            "final": int(FINAL_SHARE * seconds * speed(name, "gebm", "final", folders)),
-            "gan": int(seconds * speed(name, "gan", "main", folders)),
+            "main": int(left / seconds_a_cycle(trainer_for(name, "gebm", 10**6, folders))),
+            "gan": int(60.0 * minutes / seconds_a_cycle(trainer_for(name, "gan", 10**6, folders))),
         }
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(found))
@@ -77,13 +100,11 @@ def trained(name: str, model: str, seed: int, minutes: float, folders: dict[str,
         record: dict[str, Any] = json.loads(kept.read_text())
         return record
     count = lengths(name, minutes, folders, cache)
-    length = [f"train.steps={count['gan' if model == 'gan' else 'main']}"]
-    if model == "gebm":
-        length.append(f"train.final.steps={count['final']}")
+    length = f"train.steps={count['gan' if model == 'gan' else 'main']}"
     clock = Clock()
     run = gk.train(
         RECIPE,
-        [*words(name, model, seed, folders), *length],
+        [*words(name, model, seed, folders), length],
         out=cache / f"{name}-{model}-{seed}",
         resume=True,
         on_progress=clock,
