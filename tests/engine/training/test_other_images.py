@@ -26,7 +26,8 @@ pytestmark = [
 TINY = [
     "base.latent_dim=4", "base.width=2", "energy.width=2", "train.steps=3", "train.energy_steps=1", "train.start_steps=0",
     "train.batch_size=4", "train.checkpoint_every=20", "train.final.steps=1", "train.final.batch_size=4",
-    "sample={num_samples: 8, num_chains: 4, warmup: 1, steps: 2, thin: 1}", "sampler.num_leapfrog=1",
+    "train.final.energy={name: projected, width: 2, steps: 2}",
+    "sample={num_samples: 8, num_chains: 4, warmup: 1, steps: 2, thin: 1}", "sampler={name: hmc, num_leapfrog: 1}",
     "eval.num_samples=8", "eval.num_sets=2", "eval.metrics=[{name: frechet, features: pixels}]",
     "eval.log_partition=importance-sampling",
 ]  # fmt: skip
