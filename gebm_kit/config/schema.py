@@ -58,8 +58,8 @@ class FinalSection:
         penalty: one penalty, a list of them, [] for none, or null for those of the main phase.
         negatives: negatives of this phase; null: as in the main phase, by new chains.
         augment: augmentations of this phase, [] for none, or null for those of the main phase.
-        noise: instance noise of this phase, as ``train.noise``; null: that of the main phase. With 0 the energy ends on points
-            as samplers show them.
+        noise: instance noise of this phase, as ``train.noise``; null: that of the main phase. With 0 the energy ends on
+            points as samplers show them.
         optimizer: optimiser of the energy.
         ema: decay of the moving average of the energy's weights, which becomes the energy; 0 switches it off.
     """
@@ -149,9 +149,9 @@ class TrainSection:
         final: the energy-only phase at the end.
         batch_size: data points and base draws in an update, over all processes.
         noise: standard deviation of Gaussian noise on data and base draws in training (instance noise), in data units. It
-            makes their supports overlap, and the energy the log-ratio of the two distributions smoothed by that noise. Sampling
-            and evaluation add none, so they show the energy points that it was not trained on; on images that made draws
-            worse. ``final.noise: 0`` ends training without it.
+            makes their supports overlap, and the energy the log-ratio of the two distributions smoothed by that noise.
+            Sampling and evaluation add none, so they show the energy points that it was not trained on; on images that made
+            draws worse. ``final.noise: 0`` ends training without it.
         flip: mirror each training image left to right with probability 1/2, on the device.
         augment: random changes of the images that the energy sees in training: of data, base draws and negatives alike.
             A list of flip, translation, cutout and colour, by name or with parameters; see `AUGMENTATIONS`.

@@ -82,6 +82,7 @@ def gebm_sets(
     *,
     keep_chains: bool = False,
     checked: bool = False,
+    seconds: float | None = None,
 ) -> DrawSets:
     """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
@@ -90,6 +91,7 @@ def gebm_sets(
 
     Args:
         keep_chains, checked: as for `gebm_kit.engine.sampling.draw.draw`.
+        seconds: what the attempts of a directive may take together; None: not limited.
     """
     place: dict[str, Any] = {
         "device": device, "on_progress": on_progress, "ranks": ranks, "keep_chains": keep_chains, "checked": checked,
@@ -103,7 +105,7 @@ def gebm_sets(
         found, runs = _drawn(model, chosen, run, num_samples, num_sets, warns=False, **place)
         return Attempt(found, runs[0].diagnostics, runs[0].records, len(runs))
 
-    found = settle(model, sampler, settings, attempt, device=device, ranks=ranks)
+    found = settle(model, sampler, settings, attempt, device=device, ranks=ranks, seconds=seconds)
     found.diagnostics.warn()
     return replace(found.result, diagnostics=found.diagnostics)
 

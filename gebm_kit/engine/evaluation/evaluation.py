@@ -207,7 +207,7 @@ def score(
         with task.ledger.stage("sampling"):
             gebm = gebm_sets(
                 model, sampler, sampling, plan.num_samples, plan.num_sets, where, on_progress, ranks,
-                keep_chains=plan.longest > 1, checked=True,
+                keep_chains=plan.longest > 1, checked=True, seconds=task.ledger.budget,
             )  # fmt: skip
         task.take_sampler(gebm)
         plan = task.planned_again(plan, gebm)

@@ -162,18 +162,21 @@ def settle(
     device: torch.device | str | None = None,
     ranks: Ranks = ALONE,
     chains_only: bool = False,
+    seconds: float | None = None,
 ) -> Settled[T]:
     """Choose a sampler, make attempts until one passes the tests or the budget is used, and return the last one.
 
     Args:
         attempt: draws with a sampler and settings, on all ranks.
+        seconds: what all attempts may take together, as far as the ones before tell; None: not limited. The first is made
+            in any case.
         chains_only: whether chains start at given points, which populations can't.
 
     Raises:
         UsageError: the energy is finite nowhere, or no candidate serves the model.
     """
     choice = choose(model, directive, settings, device=device, ranks=ranks, chains_only=chains_only)
-    search = _Search(model, directive, choice, settings, ranks, chains_only)
+    search = _Search(model, directive, choice, settings, ranks, chains_only, seconds)
     return search.run(attempt)
 
 
@@ -207,6 +210,8 @@ class _Search:
     settings: SampleSettings
     ranks: Ranks
     chains_only: bool
+    seconds: float | None = None
+    late: bool = False
     tried: list[_Tried] = field(default_factory=list)
 
     def run(self, attempt: Callable[[Sampler, SampleSettings], Attempt[T]]) -> Settled[T]:
@@ -223,6 +228,8 @@ class _Search:
             )
             self.tried.append(_Tried(forecast, cost, judgement))
             last, forecast = forecast, None if judgement.held else self._next()
+            if forecast is not None and not self._in_time(forecast, time.perf_counter() - began):
+                forecast, self.late = None, True
         diagnostics = replace(
             found.diagnostics,
             grad_evals=spent.grad_evals,
@@ -255,6 +262,12 @@ class _Search:
             reserved = options[0].cost if options else 0.0
             options = [forecast for forecast in self._longer(last) if forecast.cost <= left - reserved] + options
         return options[0] if options else None
+
+    def _in_time(self, forecast: Forecast, spent: float) -> bool:
+        """Return whether another attempt fits into the seconds, at the pace of those before; the first rank decides."""
+        pace = spent / max(sum(tried.cost for tried in self.tried), 1)
+        fits = self.seconds is None or spent + pace * forecast.cost <= self.seconds
+        return bool(json.loads(self.ranks.from_first(json.dumps(fits))))
 
     def _allowance(self) -> float:
         """Return how many evaluations all attempts after the first may take together."""
@@ -302,10 +315,11 @@ class _Search:
         if last.judgement.held:
             return None
         ratio = sum(tried.cost for tried in self.tried[1:]) / max(self.tried[0].cost, 1)
+        more = f"the {self.seconds:.0f} s allow no other: raise `eval.budget`" if self.late else "raise `budget`"
         return (
             f"`auto` did not converge: after {len(self.tried)} attempt{'s' if len(self.tried) > 1 else ''} "
             f"({ratio:.1f} times the evaluations of the first one were spent on the others; its budget is "
-            f"{self.directive.budget:g}) it stopped with {last.words}, and {last.judgement.problem}; raise `budget`, or "
+            f"{self.directive.budget:g}) it stopped with {last.words}, and {last.judgement.problem}; {more}, or "
             "name a sampler and its settings."
         )
 

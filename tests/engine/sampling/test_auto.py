@@ -346,6 +346,15 @@ def test_what_does_not_help_is_left_for_a_tempered_sampler() -> None:
     assert found.diagnostics.unsettled is None
 
 
+def test_seconds_end_the_search_and_are_named() -> None:
+    for seconds, count in ((0.0, 1), (3600.0, 2), (None, 2)):
+        found, made = attempts([2.0, 1.01], seconds=seconds)
+        assert len(made) == count
+        assert (found.diagnostics.unsettled is None) == (count == 2)
+    found, _ = attempts([2.0], seconds=0.0)
+    assert "the 0 s allow no other: raise `eval.budget`" in found.diagnostics.unsettled
+
+
 def test_the_budget_ends_the_search_and_is_named() -> None:
     found, made = attempts([2.0], Auto(candidates=("hmc",), budget=0))
     assert len(made) == 1
