@@ -175,9 +175,8 @@ def _are_diagnostics(value: Any) -> bool:
 def _is_calibration(value: Any) -> bool:
     if not isinstance(value, dict):
         return value is None
-    numbers = all(
-        is_optional_number(value.get(name)) for name in ("inverse_temperature", "stderr", "kale", "kale_at_1")
-    )
+    names = ("inverse_temperature", "applied", "stderr", "kale", "kale_at_1")
+    numbers = all(is_optional_number(value.get(name)) for name in names)
     return numbers and isinstance(value.get("reason", ""), str)
 
 

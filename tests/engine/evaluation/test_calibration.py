@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import gebm_kit as gk
 from gebm_kit.cli.results import calibration_words
 from gebm_kit.config.load import load_recipe
-from gebm_kit.core.errors import RecipeError, UsageError
+from gebm_kit.core.errors import GebmKitError, RecipeError, UsageError
 from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM
@@ -267,6 +267,17 @@ def test_a_doubtful_beta_is_taken_with_a_warning(run: gk.Run, tmp_path: Path) ->
     found["calibration"]["reason"] = "KALE still grows at 100"
     path.write_text(json.dumps(found))
     with pytest.warns(GebmKitWarning, match=r"0.625, is doubtful: KALE still grows"):
+        gk.sample(gk.load_run(tmp_path / "run"), inverse_temperature="calibrated")
+
+
+@pytest.mark.parametrize("name", ["applied", "inverse_temperature"])
+def test_a_beta_that_is_not_a_number_is_a_damaged_evaluation(name: str, run: gk.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["calibration"] |= {"applied": 0.5, "inverse_temperature": 0.5, name: "many"}
+    path.write_text(json.dumps(found))
+    with pytest.raises(GebmKitError, match=r"evaluation\.json|no calibrated inverse temperature"):
         gk.sample(gk.load_run(tmp_path / "run"), inverse_temperature="calibrated")
 
 
