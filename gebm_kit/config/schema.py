@@ -341,12 +341,12 @@ class Recipe:
 
     @property
     def final_loss(self) -> ComponentNode | None:
-        """The final phase's own loss; None: there is no such phase, or it has the main phase's."""
+        """The loss that the final phase has of its own, or None."""
         return self.train.final.loss if self.train.final.steps else None
 
     @property
     def final_energy(self) -> ComponentNode | None:
-        """The final phase's own energy; None: there is no such phase, or it has the main phase's."""
+        """The energy that the final phase has of its own, or None."""
         return self.train.final.energy if self.train.final.steps else None
 
 

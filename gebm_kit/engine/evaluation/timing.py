@@ -19,6 +19,7 @@ from gebm_kit.engine.evaluation.budget import Costs
 from gebm_kit.engine.evaluation.score_table import Known, Scorer
 from gebm_kit.engine.likelihood.annealing import PARTICLES, PILOT_PARTICLES, REPLICATES
 from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS
+from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
 from gebm_kit.engine.sampling.run_populations import run_island
 from gebm_kit.engine.sampling.settings import SampleSettings
 
@@ -30,9 +31,6 @@ LONG_ENOUGH = 0.02
 
 RUNGS = 20
 """Rungs of an annealed population, of 8 gradients each, as far as its cost can be guessed beforehand."""
-
-GRADIENT = 3.0
-"""Cost of a gradient, in units of an evaluation without one."""
 
 
 def time_units(
@@ -74,9 +72,9 @@ def time_units(
         chains = max(min(settings.num_chains, draws), sampler.min_chains)
         kept = -(-draws // chains)
         moves = settings.warmup + max(settings.steps, (kept - 1) * settings.thin + 1) if kernel else kept
-        return chains * moves * step / processes + draws * (forward + GRADIENT * both)
+        return chains * moves * step / processes + draws * (forward + GRADIENT_COST * both)
 
-    annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT * both if anneals else 0.0
+    annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT_COST * both if anneals else 0.0
     more = max(2 * NUM_DRAWS - num_sets * num_samples, 0)
     return Costs(
         base_set=num_samples * forward,
