@@ -273,7 +273,7 @@ def test_a_recipe_with_it(
         "train.steps=2", "train.start_steps=0", "train.final.steps=0", "eval.num_samples=6", "eval.num_sets=2",
         "sample.num_chains=6", "sample.num_samples=6", "sample.warmup=2", "sample.steps=4", "sample.thin=1",
         "eval.metrics=[{name: fid, features: inception}, {name: inception-score, features: inception, splits: 2}]",
-        "eval.num_reference=6", "eval.log_partition=importance-sampling",
+        "eval.num_reference=6", "eval.log_partition=importance-sampling", "eval.budget=1000",
     ]  # fmt: skip
     assert main(["train", "quickstart", *words, "--out", "run", "--quiet"]) == 2
     assert "need the weights of FID's Inception network" in capfd.readouterr().err
@@ -291,8 +291,8 @@ def test_a_recipe_with_it(
     monkeypatch.setattr(Inception, "__call__", lambda self, x: rows.append(len(x)) or real(self, x))
     assert main(["eval", "run2", "--json", "--quiet"]) == 0
     found = json.loads(capfd.readouterr().out)
-    # two sets each of base and GEBM, and single rows that tell the dimension, once per reference
-    assert sorted(rows) == [1, 1, 6, 6, 6, 6]
+    # two sets each of base, GEBM and GEBM after 2x and 4x the chain length, and a single row for each metric's dimension
+    assert sorted(rows) == [1, 1] + 8 * [6]
     assert found["protocol"]["fid"]["features_checksum"] == weights.sha256
     assert found["protocol"]["fid"]["dimension"] == 2048
     assert found["metrics"]["gebm"]["inception-score"]["value"] >= 1.0
