@@ -7,9 +7,9 @@ Cuts, each only as far as needed:
 3. fewer draws in a set, by halves, down to `LEAST_DRAWS`, where that saves time;
 4. chains are not continued.
 
-Before anything is drawn, costs are estimated from the time of each stage's unit. After sampling, whose real time is then
-known, the continuation is decided again. Nothing is cut where the estimate is within the budget, so an ample budget never
-changes a figure.
+Before anything is drawn, the costs of everything but sampling are estimated from the time of each stage's unit. Base draws
+then tell the sampler, whose cost is estimated next. After sampling, whose real time is then known, the continuation is
+decided again. Nothing is cut where the estimate is within the budget, so an ample budget never changes a figure.
 """
 
 from __future__ import annotations
@@ -145,6 +145,13 @@ def within(plan: Plan, costs: Costs, budget: float | None, least_draws: int = LE
     return plan
 
 
+def no_more_than(plan: Plan, before: Plan, asked: Plan) -> Plan:
+    """Return a plan with no more sets, draws and longer chains than one before it."""
+    num_samples, num_sets = min(plan.num_samples, before.num_samples), min(plan.num_sets, before.num_sets)
+    longest = min(plan.longest, before.longest)
+    return Plan(num_samples, num_sets, longest, _said(asked, num_samples, num_sets, longest))
+
+
 def _candidates(plan: Plan, least_draws: int, helps: Callable[[Plan, Plan], bool]) -> Iterator[Plan]:
     """Yield the plan, then ever cheaper ones. Draws are cut only where that ``helps``."""
     yield plan
@@ -223,6 +230,15 @@ class Ledger:
         }
 
 
+def left_over(plan: Plan, ledger: Ledger, costs: Costs, full: int) -> float | None:
+    """Return the seconds that log Z and metrics are estimated to leave from now on; None: not limited."""
+    if ledger.budget is None:
+        return None
+    estimated = costs.estimated(replace(plan, longest=1), full)
+    rest = estimated["log_partition"] + estimated["metrics"] - ledger.spent.get("metrics", 0.0)
+    return ledger.budget - ledger.total - max(rest, 0.0)
+
+
 def after_sampling(plan: Plan, ledger: Ledger, costs: Costs, full: int, share: float) -> Plan:
     """Decide again how far chains are continued, now that the time of the first length is known.
 
@@ -231,9 +247,8 @@ def after_sampling(plan: Plan, ledger: Ledger, costs: Costs, full: int, share: f
     """
     if ledger.budget is None or plan.longest == 1:
         return plan
-    estimated = costs.estimated(replace(plan, longest=1), full)
-    rest = estimated["log_partition"] + estimated["metrics"] - ledger.spent.get("metrics", 0.0)
-    left = ledger.budget - ledger.total - max(rest, 0.0)
+    left = left_over(plan, ledger, costs, full)
+    assert left is not None
     once = ledger.spent.get("sampling", 0.0) * share
     for longest in [length for length in reversed(LENGTHS) if length <= plan.longest]:
         if costs.further[longest] * once <= left or longest == 1:

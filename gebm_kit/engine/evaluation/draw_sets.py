@@ -14,12 +14,13 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.process.distributed import ALONE, Ranks
-from gebm_kit.engine.sampling.auto import Attempt, settle
+from gebm_kit.engine.sampling.auto import Attempt, Bounds, settle
 from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.continued import continue_chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws
+from gebm_kit.engine.sampling.pilot import Pilot
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 
 DRAWS_AT_ONCE = 1024
@@ -82,7 +83,8 @@ def gebm_sets(
     *,
     keep_chains: bool = False,
     checked: bool = False,
-    seconds: float | None = None,
+    pilot: Pilot | None = None,
+    bounds: Bounds | None = None,
 ) -> DrawSets:
     """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
@@ -91,7 +93,7 @@ def gebm_sets(
 
     Args:
         keep_chains, checked: as for `gebm_kit.engine.sampling.draw.draw`.
-        seconds: what the attempts of a directive may take together; None: not limited.
+        pilot, bounds: as for `gebm_kit.engine.sampling.auto.settle`.
     """
     place: dict[str, Any] = {
         "device": device, "on_progress": on_progress, "ranks": ranks, "keep_chains": keep_chains, "checked": checked,
@@ -105,7 +107,7 @@ def gebm_sets(
         found, runs = _drawn(model, chosen, run, num_samples, num_sets, warns=False, **place)
         return Attempt(found, runs[0].diagnostics, runs[0].records, len(runs))
 
-    found = settle(model, sampler, settings, attempt, device=device, ranks=ranks, seconds=seconds)
+    found = settle(model, sampler, settings, attempt, device=device, ranks=ranks, pilot=pilot, bounds=bounds)
     found.diagnostics.warn()
     return replace(found.result, diagnostics=found.diagnostics)
 
@@ -179,3 +181,30 @@ def _groups(draws: Draws, size: int, num_sets: int, num_samples: int) -> list[Te
     """Sort draws into sets by their chains: ``size`` consecutive chains make one."""
     group = draws.chain // size
     return [draws.x[group == index][:num_samples] for index in range(num_sets)]
+
+
+def _blocks(gebm: DrawSets, groups: int) -> tuple[int, int]:
+    """Return the blocks that hold the chains of the first groups, and the chains of a group."""
+    (chains,) = gebm.chains
+    size = chains.layout.chains // len(gebm.sets)
+    return -(-groups * size // chains.layout.rows), size
+
+
+def _together(gebm: DrawSets) -> bool:
+    """Return whether all sets come from one run."""
+    return len(gebm.chains) == 1 and len(gebm.sets) > 1
+
+
+def whole_groups(gebm: DrawSets, groups: int) -> int:
+    """Return how many groups to continue: at least ``groups``, and all others whose chains are in the same blocks anyway."""
+    if not _together(gebm):
+        return min(groups, len(gebm.sets))
+    blocks, size = _blocks(gebm, groups)
+    return min(blocks * gebm.chains[0].layout.rows // size, len(gebm.sets))
+
+
+def shared_by(gebm: DrawSets, groups: int) -> float:
+    """Return the share of the first run's time that one more of its length takes for the first ``groups`` sets."""
+    if not _together(gebm):
+        return groups / len(gebm.sets)
+    return _blocks(gebm, groups)[0] / gebm.chains[0].layout.num_blocks

@@ -199,18 +199,20 @@ def score(
         if not checked:
             check_contract(model, sampler, where)
         task = Task(model, dataset, metrics, sampler, sampling, settings, rows, where, on_progress, ranks)
-        plan = task.planned(asked)
+        plan = task.planner.planned(asked, sampling)
         quiet = on_progress if ranks.rank == 0 else ignore
         with task.ledger.stage("base"):
             base = base_sets(model, sampling, plan.num_samples, plan.num_sets, where, quiet)
             calibration, sampling = task.calibrated(base)
+        plan = task.planner.planned_with_chains(asked, plan, sampling, task.pilot)
+        base = task.base_within(plan, base)
         with task.ledger.stage("sampling"):
             gebm = gebm_sets(
                 model, sampler, sampling, plan.num_samples, plan.num_sets, where, on_progress, ranks,
-                keep_chains=plan.longest > 1, checked=True, seconds=task.ledger.budget,
+                keep_chains=plan.longest > 1, checked=True, pilot=task.pilot, bounds=task.planner.bounds(plan),
             )  # fmt: skip
         task.take_sampler(gebm)
-        plan = task.planned_again(plan, gebm)
+        plan = task.planner.planned_again(plan, gebm)
         longer = task.longer_sets(plan, gebm)
         with ranks.together():
             scores, energies = task.scored(plan, base, gebm, longer) if ranks.rank == 0 else (None, None)

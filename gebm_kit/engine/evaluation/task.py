@@ -12,25 +12,14 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, Progress, note
-from gebm_kit.engine.datasets.held_out import floor_sets
+from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.engine.evaluation.budget import (
-    LEAST_DRAWS,
-    Costs,
-    Ledger,
     Plan,
-    after_sampling,
-    described,
-    plan_from,
-    plan_text,
-    warn_of_cuts,
-    within,
 )
 from gebm_kit.engine.evaluation.calibration import Calibration, found_beta, shared_calibration
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of, train_split
-from gebm_kit.engine.evaluation.draw_sets import DrawSets, continued_sets, gebm_sets
+from gebm_kit.engine.evaluation.draw_sets import DrawSets, continued_sets, gebm_sets, whole_groups
 from gebm_kit.engine.evaluation.equilibrium import (
-    GROUPS,
     LENGTHS,
     Equilibrium,
     along_the_chains,
@@ -39,9 +28,9 @@ from gebm_kit.engine.evaluation.equilibrium import (
     summary_of,
 )
 from gebm_kit.engine.evaluation.intervals import Estimate
-from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, Known, ScoreTable, score_table
+from gebm_kit.engine.evaluation.planner import Planner
+from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, ScoreTable, score_table
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
-from gebm_kit.engine.evaluation.timing import time_scores, time_units
 from gebm_kit.engine.evaluation.verdict import verdict
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import (
@@ -54,8 +43,8 @@ from gebm_kit.engine.likelihood.model_fit import (
 )
 from gebm_kit.engine.likelihood.nll import Likelihood, log_det_of
 from gebm_kit.engine.process.distributed import Ranks
-from gebm_kit.engine.sampling.auto import built, choose
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
+from gebm_kit.engine.sampling.pilot import Pilot, pilot_of_draws
 from gebm_kit.engine.sampling.settings import SampleSettings
 
 
@@ -63,7 +52,9 @@ class Task:
     """One evaluation: what is scored, with which settings, and the seconds that it may take and has taken.
 
     Attributes:
+        planner: what is done within the budget.
         ledger: the budget and the seconds by stage.
+        pilot: base draws that a directive chooses by, once they are drawn.
     """
 
     def __init__(
@@ -79,18 +70,23 @@ class Task:
         on_progress: OnProgress,
         ranks: Ranks,
     ) -> None:
-        self.ledger = Ledger(settings.budget)
         self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
         self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
         self._on_progress, self._ranks = on_progress, ranks
-        self._scorer, self._floor = scorer_of(model, dataset, rows, settings.features, sampling.seed, where)
-        self._known: Known = {}
-        self._costs = Costs()
+        self._scorer, floor = scorer_of(model, dataset, rows, settings.features, sampling.seed, where)
+        self.planner = Planner(
+            model, dataset, metrics, sampler, settings, rows, self._scorer, floor, where, on_progress, ranks
+        )
+        self.ledger = self.planner.ledger
         self._base_energies: Tensor | None = None
+        self.pilot: Pilot | None = None
         self._may_anneal = isinstance(model.base, HasDensity)
 
     def calibrated(self, base: DrawSets) -> tuple[Calibration | None, SampleSettings]:
-        """Find the beta that fits the validation part best; return it and the settings, at that beta if they ask for it."""
+        """Find the beta that fits the validation part best; return it and the settings, at that beta if they ask for it.
+
+        Of a directive, the base draws are also the pilot.
+        """
         settings, found = self._settings, None
         if settings.calibrate or settings.calibrated:
             found = shared_calibration(
@@ -98,6 +94,10 @@ class Task:
             )
         if settings.calibrated:
             self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
+        if isinstance(self._sampler, SamplerDirective):
+            energies = self._energies_of(base)
+            codes = torch.cat(base.codes)[: len(energies)]
+            self.pilot = pilot_of_draws(self._model, codes, energies, self._sampling, self._where)
         return found, self._sampling
 
     def _energies_of(self, base: DrawSets) -> Tensor:
@@ -112,50 +112,16 @@ class Task:
         self._sampler = gebm.sampler or self._sampler
         self._sampling = gebm.settings or self._sampling
 
-    # --- what it may cost ---------------------------------------------------------------------------------------------
-    def planned(self, asked: Plan) -> Plan:
-        """Estimate what the stages cost and return what is done within the budget, the same on every rank."""
-        plan = asked
-        if not self._settings.timed:
-            return plan
-        with self._ranks.together():
-            if self._ranks.rank == 0:
-                self._costs = self._estimated(asked)
-                least = max((metric.least_rows for metric in self._metrics.values()), default=2)
-                plan = within(asked, self._costs, self.ledger.budget, max(LEAST_DRAWS, least))
-                self.ledger.estimated = self._costs.estimated(asked, asked.num_samples)
-                if words := described(self.ledger):
-                    note(words)
-            plan = plan_from(self._ranks.from_first(plan_text(plan)))
-        if plan.num_samples != asked.num_samples:  # what was timed is for other sets
-            floor = floor_sets(self._rows.held_out, plan.num_samples, plan.num_sets)
-            self._floor, self._known = [part.to(place_of(self._where)) for part in floor], {}
-        return plan
-
-    def _estimated(self, asked: Plan) -> Costs:
-        """Time the units of all stages."""
-        sampler, sampling = self._sampler, self._sampling
-        if isinstance(sampler, SamplerDirective):
-            best = choose(self._model, sampler, replace(sampling, num_samples=asked.num_samples), device=self._where)
-            sampler, sampling = built(self._model, best.ranked[0]), best.ranked[0].settings
-        costs = time_units(
-            self._model, sampler, sampling, asked.num_samples, asked.num_sets, self._where,
-            rows=len(self._rows.reference) * (2 if train_split(self._dataset) is not None else 1),
-            anneals=self._settings.log_partition == "smc",
-            processes=self._ranks.size,
-        )  # fmt: skip
-        with self.ledger.stage("metrics"):
-            score, first, self._known = time_scores(self._metrics, self._scorer, self._floor, self._on_progress)
-        return costs.scored(score, first, len(self._floor))
-
-    def planned_again(self, plan: Plan, gebm: DrawSets) -> Plan:
-        """Decide again how far chains are continued, now that the time of the first length is known."""
-        if not self._settings.timed:
-            return plan
-        if self._ranks.rank == 0:
-            plan = after_sampling(plan, self.ledger, self._costs, self._settings.num_samples, shared_by(gebm))
-            warn_of_cuts(plan, self.ledger)
-        return plan_from(self._ranks.from_first(plan_text(plan)))
+    def base_within(self, plan: Plan, base: DrawSets) -> DrawSets:
+        """Return as many of the base draws as are scored."""
+        if len(base.sets) == plan.num_sets and len(base.sets[0]) == plan.num_samples:
+            return base
+        if self._base_energies is not None:
+            self._base_energies = _within(plan, base, self._base_energies)
+        sets, codes = (
+            [part[: plan.num_samples] for part in parts[: plan.num_sets]] for parts in (base.sets, base.codes)
+        )
+        return replace(base, sets=sets, codes=codes)
 
     # --- longer chains ------------------------------------------------------------------------------------------------
     def followed(self) -> str | None:
@@ -203,9 +169,9 @@ class Task:
             fit, energies = self._fit(base, gebm)
         with self.ledger.stage("metrics"):
             place = place_of(self._where)
-            columns = {"data": self._floor}
+            columns = {"data": self.planner.floor}
             columns |= {name: [x.to(place) for x in found.sets] for name, found in (("base", base), ("gebm", gebm))}
-            table = score_table(self._metrics, columns, self._scorer, self._on_progress, self._known)
+            table = score_table(self._metrics, columns, self._scorer, self._on_progress, self.planner.known)
         reference = self._settings.reference
         for entry in table.protocol.values():
             entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
@@ -285,38 +251,17 @@ class Task:
         return "" if plan.longest == LENGTHS[-1] else "the budget allows no more"
 
 
+def _within(plan: Plan, base: DrawSets, energies: Tensor) -> Tensor | None:
+    """Return the energies of the base draws that a plan keeps; None where not all are known."""
+    size = len(base.sets[0])
+    kept = torch.cat([index * size + torch.arange(plan.num_samples) for index in range(plan.num_sets)])
+    return energies[kept] if int(kept[-1]) < len(energies) else None
+
+
 def _base_draws(base: DrawSets) -> BaseDraws:
     """Return the base's sets as the likelihood takes them."""
     assert base.generator is not None
     return BaseDraws(base.sets, base.codes, base.generator)
-
-
-def _blocks(gebm: DrawSets, groups: int) -> tuple[int, int]:
-    """Return the blocks that hold the chains of the first groups, and the chains of a group."""
-    (chains,) = gebm.chains
-    size = chains.layout.chains // len(gebm.sets)
-    return -(-groups * size // chains.layout.rows), size
-
-
-def _together(gebm: DrawSets) -> bool:
-    """Return whether all sets come from one run."""
-    return len(gebm.chains) == 1 and len(gebm.sets) > 1
-
-
-def whole_groups(gebm: DrawSets, groups: int) -> int:
-    """Return how many groups to continue: at least ``groups``, and all others whose chains are in the same blocks anyway."""
-    if not _together(gebm):
-        return min(groups, len(gebm.sets))
-    blocks, size = _blocks(gebm, groups)
-    return min(blocks * gebm.chains[0].layout.rows // size, len(gebm.sets))
-
-
-def shared_by(gebm: DrawSets) -> float:
-    """Return the share of the first run's time that one more of its length takes for the groups that are continued."""
-    groups = min(GROUPS, len(gebm.sets))
-    if not _together(gebm):
-        return groups / len(gebm.sets)
-    return _blocks(gebm, groups)[0] / gebm.chains[0].layout.num_blocks
 
 
 def _worth(sampler: Sampler, gebm: DrawSets) -> float:

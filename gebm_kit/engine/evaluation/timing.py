@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
 from gebm_kit.engine.sampling.run_populations import run_island
 from gebm_kit.engine.sampling.settings import SampleSettings
 
+T = TypeVar("T")
+
 FEWEST_ROWS, MOST_ROWS = 16, 1024
 """Rows, or chains, of a timing: as few as possible, and at most those of the largest block of chains."""
 
@@ -35,7 +38,6 @@ RUNGS = 20
 
 def time_units(
     model: GEBM,
-    sampler: Sampler,
     settings: SampleSettings,
     num_samples: int,
     num_sets: int,
@@ -43,18 +45,66 @@ def time_units(
     *,
     rows: int,
     anneals: bool,
-    processes: int,
 ) -> Costs:
-    """Time base, energy and sampler on some rows, and work out what a set of ``num_samples`` draws costs.
+    """Time base and energy on some rows, and work out what a set of ``num_samples`` draws costs without its chains.
 
-    The model and torch's default generators stay as they are. A model or sampler that can't be timed costs nothing here; the
+    The model and torch's default generators stay as they are. A model that can't be timed costs nothing here; the
     evaluation itself raises what is wrong with it.
 
     Args:
         rows: rows of data whose energies are computed.
         anneals: whether A is estimated by annealing.
+    """
+    timed = _measured(model, settings, device, lambda potential: _time_model(potential, device))
+    if timed is None:
+        return Costs()
+    forward, energy = timed
+    both = forward + energy
+    annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT_COST * both if anneals else 0.0
+    more = max(2 * NUM_DRAWS - num_sets * num_samples, 0)
+    return Costs(
+        base_set=num_samples * forward,
+        gebm_set=lambda draws: draws * (forward + GRADIENT_COST * both),
+        energies=2 * num_samples * energy,
+        log_partition=more * both + rows * energy + annealed,
+    )
+
+
+def with_sampling(
+    costs: Costs,
+    model: GEBM,
+    sampler: Sampler,
+    settings: Callable[[int], SampleSettings],
+    num_samples: int,
+    device: torch.device,
+    *,
+    processes: int,
+) -> Costs:
+    """Time a step of the sampler, and add to the costs what its chains take.
+
+    Args:
+        settings: returns how chains are run for a set of so many draws.
         processes: ranks that share the sampling.
     """
+    step = _measured(model, settings(num_samples), device, lambda potential: _time_step(potential, sampler, device))
+    if step is None:
+        return costs
+    kernel, without = sampler.family == "kernel", costs.gebm_set
+
+    def gebm_set(draws: int) -> float:
+        run = replace(settings(draws), num_samples=draws)
+        chains = max(run.chains, sampler.min_chains)
+        moves = run.warmup + run.total_steps if kernel else -(-draws // chains)
+        return chains * moves * step / processes + without(draws)
+
+    further = {1: 0.0, 2: 1.0, 4: 3.0} if kernel else {1: 0.0, 2: 2.0, 4: 6.0}
+    return replace(costs, gebm_set=gebm_set, further=further)
+
+
+def _measured(
+    model: GEBM, settings: SampleSettings, device: torch.device, measure: Callable[[LatentPotential], T]
+) -> T | None:
+    """Return what is measured on the model, which stays as it is; None where it can't be."""
     try:
         with (
             warnings.catch_warnings(),
@@ -62,55 +112,44 @@ def time_units(
             LatentPotential(model, settings.inverse_temperature) as potential,
         ):
             warnings.simplefilter("ignore")  # what is worth saying, the evaluation itself says
-            forward, energy, step = _timed(potential, sampler, device)
+            return measure(potential)
     except (GebmKitError, RuntimeError, ValueError, TypeError):
-        return Costs()
-    both = forward + energy
-    kernel = sampler.family == "kernel"
-
-    def gebm_set(draws: int) -> float:
-        chains = max(min(settings.num_chains, draws), sampler.min_chains)
-        kept = -(-draws // chains)
-        moves = settings.warmup + max(settings.steps, (kept - 1) * settings.thin + 1) if kernel else kept
-        return chains * moves * step / processes + draws * (forward + GRADIENT_COST * both)
-
-    annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT_COST * both if anneals else 0.0
-    more = max(2 * NUM_DRAWS - num_sets * num_samples, 0)
-    return Costs(
-        base_set=num_samples * forward,
-        gebm_set=gebm_set,
-        energies=2 * num_samples * energy,
-        log_partition=more * both + rows * energy + annealed,
-        further={1: 0.0, 2: 1.0, 4: 3.0} if kernel else {1: 0.0, 2: 2.0, 4: 6.0},
-    )
+        return None
 
 
-def _timed(potential: LatentPotential, sampler: Sampler, device: torch.device) -> tuple[float, float, float]:
-    """Return the seconds a row of the base, of the energy, and of a step of one chain (of all steps, for a population)."""
+def _codes(potential: LatentPotential, count: int, generator: torch.Generator) -> Tensor:
+    shape = (count, potential.model.latent_dim)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=potential.model.dtype)
+
+
+def _time_model(potential: LatentPotential, device: torch.device) -> tuple[float, float]:
+    """Return the seconds a row of the base, and of the energy."""
     generator = torch.Generator(device).manual_seed(0)
-    model, dtype = potential.model, potential.model.dtype
-
-    def codes(count: int) -> Tensor:
-        shape = (count, model.latent_dim)
-        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     def decode(count: int) -> Callable[[], Any]:
-        z = codes(count)
+        z = _codes(potential, count, generator)
         return lambda: potential.data(z)
 
     def evaluate(count: int) -> Callable[[], Any]:
-        x = potential.data(codes(count))
-        return lambda: model.energy(x.clone())
+        x = potential.data(_codes(potential, count, generator))
+        return lambda: potential.model.energy(x.clone())
+
+    with torch.no_grad():
+        return _seconds_a_row(decode, device), _seconds_a_row(evaluate, device)
+
+
+def _time_step(potential: LatentPotential, sampler: Sampler, device: torch.device) -> float:
+    """Return the seconds of a step of one chain, or of all steps of a population a row."""
+    generator = torch.Generator(device).manual_seed(0)
 
     def step(count: int) -> Callable[[], Any]:
         if sampler.family != "kernel":
-            return lambda: run_island(potential, sampler, count, generator, dtype, lambda: None)
-        state, _ = sampler.step(sampler.init(codes(count), potential, generator), potential, generator)
+            return lambda: run_island(potential, sampler, count, generator, potential.model.dtype, lambda: None)
+        start = sampler.init(_codes(potential, count, generator), potential, generator)
+        state, _ = sampler.step(start, potential, generator)
         return lambda: sampler.step(state, potential, generator)
 
-    with torch.no_grad():
-        forward, energy = _seconds_a_row(decode, device), _seconds_a_row(evaluate, device)
-    return forward, energy, _seconds_a_row(step, device, sampler.min_chains)
+    return _seconds_a_row(step, device, sampler.min_chains)
 
 
 def _seconds_a_row(prepare: Callable[[int], Callable[[], Any]], device: torch.device, least: int = 1) -> float:

@@ -24,12 +24,14 @@ from gebm_kit.engine.sampling.attempt_tests import Judgement, judged
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.forecasts import (
     GRADIENT_COST,
+    INDEPENDENT,
     MARGIN,
     Forecast,
     fitting,
     forecasts,
     pt_forecast,
     reference_cost,
+    shortened,
     smc_forecast,
 )
 from gebm_kit.engine.sampling.interfaces import Counts
@@ -92,6 +94,8 @@ class Choice:
         why = f"Pareto k of the weights of {size} is {k:.2f}"
         if self.pilot.is_flat:
             why = f"the energy is the same at all of {size}"
+        elif best.name in INDEPENDENT and not self.pilot.trusted:
+            why += ", which leaves doubt: it is tried because it costs so much less"
         elif not self.pilot.trusted:
             why = (
                 f"{size} are worth {self.pilot.effective:.0f} of the model (Pareto k {k:.2f}), too few for global moves"
@@ -100,6 +104,27 @@ class Choice:
             f"{best.name} was chosen because an effective draw should cost {best.cost_a_draw:.3g} evaluations{against}: "
             f"{best.words}, and {why}"
         )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The time that a search may take.
+
+    Attributes:
+        seconds: what all attempts may take together, as far as is known beforehand; None: not limited.
+        first: seconds that the first choice is estimated to take; its chains are shortened where that is more. None: it is
+            made as it is.
+    """
+
+    seconds: float | None = None
+    first: float | None = None
+
+    @property
+    def share(self) -> float:
+        """The share of the first attempt's steps that there is time for."""
+        if self.seconds is None or not self.first:
+            return 1.0
+        return min(max(self.seconds, 0.0) / self.first, 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,9 +152,10 @@ def choose(
     device: torch.device | str | None = None,
     ranks: Ranks = ALONE,
     chains_only: bool = False,
+    pilot: Pilot | None = None,
 ) -> Choice:
-    """Take a pilot and rank the candidates; all ranks get the first one's ranking."""
-    pilot = take_pilot(model, directive, settings, device)
+    """Take a pilot, unless there is one, and rank the candidates; all ranks get the first one's ranking."""
+    pilot = take_pilot(model, directive, settings, device) if pilot is None else pilot
     ranked = forecasts(pilot, model, settings, directive, chains_only=chains_only)
     text = ranks.from_first(json.dumps([forecast.as_dict() for forecast in ranked]))
     return Choice(pilot, tuple(Forecast.of(record) for record in json.loads(text)))
@@ -162,21 +188,22 @@ def settle(
     device: torch.device | str | None = None,
     ranks: Ranks = ALONE,
     chains_only: bool = False,
-    seconds: float | None = None,
+    pilot: Pilot | None = None,
+    bounds: Bounds | None = None,
 ) -> Settled[T]:
     """Choose a sampler, make attempts until one passes the tests or the budget is used, and return the last one.
 
     Args:
         attempt: draws with a sampler and settings, on all ranks.
-        seconds: what all attempts may take together, as far as the ones before tell; None: not limited. The first is made
-            in any case.
         chains_only: whether chains start at given points, which populations can't.
+        pilot: base draws that are there already; None: they are drawn.
+        bounds: seconds that the attempts may take; None: not limited.
 
     Raises:
         UsageError: the energy is finite nowhere, or no candidate serves the model.
     """
-    choice = choose(model, directive, settings, device=device, ranks=ranks, chains_only=chains_only)
-    search = _Search(model, directive, choice, settings, ranks, chains_only, seconds)
+    choice = choose(model, directive, settings, device=device, ranks=ranks, chains_only=chains_only, pilot=pilot)
+    search = _Search(model, directive, choice, settings, ranks, chains_only, bounds or Bounds())
     return search.run(attempt)
 
 
@@ -192,7 +219,9 @@ class _Tried:
     def words(self) -> str:
         run = self.forecast.settings
         return (
-            f"{self.forecast.name} ({run.warmup} + {run.steps} steps a chain)" if self.is_chain else self.forecast.name
+            f"{self.forecast.name} ({run.chains} chains of {run.warmup} + {run.total_steps} steps)"
+            if self.is_chain
+            else self.forecast.name
         )
 
     @property
@@ -210,14 +239,14 @@ class _Search:
     settings: SampleSettings
     ranks: Ranks
     chains_only: bool
-    seconds: float | None = None
+    bounds: Bounds
     late: bool = False
     tried: list[_Tried] = field(default_factory=list)
 
     def run(self, attempt: Callable[[Sampler, SampleSettings], Attempt[T]]) -> Settled[T]:
         """Make attempts until one holds or nothing is left to try."""
         began, spent = time.perf_counter(), self.choice.pilot.spent
-        forecast: Forecast | None = self.choice.ranked[0]
+        forecast: Forecast | None = self._first()
         while forecast is not None:
             sampler = built(self.model, fitting(self.model, forecast))
             found = attempt(sampler, forecast.settings)
@@ -240,6 +269,15 @@ class _Search:
         )
         return Settled(found.result, diagnostics, last, sampler)
 
+    def _first(self) -> Forecast:
+        """Return the first choice, shortened to the time that there is; the first rank decides."""
+        best = self.choice.ranked[0]
+        share = float(self.ranks.from_first(json.dumps(self.bounds.share)))
+        if share == 1.0 or best.name in ("sir", "smc"):
+            return best
+        self.late = True
+        return shortened(best, share)
+
     def _agreed(self, judgement: Judgement) -> Judgement:
         """Return the first rank's judgement."""
         return Judgement(**json.loads(self.ranks.from_first(json.dumps(dataclasses.asdict(judgement)))))
@@ -247,11 +285,16 @@ class _Search:
     def _next(self) -> Forecast | None:
         """Return what to try next within the budget: longer while that helps, `smc`, `pt`, and that longer; None: nothing.
 
-        What is longer leaves room for `smc`, as far as that has not been tried.
+        What is longer leaves room for `smc`, as far as that has not been tried. Proposals from a doubtful pilot are not made
+        longer: the best candidate that follows the gradient takes their place.
         """
         every = [tried.forecast.name for tried in self.tried]
         left = self._allowance() - sum(tried.cost for tried in self.tried[1:])
         last, pilot = self.tried[-1], self.choice.pilot
+        if last.forecast.name in INDEPENDENT and not pilot.trusted:
+            others = [f for f in self.choice.ranked if f.name not in (*INDEPENDENT, *every) and f.cost <= left]
+            if others:
+                return others[0]
         tempered = []
         if pilot.has_gradient and "smc" not in every and not self.chains_only:
             tempered.append(smc_forecast(pilot, self.settings))
@@ -266,7 +309,8 @@ class _Search:
     def _in_time(self, forecast: Forecast, spent: float) -> bool:
         """Return whether another attempt fits into the seconds, at the pace of those before; the first rank decides."""
         pace = spent / max(sum(tried.cost for tried in self.tried), 1)
-        fits = self.seconds is None or spent + pace * forecast.cost <= self.seconds
+        seconds = self.bounds.seconds
+        fits = seconds is None or spent + pace * forecast.cost <= seconds
         return bool(json.loads(self.ranks.from_first(json.dumps(fits))))
 
     def _allowance(self) -> float:
@@ -315,7 +359,8 @@ class _Search:
         if last.judgement.held:
             return None
         ratio = sum(tried.cost for tried in self.tried[1:]) / max(self.tried[0].cost, 1)
-        more = f"the {self.seconds:.0f} s allow no other: raise `eval.budget`" if self.late else "raise `budget`"
+        seconds = max(self.bounds.seconds or 0.0, 0.0)
+        more = f"the {seconds:.0f} s for it allow no more: raise `eval.budget`" if self.late else "raise `budget`"
         return (
             f"`auto` did not converge: after {len(self.tried)} attempt{'s' if len(self.tried) > 1 else ''} "
             f"({ratio:.1f} times the evaluations of the first one were spent on the others; its budget is "

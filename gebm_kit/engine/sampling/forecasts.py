@@ -28,6 +28,9 @@ MARGIN = 1.25
 REMAINING = 0.01
 """Share of the mass that may never have moved at the end of the warm-up of independence proposals."""
 
+FEWEST_STEPS = 16
+"""Steps of a chain that is shortened, at least: R-hat needs some."""
+
 MOST_BURN_IN = 4096
 """Warm-up steps of independence proposals, at most."""
 
@@ -69,6 +72,12 @@ RUNG = 0.6
 
 SMC_PARTICLES = 512
 """Particles of a population of `smc`, where as many draws are wanted."""
+
+DOUBT = 4.0
+"""How many times less a sampler by independence proposals must cost to be tried although the pilot is in doubt of it."""
+
+INDEPENDENT = ("imh", "isir", "sir")
+"""Samplers whose proposals are base draws."""
 
 PT_RUNGS, PT_LEAPFROG = 10, 2
 """Rungs of the ladder of `pt` and gradients of a step on each, with its defaults."""
@@ -114,8 +123,9 @@ def forecasts(
 ) -> list[Forecast]:
     """Predict the cost of every candidate that serves the model, the cheapest effective draw first.
 
-    Independence proposals are left out when the pilot can't be trusted, and gradients when the energy has none. If that
-    leaves nothing, `elliptical` stands in, or else what was left out.
+    Independence proposals are left out when the pilot is far from reaching the model, and gradients when the energy has
+    none. If that leaves nothing, `elliptical` stands in, or else what was left out. Where the pilot is in doubt, `imh` and
+    `isir` come first only if they cost less than a quarter: a trial that fails has then wasted little.
 
     Args:
         chains_only: whether chains start at given points, which populations can't.
@@ -133,7 +143,7 @@ def forecasts(
         forecast
         for name, found in known.items()
         for forecast in found
-        if (pilot.trusted if name in ("imh", "isir", "sir") else pilot.has_gradient)
+        if (_reached(name, pilot) if name in INDEPENDENT else pilot.has_gradient)
         and (name != "chees" or settings.chains >= LOCAL["chees"].chains)
     ]
     if not usable and not pilot.has_gradient:
@@ -142,7 +152,17 @@ def forecasts(
         usable = [forecast for found in known.values() for forecast in found] or [
             _local("hmc", pilot, settings, directive)
         ]
-    return sorted([f for f in usable if _serves(model, f)] or usable, key=lambda forecast: forecast.cost_a_draw)
+
+    def rank(forecast: Forecast) -> float:
+        doubtful = forecast.name in INDEPENDENT and not pilot.trusted
+        return forecast.cost_a_draw * (DOUBT if doubtful else 1.0)
+
+    return sorted([f for f in usable if _serves(model, f)] or usable, key=rank)
+
+
+def _reached(name: str, pilot: Pilot) -> bool:
+    """Return whether independence proposals may be tried: `sir`, which no test of chains checks, needs a trusted pilot."""
+    return pilot.trusted if name == "sir" else pilot.reaches
 
 
 def _serves(model: GEBM, forecast: Forecast) -> bool:
@@ -161,8 +181,18 @@ def fitting(model: GEBM, forecast: Forecast) -> Forecast:
 
 
 def reference_cost(pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> float:
-    """Return what `hmc` costs with these settings."""
-    return _local("hmc", pilot, settings, directive).cost
+    """Return what `hmc` costs with these settings and all their chains."""
+    return _local_of("hmc", settings.chains, pilot, settings, directive).cost
+
+
+def shortened(forecast: Forecast, share: float) -> Forecast:
+    """Return chains with about this share of the warm-up and steps; where they keep many states, with less between them."""
+    run = forecast.settings
+    steps = max(math.ceil(share * run.total_steps), min(run.total_steps, FEWEST_STEPS), run.kept)
+    thin = min(run.thin, (steps - 1) // (run.kept - 1)) if run.kept > 1 else run.thin
+    shorter = replace(run, warmup=math.ceil(share * run.warmup), steps=steps, thin=thin)
+    moves = (shorter.warmup + shorter.total_steps) / (run.warmup + run.total_steps)
+    return replace(forecast, settings=shorter, cost=moves * forecast.cost)
 
 
 def steps_for(time: float, settings: SampleSettings, max_rhat: float) -> int:
@@ -222,13 +252,23 @@ def _sir(pilot: Pilot, settings: SampleSettings) -> Forecast:
 
 
 def _local(name: str, pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
-    known = LOCAL[name]
-    steps = steps_for(known.time, settings, directive.max_rhat)
-    warmup = max(settings.warmup, LOCAL_WARMUP)
-    cost = (warmup + steps) * known.a_step * GRADIENT_COST * _rows_cost(settings.chains, pilot)
-    effective = settings.chains * steps / known.time
+    """Predict the cost with as few chains as give the draws that are asked for: every chain has its own warm-up."""
+    known, found = LOCAL[name], list[Forecast]()
+    fewest = max(known.chains, FULL_ROWS.get(pilot.device, FULL_ROWS["cpu"]))
+    chains = settings.chains
+    while not found or chains >= fewest:
+        found.append(_local_of(name, chains, pilot, settings, directive))
+        chains = -(-chains // 2) if chains > 1 else 0
+    enough = [forecast for forecast in found if forecast.effective >= settings.num_samples] or found[:1]
+    return min(enough, key=lambda forecast: forecast.cost)
+
+
+def _local_of(name: str, chains: int, pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
+    known, run = LOCAL[name], replace(settings, num_chains=chains)
+    run = replace(run, warmup=max(run.warmup, LOCAL_WARMUP), steps=steps_for(known.time, run, directive.max_rhat))
+    cost = (run.warmup + run.total_steps) * known.a_step * GRADIENT_COST * _rows_cost(chains, pilot)
     words = f"it takes about {known.a_step:g} gradients a step"
-    return Forecast(name, {}, replace(settings, warmup=warmup, steps=steps), cost, effective, words)
+    return Forecast(name, {}, run, cost, chains * run.total_steps / known.time, words)
 
 
 def _elliptical(pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:

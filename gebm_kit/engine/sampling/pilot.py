@@ -26,6 +26,9 @@ MOST_DRAWS = 4096
 FEWEST_DRAWS = 1024
 """Draws of a pilot, at least; in between, as many as draws are asked for."""
 
+REACH_LIMIT = 1.0
+"""Pareto k from which the weights have no mean, as far as their tail tells: independence proposals never settle."""
+
 FEWEST_EFFECTIVE = 50.0
 """Effective draws behind the pilot's weighted means, at least, for these to be relied on."""
 
@@ -75,8 +78,13 @@ class Pilot:
 
     @property
     def trusted(self) -> bool:
-        """Whether base draws cover the model, so that independence proposals reach all of it."""
+        """Whether base draws cover the model, so that their weighted means are close to the model's."""
         return self.pareto_k < PARETO_K_LIMIT and self.effective >= FEWEST_EFFECTIVE
+
+    @property
+    def reaches(self) -> bool:
+        """Whether independence proposals may reach all of the model: worth a trial where `trusted` is in doubt."""
+        return self.pareto_k < REACH_LIMIT and self.effective >= FEWEST_EFFECTIVE
 
     def mean_potential(self) -> tuple[float, float]:
         """Estimate E[U] under the model by importance weights, with its standard error."""
@@ -103,16 +111,35 @@ def take_pilot(
             potential.block_size = min(rows, num)
             generator = torch.Generator(where).manual_seed(stream(settings.seed, "sample", "pilot").initial_seed())
             z = torch.randn(num, model.latent_dim, generator=generator, device=where, dtype=dtype)
-            values = potential.tilt(z)
-            check_finite_start(values, None)
-            values, squares = values.double().cpu(), z.double().square().sum(1).cpu()
-            finite = torch.isfinite(values)
-            flat = bool((values[finite] == values[finite][0]).all())
-            slopes = potential.tilt_and_grad(z[finite.to(where)][:PROBED]).grad
-            has_gradient = flat or bool((slopes != 0).any())
-            spent = Counts.of(potential)
+            return _weighed(potential, z, potential.tilt(z), where)
+
+
+def pilot_of_draws(
+    model: GEBM, codes: Tensor, energies: Tensor, settings: SampleSettings, device: torch.device
+) -> Pilot:
+    """Weigh base draws whose energies are known; only the gradient of a few is computed.
+
+    Args:
+        codes: z in normal coordinates, (N, Z), on the device.
+        energies: E at them, without beta, (N,).
+
+    Raises:
+        UsageError: the energy is finite nowhere.
+    """
+    with LatentPotential(model, settings.inverse_temperature, block_size=settings.block_size) as potential:
+        return _weighed(potential, codes, potential.inverse_temperature * energies, device)
+
+
+def _weighed(potential: LatentPotential, z: Tensor, tilts: Tensor, where: torch.device) -> Pilot:
+    """Return the pilot of draws z, (N, Z), with ``beta E`` at them, (N,)."""
+    check_finite_start(tilts, None)
+    values, squares = tilts.double().cpu(), z.double().square().sum(1).cpu()
+    finite = torch.isfinite(values)
+    flat = bool((values[finite] == values[finite][0]).all())
+    slopes = potential.tilt_and_grad(z[finite.to(z.device)][:PROBED]).grad
+    has_gradient = flat or bool((slopes != 0).any())
     log_weights = torch.where(finite, -values, -math.inf)
-    return Pilot(log_weights, 0.5 * squares + values, has_gradient, where.type, model.latent_dim, spent)
+    return Pilot(log_weights, 0.5 * squares + values, has_gradient, where.type, z.shape[1], Counts.of(potential))
 
 
 # --- what the weights say about independence proposals ---------------------------------------------------------------

@@ -145,7 +145,8 @@ class TestEvaluations:
     @pytest.mark.parametrize("sampler", [Hmc(), Sir(2)])
     def test_what_is_cut_is_said(self, sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         slow = Costs(base_set=100.0, gebm_set=lambda draws: draws / 10)
-        monkeypatch.setattr("gebm_kit.engine.evaluation.task.time_units", lambda *given, **more: slow)
+        monkeypatch.setattr("gebm_kit.engine.evaluation.planner.time_units", lambda *given, **more: slow)
+        monkeypatch.setattr("gebm_kit.engine.evaluation.planner.with_sampling", lambda costs, *given, **more: costs)
         with pytest.warns(GebmKitWarning, match=r"within a budget of 20 s: .*500 draws in a set.*eval\.budget"):
             found = scored(20.0, sampler)
         assert found.protocol["sliced-wasserstein"]["samples"] == 500
@@ -161,7 +162,8 @@ class TestEvaluations:
         def broken(*given: Any) -> Any:
             raise RuntimeError("no clock")
 
-        monkeypatch.setattr(timing, "_timed", broken)
+        monkeypatch.setattr(timing, "_time_model", broken)
+        monkeypatch.setattr(timing, "_time_step", broken)
         found = scored(1e6)
         assert found.budget["estimated"]["sampling"] == 0.0
         assert found.budget["cut"] == []

@@ -16,12 +16,13 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation import task as tasks
-from gebm_kit.engine.evaluation.draw_sets import continued_sets, gebm_sets
+from gebm_kit.engine.evaluation.draw_sets import continued_sets, gebm_sets, shared_by, whole_groups
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score
 from gebm_kit.engine.evaluation.evaluation_files import write_pictures
 from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.planner import Planner
 from gebm_kit.engine.evaluation.settings import EvaluationSettings
-from gebm_kit.engine.evaluation.task import Scores, shared_by, whole_groups
+from gebm_kit.engine.evaluation.task import Scores
 from gebm_kit.engine.figures import run_figures
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.run_directory.run_files import is_evaluation
@@ -194,7 +195,7 @@ class TestGroups:
         found = gebm_sets(model(), Hmc(), settings, 10, 8, CPU, lambda p: None, keep_chains=True)
         # 80 chains in five blocks of 16: five groups are 50 chains in four blocks, which hold six groups
         assert whole_groups(found, 5) == 6
-        assert shared_by(found) == pytest.approx(4 / 5)
+        assert shared_by(found, 5) == pytest.approx(4 / 5)
 
 
 class Counting(nn.Module):
@@ -228,8 +229,9 @@ class TestSharing:
 
         monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation.gebm_sets", unwatched)
         monkeypatch.setattr(tasks.Task, "longer_sets", lambda *given: {})
-        monkeypatch.setattr(tasks.Task, "planned", lambda self, plan: plan)
-        monkeypatch.setattr(tasks.Task, "planned_again", lambda self, plan, gebm: plan)
+        monkeypatch.setattr(Planner, "planned", lambda self, plan, sampling: plan)
+        monkeypatch.setattr(Planner, "planned_with_chains", lambda self, asked, plan, *given: plan)
+        monkeypatch.setattr(Planner, "planned_again", lambda self, plan, gebm: plan)
         monkeypatch.setattr("gebm_kit.engine.likelihood.model_fit.NUM_DRAWS", 500)
         settings = SampleSettings(num_chains=20, block_size=20)
         rows, sets, padding = data(), 4 * num_samples, 20

@@ -20,9 +20,9 @@ from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.evaluation.draw_sets import gebm_sets
 from gebm_kit.engine.sampling import auto as auto_engine
 from gebm_kit.engine.sampling.attempt_tests import judged
-from gebm_kit.engine.sampling.auto import Attempt, choose, settle
+from gebm_kit.engine.sampling.auto import Attempt, Bounds, Choice, choose, settle
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.forecasts import forecasts
+from gebm_kit.engine.sampling.forecasts import DOUBT, FEWEST_STEPS, Forecast, forecasts, shortened
 from gebm_kit.engine.sampling.interfaces import Counts
 from gebm_kit.engine.sampling.pilot import Pilot, candidates_stay, independence_stays, take_pilot
 from gebm_kit.engine.sampling.settings import SampleSettings
@@ -171,6 +171,51 @@ def test_a_model_far_from_its_base_is_drawn_along_the_gradient() -> None:
 
 def test_a_single_draw_is_cheapest_by_importance_resampling() -> None:
     assert chosen(Slope(0.5), replace(ASKED, num_samples=1)) == "sir"
+
+
+def heavy_tailed(k: float, num: int = 8000) -> Pilot:
+    """Weights of about 1 with a Pareto tail of shape k, which holds a 25th of them."""
+    u = torch.rand(num, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return pilot_of(torch.where(u < 0.04, -k * (25 * u).log(), -0.1 * u))
+
+
+def test_a_doubtful_pilot_is_tried_where_that_costs_little() -> None:
+    """Between k = 0.7 and 1, and never by `sir`, which no test of chains checks."""
+    names = [[f.name for f in forecasts(heavy_tailed(k), model(Slope(0)), ASKED, Auto())] for k in (0.4, 0.74, 1.5)]
+    assert "sir" in names[0]
+    assert names[1][0] in ("imh", "isir")
+    assert "sir" not in names[1]
+    assert not {"imh", "isir", "sir"} & set(names[2])
+    pilot = heavy_tailed(0.74)
+    ranked = tuple(forecasts(pilot, model(Slope(0)), ASKED, Auto()))
+    assert "which leaves doubt: it is tried because it costs so much less" in Choice(pilot, ranked).reason
+    dear = [f for f in ranked if f.name in ("imh", "isir")]
+    cheap = [f for f in ranked if f.name in ("hmc", "chees")]
+    assert all(DOUBT * f.cost_a_draw <= cheap[0].cost_a_draw for f in dear[:1])
+
+
+def test_after_a_doubtful_trial_the_gradient_is_followed() -> None:
+    made: list[str] = []
+
+    def attempt(sampler: Any, settings: SampleSettings) -> Attempt[None]:
+        made.append(type(sampler).__name__.lower())
+        return Attempt(None, diagnosed(1.5 if len(made) == 1 else 1.01))
+
+    found = settle(model(Slope(0.5)), Auto(), ASKED, attempt, pilot=heavy_tailed(0.74))
+    assert made[0] in ("imh", "isir")
+    assert made[1] in ("hmc", "chees")
+    assert found.diagnostics.unsettled is None
+
+
+def test_chains_are_as_many_as_give_the_draws() -> None:
+    """A chain's warm-up costs more than further steps, so few chains do where they give enough draws."""
+    many = replace(ASKED, num_samples=2000, num_chains=1000)
+    found = choose(model(Bowl()), Auto(candidates=("hmc",)), many).ranked[0]
+    assert found.settings.num_chains < 1000
+    assert found.settings.num_chains >= 64
+    assert found.effective >= 2000
+    few = choose(model(Bowl()), Auto(candidates=("hmc",)), replace(many, num_chains=8)).ranked[0]
+    assert few.settings.num_chains == 8
 
 
 def test_few_chains_take_several_candidates_at_once() -> None:
@@ -348,11 +393,30 @@ def test_what_does_not_help_is_left_for_a_tempered_sampler() -> None:
 
 def test_seconds_end_the_search_and_are_named() -> None:
     for seconds, count in ((0.0, 1), (3600.0, 2), (None, 2)):
-        found, made = attempts([2.0, 1.01], seconds=seconds)
+        found, made = attempts([2.0, 1.01], bounds=Bounds(seconds))
         assert len(made) == count
         assert (found.diagnostics.unsettled is None) == (count == 2)
-    found, _ = attempts([2.0], seconds=0.0)
-    assert "the 0 s allow no other: raise `eval.budget`" in found.diagnostics.unsettled
+    found, _ = attempts([2.0], bounds=Bounds(0.0))
+    assert "the 0 s for it allow no more: raise `eval.budget`" in found.diagnostics.unsettled
+
+
+def test_a_first_attempt_is_shortened_to_the_time_that_there_is() -> None:
+    (_, warmup, steps), (_, shorter_warmup, shorter) = (
+        attempts([1.01], bounds=bounds)[1][0] for bounds in (Bounds(100.0, 50.0), Bounds(10.0, 40.0))
+    )
+    assert shorter_warmup == warmup // 4
+    assert shorter == pytest.approx(steps / 4, abs=1)
+    found, made = attempts([2.0], bounds=Bounds(-3.0, 40.0))
+    assert made[0][1:] == (0, FEWEST_STEPS)
+    assert "raise `eval.budget`" in found.diagnostics.unsettled
+
+
+def test_chains_that_are_shortened_keep_their_states() -> None:
+    run = replace(ASKED, num_samples=1000, num_chains=100, warmup=40, steps=50, thin=5)
+    found = shortened(Forecast("hmc", {}, run, 900.0, 100.0), 0.5)
+    assert (found.settings.warmup, found.settings.total_steps, found.settings.thin) == (20, 25, 2)
+    assert found.settings.kept == run.kept
+    assert found.cost == pytest.approx(450)
 
 
 def test_the_budget_ends_the_search_and_is_named() -> None:
