@@ -19,8 +19,9 @@ class NegativesSection:
 
     Attributes:
         share: weight of the chains in the energy's objective; 0: there are none.
-        sampler: name of a registered kernel with a step size.
-        step_size: the kernel's step size at the start.
+        sampler: name of a registered kernel whose chains move alone, such as ``mala``; or ``imh``, whose proposals are base
+            draws and need no gradient.
+        step_size: the kernel's step size at the start, if it has one.
         adapt: whether the step follows the acceptance towards the kernel's own goal, for kernels that have one.
         steps: steps of each chain at every energy update.
         chains: number of chains that are kept, at least as many as a batch has rows; null: eight times as many. An update

@@ -57,7 +57,7 @@ class ContrastiveDivergence(Loss):
 
     Args:
         space: where the chains move.
-        sampler: name of a registered kernel with a step size, such as ``mala`` or ``ula``.
+        sampler: name of a registered kernel, such as ``mala`` or ``ula``; in data space one with a step size.
         step_size: step size of that kernel. For mala and ula it is a squared length, in units of the prior's variance in
             latent space and of the data's variance in data space. With mala it fits when ``negatives_acceptance`` in the
             log is 0.5 to 0.9.
@@ -144,7 +144,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
 
     Args:
         space: where the chains move.
-        sampler: name of a registered kernel with a step size.
+        sampler: name of a registered kernel; in data space one with a step size.
         step_size: step size of that kernel, as in ``cd``.
         steps: steps of each chain at every energy step.
         buffer_size: number of states in the buffer, at least as many as a batch has rows.

@@ -17,11 +17,15 @@ CANDIDATES: tuple[Candidate, ...] = ("imh", "isir", "sir", "hmc", "chees", "smc"
 class Auto(SamplerDirective):
     """Chooses the sampler with the lowest predicted cost of an effective draw, and checks the draws before it accepts them.
 
-    A pilot of up to 4,096 base draws shows how far the model is from its base. With w = exp(-tilt) the weight of a draw,
-    an independence proposal z' is accepted with probability min(1, w(z') / w(z)), so the pilot's weights alone give the
-    autocorrelation times of `imh` and `isir` and the effective size of `sir`'s pool. A gradient costs three evaluations.
-    For `hmc`, `chees` and `smc` the cost is a count of gradients. With a Pareto k above 0.7 the pilot may have missed most
-    of the mass, and only samplers that follow the gradient are considered.
+    A pilot of up to 4,096 base draws (in an evaluation, the base draws that it scores) shows how far the model is from its
+    base. With w = exp(-tilt) the weight of a draw, an independence proposal z' is accepted with probability
+    min(1, w(z') / w(z)), so the pilot's weights alone give the autocorrelation times of `imh` and `isir` and the effective
+    size of `sir`'s pool. A gradient costs three evaluations. For `hmc`, `chees` and `smc` the cost is a count of gradients.
+    `hmc` and `chees` get as few chains as give the draws that are asked for, since each has its own warm-up.
+
+    With a Pareto k above 0.7 the pilot may have missed much of the mass. Up to 1, `imh` and `isir` are tried where they cost
+    less than a quarter of the best sampler that follows the gradient, which comes next if their draws fail. Beyond 1 they
+    are not considered.
 
     Draws are accepted once R-hat is at most ``max_rhat``, the other diagnostics are within their limits, and the chains are
     in equilibrium: the mean of U does not drift between the two halves of the run, and agrees with the pilot's weighted mean

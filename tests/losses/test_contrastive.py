@@ -235,7 +235,9 @@ class TestChains:
     def test_refusals(self) -> None:
         with pytest.raises(RecipeError, match=r"loss.buffer_size is 99, a batch has 100 rows; allowed: >= 100"):
             chains(buffer_size=99)
-        with pytest.raises(RecipeError, match=r"'smc' is not a kernel with a step size; allowed: .*mala"):
+        with pytest.raises(RecipeError, match=r"'smc' is not a kernel whose chains move alone; allowed: .*imh.*mala"):
             chains(sampler="smc")
+        with pytest.raises(RecipeError, match=r"'imh' is not a kernel with a step size; allowed: .*mala"):
+            chains(space="data", sampler="imh")
         with pytest.raises(RecipeError, match="'mal' is unknown"):
             chains(sampler="mal")

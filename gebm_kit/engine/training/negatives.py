@@ -22,7 +22,7 @@ from torch import Tensor
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core import reduce
-from gebm_kit.core.components import parameters
+from gebm_kit.core.components import Registered, parameters
 from gebm_kit.core.errors import RecipeError, UsageError
 from gebm_kit.core.interfaces import HasDensity, HasEncoder, NegativeSettings, Sampler
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
@@ -90,8 +90,8 @@ class NegativeChains:
             once, share of chains that were replaced. With ``adapt`` also ``negatives_step``, the factor on the step.
 
     Raises:
-        RecipeError: the sampler is not a kernel with a step size, or needs coupled chains; the buffer is smaller than a
-            batch.
+        RecipeError: the sampler is not a kernel, needs coupled chains, or has no step size in data space; the buffer is
+            smaller than a batch.
     """
 
     def __init__(
@@ -269,26 +269,32 @@ class NegativeChains:
 
 
 def _kernel(settings: NegativeSettings, keys: ChainKeys) -> Sampler:
-    """Build the registered kernel with the step size of the settings.
+    """Build the registered kernel, with the step size of the settings where it has one.
+
+    Latent chains may have none: proposals from the prior find a dip wherever base draws reach it.
 
     Raises:
-        RecipeError: the sampler is not a kernel, needs coupled chains or has no step size; the step size is not positive.
+        RecipeError: the sampler is not a kernel, needs coupled chains, or has no step size in data space; the step size is
+            not positive.
     """
     registry = installed().registry
     record = registry.get("sampler", settings.sampler)
-    target: Any = record.load()
-    if target.needs_one_block() or "step_size" not in parameters(target):
-        fitting = []
-        for other in registry.of_kind("sampler"):
-            kind: Any = other.load()
-            if not kind.needs_one_block() and "step_size" in parameters(kind):
-                fitting.append(registry.short_name(other))
+    if not _fits(record, settings):
+        fitting = [registry.short_name(other) for other in registry.of_kind("sampler") if _fits(other, settings)]
+        what = "whose chains move alone" if settings.space == "latent" else "with a step size"
         raise RecipeError(
-            f"{keys.section}.sampler {settings.sampler!r} is not a kernel with a step size; allowed: "
-            + ", ".join(sorted(fitting))
+            f"{keys.section}.sampler {settings.sampler!r} is not a kernel {what}; allowed: {', '.join(sorted(fitting))}"
         )
     if not (math.isfinite(settings.step_size) and settings.step_size > 0):
         raise RecipeError(f"{keys.section}.step_size must be positive, got {settings.step_size}")
-    node = ComponentNode(settings.sampler, {"step_size": settings.step_size})
-    sampler: Sampler = build("sampler", node)
+    arguments = {"step_size": settings.step_size} if "step_size" in parameters(record.load()) else {}
+    sampler: Sampler = build("sampler", ComponentNode(settings.sampler, arguments))
     return sampler
+
+
+def _fits(record: Registered, settings: NegativeSettings) -> bool:
+    """Return whether a registered sampler can move chains one by one in the space of the settings."""
+    kind: Any = record.load()
+    if kind.needs_one_block() or kind.family != "kernel":
+        return False
+    return "step_size" in parameters(kind) or settings.space == "latent"

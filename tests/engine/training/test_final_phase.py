@@ -361,7 +361,7 @@ def test_problems_of_a_recipe(word: str, expected: str, recipe: Path) -> None:
         ("train.final.energy=codes", "the codes energy needs a base with an inverse"),
         ("train.final.loss={name: pcd, restart_at: data}", "latent chains start at the codes of data"),
         ("train.final.loss={name: pcd, buffer_size: 20}", "loss.buffer_size is 20, a batch has 24 rows"),
-        ("train.final.loss={name: pcd, sampler: sir}", "'sir' is not a kernel with a step size"),
+        ("train.final.loss={name: pcd, sampler: sir}", "'sir' is not a kernel whose chains move alone"),
     ],
 )
 def test_parts_that_do_not_fit_are_found_before_the_first_step(word: str, expected: str, recipe: Path) -> None:

@@ -71,6 +71,7 @@ PHASES = {
     "another loss": [*BOTH, "train.final.loss=kale", f"train.penalty={AT_NEGATIVES}"],
     "another energy": [*BOTH, "train.final.energy={name: mlp, hidden: [6], spectral_norm: true}"],
     "chains before": ["loss={name: pcd, buffer_size: 30}", "train.final.loss=kale", "train.final.negatives.share=1"],
+    "jumps": ["train.negatives={share: 0.25, sampler: imh, steps: 2, chains: 40}"],
     "fixed steps": ["train.negatives={share: 0.25, sampler: ula, steps: 1, adapt: false, step_size: 0.01}"],
 }  # fmt: skip
 
@@ -191,21 +192,21 @@ def test_the_gradient_is_the_mixture_of_two(loss: Loss, share: float) -> None:
 
 
 class Dip(Energy):
-    """The energy ``-depth exp(-(x - 6)^2 / 2.9)``; base draws, N(0, 1), come near 6 once in a billion times."""
+    """The energy ``-depth exp(-(x - at)^2 / 2.9)``; base draws, N(0, 1), come near 6 once in a billion times."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: float = 6.0, depth: float = 25.0) -> None:
         super().__init__()
-        self.depth = nn.Parameter(torch.tensor(25.0))
+        self.at, self.depth = at, nn.Parameter(torch.tensor(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        return -self.depth * torch.exp(-(x[:, 0] - 6).square() / 2.9)
+        return -self.depth * torch.exp(-(x[:, 0] - self.at).square() / 2.9)
 
 
-def mass_in_the_dip(energy: Energy) -> float:
+def mass_in_the_dip(energy: Energy, beyond: float = 3.5) -> float:
     grid = torch.linspace(-6, 12, 4001).unsqueeze(1)
     with torch.no_grad():
         law = torch.softmax(-energy(grid) - 0.5 * grid[:, 0].square(), 0)
-    return float(law[grid[:, 0] > 3.5].sum())
+    return float(law[grid[:, 0] > beyond].sum())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
@@ -229,6 +230,25 @@ def test_a_dip_that_base_draws_never_meet_is_filled_by_negatives_alone(loss: Los
         optimizer.step()
     mass = mass_in_the_dip(model.energy)
     assert mass < 0.05 if share else mass > 0.99
+
+
+@pytest.mark.parametrize("sampler", ["imh", "isir", "elliptical"])
+def test_kernels_without_a_step_size_fill_a_dip_that_base_draws_rarely_meet(sampler: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = GEBM(Identity(1), Dip(3.5, 12.0))
+    settings = NegativeSettings("latent", sampler, 0.2, 2, buffer_size=128, restart=0.01, adapt=True)
+    chains = NegativeChains(settings, 64, None, 0, CPU, torch.float32, LOSS_KEYS, 1.0)
+    chains.fill(model)
+    assert mass_in_the_dip(model.energy, 2.0) > 0.9
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+    for update in range(300):
+        x = torch.randn(64, 1, generator=generator)
+        negatives = chains.draw(model, x, x, generator, update)
+        contrast = model.energy(x).mean() - model.energy(negatives).mean()
+        optimizer.zero_grad()
+        contrast.backward()
+        optimizer.step()
+    assert mass_in_the_dip(model.energy, 2.0) < 0.2  # 0.02 under N(0, 1)
 
 
 # --- the chains ------------------------------------------------------------------------------------------------------
@@ -467,7 +487,7 @@ def test_other_ranks_start_before_the_chains_do(recipe: Path, monkeypatch: pytes
         (["train.negatives.share=0.2", "train.final.loss=hinge"], "train.final.negatives.share is 0.2, and the energy"),
         (["train.negatives={share: 0.2, chains: 20}"], "train.negatives.chains is 20, a batch has 24 rows"),
         (["train.final.negatives={share: 0.2, chains: 20}"], "train.final.negatives.chains is 20, a batch has 24 rows"),
-        (["train.negatives={share: 0.2, sampler: sir}"], "train.negatives.sampler 'sir' is not a kernel with a step size"),
+        (["train.negatives={share: 0.2, sampler: sir}"], "negatives.sampler 'sir' is not a kernel whose chains"),
         (["train.negatives={share: 0.2, sampler: mola}"], "sampler 'mola' is unknown; did you mean mala"),
         (["train.negatives.share=1.5"], r"train.negatives.share: 1.5 is out of range; allowed: in \[0, 1\]"),
         (["train.negatives.step_size=0"], "train.negatives.step_size: 0.0 is out of range"),
