@@ -56,6 +56,8 @@ class ProjectedEnergy(Energy):
         dim: F, the number of features.
         hidden: widths of the hidden layers of h; empty for an energy that is linear in the features.
         steps: number of training steps of f, with 128 images each; 0 keeps the random initial weights.
+        bound: bound b of the energy's absolute value, ``E(x) = b tanh(h(f(x)) / b)``, in nats; null: no bound. Weights of
+            base draws are then at most ``exp(2 beta b)`` times each other, so a few of them can't carry the model.
         data_shape: (channels, height, width).
 
     Raises:
@@ -75,14 +77,17 @@ class ProjectedEnergy(Energy):
         dim: Annotated[int, Range(1, None)] = 64,
         hidden: list[int] = [128, 128],  # noqa: B006  (read only)
         steps: Annotated[int, Range(0, None)] = 1500,
+        bound: Annotated[float | None, Range(0, None, low_open=True)] = None,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
     ) -> None:
         super().__init__()
         check_arguments(self, features=features, width=width, dim=dim, steps=steps)
+        if bound is not None:
+            check_arguments(self, bound=bound)
         check_sizes("hidden", hidden)
         channels, *sides = check_image("the projected energy", data_shape)
-        self.features, self.steps, self.dim = features, steps, dim
+        self.features, self.steps, self.dim, self.bound = features, steps, dim, bound
         self.trunk = _trunk(channels, sides, width, dim)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
@@ -131,7 +136,7 @@ class ProjectedEnergy(Energy):
     def forward(self, x: Tensor) -> Tensor:
         features = (self.trunk(x) - self.mean) / self.std
         energy: Tensor = self.readout(self.head(features))
-        return energy
+        return energy if self.bound is None else self.bound * torch.tanh(energy / self.bound)
 
     def pretext(self, dataset: Dataset) -> Pretext:
         """Return the task from which f is learned on ``dataset``.

@@ -164,7 +164,18 @@ class TestBadInput:
         with pytest.raises(DataError, match="works on images"):
             ProjectedEnergy(data_shape=(2,))
 
-    @pytest.mark.parametrize("arguments", [{"width": 0}, {"dim": 0}, {"steps": -1}, {"features": "classes"}])
+    def test_a_bound_holds_and_leaves_small_energies_alone(self):
+        torch.manual_seed(0)
+        free, bounded = energy(steps=0), energy(steps=0, bound=0.5)
+        bounded.load_state_dict(free.state_dict())
+        x = 30 * torch.randn(200, 1, 8, 8)
+        open_ended = free(x)
+        assert bounded(x).abs().max() <= 0.5 < open_ended.abs().max()
+        torch.testing.assert_close(bounded(x), 0.5 * torch.tanh(open_ended / 0.5))
+
+    @pytest.mark.parametrize(
+        "arguments", [{"width": 0}, {"dim": 0}, {"steps": -1}, {"features": "classes"}, {"bound": 0.0}]
+    )
     def test_arguments_out_of_range(self, arguments):
         with pytest.raises((UsageError, RecipeError)):
             energy(**arguments)
