@@ -105,6 +105,7 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
     if protocol.get("samples") is not None:
         against = [protocol, protocol["train"]] if "train" in protocol else [protocol]
         counts = [f"{p['reference']} {p.get('reference_part', 'reference')} rows" for p in against if "reference" in p]
+        counts += [f"{protocol['train_rows']} train rows"] if "train_rows" in protocol else []
         words.append(f"{protocol['samples']} draws" + (f" against {' and '.join(counts)}" if counts else ""))
     if protocol.get("features") is not None:
         checksum = str(protocol.get("features_checksum", ""))

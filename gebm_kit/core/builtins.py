@@ -169,6 +169,20 @@ COMPONENTS = (
         "Inception Score: how confident and how varied a classifier's predictions on the draws are",
     ),
     Component("metric", "prdc", "gebm_kit.metrics.prdc:Prdc", "Precision, recall, density and coverage"),
+    Component("metric", "cmmd", "gebm_kit.metrics.cmmd:Cmmd", "CMMD: squared MMD of CLIP embeddings, as published"),
+    Component("metric", "vendi", "gebm_kit.metrics.vendi:Vendi", "Vendi score: how many different draws there are"),
+    Component(
+        "metric",
+        "authenticity",
+        "gebm_kit.metrics.authenticity:Authenticity",
+        "Share of draws that are not suspiciously near to a training row",
+    ),
+    Component(
+        "metric",
+        "data-copying",
+        "gebm_kit.metrics.data_copying:DataCopying",
+        "C_T: whether draws lie nearer to training data than held-out data do",
+    ),
     Component("metric", "mmd", "gebm_kit.metrics.mmd:Mmd", "Unbiased squared maximum mean discrepancy"),
     Component(
         "metric",
@@ -199,7 +213,7 @@ FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
         ("energy", "flow"),
     ),
     "gebm-kit-hf": (("dataset", "hf"), ("base", "diffusers-vae")),
-    "gebm-kit-inception": (("features", "inception"),),
+    "gebm-kit-inception": (("features", "inception"), ("features", "dinov2"), ("features", "clip")),
 }
 """This project's plugin packages and the components that each provides, (kind, name).
 

@@ -67,6 +67,7 @@ class EvalContext:
         samples: the draws to score, (N, *D).
         reference: data to score them against, (M, *D).
         model: the GEBM, for metrics of the model itself (kale).
+        train: training data, (L, *D), for metrics that look for copies of it (`Metric.needs_train`); or None.
         dataset: where the data comes from, for toys with known modes.
         features: `FeatureMap` by name, fitted on first use.
         generator: random numbers for metrics that subsample.
@@ -78,6 +79,7 @@ class EvalContext:
     features: Any
     generator: torch.Generator
     model: GEBM | None = None
+    train: Tensor | None = None
 
 
 class Metric(ABC):
@@ -90,12 +92,15 @@ class Metric(ABC):
         least_rows: fewest draws, and fewest rows of reference data, that a value can be computed from.
         against_train: True when draws are also scored against training data: a model that memorises scores better there
             than on held-out data.
+        needs_train: True when the metric compares draws with training data (`EvalContext.train`), besides or instead of
+            the reference. It then can't score models that come without their training data.
     """
 
     ratio: ClassVar[bool] = True
     of_model: ClassVar[bool] = False
     lower_is_better: ClassVar[bool | None] = True
     against_train: ClassVar[bool] = False
+    needs_train: ClassVar[bool] = False
     least_rows: int = 1
 
     @abstractmethod

@@ -38,10 +38,11 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.held_out import MAX_ROWS, evenly_spaced_rows, floor_sets
+from gebm_kit.engine.evaluation.data_rows import train_rows
 from gebm_kit.engine.evaluation.evaluation import check_request
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.intervals import mean_interval
-from gebm_kit.engine.evaluation.metrics import build_metrics
+from gebm_kit.engine.evaluation.metrics import build_metrics, check_data_serves
 from gebm_kit.engine.evaluation.score_table import Scorer, check_rows
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, with_given
 from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
@@ -167,10 +168,10 @@ def record(
         sampler = chosen(model, sampler, replace(settings, inverse_temperature=max(betas)), device)
     name, scored = metric
     features = features or FeatureSettings()
-    scored.check(dataset)
-    features.check([scored], dataset)
+    check_data_serves({name: scored}, dataset, features)
     schedule = Schedule.of(sampler, settings, at_steps)
     data = evenly_spaced_rows(dataset.split(reference), f"{reference} data", num_reference)
+    train = train_rows(dataset, num_reference) if scored.needs_train else None
     held_out = evenly_spaced_rows(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
     floor = floor_sets(held_out, settings.num_samples, num_sets)
     check_rows({name: scored}, {"draws": settings.num_samples, "held-out rows": len(floor[0])})
@@ -178,8 +179,10 @@ def record(
         check_contract(model, sampler, where)
         # Metrics compute in float64, which only CUDA has besides the CPU.
         place = where if where.type == "cuda" else torch.device("cpu")
-        data = data.to(place)
-        scorer = Scorer(model, dataset, data, FeatureMaps(dataset, where, features, [data]), settings.seed)
+        data, train = data.to(place), None if train is None else train.to(place)
+        constant = [data] if train is None else [data, train]
+        maps = FeatureMaps(dataset, where, features, constant)
+        scorer = Scorer(model, dataset, data, maps, settings.seed, train, against_train=False)
         tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
         watch = TraceProgress(on_progress, len(betas) * num_sets, schedule.last)
         doing, hint = f"with {settings.num_samples} chains", "Set block_size, or trace fewer chains: num_samples."

@@ -51,6 +51,12 @@ class FeatureSpace:
         return {"features": self.name, "features_checksum": self.map.checksum, "resize": self.map.resize}
 
 
+def normalised(features: Tensor) -> Tensor:
+    """Divide each row by its length; rows of zeros stay as they are. (N, F) -> (N, F)."""
+    length = features.norm(dim=1, keepdim=True)
+    return features / torch.where(length > 0, length, 1.0)
+
+
 class OfReference(Generic[T]):
     """Cache of what a metric derives from the reference alone, for the last two references.
 
@@ -63,11 +69,15 @@ class OfReference(Generic[T]):
 
     def __call__(self, space: FeatureSpace, context: EvalContext) -> T:
         """Return ``derive`` of the reference's features, computed only if it is not in the cache."""
+        return self.of(space, context.reference, "the reference rows")
+
+    def of(self, space: FeatureSpace, rows: Tensor, what: str) -> T:
+        """Return ``derive`` of the features of rows that play the reference's part, such as training data."""
         for seen, checksum, value in self._known:
-            if seen is context.reference and checksum == space.map.checksum:
+            if seen is rows and checksum == space.map.checksum:
                 return value
-        value = self._derive(space.of(context.reference, "the reference rows"))
-        self._known = [*self._known[-1:], (context.reference, space.map.checksum, value)]
+        value = self._derive(space.of(rows, what))
+        self._known = [*self._known[-1:], (rows, space.map.checksum, value)]
         return value
 
 

@@ -99,7 +99,7 @@ def check_metric(
     dataset = build("dataset", ComponentNode("digits")) if dataset is None else dataset
     assert dataset is not None
     metric.check(dataset)
-    for name in ("ratio", "of_model", "against_train"):
+    for name in ("ratio", "of_model", "against_train", "needs_train"):
         assert isinstance(getattr(metric, name), bool), f"{name} must be a bool, but it is {getattr(metric, name)!r}"
     lower: object = metric.lower_is_better
     assert lower is None or isinstance(lower, bool), f"lower_is_better must be a bool or None, but it is {lower!r}"
@@ -143,7 +143,8 @@ def _values(
 ) -> dict[str, float]:
     """Return the metric's values once they are checked; its random numbers must come from the context's generator."""
     kept = samples.clone(), reference.clone()
-    context = EvalContext(samples, reference, dataset, maps, torch.Generator().manual_seed(0), model)
+    train = dataset.split("train").first(len(reference)).float() if metric.needs_train else None
+    context = EvalContext(samples, reference, dataset, maps, torch.Generator().manual_seed(0), model, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(default_seed)
         values: Any = metric(context)

@@ -20,6 +20,9 @@ from gebm_kit.core.seeds import stream
 from gebm_kit.data.digits import Digits
 from gebm_kit.data.toys import TwentyFiveGaussians, TwoMoons
 from gebm_kit.features.pixels import Pixels
+from gebm_kit.metrics.authenticity import Authenticity
+from gebm_kit.metrics.cmmd import Cmmd
+from gebm_kit.metrics.data_copying import DataCopying
 from gebm_kit.metrics.frechet import Fid, Frechet, Moments, distance_of_rows, extrapolated, frechet_distance, moments
 from gebm_kit.metrics.inception_score import InceptionScore
 from gebm_kit.metrics.kale import KaleMetric
@@ -28,6 +31,7 @@ from gebm_kit.metrics.mmd import Mmd, kernel_sum, median_distance
 from gebm_kit.metrics.modes import Modes
 from gebm_kit.metrics.prdc import Prdc
 from gebm_kit.metrics.sliced_wasserstein import SlicedWasserstein, wasserstein_squared
+from gebm_kit.metrics.vendi import Vendi
 
 F64 = torch.float64
 NAMES = [r.component.name for r in installed().registry.of_kind("metric") if r.distribution == BUILTIN]
@@ -73,7 +77,12 @@ def normal(num: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -
     return mean + std * torch.randn(num, dim, generator=stream(seed, "normal", num, dim), dtype=F64)
 
 
-@pytest.mark.parametrize("kind", [Frechet, Fid, Kid, Prdc, InceptionScore, Mmd, SlicedWasserstein])
+OF_FEATURES = (
+    Frechet, Fid, Kid, Prdc, InceptionScore, Mmd, SlicedWasserstein, Cmmd, Vendi, Authenticity, DataCopying,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_FEATURES)
 class TestFeaturesAreCheckedBeforehand:
     def test_the_name_must_be_installed(self, kind: Callable[..., Metric]) -> None:
         with pytest.raises(RecipeError, match=r"features 'pixel' is unknown; did you mean pixels\?"):
@@ -98,7 +107,10 @@ def test_every_metric_names_its_values_and_is_repeatable() -> None:
     toy = TwentyFiveGaussians(num_test=400)
     model = GEBM(Identity(2), Quadratic(0.1, torch.zeros(2)))
     for name in NAMES:
-        arguments = {"ood-auroc": {"dataset": "two-moons"}, "inception-score": {"features": "classifier"}}.get(name, {})
+        arguments = {
+            "ood-auroc": {"dataset": "two-moons"}, "inception-score": {"features": "classifier"},
+            "cmmd": {"features": "pixels"},
+        }.get(name, {})  # fmt: skip
         metric: Metric = installed().registry.get("metric", name).load()(**arguments)
         case = lambda: context(normal(300, 2, 1).float(), toy.split("test").first(400), toy, model)  # noqa: E731
         values = metric(case())

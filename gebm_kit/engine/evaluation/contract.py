@@ -47,7 +47,8 @@ def check_values(
         if len(reference) < metric.least_rows:
             continue  # `check_rows` says so
         kept = samples.clone(), reference.clone()
-        context = EvalContext(samples, reference, dataset, _Features(dataset, features), _generator(), model)
+        train = dataset.split("train").first(len(reference)).float().cpu() if metric.needs_train else None
+        context = EvalContext(samples, reference, dataset, _Features(dataset, features), _generator(), model, train)
         with preserved(model, device=device):
             try:
                 contracts.check_metric_values(metric, metric(context))

@@ -11,7 +11,7 @@ from torch import Tensor
 from gebm_kit.core.interfaces import Dataset, Metric, Split
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
-from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
+from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
 from gebm_kit.engine.evaluation.score_table import Scorer
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 
@@ -36,11 +36,16 @@ def data_rows(dataset: Dataset, metrics: Mapping[str, Metric], settings: Evaluat
     """Read the rows that draws are scored against, and the held-out rows of the floor."""
     part, floor_part = settings.reference, FLOOR_PART[settings.reference]
     reference = evenly_spaced_rows(dataset.split(part), f"{part} data", settings.num_reference)
-    train, split = None, train_split(dataset)
-    if settings.against_train and split is not None and any(m.against_train for m in metrics.values()):
-        train = evenly_spaced_rows(split, "train data", settings.num_reference)
+    wanted = any(m.needs_train or (settings.against_train and m.against_train) for m in metrics.values())
+    train = train_rows(dataset, settings.num_reference) if wanted else None
     held_out = evenly_spaced_rows(dataset.split(floor_part), f"{floor_part} data")
     return DataRows(reference, train, held_out, floor_sets(held_out, settings.num_samples, settings.num_sets))
+
+
+def train_rows(dataset: Dataset, limit: int) -> Tensor | None:
+    """Read at most ``limit`` training rows, evenly spaced; None for held-out rows that came without a training part."""
+    split = train_split(dataset)
+    return None if split is None else evenly_spaced_rows(split, "train data", limit)
 
 
 def train_split(dataset: Dataset) -> Split | None:
@@ -54,11 +59,12 @@ def place_of(where: torch.device) -> torch.device:
 
 
 def scorer_of(
-    model: GEBM, dataset: Dataset, rows: DataRows, features: FeatureSettings, seed: int, where: torch.device
+    model: GEBM, dataset: Dataset, rows: DataRows, settings: EvaluationSettings, seed: int, where: torch.device
 ) -> tuple[Scorer, list[Tensor]]:
     """Bring rows to where metrics compute; return the scorer, and the sets of the floor."""
     place = place_of(where)
     floor = [samples.to(place) for samples in rows.floor]
     reference, train = rows.reference.to(place), None if rows.train is None else rows.train.to(place)
     constant = [*floor, reference, *([] if train is None else [train])]
-    return Scorer(model, dataset, reference, FeatureMaps(dataset, where, features, constant), seed, train), floor
+    features = FeatureMaps(dataset, where, settings.features, constant)
+    return Scorer(model, dataset, reference, features, seed, train, settings.against_train), floor

@@ -16,6 +16,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
+from gebm_kit.engine.evaluation.data_rows import train_rows
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
@@ -95,10 +96,12 @@ def choose_beta(
     seed = stream(recipe.eval.seed, "choice of beta").initial_seed()
     settings, num = replace(settings_of(recipe.sample), seed=seed), recipe.eval.num_samples
     valid = evenly_spaced_rows(dataset.split("valid"), "valid data", recipe.eval.num_reference)
+    train = train_rows(dataset, recipe.eval.num_reference) if metric.needs_train else None
     with placed(model, device) as (where, _):
         place = where if where.type == "cuda" else torch.device("cpu")
-        rows = valid.to(place)
-        scorer = Scorer(model, dataset, rows, FeatureMaps(dataset, where, FeatureSettings.of(recipe), [rows]), seed)
+        rows, train = valid.to(place), None if train is None else train.to(place)
+        maps = FeatureMaps(dataset, where, FeatureSettings.of(recipe), [rows] if train is None else [rows, train])
+        scorer = Scorer(model, dataset, rows, maps, seed, train, against_train=False)
 
         def mean(sets: Sequence[Tensor]) -> tuple[str, float]:
             values = [metric(scorer.context(name, samples.to(place), index)) for index, samples in enumerate(sets)]

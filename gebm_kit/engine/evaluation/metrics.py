@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, HasModes, Metric
 from gebm_kit.core.plugins import component_name
+from gebm_kit.engine.evaluation.data_rows import train_split
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.likelihood.nll import check_space
 
@@ -36,9 +37,19 @@ def check_metrics(recipe: Recipe, dataset: Dataset) -> dict[str, Metric]:
 
 def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features: FeatureSettings) -> None:
     """Raise UsageError where a metric, or a feature map that it names, needs what the dataset does not have."""
-    for metric in metrics.values():
+    for name, metric in metrics.items():
+        check_has_train(name, metric, dataset)
         metric.check(dataset)
     features.check(metrics.values(), dataset)
+
+
+def check_has_train(name: str, metric: Metric, dataset: Dataset) -> None:
+    """Raise UsageError if the metric needs training data, and the rows to evaluate on came without any."""
+    if metric.needs_train and train_split(dataset) is None:
+        raise UsageError(
+            f"metric {name} compares draws with training data, and these rows came without any",
+            hint="Evaluate a run on its own data, or give a dataset with a training part in place of rows.",
+        )
 
 
 def metrics_of(recipe: Recipe | None, dataset: Dataset) -> list[Any]:

@@ -28,7 +28,8 @@ class Scorer:
     """The parts of an `EvalContext` that are the same for all sets.
 
     Attributes:
-        train: training data to score against too, for metrics that ask for it (`Metric.against_train`); or None.
+        train: training data, for metrics that ask for it (`Metric.against_train`, `Metric.needs_train`); or None.
+        against_train: whether metrics that ask for it are scored against the training data too.
     """
 
     model: GEBM
@@ -37,6 +38,7 @@ class Scorer:
     features: Callable[[str], Any]
     seed: int
     train: Tensor | None = None
+    against_train: bool = True
 
     def context(self, name: str, samples: Tensor, index: int, reference: Tensor | None = None) -> EvalContext:
         """Return a metric's context for one set. Sets of the same index are paired: they share reference and shuffles."""
@@ -47,6 +49,7 @@ class Scorer:
             features=self.features,
             generator=stream(self.seed, "metric", name, index),
             model=self.model,
+            train=self.train,
         )
 
     def values(self, name: str, metric: Metric, samples: Tensor, index: int) -> dict[str, float]:
@@ -54,7 +57,7 @@ class Scorer:
         with untouched("metric", metric, "the draws or the data that it scores", samples, self.reference):
             values = metric(self.context(name, samples, index))
         check_metric_values(metric, values)
-        if self.train is not None and metric.against_train:
+        if self.train is not None and self._twice(metric):
             beside = metric(self.context(name, samples, index, self.train))
             values = values | {f"{key}.{AGAINST_TRAIN}": value for key, value in beside.items()}
         return values
@@ -62,12 +65,15 @@ class Scorer:
     def protocol(self, name: str, metric: Metric, samples: Tensor) -> dict[str, Any]:
         """Return what the values depend on, with what differs against training data under `AGAINST_TRAIN`."""
         found = dict(metric.protocol(self.context(name, samples, 0)))
-        if self.train is not None and metric.against_train:
+        if self.train is not None and self._twice(metric):
             beside = metric.protocol(self.context(name, samples, 0, self.train))
             other = {key: value for key, value in beside.items() if value != found.get(key)}
             found[AGAINST_TRAIN] = {"reference_part": "train", "reference": len(self.train)} | other
         found["lower_is_better"] = metric.lower_is_better
         return found
+
+    def _twice(self, metric: Metric) -> bool:
+        return self.against_train and metric.against_train
 
 
 def check_rows(metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> None:

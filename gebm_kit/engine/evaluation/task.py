@@ -73,7 +73,7 @@ class Task:
         self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
         self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
         self._on_progress, self._ranks = on_progress, ranks
-        self._scorer, floor = scorer_of(model, dataset, rows, settings.features, sampling.seed, where)
+        self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where)
         self.planner = Planner(
             model, dataset, metrics, sampler, settings, rows, self._scorer, floor, where, on_progress, ranks
         )

@@ -7,23 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.cli.results import protocol_words, show_evaluation
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import ComponentNode, Recipe
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Metric, SplitName
+from gebm_kit.core.interfaces import EvalContext, Metric, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.energies.mlp import MlpEnergy
-from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score, score_recipe
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import build_metrics, metrics_of
 from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.sampling.settings import SampleSettings
 from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
+from gebm_kit.metrics.data_copying import DataCopying
 from gebm_kit.metrics.frechet import Fid
 from gebm_kit.metrics.inception_score import InceptionScore
 from gebm_kit.metrics.prdc import Prdc
@@ -99,6 +101,72 @@ def test_training_data_can_be_left_out(result: Evaluation) -> None:
     found = scored(HeldOut(rows), [Fid("pixels")])
     assert set(found.metrics["gebm"]) == {"fid"}  # none of the given rows were trained on
     assert "train" not in found.protocol["fid"]
+
+
+class Wanting(Metric):
+    """Counts the training rows that it is given, and keeps them."""
+
+    needs_train = True
+    lower_is_better = True
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, context: EvalContext) -> dict[str, float]:
+        assert context.train is not None
+        self.seen.append(context.train)
+        return {"wanting": float(len(context.train))}
+
+
+def test_metrics_that_need_training_data_get_it() -> None:
+    """They get the same tensor for every set, and it is no reason to score others against training data."""
+    wanting = Wanting()
+    found = scored(
+        names=[wanting, "fid", "authenticity", DataCopying(min_draws=10)], against_train=False, num_reference=100
+    )
+    (name,) = set(found.metrics["gebm"]) - {"fid", "authenticity", "data-copying"}
+    assert all(found.metrics[column][name].value == 100 for column in ("data", "base", "gebm"))
+    assert {id(rows) for rows in wanting.seen} == {id(wanting.seen[0])}
+    assert torch.equal(wanting.seen[0], evenly_spaced_rows(Shifted().split("train"), "", 100))
+    for key in ("authenticity", "data-copying"):
+        assert key not in found.metrics["ratio"]
+        assert found.protocol[key]["train_rows"] == 100
+        assert "train" not in found.protocol[key]
+    assert protocol_words(found.protocol["authenticity"]).startswith("60 draws against 100 train rows, features")
+    assert protocol_words(found.protocol["data-copying"]).startswith("60 draws against 90 test rows and 100 train rows")
+    assert set(scored(names=["fid", Wanting()]).metrics["gebm"]) > {"fid", "fid.train"}
+
+
+def test_a_look_during_training_gives_it_too() -> None:
+    words = ["eval.metrics=[{name: authenticity, features: pixels},{name: fid, features: pixels}]"]
+    sizes = ["eval.num_samples=40", "eval.num_sets=2", "sample.num_chains=40", "sample.warmup=2", "sample.steps=8"]
+    recipe = load_recipe("quickstart", [*words, *sizes, "sample.thin=1"])
+    assert set(score_recipe(model(), Shifted(), recipe, brief=True).metrics["gebm"]) == {"fid", "authenticity"}
+
+
+@pytest.mark.parametrize("name", ["authenticity", "data-copying"])
+def test_rows_that_came_without_training_data_are_refused_before_anything_is_drawn(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gebm_kit.engine.evaluation.evaluation.base_sets", lambda *arguments: pytest.fail("drawn"))
+    rows = HeldOut(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(
+        UsageError, match=f"metric {name} compares draws with training data, and these rows came without"
+    ):
+        scored(rows, [name])
+
+
+def test_a_draw_set_of_training_rows_is_found_as_copied() -> None:
+    """The floor of rows that are the training data: authenticity 0 and C_T far below 0."""
+
+    class Copied(TensorDataset):
+        def __init__(self) -> None:
+            parts: dict[SplitName, Tensor] = {part: Shifted().split(part).first(150) for part in ("train", "test")}
+            self._fill(parts | {"valid": parts["train"][:90] + 1e-5}, value_range=None)
+
+    found = scored(Copied(), ["authenticity", DataCopying(min_draws=10)]).metrics["data"]
+    assert found["authenticity"].value == 0.0
+    assert found["data-copying"].value < -5
 
 
 @pytest.mark.parametrize("metric", [Prdc("pixels", nearest_k=60), InceptionScore(splits=61)])
