@@ -33,6 +33,7 @@ from gebm_kit.engine.sampling.forecasts import (
     reference_cost,
     shortened,
     smc_forecast,
+    spread,
 )
 from gebm_kit.engine.sampling.interfaces import Counts
 from gebm_kit.engine.sampling.pilot import Pilot, take_pilot
@@ -338,7 +339,7 @@ class _Search:
         return [
             replace(
                 tried.forecast,
-                settings=replace(run, warmup=2**times * run.warmup, steps=2**times * run.total_steps),
+                settings=spread(replace(run, warmup=2**times * run.warmup, steps=2**times * run.total_steps)),
                 cost=2**times * tried.cost,
             )
             for times in range(most, 0, -1)
