@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gebm_kit.core.components import Injected, Range, check_arguments
-from gebm_kit.core.errors import PluginError, UsageError
-from gebm_kit.core.interfaces import Dataset, FeatureMap
-from gebm_kit_inception.weights import STANDARD_SHA256, checked, found, network, state_of
+from gebm_kit_inception.images import PublishedNetwork, as_bytes
+from gebm_kit_inception.weights import INCEPTION, STANDARD_SHA256, inception_network
 
-RESIZE = "bilinear to 299x299 as in TensorFlow 1"
-"""How images are resized, in the words of the protocol; FID values depend on it."""
+__all__ = ["Inception", "as_bytes"]
+
+SIDE = 299
+"""Side of the images that the network works on."""
 
 
-class Inception(FeatureMap):
+class Inception(PublishedNetwork):
     """``f(x)``: the 2048 pooled features of the Inception network of 2015-12-05, in torch-fidelity's port.
 
     Images are rounded to bytes, grey images are repeated to three channels, and all are resized as in the original
@@ -55,71 +54,25 @@ class Inception(FeatureMap):
         directory: Annotated[Path | None, Injected] = None,
     ) -> None:
         check_arguments(self, block_size=block_size)
-        if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-            raise UsageError(f"features 'inception': sha256 must be 64 hexadecimal digits, got {sha256!r}")
-        self.weights = None if weights is None else (directory or Path.cwd()) / Path(weights).expanduser()
-        self.sha256, self.block_size, self.checksum, self.resize = sha256, block_size, "", RESIZE
+        super().__init__(INCEPTION, weights, sha256, block_size, directory)
 
-    def check(self, dataset: Dataset) -> None:
-        """Raise unless the data are images of 1 or 3 channels with a value range, and torch-fidelity and the weights exist.
-
-        Raises:
-            UsageError: the data are something else.
-            PluginError: torch-fidelity is not installed.
-            DataError: there is no weights file, or it has another checksum.
-        """
-        shape = tuple(dataset.data_shape)
-        if len(shape) != 3 or shape[0] not in (1, 3):
-            raise UsageError(
-                f"features 'inception' need images of 1 or 3 channels (C, H, W), and these data have shape {shape}",
-                hint="Use features: classifier (data with labels) or pixels.",
-            )
-        if dataset.value_range is None:
-            raise UsageError("features 'inception' need images with a value range, and these data are unbounded")
-        if importlib.util.find_spec("torch_fidelity") is None:
-            raise PluginError(
-                "features 'inception' need the package torch-fidelity, which is not installed",
-                hint="Install it with `pip install torch-fidelity`.",
-            )
-        checked(found(self.weights), self.sha256)
-
-    def fit(self, dataset: Dataset, device: torch.device) -> None:
-        """Load the network; nothing is trained.
-
-        Raises:
-            UsageError, PluginError, DataError: as `check`, or the file holds other weights.
-        """
-        self.check(dataset)
-        assert dataset.value_range is not None
-        path = found(self.weights)
-        self._network: Any = network(state_of(checked(path, self.sha256), path), path).to(device)
-        self._device = device
-        self._low, self._high = dataset.value_range
-        self.checksum = self.sha256.lower()
-        self.resize = RESIZE if dataset.data_shape[0] == 3 else f"grey to RGB, {RESIZE}"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return features of images in the dataset's range: (N, C, H, W) -> (N, 2048) float32, on the device of ``x``."""
-        parts = [self._features(part) for part in x.detach().split(self.block_size)]
-        return torch.cat(parts)
+    def build(self, state: dict[str, Tensor], path: Path) -> tuple[nn.Module, int]:
+        """Build torch-fidelity's port."""
+        return _Pooled(inception_network(state, path)), SIDE
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits without the bias: (N, 2048) -> (N, 1008)."""
-        weight: Tensor = self._network.fc.weight
+        weight: Tensor = self._network.get_parameter("extractor.fc.weight")
         return features @ weight.to(features).T
 
-    def _features(self, x: Tensor) -> Tensor:
-        images = x.to(self._device, torch.float32)
-        # with TensorFloat-32 the features would agree with the published ones to only three digits
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            (features,) = self._network(as_bytes(images, self._low, self._high))
-        # values that are not finite have no byte; their features are NaN, so that metrics refuse such draws
-        finite = torch.isfinite(images.flatten(1)).all(1, keepdim=True)
-        return torch.where(finite, features, torch.nan).to(x.device)
 
+class _Pooled(nn.Module):
+    """The first output of torch-fidelity's network, the pooled features."""
 
-def as_bytes(x: Tensor, low: float, high: float) -> Tensor:
-    """Round images in [low, high] to RGB bytes, clipping values outside; (N, 1 or 3, H, W) -> (N, 3, H, W) uint8."""
-    scaled = (x - low) * (255.0 / (high - low))
-    rounded = torch.nan_to_num(scaled).round().clamp(0, 255).to(torch.uint8)
-    return rounded.expand(-1, 3, -1, -1) if x.shape[1] == 1 else rounded
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, x: Tensor) -> Tensor:
+        (features,) = self.extractor(x)
+        return torch.as_tensor(features)
