@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from test_inception import CPU, Bytes, Images, as_data, images
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, FeatureExtractorCLIP
@@ -28,9 +27,10 @@ from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from gebm_kit.cli.app import main
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError, PluginError, UsageError
-from gebm_kit.core.interfaces import EvalContext, FeatureMap
+from gebm_kit.core.interfaces import EvalContext, FeatureMap, SplitName
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.seeds import stream
+from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.metrics.cmmd import Cmmd
 from gebm_kit.metrics.frechet import Fid
 from gebm_kit_inception import clip, dinov2, torchscript
@@ -39,6 +39,39 @@ from gebm_kit_inception.dinov2 import Dinov2
 from gebm_kit_inception.vision_transformer import VisionTransformer
 
 ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+
+
+class Images(TensorDataset):
+    def __init__(
+        self, shape: tuple[int, ...] = (3, 16, 16), value_range: tuple[float, float] | None = (-1.0, 1.0)
+    ) -> None:
+        parts: dict[SplitName, Tensor] = {part: torch.zeros(2, *shape) for part in ("train", "valid", "test")}
+        self._fill(parts, value_range=value_range)
+
+
+class Bytes(torch.utils.data.Dataset[Tensor]):
+    """Images in the form that torch-fidelity takes."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def images(num: int, seed: int = 0, shape: tuple[int, ...] = (3, 16, 16)) -> Tensor:
+    """Return random bytes on a coarse grid, so that images differ by more than noise."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.integers(0, 256, (num, shape[0], 4, 4), dtype=np.uint8))
+    return coarse.repeat_interleave(shape[1] // 4, 2).repeat_interleave(shape[2] // 4, 3)
+
+
+def as_data(image: Tensor) -> Tensor:
+    return image.float() / 127.5 - 1.0
 
 
 def digest(path: Path) -> str:
@@ -59,7 +92,7 @@ def filled(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tenso
     return state
 
 
-# --- CLIP ---------------------------------------------------------------------------------------------------------------------
+# --- CLIP ---
 
 TEXT = {
     "token_embedding.weight": (11, 8), "positional_embedding": (5, 8), "text_projection": (8, 24),
@@ -169,7 +202,9 @@ class TestClip:
         monkeypatch.setattr(torch.jit, "load", lambda *arguments, **named: pytest.fail("a program was loaded"))
         found = torchscript.without_code(clip_file.read_bytes())
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in expected.items())
+        assert all(
+            torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in expected.items()
+        )
         fitted(Clip(str(clip_file), digest(clip_file)))
 
     def test_a_file_of_plain_tensors_serves_too(self, clip_file: Path, tmp_path: Path) -> None:
@@ -223,7 +258,7 @@ class TestClip:
                 fitted(Clip(str(path), digest(path)))
 
 
-# --- DINOv2 -------------------------------------------------------------------------------------------------------------------
+# --- DINOv2 ---
 
 
 def dino_state(width: int = 64, depth: int = 2, grid: int = 37, gated: bool = False) -> dict[str, Tensor]:
@@ -320,9 +355,7 @@ def their_dino(state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Any
 class TestDinov2:
     @pytest.mark.parametrize("gated", [False, True])
     @pytest.mark.parametrize("grid", [37, 16])
-    def test_is_torch_fidelitys(
-        self, gated: bool, grid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_is_torch_fidelitys(self, gated: bool, grid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         state = dino_state(width=128, grid=grid, gated=gated)
         torch.save(state, tmp_path / "dino.pth")
         image = images(3)
@@ -356,15 +389,23 @@ class TestDinov2:
             with pytest.raises(DataError, match="features 'dinov2': .* holds the weights of another network"):
                 fitted(Dinov2(str(path), digest(path)))
 
-    def test_sizes_of_the_published_files(self) -> None:
-        """Widths and depths of the four models, by their numbers of parameters (in the authors' model card)."""
-        for width, depth, gated, millions in ((384, 12, False, 22), (768, 12, False, 86)):
-            state = {name: value.shape for name, value in dino_state(width, depth, gated=gated).items()}
-            assert round(sum(math.prod(shape) for shape in state.values()) / 1e6) in (millions, millions + 1)
-        assert list(dinov2.FILES) == ["vit-s-14", "vit-b-14", "vit-l-14", "vit-g-14"]
+    @pytest.mark.parametrize(
+        ("width", "depth", "hidden", "gated", "tensors", "parameters"),
+        [
+            (384, 12, 1536, False, 175, 22_056_576), (768, 12, 3072, False, 175, 86_580_480),
+            (1024, 24, 4096, False, 343, 304_368_640), (1536, 40, 4096, True, 567, 1_136_480_768),
+        ],
+    )  # fmt: skip
+    def test_sizes_of_the_published_files(
+        self, width: int, depth: int, hidden: int, gated: bool, tensors: int, parameters: int
+    ) -> None:
+        """Numbers of tensors and parameters of the four published files; those of S and L are reported elsewhere too."""
+        with torch.device("meta"):
+            state = VisionTransformer(width, depth, 14, 37**2 + 1, hidden, gated).state_dict()
+        assert (len(state), sum(value.numel() for value in state.values())) == (tensors, parameters)
 
 
-# --- both ---------------------------------------------------------------------------------------------------------------------
+# --- both ---
 
 BOTH = {"clip": Clip, "dinov2": Dinov2}
 
@@ -516,7 +557,7 @@ class TestMetrics:
     def test_fid_is_torch_fidelitys(
         self, name: str, clip_file: Path, dino_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        draws, reference = images(80, 1), images(80, 2)
+        draws, reference = images(24, 1), images(20, 2)
         path = clip_file if name == "clip" else dino_file
         monkeypatch.setattr(torch.hub, "load", lambda repository, name: VisionTransformer.of(dino_state()))
         answers = torch_fidelity.calculate_metrics(
