@@ -25,7 +25,7 @@ class Auto(SamplerDirective):
     kept are spread over all steps.
 
     With a Pareto k above 0.7 the pilot may have missed much of the mass. Up to 1, `imh` and `isir` are tried where they cost
-    less than a quarter of the best sampler that follows the gradient, which comes next if their draws fail. Beyond 1 they
+    less than half of the best sampler that follows the gradient, which comes next if their draws fail. Beyond 1 they
     are not considered.
 
     Draws are accepted once R-hat is at most ``max_rhat``, the other diagnostics are within their limits, and the chains are

@@ -73,8 +73,9 @@ RUNG = 0.6
 SMC_PARTICLES = 512
 """Particles of a population of `smc`, where as many draws are wanted."""
 
-DOUBT = 4.0
-"""How many times less a sampler by independence proposals must cost to be tried although the pilot is in doubt of it."""
+DOUBT = 2.0
+"""How many times less a sampler by independence proposals must cost to be tried although the pilot is in doubt of it: then
+a trial pays that fails half of the time."""
 
 INDEPENDENT = ("imh", "isir", "sir")
 """Samplers whose proposals are base draws."""
@@ -119,16 +120,23 @@ class Forecast:
 
 
 def forecasts(
-    pilot: Pilot, model: GEBM, settings: SampleSettings, directive: SamplerDirective, *, chains_only: bool = False
+    pilot: Pilot,
+    model: GEBM,
+    settings: SampleSettings,
+    directive: SamplerDirective,
+    *,
+    chains_only: bool = False,
+    steady: bool = False,
 ) -> list[Forecast]:
     """Predict the cost of every candidate that serves the model, the cheapest effective draw first.
 
     Independence proposals are left out when the pilot is far from reaching the model, and gradients when the energy has
     none. If that leaves nothing, `elliptical` stands in, or else what was left out. Where the pilot is in doubt, `imh` and
-    `isir` come first only if they cost less than a quarter: a trial that fails has then wasted little.
+    `isir` come first only if they cost less than half.
 
     Args:
         chains_only: whether chains start at given points, which populations can't.
+        steady: whether to leave out samplers whose warm-up decides what a step costs, so that the time is known beforehand.
     """
     every: dict[str, Callable[[], list[Forecast]]] = {
         "imh": lambda: [_imh(pilot, settings, directive)],
@@ -138,7 +146,8 @@ def forecasts(
         "chees": lambda: [_local("chees", pilot, settings, directive)],
         "smc": lambda: [smc_forecast(pilot, settings)],
     }
-    known = {name: every[name]() for name in directive.candidates if not (chains_only and name in ("sir", "smc"))}
+    left_out = {*(("sir", "smc") if chains_only else ()), *(("chees",) if steady else ())}
+    known = {name: every[name]() for name in directive.candidates if name not in left_out}
     usable = [
         forecast
         for name, found in known.items()
