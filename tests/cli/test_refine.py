@@ -27,6 +27,7 @@ from gebm_kit.engine import refine as engine
 from gebm_kit.engine.evaluation import inverse_temperature
 from gebm_kit.engine.evaluation.draw_sets import DrawSets
 from gebm_kit.engine.run_directory.run import load_run
+from gebm_kit.metrics.mmd import Mmd
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
@@ -210,6 +211,14 @@ class TestChoice:
         assert [trial.inverse_temperature for trial in choice.trials] == [1.0, 1.5, 2.0, 3.0]
         assert choice.name == "mmd"
         assert choice.base > choice.best.value
+
+    def test_a_metric_that_needs_training_data_gets_it(self, folder, monkeypatch):
+        monkeypatch.setattr(Mmd, "needs_train", True)
+        rows = []
+        real = Mmd.__call__
+        monkeypatch.setattr(Mmd, "__call__", lambda self, c: rows.append(len(c.train)) or real(self, c))
+        self.choose(folder, monkeypatch, {1.0: 0.1, 1.5: 0.2})
+        assert set(rows) == {len(Digits().split("train"))}
 
     def test_beta_stays_1_where_a_higher_one_is_worse(self, folder, monkeypatch):
         choice = self.choose(folder, monkeypatch, {1.0: 0.1, 1.5: 0.2, 2.0: 0.0})

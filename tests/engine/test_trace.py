@@ -22,6 +22,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import discover
 from gebm_kit.core.progress import GebmKitWarning, Progress
 from gebm_kit.core.seeds import stream
+from gebm_kit.data.toys import TwoMoons
 from gebm_kit.engine.evaluation import trace_chains as along_chains
 from gebm_kit.engine.evaluation.trace_chains import Scored, aligned
 from gebm_kit.engine.evaluation.trace_result import Trace, check_trace_output, evals_to_reach, improvement
@@ -129,6 +130,24 @@ def trace(metric: str | Metric = "mmd", **options: Any) -> Trace:
 
 def values(found: Trace, name: str, curve: int = 0) -> list[float]:
     return [point.values[name].value for point in found.curves[curve].points]
+
+
+class Copies(FirstMean):
+    """Counts the training rows that it is given."""
+
+    needs_train: ClassVar[bool] = True
+
+    def __call__(self, context: EvalContext) -> dict[str, float]:
+        assert context.train is not None
+        return {"Copies": float(len(context.train))}
+
+
+def test_a_metric_that_needs_training_data_gets_it() -> None:
+    found = gk.trace_quality(model(), Copies(), data=TwoMoons(num_train=70, num_valid=30, num_test=40), **SMALL)
+    assert set(values(found, "Copies")) == {70.0}
+    assert found.floor["Copies"].value == 70.0
+    with pytest.raises(UsageError, match="compares draws with training data, and these rows came without any"):
+        trace(Copies())
 
 
 @pytest.fixture(scope="module")
