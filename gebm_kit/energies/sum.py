@@ -18,7 +18,8 @@ class SumEnergy(Energy):
     """A weighted sum ``E(x) = sum_i w_i E_i(x)`` of energies; (B, *D) -> (B,).
 
     A trained energy and a scorer, or several scorers, act together: the weights of the base are multiplied,
-    ``exp(-E) = prod_i exp(-w_i E_i)``. Parts that can be trained are trained; a ``pretrained`` or ``classifier`` part is not.
+    ``exp(-E) = prod_i exp(-w_i E_i)``. Training changes the parts that can be trained, and leaves ``pretrained`` and
+    ``classifier`` parts as they are.
 
     Args:
         parts: energies on data, each with its parameters.

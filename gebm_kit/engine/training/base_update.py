@@ -322,10 +322,10 @@ def check_trainable(model: GEBM, recipe: Recipe) -> None:
     base, part = model.base, recipe.train.part
     if part != "base" and getattr(model.energy, "frozen", False):
         raise UsageError(
-            f"train.part={part} trains the energy, and energy {recipe.energy.name!r} has nothing to train: a scorer is never "
-            "changed",
-            hint="`gebm-kit tilt GENERATOR SCORER` draws without training. Set train.part=base to train the base against it, "
-            "or add a part that learns: energy='{name: sum, parts: [...]}'.",
+            f"train.part={part} trains the energy, and energy {recipe.energy.name!r} has nothing to train: a scorer is "
+            "never changed",
+            hint="`gebm-kit tilt GENERATOR SCORER` draws without training. Set train.part=base to train the base against "
+            "it, or add a part that learns: energy='{name: sum, parts: [...]}'.",
         )
     if part != "energy" and next(base.parameters(), None) is None:
         what = base.source_file if isinstance(base, HasSource) else f"the base {recipe.base.name!r}"
