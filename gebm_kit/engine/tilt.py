@@ -22,16 +22,18 @@ from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.arguments import check_callback, check_choice, check_path
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.files import make_directory, write_json
-from gebm_kit.core.interfaces import Dataset, Sampler
-from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.interfaces import Dataset, Sampler, SamplerDirective
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.model_contracts import GRADIENT_FREE
 from gebm_kit.core.paths import user_path
+from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.figures.tilt_figures import Point, frontier
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
-from gebm_kit.engine.sampling.contract import check_model
+from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
 from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
 from gebm_kit.engine.tilting.ascent import CLIMBERS, climb, kl_at_least
@@ -152,7 +154,8 @@ def tilt(
             node = sampler if isinstance(sampler, ComponentNode) else None
             return resolve_sampler(None if node is not None else sampler, node, model)
 
-        make_sampler()
+        if not pool.has_gradient and not pool.is_flat:
+            _require_gradient_free(make_sampler(), model, where, label(subject.scorer))
         plan = Plan(model, make_sampler, settings, method, pool, looks, on_progress)
         found = [level_at(plan, beta) for beta in levels]
         best = tuple(_best_of(plan, n) for n in BEST_OF)
@@ -173,6 +176,20 @@ def tilt(
         base_draws,
     )
     return result if folder is None else _written(result, folder)
+
+
+def _require_gradient_free(sampler: Sampler, model: GEBM, where: torch.device, name: str) -> None:
+    """Refuse a sampler that follows the gradient of a scorer that has none.
+
+    Raises:
+        UsageError: it does.
+    """
+    if isinstance(sampler, SamplerDirective) or not check_sampler(sampler, model.latent_dim, where, model.dtype):
+        return
+    raise UsageError(
+        f"the scorer {name} has no gradient with respect to x, and sampler {component_name('sampler', sampler)!r} follows it",
+        hint=f"Use a sampler without gradients ({GRADIENT_FREE}), or auto, which chooses one.",
+    )
 
 
 def _checked_betas(betas: Any) -> list[float]:

@@ -47,10 +47,7 @@ def frontier(path: Path, ways: Mapping[str, Sequence[Point]], scorer: str) -> Pa
             continue
         colour, marker = STYLES[name]
         kl, score = [p.kl for p in shown], [p.score for p in shown]
-        bars = [
-            [1.96 * np.nan_to_num(e) for e in errors]
-            for errors in zip(*((p.kl_se, p.score_se) for p in shown), strict=True)
-        ]
+        bars = [np.nan_to_num([1.96 * p.kl_se for p in shown]), np.nan_to_num([1.96 * p.score_se for p in shown])]
         bound = name == "gradient ascent"
         axis.errorbar(
             kl, score, xerr=bars[0], yerr=bars[1], fmt=f"{marker}-", color=colour, markersize=5, linewidth=1.3, capsize=2,

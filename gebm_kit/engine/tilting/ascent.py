@@ -22,11 +22,11 @@ CLIMBERS = 512
 """Codes that climb."""
 
 ROWS_PER_COORDINATE = 4
-"""Codes for each coordinate, at least, for their whole covariance to be estimated; with fewer, each coordinate counts alone."""
+"""Fewest codes for each coordinate with which their covariance is estimated; with fewer, each coordinate counts alone."""
 
 PACES = (0.003, 0.01, 0.03, 0.1, 0.3)
-"""Lengths of the first step that are tried, as a share of the typical length of a code, sqrt(Z). The one whose codes have the
-highest mean score in the end is used: the comparison is with ascent at its best."""
+"""Lengths of the first step that are tried, as a share of the typical length of a code, sqrt(Z). The one whose codes have
+the highest mean score in the end is used: the comparison is with ascent at its best."""
 
 PILOTS = 32
 """Codes with which each pace is tried."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.model_contracts import GRADIENT_FREE
 from gebm_kit.core.progress import OnProgress, counted, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE
-from gebm_kit.engine.sampling.energy_checks import GRADIENT_FREE
 from gebm_kit.engine.tilting.result import BestOf, Estimate
 
 BEST_OF = (1, 4, 16, 64)
@@ -42,12 +42,14 @@ class BasePool:
         energy: E at them, (N,) float64 on the CPU, inf where it is not finite.
         not_finite: number of energies that are not finite.
         has_gradient: whether the scorer has a gradient with respect to z.
+        is_flat: whether all scores are equal.
     """
 
     z: Tensor
     energy: Tensor
     not_finite: int
     has_gradient: bool
+    is_flat: bool
 
     @property
     def kept(self) -> Tensor:
@@ -83,8 +85,8 @@ def take_pool(model: GEBM, name: str, num: int, seed: int, on_progress: OnProgre
             raise UsageError(f"the scorer {name} is not finite at any of {num:,} base draws")
         if bad:
             warn(
-                f"the scorer {name} is not finite (NaN or infinity) at {bad:,} of {num:,} base draws; such points get no mass "
-                "at any beta, and are left out of the base's mean"
+                f"the scorer {name} is not finite (NaN or infinity) at {bad:,} of {num:,} base draws; such points get no "
+                "mass at any beta, and are left out of the base's mean"
             )
         some = z[finite.to(z.device)][:TRIED]
         flat = bool((energy[finite] == energy[finite][0]).all())
@@ -94,7 +96,7 @@ def take_pool(model: GEBM, name: str, num: int, seed: int, on_progress: OnProgre
             f"the scorer {name} has no gradient with respect to x, so only samplers without gradients can draw "
             f"({GRADIENT_FREE}); gradient ascent is left out"
         )
-    return BasePool(z, torch.where(finite, energy, math.inf), bad, has_gradient)
+    return BasePool(z, torch.where(finite, energy, math.inf), bad, has_gradient, flat)
 
 
 def best_of_kl(n: int) -> float:

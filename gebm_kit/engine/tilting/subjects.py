@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_base_facts
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Base, Dataset, Energy, HasFitting, HasSource, OnCodes
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
+from gebm_kit.core.plugins import installed
 from gebm_kit.core.program_files import kind_of
 from gebm_kit.core.programs import Program, reason
 from gebm_kit.core.reading import read_file
@@ -49,7 +51,8 @@ class CallableScorer(Energy):
             return -score.reshape(rows)
         found = f"shape {list(score.shape)} of {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
         raise UsageError(
-            f"the scorer {self.name} returns {found} for {rows} rows; it must return one floating-point number a row, [{rows}]"
+            f"the scorer {self.name} returns {found} for {rows} rows; it must return one floating-point number a row, "
+            f"[{rows}]"
         )
 
 
@@ -102,8 +105,8 @@ def subject_of(
 
     Args:
         generator: a base, a model or run whose base is meant, a file, or a node.
-        scorer: an energy, a function of data that returns scores, a run whose energy is meant, a file, a component's name, or a
-            node.
+        scorer: an energy, a function of data that returns scores, a run whose energy is meant, a file, a component's name,
+            or a node.
         facts: what is known about the data.
         latent_shape: shape of one code of a program that does not state it.
         with_data: whether a run's own data are opened, where none are given.
@@ -149,7 +152,7 @@ def _base(generator: Any, facts: Facts, latent_shape: Sequence[int] | None) -> B
         return generator
     if isinstance(generator, str | Path):
         generator = ComponentNode("pretrained", {"path": str(generator)})
-    node = _node(generator, "generator", "a base, a model, a run, a file or a node {name: ...}")
+    node = _node("base", generator, "generator", "a base, a model, a run, a file or a node {name: ...}")
     if latent_shape is not None and node.parameters.get("latent_shape") is None:
         node = ComponentNode(node.name, {**node.parameters, "latent_shape": list(latent_shape)})
     known = facts.injected(None)
@@ -208,7 +211,7 @@ def _energy(scorer: Any, known: dict[str, Any], base: Base) -> Energy:
     else:
         if isinstance(scorer, str | Path):
             scorer = scorer_node(str(scorer))
-        node = _node(scorer, "scorer", "an energy, a function of data, a run, a file, or a node {name: ...}")
+        node = _node("energy", scorer, "scorer", "an energy, a function of data, a run, a file, or a node {name: ...}")
         energy = build("energy", node, {**known, "latent_dim": base.latent_dim})
     if isinstance(energy, OnCodes):
         raise UsageError(f"a scorer is a function of data, but {type(energy).__name__} is an energy on codes")
@@ -222,12 +225,32 @@ def scorer_node(word: str) -> ComponentNode:
     return ComponentNode("pretrained", {"path": word}) if is_file else ComponentNode(word)
 
 
-def _node(value: Any, what: str, allowed: str) -> ComponentNode:
+def _node(kind: str, value: Any, what: str, allowed: str) -> ComponentNode:
+    """Return the node that ``value`` is or describes, with the nodes inside it.
+
+    Raises:
+        UsageError: it describes none.
+    """
     if isinstance(value, ComponentNode):
         return value
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        return ComponentNode(str(value["name"]), {k: v for k, v in value.items() if k != "name"})
-    raise UsageError(f"the {what} must be {allowed}, got {shown(value)}")
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise UsageError(f"the {what} must be {allowed}, got {shown(value)}")
+    name, chosen = str(value["name"]), {k: v for k, v in value.items() if k != "name"}
+    for parameter in parameters(installed().registry.get(kind, name).load()).values():
+        inside = chosen.get(parameter.name)
+        if parameter.kind is None or inside is None:
+            continue
+        several = inside if isinstance(inside, list | tuple) else [inside]
+        nodes = [_inside(parameter.kind, item) for item in several]
+        chosen[parameter.name] = nodes if isinstance(inside, list | tuple) else nodes[0]
+    return ComponentNode(name, chosen)
+
+
+def _inside(kind: str, value: Any) -> Any:
+    """Return the node that a name or a mapping inside a node describes; an object is returned as it is."""
+    if isinstance(value, str):
+        return ComponentNode(value)
+    return _node(kind, value, kind, "a name or a node {name: ...}") if isinstance(value, Mapping) else value
 
 
 def _needs_data(scorer: Any) -> bool:
