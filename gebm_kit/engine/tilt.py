@@ -35,11 +35,12 @@ from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
+from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
 from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
 from gebm_kit.engine.tilting.ascent import CLIMBERS, climb, kl_at_least
 from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, best_of_codes, take_pool
 from gebm_kit.engine.tilting.diversity import Looks
-from gebm_kit.engine.tilting.levels import GRADIENT_COST, Plan, level_at
+from gebm_kit.engine.tilting.levels import Plan, level_at
 from gebm_kit.engine.tilting.result import Ascent, BestOf, Estimate, Level, Tilt
 from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, subject_of
 
@@ -187,7 +188,8 @@ def _require_gradient_free(sampler: Sampler, model: GEBM, where: torch.device, n
     if isinstance(sampler, SamplerDirective) or not check_sampler(sampler, model.latent_dim, where, model.dtype):
         return
     raise UsageError(
-        f"the scorer {name} has no gradient with respect to x, and sampler {component_name('sampler', sampler)!r} follows it",
+        f"the scorer {name} has no gradient with respect to x, and sampler {component_name('sampler', sampler)!r} "
+        "follows it",
         hint=f"Use a sampler without gradients ({GRADIENT_FREE}), or auto, which chooses one.",
     )
 

@@ -319,7 +319,8 @@ def test_a_class_is_drawn_from_a_generator_without_classes(tmp_path):
     }
     generator = save(Images(), tmp_path / "generator.pt", torch.randn(3, 5))
     save(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), tmp_path / "scorer.pt", torch.randn(3, 1, 8, 8))
-    options = {"data": Digits(), "latent_shape": [5], "features": "pixels", **QUICK}
+    options = {"data": Digits(), "latent_shape": [5], "features": "pixels", "sampler": "imh", "warmup": 0, "steps": 20}
+    options |= {"betas": [1.0], "num_samples": 100, "num_base": 512, "log_partition": "importance-sampling"}
     with trust_programs():
         found = gk.tilt(generator, node, **options)
         both = gk.tilt(generator, pair, **options)

@@ -18,7 +18,7 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE
 
-CLIMBERS = 512
+CLIMBERS = 256
 """Codes that climb."""
 
 ROWS_PER_COORDINATE = 4

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.progress import OnProgress, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
-from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
+from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition, from_tilt
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
@@ -106,12 +107,14 @@ def chain_mean(values: Tensor, draws: Draws) -> Estimate:
 
 
 def _log_partition(plan: Plan, beta: float, energy: Tensor, draws: Draws) -> LogPartition:
-    """Estimate A(beta) from the pool, half of which chooses the method; annealing needs a gradient."""
+    """Estimate A(beta) from the pool, half of which chooses the method."""
     model, pool = plan.model, plan.pool
     generator = torch.Generator(model.device).manual_seed(
         stream(plan.settings.seed, "tilt", "log Z", beta).initial_seed()
     )
     tilt, other = (beta * pool.energy).chunk(2)
+    if not pool.has_gradient and plan.method != "smc":
+        return _by_importance(beta, tilt, other)
     groups = (
         (beta * energy[: len(energy) // GROUPS * GROUPS]).unflatten(0, (GROUPS, -1)) if len(energy) >= GROUPS else None
     )
@@ -124,8 +127,21 @@ def _log_partition(plan: Plan, beta: float, energy: Tensor, draws: Draws) -> Log
             generator,
             model.dtype,
             method=plan.method,
-            may_anneal=pool.has_gradient,
             model_tilt=groups,
             effective=size if math.isnan(size) else min(size, len(energy)),
             on_progress=plan.on_progress,
         )
+
+
+def _by_importance(beta: float, tilt: Tensor, other: Tensor) -> LogPartition:
+    """Estimate A(beta) of a scorer without gradient, for which there is no annealing; warn where that is not reliable."""
+    k = pareto_k(-other)
+    reason = f"the scorer has no gradient, so nothing is annealed; Pareto k of the base draws' weights is {k:.2f}"
+    found = replace(from_tilt(tilt), pareto_k=k, reason=reason)
+    if not found.reliable:
+        warn(
+            f"at beta {beta:g}: log Z and KL are not to be trusted: a few base draws carry most of the weight (Pareto k "
+            f"{k:.2f}, below 0.7 is wanted), and a scorer without gradient can't be annealed. Score more base draws "
+            "(num_base), or lower beta."
+        )
+    return found
