@@ -37,7 +37,7 @@ from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
 from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
-from gebm_kit.engine.tilting.ascent import CLIMBERS, climb, kl_at_least
+from gebm_kit.engine.tilting.ascent import CLIMBERS, climb
 from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, best_of_codes, take_pool
 from gebm_kit.engine.tilting.diversity import Looks
 from gebm_kit.engine.tilting.levels import Plan, level_at
@@ -268,7 +268,7 @@ def _climbed(plan: Plan, levels: Sequence[Level]) -> tuple[Ascent, ...]:
             score = stop.score[torch.isfinite(stop.score)]
             mean = Estimate(float(score.mean()), float(score.std()) / math.sqrt(max(len(score), 1)))
             diversity = plan.looks.diversity(potential.data(stop.z))
-            found.append(Ascent(stop.steps, kl_at_least(stop.z), mean, diversity, GRADIENT_COST * stop.steps))
+            found.append(Ascent(stop.steps, stop.kl, mean, diversity, GRADIENT_COST * stop.steps))
     return tuple(found)
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 import gebm_kit as gk
 from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.digits import Digits
 from gebm_kit.energies.codes import CodesEnergy
 from gebm_kit.engine.tilting import levels as levels_module
-from gebm_kit.engine.tilting.ascent import kl_at_least
+from gebm_kit.engine.tilting.ascent import climb, kl_at_least
 from gebm_kit.engine.tilting.base_pool import best_of_kl, best_of_score
 from gebm_kit.engine.tilting.levels import chain_mean
 from gebm_kit.engine.tilting.result import Tilt
@@ -149,6 +150,19 @@ def test_the_bound_on_gradient_ascent_is_the_kl_of_gaussian_codes():
     wide = torch.randn(40, 30, generator=generator)  # too few for a covariance: each coordinate counts alone
     assert kl_at_least(wide) < 1.5
     assert kl_at_least(torch.zeros(40, 3)) == math.inf
+
+
+def test_gradient_ascent_knows_the_kl_of_its_codes_where_they_are_few():
+    base, energy = AffineBase(WEIGHT, OFFSET), QuadraticEnergy(PRECISION, SLOPE)
+    z = torch.randn(256, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stops = climb(GEBM(base, energy), z, 6, lambda report: None)
+    assert [stop.steps for stop in stops] == [1, 2, 4, 6]
+    for stop in stops:  # the codes are Gaussian, so their moments give the whole KL; the volume must agree
+        step = torch.linalg.lstsq(torch.cat([z, torch.ones(256, 1)], 1), stop.z).solution
+        map_, shift = step[:4].T, step[4]
+        truth = float(0.5 * ((map_ @ map_.T).trace() + shift @ shift - 4) - torch.linalg.slogdet(map_).logabsdet)
+        assert stop.kl == pytest.approx(truth, rel=0.15, abs=0.1)
+    assert float(stops[-1].score.mean()) > float(stops[0].score.mean())
 
 
 # --- scorers ---------------------------------------------------------------------------------------------------------

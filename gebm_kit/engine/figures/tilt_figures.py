@@ -58,6 +58,9 @@ def frontier(path: Path, ways: Mapping[str, Sequence[Point]], scorer: str) -> Pa
         for point in shown:
             place = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8, "color": colour}
             axis.annotate(point.label, (point.kl, point.score), **place)  # type: ignore[arg-type]
+    reached = [p.kl for name in ("posterior", "best of N") for p in ways.get(name, ()) if np.isfinite(p.kl)]
+    if reached and max(reached) > 0:  # gradient ascent soon leaves the picture
+        axis.set_xlim(-0.04 * max(reached), 1.25 * max(reached))
     axis.set(xlabel="KL from the generator (nats)", ylabel=f"mean score ({scorer})")
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[0]:

@@ -35,13 +35,31 @@ MOST_STEPS = 1000
 """Most steps, whatever the posterior cost."""
 
 
+MOST_DIMENSIONS = 32
+"""Most latent dimensions for which the volume that ascent loses is computed; it takes Z gradients of gradients a step."""
+
+FOLLOWED = 64
+"""Codes whose loss of volume is computed."""
+
+MOST_FOLLOWED = 100
+"""Most steps over which it is computed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Codes on their way up: the number of steps so far, codes (N, Z), and scores there (N,) float64 on the CPU."""
+    """Codes on their way up.
+
+    Attributes:
+        steps: number of steps so far.
+        z: codes, (N, Z).
+        score: scores there, (N,) float64 on the CPU.
+        kl: lower bound of the codes' KL from the prior, in nats.
+    """
 
     steps: int
     z: Tensor
     score: Tensor
+    kl: float
 
 
 def climb(model: GEBM, starts: Tensor, steps: int, on_progress: OnProgress) -> list[Stop]:
@@ -63,11 +81,13 @@ def climb(model: GEBM, starts: Tensor, steps: int, on_progress: OnProgress) -> l
         trials = [(_last_score(potential, starts[:PILOTS], h, steps), h) for h in lengths]
         best = max(trials)[1]
         stops = {*(2**k for k in range(steps.bit_length())), steps}
-        found = []
+        found, volume = [], _Volume(potential, starts, best)
         for done, z in enumerate(_path(potential, starts, best, steps)):
             on_progress(Progress("ascend", done, steps))
             if done in stops:
-                found.append(Stop(done, z, -potential.energy(z).double().cpu()))
+                kl = max(kl_at_least(z), volume.kl_at_least(z))
+                found.append(Stop(done, z, -potential.energy(z).double().cpu(), kl))
+            volume.step(z)
     return found
 
 
@@ -79,6 +99,57 @@ def _path(potential: LatentPotential, z: Tensor, step_size: float, steps: int) -
         moves = torch.isfinite(grad).all(1, keepdim=True)
         z = torch.where(moves, z - step_size * grad, z)
         yield z
+
+
+class _Volume:
+    """The loss of volume along the paths of a few codes, from which their KL follows.
+
+    With J the Jacobian of the map from first to last codes, ``KL >= E[(|z_T|^2 - |z_0|^2) / 2 - log|det J|]``, with equality
+    where no two paths meet, as for small steps. J is a product over steps of ``I - h H``, H the Hessian of E(G(z)).
+    """
+
+    def __init__(self, potential: LatentPotential, starts: Tensor, step_size: float) -> None:
+        self._potential, self._starts, self._step_size = potential, starts[:FOLLOWED], step_size
+        self._log_det = torch.zeros(len(self._starts), dtype=torch.float64, device=starts.device)
+        self._steps = 0
+        self._known = starts.shape[1] <= MOST_DIMENSIONS
+
+    def step(self, z: Tensor) -> None:
+        """Take in the step that begins at ``z``."""
+        self._steps += 1
+        self._known = self._known and self._steps <= MOST_FOLLOWED
+        if not self._known:
+            return
+        try:
+            hessian = self._hessian(z[:FOLLOWED])
+        except RuntimeError:  # an operation without a second derivative
+            self._known = False
+            return
+        eye = torch.eye(z.shape[1], dtype=torch.float64, device=z.device)
+        self._log_det += torch.linalg.slogdet(eye - self._step_size * hessian.double()).logabsdet
+
+    def kl_at_least(self, z: Tensor) -> float:
+        """Return the bound for codes (N, Z) after the steps so far; 0 where it is not known."""
+        if not self._known:
+            return 0.0
+        squares = [codes.double().square().sum(1) for codes in (z[:FOLLOWED], self._starts)]
+        terms = 0.5 * (squares[0] - squares[1]) - self._log_det
+        value = float(terms[torch.isfinite(terms)].mean())
+        return value if math.isfinite(value) else 0.0
+
+    def _hessian(self, z: Tensor) -> Tensor:
+        """Return the Hessian of E(G(z)), (N, Z, Z)."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            energy = self._potential.model(self._potential.prior.from_normal(z))
+            (grad,) = torch.autograd.grad(energy.sum(), z, create_graph=True, materialize_grads=True)
+            if not grad.requires_grad:  # linear
+                return torch.zeros(*z.shape, z.shape[1], dtype=z.dtype, device=z.device)
+            columns = [
+                torch.autograd.grad(grad[:, i].sum(), z, retain_graph=True, materialize_grads=True)[0]
+                for i in range(z.shape[1])
+            ]
+        return torch.stack(columns, 1)
 
 
 def _last_score(potential: LatentPotential, z: Tensor, step_size: float, steps: int) -> float:

@@ -110,8 +110,8 @@ class Ascent:
 
     Attributes:
         steps: number of steps.
-        kl_at_least: lower bound of the latent codes' KL from the prior, by their means and covariance; the law of the codes
-            itself is not known.
+        kl_at_least: lower bound of the latent codes' KL from the prior: by their means and covariance and, with few latent
+            dimensions, by the volume that the steps lose.
         score, diversity, evaluations: as in `Level`.
     """
 
