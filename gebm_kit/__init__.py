@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.sample import sample
     from gebm_kit.engine.sampling.shards import load_draws
     from gebm_kit.engine.score import score
+    from gebm_kit.engine.tilt import tilt
     from gebm_kit.engine.trace import trace_quality
     from gebm_kit.engine.train import train
 
@@ -33,6 +34,7 @@ _HOME = {
     "evaluate": "gebm_kit.engine.evaluate",
     "log_density": "gebm_kit.engine.density",
     "score": "gebm_kit.engine.score",
+    "tilt": "gebm_kit.engine.tilt",
     "trace_quality": "gebm_kit.engine.trace",
     "load_run": "gebm_kit.engine.run_directory.run",
     "load_draws": "gebm_kit.engine.sampling.shards",
@@ -55,6 +57,7 @@ __all__ = [
     "log_density",
     "sample",
     "score",
+    "tilt",
     "trace_quality",
     "train",
     "trust_paths",

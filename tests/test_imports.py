@@ -34,6 +34,7 @@ sys.exit(code)
         ["sample", "--help"],
         ["eval", "--help"],
         ["refine", "--help"],
+        ["tilt", "--help"],
         ["density", "--help"],
         ["score", "--help"],
         ["compare", "--help"],

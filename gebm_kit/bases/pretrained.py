@@ -18,21 +18,17 @@ import torch
 from torch import Tensor
 
 from gebm_kit.bases.program_checks import Shapes, check_program
-from gebm_kit.bases.programs import Program, reason
-from gebm_kit.bases.recognise import folder_error, kind_of
 from gebm_kit.core.components import Injected, OfKind, check_arguments
-from gebm_kit.core.errors import CheckpointError, DataError, UsageError
+from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Base
+from gebm_kit.core.kept_files import Source, read_source
 from gebm_kit.core.layers import check_sizes
-from gebm_kit.core.paths import user_path
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
-from gebm_kit.core.reading import read_file, read_text
+from gebm_kit.core.program_files import GENERATOR, folder_error, kind_of
+from gebm_kit.core.programs import Program, reason
 
-COPY_FOLDER = "base"
-"""Folder of a run directory that holds the run's copy of the file."""
-
-MAX_NOTE = 2**16
-"""Largest file of a sum that is read, in bytes; it has one line."""
+SOURCE = Source(folder="base", role=GENERATOR, key="base.path", folder_error=folder_error)
+"""The generator's file, and where a run keeps its copy."""
 
 CAPABILITIES = ("log_prob", "encode", "pretraining_loss")
 """Methods beyond G(z) (`gebm_kit.core.interfaces`) that this base offers whenever its architecture has them."""
@@ -104,7 +100,7 @@ class Pretrained(Base):
             if sizes is not None:
                 check_sizes(name, sizes or [0])
         self.data_shape = tuple(data_shape)
-        self.source_file, content = _read(path, directory, run_directory)
+        self.source_file, content = read_source(path, directory, run_directory, SOURCE)
         self.source_sha256 = hashlib.sha256(content).hexdigest()
         kind = kind_of(self.source_file, content)
         self.network: Base | None = None
@@ -232,30 +228,6 @@ class Pretrained(Base):
     def _try(self, value_range: tuple[float, float] | None) -> None:
         assert self._program is not None
         check_program(self._program, self._shapes, self.prior, value_range, self._place.device)
-
-
-def _read(path: str, directory: Path, run_directory: Path | None) -> tuple[Path, bytes]:
-    """Return the path and the bytes of the file, or of a run's copy if there is one."""
-    place = directory / user_path(path, error=DataError)
-    kept = None if run_directory is None else run_directory / COPY_FOLDER / place.name
-    if kept is not None and kept.is_file():
-        place = kept
-    if place.is_dir():
-        raise folder_error(place, path)
-    content = read_file(place, error=_file_error)
-    if place is kept:
-        noted = kept.with_name(f"{kept.name}.sha256")
-        words = read_text(noted, limit=MAX_NOTE, error=CheckpointError).split() if noted.is_file() else []
-        if not words or words[0] != hashlib.sha256(content).hexdigest():
-            raise CheckpointError(
-                f"{kept} is damaged: its sha256 is not the one in {noted.name}",
-                hint=f"Replace it by the generator's file, which was {path} when the run began.",
-            )
-    return place, content
-
-
-def _file_error(message: str) -> DataError:
-    return DataError(f"the generator's file {message}", hint="base.path must name the right file.")
 
 
 def _check_names(

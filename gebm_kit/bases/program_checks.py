@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gebm_kit.bases.programs import Program, reason
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.priors import Prior, prior_sample
+from gebm_kit.core.programs import Program, reason
 
 TRIAL_CODES = 16
 """Number of codes on which a program is tried: enough for a batch norm in training mode to show, and quick for any

@@ -34,6 +34,7 @@ from gebm_kit.cli.refine import refine
 from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
+from gebm_kit.cli.tilt import tilt
 from gebm_kit.cli.train import train
 from gebm_kit.cli.visible import open_streams, visible, visible_message
 from gebm_kit.core.attribution import culprit, is_out_of_memory, plugin_error, raised_by
@@ -55,6 +56,7 @@ app.command("train")(train)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
 app.command("refine")(refine)
+app.command("tilt")(tilt)
 app.command("density")(density)
 app.command("score")(score)
 app.command("runs")(runs)

@@ -32,9 +32,8 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
     injected = injected or {}
     arguments = dict(node.parameters)
     for parameter in parameters(target).values():
-        if isinstance(arguments.get(parameter.name), ComponentNode):
-            assert parameter.kind is not None
-            arguments[parameter.name] = build(parameter.kind, arguments[parameter.name], injected)
+        if parameter.kind is not None:
+            arguments |= _built_inside(parameter.name, parameter.kind, arguments.get(parameter.name), injected)
         if not parameter.injected:
             continue
         if parameter.name in injected:
@@ -58,6 +57,15 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
         raise DataError(f"{kind} {node.name!r} can't be built: {error}") from error
     check_kind(kind, built)
     return built
+
+
+def _built_inside(name: str, kind: str, value: Any, injected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameter ``name`` with the components of its nodes, by its name; {} where it holds no nodes."""
+    if isinstance(value, ComponentNode):
+        return {name: build(kind, value, injected)}
+    if isinstance(value, list) and any(isinstance(item, ComponentNode) for item in value):
+        return {name: [build(kind, v, injected) if isinstance(v, ComponentNode) else v for v in value]}
+    return {}
 
 
 def is_memory_error(error: Exception) -> bool:

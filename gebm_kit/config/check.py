@@ -80,6 +80,11 @@ def _listed(problems: list[str], number: int) -> list[str]:
     return lines if number <= len(lines) else [*lines, f"and {number - len(lines):,} more"]
 
 
+def _written_out(value: Any) -> Any:
+    """Write a component's short name out as a node."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class _Checker:
     def __init__(self, tree: Tree, registry: Registry) -> None:
         self.tree = tree
@@ -236,7 +241,13 @@ class _Checker:
             return conform(value, parameter.annotation, parameter.range)
         if value is None and parameter.default is None:
             return None
-        return self.node(key, {"name": value} if isinstance(value, str) else value, parameter.kind)
+        if not parameter.many:
+            return self.node(key, _written_out(value), parameter.kind)
+        if not isinstance(value, list):
+            raise ValueError(f"{shown(value)} is not a {parameter.type_name}")
+        return [
+            self.node((*key, i), _written_out(v), parameter.kind) for i, v in enumerate(self.short_list(key, value))
+        ]
 
     def nodes(self, key: Key, value: Any) -> tuple[ComponentNode | None, ...]:
         """Check a component node or a list of them; None stands for a node with a problem."""

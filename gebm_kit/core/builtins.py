@@ -41,6 +41,16 @@ COMPONENTS = (
     Component(
         "energy", "resnet", "gebm_kit.energies.resnet:ResnetEnergy", "Residual energy of SNGAN, as published for GEBM"
     ),
+    Component(
+        "energy", "pretrained", "gebm_kit.energies.pretrained:PretrainedEnergy", "Your own frozen scorer, from a file"
+    ),
+    Component(
+        "energy",
+        "classifier",
+        "gebm_kit.energies.classifier:ClassifierEnergy",
+        "A class: minus its log-probability by a feature map's classifier",
+    ),
+    Component("energy", "sum", "gebm_kit.energies.sum:SumEnergy", "Weighted sum of energies that act together"),
     Component("loss", "kale", "gebm_kit.losses.kale:Kale", "KALE in its Fenchel form, with a learned log-partition"),
     Component("loss", "kale-dv", "gebm_kit.losses.kale_dv:KaleDV", "KALE in its Donsker-Varadhan form"),
     Component(

@@ -34,7 +34,7 @@ INJECTED = {
     "num_classes": "number of classes of a labelled dataset, else None",
     "device": "torch.device that the run computes on",
     "directory": "directory that relative paths start from, where the command was started: pathlib.Path",
-    "run_directory": "directory of the run, for loggers and for bases that are read from a file: pathlib.Path or None",
+    "run_directory": "directory of the run, for loggers and for bases and energies read from a file: pathlib.Path or None",
     "start_step": "step that training starts from, or the checkpoint's step when a run is resumed, for loggers: int",
 }
 """Values that the kit passes to a constructor that asks for them (see `Injected`), each with its meaning."""
@@ -82,7 +82,8 @@ class Range:
 class OfKind:
     """Marker of a constructor parameter that is another component: ``Annotated[Base | None, OfKind("base")]``.
 
-    A recipe gives it as a node (a name with parameters); the constructor gets the component built from that node.
+    A recipe gives it as a node (a name with parameters); the constructor gets the component built from that node. With
+    ``Annotated[list[Energy], OfKind("energy")]`` it is a list of nodes.
     """
 
     kind: str
@@ -175,9 +176,16 @@ class Parameter:
         return self.default is inspect.Parameter.empty and not self.injected
 
     @property
+    def many(self) -> bool:
+        """Whether the value is a list of components."""
+        return self.kind is not None and typing.get_origin(self.annotation) is list
+
+    @property
     def type_name(self) -> str:
         if self.kind is None:
             return describe_type(self.annotation)
+        if self.many:
+            return f"list of {self.kind} with parameters"
         return f"{self.kind} with its parameters{'' if self.default is inspect.Parameter.empty else ' or null'}"
 
 

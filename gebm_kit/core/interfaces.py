@@ -36,7 +36,7 @@ from gebm_kit.core.sampling import (
     Tunable,
     ValueAndGrad,
 )
-from gebm_kit.core.scoring import EvalContext, FeatureMap, HasLogits, Metric
+from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric
 
 __all__ = [
     "DIVERGENCE_THRESHOLD",
@@ -48,6 +48,7 @@ __all__ = [
     "Energy",
     "EvalContext",
     "FeatureMap",
+    "HasClassNetwork",
     "HasDensity",
     "HasEncoder",
     "HasFitting",

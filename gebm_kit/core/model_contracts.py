@@ -19,6 +19,9 @@ from gebm_kit.core.errors import GebmKitError, PluginError, UsageError
 from gebm_kit.core.networks import HasSource
 from gebm_kit.core.priors import Prior
 
+GRADIENT_FREE = "pcn, elliptical, rwm or imh"
+"""Samplers for an energy without gradient."""
+
 
 def broken(kind: str, component: object, what: str, *, hint: str = "") -> GebmKitError:
     """Return the error for a component that does not do what it must: ``what`` follows its name, package, file and line.
@@ -220,6 +223,7 @@ def check_gradient(kind: str, component: object, output: Tensor, rows: Tensor, n
         cut = (
             "is cut off (no_grad, detach or numpy)" if grad is None else "is zero for every row (rounding or clamping)"
         )
-        raise broken(kind, component, f"has no gradient with respect to {name}: it {cut}")
+        hint = f"Samplers without gradients can draw from it: {GRADIENT_FREE}." if kind == "energy" else ""
+        raise broken(kind, component, f"has no gradient with respect to {name}: it {cut}", hint=hint)
     if bool(torch.isfinite(values).all()) and not bool(torch.isfinite(grad).all()):
         raise broken(kind, component, f"has a gradient with respect to {name} that is not finite where its value is")

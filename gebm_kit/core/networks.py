@@ -43,7 +43,12 @@ class Energy(nn.Module):
 
     Only ``E + A`` is identified, so an energy has no output bias. Its values are never clamped in a way that makes the
     gradient zero.
+
+    Attributes:
+        frozen: whether there is nothing to train, as for a scorer.
     """
+
+    frozen: bool = False
 
 
 @runtime_checkable
@@ -99,7 +104,7 @@ class HasPretraining(Protocol):
 
 @runtime_checkable
 class HasSource(Protocol):
-    """A base that was read from a file; a run keeps a copy of that file."""
+    """A base or an energy that was read from a file; a run keeps a copy of that file."""
 
     source_file: Path
     source_sha256: str

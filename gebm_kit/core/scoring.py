@@ -6,11 +6,12 @@ Shapes: N draws, M rows of reference data, F features, K classes, ``*D`` data sh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gebm_kit.core.datasets import Dataset
 
@@ -56,6 +57,19 @@ class HasLogits(Protocol):
 
     def logits(self, features: Tensor) -> Tensor:
         """Return log class probabilities for rows of features, up to a constant for each row; (N, F) -> (N, K)."""
+        ...
+
+
+@runtime_checkable
+class HasClassNetwork(Protocol):
+    """A feature map whose classifier is a network that is differentiable with respect to x."""
+
+    def class_network(self, data_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """Return the classifier with fresh weights, (N, *D) -> logits (N, K)."""
+        ...
+
+    def network_weights(self) -> Mapping[str, Tensor]:
+        """Return the ``state_dict`` of the classifier, once the map is fitted."""
         ...
 
 

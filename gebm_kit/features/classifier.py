@@ -85,8 +85,7 @@ class Classifier(FeatureMap):
             )
         split, labels = dataset.split("train"), dataset.labels("train")
         shape = tuple(dataset.data_shape)
-        small = math.prod(shape) <= SMALL_VALUES
-        dim, steps = self.dim or (16 if small else 64), self.steps or (500 if small else 1500)
+        dim, steps = self._dim(shape), self.steps or (500 if _is_small(shape) else 1500)
         settings = {
             "version": TRAINING_VERSION, "shape": shape, "classes": dataset.num_classes, "dim": dim, "steps": steps,
             "seed": self.seed,
@@ -117,6 +116,18 @@ class Classifier(FeatureMap):
         parts = [self._features(part) for part in x.detach().split(NETWORK_ROWS)]
         return torch.cat(parts)
 
+    def class_network(self, data_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """Return the classifier with fresh weights, (N, *D) -> logits (N, classes)."""
+        return _Network(data_shape, self._dim(data_shape), num_classes)
+
+    def network_weights(self) -> Mapping[str, Tensor]:
+        """Return the ``state_dict`` of the trained classifier."""
+        weights: Mapping[str, Tensor] = self.network.state_dict()
+        return weights
+
+    def _dim(self, data_shape: tuple[int, ...]) -> int:
+        return self.dim or (16 if _is_small(data_shape) else 64)
+
     def logits(self, features: Tensor) -> Tensor:
         """Return logits of rows of features, (N, dim) -> (N, classes), in float64."""
         with torch.no_grad():
@@ -136,6 +147,10 @@ class Classifier(FeatureMap):
     def _features(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return self.network.features(x.to(self._device, torch.float32)).to(x.device)
+
+
+def _is_small(data_shape: tuple[int, ...]) -> bool:
+    return math.prod(data_shape) <= SMALL_VALUES
 
 
 class _Network(nn.Module):

@@ -1,4 +1,4 @@
-"""Creating a run directory, tidying up after a killed process, and keeping a copy of the base's file."""
+"""Creating a run directory, tidying up after a killed process, and keeping copies of the files of base and energy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gebm_kit.config.build import resolved_yaml
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.errors import CheckpointError, RunFailed, UsageError
 from gebm_kit.core.files import make_directory, remove_temporary_files, write_atomic, write_json
-from gebm_kit.core.interfaces import Base, HasSource
+from gebm_kit.core.interfaces import Base, Energy, HasSource
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.progress import warn
@@ -26,29 +26,37 @@ from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import RUNS, Run, remove_leftovers
 from gebm_kit.engine.run_directory.run_files import STATUS
 
-SOURCE_FOLDER = "base"
-"""Folder of a run directory that holds the copy of the base's file."""
+SOURCE_FOLDER, SCORER_FOLDER = "base", "energy"
+"""Folders of a run directory that hold the copies of the base's file and of the energy's."""
 
 
-def keep_source(run: Path, base: Base) -> None:
-    """Copy the file that ``base`` was read from, and its sha256, to ``run``/base, so that the run needs no other file.
+def keep_sources(run: Path, base: Base, *energies: Energy | None) -> None:
+    """Copy the files that a base and energies were read from to the run, so that the run needs no other file.
+
+    The base's file goes to ``run``/base. Those of energies, and of parts of energies, go to ``run``/energy.
 
     Raises:
-        RunFailed: the file changed after it was read, or the disk is full.
+        RunFailed: a file changed after it was read, or the disk is full.
     """
-    if not isinstance(base, HasSource):
-        return
-    folder = run / SOURCE_FOLDER
-    place = folder / base.source_file.name
+    if isinstance(base, HasSource):
+        _keep(run / SOURCE_FOLDER / base.source_file.name, base)
+    parts = [part for energy in energies if energy is not None for part in energy.modules()]
+    for part in parts:
+        if isinstance(part, HasSource):
+            _keep(run / SCORER_FOLDER / getattr(part, "source_copy", part.source_file.name), part)
+
+
+def _keep(place: Path, part: HasSource) -> None:
+    """Copy the file that ``part`` was read from to ``place``, with its sha256 beside it, unless it is there."""
     noted = place.with_name(f"{place.name}.sha256")
     if noted.is_file() and place.is_file():
         return
-    content = base.source_file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != base.source_sha256:
-        raise RunFailed(f"{base.source_file} was changed while it was being read", hint="Start again.")
-    make_directory(folder)
+    content = part.source_file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != part.source_sha256:
+        raise RunFailed(f"{part.source_file} was changed while it was being read", hint="Start again.")
+    make_directory(place.parent)
     write_atomic(place, content)
-    write_atomic(noted, f"{base.source_sha256}  {place.name}\n".encode())
+    write_atomic(noted, f"{part.source_sha256}  {place.name}\n".encode())
 
 
 _FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)

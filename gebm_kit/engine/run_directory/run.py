@@ -254,7 +254,7 @@ def remove_leftovers(run: Run) -> None:
 
     Call it before writing to the run. Links are not followed.
     """
-    for name in ("", "figures", "samples", "base"):
+    for name in ("", "figures", "samples", "base", "energy"):
         for folder, inner, _ in os.walk(run.path / name):
             if not os.path.islink(folder):
                 remove_temporary_files(Path(folder))

@@ -17,6 +17,7 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import LatentPotential
+from gebm_kit.core.model_contracts import GRADIENT_FREE
 from gebm_kit.core.networks import OnCodes
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import warn
@@ -31,9 +32,6 @@ LARGEST_SPACING = 1.0
 
 MOST_GAPS = 16
 """Gaps between neighbouring floating-point numbers within which energies count as equal."""
-
-
-GRADIENT_FREE = "pcn, elliptical, rwm or imh"
 
 
 def check_gradient(potential: LatentPotential, sampler: Sampler, state: Any) -> None:

@@ -313,13 +313,20 @@ def tempering(log_weights: Tensor, least_ess: float) -> Tensor:
     return torch.where(enough(whole), whole, largest(enough, whole, SMALLEST_POWER))
 
 
-def check_trainable(base: Base, recipe: Recipe) -> None:
-    """Refuse to train a base that has no parameters, and to pretrain one that has no loss of its own.
+def check_trainable(model: GEBM, recipe: Recipe) -> None:
+    """Refuse to train a base that has no parameters or a frozen energy, and to pretrain a base without a loss of its own.
 
     Raises:
         UsageError: ``train.part`` asks for it.
     """
-    part = recipe.train.part
+    base, part = model.base, recipe.train.part
+    if part != "base" and getattr(model.energy, "frozen", False):
+        raise UsageError(
+            f"train.part={part} trains the energy, and energy {recipe.energy.name!r} has nothing to train: a scorer is "
+            "never changed",
+            hint="`gebm-kit tilt GENERATOR SCORER` draws without training. Set train.part=base to train the base against "
+            "it, or add a part that learns: energy='{name: sum, parts: [...]}'.",
+        )
     if part != "energy" and next(base.parameters(), None) is None:
         what = base.source_file if isinstance(base, HasSource) else f"the base {recipe.base.name!r}"
         raise UsageError(

@@ -35,7 +35,7 @@ from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
-from gebm_kit.engine.run_directory.create import create_run, keep_source, tidy, write_resolved
+from gebm_kit.engine.run_directory.create import create_run, keep_sources, tidy, write_resolved
 from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, load_run
 from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
@@ -107,7 +107,8 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
         elif ranks.rank == 0:
             run = create_run(recipe, request.out, lock, resume=request.resume)
         if run is not None:
-            keep_source(run.path, trainer.model.base)
+            final = None if trainer.final is None else trainer.final.energy
+            keep_sources(run.path, trainer.model.base, trainer.model.energy, final)
         run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
         job = TrainingRun(run, trainer, dataset, stop, on_progress, ranks, best)
         stop.hint = f"Resume with `{resume_command(recipe, run, request.device)}`."

@@ -91,7 +91,7 @@ class Trainer:
         require_device_memory(COPIES * (size := self.settings.batch_size) * row, device, f"train.batch_size={size}")
         with bounded_tensors(device, "the model"):
             self.model = build_model(recipe, facts).to(device)
-        check_trainable(self.model.base, recipe)
+        check_trainable(self.model, recipe)
         rows = self.settings.batch_size // reduce.world_size()
         data_parallel.synchronise_batch_norm(self.model, device, rows)
         channels_last(self.model)

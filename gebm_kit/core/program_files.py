@@ -1,4 +1,4 @@
-"""What a file or folder that was given as a generator is, told from names and first bytes; nothing in it is loaded."""
+"""What a file or folder that was given as a generator or a scorer is, told from names and first bytes; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import pickletools
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,56 @@ PEEK_BYTES = 2**20
 AUTOENCODER = "AutoencoderKL"
 """The class of diffusers that the base diffusers-vae reads."""
 
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a file is to be, as messages call it.
+
+    Attributes:
+        noun: its name, such as ``generator``.
+        wanted: kinds of files that can be one, in words.
+        hint: how to turn another file into one.
+        code, codes: one row of its input, and several.
+        owner: what is read from it, a ``base`` or an ``energy``.
+        point: name of the input in Python.
+        alone: how to export a program that takes one input.
+    """
+
+    noun: str
+    wanted: str
+    hint: str
+    code: str
+    codes: str
+    owner: str
+    point: str
+    alone: str
+
+
+GENERATOR = Role(
+    noun="generator",
+    wanted="a .safetensors file, a TorchScript or a torch.export program",
+    hint=CONVERT_HINT,
+    code="the latent codes",
+    codes="codes",
+    owner="a base",
+    point="z",
+    alone="Export a module that takes only z and fills in the other inputs (the class, the noise).",
+)
+"""A generator, which maps latent codes to data."""
+
+SCORER = Role(
+    noun="scorer",
+    wanted="a TorchScript or a torch.export program",
+    hint="Export the scorer: `torch.jit.script(module.eval()).save('scorer.pt')`, or torch.export.save with a free batch "
+    "dimension.",
+    code="the data",
+    codes="rows",
+    owner="an energy",
+    point="x",
+    alone="Export a module that takes only x and fills in the other inputs (the prompt, the target).",
+)
+"""A scorer, which maps data to a number, or to logits, for each row."""
+
 FORMATS = (
     (b"\x89HDF", "a file of Keras or HDF5"),
     (b"\x93NUMPY", "a file of arrays (npy)"),
@@ -54,8 +105,13 @@ TENSOR_NAMES = frozenset(
 """Names that the pickle of a state dict asks for, besides kinds of storage."""
 
 
-def kind_of(path: Path, content: bytes) -> Kind:
+def kind_of(path: Path, content: bytes, role: Role = GENERATOR) -> Kind:
     """Tell what a file holds from its name, its first bytes and the names in the archive, without loading anything.
+
+    Args:
+        path: the file's path.
+        content: its bytes.
+        role: what it is to be, for messages.
 
     Raises:
         DataError: the file is neither safetensors nor a program; the message says what it is.
@@ -65,7 +121,7 @@ def kind_of(path: Path, content: bytes) -> Kind:
     if not content.startswith(b"PK"):
         if path.suffix == ".safetensors":
             return "weights"  # a damaged one, which safetensors will say
-        raise _other_error(path, content)
+        raise _other_error(path, content, role)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()
@@ -78,18 +134,17 @@ def kind_of(path: Path, content: bytes) -> Kind:
             start = b"" if pickled is None else archive.open(pickled).read(PEEK_BYTES)
     except Exception as error:  # zipfile raises many types for damaged archives
         raise DataError(
-            f"{path} is not a generator: it must be a .safetensors file, a TorchScript or a torch.export program, but it "
-            f"is not an archive that torch wrote ({error})",
-            hint=CONVERT_HINT,
+            f"{path} is not a {role.noun}: it must be {role.wanted}, but it is not an archive that torch wrote ({error})",
+            hint=role.hint,
         ) from error
     if pickled is not None:
-        raise _pickle_error(path, start, "a pickle of torch.save")
+        raise _pickle_error(path, start, "a pickle of torch.save", role)
     if any("aotinductor" in name for name in names):
-        what = "a compiled package (AOTInductor), which has no gradient with respect to z"
+        what = f"a compiled package (AOTInductor), which has no gradient with respect to {role.point}"
         raise DataError(f"{path} is {what}", hint="Save the exported program itself: torch.export.save(program, path).")
     if any(name.endswith(".npy") for name in names):
-        raise DataError(f"{path} is a file of arrays (npz), not a generator", hint=CONVERT_HINT)
-    raise DataError(f"{path} is an archive, but neither a TorchScript nor a torch.export program", hint=CONVERT_HINT)
+        raise DataError(f"{path} is a file of arrays (npz), not a {role.noun}", hint=role.hint)
+    raise DataError(f"{path} is an archive, but neither a TorchScript nor a torch.export program", hint=role.hint)
 
 
 def _is_safetensors(content: bytes) -> bool:
@@ -97,19 +152,19 @@ def _is_safetensors(content: bytes) -> bool:
     return len(content) > 9 and content[8:9] == b"{" and size <= len(content) - 8
 
 
-def _other_error(path: Path, content: bytes) -> DataError:
+def _other_error(path: Path, content: bytes, role: Role) -> DataError:
     """Return the error for a file that is not an archive."""
     if content[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
-        return _pickle_error(path, content[:PEEK_BYTES], "a pickle")
+        return _pickle_error(path, content[:PEEK_BYTES], "a pickle", role)
     what = next((name for start, name in FORMATS if content.startswith(start)), SUFFIXES.get(path.suffix.lower(), ""))
     known = f"it is {what}" if what else "it is not an archive that torch wrote"
     return DataError(
-        f"{path} is not a generator: it must be a .safetensors file, a TorchScript or a torch.export program, but {known}",
-        hint=CONVERT_HINT,
+        f"{path} is not a {role.noun}: it must be {role.wanted}, but {known}",
+        hint=role.hint,
     )
 
 
-def _pickle_error(path: Path, start: bytes, what: str) -> DataError:
+def _pickle_error(path: Path, start: bytes, what: str, role: Role) -> DataError:
     """Return the error for a pickle, which says whether it holds weights or a whole module. Nothing is unpickled."""
     names: list[str] = []
     words: list[str] = []
@@ -125,13 +180,13 @@ def _pickle_error(path: Path, start: bytes, what: str) -> DataError:
         pass
     others = [n for n in names if n.rpartition(".")[2] not in TENSOR_NAMES and not n.endswith("Storage")]
     if names and not others:
-        hint = STATE_DICT_HINT.format(name=path.name)
+        hint = STATE_DICT_HINT.format(name=path.name) if role is GENERATOR else role.hint
         return DataError(f"{path} is {what}, which is never loaded; it holds weights alone (a state_dict)", hint=hint)
     module = next(
         (name for name in others if not name.startswith(("torch._utils", "numpy", "builtins", "__builtin__"))), ""
     )
     holds = f"; it holds objects such as {module[:80]}" if module else ""
-    return DataError(f"{path} is {what}, which is never loaded{holds}", hint=CONVERT_HINT)
+    return DataError(f"{path} is {what}, which is never loaded{holds}", hint=role.hint)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

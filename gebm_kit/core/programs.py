@@ -1,9 +1,9 @@
-"""Generators that come as code: TorchScript archives and torch.export programs. They are loaded only when trusted.
+"""Generators and scorers that come as code, TorchScript archives and torch.export programs; loaded only when trusted.
 
 Loading such a file runs code. A TorchScript archive is a program in its own language, with constants pickled for a
 restricted reader. Its author decides what it computes and whether it ends. A torch.export archive is a graph of
 operators, but torch reads parts of it with Python's pickle and evaluates the expressions in its shapes. Both are
-therefore loaded only with permission (`gebm_kit.core.trust`). `gebm_kit.bases.recognise` tells the two kinds apart.
+therefore loaded only with permission (`gebm_kit.core.trust`). `gebm_kit.core.program_files` tells the two kinds apart.
 The weights are never changed.
 """
 
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.bases.recognise import Kind
 from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.program_files import GENERATOR, Kind, Role
 from gebm_kit.core.trust import programs_trusted
 
 KIND_NAMES = {"torchscript": "a TorchScript program", "export": "a torch.export program"}
 """What a message calls each kind of program."""
 
 BATCH_HINT = (
-    "Export it with a free batch dimension: torch.export.export(module.eval(), (z,), "
-    "dynamic_shapes=({0: torch.export.Dim('batch')},))."
+    "Export it with a free batch dimension: torch.export.export(module.eval(), ({point},), "
+    "dynamic_shapes=({{0: torch.export.Dim('batch')}},))."
 )
 """Hint for programs that take batches of only one size."""
 
@@ -42,6 +42,7 @@ class Program:
         path: the file's path, for messages.
         content: the file's bytes.
         digest: sha256 of the bytes.
+        role: what the program is, for messages.
 
     Attributes:
         input_shape: sizes of its input without the batch, if the file states them; else None.
@@ -52,14 +53,14 @@ class Program:
         DataError: the program can't be loaded.
     """
 
-    def __init__(self, kind: Kind, path: Path, content: bytes, digest: str) -> None:
-        self.path, self.what = path, KIND_NAMES[kind]
+    def __init__(self, kind: Kind, path: Path, content: bytes, digest: str, role: Role = GENERATOR) -> None:
+        self.path, self.what, self.role = path, KIND_NAMES[kind], role
         if not programs_trusted():
             raise UsageError(
                 f"{path} is {self.what}: loading it runs code that its author wrote, with your rights on this machine, so "
                 f"it is loaded only if you say that you trust it (its sha256 is {digest})",
                 hint="If you know where it comes from, add --trust-program (in Python: `with gebm_kit.trust_programs():`). "
-                "Weights in a .safetensors file with base.architecture need no trust.",
+                + ("Weights in a .safetensors file with base.architecture need no trust." if role is GENERATOR else ""),
             )
         self.input_shape: tuple[int, ...] | None = None
         self._exported: Any = None
@@ -83,8 +84,8 @@ class Program:
         if kind == "torchscript":
             self._module.eval()
 
-    def __call__(self, z: Tensor) -> Any:
-        return self._module(z)
+    def __call__(self, rows: Tensor) -> Any:
+        return self._module(rows)
 
     def to(self, device: torch.device) -> None:
         """Move the program. Devices named in its code change only where torch can rewrite the code (torch.export)."""
@@ -116,15 +117,17 @@ class Program:
             shapes = []
         if count != 1:
             raise UsageError(
-                f"{self.path} is {self.what} of {count} inputs; a base takes one, the latent codes",
-                hint="Export a module that takes only z and fills in the other inputs (the class, the noise).",
+                f"{self.path} is {self.what} of {count} inputs; {self.role.owner} takes one, {self.role.code}",
+                hint=self.role.alone,
             )
         if not shapes:
             return
         batch, *rest = shapes[0]
         if isinstance(batch, int):
             raise UsageError(
-                f"{self.path} takes only batches of {batch} codes, but a base gets batches of any size", hint=BATCH_HINT
+                f"{self.path} takes only batches of {batch} {self.role.codes}, but {self.role.owner} gets batches of any "
+                "size",
+                hint=BATCH_HINT.format(point=self.role.point),
             )
         if all(isinstance(size, int) for size in rest):
             self.input_shape = tuple(rest)

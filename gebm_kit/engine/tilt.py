@@ -1,0 +1,316 @@
+"""Tilting any generator by any scorer, without training: draws from ``prior(z) exp(beta r(G(z)))``.
+
+References:
+    Your GAN is Secretly an Energy-based Model. T. Che et al., NeurIPS 2020. https://arxiv.org/abs/2003.06060
+    Theoretical guarantees on the best-of-n alignment policy. A. Beirami et al., 2024. https://arxiv.org/abs/2401.01879
+    ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization. L. Eyring et al., NeurIPS 2024.
+    https://arxiv.org/abs/2406.04312
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core.arguments import check_callback, check_choice, check_path
+from gebm_kit.core.errors import UsageError, shown
+from gebm_kit.core.files import make_directory, write_json
+from gebm_kit.core.interfaces import Dataset, Sampler, SamplerDirective
+from gebm_kit.core.model import GEBM, LatentPotential
+from gebm_kit.core.model_contracts import GRADIENT_FREE
+from gebm_kit.core.paths import user_path
+from gebm_kit.core.plugins import component_name
+from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
+from gebm_kit.engine.figures.tilt_figures import Point, frontier
+from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.process.devices import placed
+from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.sampling.contract import check_model, check_sampler
+from gebm_kit.engine.sampling.draw import FEWER_CHAINS
+from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
+from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
+from gebm_kit.engine.tilting.ascent import CLIMBERS, climb
+from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, best_of_codes, take_pool
+from gebm_kit.engine.tilting.diversity import Looks
+from gebm_kit.engine.tilting.levels import Plan, level_at
+from gebm_kit.engine.tilting.result import Ascent, BestOf, Estimate, Level, Tilt
+from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, subject_of
+
+BETAS = (0.5, 1.0, 2.0, 4.0)
+"""Default inverse temperatures."""
+
+NUM_BASE = 8192
+"""Default number of base draws: half for log Z, half to choose its method, all for best-of-N."""
+
+FILE = "tilt.json"
+"""File of the directory that holds the result."""
+
+
+class TiltOptions(TypedDict, total=False):
+    """Keyword arguments of `tilt`. One that is absent or None means the default.
+
+    Keys:
+        data: a dataset, or the name or node of one, for PRDC, for energies that learn from data, and for the shape and range
+            of the generator's data. None: a run's own data where needed, or none.
+        data_shape: shape of a data point; None: the dataset's, or that of the program's output.
+        value_range: (low, high) of the generator's values, for pictures and for a scorer's ``input_range``; None: the
+            dataset's.
+        latent_shape: shape of one latent code of a program that does not state it.
+        num_samples: draws at each beta; 1,000.
+        num_chains, warmup, steps, thin: as in `gebm_kit.sample`.
+        sampler: a sampler's name; ``auto``.
+        num_base: base draws that are scored, for log Z and best-of-N; 8,192.
+        log_partition: how log Z is estimated: ``auto``, ``importance-sampling`` or ``smc``.
+        features: feature map on which diversity is measured; ``auto``.
+        seed: seed of everything random; 0.
+        device: a torch device or ``auto``; None: where the generator is.
+        directory: start of relative paths; None: the current directory.
+        on_progress: called with reports of progress.
+    """
+
+    data: Dataset | ComponentNode | str | None
+    data_shape: Sequence[int] | None
+    value_range: tuple[float, float] | None
+    latent_shape: Sequence[int] | None
+    num_samples: int | None
+    num_chains: int | None
+    warmup: int | None
+    steps: int | None
+    thin: int | None
+    sampler: str | ComponentNode | None
+    num_base: int | None
+    log_partition: Method | None
+    features: str | None
+    seed: int | None
+    device: torch.device | str | None
+    directory: Path | None
+    on_progress: OnProgress
+
+
+def tilt(
+    generator: Generator,
+    scorer: Scorer,
+    *,
+    betas: Sequence[float] = BETAS,
+    out: str | Path | None = None,
+    **options: Unpack[TiltOptions],
+) -> Tilt:
+    """Draw from a generator tilted by a scorer, at each beta, and compare with best-of-N and gradient ascent.
+
+    The law at beta is ``q(z) ∝ prior(z) exp(beta r(G(z)))``, which maximises ``beta E_q[r] - KL(q || base)``. Nothing is
+    trained. Each level has R-hat, effective sizes, log Z, the mean score, ``KL(q || base) = -A - beta E_q[E]`` with
+    ``E = -r``, and the draws' diversity, with their errors.
+
+    Example:
+        >>> import torch, gebm_kit as gk
+        >>> from gebm_kit.testing.targets import IdentityBase
+        >>> found = gk.tilt(IdentityBase(2), lambda x: x[:, 0], betas=[1], num_samples=200, num_base=2048)
+        >>> bool(abs(found.levels[0].score.value - 1) < 0.5)  # the mean moves from 0 to beta
+        True
+
+    Args:
+        generator: a base, a file of a generator, a run or model whose base is meant, or a node {name: ...} of a base.
+        scorer: a function of data (B, *D) that returns scores (B,), high is good; an energy, low is good; a file of a
+            program that returns scores; a run whose energy is meant; or the name or node of an energy.
+        betas: inverse temperatures, each above 0.
+        out: a new directory for tilt.json, frontier.png, grid.png (images) and the draws; None: nothing is written.
+        options: see `TiltOptions`.
+
+    Raises:
+        TypeError: an option that `TiltOptions` does not have.
+        UsageError: a value is outside its range; the scorer returns another shape, or is finite nowhere; the sampler needs a
+            gradient that the scorer lacks; data are needed; ``out`` is not free.
+        DataError: a file is missing or damaged.
+        RunFailed: out of memory, a full disk.
+    """
+    for name in options:
+        if name not in TiltOptions.__annotations__:
+            raise TypeError(f"tilt() got an unexpected keyword argument {name!r}")
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    levels = _checked_betas(betas)
+    on_progress = chosen.get("on_progress", ignore)
+    check_callback("on_progress", on_progress)
+    method: Method = chosen.get("log_partition", "auto")
+    check_choice("log_partition", method, ("auto", "importance-sampling", "smc"))
+    num_base = require_whole("num_base", chosen.get("num_base", NUM_BASE), 2 * BLOCKS, 10**9)
+    settings = _settings(chosen)
+    folder = None if out is None else _free(out)
+    subject = _subject(generator, scorer, chosen)
+    model = subject.model
+    with placed(model, chosen.get("device")) as (where, _), enough_memory(where, "with the tilt", FEWER_CHAINS):
+        check_model(model, where)
+        pool = take_pool(model, label(subject.scorer), num_base, settings.seed, on_progress)
+        looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples)
+        sampler = chosen.get("sampler")
+
+        def make_sampler() -> Sampler:
+            node = sampler if isinstance(sampler, ComponentNode) else None
+            return resolve_sampler(None if node is not None else sampler, node, model)
+
+        if not pool.has_gradient and not pool.is_flat:
+            _require_gradient_free(make_sampler(), model, where, label(subject.scorer))
+        plan = Plan(model, make_sampler, settings, method, pool, looks, on_progress)
+        found = [level_at(plan, beta) for beta in levels]
+        best = tuple(_best_of(plan, n) for n in BEST_OF)
+        climbed = _climbed(plan, found)
+        with LatentPotential(model) as potential:
+            base_draws = potential.data(pool.z[: GRID_SIDE**2]).cpu()
+    result = Tilt(
+        subject.generator,
+        subject.scorer,
+        tuple(found),
+        best,
+        climbed,
+        looks.name,
+        num_base,
+        pool.not_finite,
+        settings.seed,
+        subject.value_range,
+        base_draws,
+    )
+    return result if folder is None else _written(result, folder)
+
+
+def _require_gradient_free(sampler: Sampler, model: GEBM, where: torch.device, name: str) -> None:
+    """Refuse a sampler that follows the gradient of a scorer that has none.
+
+    Raises:
+        UsageError: it does.
+    """
+    if isinstance(sampler, SamplerDirective) or not check_sampler(sampler, model.latent_dim, where, model.dtype):
+        return
+    raise UsageError(
+        f"the scorer {name} has no gradient with respect to x, and sampler {component_name('sampler', sampler)!r} "
+        "follows it",
+        hint=f"Use a sampler without gradients ({GRADIENT_FREE}), or auto, which chooses one.",
+    )
+
+
+def _checked_betas(betas: Any) -> list[float]:
+    """Return the betas in ascending order.
+
+    Raises:
+        UsageError: there are none, or one is not a number above 0.
+    """
+    values = [betas] if isinstance(betas, int | float) else list(betas)
+    for beta in values:
+        if isinstance(beta, bool) or not isinstance(beta, int | float) or not math.isfinite(beta) or beta <= 0:
+            raise UsageError(f"beta must be a finite number > 0, got {shown(beta)}", hint="The base itself is beta 0.")
+    if not values:
+        raise UsageError("no beta given")
+    return sorted({float(beta) for beta in values})
+
+
+def _settings(chosen: dict[str, Any]) -> SampleSettings:
+    names = ("num_samples", "num_chains", "warmup", "steps", "thin", "seed")
+    given = {name: chosen[name] for name in names if name in chosen}
+    return replace(SampleSettings(num_samples=1000), **given)
+
+
+def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any]) -> Subject:
+    directory, data = chosen.get("directory", Path.cwd()), chosen.get("data")
+    span, shape = chosen.get("value_range"), chosen.get("data_shape")
+    if span is not None and not (len(span) == 2 and all(math.isfinite(v) for v in span) and span[0] < span[1]):
+        raise UsageError(f"value_range must be (low, high) with low < high, got {shown(span)}")
+    dataset = _dataset(data, directory)
+    facts = Facts(
+        dataset,
+        None if span is None else (float(span[0]), float(span[1])),
+        None if shape is None else tuple(int(size) for size in shape),
+        directory,
+    )
+    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), with_data=False)
+
+
+def _dataset(data: Any, directory: Path) -> Dataset | None:
+    """Open the data that a name, a file, a node or an object means.
+
+    Raises:
+        UsageError: it means none.
+    """
+    if data is None or isinstance(data, Dataset):
+        return data
+    from gebm_kit.config.build import build
+    from gebm_kit.engine.datasets.guess import data_node
+
+    if not isinstance(data, str | Path | ComponentNode):
+        raise UsageError(f"data must be a dataset, its name or its node, got {type(data).__name__}")
+    node = data if isinstance(data, ComponentNode) else data_node(str(data))
+    found: Dataset = build("dataset", node, {"directory": directory})
+    return found
+
+
+def _best_of(plan: Plan, n: int) -> BestOf:
+    if len(plan.pool.kept) < 3 * n:
+        return as_best_of(plan.pool, n, Estimate(math.nan, math.nan))
+    with LatentPotential(plan.model, block_size=256) as potential:
+        return as_best_of(plan.pool, n, plan.looks.diversity(potential.data(best_of_codes(plan.pool, n))))
+
+
+def _climbed(plan: Plan, levels: Sequence[Level]) -> tuple[Ascent, ...]:
+    """Return gradient ascent, up to the evaluations that a draw of the costliest level took."""
+    pool = plan.pool
+    if not pool.has_gradient:
+        return ()
+    steps = max(round(max(level.evaluations for level in levels) / GRADIENT_COST), 1)
+    starts = pool.z[pool.kept[:CLIMBERS].to(pool.z.device)]
+    found = []
+    with LatentPotential(plan.model, block_size=256) as potential:
+        for stop in climb(plan.model, starts, steps, plan.on_progress):
+            score = stop.score[torch.isfinite(stop.score)]
+            mean = Estimate(float(score.mean()), float(score.std()) / math.sqrt(max(len(score), 1)))
+            diversity = plan.looks.diversity(potential.data(stop.z))
+            found.append(Ascent(stop.steps, stop.kl, mean, diversity, GRADIENT_COST * stop.steps))
+    return tuple(found)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _free(out: str | Path) -> Path:
+    """Return the directory to write into, which must not hold anything yet.
+
+    Raises:
+        UsageError: it does, or it is a file.
+    """
+    check_path("out", out)
+    path = user_path(out)
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not an empty directory", hint="Choose another one.")
+    return path
+
+
+def _written(found: Tilt, folder: Path) -> Tilt:
+    """Write pictures, draws and, last, tilt.json."""
+    make_directory(folder)
+    figures = [draw_frontier(found, folder / "frontier.png")]
+    assert found.base_draws is not None
+    if found.base_draws.ndim == 4:
+        panels = {"generator": found.base_draws}
+        panels |= {f"beta = {level.beta:g}": level.draws.x for level in found.levels}
+        figures.append(image_grid(folder / "grid.png", panels, found.value_range))
+    for level in found.levels:
+        level.draws.save(folder / f"draws-beta-{level.beta:g}.safetensors", found.value_range)
+    found = replace(found, figures=tuple(figures), out=folder)
+    write_json(folder / FILE, {"schema": 1, **found.as_dict()})
+    return found
+
+
+def draw_frontier(found: Tilt, path: Path) -> Path:
+    """Draw the reward-KL frontier."""
+    ways = {
+        "posterior": [Point(v.kl.value, v.kl.se, v.score.value, v.score.se, f"beta {v.beta:g}") for v in found.levels],
+        "best of N": [Point(b.kl, 0.0, b.score.value, b.score.se, f"N = {b.n}") for b in found.best_of],
+        "gradient ascent": [
+            Point(a.kl_at_least, 0.0, a.score.value, a.score.se, f"{a.steps} steps") for a in found.ascent
+        ],
+    }
+    return frontier(path, ways, label(found.scorer))

@@ -1,0 +1,93 @@
+"""Tests of ``gebm-kit tilt`` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gebm_kit.cli.app import main
+
+QUICK = [
+    "--trust-program",
+    "--quiet",
+    "--beta",
+    "1",
+    "sample.num_samples=200",
+    "eval.log_partition=importance-sampling",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working directory, with a generator of 8x8 images and a scorer."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+    scorer = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(generator.eval(), torch.randn(2, 4)), "generator.pt")
+        torch.jit.save(torch.jit.trace(scorer.eval(), torch.randn(2, 1, 8, 8)), "scorer.pt")
+    return tmp_path
+
+
+def run(*words: str) -> int:
+    return main(["tilt", *words])
+
+
+def said(capfd: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return found
+
+
+def test_a_tilt_is_drawn_shown_and_written(folder, capfd):
+    assert run("generator.pt", "scorer.pt", "--latent", "4", "--range=-1,1", "--out", "here", "--json", *QUICK) == 0
+    found = said(capfd)
+    assert found["schema"] == 1
+    assert [level["beta"] for level in found["levels"]] == [1.0]
+    assert found["levels"][0]["score"]["value"] > found["base"]["score"]["value"]
+    assert found["out"] == "here"
+    assert {path.name for path in (folder / "here").iterdir()} >= {"tilt.json", "frontier.png", "grid.png"}
+    assert run("generator.pt", "scorer.pt", "--latent", "4", "energy.scale=2", *QUICK) == 0
+    text = capfd.readouterr().out
+    for word in ("beta 1", "best of 64", "ascent", "log Z", "R-hat", "diversity", "tilts/generator-scorer-"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generator.pt", "scorer.pt"], "does not state the shape of its input"),
+        (["generator.pt", "scorer.pt", "--latent", "5"], "fails on codes of shape"),
+        (["generator.pt", "scorer.pt", "--latent", "4x"], "--latent is a shape"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "--range=1,-1"], "--range is LOW,HIGH"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "--beta", "1,0"], "beta must be a finite number > 0"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "--beta", "one"], "--beta is a list of numbers"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "train.steps=3"], "can't set 'train'"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "energy.skale=3"], "did you mean scale"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "energy.target=1"], "needs logits"),
+        (["generator.pt", "scorer.pt", "digits", "toys", "--latent", "4"], "expected one DATA"),
+        (["generator.pt", "none.pt", "--latent", "4"], "none.pt"),
+        (["generator.pt", "clasifier", "--latent", "4"], "did you mean classifier"),
+        (["generator.pt", "classifier", "--latent", "4", "energy.target=1"], "needs data with labels"),
+        (["generator.pt", "classifier", "digits", "--latent", "4", "energy.target=10"], "target=10 does not exist"),
+        (["generator.pt", "classifier", "digits", "--latent", "4"], "needs target"),
+        (["-", "scorer.pt", "digits", "base=mlpp"], "did you mean mlp"),
+    ],
+)
+def test_mistakes_are_one_message(folder, capfd, words, message):
+    assert run(*words, "--json", *[word for word in QUICK if "--beta" not in words or word not in ("--beta", "1")]) == 2
+    error = said(capfd)["error"]
+    assert message in error["message"]
+    assert not (folder / "tilts").exists()
+
+
+def test_a_program_needs_trust(folder, capfd):
+    assert run("generator.pt", "scorer.pt", "--latent", "4", "--quiet", "--json") == 2
+    assert "--trust-program" in said(capfd)["error"]["hint"]
