@@ -61,6 +61,19 @@ def needed(labels: Tensor | None, kind: str, part: object) -> Tensor:
     return labels
 
 
+def own_labels(kind: str, part: nn.Module, labels: Tensor | None) -> Tensor | None:
+    """Return the labels that ``forward`` was given; they must be there where the component is conditional, and only there.
+
+    Raises:
+        UsageError: they are missing, or the component is not conditional.
+    """
+    if is_conditional(part):
+        return needed(labels, kind, part)
+    if labels is not None:
+        raise UsageError(f"the {kind} {type(part).__name__} was given labels, and it is not conditional")
+    return None
+
+
 def checked_classes(name: str, num_classes: int | None, conditional: bool) -> int | None:
     """Return the number of classes that a component is built for, None where it is not conditional.
 

@@ -68,6 +68,11 @@ class FinalParts:
         return {name: part for name, part in (("loss", self.loss), ("energy", self.energy)) if part is not None}
 
 
+def losses_of(main: Loss, parts: FinalParts | None) -> list[Loss]:
+    """Return the losses of all phases."""
+    return [main] if parts is None or parts.loss is None else [main, parts.loss]
+
+
 def build_final_parts(
     recipe: Recipe, model: GEBM, main_loss: Loss, facts: Mapping[str, Any], device: torch.device, rows: int
 ) -> FinalParts | None:
