@@ -74,7 +74,7 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
     require_device_memory(draws * recipe.eval.num_sets * row, torch.device("cpu"), f"eval.num_samples={draws}")
     with enough_memory(trainer.device, "in the check before the first step", SMALLER):
         contracts.check_base_facts(model.base, tuple(dataset.data_shape))
-        check_fits(model, sampler, settings_of(recipe.sample))
+        check_fits(model.given(0) if model.conditional else model, sampler, settings_of(recipe.sample))
         check_contract(model, sampler, trainer.device)
         penalties = [*trainer.penalties, *trainer.final_penalties]
         if trainer.negatives is None:  # those on negatives belong to the other phase
