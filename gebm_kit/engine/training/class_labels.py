@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core import contracts, reduce
+from gebm_kit.core import reduce
 from gebm_kit.core.attribution import describe
 from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, HasLabels, HasPretraining, Loss, Penalty
+from gebm_kit.core.interfaces import Dataset, HasPretraining, Loss, Penalty
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.batches import Feed
+from gebm_kit.engine.datasets.class_rows import labels_of
 
 
 class ClassLabels:
@@ -41,44 +42,24 @@ class ClassLabels:
         self._cumulated: Tensor | None = None
         if model.num_classes is None:
             return
-        labels = labels_of(dataset, model.num_classes)
+        labels = labels_of(dataset, "train", model.num_classes)
         counts = torch.bincount(labels, minlength=model.num_classes).double()
         model.class_weights.copy_(counts / counts.sum())
         feed.labels = labels.to(feed.device)
-        # the last end is exactly 1 and above every number in [0, 1)
-        ends = (counts.cumsum(0) / counts.sum()).to(feed.device)
-        self._cumulated = ends
+        # the last end is exactly 1, above every number in [0, 1)
+        self._cumulated = (counts.cumsum(0) / counts.sum()).to(feed.device)
 
     def of_data(self) -> Tensor | None:
         """Return the labels of this rank's part of the batch of data that the feed gave last, (B,)."""
         return None if self._cumulated is None else self._feed.last_labels()
 
-    def drawn(self, generator: torch.Generator) -> Tensor | None:
-        """Draw the labels of this rank's part of a batch of base draws by the data's frequencies, (B,)."""
+    def drawn(self, generator: torch.Generator, num: int | None = None) -> Tensor | None:
+        """Draw the labels of this rank's part of ``num`` base draws by the data's frequencies, (B,); None: of a batch."""
         if self._cumulated is None:
             return None
-        size, device = (self._feed.batch_size,), self._cumulated.device
+        size, device = (num or self._feed.batch_size,), self._cumulated.device
         numbers = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
         return reduce.share(torch.searchsorted(self._cumulated, numbers, right=True))
-
-
-def labels_of(dataset: Dataset, num_classes: int) -> Tensor:
-    """Return the labels of the training part, (N,) int64.
-
-    Raises:
-        UsageError: the dataset has no labels, or another number of classes.
-        PluginError: it returns no labels of the kind that it must.
-    """
-    if not isinstance(dataset, HasLabels):
-        raise UsageError(
-            f"the model has {num_classes} classes, and {describe(dataset, 'dataset')} has no labels",
-            hint="Use a dataset with labels, such as digits, idx or cifar10, or leave conditional out of base and energy.",
-        )
-    if dataset.num_classes != num_classes:
-        raise UsageError(f"the model has {num_classes} classes, and the dataset has {dataset.num_classes}")
-    labels = dataset.labels("train")
-    contracts.check_labels(dataset, labels, len(dataset.split("train")), "train")
-    return labels.cpu()
 
 
 def check_classes(model: GEBM, recipe: Recipe, losses: Sequence[Loss], penalties: Sequence[Penalty]) -> None:

@@ -230,7 +230,7 @@ class Trainer:
             # whole batches: batch norm needs more than one row
             batch = self.settings.batch_size
             z = self.model.base.sample_prior(-(-INITIAL_DRAWS // batch) * batch, self.generator, self.feed.dtype)
-            parts = [(reduce.share(part), self.classes.drawn(self.generator)) for part in z.split(batch)]
+            parts = [(reduce.share(part), self.classes.drawn(self.generator, batch)) for part in z.split(batch)]
             draws = [(self._augmented(self._noisy(self.side.decode(*part))), part[1]) for part in parts]
             self.loss.initialise(torch.cat([self.side.energy_at(*rows).double() for rows in draws]))
         if self.negatives is not None:
