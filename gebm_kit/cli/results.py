@@ -59,22 +59,17 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 
 def show_classes(classes: Mapping[str, Any]) -> None:
-    """Print the scores of a model with classes, class by class: base, GEBM and their ratio."""
+    """Print the scores of a model with classes, class by class."""
     names = list(dict.fromkeys(name for found in classes.values() for name in found["metrics"].get("gebm") or {}))
     ui.text()
-    headings = (
-        "class",
-        "rows",
-        "draws",
-        *(f"{name}, base" if k == 0 else f"{name}, GEBM" for name in names for k in (0, 1)),
-    )
+    scores = [f"{name}, {column}" for name in names for column in ("base", "GEBM")]
     rows = []
     for label, found in classes.items():
         cells = [
             interval((found["metrics"].get(column) or {}).get(name)) for name in names for column in ("base", "gebm")
         ]
         rows.append([label, str(found["rows"]), str(found["draws"]), *cells, ui.number(found["kale_test"])])
-    ui.table("", (*headings, "KALE"), rows)
+    ui.table("", ("class", "rows", "draws", *scores, "KALE"), rows)
 
 
 def show_scores(evaluation: Mapping[str, Any], verdict: Mapping[str, str]) -> None:

@@ -127,6 +127,10 @@ class Rows(NamedTuple):
     points: Tensor
     labels: Tensor | None = None
 
+    @property
+    def device(self) -> torch.device:
+        return self.points.device
+
 
 def _filled(rows: Tensor, size: int) -> Tensor:
     """Return the rows with copies of the last one behind them, up to a multiple of ``size``."""

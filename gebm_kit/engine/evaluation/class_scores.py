@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, counted, ignore, warn
@@ -265,10 +265,10 @@ class ClassTask:
                 "rows": len(reference),
                 "draws": self.counts[label],
                 "metrics": values,
-                "kale_test": fit.kale_test if len(reference) and math.isfinite(fit.kale_test) else None,
+                "kale_test": fit.kale_test if len(reference) else None,
                 "log_partition": fit.log_partition.as_dict(),
             }
-        return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+        return plain(found)
 
 
 def check_serves(metrics: Mapping[str, Metric], settings: EvaluationSettings | None = None) -> None:

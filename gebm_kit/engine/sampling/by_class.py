@@ -8,7 +8,6 @@ of the classes.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,20 +67,23 @@ def wanted_labels(model: GEBM, asked: object, num_samples: int, seed: int) -> Te
 
 
 def _chosen(asked: object, num_classes: int) -> Tensor:
+    """Return the classes asked for, in their order, (M,)."""
     allowed = f"whole numbers from 0 to {num_classes - 1}, a list of them, or {ALL!r}"
     if isinstance(asked, str) and asked == ALL:
         return torch.arange(num_classes)
-    items: list[Any] = asked.tolist() if isinstance(asked, Tensor | np.ndarray) and asked.ndim == 1 else [asked]
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
-        items = list(asked)
-    if isinstance(asked, Tensor | np.ndarray) and asked.ndim == 0:
-        items = [asked.item()]
+    if isinstance(asked, Tensor | np.ndarray):
+        if asked.ndim > 1:
+            raise UsageError(f"labels have shape {tuple(asked.shape)}; allowed are {allowed}")
+        items: list[Any] = asked.reshape(-1).tolist()
+    else:
+        items = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
     for item in items:
-        if not isinstance(item, numbers.Integral) or isinstance(item, bool | np.bool_) or not 0 <= item < num_classes:
+        whole = isinstance(item, int | np.integer) and not isinstance(item, bool)
+        if not whole or not 0 <= item < num_classes:
             raise UsageError(f"there is no class {shown(item)}; allowed are {allowed}")
     if not items:
         raise UsageError(f"no class was given; allowed are {allowed}")
-    return checked_labels(torch.tensor([int(item) for item in items]), num_classes)
+    return torch.tensor([int(item) for item in items])
 
 
 def draw_by_class(

@@ -17,7 +17,7 @@ from gebm_kit.core import reduce
 from gebm_kit.core.attribution import describe
 from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, HasPretraining, Loss, Penalty
+from gebm_kit.core.interfaces import Dataset, Energy, HasPretraining, Loss, Penalty
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.batches import Feed
 from gebm_kit.engine.datasets.class_rows import labels_of
@@ -62,12 +62,15 @@ class ClassLabels:
         return reduce.share(torch.searchsorted(self._cumulated, numbers, right=True))
 
 
-def check_classes(model: GEBM, recipe: Recipe, losses: Sequence[Loss], penalties: Sequence[Penalty]) -> None:
+def check_classes(
+    model: GEBM, recipe: Recipe, losses: Sequence[Loss], penalties: Sequence[Penalty], energies: Sequence[Energy]
+) -> None:
     """Refuse, before the first step, what a model with classes can't be trained with.
 
     Args:
         losses: of all phases.
         penalties: of all phases.
+        energies: of all phases.
 
     Raises:
         UsageError: a loss, a penalty or a setting does not serve classes; or a loss reads labels, and there are none.
@@ -84,7 +87,7 @@ def check_classes(model: GEBM, recipe: Recipe, losses: Sequence[Loss], penalties
     for loss in losses:
         if not loss.serves_classes:
             raise UsageError(f"{describe(loss, 'loss')} does not serve models with classes", hint=instead)
-    for penalty in penalties if is_conditional(model.energy) else ():
+    for penalty in penalties if any(is_conditional(energy) for energy in energies) else ():
         if not penalty.serves_classes or "negatives" in penalty.needs:
             raise UsageError(
                 f"{describe(penalty, 'penalty')} does not serve energies with classes"

@@ -41,7 +41,7 @@ from gebm_kit.engine.training.base_update import (
 from gebm_kit.engine.training.class_labels import ClassLabels, check_classes
 from gebm_kit.engine.training.early_stopping import best_base
 from gebm_kit.engine.training.ema import EMA, carrying
-from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts, losses_of
+from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts, energies_of, losses_of
 from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.model_negatives import chains_of, check_penalties, mixed
 from gebm_kit.engine.training.non_finite import Guard
@@ -115,7 +115,8 @@ class Trainer:
         if self.settings.final.steps:
             last = self.negatives if self.final is None else self.final.negatives
             check_penalties("train.final.penalty", self.final_penalties, last)
-        check_classes(self.model, recipe, losses_of(self.loss, self.final), [*self.penalties, *self.final_penalties])
+        every = losses_of(self.loss, self.final), [*self.penalties, *self.final_penalties]
+        check_classes(self.model, recipe, *every, energies_of(self.model, self.final))
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
