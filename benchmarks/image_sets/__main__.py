@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.image_sets.settings import SETS
+from benchmarks.image_sets.settings import ON_PIXELS, SETS
 from benchmarks.image_sets.study import trained
 from gebm_kit.engine.evaluation.intervals import paired_ratio
 
@@ -77,7 +77,7 @@ def markdown(found: dict[tuple[str, str, int], Record]) -> str:
 def _row(record: Record, gan: Record | None, columns: dict[str, list[tuple[float, float]]]) -> str:
     """Format one line, and add its figures to ``columns``."""
     metrics, equilibrium = record["eval"]["metrics"], record["eval"]["equilibrium"]
-    for suffix, key in (("", "frechet"), (" pixels", "fid")):
+    for suffix, key in (("", "frechet"), (" pixels", ON_PIXELS.get(record["set"], "fid"))):
         own = metrics["gebm"][key]["value"]
         columns.setdefault(f"base{suffix}", []).append((own, metrics["base"][key]["value"]))
         if gan is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import gebm_kit as gk
-from benchmarks.image_sets.settings import BRIEF, GAN, METRICS, RECIPE, SETS
+from benchmarks.image_sets.settings import BRIEF, GAN, METRICS, ON_PIXELS, RECIPE, SETS
 from gebm_kit.config.load import load_recipe
 from gebm_kit.core.interfaces import HasFitting
 from gebm_kit.core.progress import Progress
@@ -38,7 +38,8 @@ class Clock:
 def words(name: str, model: str, seed: int, folders: dict[str, Path]) -> list[str]:
     """Return the overrides of the recipe for a model, without its length."""
     data = SETS[name].format(**folders)
-    return [data, METRICS, f"train.seed={seed}", f"eval.seed={seed}", *((*GAN, *BRIEF) if model == "gan" else ())]
+    metrics = METRICS[ON_PIXELS.get(name, "fid")]
+    return [data, metrics, f"train.seed={seed}", f"eval.seed={seed}", *((*GAN, *BRIEF) if model == "gan" else ())]
 
 
 def trainer_for(name: str, model: str, main_steps: int, folders: dict[str, Path]) -> Trainer:

@@ -21,10 +21,11 @@ class Auto(SamplerDirective):
     base. With w = exp(-tilt) the weight of a draw, an independence proposal z' is accepted with probability
     min(1, w(z') / w(z)), so the pilot's weights alone give the autocorrelation times of `imh` and `isir` and the effective
     size of `sir`'s pool. A gradient costs three evaluations. For `hmc`, `chees` and `smc` the cost is a count of gradients.
-    `hmc` and `chees` get as few chains as give the draws that are asked for, since each has its own warm-up.
+    There are as few chains as give the draws that are asked for, since each has its own warm-up, and the states that are
+    kept are spread over all steps.
 
     With a Pareto k above 0.7 the pilot may have missed much of the mass. Up to 1, `imh` and `isir` are tried where they cost
-    less than a quarter of the best sampler that follows the gradient, which comes next if their draws fail. Beyond 1 they
+    less than half of the best sampler that follows the gradient, which comes next if their draws fail. Beyond 1 they
     are not considered.
 
     Draws are accepted once R-hat is at most ``max_rhat``, the other diagnostics are within their limits, and the chains are

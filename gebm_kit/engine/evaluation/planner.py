@@ -125,7 +125,8 @@ class Planner:
         def chosen(draws: int) -> Forecast:
             assert isinstance(directive, SamplerDirective)
             run = replace(sampling, num_samples=draws)
-            return choose(self._model, directive, run, device=self._where, pilot=pilot).ranked[0]
+            steady = self.ledger.budget is not None
+            return choose(self._model, directive, run, device=self._where, pilot=pilot, steady=steady).ranked[0]
 
         if isinstance(directive, SamplerDirective):
             sampler = built(self._model, chosen(asked.num_samples))

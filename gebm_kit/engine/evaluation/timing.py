@@ -183,19 +183,22 @@ def time_scores(
 ) -> tuple[float, float, Known]:
     """Score held-out data, one set or two; return the seconds of all metrics on a set and of the first, and the values.
 
-    The first set also pays for what all sets share, such as the reference's features, so the second is timed where there is
-    one. The values are part of the evaluation and are not computed again.
+    The first set also pays for what all sets share, such as the reference's features or a classifier that is trained first.
+    So the second is timed, or the first one again where there is no other. The values are part of the evaluation and are
+    not computed again.
     """
     known: Known = {}
     spent, first = 0.0, 0.0
     of_draws = {name: metric for name, metric in metrics.items() if not metric.of_model}
-    total = len(of_draws) * len(floor[:2])
-    for index, rows in enumerate(floor[:2]):
+    sets = list(floor[:2]) if len(floor) > 1 else [rows for only in floor for rows in (only, only.clone())]
+    for index, rows in enumerate(sets):
         spent, first = 0.0, 0.0
         for number, (name, metric) in enumerate(of_draws.items()):
             began = time.perf_counter()
-            known[name, "data", index] = scorer.values(name, metric, rows, index)
+            found = scorer.values(name, metric, rows, index)
+            if index < len(floor):
+                known[name, "data", index] = found
             spent += time.perf_counter() - began
             first = first or spent
-            on_progress(Progress("features", index * len(of_draws) + number + 1, total))
+            on_progress(Progress("features", index * len(of_draws) + number + 1, len(of_draws) * len(sets)))
     return spent, first, known

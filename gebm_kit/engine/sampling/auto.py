@@ -33,6 +33,7 @@ from gebm_kit.engine.sampling.forecasts import (
     reference_cost,
     shortened,
     smc_forecast,
+    spread,
 )
 from gebm_kit.engine.sampling.interfaces import Counts
 from gebm_kit.engine.sampling.pilot import Pilot, take_pilot
@@ -152,11 +153,15 @@ def choose(
     device: torch.device | str | None = None,
     ranks: Ranks = ALONE,
     chains_only: bool = False,
+    steady: bool = False,
     pilot: Pilot | None = None,
 ) -> Choice:
-    """Take a pilot, unless there is one, and rank the candidates; all ranks get the first one's ranking."""
+    """Take a pilot, unless there is one, and rank the candidates; all ranks get the first one's ranking.
+
+    ``chains_only`` and ``steady`` are as in `forecasts`.
+    """
     pilot = take_pilot(model, directive, settings, device) if pilot is None else pilot
-    ranked = forecasts(pilot, model, settings, directive, chains_only=chains_only)
+    ranked = forecasts(pilot, model, settings, directive, chains_only=chains_only, steady=steady)
     text = ranks.from_first(json.dumps([forecast.as_dict() for forecast in ranked]))
     return Choice(pilot, tuple(Forecast.of(record) for record in json.loads(text)))
 
@@ -202,8 +207,10 @@ def settle(
     Raises:
         UsageError: the energy is finite nowhere, or no candidate serves the model.
     """
-    choice = choose(model, directive, settings, device=device, ranks=ranks, chains_only=chains_only, pilot=pilot)
-    search = _Search(model, directive, choice, settings, ranks, chains_only, bounds or Bounds())
+    bounds = bounds or Bounds()
+    place: dict[str, Any] = {"device": device, "ranks": ranks, "chains_only": chains_only}
+    choice = choose(model, directive, settings, **place, steady=bounds.seconds is not None, pilot=pilot)
+    search = _Search(model, directive, choice, settings, ranks, chains_only, bounds)
     return search.run(attempt)
 
 
@@ -338,7 +345,7 @@ class _Search:
         return [
             replace(
                 tried.forecast,
-                settings=replace(run, warmup=2**times * run.warmup, steps=2**times * run.total_steps),
+                settings=spread(replace(run, warmup=2**times * run.warmup, steps=2**times * run.total_steps)),
                 cost=2**times * tried.cost,
             )
             for times in range(most, 0, -1)

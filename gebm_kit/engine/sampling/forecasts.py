@@ -73,8 +73,9 @@ RUNG = 0.6
 SMC_PARTICLES = 512
 """Particles of a population of `smc`, where as many draws are wanted."""
 
-DOUBT = 4.0
-"""How many times less a sampler by independence proposals must cost to be tried although the pilot is in doubt of it."""
+DOUBT = 2.0
+"""How many times less a sampler by independence proposals must cost to be tried although the pilot is in doubt of it: then
+a trial pays that fails half of the time."""
 
 INDEPENDENT = ("imh", "isir", "sir")
 """Samplers whose proposals are base draws."""
@@ -119,16 +120,23 @@ class Forecast:
 
 
 def forecasts(
-    pilot: Pilot, model: GEBM, settings: SampleSettings, directive: SamplerDirective, *, chains_only: bool = False
+    pilot: Pilot,
+    model: GEBM,
+    settings: SampleSettings,
+    directive: SamplerDirective,
+    *,
+    chains_only: bool = False,
+    steady: bool = False,
 ) -> list[Forecast]:
     """Predict the cost of every candidate that serves the model, the cheapest effective draw first.
 
     Independence proposals are left out when the pilot is far from reaching the model, and gradients when the energy has
     none. If that leaves nothing, `elliptical` stands in, or else what was left out. Where the pilot is in doubt, `imh` and
-    `isir` come first only if they cost less than a quarter: a trial that fails has then wasted little.
+    `isir` come first only if they cost less than half.
 
     Args:
         chains_only: whether chains start at given points, which populations can't.
+        steady: whether to leave out samplers whose warm-up decides what a step costs, so that the time is known beforehand.
     """
     every: dict[str, Callable[[], list[Forecast]]] = {
         "imh": lambda: [_imh(pilot, settings, directive)],
@@ -138,7 +146,8 @@ def forecasts(
         "chees": lambda: [_local("chees", pilot, settings, directive)],
         "smc": lambda: [smc_forecast(pilot, settings)],
     }
-    known = {name: every[name]() for name in directive.candidates if not (chains_only and name in ("sir", "smc"))}
+    left_out = {*(("sir", "smc") if chains_only else ()), *(("chees",) if steady else ())}
+    known = {name: every[name]() for name in directive.candidates if name not in left_out}
     usable = [
         forecast
         for name, found in known.items()
@@ -182,7 +191,31 @@ def fitting(model: GEBM, forecast: Forecast) -> Forecast:
 
 def reference_cost(pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> float:
     """Return what `hmc` costs with these settings and all their chains."""
-    return _local_of("hmc", settings.chains, pilot, settings, directive).cost
+    return _local_of("hmc", pilot, settings, directive).cost
+
+
+def fewest_chains(
+    forecast: Callable[[SampleSettings], Forecast], settings: SampleSettings, pilot: Pilot, least: int = 1
+) -> Forecast:
+    """Predict the cost with as few chains as give the draws that are asked for: every chain has its own warm-up.
+
+    Args:
+        least: fewest chains that the sampler can do with.
+    """
+    found, chains = list[Forecast](), settings.chains
+    fewest = max(least, FULL_ROWS.get(pilot.device, FULL_ROWS["cpu"]))
+    while not found or chains >= fewest:
+        found.append(forecast(replace(settings, num_chains=chains)))
+        chains = -(-chains // 2) if chains > 1 else 0
+    enough = [one for one in found if one.effective >= settings.num_samples] or found[:1]
+    return min(enough, key=lambda one: one.cost)
+
+
+def spread(run: SampleSettings) -> SampleSettings:
+    """Return settings that keep states from all of the steps, where these are more than the kept ones need."""
+    if run.kept < 2:
+        return run
+    return replace(run, thin=max(run.thin, (run.total_steps - 1) // (run.kept - 1)))
 
 
 def shortened(forecast: Forecast, share: float) -> Forecast:
@@ -224,19 +257,22 @@ def _independent(
     time = stays.autocorrelation_time
     steps = steps_for(time, settings, directive.max_rhat)
     burn_in = stays.forgets(REMAINING, MOST_BURN_IN)
-    run = replace(settings, warmup=burn_in, steps=steps)
+    run = spread(replace(settings, warmup=burn_in, steps=steps))
     cost = (burn_in + steps) * _rows_cost(settings.chains * rows_a_chain, pilot)
     words = f"{stays.acceptance:.0%} of its steps leave their point and its autocorrelation time is {time:.1f} steps"
     return Forecast(name, arguments, run, cost, settings.chains * steps / time, words)
 
 
 def _imh(pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
-    return _independent("imh", {}, independence_stays(pilot), 1, pilot, settings, directive)
+    stays = independence_stays(pilot)
+    return fewest_chains(lambda run: _independent("imh", {}, stays, 1, pilot, run, directive), settings, pilot)
 
 
 def _isir(pilot: Pilot, settings: SampleSettings, directive: SamplerDirective, num: int) -> Forecast:
-    arguments = {"num_candidates": num, "num_local": 0}
-    return _independent("isir", arguments, candidates_stay(pilot, num), num - 1, pilot, settings, directive)
+    arguments, stays = {"num_candidates": num, "num_local": 0}, candidates_stay(pilot, num)
+    return fewest_chains(
+        lambda run: _independent("isir", arguments, stays, num - 1, pilot, run, directive), settings, pilot
+    )
 
 
 def _sir(pilot: Pilot, settings: SampleSettings) -> Forecast:
@@ -252,28 +288,22 @@ def _sir(pilot: Pilot, settings: SampleSettings) -> Forecast:
 
 
 def _local(name: str, pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
-    """Predict the cost with as few chains as give the draws that are asked for: every chain has its own warm-up."""
-    known, found = LOCAL[name], list[Forecast]()
-    fewest = max(known.chains, FULL_ROWS.get(pilot.device, FULL_ROWS["cpu"]))
-    chains = settings.chains
-    while not found or chains >= fewest:
-        found.append(_local_of(name, chains, pilot, settings, directive))
-        chains = -(-chains // 2) if chains > 1 else 0
-    enough = [forecast for forecast in found if forecast.effective >= settings.num_samples] or found[:1]
-    return min(enough, key=lambda forecast: forecast.cost)
+    least = LOCAL[name].chains
+    return fewest_chains(lambda run: _local_of(name, pilot, run, directive), settings, pilot, least)
 
 
-def _local_of(name: str, chains: int, pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
-    known, run = LOCAL[name], replace(settings, num_chains=chains)
-    run = replace(run, warmup=max(run.warmup, LOCAL_WARMUP), steps=steps_for(known.time, run, directive.max_rhat))
-    cost = (run.warmup + run.total_steps) * known.a_step * GRADIENT_COST * _rows_cost(chains, pilot)
+def _local_of(name: str, pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
+    known = LOCAL[name]
+    warmup, steps = max(settings.warmup, LOCAL_WARMUP), steps_for(known.time, settings, directive.max_rhat)
+    run = spread(replace(settings, warmup=warmup, steps=steps))
+    cost = (run.warmup + steps) * known.a_step * GRADIENT_COST * _rows_cost(run.chains, pilot)
     words = f"it takes about {known.a_step:g} gradients a step"
-    return Forecast(name, {}, run, cost, chains * run.total_steps / known.time, words)
+    return Forecast(name, {}, run, cost, run.chains * steps / known.time, words)
 
 
 def _elliptical(pilot: Pilot, settings: SampleSettings, directive: SamplerDirective) -> Forecast:
     steps = steps_for(ELLIPTICAL_TIME, settings, directive.max_rhat)
-    run = replace(settings, steps=steps)
+    run = spread(replace(settings, steps=steps))
     cost = (run.warmup + steps) * ELLIPTICAL_EVALUATIONS * _rows_cost(settings.chains, pilot)
     words = "the energy has no gradient to follow"
     return Forecast("elliptical", {}, run, cost, settings.chains * steps / ELLIPTICAL_TIME, words)

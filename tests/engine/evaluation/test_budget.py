@@ -184,3 +184,26 @@ def test_log_z_is_never_annealed_as_a_surprise(monkeypatch: pytest.MonkeyPatch) 
     assert tree["method"] == "importance-sampling"
     assert tree["reliable"] is False
     assert "eval.log_partition=smc" in tree["reason"]
+
+
+class OncePrepared:
+    """A scorer whose first scoring also takes 100 ticks of a clock for what all sets share; every scoring takes one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ticks, self.scored = 0.0, 0
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.ticks)
+
+    def values(self, name: str, metric: Any, rows: torch.Tensor, index: int) -> dict[str, float]:
+        self.ticks += 1.0 if self.scored else 101.0
+        self.scored += 1
+        return {name: float(rows.sum())}
+
+
+@pytest.mark.parametrize("sets", [0, 1, 2, 5])
+def test_what_all_sets_share_is_no_cost_of_a_set(sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    floor = [torch.full((2, 1), float(index)) for index in range(sets)]
+    scorer = OncePrepared(monkeypatch)
+    metrics = build_metrics(["mmd"])
+    seconds, first, known = timing.time_scores(metrics, scorer, floor, lambda report: None)  # type: ignore[arg-type]
+    assert (seconds, first) == ((1.0, 1.0) if sets else (0.0, 0.0))
+    assert known == {("mmd", "data", index): {"mmd": 2.0 * index} for index in range(min(sets, 2))}

@@ -194,6 +194,13 @@ def test_a_doubtful_pilot_is_tried_where_that_costs_little() -> None:
     assert all(DOUBT * f.cost_a_draw <= cheap[0].cost_a_draw for f in dear[:1])
 
 
+def test_within_a_time_no_sampler_is_chosen_whose_steps_may_grow() -> None:
+    names = [f.name for f in choose(model(Bowl()), Auto(), ASKED, steady=True).ranked]
+    assert names[0] == "hmc"
+    assert "chees" not in names
+    assert choose(model(Bowl()), Auto(candidates=("chees",)), ASKED, steady=True).ranked[0].name == "hmc"
+
+
 def test_after_a_doubtful_trial_the_gradient_is_followed() -> None:
     made: list[str] = []
 
