@@ -113,7 +113,7 @@ def test_data_without_labels(tmp_path: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("metric", ["kale", "ood-auroc"])
 def test_metrics_of_the_energy_are_refused_before_training(tmp_path: Path, cli: Cli, metric: str) -> None:
     (tmp_path / "tiny.yaml").write_text(CONDITIONAL)
-    extra = "{name: ood-auroc, dataset: {name: digits}}" if metric == "ood-auroc" else "kale"
+    extra = "{name: ood-auroc, dataset: digits}" if metric == "ood-auroc" else "kale"
     result = cli("train", tmp_path / "tiny.yaml", f"eval.metrics=[{extra}]", "--out", tmp_path / "run")
     assert result.code == 2, result.err
     assert f"metric {metric}" in result.err
