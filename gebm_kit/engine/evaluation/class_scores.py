@@ -39,7 +39,7 @@ from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS, Energies, ModelDraws, ModelFit, model_fit
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.sampling.by_class import merged, share_of
-from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 
 NOT_CONTINUED = "chains of a model with classes are not continued"
 
@@ -87,6 +87,7 @@ class ClassTask:
         check_serves(self.metrics, self.settings)
         for part in {self.settings.reference, FLOOR_PART[self.settings.reference]}:
             labels_of(self.dataset, part, self.num_classes)
+        check_sampling(self.model.given(0), self.sampler, self.sampling)
         ledger = Ledger(self.settings.budget)
         with ledger.stage("base"):
             base = self._base()
@@ -137,10 +138,11 @@ class ClassTask:
         for label, count in enumerate(self.counts):
             if not count:
                 continue
-            sampling = replace(share_of(self.sampling, count, self.settings.num_samples, label), num_samples=count)
+            share = share_of(self.sampling, self.sampler, count, self.settings.num_samples, label)
+            sampling = replace(share, num_samples=count)
             found[label] = gebm_sets(
                 self.model.given(label), self.sampler, sampling, count, self.settings.num_sets, self.where,
-                self.on_progress, self.ranks, checked=True,
+                self.on_progress, self.ranks, checked=True, warns=False,
             )  # fmt: skip
         return found
 

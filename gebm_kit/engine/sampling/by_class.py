@@ -111,7 +111,7 @@ def draw_by_class(
     labels = checked_labels(labels, model.num_classes, settings.num_samples)
     parts: dict[int, Draws] = {}
     for label in labels.unique().tolist():
-        given, asked = model.given(label), share_of(settings, int((labels == label).sum()), len(labels), label)
+        given, asked = model.given(label), share_of(settings, sampler, int((labels == label).sum()), len(labels), label)
         if warns and not parts:
             check_sampling(given, sampler, asked)
         parts[label] = draw(given, sampler, asked, warns=False, checked=checked or bool(parts), **place)
@@ -152,9 +152,12 @@ def draw_by_class_to(
     return draws
 
 
-def share_of(settings: SampleSettings, num: int, total: int, label: int) -> SampleSettings:
-    """Return the settings for ``num`` of ``total`` draws, those of one class."""
-    chains = max(round(min(settings.num_chains, total) * num / total), min(FEWEST_CHAINS, settings.num_chains))
+def share_of(settings: SampleSettings, sampler: Sampler, num: int, total: int, label: int) -> SampleSettings:
+    """Return the settings for ``num`` of ``total`` draws, those of one class, with as many chains as the sampler needs."""
+    chains = max(
+        round(min(settings.num_chains, total) * num / total),
+        min(max(FEWEST_CHAINS, sampler.min_chains), settings.num_chains),
+    )
     seed = stream(settings.seed, "class", label).initial_seed() % 2**63
     return replace(settings, num_samples=max(num, chains), num_chains=chains, seed=seed)
 

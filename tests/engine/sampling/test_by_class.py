@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.plugins import installed
-from gebm_kit.engine.sampling.by_class import merged, wanted_labels
+from gebm_kit.engine.sampling.by_class import merged, share_of, wanted_labels
+from gebm_kit.engine.sampling.settings import SampleSettings
 
 K = 3
 CENTRES = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, -6.0]])
@@ -190,3 +192,11 @@ USES = {
 def test_what_serves_no_classes_says_so(use: str) -> None:
     with pytest.raises(UsageError, match=r"classes|conditional"):
         USES[use]()
+
+
+def test_a_class_has_as_many_chains_as_the_sampler_needs() -> None:
+    sampler = SimpleNamespace(min_chains=20)
+    few = share_of(SampleSettings(num_samples=100, num_chains=50), sampler, 10, 100, 0)  # type: ignore[arg-type]
+    assert (few.num_chains, few.num_samples) == (20, 20)
+    many = share_of(SampleSettings(num_samples=100, num_chains=50), sampler, 80, 100, 0)  # type: ignore[arg-type]
+    assert (many.num_chains, many.num_samples) == (40, 80)
