@@ -291,8 +291,9 @@ def test_a_recipe_with_it(
     monkeypatch.setattr(Inception, "__call__", lambda self, x: rows.append(len(x)) or real(self, x))
     assert main(["eval", "run2", "--json", "--quiet"]) == 0
     found = json.loads(capfd.readouterr().out)
-    # two sets each of base, GEBM and GEBM after 2x and 4x the chain length, and a single row for each metric's dimension
-    assert sorted(rows) == [1, 1] + 8 * [6]
+    # two sets each of base, GEBM and GEBM after 2x and 4x the chain length; the floor's only set once more, to time a set
+    # alone; and a single row for each metric's dimension
+    assert sorted(rows) == [1, 1, 4] + 8 * [6]
     assert found["protocol"]["fid"]["features_checksum"] == weights.sha256
     assert found["protocol"]["fid"]["dimension"] == 2048
     assert found["metrics"]["gebm"]["inception-score"]["value"] >= 1.0
