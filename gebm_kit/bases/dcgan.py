@@ -13,9 +13,11 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
+from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_doublings, crop_to, to_range
+from gebm_kit.core.layers import ClassNorm, check_doublings, crop_to, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
@@ -35,12 +37,16 @@ class DcganBase(Base):
         norm: normalisation before each ReLU. Batch norm, used in the paper, takes running statistics in eval mode. Layer
             norm (over channels and pixels) is the same map in training and in sampling.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        conditional: whether the base makes draws of a class, for data with labels. Each norm then has a gain and a shift
+            for each class, so ``norm`` must be ``batch`` or ``layer``.
         data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
-        UsageError: an argument is outside its range.
+        RecipeError: ``conditional`` is set without a norm.
+        UsageError: an argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -50,9 +56,11 @@ class DcganBase(Base):
         upsample: Literal["transpose", "nearest"] = "transpose",
         norm: Literal["none", "batch", "layer"] = "batch",
         prior: PriorName = "normal",
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
         value_range: Annotated[tuple[float, float] | None, Injected] = None,
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, latent_dim=latent_dim, width=width, upsample=upsample, norm=norm, prior=prior)
@@ -64,9 +72,14 @@ class DcganBase(Base):
         size = width * 2 ** (count - 1)
         self.first_map = (size, rows >> count, columns >> count)
         self.project = nn.Linear(latent_dim, size * self.first_map[1] * self.first_map[2], bias=False)
-        layers: list[nn.Module] = [_norm(norm, size), nn.ReLU()]
+        self.conditional = conditional
+        self.num_classes = classes = checked_classes("the dcgan base", num_classes, conditional)
+        if conditional and norm == "none":
+            raise RecipeError("conditional gives each norm a gain and a shift for each class, and norm is none")
+        layers: list[nn.Module] = [_norm(norm, size, classes), nn.ReLU()]
         for _ in range(count - 1):
-            layers += [_doubling(upsample, size, size // 2, bias=norm == "none"), _norm(norm, size // 2), nn.ReLU()]
+            layers += [_doubling(upsample, size, size // 2, bias=norm == "none"), _norm(norm, size // 2, classes)]
+            layers.append(nn.ReLU())
             size //= 2
         layers.append(_doubling(upsample, size, channels, bias=True))
         self.layers = nn.Sequential(*layers)
@@ -76,12 +89,20 @@ class DcganBase(Base):
     def prior(self) -> Prior:
         return self._prior
 
-    def forward(self, z: Tensor) -> Tensor:
-        images = self.layers(self.project(z).unflatten(1, self.first_map))
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("base", self, labels)
+        images = self.project(z).unflatten(1, self.first_map)
+        if labels is None:
+            images = self.layers(images)
+        else:
+            for layer in self.layers:
+                images = layer(images, labels) if isinstance(layer, ClassNorm) else layer(images)
         return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
 
 
-def _norm(name: str, channels: int) -> nn.Module:
+def _norm(name: Literal["none", "batch", "layer"], channels: int, num_classes: int | None) -> nn.Module:
+    if num_classes is not None and name != "none":
+        return ClassNorm(name, channels, num_classes)
     match name:
         case "batch":
             return nn.BatchNorm2d(channels)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import Activation, activation_layer, check_sizes, to_range
+from gebm_kit.core.layers import EMBEDDING_SIZE, Activation, activation_layer, check_sizes, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
@@ -27,12 +29,15 @@ class MlpBase(Base):
             and draws by a sampler come from slightly different maps. Layer norm is the same map in both.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
         data_scale: rough size of the coordinates of unbounded data.
+        conditional: whether the base makes draws of a class, for data with labels. The first layer then takes a learned
+            vector of the class beside z.
         data_shape: ``*D``.
         value_range: (low, high) of the data, or None.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         RecipeError: a width is below 1; ``data_scale`` is set for bounded data, where it has no effect.
-        UsageError: another argument is outside its range.
+        UsageError: another argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class MlpBase(Base):
         norm: Literal["none", "batch", "layer"] = "none",
         prior: PriorName = "normal",
         data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
         value_range: Annotated[tuple[float, float] | None, Injected] = None,
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(
@@ -59,8 +66,13 @@ class MlpBase(Base):
         self.value_range = value_range
         self.data_scale = float(data_scale)
         self._prior = PRIORS[prior](latent_dim)
+        self.conditional = conditional
+        self.num_classes = checked_classes("the mlp base", num_classes, conditional)
         layers: list[nn.Module] = []
         size = latent_dim
+        if self.num_classes is not None:
+            self.embedding = nn.Embedding(self.num_classes, EMBEDDING_SIZE)
+            size += EMBEDDING_SIZE
         for width in hidden:
             # A batch norm would subtract a bias in front of it again.
             layers.append(nn.Linear(size, width, bias=norm != "batch"))
@@ -75,7 +87,10 @@ class MlpBase(Base):
     def prior(self) -> Prior:
         return self._prior
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("base", self, labels)
+        if labels is not None:
+            z = torch.cat([z, self.embedding(labels).to(z.dtype)], dim=1)
         output = to_range(self.layers(z), self.value_range)
         if self.data_scale != 1.0:
             output = self.data_scale * output

@@ -51,9 +51,25 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         show_nll(nll)
     if calibration := evaluation.get("calibration"):
         show_calibration(calibration, evaluation.get("inverse_temperature", 1.0))
+    if classes := evaluation.get("classes"):
+        show_classes(classes)
     budget = evaluation.get("budget") or {}
     if budget.get("cut"):
         ui.sentence(f"cut to fit a budget of {budget.get('seconds') or 0:.0f} s: {'; '.join(budget['cut'])}", INDENT)
+
+
+def show_classes(classes: Mapping[str, Any]) -> None:
+    """Print the scores of a model with classes, class by class."""
+    names = list(dict.fromkeys(name for found in classes.values() for name in found["metrics"].get("gebm") or {}))
+    ui.text()
+    scores = [f"{name}, {column}" for name in names for column in ("base", "GEBM")]
+    rows = []
+    for label, found in classes.items():
+        cells = [
+            interval((found["metrics"].get(column) or {}).get(name)) for name in names for column in ("base", "gebm")
+        ]
+        rows.append([label, str(found["rows"]), str(found["draws"]), *cells, ui.number(found["kale_test"])])
+    ui.table("", ("class", "rows", "draws", *scores, "KALE"), rows)
 
 
 def show_scores(evaluation: Mapping[str, Any], verdict: Mapping[str, str]) -> None:

@@ -56,6 +56,10 @@ OVERRIDABLE = ("sampler", "sample")
 """Sections of the recipe that ``gebm-kit sample`` can override."""
 
 
+LONGEST_LABEL = 9
+"""Most digits of a class."""
+
+
 class Start(enum.StrEnum):
     """Starting points of chains."""
 
@@ -116,6 +120,17 @@ StartWord = Annotated[
 ]
 
 
+ClassWord = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="LABELS",
+        help="Classes of the draws, for a model with classes: 7, or 3,5 (as many of each), or all. Default: by the data's "
+        "frequencies.",
+    ),
+]
+
+
 TraceMetric = Annotated[
     str | None,
     typer.Option(
@@ -138,6 +153,7 @@ def sample(
     images: ImagesFolder = None,
     require_converged: RequireConverged = False,
     start: StartWord = Start.PRIOR,
+    class_word: ClassWord = None,
     trace: TraceMetric = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
@@ -159,6 +175,7 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
+        of_draws["--class"] = class_word is not None
         place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
@@ -166,7 +183,7 @@ def sample(
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit sample")
     set_up_cpu(threads)
     run = find_run(given.target, say, checkpoint)
-    wanted = _Wanted(out, images, start, device, resume, require_converged)
+    wanted = _Wanted(out, images, start, device, resume, require_converged, class_word)
     _sample(run, overrides_with_sampler(run, sampler, given.overrides), changes, wanted, say)
 
 
@@ -181,6 +198,7 @@ class _Wanted:
         device: replaces the recipe's, unless None.
         resume: whether an interrupted sampling is continued.
         require_converged: whether bad diagnostics end the command with code 1.
+        classes: the word of --class, or None.
     """
 
     out: Path | None
@@ -189,6 +207,7 @@ class _Wanted:
     device: str | None
     resume: bool
     require_converged: bool
+    classes: str | None = None
 
 
 def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], wanted: _Wanted, say: ui.Ui) -> None:
@@ -219,6 +238,7 @@ def _drawn(
     from gebm_kit.engine.figures.png_files import check_images, save_images
     from gebm_kit.engine.process.distributed import joined_ranks
     from gebm_kit.engine.process.torchrun import local_device
+    from gebm_kit.engine.sampling.by_class import draw_by_class_to, wanted_labels
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler
     from gebm_kit.engine.sampling.table_files import is_table
@@ -227,28 +247,44 @@ def _drawn(
     if wanted.images is not None:
         check_images(wanted.images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
+    labels = wanted_labels(run.model, _classes(wanted.classes), settings.num_samples, settings.seed)
     rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
     with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:
         place = Path(
             ranks.from_first(str(wanted.out or _new_place(run, recipe.sampler.name, settings, resume=wanted.resume)))
         )
-        draws = draw_to(
-            place,
-            run.model,
-            kernel,
-            settings,
-            resume=wanted.resume,
-            value_range=run.value_range,
-            units=run.units(needed=is_table(place)),
-            device=local_device(wanted.device or run.recipe.device),
-            on_progress=on_progress,
-            ranks=ranks,
-            start=rows,
-            hint=f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`.",
-        )
+        options: dict[str, Any] = {
+            "resume": wanted.resume,
+            "value_range": run.value_range,
+            "device": local_device(wanted.device or run.recipe.device),
+            "on_progress": on_progress,
+            "ranks": ranks,
+            "start": rows,
+        }
+        draws: Draws | ShardedDraws
+        if labels is not None:
+            draws = draw_by_class_to(place, run.model, kernel, settings, labels, **options)
+        else:
+            options["units"] = run.units(needed=is_table(place))
+            hint = f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`."
+            draws = draw_to(place, run.model, kernel, settings, hint=hint, **options)
         if wanted.images is not None and run.value_range is not None and ranks.rank == 0:
-            save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range)
+            save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range, labels)
     return place, draws
+
+
+def _classes(word: str | None) -> list[int] | str | None:
+    """Read the word of --class: ``all``, or whole numbers with commas between them.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if word is None or word == "all":
+        return word
+    parts = [part.strip() for part in word.split(",")]
+    if not all(part.isdecimal() and part.isascii() and len(part) <= LONGEST_LABEL for part in parts):
+        raise UsageError(f"--class is {word!r}; allowed: a class such as 7, classes such as 3,5, or all")
+    return [int(part) for part in parts]
 
 
 def _training_rows(run: Run, settings: SampleSettings) -> Tensor:
@@ -266,8 +302,11 @@ def _show(
     say: ui.Ui, run: Run, place: Path, draws: Draws | ShardedDraws, images: Path | None, figures: list[str]
 ) -> None:
     shards = draws.num_shards
+    labels = getattr(draws, "labels", None)
+    counts = {} if labels is None else {str(k): int((labels == k).sum()) for k in labels.unique().tolist()}
     payload = {
         **draws.diagnostics.as_dict(),
+        **({"classes": counts} if counts else {}),
         "out": str(place),
         "shards": shards,
         "run": str(run.path),
@@ -278,6 +317,8 @@ def _show(
 
     def show() -> None:
         show_diagnostics(draws.diagnostics)
+        if counts:
+            ui.text("draws of each class: " + ", ".join(f"{label}: {count}" for label, count in counts.items()))
         if images is not None:
             ui.text(f"images: {images}")
         show_figures(figures)

@@ -229,7 +229,11 @@ def passes_through_component(error: BaseException) -> bool:
 
 
 def is_foreign(component: object) -> bool:
-    """Return whether an object, or a class, is a component that is not the kit's own."""
+    """Return whether an object, or a class, is a component that is not the kit's own.
+
+    A part held at one class (`gebm_kit.core.classes`) stands for the whole component.
+    """
+    component = getattr(component, "whole", component)
     cls = component if isinstance(component, type) else type(component)
     return bool(kind_of(cls)) and not _is_own(cls.__module__)
 

@@ -154,6 +154,60 @@ def spectrally_normalised(layer: nn.Module, active: bool = True) -> nn.Module:
     return parametrizations.spectral_norm(layer) if active else layer
 
 
+EMBEDDING_SIZE = 16
+"""Size of the learned vector of a class that fully connected networks take beside their input."""
+
+
+class Projection(nn.Module):
+    """The class's part of a projection energy, ``v_y . features``, added to the readout's ``w . features``; (B, F) -> (B,).
+
+    With ``spectral_norm`` the matrix of all v_y is divided by its largest singular value, so that no v_y is longer than 1.
+    Sums are in the precision of the weights, as in `Readout`.
+
+    References:
+        cGANs with Projection Discriminator. T. Miyato, M. Koyama, ICLR 2018. https://arxiv.org/abs/1802.05637
+    """
+
+    def __init__(self, num_classes: int, features: int, *, spectral_norm: bool = False) -> None:
+        super().__init__()
+        embedding = nn.Embedding(num_classes, features)
+        nn.init.normal_(embedding.weight, std=features**-0.5)
+        self.embedding = spectrally_normalised(embedding, spectral_norm)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            vectors: Tensor = self.embedding(labels)
+            return (vectors * features.to(vectors.dtype)).sum(1)
+
+
+class ClassNorm(nn.Module):
+    """Class-conditional normalisation: a norm, then a gain and a shift of the class; (B, C, H, W), (B,) -> (B, C, H, W).
+
+    All gains start at 1 and all shifts at 0, so the classes are alike at the start.
+
+    Args:
+        norm: ``batch``, or ``layer`` over channels and pixels.
+        channels: C.
+        num_classes: K.
+
+    References:
+        Modulating early visual processing by language. H. de Vries et al., NeurIPS 2017.
+        https://arxiv.org/abs/1707.00683
+    """
+
+    def __init__(self, norm: Literal["batch", "layer"], channels: int, num_classes: int) -> None:
+        super().__init__()
+        batch = norm == "batch"
+        self.norm = nn.BatchNorm2d(channels, affine=False) if batch else nn.GroupNorm(1, channels, affine=False)
+        self.gain, self.shift = nn.Embedding(num_classes, channels), nn.Embedding(num_classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        gain, shift = (part(labels)[:, :, None, None] for part in (self.gain, self.shift))
+        return torch.addcmul(shift, self.norm(images), gain)
+
+
 class Readout(nn.Module):
     """A linear functional without bias, ``w . features``; (B, F) -> (B,).
 

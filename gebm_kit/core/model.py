@@ -7,35 +7,47 @@ References:
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.blocks import BlockPotential, Function, Rows, checked_beta, reporting_rows
+from gebm_kit.core.classes import (
+    ClassBase,
+    ClassEnergy,
+    checked_labels,
+    classes_of,
+    decoded,
+    is_conditional,
+    needed,
+    scored,
+)
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.frozen import Frozen
-from gebm_kit.core.model_contracts import check_energy_output, refuse_changed
 from gebm_kit.core.networks import Base, Energy, HasEncoder, OnCodes
 from gebm_kit.core.sampling import ValueAndGrad
-from gebm_kit.core.threads import PieceThreads
 
 
 class GEBM(nn.Module):
     """``q(dx) = exp(-E(x) - A) B(dx)``: a base B = law of G(z), re-weighted by an energy E.
 
+    If a part is conditional, the model has classes, ``q(dx | y) = exp(-E(x, y) - A_y) B(dx | y)``.
+
     Attributes:
         base, energy: the two parts.
+        num_classes: number of classes; None where no part is conditional.
+        class_weights: buffer with the share of each class, (K,); only a model with classes has it. Uniform until training
+            sets it to the data's frequencies.
+        class_log_partition: buffer with the estimate of each A_y, (K,), NaN while unknown; only a model with classes has it.
         log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); NaN while unknown.
         log_ratio: False when the critic of the loss is not a log density ratio; sampling then warns.
     """
 
     log_partition: Tensor
+    class_weights: Tensor
+    class_log_partition: Tensor
 
     def __init__(self, base: Base, energy: Energy, *, log_ratio: bool = True) -> None:
         super().__init__()
@@ -46,8 +58,17 @@ class GEBM(nn.Module):
         self.energy = energy
         self.log_ratio = log_ratio
         if isinstance(energy, OnCodes):
+            if is_conditional(base) or is_conditional(energy):
+                raise UsageError(
+                    f"{type(energy).__name__} is on the base's codes, and such an energy serves no classes",
+                    hint="Use an energy on data, or a base that is not conditional.",
+                )
             energy.bind(base)
         self.register_buffer("log_partition", torch.tensor(math.nan))
+        self.num_classes = classes_of(base, energy)
+        if self.num_classes is not None:
+            self.register_buffer("class_weights", torch.full((self.num_classes,), 1.0 / self.num_classes))
+            self.register_buffer("class_log_partition", torch.full((self.num_classes,), math.nan))
 
     @property
     def latent_dim(self) -> int:
@@ -78,10 +99,48 @@ class GEBM(nn.Module):
         )
         return next((tensor for tensor in parts if tensor.is_floating_point()), None)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Compute the latent energy ``E(G(z))``; (B, Z) -> (B,)."""
-        energy: Tensor = self.energy.of_codes(z) if isinstance(self.energy, OnCodes) else self.energy(self.base(z))
-        return energy
+    @property
+    def conditional(self) -> bool:
+        """Whether the model has classes, so that its rows need labels."""
+        return self.num_classes is not None
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute ``G(z)``, or ``G(z, y)`` where the base is conditional; (B, Z), (B,) -> (B, *D).
+
+        Raises:
+            UsageError: the base is conditional, and there are no labels.
+        """
+        return decoded(self.base, z, labels)
+
+    def energy_at(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute ``E(x)``, or ``E(x, y)`` where the energy is conditional; (B, *D), (B,) -> (B,).
+
+        Raises:
+            UsageError: the energy is conditional, and there are no labels.
+        """
+        return scored(self.energy, x, labels)
+
+    def given(self, label: int) -> GEBM:
+        """Return the model of one class, ``q(dx | y)``: a GEBM without classes, which shares this one's weights.
+
+        Raises:
+            UsageError: the model has no classes, or not this one.
+        """
+        if self.num_classes is None:
+            raise UsageError("the model has no classes: neither its base nor its energy is conditional")
+        number = int(checked_labels(torch.as_tensor([label]), self.num_classes)[0])
+        base = ClassBase(self.base, number) if is_conditional(self.base) else self.base
+        energy = ClassEnergy(self.energy, number) if is_conditional(self.energy) else self.energy
+        found = GEBM(base, energy, log_ratio=self.log_ratio)
+        found.log_partition.copy_(self.class_log_partition[number])
+        return found
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute the latent energy ``E(G(z))``, or ``E(G(z, y), y)``; (B, Z), (B,) -> (B,)."""
+        if isinstance(self.energy, OnCodes):
+            energy: Tensor = self.energy.of_codes(z)
+            return energy
+        return self.energy_at(self.decode(z, labels), labels)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Compute ``G(encode(x))`` for a base with an encoder; (B, *D) -> (B, *D).
@@ -95,131 +154,7 @@ class GEBM(nn.Module):
         return rebuilt
 
 
-class _Function(NamedTuple):
-    """The function that a potential evaluates, and the components behind it, which errors name.
-
-    Attributes:
-        evaluate: (C, Z) -> (C,).
-        energy: the energy, which returns the values.
-        reader_kind, reader: the component that is handed the points, with its kind.
-    """
-
-    evaluate: Callable[[Tensor], Tensor]
-    energy: Energy
-    reader_kind: str
-    reader: nn.Module
-
-
-class _BlockPotential:
-    """What the potentials share: freezing the model, evaluating it in fixed blocks, and counting evaluations.
-
-    Attributes:
-        forward_evals, grad_evals: rows evaluated so far without and with gradient (padding not counted).
-    """
-
-    def __init__(self, module: nn.Module, block_size: int | None) -> None:
-        if block_size is not None and block_size < 1:
-            raise UsageError(f"block_size must be at least 1, got {block_size}")
-        self.block_size = block_size
-        self.forward_evals = 0
-        self.grad_evals = 0
-        self._frozen = Frozen(module)
-        self._threads = PieceThreads()
-
-    def close(self) -> None:
-        """Restore the model's training mode and which of its parameters require gradients."""
-        self._threads.close()
-        self._frozen.restore()
-
-    def __enter__(self):  # type: ignore[no-untyped-def]  # Self, for subclasses
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _evaluate(self, function: _Function, points: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
-        self.forward_evals += points.shape[0]
-        evaluate = _reporting(functools.partial(_value, function), on_rows)
-        if self._one_block(points):
-            return evaluate(points)
-        return torch.cat(self._threads.map(evaluate, self._blocks(points)))[: points.shape[0]]
-
-    def _differentiate(self, function: _Function, points: Tensor) -> ValueAndGrad:
-        self.grad_evals += points.shape[0]
-        if self._one_block(points):
-            return _value_and_grad(function, points)
-        parts = self._threads.map(functools.partial(_value_and_grad, function), self._blocks(points))
-        num = points.shape[0]
-        return ValueAndGrad(torch.cat([p.value for p in parts])[:num], torch.cat([p.grad for p in parts])[:num])
-
-    def _one_block(self, points: Tensor) -> bool:
-        return self.block_size is None or points.shape[0] == self.block_size
-
-    def _blocks(self, points: Tensor) -> tuple[Tensor, ...]:
-        """Split into equal blocks.
-
-        The last is filled up with copies of the last row, so that every evaluation has one shape.
-        """
-        assert self.block_size is not None
-        short = -points.shape[0] % self.block_size
-        if short:
-            points = torch.cat([points, points[-1:].expand(short, *points.shape[1:])])
-        return points.split(self.block_size)
-
-
-def _reporting(
-    function: Callable[[Tensor], Tensor], on_rows: Callable[[int], None] | None
-) -> Callable[[Tensor], Tensor]:
-    """Return ``function``, which then reports the number of rows that it has been called with; threads may call it."""
-    if on_rows is None:
-        return function
-    lock, done = threading.Lock(), 0
-
-    def reporting(points: Tensor) -> Tensor:
-        nonlocal done
-        value = function(points)
-        with lock:
-            done += len(points)
-            on_rows(done)
-        return value
-
-    return reporting
-
-
-def _checked_beta(inverse_temperature: float) -> float:
-    if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
-        raise UsageError(f"inverse_temperature (beta) must be finite and >= 0, got {inverse_temperature}")
-    return float(inverse_temperature)
-
-
-def _checked(function: _Function, points: Tensor) -> Tensor:
-    """Evaluate and check what comes back; nothing here waits for the device."""
-    version = points._version
-    energy = function.evaluate(points)
-    check_energy_output(function.energy, energy, points.shape[0])
-    if points._version != version:
-        refuse_changed(function.reader_kind, function.reader, "its input")
-    return energy
-
-
-def _value(function: _Function, points: Tensor) -> Tensor:
-    with torch.no_grad():
-        return _checked(function, points)
-
-
-def _value_and_grad(function: _Function, points: Tensor) -> ValueAndGrad:
-    points = points.detach().requires_grad_()
-    with torch.enable_grad():
-        value = _checked(function, points)
-        if not value.requires_grad:  # a constant energy
-            return ValueAndGrad(value, torch.zeros_like(points).detach())
-        (grad,) = torch.autograd.grad(value.sum(), points, materialize_grads=True)
-    return ValueAndGrad(value.detach(), grad)
-
-
-class LatentPotential(_BlockPotential):
+class LatentPotential(BlockPotential):
     """``U(z) = |z|^2 / 2 + beta E(G(z))``, split as **prior + tilt** with ``tilt = beta E(G(z))``.
 
     z is in normal coordinates: a base with another prior is evaluated at ``prior.from_normal(z)``. The prior part is
@@ -234,24 +169,33 @@ class LatentPotential(_BlockPotential):
         inverse_temperature: beta >= 0.
         block_size: chains in each block of an evaluation, all of one shape. On a CPU the blocks run side by side on
             torch's threads. None: all chains at once.
+        labels: classes of the chains, (C,) int64, for a model with classes; then all calls are about these C chains.
 
     Raises:
-        UsageError: beta is negative or not finite.
+        UsageError: beta is negative or not finite; the model has classes and there are no labels, or classes that it does
+            not have; a call is about other rows than the chains.
         PluginError: the energy returns a shape other than (C,), or the points are changed in place.
     """
 
-    def __init__(self, model: GEBM, inverse_temperature: float = 1.0, *, block_size: int | None = None) -> None:
-        beta = _checked_beta(inverse_temperature)
-        super().__init__(model, block_size)
+    def __init__(
+        self,
+        model: GEBM,
+        inverse_temperature: float = 1.0,
+        *,
+        block_size: int | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        beta = checked_beta(inverse_temperature)
+        super().__init__(model, block_size, _labels_for(model, labels))
         self.model = model
         self.prior = model.base.prior
         self.inverse_temperature = beta
         reader = ("energy", model.energy) if isinstance(model.energy, OnCodes) else ("base", model.base)
-        self._function = _Function(self._energy, model.energy, *reader)
+        self._function = Function(self._energy, model.energy, *reader)
 
     def at(self, inverse_temperature: float) -> LatentPotential:
         """Return a potential of the same model at another beta. It shares the freeze, so close the original last."""
-        return LatentPotential(self.model, inverse_temperature, block_size=self.block_size)
+        return LatentPotential(self.model, inverse_temperature, block_size=self.block_size, labels=self.labels)
 
     def data(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
         """Compute ``x = G(z)`` without gradient; (C, Z) -> (C, *D).
@@ -259,10 +203,10 @@ class LatentPotential(_BlockPotential):
         Args:
             on_rows: called after every block with the number of rows done.
         """
-        decode = _reporting(self._decode, on_rows)
+        decode = reporting_rows(self._decode, on_rows)
         with torch.no_grad():
             if self._one_block(z):
-                return decode(z)
+                return decode(self._labelled(z))
             return torch.cat([decode(part) for part in self._blocks(z)])[: z.shape[0]]
 
     def energy(self, z: Tensor, on_rows: Callable[[int], None] | None = None) -> Tensor:
@@ -289,26 +233,35 @@ class LatentPotential(_BlockPotential):
         value, grad = self.tilt_and_grad(z)
         return ValueAndGrad(value + 0.5 * z.square().sum(1), grad + z)
 
-    def _decode(self, z: Tensor) -> Tensor:
-        decoded: Tensor = self.model.base(self.prior.from_normal(z))
-        return decoded
+    def _decode(self, rows: Rows) -> Tensor:
+        return self.model.decode(self.prior.from_normal(rows.points), rows.labels)
 
-    def _energy(self, z: Tensor) -> Tensor:
-        energy: Tensor = self.model(self.prior.from_normal(z))
+    def _energy(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        energy: Tensor = self.model(self.prior.from_normal(z), labels)
         return energy
 
 
-class DataPotential(_BlockPotential):
+def _labels_for(model: GEBM, labels: Tensor | None) -> Tensor | None:
+    """Return the chains' labels, once they are known to fit the model; None for a model without classes."""
+    if model.num_classes is None:
+        if labels is not None:
+            raise UsageError("labels were given, and the model has no classes: no part of it is conditional")
+        return None
+    kind, part = ("energy", model.energy) if is_conditional(model.energy) else ("base", model.base)
+    return checked_labels(needed(labels, kind, part), model.num_classes)
+
+
+class DataPotential(BlockPotential):
     """``U(x) = beta E(x)`` on data space, for contrastive-divergence negatives; rows are flattened points (C, prod D).
 
     Args:
         energy: the energy.
         data_shape: ``*D``, to which rows are folded before the energy sees them.
         inverse_temperature: beta >= 0.
-        block_size: as in `LatentPotential`.
+        block_size, labels: as in `LatentPotential`.
 
     Raises:
-        UsageError: beta is negative or not finite.
+        UsageError: as in `LatentPotential`.
         PluginError: the energy returns a shape other than (C,), or the points are changed in place.
     """
 
@@ -319,13 +272,18 @@ class DataPotential(_BlockPotential):
         inverse_temperature: float = 1.0,
         *,
         block_size: int | None = None,
+        labels: Tensor | None = None,
     ) -> None:
-        beta = _checked_beta(inverse_temperature)
-        super().__init__(energy, block_size)
+        beta = checked_beta(inverse_temperature)
+        if is_conditional(energy):
+            count = classes_of(energy, energy)
+            assert count is not None
+            labels = checked_labels(needed(labels, "energy", energy), count)
+        super().__init__(energy, block_size, labels)
         self._energy_module = energy
         self.data_shape = data_shape
         self.inverse_temperature = beta
-        self._function = _Function(self._energy, energy, "energy", energy)
+        self._function = Function(self._energy, energy, "energy", energy)
 
     def value(self, z: Tensor) -> Tensor:
         """Compute ``U(x)``; (C, prod D) -> (C,)."""
@@ -335,6 +293,5 @@ class DataPotential(_BlockPotential):
         """Compute ``U(x)`` and its gradient; (C, prod D) -> (C,), (C, prod D)."""
         return self._differentiate(self._function, z)
 
-    def _energy(self, rows: Tensor) -> Tensor:
-        energy: Tensor = self._energy_module(rows.unflatten(1, self.data_shape))
-        return self.inverse_temperature * energy
+    def _energy(self, rows: Tensor, labels: Tensor | None) -> Tensor:
+        return self.inverse_temperature * scored(self._energy_module, rows.unflatten(1, self.data_shape), labels)

@@ -26,8 +26,10 @@ GRADIENT_FREE = "pcn, elliptical, rwm or imh"
 def broken(kind: str, component: object, what: str, *, hint: str = "") -> GebmKitError:
     """Return the error for a component that does not do what it must: ``what`` follows its name, package, file and line.
 
-    It is a `PluginError`, or a UsageError where the fault is in a file that the component was read from.
+    A part held at one class stands for the whole component. The error is a `PluginError`, or a UsageError where the
+    fault is in a file that the component was read from.
     """
+    component = getattr(component, "whole", component)
     if isinstance(component, HasSource) and getattr(component, "source_file", None) is not None:
         return UsageError(f"the {kind} read from {component.source_file} {what}", hint=hint)
     return PluginError(f"{describe(component, kind)} {what}", hint=hint)

@@ -23,10 +23,19 @@ class Base(nn.Module):
 
     Subclasses set ``latent_dim`` and ``data_shape`` in their constructor and implement
     ``forward(z: (B, Z)) -> x: (B, *D)``. They override ``prior`` if it is not the standard normal.
+
+    A conditional base has a law for each class: ``forward(z: (B, Z), labels: (B,) int64) -> x: (B, *D)``. A row of x
+    depends on its own code and label alone.
+
+    Attributes:
+        conditional: whether ``forward`` takes labels; set on the class or in the constructor.
+        num_classes: number of classes of a conditional base; labels are 0 to ``num_classes - 1``.
     """
 
     latent_dim: int
     data_shape: tuple[int, ...]
+    conditional: bool = False
+    num_classes: int | None = None
 
     @property
     def prior(self) -> Prior:
@@ -44,11 +53,17 @@ class Energy(nn.Module):
     Only ``E + A`` is identified, so an energy has no output bias. Its values are never clamped in a way that makes the
     gradient zero.
 
+    A conditional energy scores a point as one of a class: ``forward(x: (B, *D), labels: (B,) int64) -> (B,)``.
+
     Attributes:
         frozen: whether there is nothing to train, as for a scorer.
+        conditional: whether ``forward`` takes labels; set on the class or in the constructor.
+        num_classes: number of classes of a conditional energy; labels are 0 to ``num_classes - 1``.
     """
 
     frozen: bool = False
+    conditional: bool = False
+    num_classes: int | None = None
 
 
 @runtime_checkable

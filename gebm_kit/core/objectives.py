@@ -35,12 +35,17 @@ class Batch:
             of a loss that does not need base draws.
         negatives: chain states, (B, *D), without gradient, for contrastive losses and with ``train.negatives``; otherwise
             None. A base step has the negatives of the last energy step.
+        labels: classes of the data, (B,) int64; None where the model is not conditional, and where x is None.
+        base_labels: classes of the base draws, (B,) int64, drawn by the data's frequencies; None as above. `GEBM.decode` and
+            `GEBM.energy_at` take both as they are.
     """
 
     x: Tensor | None
     z: Tensor
     x_base: Tensor
     negatives: Tensor | None = None
+    labels: Tensor | None = None
+    base_labels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,8 @@ class Loss(nn.Module):
         log_ratio: whether the optimal energy is a log density ratio relative to the base, so that sampling from it is
             meaningful. If that depends on the loss's parameters, the constructor sets it.
         negatives: settings for drawing negatives, for losses that need them.
+        serves_classes: whether the loss passes the batch's labels on to a conditional model. Training refuses a conditional
+            model with a loss that does not.
     """
 
     needs: frozenset[str] = frozenset({"x", "x_base"})
@@ -109,6 +116,7 @@ class Loss(nn.Module):
     parts: ClassVar[frozenset[str]] = frozenset({"energy", "base"})
     log_ratio: bool = True
     negatives: NegativeSettings | None = None
+    serves_classes: ClassVar[bool] = False
 
     def check(self, model: GEBM) -> None:
         """Check, before training, that the loss can train ``model``.
@@ -146,9 +154,12 @@ class Penalty(nn.Module):
         every: number of energy steps from one evaluation to the next.
         needs: fields of `Batch` that the penalty reads. With ``negatives`` among them, training refuses a phase whose
             updates draw none. If that depends on the penalty's parameters, the constructor sets it.
+        serves_classes: whether the penalty passes the batch's labels on to a conditional energy. Training refuses a
+            conditional energy with a penalty that does not.
     """
 
     every: int = 1
+    serves_classes: ClassVar[bool] = False
     needs: frozenset[str] = frozenset({"x", "x_base"})
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:

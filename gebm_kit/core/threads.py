@@ -10,12 +10,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 Result = TypeVar("Result")
+
+
+class OnDevice(Protocol):
+    """Something with a device, such as a tensor."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+Piece = TypeVar("Piece", bound=OnDevice)
 
 
 class PieceThreads:
@@ -27,7 +36,7 @@ class PieceThreads:
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
-    def map(self, function: Callable[[Tensor], Result], pieces: Sequence[Tensor]) -> list[Result]:
+    def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
         """Return ``[function(piece) for piece in pieces]``; the error of the first failed piece is raised once all ended."""
         num_threads = torch.get_num_threads()
         if num_threads == 1 or len(pieces) == 1 or pieces[0].device.type != "cpu":

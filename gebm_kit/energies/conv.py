@@ -11,9 +11,10 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.layers import Activation, Readout, activation_layer, check_image, spectrally_normalised
+from gebm_kit.core.layers import Activation, Projection, Readout, activation_layer, check_image, spectrally_normalised
 
 FINAL_SIDE = 4
 """Longest side of the last feature map, as in the paper at 32 x 32. Halving continues until no side is longer."""
@@ -36,11 +37,14 @@ class ConvEnergy(Energy):
             ``leaky-relu``.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
         data_scale: rough size of the pixel values, which are divided by it.
+        conditional: whether the energy scores a point as one of a class, for data with labels. A linear functional of the
+            class is then added to that of all classes (a projection energy).
         data_shape: (channels, height, width).
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
-        UsageError: an argument is outside its range.
+        UsageError: an argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class ConvEnergy(Energy):
         activation: Activation = "silu",
         spectral_norm: bool = False,
         data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, width=width, activation=activation, data_scale=data_scale)
@@ -69,12 +75,18 @@ class ConvEnergy(Energy):
             size = wider
         self.layers = nn.Sequential(*layers)
         self.readout = Readout(size * sides[0] * sides[1], spectral_norm=spectral_norm)
+        self.conditional = conditional
+        self.num_classes = checked_classes("the conv energy", num_classes, conditional)
+        if self.num_classes is not None:
+            self.projection = Projection(self.num_classes, size * sides[0] * sides[1], spectral_norm=spectral_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
         if self.data_scale != 1.0:
             x = x / self.data_scale
-        energy: Tensor = self.readout(self.layers(x).flatten(1))
-        return energy
+        features = self.layers(x).flatten(1)
+        energy: Tensor = self.readout(features)
+        return energy if labels is None else energy + self.projection(features, labels)
 
 
 def _taps(side: int) -> int:

@@ -8,9 +8,17 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.layers import Activation, Readout, activation_layer, check_sizes, spectrally_normalised
+from gebm_kit.core.layers import (
+    EMBEDDING_SIZE,
+    Activation,
+    Readout,
+    activation_layer,
+    check_sizes,
+    spectrally_normalised,
+)
 
 
 class MlpEnergy(Energy):
@@ -26,11 +34,14 @@ class MlpEnergy(Energy):
             shape (F, prod D), is drawn once with entries N(0, fourier_scale^2). The features are for narrow modes, which a
             plain MLP is slow to learn.
         fourier_scale: typical frequency of the features.
+        conditional: whether the energy scores a point as one of a class, for data with labels. The first layer then takes a
+            learned vector of the class beside x.
         data_shape: ``*D``.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         RecipeError: a width is below 1.
-        UsageError: another argument is outside its range.
+        UsageError: another argument is outside its range; ``conditional`` is set for data without labels.
 
     References:
         Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains. M. Tancik et al., NeurIPS
@@ -47,8 +58,10 @@ class MlpEnergy(Energy):
         data_scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
         fourier_features: Annotated[int, Range(0, None)] = 0,
         fourier_scale: Annotated[float, Range(0, None, low_open=True)] = 2.0,
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(
@@ -64,18 +77,26 @@ class MlpEnergy(Energy):
         size = math.prod(data_shape)
         self.register_buffer("frequencies", fourier_scale * torch.randn(fourier_features, size))
         size += 2 * fourier_features
+        self.conditional = conditional
+        self.num_classes = checked_classes("the mlp energy", num_classes, conditional)
+        if self.num_classes is not None:
+            self.embedding = nn.Embedding(self.num_classes, EMBEDDING_SIZE)
+            size += EMBEDDING_SIZE
         for width in hidden:
             layers += [spectrally_normalised(nn.Linear(size, width), spectral_norm), activation_layer(activation)]
             size = width
         self.layers = nn.Sequential(*layers)
         self.readout = Readout(size, spectral_norm=spectral_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
         x = x.flatten(1)
         if self.data_scale != 1.0:
             x = x / self.data_scale
         if len(self.frequencies):
             angles = x @ self.frequencies.T
             x = torch.cat([x, angles.sin(), angles.cos()], dim=1)
+        if labels is not None:
+            x = torch.cat([x, self.embedding(labels).to(x.dtype)], dim=1)
         energy: Tensor = self.readout(self.layers(x))
         return energy

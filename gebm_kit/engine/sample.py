@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -20,6 +21,7 @@ from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.run_directory.calibrated import Beta, beta_for
 from gebm_kit.engine.run_directory.run import Run, subject_of
+from gebm_kit.engine.sampling.by_class import draw_by_class, draw_by_class_to, wanted_labels
 from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
@@ -41,6 +43,8 @@ class SampleOptions(TypedDict, total=False):
         block_size: chains on which the model is evaluated at a time, at most.
         start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder
             (`HasEncoder`). None: chains start at draws of the prior.
+        labels: classes of the draws, for a model with classes: one class; classes, which the draws take in turn, so that
+            there are as many of each; or ``all``. None: classes are drawn by the data's frequencies.
         device: a torch device or ``auto``; None: the recipe's device, or the device that a hand-built model is on.
         resume: with a directory as ``out``: resume an interrupted sampling, or begin when nothing is there.
         on_progress: called with the progress of the chains.
@@ -55,6 +59,7 @@ class SampleOptions(TypedDict, total=False):
     seed: int | None
     block_size: int | None
     start: Tensor | np.ndarray | None
+    labels: int | str | Sequence[int] | Tensor | np.ndarray | None
     device: torch.device | str | None
     resume: bool
     on_progress: OnProgress
@@ -125,6 +130,7 @@ def sample(
     kernel = resolve_sampler(sampler, recipe_sampler, model)
     if out is None and resume:
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
+    labels = wanted_labels(model, options.get("labels"), settings.num_samples, settings.seed)
     units = None if run is None else run.units(needed=out is not None and is_table(out))
     with joined_ranks() as ranks:
         place: dict[str, Any] = {
@@ -133,9 +139,15 @@ def sample(
             "ranks": ranks,
             "start": None if start is None else tensor_of_rows(start, "start"),
         }
+        value_range = None if run is None else run.value_range
+        if labels is not None:
+            if out is None:
+                return draw_by_class(model, kernel, settings, labels, **place)
+            return draw_by_class_to(
+                out, model, kernel, settings, labels, resume=resume, value_range=value_range, **place
+            )
         if out is None:
             return replace(draw(model, kernel, settings, **place), units=units)
-        value_range = None if run is None else run.value_range
         return draw_to(out, model, kernel, settings, resume=resume, value_range=value_range, units=units, **place)
 
 

@@ -24,9 +24,10 @@ class _Critic(Loss):
     """The base loss ``E_B[E]``, by which the base moves to where the critic is low."""
 
     log_ratio = False
+    serves_classes = True
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
-        return LossTerms(reduce.mean(model.energy(batch.x_base)))
+        return LossTerms(reduce.mean(model.energy_at(batch.x_base, batch.base_labels)))
 
 
 class Hinge(_Critic):

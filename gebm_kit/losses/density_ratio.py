@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
+from gebm_kit.core.classes import joined
 from gebm_kit.core.contracts import check_energy_output
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, Loss
@@ -71,9 +72,10 @@ def batch_energies(model: GEBM, batch: Batch, others: Tensor | None = None) -> E
     """
     if batch.x is None:
         raise UsageError("the energy step needs data, and the batch has none")
+    labels = joined(batch.labels, batch.base_labels) if others is None else None
     others = batch.x_base if others is None else others
     rows = torch.cat([batch.x, others.detach().to(batch.x.dtype)])
-    joint: Tensor = model.energy(rows)
+    joint: Tensor = model.energy_at(rows, labels)
     check_energy_output(model.energy, joint, rows.shape[0])
     data, base = joint.detach().split([batch.x.shape[0], others.shape[0]])
     return Energies(joint, data, base)
@@ -142,7 +144,7 @@ def kale_base_loss(model: GEBM, batch: Batch) -> Tensor:
 
     Its gradient is that of KALE(P||B) with respect to the base, ``sum_i w_i grad E(G(z_i))`` with w = softmax(-E).
     """
-    return -reduce.log_mean_exp(-model.energy(batch.x_base))
+    return -reduce.log_mean_exp(-model.energy_at(batch.x_base, batch.base_labels))
 
 
 def unknown() -> Tensor:

@@ -73,6 +73,7 @@ class Flo(Loss):
     """
 
     log_partition: Tensor
+    serves_classes = True
 
     def __init__(
         self,

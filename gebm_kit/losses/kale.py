@@ -49,6 +49,7 @@ class Kale(Loss):
     """
 
     log_partition: Tensor
+    serves_classes = True
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class KaleDV(BatchLogPartition):
     ``energy_base``, ``weight_ess``.
     """
 
+    serves_classes = True
+
     def __init__(self, moving_average: Annotated[float, Range(0, 1, high_open=True)] = 0.0) -> None:
         super().__init__()
         check_arguments(self, moving_average=moving_average)

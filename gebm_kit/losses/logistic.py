@@ -29,6 +29,8 @@ class Logistic(Loss):
     ``log_partition`` (A), ``energy_data``, ``energy_base``, ``weight_ess``.
     """
 
+    serves_classes = True
+
     def __init__(self) -> None:
         super().__init__()
         self.log_partition = nn.Parameter(torch.zeros(()))
@@ -48,7 +50,8 @@ class Logistic(Loss):
         return LossTerms(loss, metrics)
 
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
-        return LossTerms(reduce.mean(softplus(model.energy(batch.x_base) + self.log_partition.detach())))
+        on_base = model.energy_at(batch.x_base, batch.base_labels) + self.log_partition.detach()
+        return LossTerms(reduce.mean(softplus(on_base)))
 
     def log_partition_estimate(self) -> Tensor:
         return self.log_partition.detach()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from gebm_kit.core import reduce
+from gebm_kit.core.classes import joined
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, LossTerms
 from gebm_kit.core.model import GEBM
@@ -61,6 +62,7 @@ class Relativistic(BatchLogPartition):
     """
 
     base_needs = frozenset({"x", "x_base"})
+    serves_classes = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +85,8 @@ class Relativistic(BatchLogPartition):
         if batch.x is None:
             raise UsageError("the base step of relativistic pairs needs data, and the batch has none")
         # one forward pass of both: a batch norm in the energy then sees what it saw in the energy step
-        joint: Tensor = model.energy(torch.cat([batch.x.detach(), batch.x_base.to(batch.x.dtype)]))
+        rows = torch.cat([batch.x.detach(), batch.x_base.to(batch.x.dtype)])
+        joint = model.energy_at(rows, joined(batch.labels, batch.base_labels))
         data, base = joint.to(_full(joint.dtype)).split([len(batch.x), len(batch.x_base)])
         with torch.no_grad():
             pairs = compare(base, data)

@@ -61,6 +61,7 @@ class Smile(Loss):
     """
 
     log_partition: Tensor
+    serves_classes = True
 
     def __init__(
         self,

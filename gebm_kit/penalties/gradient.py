@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core import reduce
+from gebm_kit.core.classes import scored
 from gebm_kit.core.components import Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, Energy, Penalty
 
 
-def squared_gradient_norm(energy: Energy, x: Tensor) -> Tensor:
-    """Return ``|grad_x E(x)|^2`` of each row, differentiable in the energy's parameters; (B, *D) -> (B,)."""
+def squared_gradient_norm(energy: Energy, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return ``|grad_x E(x)|^2`` of each row, differentiable in the energy's parameters; (B, *D) -> (B,).
+
+    Args:
+        labels: classes of the rows, (B,), for a conditional energy.
+    """
     x = x.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(scored(energy, x, labels).sum(), x, create_graph=True)
     return grad.flatten(1).square().sum(1)
 
 

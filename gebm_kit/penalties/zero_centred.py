@@ -22,6 +22,8 @@ from gebm_kit.penalties.gradient import squared_gradient_norm
 class _ZeroCentred(SlopePenalty):
     """The arguments and the formula of R1 and R2."""
 
+    serves_classes = True
+
     def __init__(
         self, weight: Annotated[float, Range(0, None)] = 1.0, every: Annotated[int, Range(1, None)] = 1
     ) -> None:
@@ -48,7 +50,7 @@ class R1(_ZeroCentred):
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.x is None:
             raise UsageError("the r1 penalty needs data, and the batch has none")
-        return self.of_slopes(squared_gradient_norm(energy, batch.x))
+        return self.of_slopes(squared_gradient_norm(energy, batch.x, batch.labels))
 
 
 class R2(_ZeroCentred):
@@ -79,7 +81,8 @@ class R2(_ZeroCentred):
         self.needs = frozenset({"x_base"} if at == "base" else {"negatives"})
 
     def forward(self, energy: Energy, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self.of_slopes(squared_gradient_norm(energy, points_of(batch, self.at)))
+        labels = batch.base_labels if self.at == "x_base" else None
+        return self.of_slopes(squared_gradient_norm(energy, points_of(batch, self.at), labels))
 
 
 def points_of(batch: Batch, at: str) -> Tensor:

@@ -44,6 +44,7 @@ class Feed:
         position: rows handed out so far, over all ranks; set it to resume.
         seed, batch_size: may be changed; batches read ahead with the old values are dropped.
         epoch_size: rows in the split.
+        labels: classes of the split's rows, (N,) int64 on the device; None where nobody asks for them.
 
     Raises:
         DataError: a resident row is not finite.
@@ -57,6 +58,8 @@ class Feed:
         self.dtype = dtype
         self.position = 0
         self.epoch_size = len(split)
+        self.labels: Tensor | None = None
+        self._label_order: tuple[tuple[int, int], Tensor] | None = None
         self._epoch = (seed, -1)
         self._order = torch.empty(0, dtype=torch.int64)
         self._resident = self._load() if self._bytes() <= RESIDENT_BYTES else None
@@ -73,17 +76,35 @@ class Feed:
         self.position += self.batch_size
         return self._decoded(stored)
 
+    def last_labels(self) -> Tensor:
+        """Return the labels of the rows that `next` returned last, or of this rank's part of them, (B,)."""
+        assert self.labels is not None
+        place = _Place(self.seed, self.position - self.batch_size, self.batch_size)
+        # the read-ahead thread has its own permutations
+        return self.labels.index_select(0, self._indices(place, self._order_of_labels).to(self.labels.device))
+
+    def _order_of_labels(self, seed: int, epoch: int) -> Tensor:
+        if self._resident is not None:
+            return self._permutation(seed, epoch)
+        if self._label_order is None or self._label_order[0] != (seed, epoch):
+            self._label_order = (seed, epoch), self._order_of(seed, epoch)
+        return self._label_order[1]
+
     @property
     def resident_bytes(self) -> int:
         """Bytes that the data take on the device; 0 if they are read batch by batch."""
         return 0 if self._resident is None else self._resident.numel() * self._resident.element_size()
 
-    def _indices(self, place: _Place) -> Tensor:
-        """Return the row indices of the batch at ``place``, or of this rank's part of it, (B,)."""
+    def _indices(self, place: _Place, order: Callable[[int, int], Tensor] | None = None) -> Tensor:
+        """Return the row indices of the batch at ``place``, or of this rank's part of it, (B,).
+
+        ``order`` gives the permutation of a seed and an epoch; None: `_permutation`.
+        """
+        order = order or self._permutation
         parts, wanted, position = [], place.size, place.position
         while wanted:
             epoch, offset = divmod(position, self.epoch_size)
-            part = self._permutation(place.seed, epoch)[offset : offset + wanted]
+            part = order(place.seed, epoch)[offset : offset + wanted]
             parts.append(part)
             wanted -= len(part)
             position += len(part)
@@ -91,11 +112,14 @@ class Feed:
 
     def _permutation(self, seed: int, epoch: int) -> Tensor:
         if self._epoch != (seed, epoch):
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-            order = torch.randperm(self.epoch_size, generator=generator)
+            order = self._order_of(seed, epoch)
             self._order = order if self._resident is None else order.to(self.device)
             self._epoch = (seed, epoch)
         return self._order
+
+    def _order_of(self, seed: int, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.epoch_size, generator=generator)
 
     def _read(self, place: _Place) -> Tensor:
         """Read a batch as stored, on the CPU. The read-ahead thread calls this, and alone computes permutations then."""

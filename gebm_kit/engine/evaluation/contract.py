@@ -13,6 +13,7 @@ from gebm_kit.core.attribution import is_foreign
 from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, Metric
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
+from gebm_kit.engine.evaluation.class_scores import check_serves
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.score_table import check_rows
 
@@ -33,6 +34,8 @@ def check_values(
         PluginError: a check failed; the message names the metric, its package, file and line.
         UsageError: the test part has too few rows for a metric.
     """
+    if model.conditional:
+        check_serves(metrics)
     check_rows(metrics, {"rows in the test part": len(dataset.split("test"))})
     for metric in metrics.values():
         if not is_foreign(metric) or metric.of_model:
@@ -43,7 +46,8 @@ def check_values(
         with preserved(model, device=device), torch.no_grad():
             model.eval()
             z = model.base.sample_prior(len(reference), generator, model.dtype)
-            samples = model.base(z).float().cpu()
+            labels = torch.zeros(len(z), dtype=torch.int64, device=z.device) if model.conditional else None
+            samples = model.decode(z, labels).float().cpu()
         if len(reference) < metric.least_rows:
             continue  # `check_rows` says so
         kept = samples.clone(), reference.clone()

@@ -21,7 +21,7 @@ from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.pilot import Pilot
-from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
+from gebm_kit.engine.sampling.settings import SampleSettings, check_fits, check_sampling
 
 DRAWS_AT_ONCE = 1024
 """Draws, or chains, evaluated at once where the recipe sets no block size; it bounds memory."""
@@ -85,6 +85,7 @@ def gebm_sets(
     checked: bool = False,
     pilot: Pilot | None = None,
     bounds: Bounds | None = None,
+    warns: bool = True,
 ) -> DrawSets:
     """Draw sets from the GEBM, by one run of ``num_sets`` groups of chains that share only the frozen tuning.
 
@@ -93,22 +94,24 @@ def gebm_sets(
 
     Args:
         keep_chains, checked: as for `gebm_kit.engine.sampling.draw.draw`.
+        warns: whether there are warnings about the draws.
         pilot, bounds: as for `gebm_kit.engine.sampling.auto.settle`.
     """
     place: dict[str, Any] = {
         "device": device, "on_progress": on_progress, "ranks": ranks, "keep_chains": keep_chains, "checked": checked,
     }  # fmt: skip
     if not isinstance(sampler, SamplerDirective):
-        return _drawn(model, sampler, settings, num_samples, num_sets, **place)[0]
+        return _drawn(model, sampler, settings, num_samples, num_sets, warns=warns, **place)[0]
     settings = replace(settings, num_samples=num_samples)
-    check_sampling(model, sampler, settings)
+    (check_sampling if warns else check_fits)(model, sampler, settings)
 
     def attempt(chosen: Sampler, run: SampleSettings) -> Attempt[DrawSets]:
         found, runs = _drawn(model, chosen, run, num_samples, num_sets, warns=False, **place)
         return Attempt(found, runs[0].diagnostics, runs[0].records, len(runs))
 
     found = settle(model, sampler, settings, attempt, device=device, ranks=ranks, pilot=pilot, bounds=bounds)
-    found.diagnostics.warn()
+    if warns:
+        found.diagnostics.warn()
     return replace(found.result, diagnostics=found.diagnostics)
 
 

@@ -32,6 +32,7 @@ from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.budget import Plan
 from gebm_kit.engine.evaluation.calibration import Calibration
+from gebm_kit.engine.evaluation.class_scores import ClassTask
 from gebm_kit.engine.evaluation.data_rows import DataRows, data_rows
 from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
 from gebm_kit.engine.evaluation.equilibrium import LENGTHS, Equilibrium
@@ -73,6 +74,7 @@ class Evaluation:
         equilibrium: energies of model draws beside held-out data, and the first metric after 1x, 2x and 4x the chain length.
         verdict: a sentence for each metric by value name, and one for equilibrium.
         budget: the budget in seconds, the seconds that stages were estimated to take and took, and what was cut.
+        classes: of a model with classes, by label: share, rows, draws, metrics, KALE and log-partition, as JSON; else None.
         energies: energies of ``data``, ``base_draws`` and ``gebm_draws``, for pictures; None on other ranks.
     """
 
@@ -89,6 +91,7 @@ class Evaluation:
     budget: dict[str, Any]
     energies: dict[str, Tensor] | None = field(default=None, repr=False)
     calibration: Calibration | None = None
+    classes: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of ``gebm-kit eval``."""
@@ -105,6 +108,7 @@ class Evaluation:
             "equilibrium": self.equilibrium.as_dict(),
             "verdict": self.verdict,
             "budget": self.budget,
+            **({} if self.classes is None else {"classes": self.classes}),
         }
 
     def scalars(self) -> dict[str, float]:
@@ -198,6 +202,9 @@ def score(
     with placed(model, device) as (where, _):
         if not checked:
             check_contract(model, sampler, where)
+        if model.conditional:
+            by_class = (model, dataset, metrics, sampler, sampling, settings, rows, where, on_progress, ranks)
+            return Evaluation(**ClassTask(*by_class).scored())
         task = Task(model, dataset, metrics, sampler, sampling, settings, rows, where, on_progress, ranks)
         plan = task.planner.planned(asked, sampling)
         quiet = on_progress if ranks.rank == 0 else ignore

@@ -189,7 +189,7 @@ class Task:
 
     def _fit(self, base: DrawSets, gebm: DrawSets) -> tuple[ModelFit, Energies]:
         """Compute KALE, the log-partition and the likelihood."""
-        effective = None if self._sampler.family == "refiner" else _worth(self._sampler, gebm)
+        effective = None if self._sampler.family == "refiner" else worth(self._sampler, gebm)
         return model_fit(
             self._model,
             train_split(self._dataset),
@@ -264,7 +264,7 @@ def _base_draws(base: DrawSets) -> BaseDraws:
     return BaseDraws(base.sets, base.codes, base.generator)
 
 
-def _worth(sampler: Sampler, gebm: DrawSets) -> float:
+def worth(sampler: Sampler, gebm: DrawSets) -> float:
     """Return the number of independent draws that all sets together are worth.
 
     The diagnostics cover all sets, or the first set alone where each set was a run of its own; see `gebm_sets`.
@@ -289,6 +289,7 @@ class Scores:
     equilibrium: Equilibrium
     verdict: dict[str, str]
     budget: dict[str, Any]
+    classes: dict[str, Any] | None = None
 
     @classmethod
     def from_first(cls, scores: Scores | None, ranks: Ranks) -> Scores:
@@ -305,4 +306,12 @@ class Scores:
         fit["log_partition"] = LogPartition(**fit["log_partition"])
         fit["nll"] = None if fit["nll"] is None else Likelihood.restored(fit["nll"])
         equilibrium = Equilibrium.restored(found["equilibrium"])
-        return cls(metrics, found["protocol"], ModelFit(**fit), equilibrium, found["verdict"], found["budget"])
+        return cls(
+            metrics,
+            found["protocol"],
+            ModelFit(**fit),
+            equilibrium,
+            found["verdict"],
+            found["budget"],
+            found["classes"],
+        )

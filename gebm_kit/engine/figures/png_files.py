@@ -33,22 +33,28 @@ def check_images(directory: Path, data_shape: tuple[int, ...], value_range: tupl
 
 
 def save_images(
-    parts: Iterable[Tensor], num_images: int, directory: Path, value_range: tuple[float, float]
+    parts: Iterable[Tensor],
+    num_images: int,
+    directory: Path,
+    value_range: tuple[float, float],
+    labels: Tensor | None = None,
 ) -> list[Path]:
-    """Write images as ``directory/00000.png`` and so on, all of them or none.
+    """Write images as ``directory/00000.png`` and so on, all of them or none; with labels, as ``00000-class7.png``.
 
     Values are scaled from ``value_range`` to 0..255 and clipped.
 
     Args:
         parts: batches of images (N, C, H, W) with C 1 or 3.
         num_images: number of images in all batches.
+        labels: class of each image, (N,), or None.
 
     Raises:
         UsageError: see `check_images`; or the directory can't be written.
         RunFailed: the disk is full.
     """
     width = max(5, len(str(num_images - 1)))
-    names = [f"{index:0{width}d}.png" for index in range(num_images)]
+    ends = [""] * num_images if labels is None else [f"-class{label}" for label in labels.tolist()]
+    names = [f"{index:0{width}d}{end}.png" for index, end in enumerate(ends)]
     left = iter(names)
     make_directory(directory.parent)
     with writing(directory):

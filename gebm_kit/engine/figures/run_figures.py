@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.files import make_directory
 from gebm_kit.core.interfaces import Energy, HasEncoder
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
@@ -136,12 +137,16 @@ def image_grid(path: Path, rows: Mapping[str, Tensor], value_range: tuple[float,
 
 
 def point_clouds(path: Path, data: Tensor, base: Tensor, gebm: Tensor, energy: Energy) -> Path:
-    """Draw data, base draws and GEBM draws, (N, 2) each, on the same axes over the contours of ``energy`` (dark is low)."""
+    """Draw data, base draws and GEBM draws, (N, 2) each, on the same axes over the contours of ``energy`` (dark is low).
+
+    A conditional energy has other contours for each class, so none are drawn.
+    """
     clouds = {"data": _points(data), "base": _points(base), "GEBM": _points(gebm)}
     horizontal, vertical = (cloud_limits(clouds.values(), axis) for axis in (0, 1))
     xs, ys = (np.linspace(*limits, CONTOUR_CELLS) for limits in (horizontal, vertical))
     grid = torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)).to(data.dtype)
-    heights = _energies(energy, grid, (2,)).numpy().reshape(len(ys), len(xs))
+    flat = torch.zeros(len(grid)) if is_conditional(energy) else _energies(energy, grid, (2,))
+    heights = flat.numpy().reshape(len(ys), len(xs))
     heights = np.where(np.isfinite(heights), heights, np.nan)
     shape = (vertical[1] - vertical[0]) / (horizontal[1] - horizontal[0])
     panel = 3.9

@@ -122,6 +122,7 @@ def model_fit(
     may_anneal: bool = True,
     space: Space = "standardised",
     log_det: float | None = None,
+    num_draws: int = NUM_DRAWS,
     on_progress: OnProgress = ignore,
 ) -> tuple[ModelFit, Energies]:
     """Estimate A from base draws; compute KALE of training and held-out data and, with a density, the likelihood.
@@ -132,6 +133,7 @@ def model_fit(
         draws: draws of the GEBM, to check A by bridge sampling where nothing is annealed.
         base: base draws to begin with; None: all are drawn here.
         method, may_anneal: how A is estimated, as in `estimate_log_partition`.
+        num_draws: base draws behind A, and as many others; a ``base`` with draws needs the default.
         space, log_det: see `gebm_kit.engine.likelihood.nll.Likelihood`.
 
     Returns:
@@ -141,7 +143,7 @@ def model_fit(
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "model fit").initial_seed())
     with LatentPotential(model, beta, block_size=settings.block_size or ROWS_AT_ONCE) as potential:
         found = Energies(
-            base=base_energies(potential, base, generator, dtype, on_progress),
+            base=base_energies(potential, base, generator, dtype, on_progress, num_draws),
             data=energies(model, test, device, dtype),
             train=None if train is None else energies(model, evenly_spaced_rows(train, "training data"), device, dtype),
             draws=None if draws is None else _of_sets(model, draws.sets, device, dtype),
@@ -182,12 +184,13 @@ def base_energies(
     generator: torch.Generator,
     dtype: torch.dtype,
     on_progress: OnProgress = ignore,
+    num_draws: int = NUM_DRAWS,
 ) -> Tensor:
-    """Compute E at ``2 NUM_DRAWS`` base draws, (2 `NUM_DRAWS`,) float64 on the CPU: those of ``base``, then further ones.
+    """Compute E at ``2 num_draws`` base draws, (2 num_draws,) float64 on the CPU: those of ``base``, then further ones.
 
     A draw that is shared is not made again, and an energy that is known is not computed again.
     """
-    wanted, known = 2 * NUM_DRAWS, torch.empty(0, dtype=torch.float64)
+    wanted, known = 2 * num_draws, torch.empty(0, dtype=torch.float64)
     report = counted(on_progress, "log Z", wanted)
     if base is not None:
         generator = base.generator

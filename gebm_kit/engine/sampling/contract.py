@@ -53,6 +53,10 @@ def check_model(model: GEBM, device: torch.device, *, gradient: bool = False) ->
     Raises:
         PluginError, UsageError: a check failed; the message names the component, its package, file and line.
     """
+    if model.num_classes is not None:  # the model of a class has none
+        for label in sorted({0, model.num_classes - 1}):
+            check_model(model.given(label), device, gradient=gradient)
+        return
     contracts.check_base_facts(model.base)
     dtype = model.dtype
     tolerance = COARSE if device.type != "cpu" else TOLERANCE.get(dtype, COARSE)

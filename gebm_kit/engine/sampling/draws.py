@@ -49,6 +49,7 @@ class Draws:
             `gebm_kit.engine.sampling.recorder.Recorder`.
         units: names and units of the columns, for a run on a table; ``units.measured(x)`` is in the units of its file.
         chains: the ends of the chains, to continue them from; kept by `draw` where it is asked for.
+        labels: class of each draw, (N,) int64, of a model with classes; otherwise None.
     """
 
     x: Tensor
@@ -58,6 +59,7 @@ class Draws:
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
     units: TableUnits | None = field(default=None, repr=False, compare=False)
     chains: Chains | None = field(default=None, repr=False, compare=False)
+    labels: Tensor | None = field(default=None, repr=False)
 
     @property
     def sampler_reason(self) -> str | None:
@@ -76,9 +78,10 @@ class Draws:
     def save(self, path: str | Path, value_range: tuple[float, float] | None = None) -> Path:
         """Write the draws to a file.
 
-        A .safetensors or .npz file holds x as the model makes it, z and chain, with the diagnostics as JSON (in the metadata
-        of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``, where ``mean + std x``
-        are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision, which changes no value.
+        A .safetensors or .npz file holds x as the model makes it, z, chain and any labels, with the diagnostics as JSON
+        (in the metadata of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``,
+        where ``mean + std x`` are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision,
+        which changes no value.
         A .csv or .parquet file is a table of these measurements, with the columns' names.
 
         The file appears whole or not at all. Missing directories are created.
@@ -97,6 +100,8 @@ class Draws:
             write_atomic(path, table_content(path, self.x, self.units))
             return path
         tensors = {"x": self.x, "z": self.z, "chain": self.chain}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
         metadata = {"schema": "1", "diagnostics": json.dumps(self.diagnostics.as_dict())}
         if value_range is not None:
             metadata["value_range"] = json.dumps([float(v) for v in value_range])
@@ -168,7 +173,7 @@ def load_file(path: Path) -> Draws:
     try:
         if path.suffix == ".npz":
             with NpzArchive(path, error=damaged) as file:
-                tensors = {name: torch.from_numpy(file.read(name)) for name in ("x", "z", "chain")}
+                tensors = {name: torch.from_numpy(file.read(name)) for name in _TENSORS if name in file.names}
                 text = str(file.read("diagnostics"))
                 units = str(file.read("units")) if "units" in file.names else "null"
         else:
@@ -185,6 +190,10 @@ def load_file(path: Path) -> Draws:
         raise damaged(f"{type(error).__name__}: {error}") from error
 
 
+_TENSORS = ("x", "z", "chain", "labels")
+"""Tensors of a file of draws; only a model with classes has labels."""
+
+
 def draws_of(tensors: Mapping[str, Tensor], diagnostics: Diagnostics, units: TableUnits | None) -> Draws:
     """Build draws from the tensors of a file.
 
@@ -192,10 +201,13 @@ def draws_of(tensors: Mapping[str, Tensor], diagnostics: Diagnostics, units: Tab
         KeyError, ValueError: a tensor is missing, or they don't have one row for each draw.
     """
     x, z, chain = (tensors[name] for name in ("x", "z", "chain"))
+    labels = tensors.get("labels")
+    if labels is not None and (labels.dtype != torch.int64 or tuple(labels.shape) != (len(x),)):
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {len(x)} draws")
     if x.dim() < 1 or z.dim() != 2 or chain.dim() != 1 or not len(x) == len(z) == len(chain):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, z, chain))
         raise ValueError(f"x, z and chain have shapes {shapes}, which do not belong together")
-    return Draws(x, z, chain, diagnostics, units=units)
+    return Draws(x, z, chain, diagnostics, units=units, labels=labels)
 
 
 def diagnostics_from(found: Mapping[str, Any]) -> Diagnostics:

@@ -72,6 +72,11 @@ def check_fits(model: GEBM, sampler: Sampler, settings: SampleSettings) -> None:
         UsageError: the sampler does not serve the prior or needs more chains; its step size is not a positive number.
     """
     _check_model(model)
+    if model.conditional:
+        raise UsageError(
+            f"the model has {model.num_classes} classes, and this works on a model without classes",
+            hint="gk.sample and `gebm-kit sample --class` draw from it; model.given(label) is the model of one class.",
+        )
     name, prior = component_name("sampler", sampler), model.base.prior.name
     if prior not in sampler.priors:
         raise UsageError(f"sampler {name!r} serves {', '.join(sorted(sampler.priors))} priors, the base's is {prior!r}")

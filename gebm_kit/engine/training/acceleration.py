@@ -32,8 +32,9 @@ def compiled(model: GEBM, device: torch.device, rows: int) -> GEBM:
         base, energy = torch.compile(model.base, **options), torch.compile(model.energy, **options)
         made = GEBM(cast(Any, base), cast(Any, energy), log_ratio=model.log_ratio)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            labels = torch.zeros(rows, dtype=torch.int64, device=device) if model.conditional else None
             z = torch.zeros(rows, model.latent_dim, device=device, dtype=model.dtype)
-            made.energy(made.base(z)).sum().backward()
+            made(z, labels).sum().backward()
     except Exception as error:  # a missing or failing compiler raises errors of many types
         reason = str(error).strip().partition("\n")[0]
         warn(

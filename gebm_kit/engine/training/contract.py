@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gebm_kit.config.model import build_model
 from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign, is_out_of_memory, passes_through_component
+from gebm_kit.core.classes import decoded, scored
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import (
@@ -73,7 +74,7 @@ def check_training(trainer: Trainer, dataset: Dataset) -> None:
     require_device_memory(draws * recipe.eval.num_sets * row, torch.device("cpu"), f"eval.num_samples={draws}")
     with enough_memory(trainer.device, "in the check before the first step", SMALLER):
         contracts.check_base_facts(model.base, tuple(dataset.data_shape))
-        check_fits(model, sampler, settings_of(recipe.sample))
+        check_fits(model.given(0) if model.conditional else model, sampler, settings_of(recipe.sample))
         check_contract(model, sampler, trainer.device)
         penalties = [*trainer.penalties, *trainer.final_penalties]
         if trainer.negatives is None:  # those on negatives belong to the other phase
@@ -186,7 +187,7 @@ def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
     loss, side = trainer.loss, trainer.side
     batch = trainer.energy_batch()
     assert batch.x is not None
-    _check_trained_energy(trainer, batch.x)
+    _check_trained_energy(trainer, batch.x, batch.labels)
     kept = contracts.batch_copies(batch)
     with _blamed("loss", loss, "energy_loss"), trainer._forward_context():
         terms: Any = loss.energy_loss(side, batch)
@@ -215,14 +216,14 @@ def _check_energy_step(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
     trainer._seen = batch
 
 
-def _check_trained_energy(trainer: Trainer, x: Tensor) -> None:
+def _check_trained_energy(trainer: Trainer, x: Tensor, labels: Tensor | None) -> None:
     """Check the energy of a batch of data in training mode."""
     energy: Any = trainer.model.energy
     if trainer.side is not trainer.model:  # it may be on codes, as another module
         energy = trainer.side.energy
     given = x.clone()
     with trainer._forward_context():
-        values: Any = energy(given)
+        values: Any = scored(energy, given, labels)
     named = trainer.model.energy
     if list(named.parameters()) and not any(parameter.requires_grad for parameter in named.parameters()):
         raise contracts.broken(
@@ -246,7 +247,7 @@ def _check_base_step(trainer: Trainer) -> None:
         raise contracts.broken("base", base, "has no parameter that can be trained: none of them requires a gradient")
     with fixed(trainer.model.energy, loss), trainer._forward_context():
         codes = trainer.latents()
-        x: Any = base(codes)
+        x: Any = decoded(base, codes, trainer.classes.drawn(trainer.generator))
         contracts.check_base_output(base, x, len(codes), tuple(base.data_shape))
         if learned and not x.requires_grad:
             what = "has no gradient with respect to its own parameters: it is cut off (no_grad, detach or numpy)"
@@ -317,12 +318,13 @@ def _compare(model: GEBM, twin: GEBM, trainer: Trainer) -> None:
     twin.eval()
     with torch.no_grad():
         z = model.base.sample_prior(REBUILT_ROWS, trainer.generator, model.dtype)
-        x = model.base(z.clone())
+        labels = torch.zeros(len(z), dtype=torch.int64, device=z.device) if model.conditional else None
+        x = model.decode(z.clone(), labels)
         if isinstance(model.energy, OnCodes) and isinstance(twin.energy, OnCodes):  # training binds it to other weights
             energies = model.energy.of_codes(z.clone()), twin.energy.of_codes(z.clone())
         else:
-            energies = model.energy(x.clone()), twin.energy(x.clone())
-        pairs = (("base", x, twin.base(z.clone())), ("energy", *energies))
+            energies = model.energy_at(x.clone(), labels), twin.energy_at(x.clone(), labels)
+        pairs = (("base", x, twin.decode(z.clone(), labels)), ("energy", *energies))
     for kind, before, after in pairs:
         same = torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True)
         if not same:

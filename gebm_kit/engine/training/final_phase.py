@@ -17,6 +17,7 @@ from gebm_kit.config.build import build
 from gebm_kit.config.model import DTYPES
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.contracts import check_state
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Energy, Loss
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.process import data_parallel
@@ -68,6 +69,16 @@ class FinalParts:
         return {name: part for name, part in (("loss", self.loss), ("energy", self.energy)) if part is not None}
 
 
+def losses_of(main: Loss, parts: FinalParts | None) -> list[Loss]:
+    """Return the losses of all phases."""
+    return [main] if parts is None or parts.loss is None else [main, parts.loss]
+
+
+def energies_of(model: GEBM, parts: FinalParts | None) -> list[Energy]:
+    """Return the energies of all phases."""
+    return [model.energy] if parts is None or parts.energy is None else [model.energy, parts.energy]
+
+
 def build_final_parts(
     recipe: Recipe, model: GEBM, main_loss: Loss, facts: Mapping[str, Any], device: torch.device, rows: int
 ) -> FinalParts | None:
@@ -99,6 +110,12 @@ def build_final_parts(
         check_needs(loss, recipe.train)
     whole = model if energy is None else GEBM(model.base, energy)
     used: Loss = main_loss if loss is None else loss
+    if whole.num_classes != model.num_classes:
+        main, final = (str(n or "none") for n in (model.num_classes, whole.num_classes))
+        raise UsageError(
+            f"a model has its classes in all phases or in none; here {main} in the main and {final} in the final phase",
+            hint="Set conditional in both energy and train.final.energy, or in neither.",
+        )
     check_spaces(whole, used)
     used.check(whole)
     negatives = chains_of(used, recipe.train, whole, facts["value_range"], device, dtype, final=True)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core import estimators
 from gebm_kit.core.attribution import passes_through_component
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.files import write_json
@@ -30,7 +29,7 @@ from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_report
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
 from gebm_kit.engine.evaluation.metrics import check_metrics
-from gebm_kit.engine.likelihood.log_partition import prior_energies
+from gebm_kit.engine.likelihood.class_log_partitions import store_log_partition
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.signals import StopSignals
@@ -248,8 +247,7 @@ class TrainingRun:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                energies = prior_energies(trainer.model, LOG_PARTITION_DRAWS, generator, self.on_progress)
-            trainer.model.log_partition.copy_(estimators.log_partition(energies))
+                store_log_partition(trainer.model, LOG_PARTITION_DRAWS, generator, self.on_progress)
         if not self.writes:
             return
         final = trainer.step > self.settings.main_end

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ from gebm_kit.engine.training.base_update import (
     check_needs,
     check_trainable,
 )
+from gebm_kit.engine.training.class_labels import ClassLabels, check_classes
 from gebm_kit.engine.training.early_stopping import best_base
 from gebm_kit.engine.training.ema import EMA, carrying
-from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts
+from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts, energies_of, losses_of
 from gebm_kit.engine.training.latent_codes import energy_side, points
 from gebm_kit.engine.training.model_negatives import chains_of, check_penalties, mixed
 from gebm_kit.engine.training.non_finite import Guard
@@ -106,12 +108,15 @@ class Trainer:
         self._penalised_loss = PenalisedLoss()
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
+        self.classes = ClassLabels(self.model, dataset, self.feed)
         self.final = build_final_parts(recipe, self.model, self.loss, facts, device, rows)
         self.negatives = chains_of(self.loss, self.settings, self.model, dataset.value_range, device, dtype)
         check_penalties("train.penalty", self.penalties, self.negatives)
         if self.settings.final.steps:
             last = self.negatives if self.final is None else self.final.negatives
             check_penalties("train.final.penalty", self.final_penalties, last)
+        every = losses_of(self.loss, self.final), [*self.penalties, *self.final_penalties]
+        check_classes(self.model, recipe, *every, energies_of(self.model, self.final))
         self.ema = self.new_average() if recipe.ema.decay > 0 else None
         self.energy_ema: EMA | None = None
         self.likelihood = base_likelihood(self.settings, self.model, self.loss, self.ema)
@@ -152,7 +157,7 @@ class Trainer:
 
     @property
     def looks(self) -> bool:
-        """Whether the base was scored on the validation part after the last cycle, which belongs to pretraining."""
+        """Whether the base was scored on the validation part after the last cycle of pretraining."""
         return self.best_base is not None and self.best_base.due(self.step)
 
     def cycle(self) -> dict[str, Tensor]:
@@ -169,8 +174,7 @@ class Trainer:
         if updates_base(self.settings, self.step):
             metrics |= self.base_step().metrics
         data_parallel.average_statistics(self.model.energy)
-        self.step += 1
-        self.went_back = False
+        self.step, self.went_back = self.step + 1, False
         if self.looks:
             assert self.best_base is not None
             with self.averaged():
@@ -194,9 +198,9 @@ class Trainer:
         bad = self._update("energy", self.energy_optimizer, total)
         self.loss.after_energy_step(terms.metrics)
         self.guard.undo(kept, bad)
+        self.energy_updates += 1
         if self.energy_ema is not None:
             self.energy_ema.update(self.model.energy, bad)
-        self.energy_updates += 1
         chains = {} if self.negatives is None else self.negatives.metrics
         return LossTerms(terms.loss, {**terms.metrics, **chains, "energy_loss": total.detach()})
 
@@ -227,10 +231,9 @@ class Trainer:
             # whole batches: batch norm needs more than one row
             batch = self.settings.batch_size
             z = self.model.base.sample_prior(-(-INITIAL_DRAWS // batch) * batch, self.generator, self.feed.dtype)
-            parts = z.split(batch)
-            draws = [self._augmented(self._noisy(self.side.base(reduce.share(part)))) for part in parts]
-            energies = [self.side.energy(rows).double() for rows in draws]
-            self.loss.initialise(torch.cat(energies))
+            parts = [(reduce.share(part), self.classes.drawn(self.generator, batch)) for part in z.split(batch)]
+            draws = [(self._augmented(self._noisy(self.side.decode(*part))), part[1]) for part in parts]
+            self.loss.initialise(torch.cat([self.side.energy_at(*rows).double() for rows in draws]))
         if self.negatives is not None:
             self.negatives.fill(self.side)
 
@@ -240,8 +243,6 @@ class Trainer:
         with carrying(self.model, self.averages()):
             yield
 
-    # --- state -------------------------------------------------------------------------------------------------------
-
     def refresh_randomness(self) -> None:
         """Change latent codes, noise and data order from here on, so that what went wrong does not repeat itself."""
         seed = stream(self.settings.seed, "restore", self.restores).initial_seed()
@@ -249,11 +250,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.feed.seed = self.data_seed()
 
-    # --- parts of a step ---------------------------------------------------------------------------------------------
-
     def _energy_parameters(self) -> list[nn.Parameter]:
-        learned = [parameter for parameter in self.model.energy.parameters() if parameter.requires_grad]
-        return [*learned, *self.loss.parameters()]
+        return [*(p for p in self.model.energy.parameters() if p.requires_grad), *self.loss.parameters()]
 
     def averages(self) -> tuple[tuple[nn.Module, EMA | None], tuple[nn.Module, EMA | None]]:
         """Return the two parts, each with its present moving average, or None."""
@@ -285,11 +283,12 @@ class Trainer:
     def energy_batch(self) -> Batch:
         """Draw the batch of an energy update: data, codes, base draws without gradient, and any negatives of the loss."""
         x, z = self.data(), self.latents()
+        labels, base_labels = self.classes.of_data(), self.classes.drawn(self.generator)
         with torch.no_grad(), self._forward_context():
             seen = points(self.side, x)
-            x, x_base = self._noisy(seen), self._noisy(self.stepped.base(z).to(x.dtype))
+            x, x_base = self._noisy(seen), self._noisy(self.stepped.decode(z, base_labels).to(x.dtype))
         if self.negatives is None:
-            return self._as_seen(Batch(x, z, x_base))
+            return self._as_seen(Batch(x, z, x_base, None, labels, base_labels))
         # G(z) carries no noise, while chains in data space walk on an energy that has learned it
         latent = self.negatives.settings.space == "latent"
         negatives = self.negatives.draw(self.side, seen if latent else x, x_base, self.generator, self.energy_updates)
@@ -310,18 +309,20 @@ class Trainer:
         x = self._noisy(self.data()) if "x" in needs else None
         negatives = self._seen.negatives if "negatives" in needs and self._seen is not None else None
         z = x_base = torch.empty(0, dtype=self.feed.dtype, device=self.device)
+        base_labels = None
         if needs & {"z", "x_base"}:
-            z = self.latents()
+            z, base_labels = self.latents(), self.classes.drawn(self.generator)
         if "x_base" in needs:
-            x_base = self.stepped.base(z)
+            x_base = self.stepped.decode(z, base_labels)
             x_base = self._noisy(x_base if x is None else x_base.to(x.dtype))
-        return Batch(None if x is None else self._augmented(x), z, self._augmented(x_base), negatives)
+        seen, labels = (None, None) if x is None else (self._augmented(x), self.classes.of_data())
+        return Batch(seen, z, self._augmented(x_base), negatives, labels, base_labels)
 
     def _as_seen(self, plain: Batch) -> Batch:
         """Return the batch with its images augmented, as the energy is trained on them, and keep both for the log."""
         self._plain = plain
         x, negatives = (None if rows is None else self._augmented(rows) for rows in (plain.x, plain.negatives))
-        return Batch(x, plain.z, self._augmented(plain.x_base), negatives)
+        return replace(plain, x=x, x_base=self._augmented(plain.x_base), negatives=negatives)
 
     def _augmented(self, rows: Tensor) -> Tensor:
         return self.augmentations[self.phase is Phase.FINAL](rows, self.generator)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gebm_kit.core.classes import joined
 from gebm_kit.core.interfaces import Batch, Loss
 from gebm_kit.core.model import GEBM
 
@@ -54,7 +55,8 @@ def vital_signs(model: GEBM, loss: Loss, batch: Batch, plain: Batch, noise: floa
         return {}
     training = [part for part in model.energy.modules() if part.training]
     model.energy.eval()
-    energies = model.energy(torch.cat([batch.x, batch.x_base.to(batch.x.dtype)])).float()
+    rows = torch.cat([batch.x, batch.x_base.to(batch.x.dtype)])
+    energies = model.energy_at(rows, joined(batch.labels, batch.base_labels)).float()
     for part in training:
         part.training = True
     signs = {

@@ -1,0 +1,175 @@
+"""Classes: labels of a conditional model's rows, and a conditional model held at one class.
+
+A conditional base has a law ``B(dx | y)`` for each class y, and a conditional energy scores ``E(x, y)``. The model of a
+class is ``q(dx | y) = exp(-E(x, y) - A_y) B(dx | y)``, with a log-partition of its own,
+
+    A_y = log E_z[exp(-E(G(z, y), y))].
+
+For a fixed y that is a GEBM without classes (`gebm_kit.core.model.GEBM.given`), so every sampler serves it.
+
+Shapes: B rows, C chains, K classes, Z latent size, ``*D`` data shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gebm_kit.core.errors import UsageError
+from gebm_kit.core.networks import Base, Energy
+from gebm_kit.core.priors import Prior
+
+
+def is_conditional(part: object) -> bool:
+    """Return whether a base or an energy takes labels."""
+    return bool(getattr(part, "conditional", False))
+
+
+def decoded(base: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute ``G(z)``, or ``G(z, y)`` where the base is conditional; (B, Z), (B,) -> (B, *D).
+
+    Raises:
+        UsageError: the base is conditional, and there are no labels.
+    """
+    x: Tensor = base(z, needed(labels, "base", base)) if is_conditional(base) else base(z)
+    return x
+
+
+def scored(energy: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute ``E(x)``, or ``E(x, y)`` where the energy is conditional; (B, *D), (B,) -> (B,).
+
+    Raises:
+        UsageError: the energy is conditional, and there are no labels.
+    """
+    values: Tensor = energy(x, needed(labels, "energy", energy)) if is_conditional(energy) else energy(x)
+    return values
+
+
+def needed(labels: Tensor | None, kind: str, part: object) -> Tensor:
+    """Return the labels.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if labels is None:
+        raise UsageError(
+            f"the {kind} {type(part).__name__} is conditional: it needs the class of every row, and none was given",
+            hint="Give labels, (B,) int64, as the second argument, or use the model of one class: model.given(label).",
+        )
+    return labels
+
+
+def own_labels(kind: str, part: nn.Module, labels: Tensor | None) -> Tensor | None:
+    """Return the labels that ``forward`` was given; they must be there where the component is conditional, and only there.
+
+    Raises:
+        UsageError: they are missing, or the component is not conditional.
+    """
+    if is_conditional(part):
+        return needed(labels, kind, part)
+    if labels is not None:
+        raise UsageError(f"the {kind} {type(part).__name__} was given labels, and it is not conditional")
+    return None
+
+
+def checked_classes(name: str, num_classes: int | None, conditional: bool) -> int | None:
+    """Return the number of classes that a component is built for, None where it is not conditional.
+
+    Args:
+        name: the component, for the message.
+        num_classes: what the dataset has, as it is injected.
+        conditional: what the recipe asks for.
+
+    Raises:
+        UsageError: ``conditional`` is set, and the data have no labels or fewer than two classes.
+    """
+    if not conditional:
+        return None
+    if num_classes is None or num_classes < 2:
+        found = "the dataset has no labels" if num_classes is None else f"the dataset has {num_classes} class"
+        raise UsageError(
+            f"{name}: conditional is true, and {found}; at least two classes are needed",
+            hint="Use a dataset with labels, such as digits, idx or cifar10, or leave conditional out.",
+        )
+    return num_classes
+
+
+def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the labels of two sets of rows, one after the other; None without labels."""
+    return None if first is None or second is None else torch.cat([first, second])
+
+
+class ClassBase(Base):
+    """A conditional base held at one class: ``G_y(z) = G(z, y)``. Weights are shared with the whole base."""
+
+    def __init__(self, base: Base, label: int) -> None:
+        super().__init__()
+        self.whole, self.label = base, label
+        self.latent_dim, self.data_shape = base.latent_dim, tuple(base.data_shape)
+
+    @property
+    def prior(self) -> Prior:
+        return self.whole.prior
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.whole(z, _constant(self.label, z))
+        return x
+
+
+class ClassEnergy(Energy):
+    """A conditional energy held at one class: ``E_y(x) = E(x, y)``. Weights are shared with the whole energy."""
+
+    def __init__(self, energy: Energy, label: int) -> None:
+        super().__init__()
+        self.whole, self.label = energy, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = self.whole(x, _constant(self.label, x))
+        return values
+
+
+def _constant(label: int, rows: Tensor) -> Tensor:
+    return torch.full((len(rows),), label, dtype=torch.int64, device=rows.device)
+
+
+def classes_of(base: nn.Module, energy: nn.Module) -> int | None:
+    """Return the number of classes of a model with these parts; None where neither is conditional.
+
+    Raises:
+        UsageError: a conditional part does not say how many classes it has, or the two parts have different numbers.
+    """
+    found: dict[str, Any] = {}
+    for kind, part in (("base", base), ("energy", energy)):
+        if is_conditional(part):
+            found[kind] = count = getattr(part, "num_classes", None)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise UsageError(
+                    f"the {kind} {type(part).__name__} is conditional and must set num_classes to a whole number >= 1, "
+                    f"and it is {count!r}"
+                )
+    if len(set(found.values())) > 1:
+        raise UsageError(f"the base has {found['base']} classes and the energy {found['energy']}; they must agree")
+    return next(iter(found.values()), None)
+
+
+def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None) -> Tensor:
+    """Return labels as int64, once they are known to be (N,) whole numbers from 0 to ``num_classes - 1``.
+
+    Args:
+        rows: how many there must be; None: any number.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    allowed = f"whole numbers from 0 to {num_classes - 1}"
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UsageError(f"labels must be a tensor of {allowed}, shape (N,), got {got.removeprefix('torch.')}")
+    if rows is not None and len(labels) != rows:
+        raise UsageError(f"there are {len(labels)} labels for {rows} rows; each row needs one")
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        wrong = int(labels[(labels < 0) | (labels >= num_classes)][0])
+        raise UsageError(f"there is no class {wrong}; allowed are {allowed}")
+    return labels.to(torch.int64)
