@@ -156,7 +156,7 @@ class ClassTask:
         place = place_of(self.where)
         with ledger.stage("metrics"):
             scorer, floor = scorer_of(
-                self.model, self.dataset, self.rows, self.settings.features, self.sampling.seed, self.where
+                self.model, self.dataset, self.rows, self.settings, self.sampling.seed, self.where
             )
             columns = {"data": floor, "base": [x.to(place) for x in base], "gebm": [x.to(place) for x in gebm]}
             table = score_table(self.metrics, columns, scorer, self.on_progress)
