@@ -14,7 +14,9 @@ from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.components import Registered, parameters
 from gebm_kit.core.errors import GebmKitError, PluginError
+from gebm_kit.core.interfaces import Metric
 from gebm_kit.core.isolation import isolated
+from gebm_kit.core.plugins import installed
 from gebm_kit.testing.conformance import check_signature
 from gebm_kit.testing.data_checks import check_dataset
 from gebm_kit.testing.logger_checks import check_logger
@@ -97,6 +99,8 @@ def _run(record: Registered, target: Any) -> str:
         for shape in SHAPES:
             try:
                 component = build(kind, ComponentNode(record.address), _injected(shape, Path(folder)))
+                if missing := _missing_features(component):
+                    return missing
                 options: dict[str, Any] = {"data_shape": shape} if kind == "energy" else {}
                 CHECKS[kind](component, **options)
                 return ""
@@ -109,6 +113,18 @@ def _run(record: Registered, target: Any) -> str:
             if not _depends_on_shape(target):
                 break
     return problem
+
+
+def _missing_features(component: Any) -> str:
+    """Return why the feature map that a metric names by default is not there; "" if it is, or none is named."""
+    name = getattr(component, "features", None)
+    if not isinstance(component, Metric) or not isinstance(name, str) or name == "auto":
+        return ""
+    try:
+        installed().registry.get("features", name)
+    except GebmKitError as error:
+        return error.message
+    return ""
 
 
 def _depends_on_shape(target: type) -> bool:

@@ -193,6 +193,13 @@ def test_the_kits_own_components_pass(record: Any) -> None:
     assert (found.detail == "") == (found.state == "ok")
 
 
+def test_a_metric_on_features_of_a_plugin_that_is_not_installed_is_not_run() -> None:
+    record = next(r for r in installed().registry if (r.component.kind, r.component.name) == ("metric", "cmmd"))
+    found = check_registered(record)
+    assert found.state == "not run"
+    assert "features 'clip' needs the plugin 'gebm-kit-inception', which is not installed" in found.detail
+
+
 # --- wrong twins -----------------------------------------------------------------------------------------------------
 
 

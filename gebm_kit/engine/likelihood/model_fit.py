@@ -122,7 +122,7 @@ def model_fit(
     may_anneal: bool = True,
     space: Space = "standardised",
     log_det: float | None = None,
-    num_draws: int = NUM_DRAWS,
+    num_draws: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> tuple[ModelFit, Energies]:
     """Estimate A from base draws; compute KALE of training and held-out data and, with a density, the likelihood.
@@ -184,13 +184,13 @@ def base_energies(
     generator: torch.Generator,
     dtype: torch.dtype,
     on_progress: OnProgress = ignore,
-    num_draws: int = NUM_DRAWS,
+    num_draws: int | None = None,
 ) -> Tensor:
     """Compute E at ``2 num_draws`` base draws, (2 num_draws,) float64 on the CPU: those of ``base``, then further ones.
 
     A draw that is shared is not made again, and an energy that is known is not computed again.
     """
-    wanted, known = 2 * num_draws, torch.empty(0, dtype=torch.float64)
+    wanted, known = 2 * (NUM_DRAWS if num_draws is None else num_draws), torch.empty(0, dtype=torch.float64)
     report = counted(on_progress, "log Z", wanted)
     if base is not None:
         generator = base.generator
