@@ -25,7 +25,7 @@ import torch
 import gebm_kit as gk
 from gebm_kit.engine.run_directory.run import Run
 
-RECIPES = ("quickstart", "twenty_five_gaussians", "eight_gaussians", "checkerboard", "uci/redwine")
+RECIPES = ("quickstart", "twenty_five_gaussians", "eight_gaussians", "checkerboard", "redwine")
 SAMPLERS = ("imh", "isir", "sir", "hmc", "chees", "smc")
 GRADIENT = 3
 """Evaluations that a gradient counts as."""
@@ -36,7 +36,7 @@ def trained(recipe: str, steps: int, out: Path) -> Run:
     final = f"train.final.steps={steps // 3}"
     path = out / recipe.replace("/", "-")
     return gk.train(
-        recipe, [f"train.steps={steps}", final, "eval.num_sets=1", "eval.num_samples=200"], out=path, resume=True
+        recipe, [f"train.steps={steps}", final, "eval.num_sets=2", "eval.num_samples=200"], out=path, resume=True
     )
 
 

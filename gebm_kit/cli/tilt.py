@@ -261,7 +261,7 @@ def _show(found: Tilt) -> None:
         rows.append([*row, str(best["n"]), ""])
     for climb in payload["ascent"][-1:]:
         row = [
-            f"ascent, {climb['steps']} steps",
+            f"ascent, {climb['steps']} step{'' if climb['steps'] == 1 else 's'}",
             f">= {ui.number(climb['kl_at_least'])}",
             _pm(climb["score"]),
             "",

@@ -310,7 +310,8 @@ def draw_frontier(found: Tilt, path: Path) -> Path:
         "posterior": [Point(v.kl.value, v.kl.se, v.score.value, v.score.se, f"beta {v.beta:g}") for v in found.levels],
         "best of N": [Point(b.kl, 0.0, b.score.value, b.score.se, f"N = {b.n}") for b in found.best_of],
         "gradient ascent": [
-            Point(a.kl_at_least, 0.0, a.score.value, a.score.se, f"{a.steps} steps") for a in found.ascent
+            Point(a.kl_at_least, 0.0, a.score.value, a.score.se, f"{a.steps} step{'' if a.steps == 1 else 's'}")
+            for a in found.ascent
         ],
     }
     return frontier(path, ways, label(found.scorer))
