@@ -25,7 +25,7 @@ from gebm_kit.core.kept_files import Source, read_source
 from gebm_kit.core.layers import check_sizes
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 from gebm_kit.core.program_files import GENERATOR, folder_error, kind_of
-from gebm_kit.core.programs import Program, reason
+from gebm_kit.core.programs import Program, reason, refuse_another_file
 
 SOURCE = Source(folder="base", role=GENERATOR, key="base.path", folder_error=folder_error)
 """The generator's file, and where a run keeps its copy."""
@@ -156,14 +156,7 @@ class Pretrained(Base):
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any
     ) -> None:
         """Load a checkpoint, but only one that was trained with this very file."""
-        found = state_dict.get(f"{prefix}sha256")
-        if isinstance(found, Tensor) and found.cpu().tolist() != self.sha256.cpu().tolist():
-            errors: list[str] = rest[-1]
-            then = bytes(found.cpu().tolist()).hex()
-            errors.append(
-                f"{self.source_file} is not the generator that it was trained with: "
-                f"the file's sha256 is {self.source_sha256}, that in the checkpoint is {then}"
-            )
+        refuse_another_file(state_dict, prefix, self.sha256, self.source_file, "generator", rest[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     # --- weights -----------------------------------------------------------------------------------------------------

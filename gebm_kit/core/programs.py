@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +152,22 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def refuse_another_file(
+    state: Mapping[str, Any], prefix: str, own: Tensor, file: str | Path, role: str, errors: list[str]
+) -> None:
+    """Add to ``errors`` of a state dict that is loaded if it was trained with another file.
+
+    Args:
+        own: the sha256 of the file, 32 bytes; the state has that of its own file as ``sha256``.
+        file: the file, for the message.
+        role: what the file is, for the message.
+    """
+    found = state.get(f"{prefix}sha256")
+    if not isinstance(found, Tensor) or found.cpu().tolist() == own.cpu().tolist():
+        return
+    now, then = (bytes(sha256.cpu().tolist()).hex() for sha256 in (own, found))
+    errors.append(
+        f"{file} is not the {role} that it was trained with: the file's sha256 is {now}, that in the checkpoint is {then}"
+    )

@@ -24,7 +24,7 @@ from gebm_kit.core.interfaces import Energy, OnCodes
 from gebm_kit.core.kept_files import Source, read_source
 from gebm_kit.core.layers import check_sizes
 from gebm_kit.core.program_files import SCORER, kind_of
-from gebm_kit.core.programs import Program, reason
+from gebm_kit.core.programs import Program, reason, refuse_another_file
 from gebm_kit.energies.scorer_checks import Reading, check_scorer, score_of
 
 
@@ -185,14 +185,7 @@ class PretrainedEnergy(Energy):
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any
     ) -> None:
         """Load a checkpoint, but only one that was trained with this very file."""
-        found = state_dict.get(f"{prefix}sha256")
-        if isinstance(found, Tensor) and found.cpu().tolist() != self.sha256.cpu().tolist():
-            errors: list[str] = rest[-1]
-            then = bytes(found.cpu().tolist()).hex()
-            errors.append(
-                f"{self.source_file} is not the scorer that it was trained with: "
-                f"the file's sha256 is {self.source_sha256}, that in the checkpoint is {then}"
-            )
+        refuse_another_file(state_dict, prefix, self.sha256, self.source_file, "scorer", rest[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _take_weights(self, content: bytes, network: Energy | None, prefix: str, given: list[str]) -> None:

@@ -21,14 +21,14 @@ from torch import Tensor
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler
-from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, counted, ignore, warn
+from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import OnProgress, ignore, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.datasets.class_rows import OneClass, apportioned, labels_in_shares, labels_of
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows
 from gebm_kit.engine.evaluation.budget import Ledger, Plan
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of
-from gebm_kit.engine.evaluation.draw_sets import DRAWS_AT_ONCE, DrawSets, gebm_sets
+from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
 from gebm_kit.engine.evaluation.equilibrium import Equilibrium, gap_of, rows_in_groups, summary_of
 from gebm_kit.engine.evaluation.score_table import Scorer, score_table
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
@@ -120,17 +120,12 @@ class ClassTask:
     # --- draws --------------------------------------------------------------------------------------------------------
     def _base(self) -> list[Tensor]:
         """Draw sets from the base, the classes in their shares and in order."""
-        settings, sets = self.settings, []
-        generator = torch.Generator(self.where).manual_seed(stream(self.sampling.seed, "base draws").initial_seed())
+        settings = self.settings
         labels = labels_in_shares(self.model.class_weights, settings.num_samples).to(self.where)
-        report = counted(self.on_progress if self.ranks.rank == 0 else ignore, "base", settings.num_sets * len(labels))
-        size = min(len(labels), self.sampling.block_size or DRAWS_AT_ONCE)
-        with LatentPotential(self.model, block_size=size, labels=labels) as potential:
-            for index in range(settings.num_sets):
-                shape = (len(labels), self.model.latent_dim)
-                z = torch.randn(shape, generator=generator, device=self.where, dtype=self.model.dtype)
-                sets.append(potential.data(z, lambda done, index=index: report(index * len(labels) + done)).cpu())
-        return sets
+        report = self.on_progress if self.ranks.rank == 0 else ignore
+        return base_sets(
+            self.model, self.sampling, settings.num_samples, settings.num_sets, self.where, report, labels
+        ).sets
 
     def _draws(self) -> dict[int, DrawSets]:
         """Draw sets of each class from the GEBM."""

@@ -56,13 +56,15 @@ def base_sets(
     num_sets: int,
     device: torch.device,
     on_progress: OnProgress = ignore,
+    labels: Tensor | None = None,
 ) -> DrawSets:
-    """Draw sets from the base, ``x = G(z), z ~ eta``."""
+    """Draw sets from the base, ``x = G(z), z ~ eta``; ``labels``: the classes of a set's draws, (num_samples,)."""
     generator = torch.Generator(device).manual_seed(stream(settings.seed, "base draws").initial_seed())
     sets: list[Tensor] = []
     codes: list[Tensor] = []
     report = counted(on_progress, "base", num_sets * num_samples)
-    with LatentPotential(model, block_size=min(num_samples, settings.block_size or DRAWS_AT_ONCE)) as potential:
+    size = min(num_samples, settings.block_size or DRAWS_AT_ONCE)
+    with LatentPotential(model, block_size=size, labels=labels) as potential:
         for _ in range(num_sets):
             shape = (num_samples, model.latent_dim)
             z = torch.randn(shape, generator=generator, device=device, dtype=model.dtype)
