@@ -26,6 +26,7 @@ from gebm_kit.engine.sampling.forecasts import (
     GRADIENT_COST,
     INDEPENDENT,
     MARGIN,
+    POPULATIONS,
     Forecast,
     fitting,
     forecasts,
@@ -233,7 +234,7 @@ class _Tried:
 
     @property
     def is_chain(self) -> bool:
-        return self.forecast.name not in ("sir", "smc")
+        return self.forecast.name not in POPULATIONS
 
 
 @dataclass
@@ -280,7 +281,7 @@ class _Search:
         """Return the first choice, shortened to the time that there is; the first rank decides."""
         best = self.choice.ranked[0]
         share = float(self.ranks.from_first(json.dumps(self.bounds.share)))
-        if share == 1.0 or best.name in ("sir", "smc"):
+        if share == 1.0 or best.name in POPULATIONS:
             return best
         self.late = True
         return shortened(best, share)

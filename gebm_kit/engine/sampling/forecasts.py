@@ -80,6 +80,9 @@ a trial pays that fails half of the time."""
 INDEPENDENT = ("imh", "isir", "sir")
 """Samplers whose proposals are base draws."""
 
+POPULATIONS = ("sir", "smc")
+"""Samplers that draw populations: they have no chains to lengthen, and can't start at given points."""
+
 PT_RUNGS, PT_LEAPFROG = 10, 2
 """Rungs of the ladder of `pt` and gradients of a step on each, with its defaults."""
 
@@ -146,7 +149,7 @@ def forecasts(
         "chees": lambda: [_local("chees", pilot, settings, directive)],
         "smc": lambda: [smc_forecast(pilot, settings)],
     }
-    left_out = {*(("sir", "smc") if chains_only else ()), *(("chees",) if steady else ())}
+    left_out = {*(POPULATIONS if chains_only else ()), *(("chees",) if steady else ())}
     known = {name: every[name]() for name in directive.candidates if name not in left_out}
     usable = [
         forecast
