@@ -101,6 +101,10 @@ def check_classes(
         "train.base_update": (train.base_update, "pathwise"),
         "train.pretrain_steps": (train.pretrain_steps, 0),
     }
+    if recipe.sample.inverse_temperature == "calibrated":
+        raise UsageError(
+            "sample.inverse_temperature is calibrated, which does not serve models with classes; give a number"
+        )
     for key, (seen, allowed) in settings.items():
         if seen != allowed:
             raise UsageError(f"{key} is {seen}, which does not serve models with classes; allowed: {allowed}")
