@@ -47,8 +47,8 @@ class ResnetBase(Base):
         latent_dim: Z.
         width: channels for images up to 32 x 32; for larger images the last map has a quarter of that.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
-        conditional: whether the base makes draws of a class, for data with labels. Each batch norm then has a gain and a shift
-            for each class.
+        conditional: whether the base makes draws of a class, for data with labels. Each batch norm then has a gain and a
+            shift for each class.
         data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
         num_classes: number of classes of the data, or None.

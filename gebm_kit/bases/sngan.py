@@ -41,8 +41,8 @@ class SnganBase(Base):
         latent_dim: Z.
         width: channels of the last map.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
-        conditional: whether the base makes draws of a class, for data with labels. Each batch norm then has a gain and a shift
-            for each class.
+        conditional: whether the base makes draws of a class, for data with labels. Each batch norm then has a gain and a
+            shift for each class.
         data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
         num_classes: number of classes of the data, or None.
