@@ -232,7 +232,8 @@ def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None, *,
         raise UsageError(f"there are {len(labels)} labels for {rows} rows; each row needs one")
     if not waits and labels.device.type != "cpu":
         return labels.to(torch.int64)
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+    least, most = labels.aminmax() if len(labels) else (torch.zeros(()), torch.zeros(()))
+    if int(least) < 0 or int(most) >= num_classes:
         wrong = int(labels[(labels < 0) | (labels >= num_classes)][0])
         raise UsageError(f"there is no class {wrong}; allowed are {allowed}")
     return labels.to(torch.int64)
