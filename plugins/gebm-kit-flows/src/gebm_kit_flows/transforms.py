@@ -20,7 +20,7 @@ import zuko
 from torch import Tensor, nn
 from zuko.flows.gaussianization import ElementWiseTransform
 
-from gebm_kit.core.layers import EMBEDDING_SIZE, activation_layer
+from gebm_kit.core.layers import EMBEDDING_SIZE, ClassEmbedding, activation_layer
 
 
 class Bijection(nn.Module):
@@ -38,7 +38,7 @@ class Bijection(nn.Module):
         # zuko calls the list `transforms`, and wraps even a single transform in one
         self.parts = nn.ModuleList(flow.transform.transforms)
         if num_classes is not None:
-            self.embedding = nn.Embedding(num_classes, context_size(num_classes))
+            self.embedding = ClassEmbedding(num_classes, context_size(num_classes))
         self._kept: dict[int, Any] = {}
 
     def forward(self, v: Tensor, labels: Tensor | None = None) -> Tensor:
