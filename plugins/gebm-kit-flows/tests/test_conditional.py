@@ -90,6 +90,7 @@ def test_classes_have_densities_of_their_own(base):
         assert torch.equal(own.encode(x), base.encode(x, labels))
 
 
+@pytest.mark.parametrize("base", ["realnvp", "gaussianization"], indirect=True)
 def test_the_density_of_a_class_integrates_to_one(base):
     grid = torch.linspace(-6.0, 6.0, 481, dtype=torch.float64)
     x, width = torch.sinh(grid), torch.cosh(grid)
@@ -219,7 +220,12 @@ def recipe_of(folder: Path, *words: str):
 
 
 def everything(trainer):
-    return {f"{part}/{name}": t.clone() for part, tensors in tensors_of(trainer).items() for name, t in tensors.items()}
+    return {
+        f"{part}/{name}": tensor.clone()
+        for part, tensors in tensors_of(trainer).items()
+        for name, tensor in tensors.items()
+        if "log_partition" not in name
+    }
 
 
 ALONE = ("train.part=base", "loss={name: ml}", "train.pretrain.eval_every=0")
@@ -263,7 +269,7 @@ def test_the_validation_loss_is_that_of_the_rows_with_their_labels(tmp_path):
     split = dataset.split("valid")
     rows = split.first(len(split))
     with torch.no_grad():
-        torch.testing.assert_close(float(loss), float(-base.log_prob(rows, dataset.labels("valid")).double().mean()))
+        assert float(loss) == pytest.approx(float(-base.log_prob(rows, dataset.labels("valid")).mean()), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
