@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.networks import Base, Energy
+from gebm_kit.core.networks import Base, Energy, HasDensity
 from gebm_kit.core.priors import Prior
 
 
@@ -116,6 +116,21 @@ class ClassBase(Base):
     def forward(self, z: Tensor) -> Tensor:
         x: Tensor = self.whole(z, _constant(self.label, z))
         return x
+
+
+class ClassBaseWithDensity(ClassBase):
+    """A conditional base with a density, ``log_prob(x, labels)``, held at one class."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return ``log b(x | y)`` in nats; (B, *D) -> (B,)."""
+        values: Tensor = self.whole.log_prob(x, _constant(self.label, x))  # type: ignore[operator]
+        return values
+
+
+def base_of_class(base: Base, label: int) -> Base:
+    """Return a conditional base held at one class, with its density where it has one."""
+    known: object = base
+    return (ClassBaseWithDensity if isinstance(known, HasDensity) else ClassBase)(base, label)
 
 
 class ClassEnergy(Energy):

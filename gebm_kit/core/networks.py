@@ -68,7 +68,7 @@ class Energy(nn.Module):
 
 @runtime_checkable
 class HasDensity(Protocol):
-    """A base, or a toy dataset, whose log-density is known."""
+    """A base, or a toy dataset, whose log-density is known. That of a conditional base is ``log_prob(x, labels)``."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; (B, *D) -> (B,)."""
