@@ -60,14 +60,18 @@ def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor
     Raises:
         DataError: a value is not finite.
     """
-    num = len(split)
-    index = torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
+    index = evenly_spaced(len(split), limit)
     rows = torch.cat([split.batch(part).cpu() for part in index.split(ROWS_READ_AT_ONCE)])
     finite = torch.isfinite(rows.flatten(1)).all(1)
     if not bool(finite.all()):
         row = int(index[int((~finite).nonzero()[0])])
         raise DataError(f"{what}: row {row} holds a value that is not finite (NaN or infinity)")
     return rows
+
+
+def evenly_spaced(num: int, limit: int) -> Tensor:
+    """Return the indices of all of ``num`` rows, or of ``limit`` evenly spaced ones."""
+    return torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
 
 
 def floor_sets(rows: Tensor, num_samples: int, num_sets: int) -> list[Tensor]:
