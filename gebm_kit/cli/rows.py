@@ -65,8 +65,8 @@ def given_rows(words: Sequence[str], command: str) -> Given:
     return Given(places[0] if len(places) == 2 else None, user_path(places[-1], what="FILE"), overrides)
 
 
-def read_class(word: str | None) -> int | None:
-    """Read the word of --class of `score` and `density`: one class.
+def read_class(word: str | None, hint: str = "Without --class rows are scored under every class.") -> int | None:
+    """Read the word of --class where it is one class.
 
     Raises:
         UsageError: it is something else.
@@ -74,10 +74,7 @@ def read_class(word: str | None) -> int | None:
     if word is None:
         return None
     if not (word.isdecimal() and word.isascii() and len(word) <= LONGEST_LABEL):
-        raise UsageError(
-            f"--class is {word!r}; allowed: one class, such as 7",
-            hint="Without --class rows are scored under every class.",
-        )
+        raise UsageError(f"--class is {word!r}; allowed: one class, such as 7", hint=hint)
     return int(word)
 
 

@@ -34,6 +34,7 @@ from gebm_kit.cli.options import (
     words_on_run,
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
+from gebm_kit.cli.rows import read_class
 from gebm_kit.cli.run_options import (
     changed_settings,
     find_run,
@@ -172,8 +173,8 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
-        of_draws["--class"] = class_word is not None
         place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
+        place["label"] = read_class(class_word, "A trace follows the chains of one class.")
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
     check_one_beta(given.overrides)
@@ -257,12 +258,12 @@ def _drawn(
             "on_progress": on_progress,
             "ranks": ranks,
             "start": rows,
+            "units": run.units(needed=is_table(place)),
         }
         draws: Draws | ShardedDraws
         if labels is not None:
             draws = draw_by_class_to(place, run.model, kernel, settings, labels, **options)
         else:
-            options["units"] = run.units(needed=is_table(place))
             hint = f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`."
             draws = draw_to(place, run.model, kernel, settings, hint=hint, **options)
         if wanted.images is not None and run.value_range is not None and ranks.rank == 0:

@@ -57,6 +57,7 @@ def run_trace(
     out: Path | None,
     device: str | None,
     threads: int | None,
+    label: int | None = None,
 ) -> None:
     """Record ``metric`` along the chains of a run, draw the curves, and print the result.
 
@@ -65,6 +66,7 @@ def run_trace(
         sampler, checkpoint, out, device, threads: the options of ``gebm-kit sample``.
         changes: settings from options; None keeps the recipe's.
         of_draws: values of the options about draws; if any was given, UsageError is raised.
+        label: the class whose chains are followed, or None.
     """
     _check_words(given.overrides)
     for option, value in of_draws.items():
@@ -82,9 +84,10 @@ def run_trace(
         check_trace_output(out)
     run = find_run(given.target, say, checkpoint)
     recipe, betas = _sweep(run, overrides_with_sampler(run, sampler, given.overrides))
-    trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say)
-    target = trace.save(out or _new_file(run, trace))
-    picture = trace.draw(run.figures / f"along-{_plain_name(trace.metric)}.png")
+    trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say, label)
+    name = _plain_name(trace.metric) + ("" if label is None else f"-class{label}")
+    target = trace.save(out or _new_file(run, trace, name))
+    picture = trace.draw(run.figures / f"along-{name}.png")
     found = trace.as_dict()
 
     def show() -> None:
@@ -103,6 +106,7 @@ def _recorded(
     betas: Sequence[float],
     device: str | None,
     say: ui.Ui,
+    label: int | None,
 ) -> Trace:
     """Run chains at each of the ``betas`` and score them along the way."""
     from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
@@ -122,6 +126,7 @@ def _recorded(
             recipe.eval.num_sets,
             num_reference=recipe.eval.num_reference,
             features=FeatureSettings.of(recipe),
+            label=label,
             device=device or run.recipe.device,
             on_progress=on_progress,
         )
@@ -216,10 +221,10 @@ def _plain_name(metric: str) -> str:
     return metric.replace(":", "-")
 
 
-def _new_file(run: Run, trace: Trace) -> Path:
-    """Return a free name in RUN/samples."""
+def _new_file(run: Run, trace: Trace, name: str) -> Path:
+    """Return a free name in RUN/samples that begins with ``along-`` and ``name``."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    stem = f"along-{_plain_name(trace.metric)}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
+    stem = f"along-{name}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
     path = run.path / "samples" / f"{stem}.json"
     attempt = 1
     while path.exists():

@@ -142,9 +142,9 @@ def sample(
         value_range = None if run is None else run.value_range
         if labels is not None:
             if out is None:
-                return draw_by_class(model, kernel, settings, labels, **place)
+                return replace(draw_by_class(model, kernel, settings, labels, **place), units=units)
             return draw_by_class_to(
-                out, model, kernel, settings, labels, resume=resume, value_range=value_range, **place
+                out, model, kernel, settings, labels, resume=resume, value_range=value_range, units=units, **place
             )
         if out is None:
             return replace(draw(model, kernel, settings, **place), units=units)

@@ -58,5 +58,8 @@ def write_pictures(
         of_images = {**labels, "data": labels["data"][mixed]}
         path = folder / "samples.png"
         paths.insert(0, class_grid(path, images, of_images, model.num_classes, dataset.value_range))
-    bars = None if evaluation.classes is None else class_bars(folder / "classes.png", evaluation.classes)
+    if evaluation.classes is None:
+        return paths
+    law = None if evaluation.classifier is None else evaluation.classifier["law"]
+    bars = class_bars(folder / "classes.png", evaluation.classes, law)
     return paths if bars is None else [*paths, bars]

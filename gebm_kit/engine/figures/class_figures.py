@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from gebm_kit.engine.figures.plotting import COLOURS, Array, robust_limits, save_figure
@@ -22,6 +23,12 @@ MOST_CLASSES = 20
 
 MOST_PANELS = 6
 """Most values with a panel of bars; all are in evaluation.json."""
+
+ACCURACY = {
+    "bayes": "accuracy by Bayes' rule, of held-out rows of a class",
+    "energy-part": "held-out rows with the lowest E(x, y) + A_y at their class",
+}
+"""Titles of the accuracy, by what tells the classes apart."""
 
 BAR_COLUMNS = {"base": COLOURS["base"], "gebm": COLOURS["GEBM"]}
 """Columns of an evaluation that have bars, and their colours."""
@@ -48,7 +55,8 @@ def class_grid(
     mosaics = {title: mosaic(_rows(x, labels[title], shown, high), (low, high)) for title, x in arrays.items()}
     height, width = next(iter(mosaics.values())).shape[:2]
     side = 3.6
-    figure = Figure(figsize=(side * len(mosaics) + 0.4, side * height / width + 0.4), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.04)
+    figure = Figure(figsize=(side * len(mosaics) + 0.4, side * height / width + 0.4), layout=layout)
     axes = figure.subplots(1, len(mosaics), squeeze=False)[0]
     middles = (np.arange(count) + 0.5) * (height + 1) / count - 1
     for axis, (title, picture) in zip(axes, mosaics.items(), strict=True):
@@ -73,11 +81,12 @@ def _rows(images: Array, labels: Tensor, shown: list[int], empty: float) -> Arra
     return found
 
 
-def class_bars(path: Path, classes: Mapping[str, Any]) -> Path | None:
+def class_bars(path: Path, classes: Mapping[str, Any], law: str | None = None) -> Path | None:
     """Draw each metric of base and GEBM by class as bars with 95 % intervals, and the accuracy; None without values.
 
     Args:
         classes: the JSON of ``classes`` in an evaluation.
+        law: ``classifier.law`` in the same JSON, which the accuracy's title says.
     """
     names = dict.fromkeys(name for found in classes.values() for name in found["metrics"].get("gebm") or {})
     panels = [name for name in names if not name.endswith(".train")][: MOST_PANELS - 1]
@@ -97,7 +106,7 @@ def class_bars(path: Path, classes: Mapping[str, Any]) -> Path | None:
         cells = [None if value is None else {"value": value} for value in accuracies]
         _bars(axes[-1], cells, 0.0, "#009e73", "")
         axes[-1].set_ylim(0.0, 1.0)
-        axes[-1].set_title("accuracy as a classifier", fontsize=11)
+        axes[-1].set_title(ACCURACY.get(law or "", "accuracy"), fontsize=11)
     if panels:
         axes[0].legend(frameon=False, fontsize=9)
     for axis in axes:
@@ -120,4 +129,5 @@ def _bars(axis: Axes, cells: list[Mapping[str, Any] | None], offset: float, colo
         np.abs(np.array([v if e is None else e for v, e in zip(values, found, strict=True)]) - values) for found in ends
     )
     axis.bar(places, values, width=0.38 if offset else 0.6, color=colour, label=label or None)
-    axis.errorbar(places, values, yerr=[low, high], fmt="none", ecolor="#4d4d4d", elinewidth=0.9, capsize=1.5)
+    if low.any() or high.any():
+        axis.errorbar(places, values, yerr=[low, high], fmt="none", ecolor="#4d4d4d", elinewidth=0.9, capsize=1.5)

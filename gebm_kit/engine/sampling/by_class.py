@@ -22,12 +22,12 @@ from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.seeds import stream
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-from gebm_kit.engine.sampling.table_files import is_table
 
 ALL = "all"
 """The word for all classes, as many draws of each."""
@@ -130,23 +130,24 @@ def draw_by_class_to(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
+    units: TableUnits | None = None,
     ranks: Ranks = ALONE,
     **place: Any,
 ) -> Draws:
-    """Call `draw_by_class` and write the draws, with their labels, to a file.
+    """Call `draw_by_class` and write the draws, with their labels, to a file; ``units`` are as for `draw_to`.
 
     Raises:
-        UsageError: ``out`` is a directory of shards or a table, or ``resume`` was given; or as for `draw_by_class` and
+        UsageError: ``out`` is a directory of shards, or ``resume`` was given; or as for `draw_by_class` and
             `Draws.save`.
     """
-    if resume or is_directory(out) or is_table(out):
-        what = "resumed" if resume else "streamed into a directory" if is_directory(out) else "written to a table"
+    if resume or is_directory(out):
+        what = "resumed" if resume else "streamed into a directory"
         raise UsageError(
-            f"draws of a model with classes can't be {what}", hint="Write them to a .safetensors or .npz file."
+            f"draws of a model with classes can't be {what}", hint="Write them to a file, such as draws.safetensors."
         )
     check_output(out, tuple(model.data_shape))
     with ranks.together():
-        draws = draw_by_class(model, sampler, settings, labels, ranks=ranks, **place)
+        draws = replace(draw_by_class(model, sampler, settings, labels, ranks=ranks, **place), units=units)
         if ranks.rank == 0:
             draws.save(out, value_range)
     return draws

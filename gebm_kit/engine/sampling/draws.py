@@ -82,7 +82,8 @@ class Draws:
         (in the metadata of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``,
         where ``mean + std x`` are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision,
         which changes no value.
-        A .csv or .parquet file is a table of these measurements, with the columns' names.
+        A .csv or .parquet file is a table of these measurements, with the columns' names and, for draws with labels, a last
+        column ``class``.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -97,7 +98,7 @@ class Draws:
         check_output(path, tuple(self.x.shape[1:]))
         if path.suffix in TABLE_SUFFIXES:
             make_directory(path.parent)
-            write_atomic(path, table_content(path, self.x, self.units))
+            write_atomic(path, table_content(path, self.x, self.units, self.labels))
             return path
         tensors = {"x": self.x, "z": self.z, "chain": self.chain}
         if self.labels is not None:

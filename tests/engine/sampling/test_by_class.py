@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.sampling.by_class import merged, share_of, wanted_labels
 from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.table_files import table_content
 
 K = 3
 CENTRES = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, -6.0]])
@@ -153,11 +156,31 @@ def test_files_carry_labels(tmp_path: Path, suffix: str) -> None:
     assert gk.load_draws(tmp_path / f"plain{suffix}").labels is None
 
 
-@pytest.mark.parametrize("out", ["shards", "draws.csv"])
-def test_places_without_room_for_labels_are_refused(tmp_path: Path, out: str) -> None:
-    with pytest.raises(UsageError, match="draws of a model with classes can't be"):
-        gk.sample(model(), "imh", labels=0, num_samples=8, out=tmp_path / out, **QUICK)
+def test_a_directory_of_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="draws of a model with classes can't be streamed into a directory"):
+        gk.sample(model(), "imh", labels=0, num_samples=8, out=tmp_path / "shards", **QUICK)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_has_a_column_of_classes(tmp_path: Path) -> None:
+    draws = gk.sample(model(), "imh", labels=[2, 0], num_samples=8, out=tmp_path / "draws.csv", **QUICK)
+    header, *lines = (tmp_path / "draws.csv").read_text().splitlines()
+    assert header == "x1,x2,class"
+    cells = [line.split(",") for line in lines]
+    assert [cell[2] for cell in cells] == ["2", "0"] * 4
+    assert [[float(cell) for cell in line[:2]] for line in cells] == draws.x.double().tolist()
+
+
+def test_the_column_of_classes_has_a_name_of_its_own(tmp_path: Path) -> None:
+    units = TableUnits(("class", "b"), (0.0, 0.0), (1.0, 1.0))
+    content = table_content(tmp_path / "draws.csv", torch.zeros(1, 2), units, torch.tensor([3]))
+    assert content == b"class,b,class_\n0.0,0.0,3\n"
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    found = pyarrow.read_table(
+        io.BytesIO(table_content(tmp_path / "draws.parquet", torch.zeros(1, 2), units, torch.tensor([3])))
+    )
+    assert found.column_names == ["class", "b", "class_"]
+    assert found["class_"].to_pylist() == [3]
 
 
 def test_a_class_alone_is_what_it_is_among_others_but_for_its_chains() -> None:
