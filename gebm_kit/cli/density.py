@@ -21,7 +21,16 @@ from gebm_kit.cli.options import (
     place,
     set_trust,
 )
-from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
+from gebm_kit.cli.rows import (
+    ClassOfRows,
+    Key,
+    RunFileWords,
+    class_key,
+    compute_rows,
+    given_rows,
+    read_class,
+    save_rows,
+)
 from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
@@ -41,6 +50,7 @@ def density(
         ),
     ] = None,
     key: Key = None,
+    class_word: ClassOfRows = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -57,24 +67,29 @@ def density(
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":
         raise UsageError(f"--out must be a CSV file, got {out}", hint="For example --out densities.csv.")
+    label = read_class(class_word)
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_log_partition
+    from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
     recipe = sampling_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
-    found = compute_rows(densities, given, key, run, recipe, device, say)
+    found = compute_rows(densities, given, key, run, recipe, device, say, label)
     payload = {
         **found.as_dict(),
         "mean_log_density": found.gebm.mean().item(),
+        **class_key(label),
         **save_rows(found, given, run, out, "densities"),
     }
 
     def show() -> None:
-        show_log_partition(found.log_partition.as_dict())
+        if found.log_partition is not None:
+            show_log_partition(found.log_partition.as_dict())
         mean = ui.number(payload["mean_log_density"])
         ui.text(f"{len(found.gebm)} rows, mean log-density {mean} nats ({found.space})")
+        if found.classes is not None:
+            show_class_rows(payload["classes"])
         ui.text(f"log-densities: {payload['out']}")
 
     say.result(payload, show)

@@ -72,6 +72,18 @@ def show_classes(classes: Mapping[str, Any]) -> None:
     ui.table("", ("class", "rows", "draws", *scores, "KALE"), rows)
 
 
+def show_class_rows(classes: Mapping[str, Any]) -> None:
+    """Print how many rows each class is the most probable of, and each log-partition; or why that is not known."""
+    counts: Mapping[str, Any] = classes.get("rows") or {}
+    if classes.get("reason"):
+        ui.sentence(str(classes["reason"]), INDENT)
+    rows = [
+        [label, ui.number(weight), *([str(counts[label])] if counts else []), _with_error(partition)]
+        for (label, partition), weight in zip(classes["log_partition"].items(), classes["weights"], strict=True)
+    ]
+    ui.table("", ("class", "weight", *(["most probable in"] if counts else []), "log partition"), rows)
+
+
 def show_scores(evaluation: Mapping[str, Any], verdict: Mapping[str, str]) -> None:
     """Print the metrics as a table: values with 95 % intervals, what they depend on, and what they say of the GEBM."""
     metrics: Mapping[str, Mapping[str, Any]] = evaluation.get("metrics") or {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from gebm_kit.cli.options import with_long_beta
+from gebm_kit.cli.options import LONGEST_LABEL, with_long_beta
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
@@ -25,6 +25,15 @@ RunFileWords = Annotated[
     typer.Argument(
         metavar="[RUN] FILE [KEY=VALUE ...]",
         help="The run (default: the newest finished one), then the file of rows; inverse_temperature=0.9 is an override.",
+    ),
+]
+
+ClassOfRows = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="LABEL",
+        help="The class of all rows, for a model with classes. Default: not known; every class is scored.",
     ),
 ]
 
@@ -54,6 +63,27 @@ def given_rows(words: Sequence[str], command: str) -> Given:
             hint=f"For example `gebm-kit {command} runs/redwine/... rows.csv`.",
         )
     return Given(places[0] if len(places) == 2 else None, user_path(places[-1], what="FILE"), overrides)
+
+
+def read_class(word: str | None) -> int | None:
+    """Read the word of --class of `score` and `density`: one class.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if word is None:
+        return None
+    if not (word.isdecimal() and word.isascii() and len(word) <= LONGEST_LABEL):
+        raise UsageError(
+            f"--class is {word!r}; allowed: one class, such as 7",
+            hint="Without --class rows are scored under every class.",
+        )
+    return int(word)
+
+
+def class_key(label: int | None) -> dict[str, int]:
+    """Return the key of the JSON that says which class was given; none without a class."""
+    return {} if label is None else {"class": label}
 
 
 def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
@@ -99,7 +129,14 @@ V = TypeVar("V", bound=RowValues)
 
 
 def compute_rows(
-    compute: Callable[..., V], given: Given, key: str | None, run: Run, recipe: Recipe, device: str | None, say: Ui
+    compute: Callable[..., V],
+    given: Given,
+    key: str | None,
+    run: Run,
+    recipe: Recipe,
+    device: str | None,
+    say: Ui,
+    label: int | None = None,
 ) -> V:
     """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
 
@@ -107,12 +144,16 @@ def compute_rows(
         compute: `row_scores` or `densities`.
         key: the array in the file, or None.
         device: in place of the recipe's.
+        label: the class of all rows; None: not known.
 
     Raises:
+        UsageError: the run's model has no such class.
         DataError: the file can't be read, or its rows do not fit the run.
     """
+    from gebm_kit.engine.likelihood.class_densities import labels_of_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
+    labels_of_rows(run.model, label, 1)
     rows, names = read_rows(given.file, key, run)
     with say.progress() as on_progress:
         return compute(
@@ -127,6 +168,7 @@ def compute_rows(
             names=names,
             source=str(given.file),
             block_size=recipe.sample.block_size,
+            labels=labels_of_rows(run.model, label, len(rows)),
             on_progress=on_progress,
         )
 

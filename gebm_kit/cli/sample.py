@@ -17,6 +17,7 @@ from gebm_kit.cli.completion import complete_metric, complete_sampler
 from gebm_kit.cli.options import (
     LARGEST_COUNT,
     LARGEST_SEED,
+    LONGEST_LABEL,
     CheckpointWord,
     Debug,
     Device,
@@ -54,10 +55,6 @@ if TYPE_CHECKING:
 
 OVERRIDABLE = ("sampler", "sample")
 """Sections of the recipe that ``gebm-kit sample`` can override."""
-
-
-LONGEST_LABEL = 9
-"""Most digits of a class."""
 
 
 class Start(enum.StrEnum):
