@@ -50,6 +50,11 @@ class HeldOut(Dataset):
         return self._test if name == "test" else self._valid
 
 
+def evenly_spaced(num: int, limit: int = MAX_ROWS) -> Tensor:
+    """Return the indices of all of ``num`` rows, or of ``limit`` evenly spaced ones, (N,) int64."""
+    return torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
+
+
 def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
     """Return all rows of a split, or ``limit`` evenly spaced ones of a larger split; (N, *D) on the CPU.
 
@@ -67,11 +72,6 @@ def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor
         row = int(index[int((~finite).nonzero()[0])])
         raise DataError(f"{what}: row {row} holds a value that is not finite (NaN or infinity)")
     return rows
-
-
-def evenly_spaced(num: int, limit: int) -> Tensor:
-    """Return the indices of all of ``num`` rows, or of ``limit`` evenly spaced ones."""
-    return torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
 
 
 def floor_sets(rows: Tensor, num_samples: int, num_sets: int) -> list[Tensor]:

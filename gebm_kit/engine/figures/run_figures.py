@@ -83,7 +83,7 @@ def draw_all(
 ) -> list[Path]:
     """Draw every picture that fits the data into ``directory``, made if missing.
 
-    - Images: ``samples.png`` and, if the base has an encoder, ``reconstructions.png``.
+    - Images: ``samples.png`` and, if the base has an encoder and is not conditional, ``reconstructions.png``.
     - Points in the plane: ``clouds.png``.
     - Any data: ``energies.png``, and ``curves.png`` if there are ``rows``.
 
@@ -102,7 +102,7 @@ def draw_all(
     if len(model.data_shape) == 3:
         if samples:
             paths.append(image_grid(directory / "samples.png", sets, value_range))
-        if isinstance(model.base, HasEncoder):
+        if isinstance(model.base, HasEncoder) and not is_conditional(model.base):  # its labels are not at hand
             some = data[: GRID_SIDE**2]
             rebuilt = {"data": some, "reconstructions": _rebuilt(model, some)}
             paths.append(image_grid(directory / "reconstructions.png", rebuilt, value_range))

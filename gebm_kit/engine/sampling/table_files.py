@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from gebm_kit.core.units import TableUnits
 TABLE_SUFFIXES = (".csv", ".parquet")
 """Formats of tables."""
 
-CLASS = "class"
-"""Name of the column with the classes of draws; where a column of the data is called so, an underscore is added."""
+
+CLASS_COLUMN = "class"
+"""Name of the column of classes; a number follows where the data have a column of that name."""
 
 
 def is_table(out: str | Path) -> bool:
@@ -39,46 +42,38 @@ def check_table(path: Path, data_shape: tuple[int, ...]) -> None:
         _pyarrow(path)
 
 
-def table_content(path: Path, x: Tensor, units: TableUnits | None, labels: Tensor | None = None) -> bytes:
+def table_content(path: Path, x: Tensor, units: TableUnits | None, classes: Sequence[str] | None = None) -> bytes:
     """Return the content of a table with one line for each draw.
 
     Args:
         path: its suffix says which format.
         x: draws as the model makes them, (N, D).
         units: names of the columns, and what turns x into measurements; None: x itself, named x1, ..., xD.
-        labels: class of each draw, (N,), which becomes the last column, `CLASS`; None: the draws have none.
+        classes: the class of each draw, for a last column, see `CLASS_COLUMN`.
     """
     units = units or TableUnits.unchanged(x.shape[1])
     numbers = TableUnits.unchanged(x.shape[1]).columns
     # a line of numbers would be taken for a row when the file is read
     names = [f"x{name}" for name in numbers] if units.columns == numbers else list(units.columns)
     rows = units.measured(x)
-    if labels is not None:
-        names.append(_free_name(CLASS, names))
+    if classes is not None:
+        others = (f"{CLASS_COLUMN}_{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([CLASS_COLUMN], others) if name not in names))
     if path.suffix == ".parquet":
         arrow = _pyarrow(path)
         from pyarrow import parquet
 
-        columns = [*rows.T.contiguous(), *([] if labels is None else [labels])]
-        table = arrow.table([arrow.array(column.numpy()) for column in columns], names=names)
+        columns = [arrow.array(column.numpy()) for column in rows.T.contiguous()]
+        table = arrow.table(columns if classes is None else [*columns, arrow.array(list(classes))], names=names)
         sink = io.BytesIO()
         parquet.write_table(table, sink)
         return sink.getvalue()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    lines = (
-        rows.tolist() if labels is None else [[*row, k] for row, k in zip(rows.tolist(), labels.tolist(), strict=True)]
-    )
-    writer.writerows(map(repr, row) for row in lines)
+    for index, row in enumerate(rows.tolist()):
+        writer.writerow([*map(repr, row), *(() if classes is None else (classes[index],))])
     return text.getvalue().encode()
-
-
-def _free_name(name: str, taken: list[str]) -> str:
-    """Return a column's name with as many underscores behind it as make it new."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _pyarrow(path: Path) -> Any:
