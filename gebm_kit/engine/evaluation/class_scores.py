@@ -159,7 +159,9 @@ class ClassTask:
         reference = self.settings.reference
         for entry in table.protocol.values():
             entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
-            entry["classes"] = "in the shares of the training data"
+            entry["classes"] = (
+                f"in the shares of {'data.class_weights' if self.settings.weighted else 'the training data'}"
+            )
         energies = self._energies(fits)
         assert energies.draws is not None
         model, data, of_base = (
@@ -209,19 +211,20 @@ class ClassTask:
 
     def _overall(self, fits: Mapping[int, tuple[ModelFit, Energies, int]]) -> ModelFit:
         """Return the mean KALE over the data's classes, and the log-partition of all classes."""
-        test = [(fit.kale_test, num) for fit, _, num in fits.values() if num]
-        train = [
-            (fit.kale_train, fit.kale_train_rows)
-            for fit, _, _ in fits.values()
-            if fit.kale_train is not None and fit.kale_train_rows
-        ]
+        test, train = [], []
+        for label, (fit, _, num) in fits.items():
+            share = float(self.model.class_weights[label]) if self.settings.weighted else None
+            if num:
+                test.append((fit.kale_test, num if share is None else share))
+            if fit.kale_train is not None and fit.kale_train_rows:
+                train.append((fit.kale_train, fit.kale_train_rows if share is None else share))
         shares = self.model.class_weights.double().cpu()[list(fits)]
         parts = [fit.log_partition for fit, _, _ in fits.values()]
         return ModelFit(
             kale_train=_mean(train) if train else None,
             kale_test=_mean(test),
             log_partition=_joined(parts, shares / shares.sum()),
-            kale_train_rows=sum(rows for _, rows in train) if train else None,
+            kale_train_rows=sum(fit.kale_train_rows or 0 for fit, _, _ in fits.values()) if train else None,
         )
 
     def _energies(self, fits: Mapping[int, tuple[ModelFit, Energies, int]]) -> Energies:
@@ -231,8 +234,11 @@ class ClassTask:
         most = max(float(shares[label]) for label in each)
         base = [found.base[: round(len(found.base) * float(shares[k]) / most)] for k, found in each.items()]
         draws = torch.cat([found.draws for found in each.values() if found.draws is not None], dim=1)
-        data = torch.cat([found.data for _, found, num in fits.values() if num])
-        return Energies(torch.cat(base), data, None, draws)
+        rows = {label: found.data for label, (_, found, num) in fits.items() if num}
+        if self.settings.weighted:  # as many as all shares allow
+            most = min(len(found) / float(shares[label]) for label, found in rows.items())
+            rows = {label: found[: max(round(most * float(shares[label])), 1)] for label, found in rows.items()}
+        return Energies(torch.cat(base), torch.cat(list(rows.values())), None, draws)
 
     def _by_class(
         self,
@@ -257,7 +263,9 @@ class ClassTask:
                 of_class = replace(scorer, reference=reference.to(place), train=None)
                 table = score_table(metrics, one, of_class, ignore).metrics
                 values = {column: {k: v.as_dict() for k, v in cells.items()} for column, cells in table.items()}
+            names = self.model.class_names
             found[str(label)] = {
+                **({} if names is None else {"name": names[label]}),
                 "share": float(self.model.class_weights[label]),
                 "rows": len(reference),
                 "draws": self.counts[label],
@@ -284,10 +292,10 @@ def check_serves(metrics: Mapping[str, Metric], settings: EvaluationSettings | N
         raise UsageError("inverse_temperature is calibrated, which does not serve models with classes; give a number")
 
 
-def _mean(values: Sequence[tuple[float, int]]) -> float:
-    """Return the mean of values by their numbers of rows; NaN without any."""
-    total = sum(rows for _, rows in values)
-    return sum(value * rows for value, rows in values) / total if total else math.nan
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    """Return the mean of values by their numbers of rows, or their shares; NaN without any."""
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else math.nan
 
 
 def _joined(parts: Sequence[LogPartition], shares: Tensor) -> LogPartition:
