@@ -22,13 +22,14 @@ from gebm_kit.cli.options import (
     set_trust,
 )
 from gebm_kit.cli.rows import (
+    EVERY_CLASS,
     ClassOfRows,
     Key,
     RunFileWords,
     class_key,
+    class_of_word,
     compute_rows,
     given_rows,
-    read_class,
     save_rows,
 )
 from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
@@ -67,12 +68,12 @@ def density(
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
     if out is not None and out.suffix.lower() != ".csv":
         raise UsageError(f"--out must be a CSV file, got {out}", hint="For example --out densities.csv.")
-    label = read_class(class_word)
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
+    label = class_of_word(class_word, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
     found = compute_rows(densities, given, key, run, recipe, device, say, label)

@@ -24,9 +24,6 @@ LARGEST_SEED = 2**63 - 1
 LARGEST_COUNT = 10**12
 """Most draws that can be asked for: a number that no disk holds is a slip."""
 
-LONGEST_LABEL = 9
-"""Most digits of a class."""
-
 
 def place(option: str) -> Callable[[str], Path]:
     """Return the parser of an option that names a place; it replaces ``~`` and refuses what no file system takes."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
+from gebm_kit.core.class_names import titled
 
 if TYPE_CHECKING:
     from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -71,7 +72,8 @@ def show_classes(classes: Mapping[str, Any]) -> None:
             interval((found["metrics"].get(column) or {}).get(name)) for name in names for column in ("base", "gebm")
         ]
         ends = [ui.number(found["kale_test"]), ui.number(found.get("accuracy"))]
-        rows.append([label, str(found["rows"]), str(found["draws"]), *cells, *ends])
+        title = f"{label} ({found['name']})" if found.get("name") else label
+        rows.append([title, str(found["rows"]), str(found["draws"]), *cells, *ends])
     ui.table("", ("class", "rows", "draws", *scores, "KALE", "accuracy"), rows)
 
 
@@ -95,8 +97,14 @@ def show_class_rows(classes: Mapping[str, Any]) -> None:
     counts: Mapping[str, Any] = classes.get("rows") or {}
     if classes.get("reason"):
         ui.sentence(str(classes["reason"]), INDENT)
+    names = classes.get("names")
     rows = [
-        [label, ui.number(weight), *([str(counts[label])] if counts else []), _with_error(partition)]
+        [
+            titled(int(label), names),
+            ui.number(weight),
+            *([str(counts[label])] if counts else []),
+            _with_error(partition),
+        ]
         for (label, partition), weight in zip(classes["log_partition"].items(), classes["weights"], strict=True)
     ]
     ui.table("", ("class", "weight", *(["most probable in"] if counts else []), "log partition"), rows)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from gebm_kit.cli.options import LONGEST_LABEL, with_long_beta
+from gebm_kit.cli.options import with_long_beta
+from gebm_kit.core.class_names import labels_of_word
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
+    from gebm_kit.core.model import GEBM
     from gebm_kit.engine.run_directory.run import Run
 
 RunFileWords = Annotated[
@@ -33,9 +35,12 @@ ClassOfRows = Annotated[
     typer.Option(
         "--class",
         metavar="LABEL",
-        help="The class of all rows, for a model with classes. Default: not known; every class is scored.",
+        help="The class of all rows, by index or name, for a model with classes. Default: not known; every class is scored.",
     ),
 ]
+
+EVERY_CLASS = "Without --class rows are scored under every class."
+"""Hint for a word of --class that is not one class."""
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
 
@@ -65,17 +70,24 @@ def given_rows(words: Sequence[str], command: str) -> Given:
     return Given(places[0] if len(places) == 2 else None, user_path(places[-1], what="FILE"), overrides)
 
 
-def read_class(word: str | None, hint: str = "Without --class rows are scored under every class.") -> int | None:
-    """Read the word of --class where it is one class.
+def class_of_word(word: str | None, model: GEBM, hint: str) -> int | None:
+    """Read the word of --class where it is one class, by its index or its name.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is something else, or the model has no such class.
     """
+    from gebm_kit.engine.likelihood.class_densities import labels_of_rows
+
     if word is None:
         return None
-    if not (word.isdecimal() and word.isascii() and len(word) <= LONGEST_LABEL):
-        raise UsageError(f"--class is {word!r}; allowed: one class, such as 7", hint=hint)
-    return int(word)
+    if model.conditional:
+        found = labels_of_word(word, model.class_names)
+        if isinstance(found, str) or len(found) != 1:
+            raise UsageError(f"--class is {word!r}; allowed: one class, such as 7", hint=hint)
+        labels_of_rows(model, found[0], 1)
+        return found[0]
+    labels_of_rows(model, word, 1)  # it raises: there are no classes
+    return None
 
 
 def class_key(label: int | None) -> dict[str, int]:
@@ -144,13 +156,11 @@ def compute_rows(
         label: the class of all rows; None: not known.
 
     Raises:
-        UsageError: the run's model has no such class.
         DataError: the file can't be read, or its rows do not fit the run.
     """
     from gebm_kit.engine.likelihood.class_densities import labels_of_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
-    labels_of_rows(run.model, label, 1)
     rows, names = read_rows(given.file, key, run)
     with say.progress() as on_progress:
         return compute(

@@ -17,7 +17,6 @@ from gebm_kit.cli.completion import complete_metric, complete_sampler
 from gebm_kit.cli.options import (
     LARGEST_COUNT,
     LARGEST_SEED,
-    LONGEST_LABEL,
     CheckpointWord,
     Debug,
     Device,
@@ -34,7 +33,6 @@ from gebm_kit.cli.options import (
     words_on_run,
 )
 from gebm_kit.cli.results import show_diagnostics, show_figures
-from gebm_kit.cli.rows import read_class
 from gebm_kit.cli.run_options import (
     changed_settings,
     find_run,
@@ -174,8 +172,13 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
-        place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
-        place["label"] = read_class(class_word, "A trace follows the chains of one class.")
+        place: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "out": out,
+            "device": device,
+            "threads": threads,
+            "class_word": class_word,
+        }
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
     check_one_beta(given.overrides)

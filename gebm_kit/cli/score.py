@@ -22,13 +22,14 @@ from gebm_kit.cli.options import (
     set_trust,
 )
 from gebm_kit.cli.rows import (
+    EVERY_CLASS,
     ClassOfRows,
     Key,
     RunFileWords,
     class_key,
+    class_of_word,
     compute_rows,
     given_rows,
-    read_class,
     save_rows,
 )
 from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
@@ -64,7 +65,6 @@ def score(
     set_trust(trust_program, trust_paths)
     given = given_rows(words, "score")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
-    label = read_class(class_word)
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.score import check_score_output, row_scores
@@ -72,6 +72,7 @@ def score(
     if out is not None:
         check_score_output(out)
     run = find_run(given.run, say, checkpoint)
+    label = class_of_word(class_word, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
     found = compute_rows(row_scores, given, key, run, recipe, device, say, label)
     payload = {**found.as_dict(), **class_key(label), **save_rows(found, given, run, out, "scores")}

@@ -15,6 +15,7 @@ from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, Component
 from gebm_kit.core.attribution import is_out_of_memory, passes_through_component
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_dataset_facts, check_kind
+from gebm_kit.core.datasets import Dataset
 from gebm_kit.core.errors import DataError, RecipeError
 from gebm_kit.core.plugins import installed
 
@@ -87,8 +88,14 @@ def build_dataset(recipe: Recipe) -> Any:
     for name in ("train", "valid", "test"):
         if len(dataset.split(name)) == 0:
             raise DataError(f"dataset {recipe.data.name!r} has an empty {name} part")
-    name_classes(dataset, recipe.class_names)
+    name_classes(dataset, recipe.class_names, how_to_label(recipe))
     return dataset
+
+
+def how_to_label(recipe: Recipe) -> str:
+    """Return what someone does who needs labels of the recipe's data and has none, for messages."""
+    target = installed().registry.get("dataset", recipe.data.name).load()
+    return str(getattr(target, "how_to_label", Dataset.how_to_label))
 
 
 def data_facts(recipe: Recipe, dataset: Any) -> dict[str, Any]:

@@ -29,12 +29,13 @@ def checked_weights(value: Any) -> ClassWeights | None:
     """
     if value is None or value == UNIFORM:
         return UNIFORM if value == UNIFORM else None
+    weights: ClassWeights
     if isinstance(value, Mapping):
-        weights: ClassWeights = {str(name): _weight(item, f"the weight of {str(name)!r}") for name, item in value.items()}
-        numbers = list(weights.values())
+        named = {str(name): _weight(item, f"the weight of {str(name)!r}") for name, item in value.items()}
+        weights, numbers = named, list(named.values())
     elif isinstance(value, list | tuple):
-        weights = tuple(_weight(item, f"weight {place}") for place, item in enumerate(value))
-        numbers = list(weights)
+        listed = tuple(_weight(item, f"weight {place}") for place, item in enumerate(value))
+        weights, numbers = listed, list(listed)
     else:
         raise ValueError(f"{shown(value)} is not allowed; allowed: [2, 1, 1], {{name: 2, other: 1}} or {UNIFORM}")
     if not any(numbers):
@@ -72,8 +73,11 @@ def checked_names(value: Any) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def name_classes(dataset: Any, names: Sequence[str] | None) -> None:
+def name_classes(dataset: Any, names: Sequence[str] | None, how_to_label: str = "") -> None:
     """Call the classes of a dataset by ``data.class_names``, if the recipe has them.
+
+    Args:
+        how_to_label: hint for data without labels.
 
     Raises:
         RecipeError: the data have no labels, or another number of classes.
@@ -84,7 +88,7 @@ def name_classes(dataset: Any, names: Sequence[str] | None) -> None:
     if count is None:
         raise RecipeError(
             f"data.class_names names {len(names)} classes, and the data have no labels",
-            hint=type(dataset).how_to_label if hasattr(type(dataset), "how_to_label") else "",
+            hint=how_to_label,
         )
     if count != len(names):
         raise RecipeError(f"data.class_names names {len(names)} classes, and the data have {count}")
@@ -97,15 +101,14 @@ def shares(weights: ClassWeights, num_classes: int, names: Sequence[str] | None)
     Raises:
         RecipeError: there is not one weight for each class, or a name is not that of a class.
     """
-    if weights == UNIFORM:
+    if isinstance(weights, str):
         return (1.0 / num_classes,) * num_classes
     if isinstance(weights, Mapping):
         found = _by_name(weights, num_classes, names)
+    elif len(weights) != num_classes:
+        raise RecipeError(f"data.class_weights has {len(weights)} weights, and the data have {num_classes} classes")
     else:
-        assert not isinstance(weights, str)
-        if len(weights) != num_classes:
-            raise RecipeError(f"data.class_weights has {len(weights)} weights, and the data have {num_classes} classes")
-        found = tuple(weights)
+        found = weights
     total = sum(found)
     return tuple(weight / total for weight in found)
 

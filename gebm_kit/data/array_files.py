@@ -13,9 +13,8 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.precision import check_image_precision, check_single_precision
 from gebm_kit.core.progress import warn
 from gebm_kit.data.array_images import first_place
-from gebm_kit.data.columns import Missing, read_table
+from gebm_kit.data.columns import Missing, read_table, table_classes
 from gebm_kit.data.tables import TABLE_SUFFIXES, load
-from gebm_kit.data.tensors import class_indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,9 @@ def read_arrays(
     if file.suffix.lower() in TABLE_SUFFIXES:
         table = read_table(file, key, columns, missing=missing, header=header, labels=labels)
         table.warn(file)
-        indices, classes = class_indices(table.labels) if table.labels is not None else (None, ())
+        indices, classes = None, tuple[str, ...]()
+        if table.labels is not None:
+            indices, classes = table_classes(table, f"{file}, column {labels!r}")
         return Found(table.rows, table.columns, indices, classes, table.notes(), table.kind)
     for name, value in (("columns", columns), ("header", header)):
         if value is not None:

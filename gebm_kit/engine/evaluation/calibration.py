@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -99,25 +99,31 @@ def calibrate(data: Tensor, base: Tensor) -> Calibration:
 
 @dataclass(frozen=True)
 class Part:
-    """Energies E of held-out rows of one class, (n,), and of its base draws, (N,)."""
+    """Energies E of held-out rows of one class, (n,), and of its base draws, (N,).
+
+    Attributes:
+        weight: the class's share among others; None: its number of rows.
+    """
 
     data: Tensor
     base: Tensor
+    weight: float | None = None
 
 
 def calibrate_parts(parts: Sequence[Part]) -> Calibration:
-    """Find the one beta that maximises the mean of the classes' KALE, each by its share of the held-out rows.
+    """Find the one beta that maximises the mean of the classes' KALE, by default each by its share of the held-out rows.
 
     Sums over classes take the place of every term above, ``sum_y w_y KALE_y(beta)`` with ``w_y = n_y / n``. Classes without
     held-out rows say nothing.
     """
-    parts = [Part(*(energies.detach().double().cpu() for energies in (p.data, p.base))) for p in parts if len(p.data)]
+    parts = [replace(p, data=p.data.detach().double().cpu(), base=p.base.detach().double().cpu()) for p in parts]
+    parts = [p for p in parts if len(p.data)]
     sizes: dict[str, Any] = {"rows": sum(len(p.data) for p in parts), "draws": sum(len(p.base) for p in parts)}
     if not parts or not all(
         bool(p.data.isfinite().all()) and bool((p.base > -math.inf).all()) and len(p.base) for p in parts
     ):
         return Calibration(None, None, math.nan, math.nan, math.nan, reason="energies are not finite", **sizes)
-    found = _Parts([Part(p.data, p.base[p.base.isfinite()]) for p in parts], [p.base for p in parts])
+    found = _Parts([replace(p, base=p.base[p.base.isfinite()]) for p in parts], [p.base for p in parts])
     at_1 = found.kale(1.0)
     if not found.constant and not all(len(p.base) for p in found.parts):
         return Calibration(None, None, math.nan, math.nan, math.nan, reason="energies are not finite", **sizes)
@@ -157,8 +163,8 @@ class _Parts:
 
     @property
     def weights(self) -> list[float]:
-        total = sum(len(p.data) for p in self.parts)
-        return [len(p.data) / total for p in self.parts]
+        each = [len(p.data) if p.weight is None else p.weight for p in self.parts]
+        return [one / sum(each) for one in each]
 
     @property
     def constant(self) -> bool:
@@ -224,13 +230,20 @@ def calibration_of(
 
 
 def calibration_of_classes(
-    model: GEBM, dataset: Dataset, base: Sequence[Tensor], device: torch.device, limit: int = MAX_DRAWS
+    model: GEBM,
+    dataset: Dataset,
+    base: Sequence[Tensor],
+    device: torch.device,
+    limit: int = MAX_DRAWS,
+    *,
+    weighted: bool = False,
 ) -> Calibration | None:
     """Calibrate a model with classes on the validation part, by the labels of its rows; None where that part is empty.
 
     Args:
         base: base draws of each class, (M, *D), in the order of the classes.
         limit: as for `calibration_of`.
+        weighted: whether classes count by the model's class weights, and not by their validation rows.
     """
     split = dataset.split("valid")
     if not len(split):
@@ -243,7 +256,8 @@ def calibration_of_classes(
         if len(its) and len(drawn):
             given = model.given(label)
             with LatentPotential(given):
-                parts.append(Part(*(energies(given, part, device, model.dtype) for part in (its, drawn))))
+                on_data, on_base = (energies(given, part, device, model.dtype) for part in (its, drawn))
+            parts.append(Part(on_data, on_base, float(model.class_weights[label]) if weighted else None))
     return calibrate_parts(parts)
 
 

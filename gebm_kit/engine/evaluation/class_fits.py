@@ -24,59 +24,71 @@ class ClassFit:
     rows: int
 
 
-def overall_fit(fits: Mapping[int, ClassFit], weights: Tensor) -> ModelFit:
+def overall_fit(fits: Mapping[int, ClassFit], weights: Tensor, *, weighted: bool = False) -> ModelFit:
     """Return the mean KALE and likelihood over the data's classes, and the log-partition of all classes.
 
     Args:
         weights: the model's class weights, (K,).
+        weighted: whether means are taken by these weights, and not by the classes' rows.
     """
-    test = [(found.fit.kale_test, found.rows) for found in fits.values() if found.rows]
-    train = [
-        (found.fit.kale_train, found.fit.kale_train_rows)
-        for found in fits.values()
-        if found.fit.kale_train is not None and found.fit.kale_train_rows
-    ]
+    test: list[tuple[float, float]] = []
+    train: list[tuple[float, float]] = []
+    likelihoods: list[tuple[Likelihood, float]] = []
+    for label, found in fits.items():
+        share = float(weights[label]) if weighted else None
+        if found.rows:
+            test.append((found.fit.kale_test, found.rows if share is None else share))
+            if found.fit.nll is not None:
+                likelihoods.append((found.fit.nll, found.rows if share is None else share))
+        if found.fit.kale_train is not None and found.fit.kale_train_rows:
+            train.append((found.fit.kale_train, found.fit.kale_train_rows if share is None else share))
     shares = weights.double().cpu()[list(fits)]
     return ModelFit(
         kale_train=_mean(train) if train else None,
         kale_test=_mean(test),
         log_partition=_joined([found.fit.log_partition for found in fits.values()], shares / shares.sum()),
-        nll=_likelihood([found.fit.nll for found in fits.values() if found.rows and found.fit.nll is not None]),
-        kale_train_rows=sum(rows for _, rows in train) if train else None,
+        nll=_likelihood(likelihoods),
+        kale_train_rows=sum(found.fit.kale_train_rows or 0 for found in fits.values()) if train else None,
     )
 
 
-def overall_energies(fits: Mapping[int, ClassFit], weights: Tensor) -> Energies:
-    """Return energies of all classes: data by their rows, base draws in the classes' shares, draws by set."""
+def overall_energies(fits: Mapping[int, ClassFit], weights: Tensor, *, weighted: bool = False) -> Energies:
+    """Return energies of all classes: data by their rows, base draws in the classes' shares, draws by set.
+
+    ``weighted`` is as in `overall_fit`; then as many rows of data are used as all shares allow.
+    """
     shares = weights.double().cpu()
     each = {label: found.energies for label, found in fits.items()}
     most = max(float(shares[label]) for label in each)
     base = [found.base[: round(len(found.base) * float(shares[k]) / most)] for k, found in each.items()]
     draws = torch.cat([found.draws for found in each.values() if found.draws is not None], dim=1)
-    data = torch.cat([found.energies.data for found in fits.values() if found.rows])
-    return Energies(torch.cat(base), data, None, draws)
+    rows = {label: found.energies.data for label, found in fits.items() if found.rows}
+    if weighted:
+        least = min(len(found) / float(shares[label]) for label, found in rows.items())
+        rows = {label: found[: max(round(least * float(shares[label])), 1)] for label, found in rows.items()}
+    return Energies(torch.cat(base), torch.cat(list(rows.values())), None, draws)
 
 
-def _mean(values: Sequence[tuple[float, int]]) -> float:
-    """Return the mean of values by their numbers of rows; NaN without any."""
-    total = sum(rows for _, rows in values)
-    return sum(value * rows for value, rows in values) / total if total else math.nan
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    """Return the mean of values by their numbers of rows, or their shares; NaN without any."""
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else math.nan
 
 
-def _likelihood(parts: Sequence[Likelihood]) -> Likelihood | None:
-    """Return the mean likelihood of rows given their class, by the classes' rows; errors of classes are independent."""
+def _likelihood(parts: Sequence[tuple[Likelihood, float]]) -> Likelihood | None:
+    """Return the mean likelihood of rows given their class, by the classes' weights; their errors are independent."""
     if not parts:
         return None
-    total = sum(part.num_rows for part in parts)
+    total = sum(weight for _, weight in parts)
 
     def mean(name: str) -> MeanNll:
-        each: list[tuple[float, MeanNll]] = [(part.num_rows / total, getattr(part, name)) for part in parts]
+        each: list[tuple[float, MeanNll]] = [(weight / total, getattr(part, name)) for part, weight in parts]
         value = sum(share * found.value for share, found in each)
         se = math.sqrt(sum((share * found.se) ** 2 for share, found in each))
         return MeanNll(value, se, value - NORMAL * se, value + NORMAL * se)
 
-    first = parts[0]
-    return Likelihood(mean("gebm"), mean("base"), mean("difference"), first.space, first.log_det, total)
+    first, rows = parts[0][0], sum(part.num_rows for part, _ in parts)
+    return Likelihood(mean("gebm"), mean("base"), mean("difference"), first.space, first.log_det, rows)
 
 
 def _joined(parts: Sequence[LogPartition], shares: Tensor) -> LogPartition:

@@ -2,6 +2,7 @@
 
 - *Overall*, every set of base and GEBM draws has each class in its share of the training data. Metrics don't see labels.
 - *By class*, the draws of a class are scored against that class's rows, by the metrics that need no more rows than it has.
+- With ``data.class_weights``, its shares take the place of the data's in all of that, also of held-out rows.
 - The log-partition A_y, KALE and any likelihood are those of each class, ``q(x | y)`` against ``p(x | y)``. The overall
   KALE is their mean over the data's classes, the overall A is ``log sum_y pi_y exp(A_y)``.
 - Chains are those of one class, and each class's are continued to 2x and 4x their length; a set then has all classes again.
@@ -103,7 +104,7 @@ class ClassTask:
         self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
         self._on_progress, self._ranks, self._num_classes = on_progress, ranks, model.num_classes
         check_serves_classes(metrics)
-        self._labelled = LabelledRows(dataset, self._num_classes, settings)
+        self._labelled = LabelledRows(dataset, model.class_weights, settings)
         self._labelled.check()
         check_sampling(model.given(0), sampler, sampling)
         self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where)
@@ -181,7 +182,9 @@ class ClassTask:
         def find() -> Calibration | None:
             labels = self._labels(plan)
             rows = [torch.cat([x[labels == k] for x in base])[:MAX_DRAWS] for k in range(self._num_classes)]
-            return calibration_of_classes(self._model, self._dataset, rows, self._where)
+            return calibration_of_classes(
+                self._model, self._dataset, rows, self._where, weighted=self._settings.weighted
+            )
 
         found = shared_calibration(find, self._ranks)
         if self._settings.calibrated:
@@ -246,9 +249,10 @@ class ClassTask:
     ) -> tuple[Scores, dict[str, Tensor]]:
         """Score all sets, and classify held-out rows; return the scores, and energies for pictures."""
         planner, place, timed = self._planner, place_of(self._where), self._settings.timed
+        weights, weighted = self._model.class_weights, self._settings.weighted
         with planner.ledger.stage("log_partition"):
             fits = {label: self._fit(label, one) for label, one in found.items()}
-            fit = overall_fit(fits, self._model.class_weights)
+            fit = overall_fit(fits, weights, weighted=weighted)
         with planner.ledger.stage("metrics"):
             columns = {
                 "data": planner.floor,
@@ -261,8 +265,8 @@ class ClassTask:
         reference = self._settings.reference
         for entry in table.protocol.values():
             entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
-            entry["classes"] = "in the shares of the training data"
-        energies = overall_energies(fits, self._model.class_weights)
+            entry["classes"] = f"in the shares of {'data.class_weights' if weighted else 'the training data'}"
+        energies = overall_energies(fits, weights, weighted=weighted)
         assert energies.draws is not None
         with planner.ledger.stage("equilibrium"):
             equilibrium = self._equilibrium(plan, energies, table, found, longer)
@@ -363,7 +367,9 @@ class ClassTask:
                 of_class = replace(self._scorer, reference=reference.to(place), train=None)
                 table = score_table(metrics, one, of_class, ignore).metrics
                 values = {column: {k: v.as_dict() for k, v in cells.items()} for column, cells in table.items()}
+            names = self._model.class_names
             found[str(label)] = {
+                **({} if names is None else {"name": names[label]}),
                 "share": float(self._model.class_weights[label]),
                 "rows": rows,
                 "draws": int((labels == label).sum()),

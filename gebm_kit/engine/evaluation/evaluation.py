@@ -28,6 +28,7 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.datasets.class_rows import InShares
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.budget import Plan
@@ -250,7 +251,8 @@ def _checked_rows(
     check_dataset(dataset, disjoint=not isinstance(dataset, HeldOut))
     check_space(dataset, settings.nll_space)
     check_data_serves(metrics, dataset, settings.features)
-    rows = data_rows(dataset, metrics, settings)
+    weighted = settings.weighted and model.conditional
+    rows = data_rows(InShares(dataset, model.class_weights) if weighted else dataset, metrics, settings)
     counts = {"draws": settings.num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
     check_rows(metrics, counts)
     return rows

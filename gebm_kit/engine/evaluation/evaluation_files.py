@@ -57,7 +57,7 @@ def write_pictures(
         images = {"data": evaluation.data[mixed], "base": evaluation.base_draws, "GEBM": evaluation.gebm_draws}
         of_images = {**labels, "data": labels["data"][mixed]}
         path = folder / "samples.png"
-        paths.insert(0, class_grid(path, images, of_images, model.num_classes, dataset.value_range))
+        paths.insert(0, class_grid(path, images, of_images, model.num_classes, dataset.value_range, model.class_names))
     if evaluation.classes is None:
         return paths
     law = None if evaluation.classifier is None else evaluation.classifier["law"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
-from gebm_kit.engine.datasets.class_rows import OneClass, labels_of
+from gebm_kit.engine.datasets.class_rows import OneClass, labels_of, rows_in_shares
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced, evenly_spaced_rows
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 
@@ -17,13 +17,19 @@ class LabelledRows:
     """The parts of a dataset that an evaluation reads, by class.
 
     Attributes:
-        dataset: a dataset with labels of ``num_classes`` classes.
-        settings: which parts are read, and how many rows.
+        dataset: a dataset with labels.
+        weights: the model's class weights, (K,).
+        settings: which parts are read, and how many rows; ``weighted``: whether rows of all classes come in the weights.
     """
 
     dataset: Dataset
-    num_classes: int
+    weights: Tensor
     settings: EvaluationSettings
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.weights)
 
     def check(self) -> None:
         """Raise UsageError if a part that is read has no labels."""
@@ -33,6 +39,8 @@ class LabelledRows:
     def labels(self) -> Tensor:
         """Return the class of each row of the reference, (N,)."""
         labels = labels_of(self.dataset, self.settings.reference, self.num_classes)
+        if self.settings.weighted:  # as `InShares` chooses the rows
+            labels = labels[rows_in_shares(labels, self.weights)]
         return labels[evenly_spaced(len(labels), self.settings.num_reference)]
 
     def reference(self, label: int) -> Tensor | None:

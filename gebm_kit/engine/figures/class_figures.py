@@ -5,7 +5,7 @@ Every public function writes one PNG, completely or not at all, and returns its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def class_grid(
     labels: Mapping[str, Tensor],
     num_classes: int,
     value_range: tuple[float, float] | None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Draw panels side by side, one for each of ``images`` (title -> (N, C, H, W)), with a row of 8 images for each class.
 
@@ -47,6 +48,7 @@ def class_grid(
         labels: class of each image, (N,), by title.
         num_classes: number of classes; a class without images has an empty row.
         value_range: as for `gebm_kit.engine.figures.run_figures.image_grid`.
+        names: names of the classes, or None.
     """
     count = min(num_classes, MOST_CLASSES)
     shown = [place * num_classes // count for place in range(count)]
@@ -58,12 +60,13 @@ def class_grid(
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.04)
     figure = Figure(figsize=(side * len(mosaics) + 0.4, side * height / width + 0.4), layout=layout)
     axes = figure.subplots(1, len(mosaics), squeeze=False)[0]
+    titles = [str(label) if names is None else names[label] for label in shown]
     middles = (np.arange(count) + 0.5) * (height + 1) / count - 1
     for axis, (title, picture) in zip(axes, mosaics.items(), strict=True):
         axis.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         axis.set_title(title, fontsize=13)
         axis.set_xticks([])
-        axis.set_yticks(middles, [str(label) for label in shown] if axis is axes[0] else [""] * count, fontsize=9)
+        axis.set_yticks(middles, titles if axis is axes[0] else [""] * count, fontsize=9)
         axis.tick_params(length=0)
         for spine in axis.spines.values():
             spine.set_visible(False)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.class_names import label_of_name
 from gebm_kit.core.classes import checked_labels, is_conditional
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import HasDensity
@@ -210,7 +211,7 @@ def labels_of_rows(model: GEBM, asked: object, num_rows: int) -> Tensor | None:
     """Return the class of each of a user's rows, (N,) int64; None where none is given.
 
     Args:
-        asked: one class, which all rows have; the class of each row; or None.
+        asked: one class, which all rows have; the class of each row; or None. A class may be named where classes have names.
 
     Raises:
         UsageError: the model has no classes, or not this one; or not one class a row.
@@ -222,17 +223,18 @@ def labels_of_rows(model: GEBM, asked: object, num_rows: int) -> Tensor | None:
             f"the class {shown(asked)} was given, and the model has no classes",
             hint="Train one with conditional: true in base or energy, as in the recipe digits_conditional.",
         )
-    whole = isinstance(asked, int | np.integer) and not isinstance(asked, bool)
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
+    allowed = f"whole numbers from 0 to {model.num_classes - 1}"
+    if isinstance(asked, str):
+        asked = label_of_name(asked, model.class_names, allowed)
+    elif isinstance(asked, Sequence):
+        asked = [label_of_name(a, model.class_names, allowed) if isinstance(a, str) else a for a in asked]
         whole_items = all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in asked)
         asked = torch.tensor([int(item) for item in asked], dtype=torch.int64) if whole_items else asked
+    whole = isinstance(asked, int | np.integer) and not isinstance(asked, bool)
     found = torch.tensor([int(asked)]) if whole else asked  # type: ignore[call-overload]
     found = torch.from_numpy(found) if isinstance(found, np.ndarray) and found.dtype.kind in "iu" else found
     if not isinstance(found, Tensor) or found.dtype == torch.bool:
-        raise UsageError(
-            f"labels must be a class or the class of each row, whole numbers from 0 to {model.num_classes - 1}, "
-            f"got {shown(asked)}"
-        )
+        raise UsageError(f"labels must be a class or the class of each row, {allowed}, got {shown(asked)}")
     if found.ndim == 0 or whole:
         return checked_labels(found.reshape(1).cpu(), model.num_classes).expand(num_rows)
     return checked_labels(found.cpu(), model.num_classes, num_rows)
@@ -250,6 +252,7 @@ class ByClass:
         weights: shares of the classes in Bayes' rule, (K,).
         log_partitions: A_y with its error, by label.
         law: ``bayes`` or ``energy-part``.
+        names: names of the classes, or None.
     """
 
     energy: Tensor
@@ -259,9 +262,16 @@ class ByClass:
     weights: Tensor
     log_partitions: Mapping[int, LogPartition]
     law: Law
+    names: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, rows: ClassRows, partitions: Mapping[int, LogPartition], shift: float = 0.0) -> ByClass:
+    def of(
+        cls,
+        rows: ClassRows,
+        partitions: Mapping[int, LogPartition],
+        shift: float = 0.0,
+        names: tuple[str, ...] | None = None,
+    ) -> ByClass:
         """Build it from rows under each class; ``shift`` is added to log-densities."""
         density = rows.log_density
         return cls(
@@ -272,6 +282,7 @@ class ByClass:
             weights=rows.weights,
             log_partitions=partitions,
             law=rows.law,
+            names=names,
         )
 
     @property
@@ -294,6 +305,7 @@ class ByClass:
         return {
             "law": self.law,
             "reason": self.reason,
+            "names": None if self.names is None else list(self.names),
             "weights": self.weights.tolist(),
             "rows": {str(label): count for label, count in enumerate(counts)} if self.law == "bayes" else None,
             "log_partition": described(self.log_partitions),
@@ -345,7 +357,7 @@ def scores_by_class(
             }
             rows = class_rows(model, x, stacked(every, model.num_classes), beta, where, dtype)
             energy, density, base = rows.marginal()
-            by_class = ByClass.of(rows, every, shift)
+            by_class = ByClass.of(rows, every, shift, model.class_names)
             if density is None or base is None:
                 return UserRows(energy, None, None, None, by_class, every)
             return UserRows(energy, density + shift, base + shift, None, by_class, every)

@@ -189,7 +189,9 @@ class Run:
             return None
         count = self._facts.get("num_classes")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != count:
-            raise CheckpointError(f"{self.checkpoint.path} is damaged: its class_names are not the names of its classes")
+            raise CheckpointError(
+                f"{self.checkpoint.path} is damaged: its class_names are not the names of its classes"
+            )
         return tuple(names)
 
     @property

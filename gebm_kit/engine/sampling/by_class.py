@@ -40,7 +40,8 @@ def wanted_labels(model: GEBM, asked: object, num_samples: int, seed: int) -> Te
 
     Args:
         asked: one class, by its index or its name; classes, which the draws take in turn; ``all``, which stands for every
-            class; or None: classes are drawn by ``model.class_weights``, the frequencies of the data or ``data.class_weights``.
+            class; or None: classes are drawn by ``model.class_weights``, the frequencies of the data unless the recipe has
+            ``data.class_weights``.
         num_samples: number of draws.
         seed: seed of classes that are drawn.
 

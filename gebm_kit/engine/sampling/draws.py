@@ -82,10 +82,10 @@ class Draws:
 
         A .safetensors or .npz file holds x as the model makes it, z, chain and any labels, with the diagnostics as JSON
         (in the metadata of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``,
-        where ``mean + std x`` are measurements, and any names of classes as JSON, ``class_names``. numpy has no bfloat16,
+        where ``mean + std x`` are measurements. Names of classes are the JSON list ``class_names``. numpy has no bfloat16,
         so a .npz holds such draws in single precision, which changes no value.
-        A .csv or .parquet file is a table of these measurements, with the columns' names; draws of classes have the name of
-        the class, or its index, in a last column.
+        A .csv or .parquet file is a table of these measurements, with the columns' names. Draws of classes have the name
+        of the class, or its index, in a last column.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -199,7 +199,9 @@ def load_file(path: Path) -> Draws:
         diagnostics = parse_json(text, name="their diagnostics", error=damaged)
         found = parse_json(units, name="their units", error=damaged)
         draws = draws_of(tensors, diagnostics_from(diagnostics), None if found is None else TableUnits.from_dict(found))
-        return dataclasses.replace(draws, class_names=_names(parse_json(names, name="their classes", error=damaged), draws))
+        return dataclasses.replace(
+            draws, class_names=_names(parse_json(names, name="their classes", error=damaged), draws)
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(f"{type(error).__name__}: {error}") from error
 
@@ -214,7 +216,9 @@ def _names(found: Any, draws: Draws) -> tuple[str, ...] | None:
         return None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise ValueError("class_names is not a list of texts")
-    if draws.labels is None or (len(draws.labels) and not 0 <= int(draws.labels.min()) <= int(draws.labels.max()) < len(found)):
+    if draws.labels is None or (
+        len(draws.labels) and not 0 <= int(draws.labels.min()) <= int(draws.labels.max()) < len(found)
+    ):
         raise ValueError("class_names do not belong to the labels")
     return tuple(found)
 
