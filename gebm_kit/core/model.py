@@ -39,8 +39,9 @@ class GEBM(nn.Module):
     Attributes:
         base, energy: the two parts.
         num_classes: number of classes; None where no part is conditional.
+        class_names: what the classes are called, (K,); None where they have no names. A run's model has those of its data.
         class_weights: buffer with the share of each class, (K,); only a model with classes has it. Uniform until training
-            sets it to the data's frequencies.
+            sets it to the data's frequencies, or to ``data.class_weights``.
         class_log_partition: buffer with the estimate of each A_y, (K,), NaN while unknown; only a model with classes has it.
         log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); NaN while unknown.
         log_ratio: False when the critic of the loss is not a log density ratio; sampling then warns.
@@ -67,6 +68,7 @@ class GEBM(nn.Module):
             energy.bind(base)
         self.register_buffer("log_partition", torch.tensor(math.nan))
         self.num_classes = classes_of(base, energy)
+        self.class_names: tuple[str, ...] | None = None
         if self.num_classes is not None:
             self.register_buffer("class_weights", torch.full((self.num_classes,), 1.0 / self.num_classes))
             self.register_buffer("class_log_partition", torch.full((self.num_classes,), math.nan))
