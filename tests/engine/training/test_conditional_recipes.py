@@ -22,8 +22,7 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe, shipped_recipes
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine.evaluation import class_scores
-from gebm_kit.engine.likelihood import class_log_partitions
+from gebm_kit.engine.likelihood import class_densities, class_log_partitions
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.training import trainer as trainer_module
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
@@ -39,9 +38,9 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few base draws behind the log-partition of a class."""
-    for module in (class_log_partitions, class_scores):
+    for module in (class_log_partitions, class_densities):
         monkeypatch.setattr(module, "FEWEST_DRAWS", 16)
-    monkeypatch.setattr(class_scores, "NUM_DRAWS", 160)
+    monkeypatch.setattr(class_densities, "NUM_DRAWS", 160)
 
 
 RECIPES = [name for name, path in shipped_recipes().items() if "conditional: true" in path.read_text()]
@@ -116,7 +115,6 @@ def test_its_settings_are_those_of_the_recipe_without_classes(name: str, plain: 
     ours, theirs = (yaml.safe_load(shipped_recipes()[one].read_text()) for one in (name, plain))
     for node in (ours["base"], ours["energy"], ours["train"]["final"]["energy"]):
         assert node.pop("conditional") is True
-    assert theirs["sample"].pop("inverse_temperature") == "calibrated"  # which is refused for classes
     assert ours == theirs
 
 
