@@ -172,8 +172,13 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
-        of_draws["--class"] = class_word is not None
-        place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
+        place: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "out": out,
+            "device": device,
+            "threads": threads,
+            "class_word": class_word,
+        }
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
     check_one_beta(given.overrides)

@@ -21,6 +21,7 @@ from gebm_kit.core.classes import (
     checked_labels,
     classes_of,
     decoded,
+    encoded,
     is_conditional,
     needed,
     scored,
@@ -144,16 +145,15 @@ class GEBM(nn.Module):
             return energy
         return self.energy_at(self.decode(z, labels), labels)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Compute ``G(encode(x))`` for a base with an encoder; (B, *D) -> (B, *D).
+    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute ``G(encode(x))`` for a base with an encoder; (B, *D), (B,) -> (B, *D).
 
         Raises:
-            UsageError: the base has no encoder.
+            UsageError: the base has no encoder; it is conditional, and there are no labels.
         """
         if not isinstance(self.base, HasEncoder):
             raise UsageError(f"the base {type(self.base).__name__} has no encoder, so nothing can be reconstructed")
-        rebuilt: Tensor = self.base(self.base.encode(x))
-        return rebuilt
+        return decoded(self.base, encoded(self.base, x, labels), labels)
 
 
 class LatentPotential(BlockPotential):

@@ -24,7 +24,7 @@ from gebm_kit.core.attribution import describe
 from gebm_kit.core.class_names import class_names_of, titled
 from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, Energy, HasPretraining, Loss, Penalty
+from gebm_kit.core.interfaces import Dataset, Energy, Loss, Penalty
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import warn
 from gebm_kit.engine.datasets.batches import Feed
@@ -160,10 +160,11 @@ def check_classes(
         "train.negatives.share": (train.negatives.share, 0),
         "train.final.negatives.share": (train.final_negatives.share if train.final.steps else 0, 0),
         "train.base_update": (train.base_update, "pathwise"),
-        "train.pretrain_steps": (train.pretrain_steps, 0),
     }
+    if recipe.sample.inverse_temperature == "calibrated":
+        raise UsageError(
+            "sample.inverse_temperature is calibrated, which does not serve models with classes; give a number"
+        )
     for key, (seen, allowed) in settings.items():
         if seen != allowed:
             raise UsageError(f"{key} is {seen}, which does not serve models with classes; allowed: {allowed}")
-    if train.part == "base" and isinstance(model.base, HasPretraining):
-        raise UsageError("train.part=base with a base's own loss does not serve models with classes; use part=both")

@@ -134,7 +134,7 @@ class Trainer:
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
         check_precision(recipe.precision, device)
-        self.best_base = best_base(self.settings, dataset, device, dtype)
+        self.best_base = best_base(self.settings, self.model, dataset, device, dtype)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()

@@ -275,7 +275,6 @@ def test_diagnostics_are_the_worst_of_the_classes() -> None:
 USES = {
     "trace": lambda: gk.trace_quality(model(), "mmd", data=torch.zeros(20, 2)),
     "evaluate": lambda: gk.evaluate(model(), data=torch.zeros(20, 2), metrics=["mmd"]),
-    "score": lambda: gk.score(model(), torch.zeros(20, 2)),
 }
 
 
