@@ -155,6 +155,7 @@ class TestTables:
         data = dataset(str(path), labels="kind")
         assert data.class_names == ("blue", "dark red", "red")
         assert data.data_shape == (2,)
+        assert data.units.columns == ("u", "v")
         kinds = {f"{VALUES[i, 0]:.5f}": ("red", "blue", "dark red")[i % 3] for i in range(NUM)}
         for part in PARTS:
             rows = data.units.measured(data.split(part).first(99))
