@@ -1,6 +1,6 @@
 """Tilt a GAN of Fashion-MNIST, trained here, by a scorer: the posterior against best-of-N and gradient ascent.
 
-    python -m benchmarks.tilt --data FOLDER --out DIR [--seeds 0 1 2] [--run RUN] [--steps 2000] [--samples 1000]
+    python -m benchmarks.tilt --data FOLDER --out DIR [--seeds 0 1 2] [--run RUN] [--steps 2000] [--samples 400]
                               [--threads 1] [--parts frontier classes partition] [--json]
 
 FOLDER holds Fashion-MNIST's four idx files. For each seed a plain GAN (dcgan of width 16, logistic loss, r1) is trained,
@@ -35,10 +35,13 @@ from torch import Tensor, nn
 import gebm_kit as gk
 from benchmarks.records import Recorded
 from gebm_kit.core.estimators import pareto_k, t_quantile
+from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.idx import Idx
+from gebm_kit.engine.likelihood.estimate_log_partition import estimate_log_partition
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.tilting.base_pool import best_of_kl
+from gebm_kit.engine.tilting.subjects import Facts, subject_of
 
 TARGET = 8
 """The class that the scorer likes: bags."""
@@ -52,7 +55,7 @@ GAN = [
 ]  # fmt: skip
 """Overrides that make the recipe `fashion_mnist` a plain GAN."""
 
-NUM_BASE = 16_384
+NUM_BASE = 8_192
 """Base draws that a tilt scores."""
 
 POOL = 16_384
@@ -104,9 +107,16 @@ class Subjects:
 
     def __init__(self, data: Path, folder: Path, seed: int, steps: int, given: Path | None) -> None:
         self.seed, self.dataset = seed, Idx(str(data))
-        words = [f"data={{name: idx, path: {json.dumps(str(data))}}}", *GAN, f"train.seed={seed}", f"train.steps={steps}"]
+        words = [
+            f"data={{name: idx, path: {json.dumps(str(data))}}}",
+            *GAN,
+            f"train.seed={seed}",
+            f"train.steps={steps}",
+        ]
         trained_here = given is None
-        self.run: Run = gk.train("fashion_mnist", words, out=folder / "gan", resume=True) if trained_here else gk.load_run(given)
+        self.run: Run = (
+            gk.train("fashion_mnist", words, out=folder / "gan", resume=True) if trained_here else gk.load_run(given)
+        )
         self.scorer = folder / "scorer.pt"
         self.judge = self._network(folder / "judge.pt", 32, 5, 100 + seed)
         if not self.scorer.exists():
@@ -200,23 +210,22 @@ def partition(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]
     """Compare log Z by annealing with importance sampling from other base draws, at betas where that is reliable."""
     with trust_programs():
         score = subjects.base_scores(torch.jit.load(str(subjects.scorer)))
-        betas = [beta_of(score, kl) for kl in (0.636, 1.835)]
-        found = gk.tilt(
-            subjects.run, subjects.scorer, betas=betas, num_samples=200, sampler="imh", log_partition="smc", num_base=1024,
-            seed=subjects.seed,
-        )  # fmt: skip
+        model = subject_of(subjects.run, subjects.scorer, Facts(subjects.dataset), None, with_data=False).model
     rows = []
-    for level in found.levels:
-        weights = (level.beta * (score - score.max())).exp()
-        se = float(weights.std() / weights.mean()) / math.sqrt(len(weights))
+    for beta in (beta_of(score, wanted) for wanted in (0.636, 1.835)):
+        weights = (beta * (score - score.max())).exp()
+        some = -beta * score[:1024].float()
+        generator = torch.Generator().manual_seed(subjects.seed)
+        with LatentPotential(model, beta, block_size=256) as potential:
+            smc = estimate_log_partition(potential, some[:512], some[512:], generator, torch.float32, method="smc")
         rows.append(
             {
-                "beta": level.beta,
-                "k": pareto_k(level.beta * score),
-                "importance": log_partition(score, level.beta),
-                "importance_se": se,
-                "smc": level.log_partition.value,
-                "smc_se": level.log_partition.se,
+                "beta": beta,
+                "k": pareto_k(beta * score),
+                "importance": log_partition(score, beta),
+                "importance_se": float(weights.std() / weights.mean()) / math.sqrt(len(weights)),
+                "smc": smc.value,
+                "smc_se": smc.se,
             }
         )
     return {"rows": rows}
@@ -226,27 +235,23 @@ def classes(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]:
     """Draw each class by energy `classifier`, and have the judge look."""
     rows = []
     for label in range(CLASSES):
-        found = gk.tilt(
-            subjects.run, {"name": "classifier", "target": label}, betas=[1.0], data=subjects.dataset,
-            num_samples=options.samples // 4, num_base=4096, seed=subjects.seed,
-        )  # fmt: skip
-        rows += [
+        node = {"name": "classifier", "target": label}
+        model = subject_of(subjects.run, node, Facts(subjects.dataset), None, with_data=False).model
+        draws = gk.sample(model, "auto", num_samples=options.samples // 2, seed=subjects.seed)
+        found = draws.diagnostics
+        rows.append(
             {
                 "label": label,
-                "beta": level.beta,
-                "share": subjects.share(level.draws.x, label),
-                "kl": level.kl.value,
-                "converged": level.draws.diagnostics.converged,
-                "evaluations": level.evaluations,
-                "coverage": level.prdc.get("coverage"),
+                "share": subjects.share(draws.x, label),
+                "converged": found.converged,
+                "evaluations": (found.forward_evals + 3 * found.grad_evals) / len(draws.x),
             }
-            for level in found.levels
-        ]
-    x = subjects.run.model.base
+        )
+    base = subjects.run.model.base.eval()
     with torch.no_grad():
-        z = torch.randn(5000, x.latent_dim, generator=torch.Generator().manual_seed(subjects.seed))
-        draws = torch.cat([x(part) for part in z.split(1000)])
-    return {"rows": rows, "base": [subjects.share(draws, label) for label in range(CLASSES)]}
+        z = torch.randn(4096, base.latent_dim, generator=torch.Generator().manual_seed(subjects.seed))
+        x = torch.cat([base(part) for part in z.split(1024)])
+    return {"rows": rows, "base": [subjects.share(x, label) for label in range(CLASSES)]}
 
 
 PARTS = {"frontier": frontier, "partition": partition, "classes": classes}
@@ -308,7 +313,9 @@ def show_frontier(found: list[dict[str, Any]]) -> None:
             f" | | | {statistics.mean(v['evaluations'] for v in levels):.0f} | {interval([v['share'] for v in levels])} | "
             f"{interval([v['diversity']['value'] for v in levels])} |"
         )
-    print("\n| steps of ascent | evaluations | KL at least | its score | posterior's score at that KL | difference | diversity |")
+    print(
+        "\n| steps of ascent | evaluations | KL at least | its score | posterior's score at that KL | difference | diversity |"
+    )
     print("|---|---|---|---|---|---|---|")
     for steps in sorted({a["steps"] for f in found for a in f["ascent"]}):
         rows = [(f, a) for f in found for a in f["ascent"] if a["steps"] == steps]
@@ -342,19 +349,17 @@ def show_partition(found: list[dict[str, Any]]) -> None:
 
 
 def show_classes(found: list[dict[str, Any]]) -> None:
-    print("\n| beta | share of the asked class, mean of ten classes | lowest class | base | KL | converged |")
-    print("|---|---|---|---|---|---|")
-    base = interval([statistics.mean(one["base"]) for one in found])
-    for beta in (1.0,):
-        rows = [[row for row in one["rows"] if row["beta"] == beta] for one in found]
-        print(
-            f"| {beta:g} | {interval([statistics.mean(r['share'] for r in one) for one in rows])} | "
-            f"{interval([min(r['share'] for r in one) for one in rows])} | {base} | "
-            f"{interval([statistics.mean(r['kl'] for r in one) for one in rows])} | "
-            f"{sum(r['converged'] for one in rows for r in one)} of {sum(map(len, rows))} |"
-        )
-        by_class = [statistics.mean(one[label]["share"] for one in rows) for label in range(CLASSES)]
-        print(f"\nby class, beta {beta:g}: {[round(v, 3) for v in by_class]}\n")
+    shares = [[row["share"] for row in one["rows"]] for one in found]
+    rows = [row for one in found for row in one["rows"]]
+    print("\n| share of the asked class, mean of ten classes | lowest class | base | evaluations a draw | converged |")
+    print("|---|---|---|---|---|")
+    print(
+        f"| {interval([statistics.mean(one) for one in shares])} | {interval([min(one) for one in shares])} | "
+        f"{interval([statistics.mean(one['base']) for one in found])} | "
+        f"{statistics.mean(row['evaluations'] for row in rows):.0f} | "
+        f"{sum(row['converged'] for row in rows)} of {len(rows)} |"
+    )
+    print(f"\nby class: {[round(statistics.mean(one[label] for one in shares), 3) for label in range(CLASSES)]}")
 
 
 SHOW = {"frontier": show_frontier, "partition": show_partition, "classes": show_classes}
@@ -367,20 +372,20 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--run", type=Path, help="a trained GAN, instead of one for each seed")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    for seed in options.seeds:
-        jobs = [job for part in options.parts if (job := Job(part, seed, options)).record(options.out) is None]
-        if jobs:
-            subjects = Subjects(options.data, options.out / f"seed-{seed}", seed, options.steps, options.run)
-        for job in jobs:
-            job.save(options.out, {"settings": job.settings, "found": PARTS[job.part](subjects, options)})
-            print(f"{job.part}, seed {seed}: done", flush=True)
+    for part in options.parts:
+        for seed in options.seeds:
+            job = Job(part, seed, options)
+            if job.record(options.out) is None:
+                subjects = Subjects(options.data, options.out / f"seed-{seed}", seed, options.steps, options.run)
+                job.save(options.out, {"settings": job.settings, "found": PARTS[part](subjects, options)})
+                print(f"{part}, seed {seed}: done", flush=True)
     for part in options.parts:
         found = [(Job(part, seed, options).record(options.out) or {})["found"] for seed in options.seeds]
         print(json.dumps({part: found}, indent=1)) if options.json else SHOW[part](found)

@@ -1,4 +1,4 @@
-"""The base of diffusers' one-step pipelines: it equals the pipeline's own images, has their gradient, and keeps its files."""
+"""The base of diffusers' one-step pipelines: it equals the pipeline's images, has their gradient, and keeps its files."""
 
 from __future__ import annotations
 

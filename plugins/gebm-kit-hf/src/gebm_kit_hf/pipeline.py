@@ -44,9 +44,9 @@ class DiffusersPipeline(Base):
     """``x = G(z)`` of a one-step pipeline in diffusers' format: z is the initial noise, standard normal, x the image.
 
     It serves SD-Turbo, SDXL-Turbo and other StableDiffusionPipeline and StableDiffusionXLPipeline models for one step,
-    latent consistency models (LatentConsistencyModelPipeline), and consistency models (ConsistencyModelPipeline). G is what the
-    pipeline itself computes from this noise with one step, clamped to its range as the pipeline does, but differentiable,
-    without a safety checker, and with the prompt fixed.
+    latent consistency models (LatentConsistencyModelPipeline), and consistency models (ConsistencyModelPipeline). G is what
+    the pipeline itself computes from this noise with one step, clamped to its range as the pipeline does, but
+    differentiable, without a safety checker, and with the prompt fixed.
 
     The format is a folder with ``model_index.json`` and weights in safetensors, on this machine or in a repository of the
     Hugging Face hub. Pickled weights are not read, and no code that comes with a model is run. The weights never change, so
