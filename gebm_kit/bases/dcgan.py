@@ -17,7 +17,7 @@ from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import ClassNorm, check_doublings, crop_to, to_range
+from gebm_kit.core.layers import check_doublings, crop_to, in_turn, normalisation, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
@@ -76,10 +76,10 @@ class DcganBase(Base):
         self.num_classes = classes = checked_classes("the dcgan base", num_classes, conditional)
         if conditional and norm == "none":
             raise RecipeError("conditional gives each norm a gain and a shift for each class, and norm is none")
-        layers: list[nn.Module] = [_norm(norm, size, classes), nn.ReLU()]
+        layers: list[nn.Module] = [normalisation(norm, size, classes), nn.ReLU()]
         for _ in range(count - 1):
-            layers += [_doubling(upsample, size, size // 2, bias=norm == "none"), _norm(norm, size // 2, classes)]
-            layers.append(nn.ReLU())
+            layers.append(_doubling(upsample, size, size // 2, bias=norm == "none"))
+            layers += [normalisation(norm, size // 2, classes), nn.ReLU()]
             size //= 2
         layers.append(_doubling(upsample, size, channels, bias=True))
         self.layers = nn.Sequential(*layers)
@@ -91,24 +91,8 @@ class DcganBase(Base):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = own_labels("base", self, labels)
-        images = self.project(z).unflatten(1, self.first_map)
-        if labels is None:
-            images = self.layers(images)
-        else:
-            for layer in self.layers:
-                images = layer(images, labels) if isinstance(layer, ClassNorm) else layer(images)
+        images = in_turn(self.layers, self.project(z).unflatten(1, self.first_map), labels)
         return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
-
-
-def _norm(name: Literal["none", "batch", "layer"], channels: int, num_classes: int | None) -> nn.Module:
-    if num_classes is not None and name != "none":
-        return ClassNorm(name, channels, num_classes)
-    match name:
-        case "batch":
-            return nn.BatchNorm2d(channels)
-        case "layer":
-            return nn.GroupNorm(1, channels)
-    return nn.Identity()
 
 
 def _doubling(upsample: str, channels: int, out: int, *, bias: bool) -> nn.Module:

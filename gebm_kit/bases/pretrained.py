@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.bases.program_checks import Shapes, check_program
+from gebm_kit.core.classes import CAPABILITIES, decoded, own_labels
 from gebm_kit.core.components import Injected, OfKind, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Base
@@ -30,9 +31,6 @@ from gebm_kit.core.programs import Program, reason, refuse_another_file
 SOURCE = Source(folder="base", role=GENERATOR, key="base.path", folder_error=folder_error)
 """The generator's file, and where a run keeps its copy."""
 
-CAPABILITIES = ("log_prob", "encode", "pretraining_loss")
-"""Methods beyond G(z) (`gebm_kit.core.interfaces`) that this base offers whenever its architecture has them."""
-
 
 class Pretrained(Base):
     """A generator ``x = G(z)`` from a file: the weights of a registered base, or a program.
@@ -40,7 +38,7 @@ class Pretrained(Base):
     ``path`` is one of
 
     - a ``.safetensors`` state dict. ``architecture`` then names the base that the weights belong to, with its parameters.
-      The weights may be trained further (``train.part``);
+      The weights may be trained further (``train.part``). A conditional architecture makes this base conditional;
     - a TorchScript program (``torch.jit.save``) or a torch.export program (``torch.export.save``). It is never changed, so
       ``train.part`` must be ``energy``. Such a file is code and is loaded only with ``--trust-program``. It must map codes
       (B, ``*latent_shape``) to (B, ``*output_shape``) for any B. The map must be deterministic, differentiable, and
@@ -134,11 +132,11 @@ class Pretrained(Base):
     def prior(self) -> Prior:
         return self._prior if self.network is None else self.network.prior
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("base", self, labels)
         if self._program is None:
             assert self.network is not None
-            x: Tensor = self.network(z)
-            return x
+            return decoded(self.network, z, labels)
         with torch.autocast(z.device.type, enabled=False):  # the program computes in its own precision
             x = self._program(z.to(self._program.dtype).reshape(-1, *self._latent_shape))
         x = self._shapes.arranged(x).to(z.dtype)
@@ -197,6 +195,7 @@ class Pretrained(Base):
         if not all(bool(t.isfinite().all()) for t in floats):
             raise DataError(f"{where} holds weights that are not finite (NaN or infinity)")
         self.network, self.latent_dim = network, network.latent_dim
+        self.conditional, self.num_classes = network.conditional, network.num_classes
         for name in CAPABILITIES:
             if hasattr(network, name):
                 self.__dict__[name] = getattr(network, name)

@@ -17,9 +17,10 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_doublings, crop_to, to_range
+from gebm_kit.core.layers import check_doublings, crop_to, in_turn, normalisation, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 SMALL_SIDE = 32
@@ -37,7 +38,7 @@ class ResnetBase(Base):
     - 128: 1,024, 1,024, 512, 256, 128, 64 from 4 x 4 (Table 6).
 
     Other sides follow the same rule; where one is not a multiple of 4, the network makes a slightly larger image and
-    returns its centre. The batch norms are not conditioned on classes. At 32 x 32 x 3 there are 4,275,971 parameters
+    returns its centre. At 32 x 32 x 3 there are 4,275,971 parameters
     with 128 latent coordinates and 4,161,283 with 100. The published network has 4,276,739: 528,384 in the linear
     layer, 1,246,976 in each of three blocks and 7,427 after them. The 768 biases in front of batch norms, which
     subtract them again, are left out here.
@@ -46,12 +47,15 @@ class ResnetBase(Base):
         latent_dim: Z.
         width: channels for images up to 32 x 32; for larger images the last map has a quarter of that.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        conditional: whether the base makes draws of a class, for data with labels. Each batch norm then has a gain and a
+            shift for each class.
         data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
-        UsageError: an argument is outside its range.
+        UsageError: an argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -59,9 +63,11 @@ class ResnetBase(Base):
         latent_dim: Annotated[int, Range(1, None)] = 100,
         width: Annotated[int, Range(1, None)] = 256,
         prior: PriorName = "normal",
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
         value_range: Annotated[tuple[float, float] | None, Injected] = None,
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, latent_dim=latent_dim, width=width, prior=prior)
@@ -70,12 +76,14 @@ class ResnetBase(Base):
         self.data_shape = tuple(data_shape)
         self.value_range = value_range
         self._prior = PRIORS[prior](latent_dim)
+        self.conditional = conditional
+        self.num_classes = classes = checked_classes("the resnet base", num_classes, conditional)
         sizes = _sizes(width, count, max(rows, columns))
         self.first_map = (sizes[0], rows >> count, columns >> count)
         self.project = nn.Linear(latent_dim, sizes[0] * self.first_map[1] * self.first_map[2])
-        blocks = [_Doubling(size, out) for size, out in itertools.pairwise(sizes)]
+        blocks = [_Doubling(size, out, classes) for size, out in itertools.pairwise(sizes)]
         last = nn.Conv2d(sizes[-1], channels, 3, padding=1)
-        self.layers = nn.Sequential(*blocks, nn.BatchNorm2d(sizes[-1]), nn.ReLU(), last)
+        self.layers = nn.Sequential(*blocks, normalisation("batch", sizes[-1], classes), nn.ReLU(), last)
         for layer in (self.project, last):
             _initialise(layer)
 
@@ -83,8 +91,9 @@ class ResnetBase(Base):
     def prior(self) -> Prior:
         return self._prior
 
-    def forward(self, z: Tensor) -> Tensor:
-        images = self.layers(self.project(z).unflatten(1, self.first_map))
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("base", self, labels)
+        images = in_turn(self.layers, self.project(z).unflatten(1, self.first_map), labels)
         return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
 
 
@@ -94,14 +103,16 @@ class _Doubling(nn.Module):
     The published shortcut convolves after doubling. A 1x1 convolution commutes with doubling and costs a quarter before it.
     """
 
-    def __init__(self, size: int, out: int) -> None:
+    takes_labels = True
+
+    def __init__(self, size: int, out: int, num_classes: int | None) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.BatchNorm2d(size),
+            normalisation("batch", size, num_classes),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(size, out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out),
+            normalisation("batch", out, num_classes),
             nn.ReLU(),
             nn.Conv2d(out, out, 3, padding=1),
         )
@@ -110,8 +121,8 @@ class _Doubling(nn.Module):
             _initialise(layer, math.sqrt(2.0))
         _initialise(self.shortcut[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        doubled: Tensor = self.residual(x) + self.shortcut(x)
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        doubled: Tensor = in_turn(self.residual, x, labels) + self.shortcut(x)
         return doubled
 
 

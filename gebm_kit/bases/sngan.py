@@ -14,9 +14,10 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import check_doublings, crop_to, to_range
+from gebm_kit.core.layers import check_doublings, crop_to, in_turn, normalisation, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 WIDEST = 16
@@ -40,12 +41,15 @@ class SnganBase(Base):
         latent_dim: Z.
         width: channels of the last map.
         prior: distribution of z: ``normal``, ``uniform`` on [-1, 1]^Z or ``sphere`` of radius sqrt(Z).
+        conditional: whether the base makes draws of a class, for data with labels. Each batch norm then has a gain and a
+            shift for each class.
         data_shape: (channels, height, width).
         value_range: range of the data, to which a final tanh is rescaled; None leaves the output linear.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
-        UsageError: an argument is outside its range.
+        UsageError: an argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -53,9 +57,11 @@ class SnganBase(Base):
         latent_dim: Annotated[int, Range(1, None)] = 100,
         width: Annotated[int, Range(1, None)] = 64,
         prior: PriorName = "normal",
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
         value_range: Annotated[tuple[float, float] | None, Injected] = None,
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, latent_dim=latent_dim, width=width, prior=prior)
@@ -64,14 +70,16 @@ class SnganBase(Base):
         self.data_shape = tuple(data_shape)
         self.value_range = value_range
         self._prior = PRIORS[prior](latent_dim)
+        self.conditional = conditional
+        self.num_classes = classes = checked_classes("the sngan base", num_classes, conditional)
         sizes = [width * min(2**left, WIDEST) for left in range(count, -1, -1)]
         self.first_map = (sizes[0], rows >> count, columns >> count)
         self.project = nn.Linear(latent_dim, sizes[0] * self.first_map[1] * self.first_map[2], bias=False)
-        layers: list[nn.Module] = [nn.BatchNorm2d(sizes[0]), nn.ReLU()]
+        layers: list[nn.Module] = [normalisation("batch", sizes[0], classes), nn.ReLU()]
         for size, out in itertools.pairwise(sizes):
             layers += [
                 nn.ConvTranspose2d(size, out, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(out),
+                normalisation("batch", out, classes),
                 nn.ReLU(),
             ]
         layers.append(nn.Conv2d(width, channels, 3, padding=1))
@@ -82,8 +90,9 @@ class SnganBase(Base):
     def prior(self) -> Prior:
         return self._prior
 
-    def forward(self, z: Tensor) -> Tensor:
-        images = self.layers(self.project(z).unflatten(1, self.first_map))
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("base", self, labels)
+        images = in_turn(self.layers, self.project(z).unflatten(1, self.first_map), labels)
         return to_range(crop_to(images, *self.data_shape[1:]), self.value_range)
 
 

@@ -21,7 +21,17 @@ from gebm_kit.cli.options import (
     place,
     set_trust,
 )
-from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
+from gebm_kit.cli.rows import (
+    EVERY_CLASS,
+    ClassOfRows,
+    Key,
+    RunFileWords,
+    class_key,
+    class_of_word,
+    compute_rows,
+    given_rows,
+    save_rows,
+)
 from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
 from gebm_kit.core.errors import UsageError
 
@@ -41,6 +51,7 @@ def density(
         ),
     ] = None,
     key: Key = None,
+    class_word: ClassOfRows = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -58,23 +69,28 @@ def density(
     if out is not None and out.suffix.lower() != ".csv":
         raise UsageError(f"--out must be a CSV file, got {out}", hint="For example --out densities.csv.")
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_log_partition
+    from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
+    label = class_of_word(class_word, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
-    found = compute_rows(densities, given, key, run, recipe, device, say)
+    found = compute_rows(densities, given, key, run, recipe, device, say, label)
     payload = {
         **found.as_dict(),
         "mean_log_density": found.gebm.mean().item(),
+        **class_key(label),
         **save_rows(found, given, run, out, "densities"),
     }
 
     def show() -> None:
-        show_log_partition(found.log_partition.as_dict())
+        if found.log_partition is not None:
+            show_log_partition(found.log_partition.as_dict())
         mean = ui.number(payload["mean_log_density"])
         ui.text(f"{len(found.gebm)} rows, mean log-density {mean} nats ({found.space})")
+        if found.classes is not None:
+            show_class_rows(payload["classes"])
         ui.text(f"log-densities: {payload['out']}")
 
     say.result(payload, show)

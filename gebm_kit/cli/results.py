@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gebm_kit.cli import ui
+from gebm_kit.core.class_names import titled
 
 if TYPE_CHECKING:
     from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -53,6 +54,8 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         show_calibration(calibration, evaluation.get("inverse_temperature", 1.0))
     if classes := evaluation.get("classes"):
         show_classes(classes)
+    if classifier := evaluation.get("classifier"):
+        show_classifier(classifier)
     budget = evaluation.get("budget") or {}
     if budget.get("cut"):
         ui.sentence(f"cut to fit a budget of {budget.get('seconds') or 0:.0f} s: {'; '.join(budget['cut'])}", INDENT)
@@ -68,8 +71,43 @@ def show_classes(classes: Mapping[str, Any]) -> None:
         cells = [
             interval((found["metrics"].get(column) or {}).get(name)) for name in names for column in ("base", "gebm")
         ]
-        rows.append([label, str(found["rows"]), str(found["draws"]), *cells, ui.number(found["kale_test"])])
-    ui.table("", ("class", "rows", "draws", *scores, "KALE"), rows)
+        ends = [ui.number(found["kale_test"]), ui.number(found.get("accuracy"))]
+        title = f"{label} ({found['name']})" if found.get("name") else label
+        rows.append([title, str(found["rows"]), str(found["draws"]), *cells, *ends])
+    ui.table("", ("class", "rows", "draws", *scores, "KALE", "accuracy"), rows)
+
+
+def show_classifier(found: Mapping[str, Any]) -> None:
+    """Print how well the model tells the classes of held-out rows, and how its class probabilities are calibrated."""
+    rows = f"{found['rows']} held-out rows"
+    if found.get("reason"):
+        text = f"class of the lowest E(x, y) + A_y on {rows}: right in {interval(found['accuracy'])}"
+        ui.sentence(f"{text} (majority {ui.number(found['majority'])}); {found['reason']}", INDENT)
+        return
+    ui.sentence(
+        f"class probabilities by Bayes' rule on {rows}: accuracy {interval(found['accuracy'])} (majority "
+        f"{ui.number(found['majority'])}), NLL {interval(found['nll'])} nats, Brier {interval(found['brier'])}, "
+        f"calibration error {ui.number(found['calibration_error'])} in {len(found['bins'])} bins of confidence",
+        INDENT,
+    )
+
+
+def show_class_rows(classes: Mapping[str, Any]) -> None:
+    """Print how many rows each class is the most probable of, and each log-partition; or why that is not known."""
+    counts: Mapping[str, Any] = classes.get("rows") or {}
+    if classes.get("reason"):
+        ui.sentence(str(classes["reason"]), INDENT)
+    names = classes.get("names")
+    rows = [
+        [
+            titled(int(label), names),
+            ui.number(weight),
+            *([str(counts[label])] if counts else []),
+            _with_error(partition),
+        ]
+        for (label, partition), weight in zip(classes["log_partition"].items(), classes["weights"], strict=True)
+    ]
+    ui.table("", ("class", "weight", *(["most probable in"] if counts else []), "log partition"), rows)
 
 
 def show_scores(evaluation: Mapping[str, Any], verdict: Mapping[str, str]) -> None:

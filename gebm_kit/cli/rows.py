@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 
 from gebm_kit.cli.options import with_long_beta
+from gebm_kit.core.class_names import labels_of_word
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
+    from gebm_kit.core.model import GEBM
     from gebm_kit.engine.run_directory.run import Run
 
 RunFileWords = Annotated[
@@ -27,6 +29,18 @@ RunFileWords = Annotated[
         help="The run (default: the newest finished one), then the file of rows; inverse_temperature=0.9 is an override.",
     ),
 ]
+
+ClassOfRows = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="LABEL",
+        help="The class of all rows, by index or name, for a model with classes. Default: not known; every class is scored.",
+    ),
+]
+
+EVERY_CLASS = "Without --class rows are scored under every class."
+"""Hint for a word of --class that is not one class."""
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
 
@@ -54,6 +68,31 @@ def given_rows(words: Sequence[str], command: str) -> Given:
             hint=f"For example `gebm-kit {command} runs/redwine/... rows.csv`.",
         )
     return Given(places[0] if len(places) == 2 else None, user_path(places[-1], what="FILE"), overrides)
+
+
+def class_of_word(word: str | None, model: GEBM, hint: str) -> int | None:
+    """Read the word of --class where it is one class, by its index or its name.
+
+    Raises:
+        UsageError: it is something else, or the model has no such class.
+    """
+    from gebm_kit.engine.likelihood.class_densities import labels_of_rows
+
+    if word is None:
+        return None
+    if model.conditional:
+        found = labels_of_word(word, model.class_names)
+        if isinstance(found, str) or len(found) != 1:
+            raise UsageError(f"--class is {word!r}; allowed: one class, such as 7", hint=hint)
+        labels_of_rows(model, found[0], 1)
+        return found[0]
+    labels_of_rows(model, word, 1)  # it raises: there are no classes
+    return None
+
+
+def class_key(label: int | None) -> dict[str, int]:
+    """Return the key of the JSON that says which class was given; none without a class."""
+    return {} if label is None else {"class": label}
 
 
 def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
@@ -99,7 +138,14 @@ V = TypeVar("V", bound=RowValues)
 
 
 def compute_rows(
-    compute: Callable[..., V], given: Given, key: str | None, run: Run, recipe: Recipe, device: str | None, say: Ui
+    compute: Callable[..., V],
+    given: Given,
+    key: str | None,
+    run: Run,
+    recipe: Recipe,
+    device: str | None,
+    say: Ui,
+    label: int | None = None,
 ) -> V:
     """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
 
@@ -107,10 +153,12 @@ def compute_rows(
         compute: `row_scores` or `densities`.
         key: the array in the file, or None.
         device: in place of the recipe's.
+        label: the class of all rows; None: not known.
 
     Raises:
         DataError: the file can't be read, or its rows do not fit the run.
     """
+    from gebm_kit.engine.likelihood.class_densities import labels_of_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
     rows, names = read_rows(given.file, key, run)
@@ -127,6 +175,7 @@ def compute_rows(
             names=names,
             source=str(given.file),
             block_size=recipe.sample.block_size,
+            labels=labels_of_rows(run.model, label, len(rows)),
             on_progress=on_progress,
         )
 

@@ -41,6 +41,7 @@ from gebm_kit.cli.run_options import (
     set_up_cpu,
 )
 from gebm_kit.cli.trace import check_one_beta, run_trace
+from gebm_kit.core.class_names import labels_of_word, titled
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
@@ -54,10 +55,6 @@ if TYPE_CHECKING:
 
 OVERRIDABLE = ("sampler", "sample")
 """Sections of the recipe that ``gebm-kit sample`` can override."""
-
-
-LONGEST_LABEL = 9
-"""Most digits of a class."""
 
 
 class Start(enum.StrEnum):
@@ -125,8 +122,8 @@ ClassWord = Annotated[
     typer.Option(
         "--class",
         metavar="LABELS",
-        help="Classes of the draws, for a model with classes: 7, or 3,5 (as many of each), or all. Default: by the data's "
-        "frequencies.",
+        help="Classes of the draws, for a model with classes: 7, or 3,5 (as many of each), or names, or all. Default: by "
+        "the data's frequencies.",
     ),
 ]
 
@@ -175,8 +172,13 @@ def sample(
                 "--trace keeps no draws, so there is nothing to --resume", hint="Leave out one of the two."
             )
         of_draws = {"--images": images, "--require-converged": require_converged, "--start": start == Start.DATA}
-        of_draws["--class"] = class_word is not None
-        place: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "device": device, "threads": threads}
+        place: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "out": out,
+            "device": device,
+            "threads": threads,
+            "class_word": class_word,
+        }
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
     check_one_beta(given.overrides)
@@ -247,7 +249,8 @@ def _drawn(
     if wanted.images is not None:
         check_images(wanted.images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
-    labels = wanted_labels(run.model, _classes(wanted.classes), settings.num_samples, settings.seed)
+    asked = None if wanted.classes is None else labels_of_word(wanted.classes, run.model.class_names)
+    labels = wanted_labels(run.model, asked, settings.num_samples, settings.seed)
     rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
     with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:
         place = Path(
@@ -260,31 +263,17 @@ def _drawn(
             "on_progress": on_progress,
             "ranks": ranks,
             "start": rows,
+            "units": run.units(needed=is_table(place)),
         }
         draws: Draws | ShardedDraws
         if labels is not None:
             draws = draw_by_class_to(place, run.model, kernel, settings, labels, **options)
         else:
-            options["units"] = run.units(needed=is_table(place))
             hint = f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`."
             draws = draw_to(place, run.model, kernel, settings, hint=hint, **options)
         if wanted.images is not None and run.value_range is not None and ranks.rank == 0:
             save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range, labels)
     return place, draws
-
-
-def _classes(word: str | None) -> list[int] | str | None:
-    """Read the word of --class: ``all``, or whole numbers with commas between them.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if word is None or word == "all":
-        return word
-    parts = [part.strip() for part in word.split(",")]
-    if not all(part.isdecimal() and part.isascii() and len(part) <= LONGEST_LABEL for part in parts):
-        raise UsageError(f"--class is {word!r}; allowed: a class such as 7, classes such as 3,5, or all")
-    return [int(part) for part in parts]
 
 
 def _training_rows(run: Run, settings: SampleSettings) -> Tensor:
@@ -304,9 +293,11 @@ def _show(
     shards = draws.num_shards
     labels = getattr(draws, "labels", None)
     counts = {} if labels is None else {str(k): int((labels == k).sum()) for k in labels.unique().tolist()}
+    names = getattr(draws, "class_names", None)
     payload = {
         **draws.diagnostics.as_dict(),
         **({"classes": counts} if counts else {}),
+        **({"class_names": {label: names[int(label)] for label in counts}} if names is not None else {}),
         "out": str(place),
         "shards": shards,
         "run": str(run.path),
@@ -318,7 +309,8 @@ def _show(
     def show() -> None:
         show_diagnostics(draws.diagnostics)
         if counts:
-            ui.text("draws of each class: " + ", ".join(f"{label}: {count}" for label, count in counts.items()))
+            each = (f"{titled(int(label), names)}: {count}" for label, count in counts.items())
+            ui.text("draws of each class: " + ", ".join(each))
         if images is not None:
             ui.text(f"images: {images}")
         show_figures(figures)

@@ -21,7 +21,17 @@ from gebm_kit.cli.options import (
     place,
     set_trust,
 )
-from gebm_kit.cli.rows import Key, RunFileWords, compute_rows, given_rows, save_rows
+from gebm_kit.cli.rows import (
+    EVERY_CLASS,
+    ClassOfRows,
+    Key,
+    RunFileWords,
+    class_key,
+    class_of_word,
+    compute_rows,
+    given_rows,
+    save_rows,
+)
 from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
 
 OVERRIDABLE = ("eval", "sample", "nll")
@@ -40,6 +50,7 @@ def score(
         ),
     ] = None,
     key: Key = None,
+    class_word: ClassOfRows = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -49,28 +60,34 @@ def score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the energy of every row of FILE under a RUN and, where its base has a density, the log-density."""
+    """Write the energy of every row of FILE under a RUN and, where known, its log-density and class probabilities."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     set_trust(trust_program, trust_paths)
     given = given_rows(words, "score")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_log_partition
+    from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.score import check_score_output, row_scores
 
     if out is not None:
         check_score_output(out)
     run = find_run(given.run, say, checkpoint)
+    label = class_of_word(class_word, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
-    found = compute_rows(row_scores, given, key, run, recipe, device, say)
-    payload = {**found.as_dict(), **save_rows(found, given, run, out, "scores")}
+    found = compute_rows(row_scores, given, key, run, recipe, device, say, label)
+    payload = {**found.as_dict(), **class_key(label), **save_rows(found, given, run, out, "scores")}
 
     def show() -> None:
-        text = f"{len(found.energy)} rows, mean energy {ui.number(payload['mean_energy'])}"
+        text = f"{len(found)} rows"
+        if found.energy is not None:
+            text += f", mean energy {ui.number(payload['mean_energy'])}"
         if found.log_partition is not None:
             show_log_partition(found.log_partition.as_dict())
+        if found.log_density is not None:
             text += f", mean log-density {ui.number(payload['mean_log_density'])} nats ({found.space})"
         ui.text(text)
+        if found.classes is not None:
+            show_class_rows(payload["classes"])
         ui.text(f"scores: {payload['out']}")
 
     say.result(payload, show)

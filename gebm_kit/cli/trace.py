@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import BETA, Words, only_sections
 from gebm_kit.cli.results import interval, show_protocols
+from gebm_kit.cli.rows import class_of_word
 from gebm_kit.cli.run_options import (
     changed_settings,
     find_run,
@@ -57,6 +58,7 @@ def run_trace(
     out: Path | None,
     device: str | None,
     threads: int | None,
+    class_word: str | None = None,
 ) -> None:
     """Record ``metric`` along the chains of a run, draw the curves, and print the result.
 
@@ -65,6 +67,7 @@ def run_trace(
         sampler, checkpoint, out, device, threads: the options of ``gebm-kit sample``.
         changes: settings from options; None keeps the recipe's.
         of_draws: values of the options about draws; if any was given, UsageError is raised.
+        class_word: the class whose chains are followed, the word of --class, or None.
     """
     _check_words(given.overrides)
     for option, value in of_draws.items():
@@ -81,10 +84,12 @@ def run_trace(
     if out is not None:
         check_trace_output(out)
     run = find_run(given.target, say, checkpoint)
+    label = class_of_word(class_word, run.model, "A trace follows the chains of one class.")
     recipe, betas = _sweep(run, overrides_with_sampler(run, sampler, given.overrides))
-    trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say)
-    target = trace.save(out or _new_file(run, trace))
-    picture = trace.draw(run.figures / f"along-{_plain_name(trace.metric)}.png")
+    trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say, label)
+    name = _plain_name(trace.metric) + ("" if label is None else f"-class{label}")
+    target = trace.save(out or _new_file(run, trace, name))
+    picture = trace.draw(run.figures / f"along-{name}.png")
     found = trace.as_dict()
 
     def show() -> None:
@@ -103,6 +108,7 @@ def _recorded(
     betas: Sequence[float],
     device: str | None,
     say: ui.Ui,
+    label: int | None,
 ) -> Trace:
     """Run chains at each of the ``betas`` and score them along the way."""
     from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
@@ -122,6 +128,7 @@ def _recorded(
             recipe.eval.num_sets,
             num_reference=recipe.eval.num_reference,
             features=FeatureSettings.of(recipe),
+            label=label,
             device=device or run.recipe.device,
             on_progress=on_progress,
         )
@@ -216,10 +223,10 @@ def _plain_name(metric: str) -> str:
     return metric.replace(":", "-")
 
 
-def _new_file(run: Run, trace: Trace) -> Path:
-    """Return a free name in RUN/samples."""
+def _new_file(run: Run, trace: Trace, name: str) -> Path:
+    """Return a free name in RUN/samples that begins with ``along-`` and ``name``."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    stem = f"along-{_plain_name(trace.metric)}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
+    stem = f"along-{name}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
     path = run.path / "samples" / f"{stem}.json"
     attempt = 1
     while path.exists():

@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from gebm_kit.config.class_keys import CLASS_KEYS, name_classes
 from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, ComponentNode, Recipe
 from gebm_kit.core.attribution import is_out_of_memory, passes_through_component
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_dataset_facts, check_kind
+from gebm_kit.core.datasets import Dataset
 from gebm_kit.core.errors import DataError, RecipeError
 from gebm_kit.core.plugins import installed
 
@@ -79,13 +81,21 @@ def build_dataset(recipe: Recipe) -> Any:
 
     Raises:
         DataError: its files are missing or malformed, or one of its parts is empty.
+        RecipeError: ``data.class_names`` does not fit its classes.
     """
     dataset = build("dataset", recipe.data, {"directory": recipe.directory})
     check_dataset_facts(dataset)
     for name in ("train", "valid", "test"):
         if len(dataset.split(name)) == 0:
             raise DataError(f"dataset {recipe.data.name!r} has an empty {name} part")
+    name_classes(dataset, recipe.class_names, how_to_label(recipe))
     return dataset
+
+
+def how_to_label(recipe: Recipe) -> str:
+    """Return what someone does who needs labels of the recipe's data and has none, for messages."""
+    target = installed().registry.get("dataset", recipe.data.name).load()
+    return str(getattr(target, "how_to_label", Dataset.how_to_label))
 
 
 def data_facts(recipe: Recipe, dataset: Any) -> dict[str, Any]:
@@ -105,6 +115,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     for name in COMPONENT_SECTIONS:
         if name != "sampler":
             tree[name] = _plain(getattr(recipe, name))
+    tree["data"] |= {key: _plain(value) for key in CLASS_KEYS if (value := getattr(recipe, key)) is not None}
     for name in ("train", "optim", "ema", "sampler", "sample", "eval", "nll"):
         tree[name] = _plain(getattr(recipe, name))
     tree |= {"loggers": _plain(recipe.loggers), "device": recipe.device, "precision": recipe.precision}
@@ -123,4 +134,6 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value

@@ -17,6 +17,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from gebm_kit.config.augment import AUGMENT_LISTS, AUGMENTATIONS, parameters_of
+from gebm_kit.config.class_keys import CLASS_KEYS, checked_names, checked_weights
 from gebm_kit.config.conform import conform
 from gebm_kit.config.override_keys import section_of
 from gebm_kit.config.schema import (
@@ -125,6 +126,7 @@ class _Checker:
                 ("schema",), f"{shown(values['schema'])} is not known to this version; allowed: {SCHEMA_VERSION}"
             )
         requires = self._requires(values.get("requires"))
+        of_classes = self._class_keys(values.get("data"))
         nodes: dict[str, Any] = {
             name: self.node((name,), values.get(name, {"name": DEFAULT_COMPONENTS.get(name)}), kind)
             for name, kind in COMPONENT_SECTIONS.items()
@@ -150,6 +152,7 @@ class _Checker:
             loggers=loggers,
             device=device,
             precision=precision,
+            **of_classes,
             **nodes,
             **sections,
         )
@@ -199,6 +202,16 @@ class _Checker:
         elif canonical(wanted.name) in self.registry.missing_notes:
             self.plugin_problems.append(f"{where}: {self.registry.missing_notes[canonical(wanted.name)]}")
 
+    def _class_keys(self, data: Any) -> dict[str, Any]:
+        """Check the keys of ``data`` about classes, which belong to no dataset."""
+        found: dict[str, Any] = {}
+        for name, checked in zip(CLASS_KEYS, (checked_weights, checked_names), strict=True):
+            try:
+                found[name] = checked(data.get(name)) if isinstance(data, dict) else None
+            except ValueError as error:
+                self.report(("data", name), str(error))
+        return found
+
     def node(self, key: Key, value: Any, kind: str) -> ComponentNode | None:
         """Check a component node; return None after reporting a problem."""
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -218,12 +231,14 @@ class _Checker:
             return None
         before = len(self.problems)
         allowed = [p.name for p in schema.values() if not p.injected]
+        of_classes = CLASS_KEYS if key == ("data",) else ()
         chosen: dict[str, Any] = {}
         for name, item in value.items():
-            if name == "name":
+            if name == "name" or name in of_classes:
                 continue
             if name not in allowed:
-                self.report_unknown((*key, name), f"{kind} {value['name']!r} has no such parameter", allowed)
+                others = [*allowed, *of_classes]
+                self.report_unknown((*key, name), f"{kind} {value['name']!r} has no such parameter", others)
                 continue
             try:
                 chosen[name] = self._parameter((*key, name), item, schema[name])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+from gebm_kit.config.class_keys import ClassWeights
 from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
 from gebm_kit.config.optimizer import DEFAULT_OPTIMIZER, FINAL_OPTIMIZER, PRETRAIN_OPTIMIZER, OptimizerSection
 from gebm_kit.core.components import Range
@@ -300,6 +301,8 @@ class Recipe:
         directory: start of the recipe's relative paths.
         text: the file's text.
         overrides: ``key=value`` words that were applied to it.
+        class_weights, class_names: the keys of ``data`` that say how often each class is drawn, and what the classes are
+            called; None where the recipe does not say.
     """
 
     name: str
@@ -322,6 +325,8 @@ class Recipe:
     loggers: tuple[ComponentNode, ...]
     device: str
     precision: str
+    class_weights: ClassWeights | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def penalties(self) -> tuple[ComponentNode, ...]:

@@ -12,13 +12,14 @@ Shapes: B rows, C chains, K classes, Z latent size, ``*D`` data shape.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.networks import Base, Energy
+from gebm_kit.core.networks import Base, Energy, HasDensity, HasEncoder, HasPretraining
 from gebm_kit.core.priors import Prior
 
 
@@ -31,9 +32,9 @@ def decoded(base: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
     """Compute ``G(z)``, or ``G(z, y)`` where the base is conditional; (B, Z), (B,) -> (B, *D).
 
     Raises:
-        UsageError: the base is conditional, and there are no labels.
+        UsageError: the base is conditional, and there are no labels, or not those of classes for as many rows.
     """
-    x: Tensor = base(z, needed(labels, "base", base)) if is_conditional(base) else base(z)
+    x: Tensor = base(z, *_given("base", base, labels, len(z)))
     return x
 
 
@@ -41,10 +42,54 @@ def scored(energy: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
     """Compute ``E(x)``, or ``E(x, y)`` where the energy is conditional; (B, *D), (B,) -> (B,).
 
     Raises:
-        UsageError: the energy is conditional, and there are no labels.
+        UsageError: the energy is conditional, and there are no labels, or not those of classes for as many rows.
     """
-    values: Tensor = energy(x, needed(labels, "energy", energy)) if is_conditional(energy) else energy(x)
+    values: Tensor = energy(x, *_given("energy", energy, labels, len(x)))
     return values
+
+
+def log_base_density(base: HasDensity, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute ``log b(x)`` in nats, or ``log b(x | y)`` where the base is conditional; (B, *D), (B,) -> (B,).
+
+    Raises:
+        UsageError: as for `decoded`.
+    """
+    values: Tensor = cast(Any, base).log_prob(x, *_given("base", base, labels, len(x)))
+    return values
+
+
+def encoded(base: HasEncoder, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute the codes of points, as points of their classes where the base is conditional; (B, *D), (B,) -> (B, Z).
+
+    Raises:
+        UsageError: as for `decoded`.
+    """
+    codes: Tensor = cast(Any, base).encode(x, *_given("base", base, labels, len(x)))
+    return codes
+
+
+def own_loss(base: HasPretraining, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute the base's own loss of a batch, with its labels where the base is conditional; (B, *D), (B,) -> ().
+
+    Raises:
+        UsageError: as for `decoded`.
+    """
+    value: Tensor = cast(Any, base).pretraining_loss(x, *_given("base", base, labels, len(x)))
+    return value
+
+
+def _given(kind: str, part: object, labels: Tensor | None, rows: int) -> tuple[Tensor, ...]:
+    """Return the labels to call a conditional part with, once they are known to be its classes; () for any other part."""
+    if not is_conditional(part):
+        return ()
+    return (_fitting(needed(labels, kind, part), getattr(part, "num_classes", None), rows),)
+
+
+def _fitting(labels: Tensor, num_classes: int | None, rows: int | None = None) -> Tensor:
+    """Return labels as int64 once they are known to be those of classes; on a device, only their shape is read."""
+    if num_classes is None or torch.compiler.is_compiling():
+        return labels
+    return checked_labels(labels, num_classes, rows, waits=False)
 
 
 def needed(labels: Tensor | None, kind: str, part: object) -> Tensor:
@@ -65,10 +110,10 @@ def own_labels(kind: str, part: nn.Module, labels: Tensor | None) -> Tensor | No
     """Return the labels that ``forward`` was given; they must be there where the component is conditional, and only there.
 
     Raises:
-        UsageError: they are missing, or the component is not conditional.
+        UsageError: they are missing, or are not those of classes; or the component is not conditional.
     """
     if is_conditional(part):
-        return needed(labels, kind, part)
+        return _fitting(needed(labels, kind, part), getattr(part, "num_classes", None))
     if labels is not None:
         raise UsageError(f"the {kind} {type(part).__name__} was given labels, and it is not conditional")
     return None
@@ -101,13 +146,23 @@ def joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return None if first is None or second is None else torch.cat([first, second])
 
 
+CAPABILITIES = ("log_prob", "encode", "pretraining_loss")
+"""Methods of a base beyond ``G(z)``, on a batch of points; a base held at one class has those of the whole base."""
+
+
 class ClassBase(Base):
-    """A conditional base held at one class: ``G_y(z) = G(z, y)``. Weights are shared with the whole base."""
+    """A conditional base held at one class: ``G_y(z) = G(z, y)``. Weights are shared with the whole base.
+
+    It has the density ``b(x | y)``, the encoder and the loss of the whole base where that has them.
+    """
 
     def __init__(self, base: Base, label: int) -> None:
         super().__init__()
         self.whole, self.label = base, label
         self.latent_dim, self.data_shape = base.latent_dim, tuple(base.data_shape)
+        for name in CAPABILITIES:
+            if hasattr(base, name):
+                self.__dict__[name] = functools.partial(self._of_class, name)
 
     @property
     def prior(self) -> Prior:
@@ -116,6 +171,10 @@ class ClassBase(Base):
     def forward(self, z: Tensor) -> Tensor:
         x: Tensor = self.whole(z, _constant(self.label, z))
         return x
+
+    def _of_class(self, name: str, x: Tensor) -> Tensor:
+        value: Tensor = getattr(self.whole, name)(x, _constant(self.label, x))
+        return value
 
 
 class ClassEnergy(Energy):
@@ -154,21 +213,25 @@ def classes_of(base: nn.Module, energy: nn.Module) -> int | None:
     return next(iter(found.values()), None)
 
 
-def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None) -> Tensor:
+def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None, *, waits: bool = True) -> Tensor:
     """Return labels as int64, once they are known to be (N,) whole numbers from 0 to ``num_classes - 1``.
 
     Args:
         rows: how many there must be; None: any number.
+        waits: whether values on a device are checked too, which waits for it.
 
     Raises:
         UsageError: they are something else.
     """
     allowed = f"whole numbers from 0 to {num_classes - 1}"
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if not whole or labels.ndim != 1 or labels.dtype == torch.bool:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UsageError(f"labels must be a tensor of {allowed}, shape (N,), got {got.removeprefix('torch.')}")
     if rows is not None and len(labels) != rows:
         raise UsageError(f"there are {len(labels)} labels for {rows} rows; each row needs one")
+    if not waits and labels.device.type != "cpu":
+        return labels.to(torch.int64)
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         wrong = int(labels[(labels < 0) | (labels >= num_classes)][0])
         raise UsageError(f"there is no class {wrong}; allowed are {allowed}")

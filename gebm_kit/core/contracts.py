@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from gebm_kit.core.model_contracts import (
     check_gradient,
     check_repeatable,
     check_rows_independent,
+    check_takes_labels,
     refuse_changed,
     said,
     same,
@@ -42,6 +44,7 @@ __all__ = [
     "broken",
     "check_base_facts",
     "check_base_output",
+    "check_class_names",
     "check_dataset_facts",
     "check_dataset_rows",
     "check_energy_output",
@@ -57,6 +60,7 @@ __all__ = [
     "check_rows_independent",
     "check_scalar",
     "check_state",
+    "check_takes_labels",
     "refuse_changed",
     "said",
     "same",
@@ -233,6 +237,25 @@ def check_labels(dataset: object, labels: Any, num_rows: int, part: str) -> None
     if num_rows and not (int(labels.min()) >= 0 and int(labels.max()) < count):
         seen = f"{int(labels.min())} to {int(labels.max())}"
         raise broken("dataset", dataset, f"has labels {seen} in part {part}; they must lie in 0 to {count - 1}")
+
+
+def check_class_names(dataset: object) -> None:
+    """Check the names of classes, if a dataset has them: (K,) different texts.
+
+    Raises:
+        PluginError: they are something else.
+    """
+    names: Any = getattr(dataset, "class_names", None)
+    if names is None:
+        return
+    count = getattr(dataset, "num_classes", None)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise broken("dataset", dataset, "has class_names that are not texts")
+    if len(names) != count:
+        raise broken("dataset", dataset, f"has {len(names)} class_names and {count} classes")
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in Counter(names).items() if times > 1)
+        raise broken("dataset", dataset, f"calls two classes {twice!r}")
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

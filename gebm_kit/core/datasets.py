@@ -7,7 +7,7 @@ Shapes: B batch, N rows, ``*D`` data shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -83,8 +83,10 @@ class Dataset(ABC):
     Attributes:
         data_shape: shape of one data point.
         value_range: (low, high) that every value lies in, or None when unbounded. Bases end in tanh for (-1, 1).
+        how_to_label: what someone does who needs labels and has none, for messages.
     """
 
+    how_to_label: ClassVar[str] = "Use a dataset with labels, such as digits, idx or cifar10."
     data_shape: tuple[int, ...]
     value_range: tuple[float, float] | None = None
 
@@ -102,6 +104,13 @@ class HasLabels(Protocol):
     def labels(self, name: SplitName) -> Tensor:
         """Return the class indices of the split's rows, in its order, (N,) int64."""
         ...
+
+
+@runtime_checkable
+class HasClassNames(Protocol):
+    """A dataset whose classes have names, (K,) different texts in the order of their indices."""
+
+    class_names: tuple[str, ...]
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from gebm_kit.core.datasets import (
     Dataset,
+    HasClassNames,
     HasLabels,
     HasModes,
     HasReading,
@@ -58,6 +59,7 @@ __all__ = [
     "Energy",
     "EvalContext",
     "FeatureMap",
+    "HasClassNames",
     "HasClassNetwork",
     "HasDensity",
     "HasEncoder",

@@ -195,6 +195,8 @@ class ClassNorm(nn.Module):
         https://arxiv.org/abs/1707.00683
     """
 
+    takes_labels = True
+
     def __init__(self, norm: Literal["batch", "layer"], channels: int, num_classes: int) -> None:
         super().__init__()
         batch = norm == "batch"
@@ -206,6 +208,29 @@ class ClassNorm(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         gain, shift = (part(labels)[:, :, None, None] for part in (self.gain, self.shift))
         return torch.addcmul(shift, self.norm(images), gain)
+
+
+def normalisation(name: Literal["none", "batch", "layer"], channels: int, num_classes: int | None = None) -> nn.Module:
+    """Return a norm of feature maps: of batches, of layers (over channels and pixels), or none.
+
+    Args:
+        num_classes: number of classes that each get a gain and a shift (`ClassNorm`); None: one gain and shift.
+    """
+    if name == "none":
+        return nn.Identity()
+    if num_classes is not None:
+        return ClassNorm(name, channels, num_classes)
+    return nn.BatchNorm2d(channels) if name == "batch" else nn.GroupNorm(1, channels)
+
+
+def in_turn(layers: nn.Sequential, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Apply layers one after the other; those with an attribute ``takes_labels`` also get the labels, if there are any."""
+    if labels is None:
+        found: Tensor = layers(x)
+        return found
+    for layer in layers:
+        x = layer(x, labels) if getattr(layer, "takes_labels", False) else layer(x)
+    return x
 
 
 class Readout(nn.Module):

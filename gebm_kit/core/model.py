@@ -21,6 +21,7 @@ from gebm_kit.core.classes import (
     checked_labels,
     classes_of,
     decoded,
+    encoded,
     is_conditional,
     needed,
     scored,
@@ -38,8 +39,9 @@ class GEBM(nn.Module):
     Attributes:
         base, energy: the two parts.
         num_classes: number of classes; None where no part is conditional.
+        class_names: what the classes are called, (K,); None where they have no names. A run's model has those of its data.
         class_weights: buffer with the share of each class, (K,); only a model with classes has it. Uniform until training
-            sets it to the data's frequencies.
+            sets it to the data's frequencies, or to ``data.class_weights``.
         class_log_partition: buffer with the estimate of each A_y, (K,), NaN while unknown; only a model with classes has it.
         log_partition: buffer with the current estimate of ``A = log E_z[exp(-E(G(z)))]``, (); NaN while unknown.
         log_ratio: False when the critic of the loss is not a log density ratio; sampling then warns.
@@ -66,6 +68,7 @@ class GEBM(nn.Module):
             energy.bind(base)
         self.register_buffer("log_partition", torch.tensor(math.nan))
         self.num_classes = classes_of(base, energy)
+        self.class_names: tuple[str, ...] | None = None
         if self.num_classes is not None:
             self.register_buffer("class_weights", torch.full((self.num_classes,), 1.0 / self.num_classes))
             self.register_buffer("class_log_partition", torch.full((self.num_classes,), math.nan))
@@ -142,16 +145,15 @@ class GEBM(nn.Module):
             return energy
         return self.energy_at(self.decode(z, labels), labels)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Compute ``G(encode(x))`` for a base with an encoder; (B, *D) -> (B, *D).
+    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute ``G(encode(x))`` for a base with an encoder; (B, *D), (B,) -> (B, *D).
 
         Raises:
-            UsageError: the base has no encoder.
+            UsageError: the base has no encoder; it is conditional, and there are no labels.
         """
         if not isinstance(self.base, HasEncoder):
             raise UsageError(f"the base {type(self.base).__name__} has no encoder, so nothing can be reconstructed")
-        rebuilt: Tensor = self.base(self.base.encode(x))
-        return rebuilt
+        return decoded(self.base, encoded(self.base, x, labels), labels)
 
 
 class LatentPotential(BlockPotential):

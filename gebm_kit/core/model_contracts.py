@@ -8,6 +8,7 @@ Shapes: B rows, Z latent size, ``*D`` data shape.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -76,6 +77,21 @@ def untouched(kind: str, component: object, what: str, *rows: Tensor | None) -> 
     yield
     if versions(*rows) != before:
         refuse_changed(kind, component, what)
+
+
+def check_takes_labels(kind: str, component: object, method: str) -> None:
+    """Check that a method of a conditional component can be called with rows and their labels.
+
+    Raises:
+        PluginError: its signature does not allow it.
+    """
+    try:
+        inspect.signature(getattr(component, method)).bind(None, None)
+    except ValueError:  # a signature that can't be read
+        return
+    except TypeError as error:
+        what = f"is conditional, and its {method} does not take the labels of the rows as second argument"
+        raise broken(kind, component, what) from error
 
 
 # --- base and energy -------------------------------------------------------------------------------------------------

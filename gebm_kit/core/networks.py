@@ -68,7 +68,7 @@ class Energy(nn.Module):
 
 @runtime_checkable
 class HasDensity(Protocol):
-    """A base, or a toy dataset, whose log-density is known."""
+    """A base, or a toy dataset, whose log-density is known. A conditional base takes labels, (B,), as second argument."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; (B, *D) -> (B,)."""
@@ -77,7 +77,7 @@ class HasDensity(Protocol):
 
 @runtime_checkable
 class HasEncoder(Protocol):
-    """A base that maps data to latent codes."""
+    """A base that maps data to latent codes. A conditional base takes labels, (B,), as second argument."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Map data to latent codes; (B, *D) -> (B, Z)."""
@@ -110,7 +110,10 @@ class OnCodes(Protocol):
 
 @runtime_checkable
 class HasPretraining(Protocol):
-    """A base with its own loss (negative log-likelihood, negative ELBO)."""
+    """A base with its own loss (negative log-likelihood, negative ELBO).
+
+    A conditional base takes labels, (B,), as second argument.
+    """
 
     def pretraining_loss(self, x: Tensor) -> Tensor:
         """Return the mean loss of a batch; (B, *D) -> ()."""

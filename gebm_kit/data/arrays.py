@@ -40,7 +40,8 @@ class Arrays(TensorDataset):
             .parquet, relative to the directory where the command is started.
         key: name of the array in a .npz or .safetensors file; without it the only array, or the one called ``x``.
         labels: class labels: a name in the same archive, a column of a table (its number from 1 if there is no header), or
-            for .npy the name of another .npy file beside it. They are ids: the K different ones become classes 0 to K - 1.
+            for .npy the name of another .npy file beside it. They are ids: the K different ones, sorted, become classes 0 to
+            K - 1, and name them. A column may hold whole numbers or text.
         valid_fraction, test_fraction: shares of the rows; the rest is for training.
         standardise: subtract the mean and divide by the standard deviation of the *training* rows: per column for points,
             per channel for images. A constant column is only centred.
@@ -62,6 +63,11 @@ class Arrays(TensorDataset):
         DataError: the file or a value in it can't be used; the message names the row and the column.
         UsageError: parameters that contradict each other.
     """
+
+    how_to_label = (
+        "Name the labels, data.labels=...: an array of the same archive, a column of a table, or for .npy another .npy file "
+        "beside it."
+    )
 
     def __init__(
         self,
@@ -112,8 +118,8 @@ class Arrays(TensorDataset):
         if given_labels is not None:
             ids = label_ids(given_labels, len(rows), file)
             split_labels = {part: ids[where] for part, where in index.items()}
-        self._fill(parts, value_range=interval, labels=split_labels)
-        self.class_values = classes or getattr(self, "class_values", ())
+        count, called = (len(classes), classes) if classes else (None, None)
+        self._fill(parts, value_range=interval, labels=split_labels, num_classes=count, class_names=called)
         self._after = "standardised, " * standardise + f"float32 in {_span(*parts.values())}"
 
     def describe_reading(self) -> str:

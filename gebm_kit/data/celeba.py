@@ -59,7 +59,7 @@ class Celeba(Dataset):
         size: side of the result.
         crop: side of the central square; 140 keeps the face, 178 is the largest.
         attribute: binary attribute to use as the label, such as ``Smiling``: one of the 40 in ``list_attr_celeba.txt`` (or
-            the same in ``Anno``). The feature map ``classifier`` needs labels. null: no labels.
+            the same in ``Anno``). Classes are called ``not Smiling`` and ``Smiling``. null: no labels.
         cache_mb: megabytes of decoded images to keep in memory; the others are decoded each time they are read.
         max_corrupt: how many images that can't be decoded are skipped; one more is an error.
 
@@ -73,6 +73,8 @@ class Celeba(Dataset):
     """
 
     num_classes: int
+    class_names: tuple[str, ...]
+    how_to_label = "Name one of CelebA's attributes: data.attribute=Smiling."
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class Celeba(Dataset):
             table = _find(root, ATTRIBUTES, (ATTRIBUTES, f"Anno/{ATTRIBUTES}"))
             of_image = _attribute(table, attribute)
             groups = self._labels = {part: _labels(names, of_image, table) for part, names in parts.items()}
-            self.num_classes = 2
+            self.num_classes, self.class_names = 2, (f"not {attribute}", attribute)
             self._sources.append(Source(table))
         self._corrupt = CorruptFiles(max_corrupt)
         self._splits = image_parts(folder, parts, self.data_shape, Fit(size, crop), cache_mb, self._corrupt, groups)

@@ -32,7 +32,10 @@ RECORD_BYTES = 1 + 3 * 32 * 32
 MAX_UNPACKED = 2**28
 """Most bytes that are unpacked; the published files have 184 million."""
 
-CLASSES = 10
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Names of the classes, as the archive's ``batches.meta.txt`` lists them."""
+
+CLASSES = len(CLASS_NAMES)
 PUBLISHED_IMAGES = 50_000
 """Images in the five training files, before the valid part is split off."""
 
@@ -43,7 +46,7 @@ HOW_TO_GET = (
 
 
 class Cifar10(TensorDataset):
-    """Colour images (3, 32, 32) in [-1, 1] of ten classes, kept as bytes, with labels.
+    """Colour images (3, 32, 32) in [-1, 1] of ten classes, kept as bytes, with labels and their names.
 
     The files are the binary version: ``cifar-10-binary.tar.gz``, or the folder that it unpacks to, with ``data_batch_1.bin``
     to ``data_batch_5.bin`` and ``test_batch.bin``. The Python version of the same data is refused: it is a pickle, and
@@ -88,7 +91,7 @@ class Cifar10(TensorDataset):
         valid, train = order[:num_valid].sort().values, order[num_valid:].sort().values
         parts: dict[SplitName, Tensor] = {"train": images[train], "valid": images[valid], "test": test_images}
         split_labels: dict[SplitName, Tensor] = {"train": labels[train], "valid": labels[valid], "test": test_labels}
-        self._fill(parts, value_range=(-1.0, 1.0), labels=split_labels, num_classes=CLASSES)
+        self._fill(parts, value_range=(-1.0, 1.0), labels=split_labels, num_classes=CLASSES, class_names=CLASS_NAMES)
 
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected:

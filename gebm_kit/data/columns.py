@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
+from gebm_kit.data.class_texts import class_indices
 from gebm_kit.data.conditions import parse_condition
 from gebm_kit.data.csv_files import CsvFile
 from gebm_kit.data.fields import Column
@@ -70,6 +71,29 @@ def read_table(
     reading = Reading(table, file, places, conditions, labels=label, drop=missing == "drop", counting=columns is None)
     reading.run()
     return reading.table(varying)
+
+
+def table_classes(table: Table, source: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the class of each row of a table with labels, (N,) int64, and what each class is called.
+
+    Args:
+        source: file and column, for messages.
+
+    Raises:
+        DataError: a label can't be a class.
+    """
+    assert table.labels is not None
+    if (names := table.class_names) is None:
+        return class_indices(table.labels, source)
+    if len(set(names)) < len(names):
+        raise DataError(f"{source} declares the classes {', '.join(map(repr, names[:10]))}, two of which have one name")
+    allowed = {str(index): index for index in range(len(names))}
+    for label in table.labels:
+        if label not in allowed:
+            raise DataError(
+                f"{source}: a label is {label!r}, not one of 0 to {len(names) - 1}, which the file declares"
+            )
+    return torch.tensor([allowed[label] for label in table.labels]), names
 
 
 def open_table(file: Path, key: str | None = None, header: bool | None = None) -> TableFile:

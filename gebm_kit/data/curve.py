@@ -35,6 +35,8 @@ class Curve(TensorDataset):
         seed: seed of the draws.
     """
 
+    how_to_label = "The curve is one piece and has no classes: use a dataset with labels, such as digits or rings."
+
     def __init__(
         self,
         num_train: Annotated[int, Range(1, None)] = 10_000,

@@ -63,7 +63,7 @@ class Idx(TensorDataset):
     ``train-labels-idx1-ubyte`` and ``t10k-labels-idx1-ubyte``, each plain or with ``.gz``. The spellings of other sources
     are read too: ``train-images.idx3-ubyte``, ``test`` instead of ``t10k``, in any case, or after a prefix such as
     ``emnist-letters-``. (EMNIST stores its images transposed; they are read as they are stored.) The t10k files are the
-    test part; valid is split off the train files at random.
+    test part; valid is split off the train files at random. The files don't name the classes; ``data.class_names`` can.
 
     Format: two zero bytes, the element type (8: unsigned byte), the number of dimensions, each size as a big-endian
     32-bit integer, then the elements in row-major order.
@@ -81,6 +81,11 @@ class Idx(TensorDataset):
     Raises:
         DataError: a file is missing, cut short or not an idx file of unsigned bytes, or images and labels do not match.
     """
+
+    how_to_label = (
+        "Put the files of labels, train-labels-idx1-ubyte and t10k-labels-idx1-ubyte, plain or with .gz, beside those of "
+        "the images."
+    )
 
     def __init__(
         self,

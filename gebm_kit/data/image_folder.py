@@ -13,6 +13,7 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.sources import Source
+from gebm_kit.data.class_texts import check_texts
 from gebm_kit.data.decoding import IMAGE_SUFFIXES, MAX_SIDE, Fit, background_colour
 from gebm_kit.data.image_files import CorruptFiles, common_sides, image_parts, list_images, shuffled
 from gebm_kit.data.readings import folder_reading
@@ -37,7 +38,8 @@ class ImageFolder(Dataset):
     are left out and counted in a warning, hidden ones without. Transparent pixels are laid over ``background``: the colour
     that they have in the file is not one that anybody sees.
 
-    Labels are the first-level sub-folders, in sorted order, if every image lies in one and there are at least two.
+    Labels are the first-level sub-folders, in sorted order, if every image lies in one and there are at least two. These
+    folders name the classes.
 
     An image that can't be decoded is named in a warning and skipped: the next one of its part and class takes its place.
 
@@ -60,6 +62,8 @@ class ImageFolder(Dataset):
     """
 
     num_classes: int
+    class_names: tuple[str, ...]
+    how_to_label = "Put the images of each class into a sub-folder of its own, at least two, and none beside them."
 
     def __init__(
         self,
@@ -142,4 +146,5 @@ class ImageFolder(Dataset):
             return
         number = {name: index for index, name in enumerate(classes)}
         self._labels = {part: torch.tensor([number[s[0]] for s in files]) for part, files in inside.items()}
-        self.num_classes = len(classes)
+        check_texts(classes, str(self._folder))
+        self.num_classes, self.class_names = len(classes), tuple(classes)

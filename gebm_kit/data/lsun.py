@@ -63,6 +63,10 @@ class Lsun(Dataset):
         UsageError: an argument is out of its range.
     """
 
+    how_to_label = (
+        "One category is one class. Put the folders of several into one folder, and read that as image-folder."
+    )
+
     def __init__(
         self,
         path: str,

@@ -24,6 +24,7 @@ class ParquetFile:
     Attributes:
         names: names of the columns.
         unnamed: indices of the columns that hold pandas' index.
+        class_names: names of the classes in columns that the library ``datasets`` wrote as ClassLabel, by column.
 
     Raises:
         DataError: pyarrow is missing, or the file can't be read.
@@ -50,6 +51,7 @@ class ParquetFile:
         except Exception as error:  # damaged files: ArrowException, OSError, UnicodeDecodeError and others
             raise _unreadable(path, error) from error
         index = _pandas_index(schema.metadata or {})
+        self.class_names = _class_names(schema.metadata or {})
         self.unnamed = tuple(p for p, name in enumerate(self.names) if name in index or is_index_name(name))
 
     def type_of(self, place: int) -> str | None:
@@ -139,3 +141,20 @@ def _pandas_index(metadata: dict[bytes, bytes]) -> set[str]:
         return {name for name in found if isinstance(name, str)}
     except (ValueError, AttributeError, TypeError, RecursionError):
         return set()
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes that the library ``datasets`` declared, by column."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_texts(feature.get("names"))
+        }
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _are_texts(names: object) -> bool:
+    return isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)

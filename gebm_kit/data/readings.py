@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gebm_kit.core.class_names import class_names_of
 from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.data.decoding import CorruptImageError, Opened, is_deep, is_transparent, refuse
 from gebm_kit.data.image_files import CorruptFiles, Listed
@@ -34,9 +35,8 @@ def reading(dataset: Dataset, source: str, before: str, *, after: str | None = N
     interval = dataset.value_range
     after = after or f"float32 in {f'[{interval[0]:g}, {interval[1]:g}]' if interval else 'no fixed range'}"
     labels = f"{dataset.num_classes} classes" if isinstance(dataset, HasLabels) else "none"
-    values = getattr(dataset, "class_values", ())
-    if values != tuple(map(str, range(len(values)))):
-        labels += f" ({in_words(values)})"
+    if (names := class_names_of(dataset)) is not None:
+        labels += f" ({in_words(names)})"
     shape = "x".join(map(str, dataset.data_shape))
     first = f"read {sum(counts):,} rows ({parts}) of shape {shape}: {source}, {before} -> {after}; labels: {labels}"
     return "; ".join([first, *(note for note in notes if note)])

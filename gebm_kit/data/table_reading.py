@@ -42,6 +42,7 @@ class Table:
         left_out: columns left out because they hold row labels, as text for a person.
         kind: type of the values in the file, such as ``text`` or ``int64``.
         labels: the rows' class labels as text, if a column of them was asked for.
+        class_names: what the file calls the classes 0, 1, ..., if it declares them and labels are their indices.
         codes: columns with leading zeros, as text for a person.
     """
 
@@ -53,6 +54,7 @@ class Table:
     kind: str = "text"
     labels: tuple[str, ...] | None = None
     codes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
 
     def notes(self) -> tuple[str, ...]:
         """Say in a few words each which rows and columns were left out."""
@@ -128,6 +130,12 @@ class _Trouble:
     missing: bool = True
 
 
+def _as_text(label: object) -> str:
+    """Return a label as text; a whole number without a point, as it is in a column that also has missing values."""
+    whole = isinstance(label, float | np.floating) and float(label).is_integer()
+    return str(int(label)) if whole else str(label)  # type: ignore[call-overload]  # a number
+
+
 class Reading:
     """One pass over a file that gathers rows and whatever is wrong with their columns."""
 
@@ -183,7 +191,9 @@ class Reading:
             values = [known[p].values if p in known else np.full(len(lines), np.nan) for p in self._places]
             self._parts.append(np.stack(values, axis=1)[kept])
             if self._label is not None:
-                self._labels += [str(label) for label, keep in zip(columns[self._label], kept, strict=True) if keep]
+                self._labels += [
+                    _as_text(label) for label, keep in zip(columns[self._label], kept, strict=True) if keep
+                ]
 
     def _refuse_nameless(self, lines: Sequence[int], columns: Mapping[int, Column]) -> None:
         """Note columns without a name that are not empty, as a comma at the end of every line would make them."""
@@ -334,7 +344,14 @@ class Reading:
             f"column {self._table.names[place]!r} holds {code[:20]}, read as {float(code):g}"
             for place, code in self._codes.items()
         )
-        return Table(torch.from_numpy(rows), names, self._total, dropped, left_out, kind, labels, codes)
+        declared = self._declared()
+        return Table(torch.from_numpy(rows), names, self._total, dropped, left_out, kind, labels, codes, declared)
+
+    def _declared(self) -> tuple[str, ...] | None:
+        """Return the names of classes that the file declares for the column of labels."""
+        if self._label is None or not isinstance(self._table, ParquetFile):
+            return None
+        return self._table.class_names.get(self._table.names[self._label])
 
     def _note_constant(self, rows: np.ndarray) -> None:
         for column, place in enumerate(self._places):

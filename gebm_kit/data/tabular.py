@@ -25,7 +25,7 @@ from gebm_kit.core.paths import user_path
 from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.seeds import stream
 from gebm_kit.core.units import TableUnits
-from gebm_kit.data.columns import Missing, check_finite, read_table
+from gebm_kit.data.columns import Missing, check_finite, read_table, table_classes
 from gebm_kit.data.readings import reading
 from gebm_kit.data.tensors import SPLITS, TensorDataset, in_words, range_in_words
 
@@ -67,6 +67,8 @@ class Tabular(TensorDataset):
         seed: seed of the split and the noise.
         missing: ``refuse`` a missing value, or ``drop`` its row.
         header: whether the first line of a .csv holds names; None: judge by its fields.
+        labels: a column of class labels, by name or by number from 1; it is left out of the data. The different whole
+            numbers or texts in it, sorted, become classes 0 to K - 1, and name them. None: no labels.
 
     Attributes:
         columns: names of the columns, or their numbers from 1, as text, if the file has no names.
@@ -84,6 +86,7 @@ class Tabular(TensorDataset):
 
     _notes: tuple[str, ...]
     _kind: str
+    how_to_label = "Name the column of classes: data.labels=COLUMN."
 
     def __init__(
         self,
@@ -99,16 +102,20 @@ class Tabular(TensorDataset):
         seed: int = 0,
         missing: Missing = "refuse",
         header: bool | None = None,
+        labels: str | None = None,
         *,
         directory: Annotated[Path, Injected] = Path(),
     ) -> None:
         check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction, missing=missing)
         file = directory / user_path(path, error=DataError)
-        table = read_table(file, key, columns, where, origin, missing=missing, header=header, varying=True)
+        table = read_table(
+            file, key, columns, where, origin, missing=missing, header=header, varying=True, labels=labels
+        )
         table.warn(file)
         self._notes, self._kind = table.notes(), table.kind
+        classes = None if table.labels is None else table_classes(table, f"{file}, column {labels!r}")
         self._prepare(
-            table.rows, table.columns, str(file), dequantise, standardise, valid_fraction, test_fraction, seed
+            table.rows, table.columns, str(file), dequantise, standardise, valid_fraction, test_fraction, seed, classes
         )
 
     def _prepare(
@@ -121,6 +128,7 @@ class Tabular(TensorDataset):
         valid_fraction: float,
         test_fraction: float,
         seed: int,
+        classes: tuple[Tensor, tuple[str, ...]] | None = None,
     ) -> None:
         check_density_rows(rows, names, source)
         self._source, self._before = source, range_in_words(rows).partition(" ")[2]
@@ -143,7 +151,13 @@ class Tabular(TensorDataset):
         if not standardise:
             check_single_precision(rows, names, source, "Leave standardise=true, which subtracts the mean first.")
         self.log_det = -float(self.std.log().sum())
-        self._fill({part: self.standardised(rows[where]) for part, where in index.items()})
+        parts = {part: self.standardised(rows[where]) for part, where in index.items()}
+        if classes is None:
+            self._fill(parts)
+        else:
+            ids, names = classes
+            labels = {part: ids[where] for part, where in index.items()}
+            self._fill(parts, labels=labels, num_classes=len(names), class_names=names)
         self.units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
 
     def describe_reading(self) -> str:
@@ -179,6 +193,10 @@ class RedWine(Tabular):
     Raises:
         DataError: the installed file is damaged.
     """
+
+    how_to_label = (
+        "These wines have no classes: use a dataset with labels, such as digits, or tabular with data.labels."
+    )
 
     def __init__(self, dequantise: bool = True, standardise: bool = True, seed: int = 0) -> None:
         file = resources.files("gebm_kit.data") / "files" / "redwine.npz"

@@ -12,12 +12,10 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.seeds import stream
+from gebm_kit.data.class_texts import check_repeated
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 """The parts of every dataset."""
-
-FEWEST_LABELS = 20
-"""Fewest rows for which labels that are all different are taken for row ids."""
 
 SHOWN_NAMES = 10
 """Most names of classes or columns that a description lists."""
@@ -54,11 +52,16 @@ class TensorDataset(Dataset):
     Only datasets with labels have the attribute ``num_classes``; `HasLabels` recognises them by it.
 
     Attributes:
-        class_values: what the file calls the classes, in the order of their indices.
+        class_names: what the data call the classes, in the order of their indices; only where they have names.
     """
 
     num_classes: int
-    class_values: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def class_values(self) -> tuple[str, ...]:
+        """``class_names``, or () where there are none."""
+        return getattr(self, "class_names", ())
 
     def _fill(
         self,
@@ -67,13 +70,15 @@ class TensorDataset(Dataset):
         value_range: tuple[float, float] | None = None,
         labels: Mapping[SplitName, Tensor] | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         """Store the parts, each (N, *D), and their labels, each (N,).
 
-        Without ``num_classes`` the labels are ids: the K different ones, in ascending order, become classes 0 to K - 1.
+        Without ``num_classes`` the labels are ids: the K different ones, in ascending order, become classes 0 to K - 1,
+        which are called by their ids unless ``class_names`` says more.
 
         Raises:
-            DataError: a label is not below ``num_classes``, or every row has a label of its own.
+            DataError: a label is not below ``num_classes``, or labels hardly repeat.
         """
         self._splits = {name: TensorSplit(parts[name]) for name in SPLITS}
         self.data_shape = tuple(parts["train"].shape[1:])
@@ -82,14 +87,16 @@ class TensorDataset(Dataset):
             self._labels = {name: labels[name].to(torch.int64) for name in SPLITS}
             values = torch.cat(list(self._labels.values())).unique()
             if num_classes is None:
-                _check_classes(len(values), sum(map(len, self._labels.values())))
+                check_repeated(len(values), sum(map(len, self._labels.values())))
                 self._labels = {name: torch.searchsorted(values, ids) for name, ids in self._labels.items()}
                 num_classes = len(values)
-                self.class_values = tuple(str(value) for value in values.tolist())
+                self.class_names = tuple(str(value) for value in values.tolist())
             elif not 0 <= int(values[0]) <= int(values[-1]) < num_classes:
                 wrong = int(values[0]) if int(values[0]) < 0 else int(values[-1])
                 raise DataError(f"a label is {wrong}; the {num_classes} classes are 0 to {num_classes - 1}")
             self.num_classes = num_classes
+            if class_names is not None:
+                self.class_names = tuple(class_names)
 
     def split(self, name: SplitName) -> TensorSplit:
         return self._splits[name]
@@ -107,36 +114,6 @@ class TensorDataset(Dataset):
     def skipped(self) -> dict[str, str]:
         """Return nothing: a damaged file of many rows is an error. (A subclass with ``sources`` is `HasSources`.)"""
         return {}
-
-
-def _check_classes(classes: int, num: int) -> None:
-    if classes == num >= FEWEST_LABELS:
-        raise DataError(
-            f"each of the {num} rows has a label of its own; labels say to which of a few classes rows belong"
-        )
-
-
-def class_indices(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Turn labels as a file writes them into class indices, (N,) int64, and return what each class is called.
-
-    Numbers come first, by value, then text; ``1`` and ``1.0`` are the same class.
-    """
-    numbers = {name: _as_number(name) for name in set(names)}
-    first: dict[float | str, str] = {}
-    for name in sorted(numbers, key=lambda name: (len(name), name)):
-        first.setdefault(name if (value := numbers[name]) is None else value, name)
-    ordered = sorted(first.values(), key=lambda name: (numbers[name] is None, numbers[name] or 0.0, name))
-    place = {name: index for index, name in enumerate(ordered)}
-    of_name = {name: place[first[name if value is None else value]] for name, value in numbers.items()}
-    return torch.tensor([of_name[name] for name in names]), tuple(ordered)
-
-
-def _as_number(name: str) -> float | None:
-    try:
-        value = float(name)
-    except ValueError:
-        return None
-    return None if "_" in name or value != value else value
 
 
 def in_words(names: Sequence[str]) -> str:

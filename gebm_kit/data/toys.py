@@ -32,16 +32,22 @@ Positive = Annotated[float, Range(0, None, low_open=True)]
 class _Toy(TensorDataset):
     """Points drawn by `_draw`; subclasses set their own parameters first and call `_draw_parts` last."""
 
-    def _draw_parts(self, num_train: int, num_valid: int, num_test: int, seed: int) -> None:
+    how_to_label = "Set data.labels=true: the component that a point was drawn from is then its class."
+
+    def _draw_parts(self, num_train: int, num_valid: int, num_test: int, seed: int, labels: int | None = None) -> None:
+        """Draw the parts; ``labels``: number of components, if they are labels."""
         check_arguments(self, num_train=num_train, num_valid=num_valid, num_test=num_test)
         sizes: dict[SplitName, int] = {"train": num_train, "valid": num_valid, "test": num_test}
+        drawn = {part: self._draw(size, stream(seed, type(self).__name__, part)) for part, size in sizes.items()}
         self._fill(
-            {part: self._draw(size, stream(seed, type(self).__name__, part)).float() for part, size in sizes.items()}
+            {part: points.float() for part, (points, _) in drawn.items()},
+            labels=None if labels is None else {part: component for part, (_, component) in drawn.items()},
+            num_classes=labels,
         )
 
     @abstractmethod
-    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """Draw ``num`` independent points, (num, 2) float64."""
+    def _draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``num`` independent points, (num, 2) float64, and the component that each is of, (num,) int64."""
 
 
 class _GaussianMixture(_Toy):
@@ -50,10 +56,10 @@ class _GaussianMixture(_Toy):
     mode_centres: Tensor
     mode_std: float
 
-    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+    def _draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mode = torch.randint(len(self.mode_centres), (num,), generator=generator)
         noise = torch.randn(num, 2, generator=generator, dtype=torch.float64)
-        return self.mode_centres[mode].double() + self.mode_std * noise
+        return self.mode_centres[mode].double() + self.mode_std * noise, mode
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; (B, 2) -> (B,)."""
@@ -70,6 +76,7 @@ class EightGaussians(_GaussianMixture):
         radius: radius of the circle.
         std: standard deviation of every mode.
         seed: seed of the draws.
+        labels: whether the Gaussian that a point was drawn from is its class.
     """
 
     def __init__(
@@ -80,12 +87,13 @@ class EightGaussians(_GaussianMixture):
         radius: Positive = 2.0,
         std: Positive = 0.1,
         seed: int = 0,
+        labels: bool = False,
     ) -> None:
         check_arguments(self, radius=radius, std=std)
         angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
         self.mode_centres = (radius * torch.stack([angle.cos(), angle.sin()], dim=1)).float()
         self.mode_std = std
-        self._draw_parts(num_train, num_valid, num_test, seed)
+        self._draw_parts(num_train, num_valid, num_test, seed, 8 if labels else None)
 
 
 class TwentyFiveGaussians(_GaussianMixture):
@@ -95,6 +103,7 @@ class TwentyFiveGaussians(_GaussianMixture):
         num_train, num_valid, num_test: number of points in each part.
         std: standard deviation of every mode.
         seed: seed of the draws.
+        labels: whether the Gaussian that a point was drawn from is its class.
     """
 
     def __init__(
@@ -104,12 +113,13 @@ class TwentyFiveGaussians(_GaussianMixture):
         num_test: Count = 10_000,
         std: Positive = 0.05,
         seed: int = 0,
+        labels: bool = False,
     ) -> None:
         check_arguments(self, std=std)
         line = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0])
         self.mode_centres = torch.cartesian_prod(line, line)
         self.mode_std = std
-        self._draw_parts(num_train, num_valid, num_test, seed)
+        self._draw_parts(num_train, num_valid, num_test, seed, 25 if labels else None)
 
 
 class TwoMoons(_Toy):
@@ -121,6 +131,7 @@ class TwoMoons(_Toy):
         num_train, num_valid, num_test: number of points in each part.
         noise: standard deviation of the noise.
         seed: seed of the draws.
+        labels: whether the half circle is a point's class, 0 for the upper one.
     """
 
     def __init__(
@@ -130,16 +141,19 @@ class TwoMoons(_Toy):
         num_test: Count = 10_000,
         noise: Annotated[float, Range(0, None)] = 0.05,
         seed: int = 0,
+        labels: bool = False,
     ) -> None:
         check_arguments(self, noise=noise)
         self.noise = noise
-        self._draw_parts(num_train, num_valid, num_test, seed)
+        self._draw_parts(num_train, num_valid, num_test, seed, 2 if labels else None)
 
-    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
-        sign = 1.0 - 2.0 * torch.randint(2, (num, 1), generator=generator).double()
+    def _draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        lower = torch.randint(2, (num, 1), generator=generator)
+        sign = 1.0 - 2.0 * lower.double()
         angle = math.pi * torch.rand(num, generator=generator, dtype=torch.float64)
         arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
-        return sign * arc + self.noise * torch.randn(num, 2, generator=generator, dtype=torch.float64)
+        points = sign * arc + self.noise * torch.randn(num, 2, generator=generator, dtype=torch.float64)
+        return points, lower.squeeze(1)
 
 
 class Checkerboard(_Toy):
@@ -150,20 +164,26 @@ class Checkerboard(_Toy):
     Args:
         num_train, num_valid, num_test: number of points in each part.
         seed: seed of the draws.
+        labels: whether the square is a point's class, by columns from the lower left.
     """
 
     def __init__(
-        self, num_train: Count = 10_000, num_valid: Count = 10_000, num_test: Count = 10_000, seed: int = 0
+        self,
+        num_train: Count = 10_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        seed: int = 0,
+        labels: bool = False,
     ) -> None:
-        self._draw_parts(num_train, num_valid, num_test, seed)
+        self._draw_parts(num_train, num_valid, num_test, seed, 8 if labels else None)
 
-    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+    def _draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         column = torch.randint(4, (num,), generator=generator)
         row = 2 * torch.randint(2, (num,), generator=generator) + column % 2
         corner = 2.0 * torch.stack([column, row], dim=1).double() - 4.0
         # [0, 2 - 1e-6), so that rounding to single precision can't carry a point over the edge.
         inside = (2.0 - 1e-6) * torch.rand(num, 2, generator=generator, dtype=torch.float64)
-        return corner + inside
+        return corner + inside, 2 * column + row // 2
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return ``-log 32`` on the dark squares and minus infinity elsewhere; (B, 2) -> (B,)."""
@@ -184,6 +204,7 @@ class Rings(_Toy):
         num_rings: R.
         std: standard deviation of a point's distance from its ring.
         seed: seed of the draws.
+        labels: whether the ring is a point's class, from the inner one.
     """
 
     def __init__(
@@ -194,17 +215,18 @@ class Rings(_Toy):
         num_rings: Count = 4,
         std: Positive = 0.08,
         seed: int = 0,
+        labels: bool = False,
     ) -> None:
         check_arguments(self, num_rings=num_rings, std=std)
         self.radii = torch.arange(1, num_rings + 1, dtype=torch.float64)
         self.std = std
-        self._draw_parts(num_train, num_valid, num_test, seed)
+        self._draw_parts(num_train, num_valid, num_test, seed, num_rings if labels else None)
 
-    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+    def _draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         ring = torch.multinomial(self.radii, num, replacement=True, generator=generator)
         radius = self.radii[ring] + self.std * torch.randn(num, generator=generator, dtype=torch.float64)
         angle = 2 * math.pi * torch.rand(num, generator=generator, dtype=torch.float64)
-        return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+        return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1), ring
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats; (B, 2) -> (B,)."""
@@ -229,6 +251,7 @@ class Pinwheel(_Toy):
         radial_std, tangential_std: spread along and across an arm before it is bent.
         rate: how strongly the arms are bent.
         seed: seed of the draws.
+        labels: whether the arm is a point's class.
     """
 
     def __init__(
@@ -241,16 +264,17 @@ class Pinwheel(_Toy):
         tangential_std: Positive = 0.1,
         rate: float = 0.25,
         seed: int = 0,
+        labels: bool = False,
     ) -> None:
         check_arguments(self, arms=arms, radial_std=radial_std, tangential_std=tangential_std)
         self.arms, self.rate = arms, rate
         self.radial_std, self.tangential_std = radial_std, tangential_std
-        self._draw_parts(num_train, num_valid, num_test, seed)
+        self._draw_parts(num_train, num_valid, num_test, seed, arms if labels else None)
 
-    def _draw(self, num: int, generator: torch.Generator) -> Tensor:
+    def _draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         arm = torch.randint(self.arms, (num,), generator=generator).double()
         noise = torch.randn(num, 2, generator=generator, dtype=torch.float64)
         along, across = 1.0 + self.radial_std * noise[:, 0], self.tangential_std * noise[:, 1]
         angle = 2 * math.pi * arm / self.arms + self.rate * along.exp()
         turned = [along * angle.cos() - across * angle.sin(), along * angle.sin() + across * angle.cos()]
-        return 2.0 * torch.stack(turned, dim=1)
+        return 2.0 * torch.stack(turned, dim=1), arm.long()

@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Energy, HasLabels
-from gebm_kit.core.layers import Readout, activation_layer, check_image, check_sizes
+from gebm_kit.core.layers import Projection, Readout, activation_layer, check_image, check_sizes
 from gebm_kit.energies.pretext import Pretext, classify, contrast
 
 FINAL_SIDE = 4
@@ -58,12 +59,16 @@ class ProjectedEnergy(Energy):
         steps: number of training steps of f, with 128 images each; 0 keeps the random initial weights.
         bound: bound b of the energy's absolute value, ``E(x) = b tanh(h(f(x)) / b)``, in nats; null: no bound. Weights of
             base draws are then at most ``exp(2 beta b)`` times each other, so a few of them can't carry the model.
+        conditional: whether the energy scores a point as one of a class, for data with labels. A linear functional of the
+            class, of the last hidden layer of h, is then added to h (a projection energy); the bound acts on the sum.
         data_shape: (channels, height, width).
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
         RecipeError: a width is below 1.
-        UsageError: another argument is outside its range; `fit` gets data without labels for ``features: labels``.
+        UsageError: another argument is outside its range; `fit` gets data without labels for ``features: labels``;
+            ``conditional`` is set for data without labels.
     """
 
     mean: Tensor
@@ -78,8 +83,10 @@ class ProjectedEnergy(Energy):
         hidden: list[int] = [128, 128],  # noqa: B006  (read only)
         steps: Annotated[int, Range(0, None)] = 1500,
         bound: Annotated[float | None, Range(0, None, low_open=True)] = None,
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, features=features, width=width, dim=dim, steps=steps)
@@ -99,6 +106,10 @@ class ProjectedEnergy(Energy):
             size = wide
         self.head = nn.Sequential(*layers)
         self.readout = Readout(size)
+        self.conditional = conditional
+        self.num_classes = checked_classes("the projected energy", num_classes, conditional)
+        if self.num_classes is not None:
+            self.projection = Projection(self.num_classes, size)
         self.trunk.requires_grad_(False)
 
     def fit(
@@ -133,9 +144,12 @@ class ProjectedEnergy(Energy):
             self.std.copy_(found.std(0).clamp_min(1e-6))
         self.fitted.fill_(True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        features = (self.trunk(x) - self.mean) / self.std
-        energy: Tensor = self.readout(self.head(features))
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
+        found = self.head((self.trunk(x) - self.mean) / self.std)
+        energy: Tensor = self.readout(found)
+        if labels is not None:
+            energy = energy + self.projection(found, labels)
         return energy if self.bound is None else self.bound * torch.tanh(energy / self.bound)
 
     def pretext(self, dataset: Dataset) -> Pretext:

@@ -17,9 +17,18 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, pad_to, spectrally_normalised
+from gebm_kit.core.layers import (
+    Activation,
+    Projection,
+    Readout,
+    activation_layer,
+    check_doublings,
+    pad_to,
+    spectrally_normalised,
+)
 
 SMALL_SIDE = 32
 """Largest side of images that have the same number of channels in every map. For larger images each halving doubles the
@@ -55,11 +64,14 @@ class ResnetEnergy(Energy):
         activation: activation of the blocks. ``relu`` is the published one; a smooth one (``silu``) gives samplers a
             smooth gradient.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
+        conditional: whether the energy scores a point as one of a class, for data with labels. A linear functional of the
+            class is then added to that of all classes (a projection energy).
         data_shape: (channels, height, width). An image with a side that is not a multiple of 4 gets a border of zeros.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
-        UsageError: an argument is outside its range.
+        UsageError: an argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -67,8 +79,10 @@ class ResnetEnergy(Energy):
         width: Annotated[int, Range(1, None)] = 128,
         activation: Activation = "relu",
         spectral_norm: bool = True,
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, width=width, activation=activation)
@@ -83,13 +97,18 @@ class ResnetEnergy(Energy):
             size = wide
         self.layers = nn.Sequential(*blocks, activation_layer(activation))
         self.readout = Readout(size, spectral_norm=spectral_norm)
+        self.conditional = conditional
+        self.num_classes = checked_classes("the resnet energy", num_classes, conditional)
+        if self.num_classes is not None:
+            self.projection = Projection(self.num_classes, size, spectral_norm=spectral_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
         features = self.layers(pad_to(x, *self._sides))
         # this sums many pixels, and bfloat16 would round each addition to eight bits
         pooled = features.sum((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
         energy: Tensor = self.readout(pooled)
-        return energy
+        return energy if labels is None else energy + self.projection(pooled, labels)
 
 
 class _Block(nn.Module):

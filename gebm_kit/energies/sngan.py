@@ -13,9 +13,18 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.interfaces import Energy
-from gebm_kit.core.layers import Activation, Readout, activation_layer, check_doublings, pad_to, spectrally_normalised
+from gebm_kit.core.layers import (
+    Activation,
+    Projection,
+    Readout,
+    activation_layer,
+    check_doublings,
+    pad_to,
+    spectrally_normalised,
+)
 
 LEAKY_SLOPE = 0.1
 """Slope of leaky ReLU below zero, as published for SNGAN; DCGAN has 0.2."""
@@ -41,11 +50,14 @@ class SnganEnergy(Energy):
         activation: activation after each convolution. ``leaky-relu``, with slope 0.1, is the published one; a smooth one
             (``silu``) gives samplers a smooth gradient.
         spectral_norm: divide each weight, as an (out, in * k * k) matrix, by its largest singular value.
+        conditional: whether the energy scores a point as one of a class, for data with labels. A linear functional of the
+            class is then added to that of all classes (a projection energy).
         data_shape: (channels, height, width). An image with a side that is not a multiple of 4 gets a border of zeros.
+        num_classes: number of classes of the data, or None.
 
     Raises:
         DataError: the data are not images.
-        UsageError: an argument is outside its range.
+        UsageError: an argument is outside its range; ``conditional`` is set for data without labels.
     """
 
     def __init__(
@@ -53,8 +65,10 @@ class SnganEnergy(Energy):
         width: Annotated[int, Range(1, None)] = 64,
         activation: Activation = "leaky-relu",
         spectral_norm: bool = True,
+        conditional: bool = False,
         *,
         data_shape: Annotated[tuple[int, ...], Injected],
+        num_classes: Annotated[int | None, Injected] = None,
     ) -> None:
         super().__init__()
         check_arguments(self, width=width, activation=activation)
@@ -72,11 +86,18 @@ class SnganEnergy(Energy):
                 layers += [spectrally_normalised(convolution, spectral_norm), _activation(activation)]
             size = wide
         self.layers = nn.Sequential(*layers)
-        self.readout = Readout(size * (rows >> count) * (columns >> count), spectral_norm=spectral_norm)
+        size *= (rows >> count) * (columns >> count)
+        self.readout = Readout(size, spectral_norm=spectral_norm)
+        self.conditional = conditional
+        self.num_classes = checked_classes("the sngan energy", num_classes, conditional)
+        if self.num_classes is not None:
+            self.projection = Projection(self.num_classes, size, spectral_norm=spectral_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        energy: Tensor = self.readout(self.layers(pad_to(x, *self._sides)).flatten(1))
-        return energy
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
+        features = self.layers(pad_to(x, *self._sides)).flatten(1)
+        energy: Tensor = self.readout(features)
+        return energy if labels is None else energy + self.projection(features, labels)
 
 
 def _activation(name: Activation) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from gebm_kit.core.classes import is_conditional, own_labels, scored
 from gebm_kit.core.components import OfKind
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Dataset, Energy, HasFitting, OnCodes
@@ -19,14 +20,15 @@ class SumEnergy(Energy):
 
     A trained energy and a scorer, or several scorers, act together: the weights of the base are multiplied,
     ``exp(-E) = prod_i exp(-w_i E_i)``. Training changes the parts that can be trained, and leaves ``pretrained`` and
-    ``classifier`` parts as they are.
+    ``classifier`` parts as they are. The sum is conditional if a part is; the other parts then ignore the class.
 
     Args:
         parts: energies on data, each with its parameters.
         weights: one weight for each part, of any sign; null: all 1.
 
     Raises:
-        UsageError: there is no part; a part is an energy on codes; the weights don't fit the parts.
+        UsageError: there is no part; a part is an energy on codes; the weights don't fit the parts; conditional parts have
+            different numbers of classes.
     """
 
     def __init__(self, parts: Annotated[list[Energy], OfKind("energy")], weights: list[float] | None = None) -> None:
@@ -47,6 +49,11 @@ class SumEnergy(Energy):
         self.parts = nn.ModuleList(parts)
         self.weights = [float(w) for w in chosen]
         self.frozen = all(part.frozen for part in parts)
+        counts = {part.num_classes for part in parts if is_conditional(part)}
+        if len(counts) > 1:
+            seen = " and ".join(sorted(map(str, counts)))
+            raise UsageError(f"energy 'sum' has parts with {seen} classes; they must agree")
+        self.conditional, self.num_classes = bool(counts), next(iter(counts), None)
 
     @property
     def fitted(self) -> Tensor:
@@ -61,8 +68,9 @@ class SumEnergy(Energy):
             if not part.fitted:
                 part.fit(dataset, device, seed, on_step)
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = [weight * part(x) for weight, part in zip(self.weights, self.parts, strict=True)]
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
+        values = [weight * scored(part, x, labels) for weight, part in zip(self.weights, self.parts, strict=True)]
         return torch.stack(values).sum(0)
 
     def _learned(self) -> Iterator[HasFitting]:

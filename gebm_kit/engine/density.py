@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gebm_kit.core.arguments import check_callback
 from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.likelihood.class_densities import labels_of_rows
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import LogDensities, densities
 from gebm_kit.engine.likelihood.nll import Space
@@ -27,6 +29,7 @@ def log_density(
     run_or_model: Run | GEBM | str | Path,
     rows: Tensor | np.ndarray,
     *,
+    labels: int | Sequence[int] | Tensor | np.ndarray | None = None,
     inverse_temperature: Beta | None = None,
     space: Space | None = None,
     log_partition: Method | None = None,
@@ -39,7 +42,10 @@ def log_density(
     For a run whose dataset standardises, rows are measurements like those in its file. For any other run or model, rows are
     data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
+    Without ``labels``, the densities of a model with classes are those of their mixture, with those of each class beside.
+
     Args:
+        labels: of a model with classes, one class for all rows or the class of each, (N,); None: not known.
         inverse_temperature: beta; ``calibrated``: what the run's last evaluation found.
         space: the space of the densities, see `LogDensities`; ``raw`` needs a dataset that states the Jacobian of its
             preprocessing.
@@ -47,7 +53,8 @@ def log_density(
         seed: seed of the base draws and populations behind A.
 
     Raises:
-        UsageError: the base has no density; rows that are not a tensor or array; ``raw`` without a Jacobian.
+        UsageError: the base has no density; rows that are not a tensor or array; ``raw`` without a Jacobian; labels of a
+            model without classes, or not one class for each row.
         DataError: rows that do not fit the model or are not finite.
     """
     check_callback("on_progress", on_progress)
@@ -60,4 +67,5 @@ def log_density(
         seed=seed,
         device=device,
     )
-    return densities(model, dataset, rows, on_progress=on_progress, **settings)
+    classes = labels_of_rows(model, labels, len(rows) if rows.ndim else 0)
+    return densities(model, dataset, rows, labels=classes, on_progress=on_progress, **settings)

@@ -43,8 +43,9 @@ class SampleOptions(TypedDict, total=False):
         block_size: chains on which the model is evaluated at a time, at most.
         start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder
             (`HasEncoder`). None: chains start at draws of the prior.
-        labels: classes of the draws, for a model with classes: one class; classes, which the draws take in turn, so that
-            there are as many of each; or ``all``. None: classes are drawn by the data's frequencies.
+        labels: classes of the draws, for a model with classes: one class, by its index or its name; classes, which the
+            draws take in turn, so that there are as many of each; ``all``, which stands for every class; or a class for each
+            draw. None: classes are drawn by the weights that the model was trained with, the data's frequencies.
         device: a torch device or ``auto``; None: the recipe's device, or the device that a hand-built model is on.
         resume: with a directory as ``out``: resume an interrupted sampling, or begin when nothing is there.
         on_progress: called with the progress of the chains.
@@ -59,7 +60,7 @@ class SampleOptions(TypedDict, total=False):
     seed: int | None
     block_size: int | None
     start: Tensor | np.ndarray | None
-    labels: int | str | Sequence[int] | Tensor | np.ndarray | None
+    labels: int | str | Sequence[int | str] | Tensor | np.ndarray | None
     device: torch.device | str | None
     resume: bool
     on_progress: OnProgress
@@ -142,9 +143,9 @@ def sample(
         value_range = None if run is None else run.value_range
         if labels is not None:
             if out is None:
-                return draw_by_class(model, kernel, settings, labels, **place)
+                return draw_by_class(model, kernel, settings, labels, units=units, **place)
             return draw_by_class_to(
-                out, model, kernel, settings, labels, resume=resume, value_range=value_range, **place
+                out, model, kernel, settings, labels, resume=resume, value_range=value_range, units=units, **place
             )
         if out is None:
             return replace(draw(model, kernel, settings, **place), units=units)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,13 @@ from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.likelihood.class_densities import (
+    ByClass,
+    ClassLogPartition,
+    class_fields,
+    labels_of_rows,
+    scores_by_class,
+)
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import check_density, densities
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
@@ -41,36 +49,48 @@ class RowScores:
     """Scores of N rows.
 
     Attributes:
-        energy: ``beta E(x)``, (N,) float64, up to a constant; high where the model does not expect data.
+        energy: ``beta E(x)``, (N,) float64, up to a constant; high where the model does not expect data. Of a model with
+            classes ``beta E(x, y)`` where the rows' class is given; else ``-log q(x) / b(x)`` of the mixture of its classes,
+            None where that is not known.
         log_density: ``log q(x) = log b(x) - beta E(x) - A`` in nats, (N,); None where the base has no density.
         log_base: ``log b(x)``, (N,), or None.
-        log_partition: A with its error, or None.
+        log_partition: A with its error, or None; of rows of one class, its A_y.
         space: the space of the densities, ``raw`` or ``standardised``; None without densities.
         inverse_temperature: beta.
+        classes: of a model with classes, where the rows' class is not given: the rows under each class, and the
+            probabilities of the classes; else None.
+        log_partitions: of a model with classes, every A_y that was needed, by label.
     """
 
-    energy: Tensor
+    energy: Tensor | None
     log_density: Tensor | None
     log_base: Tensor | None
     log_partition: LogPartition | None
     space: Space | None
     inverse_temperature: float
+    classes: ByClass | None = None
+    log_partitions: Mapping[int, LogPartition] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns().values())))
 
     def columns(self) -> dict[str, Tensor]:
-        """Return the available ones of ``energy``, ``log_density`` and ``log_base``, by name."""
+        """Return the available ones of ``energy``, ``log_density`` and ``log_base``, by name, then those of ``classes``."""
         named = {"energy": self.energy, "log_density": self.log_density, "log_base": self.log_base}
-        return {name: values for name, values in named.items() if values is not None}
+        found = {name: values for name, values in named.items() if values is not None}
+        return found if self.classes is None else found | self.classes.columns()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what all rows share, and the means over them, as plain JSON."""
         return {
-            "num_rows": len(self.energy),
+            "num_rows": len(self),
             "columns": list(self.columns()),
-            "mean_energy": self.energy.mean().item(),
+            "mean_energy": None if self.energy is None else self.energy.mean().item(),
             "mean_log_density": None if self.log_density is None else self.log_density.mean().item(),
             "inverse_temperature": self.inverse_temperature,
             "space": self.space,
             "log_partition": None if self.log_partition is None else self.log_partition.as_dict(),
+            **class_fields(self.classes, self.log_partitions),
         }
 
     def save(self, path: str | Path) -> None:
@@ -111,6 +131,7 @@ def score(
     run_or_model: Run | GEBM | str | Path,
     rows: Tensor | np.ndarray,
     *,
+    labels: int | Sequence[int] | Tensor | np.ndarray | None = None,
     inverse_temperature: Beta | None = None,
     space: Space | None = None,
     log_partition: Method | None = None,
@@ -123,7 +144,12 @@ def score(
     For a run whose dataset standardises, rows are measurements like those in its file. For any other run or model, rows are
     data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
+    Rows of a model with classes are scored as points of the class in ``labels``. Without ``labels`` they are scored under
+    every class, with the probability of each where Bayes' rule gives one:
+    see `gebm_kit.engine.likelihood.class_densities`.
+
     Args:
+        labels: of a model with classes, one class for all rows or the class of each, (N,); None: not known.
         inverse_temperature: beta; ``calibrated``: what the run's last evaluation found.
         space: the space of the log-densities; ``raw`` needs a dataset that states the Jacobian of its preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
@@ -131,7 +157,7 @@ def score(
 
     Raises:
         UsageError: neither a run nor a model; rows of another type; ``space="raw"`` for a base without a density
-            or a dataset that states no Jacobian.
+            or a dataset that states no Jacobian; labels of a model without classes, or not one class for each row.
         DataError: rows that do not fit the model or are not finite.
     """
     check_callback("on_progress", on_progress)
@@ -146,7 +172,8 @@ def score(
     )
     if space == "raw":  # only the argument raises; a recipe's ``nll.space`` is ignored where there is no density
         check_density(model, dataset, space)
-    return row_scores(model, dataset, rows, on_progress=on_progress, **settings)
+    classes = labels_of_rows(model, labels, len(rows) if rows.ndim else 0)
+    return row_scores(model, dataset, rows, labels=classes, on_progress=on_progress, **settings)
 
 
 def row_scores(
@@ -162,11 +189,13 @@ def row_scores(
     names: tuple[str, ...] = (),
     source: str = "the data",
     block_size: int | None = None,
+    labels: Tensor | None = None,
     on_progress: OnProgress = ignore,
 ) -> RowScores:
     """Compute the scores of `score`, with nothing left to a recipe.
 
     Args:
+        labels: the class of each row, (N,), for a model with classes; None: not known.
         names: names of the rows' columns, () without names.
         source: where the rows come from, for messages.
     """
@@ -184,10 +213,20 @@ def row_scores(
             names=names,
             source=source,
             block_size=block_size,
+            labels=labels,
             on_progress=on_progress,
         )
-        return RowScores(found.tilt, found.gebm, found.base, found.log_partition, space, inverse_temperature)
+        return RowScores(
+            found.tilt, found.gebm, found.base, found.log_partition, space, inverse_temperature,
+            found.classes, found.log_partitions,
+        )  # fmt: skip
     x = as_data(rows, names, source, model, dataset)
+    if model.conditional:
+        estimate = ClassLogPartition(inverse_temperature, method, seed, block_size)
+        scored = scores_by_class(model, x, labels, estimate, device, on_progress=on_progress)
+        return RowScores(
+            scored.energy, None, None, None, None, inverse_temperature, scored.classes, scored.log_partitions
+        )
     with (
         placed(model, device) as (where, dtype),
         LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE),

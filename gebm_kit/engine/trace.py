@@ -9,6 +9,7 @@ Protocol:
 - Tuning. The traced chains run with a frozen sampler. A kernel is tuned first, by a warm-up on ``num_chains`` separate
   chains that are then discarded. The warm-up's cost per chain is reported beside the curve (`Tuning`); it is part of the
   total cost. With ``warmup`` 0 the sampler is used as given.
+- Classes. A trace of a model with classes follows the chains of one class, and scores them against the rows of that class.
 - Other families. A population method or a refiner is not tuned and runs until it has finished. Its start counts as its first
   step. Coupled chains run in islands of ``num_chains``, as they do when drawing.
 
@@ -22,7 +23,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.core.arguments import check_callback, check_choice
+from gebm_kit.core.arguments import check_callback, check_choice, check_whole
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SamplerDirective, SplitName
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.datasets.class_rows import OneClass, labels_of
 from gebm_kit.engine.datasets.held_out import MAX_ROWS, evenly_spaced_rows, floor_sets
-from gebm_kit.engine.evaluation.data_rows import train_rows
 from gebm_kit.engine.evaluation.evaluation import check_request
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps, FeatureSettings
 from gebm_kit.engine.evaluation.intervals import mean_interval
@@ -65,6 +66,7 @@ def trace_quality(
     run_or_model: Run | GEBM | str | Path,
     metric: str | Metric = "frechet",
     *,
+    label: int | None = None,
     data: Tensor | np.ndarray | Dataset | None = None,
     sampler: str | Sampler | None = None,
     inverse_temperature: Beta | Sequence[Beta] | None = None,
@@ -87,6 +89,7 @@ def trace_quality(
     Args:
         run_or_model: a run, the path of its directory, or a model.
         metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
+        label: the class whose chains are followed, of a model with classes; such a model needs one.
         data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
         inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.
         num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
@@ -96,11 +99,13 @@ def trace_quality(
         seed, reference: seed of starting points and sampler; part of the dataset to score against.
 
     Raises:
-        UsageError: inconsistent arguments, a metric that does not depend on draws, or no data for a hand-built model.
+        UsageError: inconsistent arguments, a metric that does not depend on draws, no data for a hand-built model, or no
+            label for a model with classes.
         DataError, RunFailed: the data does not fit the model; draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
     check_choice("reference", reference, ("train", "valid", "test"))
+    check_whole("label", label)
     check_callback("on_progress", on_progress)
     subject = subject_of(run_or_model)
     recipe, model, dataset = opened(subject, data)
@@ -119,6 +124,7 @@ def trace_quality(
         reference=reference,
         num_reference=eval_section(recipe).num_reference,
         features=FeatureSettings.of(recipe),
+        label=label,
         on_progress=on_progress,
     )
 
@@ -154,6 +160,7 @@ def record(
     reference: SplitName = "test",
     num_reference: int = MAX_ROWS,
     features: FeatureSettings | None = None,
+    label: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> Trace:
     """Trace a chosen metric, sampler and sweep of betas; `trace_quality` with nothing left to a recipe.
@@ -161,18 +168,18 @@ def record(
     ``thin`` and ``inverse_temperature`` of ``settings`` are not used. Groups run one after another, so memory holds the
     chains of one group only.
     """
+    model, rows_of = _of_class(model, dataset, label)
     betas = _betas(inverse_temperature)
     check_request(model, dataset, settings.num_samples, num_sets)
     check_sampling(model, sampler, settings)
     if isinstance(sampler, SamplerDirective):
         sampler = chosen(model, sampler, replace(settings, inverse_temperature=max(betas)), device)
-    name, scored = metric
-    features = features or FeatureSettings()
+    (name, scored), features = metric, features or FeatureSettings()
     check_data_serves({name: scored}, dataset, features)
     schedule = Schedule.of(sampler, settings, at_steps)
-    data = evenly_spaced_rows(dataset.split(reference), f"{reference} data", num_reference)
-    train = train_rows(dataset, num_reference) if scored.needs_train else None
-    held_out = evenly_spaced_rows(dataset.split(FLOOR_PART[reference]), f"{FLOOR_PART[reference]} data")
+    data = rows_of(reference, num_reference)
+    train = rows_of("train", num_reference) if scored.needs_train else None
+    held_out = rows_of(FLOOR_PART[reference], MAX_ROWS)
     floor = floor_sets(held_out, settings.num_samples, num_sets)
     check_rows({name: scored}, {"draws": settings.num_samples, "held-out rows": len(floor[0])})
     with placed(model, device) as (where, dtype):
@@ -197,11 +204,35 @@ def record(
         seed=settings.seed,
         curves=curves,
         floor={key: mean_interval([row[key] for row in floor_values]) for key in floor_values[0]},
-        protocol=tracer.protocol | _protocol(num_sets, floor, reference),
+        protocol=tracer.protocol | _protocol(num_sets, floor, reference, label),
     )
 
 
-def _protocol(num_sets: int, floor: Sequence[Tensor], reference: SplitName) -> dict[str, Any]:
+def _of_class(model: GEBM, dataset: Dataset, label: int | None) -> tuple[GEBM, Callable[[SplitName, int], Tensor]]:
+    """Return the model to trace, and a function that reads the rows of a part of the data, at most so many.
+
+    With a label both are those of the class.
+    """
+    if label is None and not model.conditional:
+        return model, lambda part, limit: evenly_spaced_rows(dataset.split(part), f"{part} data", limit)
+    if label is None:
+        raise UsageError(
+            f"a trace follows the chains of one class, and the model has {model.num_classes} classes",
+            hint="Name one: --class 7 on the command line, label=7 in Python.",
+        )
+    given, num_classes = model.given(label), model.num_classes
+    assert num_classes is not None
+
+    def rows(part: SplitName, limit: int) -> Tensor:
+        split = OneClass(dataset.split(part), labels_of(dataset, part, num_classes), label)
+        if not len(split):
+            raise UsageError(f"the {part} data have no row of class {label}, so there is nothing to score against")
+        return evenly_spaced_rows(split, f"{part} data of class {label}", limit)
+
+    return given, rows
+
+
+def _protocol(num_sets: int, floor: Sequence[Tensor], reference: SplitName, label: int | None) -> dict[str, Any]:
     """Describe the groups, the floor and the parts of the dataset, besides the metric's own protocol."""
     return {
         "sets": num_sets,
@@ -210,6 +241,7 @@ def _protocol(num_sets: int, floor: Sequence[Tensor], reference: SplitName) -> d
         "held_out_sets": len(floor),
         "reference_part": reference,
         "held_out_part": FLOOR_PART[reference],
+        **({} if label is None else {"class": label}),
     }
 
 

@@ -77,6 +77,7 @@ def _check_capabilities(dataset: Dataset) -> None:
     if isinstance(dataset, HasLabels):
         count: object = dataset.num_classes
         assert isinstance(count, int) and count >= 1, f"num_classes must be a whole number >= 1, but it is {count!r}"
+    contracts.check_class_names(dataset)
     if isinstance(dataset, HasDensity):
         values: Any = dataset.log_prob(rows)
         assert isinstance(values, Tensor) and tuple(values.shape) == (len(rows),), (

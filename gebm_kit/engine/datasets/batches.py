@@ -45,6 +45,7 @@ class Feed:
         seed, batch_size: may be changed; batches read ahead with the old values are dropped.
         epoch_size: rows in the split.
         labels: classes of the split's rows, (N,) int64 on the device; None where nobody asks for them.
+        shares: share of each class in an epoch, (K,) float64 on the CPU, which needs labels; None: every row is in it once.
 
     Raises:
         DataError: a resident row is not finite.
@@ -59,6 +60,8 @@ class Feed:
         self.position = 0
         self.epoch_size = len(split)
         self.labels: Tensor | None = None
+        self.shares: Tensor | None = None
+        self._members: list[Tensor] = []
         self._label_order: tuple[tuple[int, int], Tensor] | None = None
         self._epoch = (seed, -1)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -119,7 +122,34 @@ class Feed:
 
     def _order_of(self, seed: int, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        if self.shares is not None:
+            return self._order_in_shares(generator)
         return torch.randperm(self.epoch_size, generator=generator)
+
+    def weigh(self, shares: Tensor) -> None:
+        """Give each class its share of every epoch from here on, (K,).
+
+        An epoch keeps its length. Rows of a class are repeated, or left out, as evenly as its share allows, and which rows
+        are repeated once more is drawn anew for every epoch. The expected share of a class is exact.
+        """
+        assert self.labels is not None
+        labels = self.labels.cpu()
+        self._members = [(labels == label).nonzero().squeeze(1) for label in range(len(shares))]
+        self.shares = shares.double().cpu()
+
+    def _order_in_shares(self, generator: torch.Generator) -> Tensor:
+        assert self.shares is not None
+        shift = torch.rand((), generator=generator, dtype=torch.float64)
+        ends = self.shares.cumsum(0)
+        # the last end is exactly 1, so that a class of weight 0 after it gets no row
+        ends = (ends / ends[-1] * self.epoch_size + shift).floor().clamp(max=self.epoch_size)
+        counts = ends.diff(prepend=torch.zeros(1, dtype=torch.float64)).long().tolist()
+        chosen = []
+        for own, count in zip(self._members, counts, strict=True):
+            whole, rest = divmod(count, max(len(own), 1))
+            chosen += [own.repeat(whole), own[torch.randperm(len(own), generator=generator)[:rest]]]
+        order = torch.cat(chosen)
+        return order[torch.randperm(len(order), generator=generator)]
 
     def _read(self, place: _Place) -> Tensor:
         """Read a batch as stored, on the CPU. The read-ahead thread calls this, and alone computes permutations then."""

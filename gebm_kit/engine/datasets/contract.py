@@ -43,6 +43,7 @@ def check_dataset(dataset: Dataset, *, disjoint: bool = True) -> None:
     """
     contracts.check_kind("dataset", dataset)
     contracts.check_dataset_facts(dataset)
+    contracts.check_class_names(dataset)
     for name in PARTS:
         split = _checked_split(dataset, name)
         ends = _ends(len(split))

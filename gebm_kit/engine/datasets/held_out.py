@@ -50,6 +50,11 @@ class HeldOut(Dataset):
         return self._test if name == "test" else self._valid
 
 
+def evenly_spaced(num: int, limit: int = MAX_ROWS) -> Tensor:
+    """Return the indices of all of ``num`` rows, or of ``limit`` evenly spaced ones, (N,) int64."""
+    return torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
+
+
 def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor:
     """Return all rows of a split, or ``limit`` evenly spaced ones of a larger split; (N, *D) on the CPU.
 
@@ -60,8 +65,7 @@ def evenly_spaced_rows(split: Split, what: str, limit: int = MAX_ROWS) -> Tensor
     Raises:
         DataError: a value is not finite.
     """
-    num = len(split)
-    index = torch.arange(num) if num <= limit else torch.arange(limit) * num // limit
+    index = evenly_spaced(len(split), limit)
     rows = torch.cat([split.batch(part).cpu() for part in index.split(ROWS_READ_AT_ONCE)])
     finite = torch.isfinite(rows.flatten(1)).all(1)
     if not bool(finite.all()):

@@ -6,7 +6,8 @@ import shlex
 
 import torch
 
-from gebm_kit.config.build import build_dataset
+from gebm_kit.config.build import build_dataset, how_to_label
+from gebm_kit.config.class_keys import name_classes
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.interfaces import Dataset, HasReading, HasStoredRows
@@ -40,7 +41,9 @@ def _opened(recipe: Recipe) -> Dataset:
                 f"{len(skipped)} image(s) that can't be decoded were skipped when the data were prepared: "
                 f"{names}{' ...' if len(skipped) > 3 else ''}"
             )
-        return PreparedDataset(found.folder, found.index)
+        prepared = PreparedDataset(found.folder, found.index)
+        name_classes(prepared, recipe.class_names, how_to_label(recipe))
+        return prepared
     if found.problem:
         warn(f"the prepared data in {found.folder} are not used: {found.problem}. `{command}` prepares them again")
     dataset: Dataset = build_dataset(recipe)

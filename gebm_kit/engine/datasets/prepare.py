@@ -26,6 +26,7 @@ from torch import Tensor
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.core.class_names import class_names_of
 from gebm_kit.core.components import parameters
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.files import make_directory, remove_tree, sync_directory, write_json, writing
@@ -152,7 +153,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
     """Write rows, labels and index of the dataset, and return the index."""
     sources = [source_entry(source, fingerprint(source)) for source in dataset.sources()]
     shape = tuple(dataset.data_shape)
-    labelled = isinstance(dataset, HasLabels)
+    labelled, names = isinstance(dataset, HasLabels), class_names_of(dataset)
     if isinstance(dataset, HasPieces) and dataset.streaming:
         pieces, total = dataset.pieces(), dataset.num_rows
     else:
@@ -180,6 +181,7 @@ def _write(folder: Path, recipe: Recipe, dataset: Any, threads: int, on_progress
         "value_range": list(VALUE_RANGE),
         "counts": {part: parts[part].count for part in PARTS},
         "num_classes": dataset.num_classes if labelled else None,
+        **({} if names is None else {"class_names": list(names)}),
         "files": files,
         "checksum": hashlib.sha256("".join(facts["sha256"] for facts in files.values()).encode()).hexdigest(),
         "sources": sources,

@@ -110,6 +110,7 @@ class PreparedDataset(Dataset):
     """
 
     num_classes: int
+    class_names: tuple[str, ...]
 
     def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
         self.folder, self._reading = folder, str(index.get("reading", ""))
@@ -120,6 +121,8 @@ class PreparedDataset(Dataset):
         if index["num_classes"] is not None:
             self._labels = {part: _labels(folder / f"{part}.labels.npy") for part in PARTS}
             self.num_classes = int(index["num_classes"])
+            if index.get("class_names") is not None:
+                self.class_names = tuple(index["class_names"])
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
@@ -248,6 +251,11 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{INDEX_FILE}: shape can't be {str(shape)[:80]}")
     if not (classes is None or _is_positive(classes)):
         raise ValueError(f"{INDEX_FILE}: num_classes can't be {str(classes)[:80]}")
+    names = index.get("class_names")
+    if names is not None and not (
+        isinstance(names, list) and len(names) == classes and all(isinstance(n, str) and n for n in names)
+    ):
+        raise ValueError(f"{INDEX_FILE}: class_names are not {str(classes)[:80]} names")
     for name, facts in index["files"].items():
         if not _FILE.fullmatch(name) or not isinstance(facts["bytes"], int) or not isinstance(facts["sha256"], str):
             raise ValueError(f"{INDEX_FILE}: {name[:80]!r} is not a prepared file")

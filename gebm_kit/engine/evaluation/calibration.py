@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import warn
-from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
+from gebm_kit.engine.datasets.class_rows import labels_of
+from gebm_kit.engine.datasets.held_out import evenly_spaced, evenly_spaced_rows
 from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.process.distributed import Ranks
 
@@ -93,25 +94,52 @@ def calibrate(data: Tensor, base: Tensor) -> Calibration:
         data: E on held-out rows, (n,).
         base: E on base draws, (N,); inf where the energy excludes a draw.
     """
-    data, base = data.detach().double().cpu(), base.detach().double().cpu()
-    sizes: dict[str, Any] = {"rows": len(data), "draws": len(base)}
-    if not len(data) or not bool(data.isfinite().all()) or not bool((base > -math.inf).all()) or not len(base):
+    return calibrate_parts([Part(data, base)])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Energies E of held-out rows of one class, (n,), and of its base draws, (N,).
+
+    Attributes:
+        weight: the class's share among others; None: its number of rows.
+    """
+
+    data: Tensor
+    base: Tensor
+    weight: float | None = None
+
+
+def calibrate_parts(parts: Sequence[Part]) -> Calibration:
+    """Find the one beta that maximises the mean of the classes' KALE, by default each by its share of the held-out rows.
+
+    Sums over classes take the place of every term above, ``sum_y w_y KALE_y(beta)`` with ``w_y = n_y / n``. Classes without
+    held-out rows say nothing.
+    """
+    parts = [replace(p, data=p.data.detach().double().cpu(), base=p.base.detach().double().cpu()) for p in parts]
+    parts = [p for p in parts if len(p.data)]
+    sizes: dict[str, Any] = {"rows": sum(len(p.data) for p in parts), "draws": sum(len(p.base) for p in parts)}
+    if not parts or not all(
+        bool(p.data.isfinite().all()) and bool((p.base > -math.inf).all()) and len(p.base) for p in parts
+    ):
         return Calibration(None, None, math.nan, math.nan, math.nan, reason="energies are not finite", **sizes)
-    target, finite = data.mean(), base[base.isfinite()]
-    at_1 = _kale(target, base, 1.0)
-    if not len(finite) or (bool((finite == finite[0]).all()) and bool((data == finite[0]).all())):
+    found = _Parts([replace(p, base=p.base[p.base.isfinite()]) for p in parts], [p.base for p in parts])
+    at_1 = found.kale(1.0)
+    if not found.constant and not all(len(p.base) for p in found.parts):
+        return Calibration(None, None, math.nan, math.nan, math.nan, reason="energies are not finite", **sizes)
+    if found.constant:
         reason = "the energy is constant, so every inverse temperature fits alike"
         return Calibration(None, None, at_1, at_1, math.nan, reason=reason, **sizes)
-    if _slope(target, finite, 0.0) <= 0:
+    if found.slope(0.0) <= 0:
         reason = "held-out data have higher energies than base draws: the base alone fits better at every beta"
         return Calibration(None, None, at_1, 0.0, math.nan, reason=reason, **sizes)
     low, high = 0.0, LARGEST_BETA
-    bounded = _slope(target, finite, high) > 0
+    bounded = found.slope(high) > 0
     for _ in range(0 if bounded else BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if _slope(target, finite, middle) > 0 else (low, middle)
-    tail = pareto_k(-high * base)
-    best: dict[str, Any] = {"kale_at_1": at_1, "kale": _kale(target, base, high), "pareto_k": tail, **sizes}
+        low, high = (middle, high) if found.slope(middle) > 0 else (low, middle)
+    tail = found.tail(high)
+    best: dict[str, Any] = {"kale_at_1": at_1, "kale": found.kale(high), "pareto_k": tail, **sizes}
     reason, applied = "", high
     if bounded:
         reason = f"held-out data have lower energies than nearly all base draws: KALE still grows at {LARGEST_BETA:g}"
@@ -120,19 +148,67 @@ def calibrate(data: Tensor, base: Tensor) -> Calibration:
             f"a few base draws carry most of the weight at this beta (Pareto k {tail:.2f}): it is not to be trusted"
         )
     if reason:
-        applied = min(high, max(1.0, _largest_trusted(base, high)))
+        applied = min(high, max(1.0, found.largest_trusted(high)))
     if applied < high:
         reason += f"; {applied:.3g} is applied, as far as the base draws reach"
-    return Calibration(high, None if bounded else _stderr(data, finite, high), reason=reason, applied=applied, **best)
+    return Calibration(high, None if bounded else found.stderr(high), reason=reason, applied=applied, **best)
 
 
-def _largest_trusted(base: Tensor, high: float) -> float:
-    """Return the largest beta up to ``high`` at which the tail of the weights is light enough, to three digits."""
-    low = 0.0
-    for _ in range(TRIALS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if pareto_k(-middle * base) < PARETO_K_LIMIT else (low, middle)
-    return low
+@dataclass(frozen=True)
+class _Parts:
+    """Energies by class: those of base draws that are finite, and all of them."""
+
+    parts: list[Part]
+    every: list[Tensor]
+
+    @property
+    def weights(self) -> list[float]:
+        each = [len(p.data) if p.weight is None else p.weight for p in self.parts]
+        return [one / sum(each) for one in each]
+
+    @property
+    def constant(self) -> bool:
+        """Whether the energy is the same everywhere in every class, or no base draw has a finite one."""
+        return all(
+            not len(p.base) or bool((p.base == p.base[0]).all() and (p.data == p.base[0]).all()) for p in self.parts
+        )
+
+    def slope(self, beta: float) -> float:
+        """Return KALE's derivative at beta: the mean energy of the model minus that of the data."""
+        means = [(_weights(p.base, beta) * p.base).sum() - p.data.mean() for p in self.parts]
+        return sum(w * float(mean) for w, mean in zip(self.weights, means, strict=True))
+
+    def kale(self, beta: float) -> float:
+        each = [
+            float(-beta * p.data.mean() - estimators.log_partition(beta * base))
+            for p, base in zip(self.parts, self.every, strict=True)
+        ]
+        return sum(w * value for w, value in zip(self.weights, each, strict=True))
+
+    def tail(self, beta: float) -> float:
+        """Return Pareto k of the weights at beta, the largest of all classes; NaN: not known of any."""
+        known = [k for base in self.every if not math.isnan(k := pareto_k(-beta * base))]
+        return max(known, default=math.nan)
+
+    def largest_trusted(self, high: float) -> float:
+        """Return the largest beta up to ``high`` at which the tail of the weights is light enough, to three digits."""
+        low = 0.0
+        for _ in range(TRIALS):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if self.tail(middle) < PARETO_K_LIMIT else (low, middle)
+        return low
+
+    def stderr(self, beta: float) -> float | None:
+        """Return the standard error of the root by the sandwich formula; None where the energies do not vary."""
+        spread, curvature = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for share, part in zip(self.weights, self.parts, strict=True):
+            weights = _weights(part.base, beta)
+            mean = (weights * part.base).sum()
+            curvature += share * (weights * (part.base - mean).square()).sum()
+            of_data = part.data.var() / len(part.data) if len(part.data) > 1 else torch.zeros((), dtype=torch.float64)
+            spread += share**2 * (of_data + (weights * (part.base - mean)).square().sum())
+        found = float(spread.sqrt() / curvature)
+        return found if math.isfinite(found) else None
 
 
 def calibration_of(
@@ -153,16 +229,46 @@ def calibration_of(
     return calibrate(on_data, base[:limit])
 
 
-def shared_calibration(
-    model: GEBM, dataset: Dataset, base: Callable[[], Tensor], device: torch.device, ranks: Ranks
+def calibration_of_classes(
+    model: GEBM,
+    dataset: Dataset,
+    base: Sequence[Tensor],
+    device: torch.device,
+    limit: int = MAX_DRAWS,
+    *,
+    weighted: bool = False,
 ) -> Calibration | None:
-    """Return the first rank's `calibration_of`, on every rank: all of them sample at the same beta.
+    """Calibrate a model with classes on the validation part, by the labels of its rows; None where that part is empty.
 
     Args:
-        base: returns E on base draws, (N,); the first rank calls it.
+        base: base draws of each class, (M, *D), in the order of the classes.
+        limit: as for `calibration_of`.
+        weighted: whether classes count by the model's class weights, and not by their validation rows.
+    """
+    split = dataset.split("valid")
+    if not len(split):
+        return None
+    rows = evenly_spaced_rows(split, "validation data", limit)
+    labels = labels_of(dataset, "valid", len(base))[evenly_spaced(len(split), limit)]
+    parts = []
+    for label, drawn in enumerate(base):
+        its = rows[labels == label]
+        if len(its) and len(drawn):
+            given = model.given(label)
+            with LatentPotential(given):
+                on_data, on_base = (energies(given, part, device, model.dtype) for part in (its, drawn))
+            parts.append(Part(on_data, on_base, float(model.class_weights[label]) if weighted else None))
+    return calibrate_parts(parts)
+
+
+def shared_calibration(find: Callable[[], Calibration | None], ranks: Ranks) -> Calibration | None:
+    """Return what the first rank finds, on every rank: all of them sample at the same beta.
+
+    Args:
+        find: returns a calibration; the first rank calls it.
     """
     with ranks.together():
-        found = calibration_of(model, dataset, base(), device) if ranks.rank == 0 else None
+        found = find() if ranks.rank == 0 else None
         if ranks.size == 1:
             return found
         text = ranks.from_first(json.dumps(None if found is None else asdict(found)))
@@ -183,23 +289,3 @@ def found_beta(calibration: Calibration | None) -> float:
 
 def _weights(base: Tensor, beta: float) -> Tensor:
     return torch.softmax(-beta * base, 0)
-
-
-def _slope(target: Tensor, base: Tensor, beta: float) -> float:
-    """Return KALE's derivative at beta: the mean energy of the model minus that of the data."""
-    return float((_weights(base, beta) * base).sum() - target)
-
-
-def _kale(target: Tensor, base: Tensor, beta: float) -> float:
-    return float(-beta * target - estimators.log_partition(beta * base))
-
-
-def _stderr(data: Tensor, base: Tensor, beta: float) -> float | None:
-    """Return the standard error of the root by the sandwich formula; None where the energies do not vary."""
-    weights = _weights(base, beta)
-    mean = (weights * base).sum()
-    variance = (weights * (base - mean).square()).sum()
-    of_data = data.var() / len(data) if len(data) > 1 else torch.zeros((), dtype=torch.float64)
-    of_base = (weights * (base - mean)).square().sum()
-    found = float((of_data + of_base).sqrt() / variance)
-    return found if math.isfinite(found) else None

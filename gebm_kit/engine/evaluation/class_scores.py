@@ -2,15 +2,17 @@
 
 - *Overall*, every set of base and GEBM draws has each class in its share of the training data. Metrics don't see labels.
 - *By class*, the draws of a class are scored against that class's rows, by the metrics that need no more rows than it has.
-- The log-partition A_y and KALE are those of each class, ``q(x | y)`` against ``p(x | y)``. The overall KALE is their mean
-  over the data's classes, the overall A is ``log sum_y pi_y exp(A_y)``.
-- Chains are those of one class. They are not continued to longer lengths, no inverse temperature is looked for, and a budget
-  cuts nothing.
+- With ``data.class_weights``, its shares take the place of the data's in all of that, also of held-out rows.
+- The log-partition A_y, KALE and any likelihood are those of each class, ``q(x | y)`` against ``p(x | y)``. The overall
+  KALE is their mean over the data's classes, the overall A is ``log sum_y pi_y exp(A_y)``.
+- Chains are those of one class, and each class's are continued to 2x and 4x their length; a set then has all classes again.
+- One inverse temperature is calibrated for all classes, by the mean of their KALE.
+- Costs are estimated on the most frequent class, with the chains of all of them.
+- Held-out rows are classified: see `gebm_kit.engine.evaluation.classification`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,293 +20,375 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import plain
-from gebm_kit.core.interfaces import Dataset, Metric, Sampler
+from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.progress import OnProgress, ignore, warn
+from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.datasets.class_rows import OneClass, apportioned, labels_in_shares, labels_of
-from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows
-from gebm_kit.engine.evaluation.budget import Ledger, Plan
+from gebm_kit.engine.datasets.class_rows import apportioned, labels_in_shares
+from gebm_kit.engine.evaluation.budget import Plan
+from gebm_kit.engine.evaluation.calibration import (
+    MAX_DRAWS,
+    Calibration,
+    calibration_of_classes,
+    found_beta,
+    shared_calibration,
+)
+from gebm_kit.engine.evaluation.class_fits import ClassFit, overall_energies, overall_fit
+from gebm_kit.engine.evaluation.classification import Classification, classified
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of
-from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets
-from gebm_kit.engine.evaluation.equilibrium import Equilibrium, gap_of, rows_in_groups, summary_of
-from gebm_kit.engine.evaluation.score_table import Scorer, score_table
+from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets, shared_by
+from gebm_kit.engine.evaluation.equilibrium import (
+    GROUPS,
+    LENGTHS,
+    Equilibrium,
+    gap_of,
+    rows_in_groups,
+    summary_of,
+)
+from gebm_kit.engine.evaluation.labelled_rows import LabelledRows
+from gebm_kit.engine.evaluation.longer_chains import followed, followed_values, longer_sets, unit_of, why_not
+from gebm_kit.engine.evaluation.metrics import check_serves_classes
+from gebm_kit.engine.evaluation.planner import Planner
+from gebm_kit.engine.evaluation.score_table import ScoreTable, score_table
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.evaluation.task import Scores, diagnostics_of, worth
 from gebm_kit.engine.evaluation.verdict import verdict
-from gebm_kit.engine.likelihood.class_log_partitions import FEWEST_DRAWS
-from gebm_kit.engine.likelihood.log_partition import LogPartition
-from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS, Energies, ModelDraws, ModelFit, model_fit
+from gebm_kit.engine.likelihood.class_densities import ClassLogPartition, class_rows, draws_of_class
+from gebm_kit.engine.likelihood.model_fit import Energies, ModelDraws, model_fit
+from gebm_kit.engine.likelihood.nll import log_det_of
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.sampling.by_class import merged, share_of
+from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-
-NOT_CONTINUED = "chains of a model with classes are not continued"
 
 
 @dataclass(frozen=True)
+class OfClass:
+    """Draw sets of one class from the GEBM, and the sampler and settings that drew them."""
+
+    sets: DrawSets
+    sampler: Sampler
+    sampling: SampleSettings
+
+
 class ClassTask:
     """One evaluation of a model with classes.
 
-    Attributes:
+    Args:
         model, dataset, metrics, sampler: what is scored, and how.
         sampling, settings: the settings of the draws and of the evaluation.
         rows: rows that draws are scored against.
         where: the device.
-        on_progress, ranks: as for `score`.
+        on_progress, ranks: as for `gebm_kit.engine.evaluation.evaluation.score`.
+
+    Raises:
+        UsageError: a metric does not serve models with classes; the data have no labels.
     """
 
-    model: GEBM
-    dataset: Dataset
-    metrics: Mapping[str, Metric]
-    sampler: Sampler
-    sampling: SampleSettings
-    settings: EvaluationSettings
-    rows: DataRows
-    where: torch.device
-    on_progress: OnProgress
-    ranks: Ranks
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        assert self.model.num_classes is not None
-        return self.model.num_classes
-
-    @property
-    def counts(self) -> list[int]:
-        """Draws of each class in a set."""
-        return apportioned(self.model.class_weights, self.settings.num_samples)
+    def __init__(
+        self,
+        model: GEBM,
+        dataset: Dataset,
+        metrics: Mapping[str, Metric],
+        sampler: Sampler,
+        sampling: SampleSettings,
+        settings: EvaluationSettings,
+        rows: DataRows,
+        where: torch.device,
+        on_progress: OnProgress,
+        ranks: Ranks,
+    ) -> None:
+        assert model.num_classes is not None
+        self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
+        self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
+        self._on_progress, self._ranks, self._num_classes = on_progress, ranks, model.num_classes
+        check_serves_classes(metrics)
+        self._labelled = LabelledRows(dataset, model.class_weights, settings)
+        self._labelled.check()
+        check_sampling(model.given(0), sampler, sampling)
+        self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where)
+        self._planner = Planner(
+            model.given(int(model.class_weights.argmax())), dataset, metrics, sampler, settings, rows, self._scorer,
+            floor, where, on_progress, ranks,
+            as_run=self._all_chains, more_rows=self._num_classes * len(rows.reference) * settings.timed,
+        )  # fmt: skip
 
     def scored(self) -> dict[str, Any]:
-        """Draw and score; return the fields of `gebm_kit.engine.evaluation.evaluation.Evaluation`.
-
-        Raises:
-            UsageError: a metric or a setting does not serve models with classes; the data have no labels.
-        """
-        check_serves(self.metrics, self.settings)
-        for part in {self.settings.reference, FLOOR_PART[self.settings.reference]}:
-            labels_of(self.dataset, part, self.num_classes)
-        check_sampling(self.model.given(0), self.sampler, self.sampling)
-        ledger = Ledger(self.settings.budget)
-        with ledger.stage("base"):
-            base = self._base()
-        with ledger.stage("sampling"):
-            found = self._draws()
-        labels = torch.arange(self.num_classes).repeat_interleave(torch.tensor(self.counts))
-        gebm = [torch.cat([found[label].sets[index] for label in found]) for index in range(self.settings.num_sets)]
-        diagnostics = merged(
-            {label: diagnostics_of(sets) for label, sets in found.items()},
-            diagnostics_of(next(iter(found.values()))).num_samples if len(found) == 1 else len(labels) * len(gebm),
-            self.sampling.seed,
-        )
+        """Draw and score; return the fields of `gebm_kit.engine.evaluation.evaluation.Evaluation`."""
+        settings, planner = self._settings, self._planner
+        asked = Plan(settings.num_samples, settings.num_sets, LENGTHS[-1] if settings.continues else 1)
+        first = planner.planned(asked, self._sampling)
+        with planner.ledger.stage("base"):
+            base = self._base(first)
+            calibration = self._calibrated(first, base)
+        plan = planner.planned_with_chains(asked, first, self._sampling, None)
+        with planner.ledger.stage("base"):
+            base = base if plan.num_samples == first.num_samples else self._base(plan)
+        with planner.ledger.stage("sampling"):
+            found = self._draws(plan)
+        plan = planner.planned_again(plan, self._share(plan, found))
+        with planner.ledger.stage("equilibrium"):
+            longer = self._longer(plan, found)
+        gebm = _together([one.sets.sets for one in found.values()])
+        diagnostics = self._diagnostics(plan, found)
         diagnostics.warn()
-        with self.ranks.together():
+        with self._ranks.together():
             scores, energies = None, None
-            if self.ranks.rank == 0:
-                scores, energies = self._scores(ledger, base, gebm, found, labels)
-            scores = Scores.from_first(scores, self.ranks)
-        names = ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget", "classes")
+            if self._ranks.rank == 0:
+                scores, energies = self._scores(plan, base[: plan.num_sets], gebm, found, longer)
+            scores = Scores.from_first(scores, self._ranks)
+        names = ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget", "classes", "classifier")
+        mixed = _mixed(plan.num_samples)
+        labels = self._labels(plan)[mixed]
         return {
             **{name: getattr(scores, name) for name in names},
-            "inverse_temperature": self.sampling.inverse_temperature,
+            "inverse_temperature": self._sampling.inverse_temperature,
+            "calibration": calibration,
             "diagnostics": diagnostics,
-            "data": self.rows.reference,
-            "base_draws": base[0][_mixed(len(labels))],
-            "gebm_draws": gebm[0][_mixed(len(labels))],
+            "data": self._rows.reference,
+            "base_draws": base[0][mixed],
+            "gebm_draws": gebm[0][mixed],
+            "labels": {"data": self._labelled.labels(), "base": labels, "GEBM": labels},
             "energies": energies,
         }
 
     # --- draws --------------------------------------------------------------------------------------------------------
-    def _base(self) -> list[Tensor]:
-        """Draw sets from the base, the classes in their shares and in order."""
-        settings = self.settings
-        labels = labels_in_shares(self.model.class_weights, settings.num_samples).to(self.where)
-        report = self.on_progress if self.ranks.rank == 0 else ignore
-        return base_sets(
-            self.model, self.sampling, settings.num_samples, settings.num_sets, self.where, report, labels
-        ).sets
+    def _counts(self, num: int) -> list[int]:
+        """Return the draws of each class among ``num``."""
+        return apportioned(self._model.class_weights, num)
 
-    def _draws(self) -> dict[int, DrawSets]:
-        """Draw sets of each class from the GEBM."""
-        found = {}
-        for label, count in enumerate(self.counts):
+    def _labels(self, plan: Plan) -> Tensor:
+        """Return the classes of a set's draws, sorted."""
+        return labels_in_shares(self._model.class_weights, plan.num_samples)
+
+    def _all_chains(self, settings: SampleSettings) -> SampleSettings:
+        """Return the settings of a set's draws with the chains of all classes together."""
+        num = settings.num_samples
+        shares = [share_of(settings, self._sampler, n, num, k) for k, n in enumerate(self._counts(num)) if n]
+        return replace(settings, num_chains=sum(share.num_chains for share in shares))
+
+    def _base(self, plan: Plan) -> list[Tensor]:
+        """Draw sets from the base, the classes in their shares and in order."""
+        labels = self._labels(plan).to(self._where)
+        report = self._on_progress if self._ranks.rank == 0 else ignore
+        return base_sets(self._model, self._sampling, plan.num_samples, plan.num_sets, self._where, report, labels).sets
+
+    def _calibrated(self, plan: Plan, base: list[Tensor]) -> Calibration | None:
+        """Find the beta that fits the validation part best, and take it if the settings ask for it."""
+        if not (self._settings.calibrate or self._settings.calibrated):
+            return None
+
+        def find() -> Calibration | None:
+            labels = self._labels(plan)
+            rows = [torch.cat([x[labels == k] for x in base])[:MAX_DRAWS] for k in range(self._num_classes)]
+            return calibration_of_classes(
+                self._model, self._dataset, rows, self._where, weighted=self._settings.weighted
+            )
+
+        found = shared_calibration(find, self._ranks)
+        if self._settings.calibrated:
+            self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
+        return found
+
+    def _draws(self, plan: Plan) -> dict[int, OfClass]:
+        """Draw the sets of each class from the GEBM."""
+        found, left = {}, plan.num_samples
+        for label, count in enumerate(self._counts(plan.num_samples)):
             if not count:
                 continue
-            share = share_of(self.sampling, self.sampler, count, self.settings.num_samples, label)
+            share = share_of(self._sampling, self._sampler, count, plan.num_samples, label)
             sampling = replace(share, num_samples=count)
-            found[label] = gebm_sets(
-                self.model.given(label), self.sampler, sampling, count, self.settings.num_sets, self.where,
-                self.on_progress, self.ranks, checked=True, warns=False,
+            bounds = self._planner.bounds(plan, count / plan.num_samples, left / plan.num_samples)
+            sets = gebm_sets(
+                self._model.given(label), self._sampler, sampling, count, plan.num_sets, self._where,
+                self._on_progress, self._ranks,
+                keep_chains=plan.longest > 1, checked=True, bounds=bounds, warns=False,
             )  # fmt: skip
+            found[label] = OfClass(sets, sets.sampler or self._sampler, sets.settings or sampling)
+            left -= count
         return found
+
+    def _share(self, plan: Plan, found: Mapping[int, OfClass]) -> float:
+        """Return the share of the first length's time that one more takes for the chains that are continued."""
+        each = [
+            shared_by(one.sets, min(GROUPS, plan.num_sets)) * len(one.sets.sets[0]) / plan.num_samples
+            for one in found.values()
+        ]
+        return sum(each)
+
+    def _longer(self, plan: Plan, found: Mapping[int, OfClass]) -> dict[int, list[Tensor]]:
+        """Return sets of all classes after 2x and 4x the chain length; {} where one of them has no longer draws."""
+        if plan.longest == 1 or followed(self._metrics) is None or "refiner" in _families(found):
+            return {}
+        each = []
+        for label, one in found.items():
+            longer = longer_sets(
+                self._model.given(label), one.sampler, one.sampling, one.sets, plan, self._where, self._on_progress,
+                self._ranks, warns=False,
+            )  # fmt: skip
+            if not longer:
+                return {}
+            each.append(longer)
+        return {length: _together([longer[length] for longer in each]) for length in each[0]}
+
+    def _diagnostics(self, plan: Plan, found: Mapping[int, OfClass]) -> Diagnostics:
+        """Return the worst of the classes."""
+        each = {label: diagnostics_of(one.sets) for label, one in found.items()}
+        total = next(iter(each.values())).num_samples if len(each) == 1 else plan.num_samples * plan.num_sets
+        return merged(each, total, self._sampling.seed)
 
     # --- scores -------------------------------------------------------------------------------------------------------
     def _scores(
-        self, ledger: Ledger, base: list[Tensor], gebm: list[Tensor], found: Mapping[int, DrawSets], labels: Tensor
+        self,
+        plan: Plan,
+        base: list[Tensor],
+        gebm: list[Tensor],
+        found: Mapping[int, OfClass],
+        longer: Mapping[int, list[Tensor]],
     ) -> tuple[Scores, dict[str, Tensor]]:
-        with ledger.stage("log_partition"):
-            fits = {label: self._fit(label, sets) for label, sets in found.items()}
-            fit = self._overall(fits)
-        place = place_of(self.where)
-        with ledger.stage("metrics"):
-            scorer, floor = scorer_of(
-                self.model, self.dataset, self.rows, self.settings, self.sampling.seed, self.where
-            )
-            columns = {"data": floor, "base": [x.to(place) for x in base], "gebm": [x.to(place) for x in gebm]}
-            table = score_table(self.metrics, columns, scorer, self.on_progress)
-            classes = self._by_class(scorer, columns, fits, labels) if self.settings.timed else None
-        reference = self.settings.reference
+        """Score all sets, and classify held-out rows; return the scores, and energies for pictures."""
+        planner, place, timed = self._planner, place_of(self._where), self._settings.timed
+        weights, weighted = self._model.class_weights, self._settings.weighted
+        with planner.ledger.stage("log_partition"):
+            fits = {label: self._fit(label, one) for label, one in found.items()}
+            fit = overall_fit(fits, weights, weighted=weighted)
+        with planner.ledger.stage("metrics"):
+            columns = {
+                "data": planner.floor,
+                "base": [x.to(place) for x in base],
+                "gebm": [x.to(place) for x in gebm],
+            }
+            table = score_table(self._metrics, columns, self._scorer, self._on_progress, planner.known)
+            tells = self._classified(fits) if timed else None
+            classes = self._by_class(plan, columns, fits, tells) if timed else None
+        reference = self._settings.reference
         for entry in table.protocol.values():
             entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
-            entry["classes"] = "in the shares of the training data"
-        energies = self._energies(fits)
+            entry["classes"] = f"in the shares of {'data.class_weights' if weighted else 'the training data'}"
+        energies = overall_energies(fits, weights, weighted=weighted)
         assert energies.draws is not None
-        model, data, of_base = (
-            summary_of(groups)
-            for groups in (list(energies.draws), rows_in_groups(energies.data), rows_in_groups(energies.base))
-        )
-        equilibrium = Equilibrium(model, data, of_base, gap_of(model, data, of_base), reason=NOT_CONTINUED)
+        with planner.ledger.stage("equilibrium"):
+            equilibrium = self._equilibrium(plan, energies, table, found, longer)
+        if self._settings.continues:
+            equilibrium.warn()
         sentences = verdict(table.metrics, table.protocol, table.differences, equilibrium)
-        budget = ledger.as_dict(Plan(self.settings.num_samples, self.settings.num_sets, 1))
-        if ledger.budget is not None and ledger.total > ledger.budget:
-            warn(
-                f"the evaluation took {ledger.total:.0f} seconds, and its budget is {ledger.budget:.0f}: an evaluation of a "
-                "model with classes is not cut. Lower eval.num_samples or eval.num_sets."
-            )
-        scores = Scores(table.metrics, table.protocol, fit, equilibrium, sentences, budget, classes)
-
+        scores = Scores(
+            table.metrics, table.protocol, fit, equilibrium, sentences, planner.ledger.as_dict(plan), classes,
+            None if tells is None else tells.as_dict(),
+        )  # fmt: skip
         return scores, {"data": energies.data, "base": energies.base, "GEBM": energies.draws[0]}
 
-    def _fit(self, label: int, sets: DrawSets) -> tuple[ModelFit, Energies, int]:
-        """Compute KALE and the log-partition of one class; return them with its held-out rows."""
-        test = self._rows_of(label)
-        train = None
-        if not isinstance(self.dataset, HeldOut):
-            train = OneClass(self.dataset.split("train"), labels_of(self.dataset, "train", self.num_classes), label)
-        used = sets.sampler or self.sampler
+    def _fit(self, label: int, one: OfClass) -> ClassFit:
+        """Compute KALE, the log-partition and any likelihood of one class."""
+        test, given = self._labelled.reference(label), self._model.given(label)
         fit, energies = model_fit(
-            self.model.given(label),
-            train if train is not None and len(train) else None,
-            test if len(test) else self.rows.reference[:1],
-            replace(self.sampling, seed=stream(self.sampling.seed, "class", label).initial_seed() % 2**63),
-            self.where,
-            draws=ModelDraws(sets.sets, None if used.family == "refiner" else worth(used, sets)),
-            method=self.settings.log_partition,
-            may_anneal=False,
-            num_draws=max(NUM_DRAWS // self.num_classes, FEWEST_DRAWS),
-            on_progress=self.on_progress,
+            given,
+            self._labelled.train(label),
+            self._rows.reference[:1] if test is None else test,
+            replace(self._sampling, seed=stream(self._sampling.seed, "class", label).initial_seed() % 2**63),
+            self._where,
+            draws=ModelDraws(one.sets.sets, None if one.sampler.family == "refiner" else worth(one.sampler, one.sets)),
+            method=self._settings.log_partition,
+            may_anneal=isinstance(given.base, HasDensity),
+            space=self._settings.nll_space,
+            log_det=log_det_of(self._dataset),
+            num_draws=draws_of_class(self._num_classes),
+            on_progress=self._on_progress,
         )
-        return fit, energies, len(test)
+        return ClassFit(fit, energies, 0 if test is None else len(test))
 
-    def _rows_of(self, label: int) -> Tensor:
-        """Return the rows of a class in the reference part, at most its share of the rows that are read."""
-        part = self.settings.reference
-        split = OneClass(self.dataset.split(part), labels_of(self.dataset, part, self.num_classes), label)
-        if not len(split):
-            return self.rows.reference[:0]
-        return evenly_spaced_rows(split, f"{part} data", max(self.settings.num_reference // self.num_classes, 1))
-
-    def _overall(self, fits: Mapping[int, tuple[ModelFit, Energies, int]]) -> ModelFit:
-        """Return the mean KALE over the data's classes, and the log-partition of all classes."""
-        test = [(fit.kale_test, num) for fit, _, num in fits.values() if num]
-        train = [
-            (fit.kale_train, fit.kale_train_rows)
-            for fit, _, _ in fits.values()
-            if fit.kale_train is not None and fit.kale_train_rows
+    def _classified(self, fits: Mapping[int, ClassFit]) -> Classification | None:
+        """Classify the reference rows; the log-partition of a class without draws is estimated first."""
+        sampling, dtype = self._sampling, self._model.dtype
+        estimate = ClassLogPartition(
+            sampling.inverse_temperature, self._settings.log_partition, sampling.seed, sampling.block_size
+        )
+        partitions = [
+            (
+                fits[label].fit.log_partition
+                if label in fits
+                else estimate.estimate(self._model, label, self._where, dtype, self._on_progress)
+            ).value
+            for label in range(self._num_classes)
         ]
-        shares = self.model.class_weights.double().cpu()[list(fits)]
-        parts = [fit.log_partition for fit, _, _ in fits.values()]
-        return ModelFit(
-            kale_train=_mean(train) if train else None,
-            kale_test=_mean(test),
-            log_partition=_joined(parts, shares / shares.sum()),
-            kale_train_rows=sum(rows for _, rows in train) if train else None,
-        )
+        rows = class_rows(
+            self._model, self._rows.reference, torch.tensor(partitions, dtype=torch.float64),
+            sampling.inverse_temperature, self._where, dtype,
+        )  # fmt: skip
+        return classified(rows, self._labelled.labels())
 
-    def _energies(self, fits: Mapping[int, tuple[ModelFit, Energies, int]]) -> Energies:
-        """Return energies of all classes: data by their rows, base draws in the classes' shares, draws by set."""
-        shares = self.model.class_weights.double().cpu()
-        each = {label: found for label, (_, found, _) in fits.items()}
-        most = max(float(shares[label]) for label in each)
-        base = [found.base[: round(len(found.base) * float(shares[k]) / most)] for k, found in each.items()]
-        draws = torch.cat([found.draws for found in each.values() if found.draws is not None], dim=1)
-        data = torch.cat([found.data for _, found, num in fits.values() if num])
-        return Energies(torch.cat(base), data, None, draws)
+    def _equilibrium(
+        self,
+        plan: Plan,
+        energies: Energies,
+        table: ScoreTable,
+        found: Mapping[int, OfClass],
+        longer: Mapping[int, list[Tensor]],
+    ) -> Equilibrium:
+        """Compare energies, and score the longer chains."""
+        assert energies.draws is not None
+        parts = (list(energies.draws), rows_in_groups(energies.data), rows_in_groups(energies.base))
+        model, data, base = (summary_of(groups) for groups in parts)
+        families, name = _families(found), followed(self._metrics)
+        lengths = {one.sets.chains[0].length if one.sets.chains else None for one in found.values()}
+        about: dict[str, Any] = {
+            "length": lengths.pop() if len(lengths) == 1 else None,
+            "unit": unit_of(families),
+            "reason": why_not(name, families, plan, self._settings.continues, done=bool(longer)),
+        }
+        if name is not None:
+            about |= followed_values(
+                name, self._metrics[name], self._scorer, table.values[name]["gebm"], longer, place_of(self._where),
+                self._on_progress,
+            )  # fmt: skip
+        return Equilibrium(model, data, base, gap_of(model, data, base), **about)
 
     def _by_class(
         self,
-        scorer: Scorer,
+        plan: Plan,
         columns: Mapping[str, Sequence[Tensor]],
-        fits: Mapping[int, tuple[ModelFit, Energies, int]],
-        labels: Tensor,
+        fits: Mapping[int, ClassFit],
+        tells: Classification | None,
     ) -> dict[str, Any]:
         """Score the draws of each class against its rows; return plain JSON by class."""
-        part = FLOOR_PART[self.settings.reference]
-        held_out, found = labels_of(self.dataset, part, self.num_classes), {}
-        for label, (fit, _, _) in fits.items():
-            reference, rest = self._rows_of(label), OneClass(self.dataset.split(part), held_out, label)
+        labels, place, found = self._labels(plan), columns["gebm"][0].device, {}
+        accuracy = {} if tells is None else tells.of_classes or {}
+        for label, (fit, rows) in ((label, (one.fit, one.rows)) for label, one in fits.items()):
+            reference, rest = self._labelled.reference(label), self._labelled.floor(label)
             one = {name: [x[labels == label] for x in columns[name]] for name in ("base", "gebm")}
-            one["data"] = [evenly_spaced_rows(rest, f"{part} data")] if len(rest) else []
-            place = columns["gebm"][0].device
-            rows = min(len(reference), len(rest), *(len(x) for x in one["gebm"]))
-            metrics = {name: metric for name, metric in self.metrics.items() if metric.least_rows <= rows and rows > 1}
+            least = min(rows, 0 if rest is None else len(rest), *(len(x) for x in one["gebm"]))
+            metrics = {
+                name: metric for name, metric in self._metrics.items() if metric.least_rows <= least and least > 1
+            }
             values: dict[str, Any] = {}
-            if metrics:
-                one = {name: [x.to(place) for x in one[name]] for name in ("data", "base", "gebm")}
-                of_class = replace(scorer, reference=reference.to(place), train=None)
+            if metrics and reference is not None and rest is not None:
+                one = {"data": [rest.to(place)], **one}
+                of_class = replace(self._scorer, reference=reference.to(place), train=None)
                 table = score_table(metrics, one, of_class, ignore).metrics
                 values = {column: {k: v.as_dict() for k, v in cells.items()} for column, cells in table.items()}
+            names = self._model.class_names
             found[str(label)] = {
-                "share": float(self.model.class_weights[label]),
-                "rows": len(reference),
-                "draws": self.counts[label],
+                **({} if names is None else {"name": names[label]}),
+                "share": float(self._model.class_weights[label]),
+                "rows": rows,
+                "draws": int((labels == label).sum()),
                 "metrics": values,
-                "kale_test": fit.kale_test if len(reference) else None,
+                "kale_test": fit.kale_test if rows else None,
                 "log_partition": fit.log_partition.as_dict(),
+                "nll": fit.nll.as_dict() if rows and fit.nll is not None else None,
+                "accuracy": accuracy.get(str(label)),
             }
         return plain(found)
 
 
-def check_serves(metrics: Mapping[str, Metric], settings: EvaluationSettings | None = None) -> None:
-    """Refuse metrics and settings that do not serve models with classes.
-
-    Raises:
-        UsageError: there is one.
-    """
-    for name, metric in metrics.items():
-        if metric.of_model:
-            raise UsageError(
-                f"metric {name} scores the model's energy without labels, and the model has classes",
-                hint="Leave it out of eval.metrics; kale_test and log_partition are reported anyway.",
-            )
-    if settings is not None and settings.calibrated:
-        raise UsageError("inverse_temperature is calibrated, which does not serve models with classes; give a number")
+def _together(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Put sets of single classes together: set k of every class, as far as all classes have one."""
+    return [torch.cat(list(parts)) for parts in zip(*sets, strict=False)]
 
 
-def _mean(values: Sequence[tuple[float, int]]) -> float:
-    """Return the mean of values by their numbers of rows; NaN without any."""
-    total = sum(rows for _, rows in values)
-    return sum(value * rows for value, rows in values) / total if total else math.nan
-
-
-def _joined(parts: Sequence[LogPartition], shares: Tensor) -> LogPartition:
-    """Return ``log sum_y pi_y exp(A_y)`` with its error by the delta method; the rest is the worst of the classes."""
-    values = torch.tensor([part.value for part in parts], dtype=torch.float64) + shares.log()
-    errors = torch.tensor([part.se for part in parts], dtype=torch.float64)
-    kept = shares > 0
-    return LogPartition(
-        value=float(torch.logsumexp(values[kept], 0)),
-        se=float((torch.softmax(values[kept], 0) * errors[kept]).square().sum().sqrt()),
-        ess=min(part.ess for part in parts),
-        pareto_k=max(part.pareto_k for part in parts),
-        num_draws=sum(part.num_draws for part in parts),
-        method=parts[0].method if len({part.method for part in parts}) == 1 else "importance-sampling",
-        degrees=min(part.degrees for part in parts),
-        reason="the log-partitions of the classes, weighted by their shares",
-    )
+def _families(found: Mapping[int, OfClass]) -> list[str]:
+    return [one.sampler.family for one in found.values()]
 
 
 def _mixed(num: int) -> Tensor:

@@ -28,14 +28,15 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.engine.datasets.class_rows import InShares
 from gebm_kit.engine.datasets.contract import check_dataset
 from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.evaluation.budget import Plan
 from gebm_kit.engine.evaluation.calibration import Calibration
 from gebm_kit.engine.evaluation.class_scores import ClassTask
 from gebm_kit.engine.evaluation.data_rows import DataRows, data_rows
-from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets
-from gebm_kit.engine.evaluation.equilibrium import LENGTHS, Equilibrium
+from gebm_kit.engine.evaluation.draw_sets import base_sets, gebm_sets, shared_by
+from gebm_kit.engine.evaluation.equilibrium import GROUPS, LENGTHS, Equilibrium
 from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.metrics import build_metrics, check_data_serves, metrics_of
 from gebm_kit.engine.evaluation.score_table import check_rows
@@ -75,6 +76,8 @@ class Evaluation:
         verdict: a sentence for each metric by value name, and one for equilibrium.
         budget: the budget in seconds, the seconds that stages were estimated to take and took, and what was cut.
         classes: of a model with classes, by label: share, rows, draws, metrics, KALE and log-partition, as JSON; else None.
+        classifier: of a model with classes, `gebm_kit.engine.evaluation.classification.Classification` as JSON; else None.
+        labels: of a model with classes, the class of each row of ``data``, ``base`` (draws) and ``GEBM`` (draws), (N,) each.
         energies: energies of ``data``, ``base_draws`` and ``gebm_draws``, for pictures; None on other ranks.
     """
 
@@ -92,6 +95,8 @@ class Evaluation:
     energies: dict[str, Tensor] | None = field(default=None, repr=False)
     calibration: Calibration | None = None
     classes: dict[str, Any] | None = None
+    classifier: dict[str, Any] | None = None
+    labels: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of ``gebm-kit eval``."""
@@ -108,7 +113,7 @@ class Evaluation:
             "equilibrium": self.equilibrium.as_dict(),
             "verdict": self.verdict,
             "budget": self.budget,
-            **({} if self.classes is None else {"classes": self.classes}),
+            **({} if self.classes is None else {"classes": self.classes, "classifier": self.classifier}),
         }
 
     def scalars(self) -> dict[str, float]:
@@ -119,6 +124,8 @@ class Evaluation:
             for name, estimate in values.items()
         }
         rest = self.fit.scalars() | self.equilibrium.scalars()
+        if self.classifier is not None:
+            rest["classifier.accuracy"] = self.classifier["accuracy"]["value"]
         return flat | {f"eval.{name}": value for name, value in rest.items()}
 
 
@@ -219,7 +226,7 @@ def score(
                 keep_chains=plan.longest > 1, checked=True, pilot=task.pilot, bounds=task.planner.bounds(plan),
             )  # fmt: skip
         task.take_sampler(gebm)
-        plan = task.planner.planned_again(plan, gebm)
+        plan = task.planner.planned_again(plan, shared_by(gebm, min(GROUPS, len(gebm.sets))))
         longer = task.longer_sets(plan, gebm)
         with ranks.together():
             scores, energies = task.scored(plan, base, gebm, longer) if ranks.rank == 0 else (None, None)
@@ -244,7 +251,8 @@ def _checked_rows(
     check_dataset(dataset, disjoint=not isinstance(dataset, HeldOut))
     check_space(dataset, settings.nll_space)
     check_data_serves(metrics, dataset, settings.features)
-    rows = data_rows(dataset, metrics, settings)
+    weighted = settings.weighted and model.conditional
+    rows = data_rows(InShares(dataset, model.class_weights) if weighted else dataset, metrics, settings)
     counts = {"draws": settings.num_samples, "reference rows": len(rows.reference), "held-out rows": len(rows.floor[0])}
     check_rows(metrics, counts)
     return rows

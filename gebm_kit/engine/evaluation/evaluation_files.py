@@ -10,6 +10,7 @@ import torch
 
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.figures.class_figures import class_bars, class_grid
 from gebm_kit.engine.figures.run_figures import draw_all
 from gebm_kit.engine.run_directory.run import remove_leftovers
 
@@ -40,7 +41,8 @@ def write_pictures(
     """Draw every picture that suits the data into ``folder``; ``rows`` are those of metrics.jsonl."""
     make_directory(folder)
     mixed = torch.randperm(len(evaluation.data), generator=stream(0, "pictures"))  # a split may come sorted by class
-    return draw_all(
+    labels = evaluation.labels
+    paths = draw_all(
         folder,
         model=model,
         data=evaluation.data[mixed],
@@ -49,4 +51,15 @@ def write_pictures(
         value_range=dataset.value_range,
         rows=rows,
         energies=evaluation.energies,
+        samples=labels is None,
     )
+    if labels is not None and len(model.data_shape) == 3 and model.num_classes is not None:
+        images = {"data": evaluation.data[mixed], "base": evaluation.base_draws, "GEBM": evaluation.gebm_draws}
+        of_images = {**labels, "data": labels["data"][mixed]}
+        path = folder / "samples.png"
+        paths.insert(0, class_grid(path, images, of_images, model.num_classes, dataset.value_range, model.class_names))
+    if evaluation.classes is None:
+        return paths
+    law = None if evaluation.classifier is None else evaluation.classifier["law"]
+    bars = class_bars(folder / "classes.png", evaluation.classes, law)
+    return paths if bars is None else [*paths, bars]

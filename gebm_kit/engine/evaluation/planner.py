@@ -28,8 +28,6 @@ from gebm_kit.engine.evaluation.budget import (
     within,
 )
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, train_split
-from gebm_kit.engine.evaluation.draw_sets import DrawSets, shared_by
-from gebm_kit.engine.evaluation.equilibrium import GROUPS
 from gebm_kit.engine.evaluation.score_table import Known, Scorer
 from gebm_kit.engine.evaluation.settings import EvaluationSettings
 from gebm_kit.engine.evaluation.timing import time_scores, time_units, with_sampling
@@ -62,13 +60,21 @@ class Planner:
         where: torch.device,
         on_progress: OnProgress,
         ranks: Ranks,
+        as_run: Callable[[SampleSettings], SampleSettings] = lambda settings: settings,
+        more_rows: int = 0,
     ) -> None:
+        """Keep what is planned.
+
+        Args:
+            as_run: returns the settings that a set is drawn with, where these are not the sampler's own.
+            more_rows: rows of data whose energies are computed besides those behind KALE.
+        """
         self.ledger, self.floor = Ledger(settings.budget), floor
         self.known: Known = {}
         self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
         self._settings, self._rows, self._scorer, self._where = settings, rows, scorer, where
         self._on_progress, self._ranks = on_progress, ranks
-        self._costs = Costs()
+        self._costs, self._as_run, self._more_rows = Costs(), as_run, more_rows
 
     def planned(self, asked: Plan, sampling: SampleSettings) -> Plan:
         """Estimate what all stages but the chains cost; return what is done within the budget, on every rank."""
@@ -109,7 +115,7 @@ class Planner:
         """Time base, energy and metrics."""
         costs = time_units(
             self._model, sampling, asked.num_samples, asked.num_sets, self._where,
-            rows=len(self._rows.reference) * (2 if train_split(self._dataset) is not None else 1),
+            rows=len(self._rows.reference) * (2 if train_split(self._dataset) is not None else 1) + self._more_rows,
             anneals=self._settings.log_partition == "smc",
         )  # fmt: skip
         with self.ledger.stage("metrics"):
@@ -134,27 +140,37 @@ class Planner:
             self._costs,
             self._model,
             sampler,
-            (lambda draws: chosen(draws).settings) if sampler is not directive else lambda draws: sampling,
+            (lambda draws: self._as_run(chosen(draws).settings))
+            if sampler is not directive
+            else lambda draws: self._as_run(sampling),
             asked.num_samples,
             self._where,
             processes=self._ranks.size,
         )
 
-    def bounds(self, plan: Plan) -> Bounds:
-        """Return the seconds that sampling may take; the first rank's count."""
+    def bounds(self, plan: Plan, part: float = 1.0, rest: float = 1.0) -> Bounds:
+        """Return the seconds that sampling may take; the first rank's count.
+
+        Args:
+            part: share of all draws that are meant.
+            rest: share of the draws that are still to be made, these included.
+        """
         if not self._settings.timed or self._ranks.rank > 0:
             return Bounds()
         full = self._settings.num_samples
         estimated = self._costs.estimated(plan, full)["sampling"]
-        return Bounds(left_over(plan, self.ledger, self._costs, full), estimated)
+        left = left_over(plan, self.ledger, self._costs, full)
+        return Bounds(None if left is None else left * part / rest, estimated * part)
 
-    def planned_again(self, plan: Plan, gebm: DrawSets) -> Plan:
-        """Decide again how far chains are continued, now that the time of the first length is known."""
+    def planned_again(self, plan: Plan, share: float) -> Plan:
+        """Decide again how far chains are continued, now that the time of the first length is known.
+
+        Args:
+            share: share of that time which one more of its length takes for the chains that are continued.
+        """
         if not self._settings.timed:
             return plan
         if self._ranks.rank == 0:
-            plan = after_sampling(
-                plan, self.ledger, self._costs, self._settings.num_samples, shared_by(gebm, min(GROUPS, len(gebm.sets)))
-            )
+            plan = after_sampling(plan, self.ledger, self._costs, self._settings.num_samples, share)
             warn_of_cuts(plan, self.ledger)
         return plan_from(self._ranks.from_first(plan_text(plan)))

@@ -48,6 +48,7 @@ class EvaluationSettings:
         continues: whether chains are continued to 2x and 4x their length, for the equilibrium test.
         budget: seconds that the evaluation may take; None: not limited.
         timed: whether the stages' costs are estimated beforehand.
+        weighted: whether the model's class weights are not the data's frequencies, so that the data are scored in them.
     """
 
     num_samples: int
@@ -63,6 +64,7 @@ class EvaluationSettings:
     continues: bool = True
     budget: float | None = None
     timed: bool = True
+    weighted: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> EvaluationSettings:
@@ -77,6 +79,7 @@ class EvaluationSettings:
             features=FeatureSettings.of(recipe),
             calibrated=recipe is not None and recipe.sample.inverse_temperature == "calibrated",
             budget=section.budget,
+            weighted=recipe is not None and recipe.class_weights is not None,
         )
 
     def budgeted(self, training_seconds: float | None) -> EvaluationSettings:

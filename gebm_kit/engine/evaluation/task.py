@@ -12,24 +12,16 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, Progress
-from gebm_kit.engine.evaluation.budget import (
-    Plan,
-)
-from gebm_kit.engine.evaluation.calibration import Calibration, found_beta, shared_calibration
+from gebm_kit.core.progress import OnProgress
+from gebm_kit.engine.evaluation.budget import Plan
+from gebm_kit.engine.evaluation.calibration import Calibration, calibration_of, found_beta, shared_calibration
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of, train_split
-from gebm_kit.engine.evaluation.draw_sets import DrawSets, continued_sets, gebm_sets, whole_groups
-from gebm_kit.engine.evaluation.equilibrium import (
-    LENGTHS,
-    Equilibrium,
-    along_the_chains,
-    gap_of,
-    rows_in_groups,
-    summary_of,
-)
+from gebm_kit.engine.evaluation.draw_sets import DrawSets
+from gebm_kit.engine.evaluation.equilibrium import Equilibrium, gap_of, rows_in_groups, summary_of
 from gebm_kit.engine.evaluation.intervals import Estimate
+from gebm_kit.engine.evaluation.longer_chains import followed, followed_values, longer_sets, unit_of, why_not
 from gebm_kit.engine.evaluation.planner import Planner
-from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, ScoreTable, score_table
+from gebm_kit.engine.evaluation.score_table import ScoreTable, score_table
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.evaluation.verdict import verdict
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
@@ -90,7 +82,7 @@ class Task:
         settings, found = self._settings, None
         if settings.calibrate or settings.calibrated:
             found = shared_calibration(
-                self._model, self._dataset, lambda: self._energies_of(base), self._where, self._ranks
+                lambda: calibration_of(self._model, self._dataset, self._energies_of(base), self._where), self._ranks
             )
         if settings.calibrated:
             self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
@@ -123,42 +115,14 @@ class Task:
         )
         return replace(base, sets=sets, codes=codes)
 
-    # --- longer chains ------------------------------------------------------------------------------------------------
-    def followed(self) -> str | None:
-        """Return the first metric of draws that has a better and a worse; None: there is none."""
-        known = ((name, m) for name, m in self._metrics.items() if not m.of_model and m.lower_is_better is not None)
-        return next((name for name, _ in known), None)
-
     def longer_sets(self, plan: Plan, gebm: DrawSets) -> dict[int, list[Tensor]]:
         """Return sets of draws after 2x and 4x the chain length, by length, as far as planned and possible."""
-        if plan.longest == 1 or self.followed() is None or self._sampler.family == "refiner":
+        if plan.longest == 1 or followed(self._metrics) is None or self._sampler.family == "refiner":
             return {}
         with self.ledger.stage("equilibrium"):
-            lengths = [length for length in LENGTHS[1:] if length <= plan.longest]
-            if self._sampler.family == "population":
-                return self._with_more_effort(lengths, len(gebm.sets[0]), plan.groups)
-            found, ends, done = {}, gebm, 1
-            groups = whole_groups(gebm, plan.groups)
-            once = gebm.chains[0].length
-            for length in lengths:
-                ends = continued_sets(
-                    self._model, ends, groups, (length - done) * once, self._where, self._on_progress, self._ranks
-                )
-                found[length], done = ends.sets, length
-            return found
-
-    def _with_more_effort(self, lengths: list[int], num_samples: int, groups: int) -> dict[int, list[Tensor]]:
-        """Return a population's draws with more effort for each."""
-        found = {}
-        for length in lengths:
-            sampler = self._sampler.longer(length)
-            if sampler is None:
-                return {}
-            found[length] = gebm_sets(
-                self._model, sampler, self._sampling, num_samples, groups, self._where, self._on_progress, self._ranks,
-                checked=True,
-            ).sets  # fmt: skip
-        return found
+            return longer_sets(
+                self._model, self._sampler, self._sampling, gebm, plan, self._where, self._on_progress, self._ranks
+            )
 
     # --- scores -------------------------------------------------------------------------------------------------------
     def scored(
@@ -212,43 +176,18 @@ class Task:
         assert energies.draws is not None
         parts = (list(energies.draws), rows_in_groups(energies.data), rows_in_groups(energies.base))
         model, data, base = (summary_of(groups) for groups in parts)
-        gap, name = gap_of(model, data, base), self.followed()
-        length = gebm.chains[0].length if gebm.chains else None
-        reason = self._why_not(plan, name, longer)
-        if name is None:
-            return Equilibrium(model, data, base, gap, length=length, unit=self._unit(), reason=reason)
-        rows = table.values[name]["gebm"]
-        key = next(key for key in rows[0] if not key.endswith(f".{AGAINST_TRAIN}"))
-        groups = min((len(sets) for sets in longer.values()), default=len(rows))
-        values = {1: [row[key] for row in rows[:groups]]}
-        metric, done, total = self._metrics[name], 0, groups * len(longer)
-        for factor, sets in longer.items():
-            values[factor] = []
-            for index, x in enumerate(sets):
-                found = metric(self._scorer.context(name, x.to(place_of(self._where)), index))
-                values[factor].append(found[key])
-                done += 1
-                self._on_progress(Progress("longer", done, total))
-        return Equilibrium(
-            model, data, base, gap, key, **along_the_chains(values), lower_is_better=bool(metric.lower_is_better),
-            length=length, unit=self._unit(), reason=reason,
-        )  # fmt: skip
-
-    def _unit(self) -> str:
-        """Say what is 2x and 4x as much."""
-        return "the chain length" if self._sampler.family == "kernel" else "the effort for a draw"
-
-    def _why_not(self, plan: Plan, name: str | None, longer: Mapping[int, list[Tensor]]) -> str:
-        """Say why lengths are missing; "" where none is."""
-        if name is None:
-            return "no metric knows better from worse"
-        if self._sampler.family == "refiner":
-            return "a refiner moves points and has no law that it runs to"
-        if not self._settings.continues:
-            return "a look during training does not continue chains"
-        if self._sampler.family == "population" and plan.longest > 1 and not longer:
-            return "this sampler has no longer version of itself"
-        return "" if plan.longest == LENGTHS[-1] else "the budget allows no more"
+        families, name = [self._sampler.family], followed(self._metrics)
+        about: dict[str, Any] = {
+            "length": gebm.chains[0].length if gebm.chains else None,
+            "unit": unit_of(families),
+            "reason": why_not(name, families, plan, self._settings.continues, done=bool(longer)),
+        }
+        if name is not None:
+            about |= followed_values(
+                name, self._metrics[name], self._scorer, table.values[name]["gebm"], longer, place_of(self._where),
+                self._on_progress,
+            )  # fmt: skip
+        return Equilibrium(model, data, base, gap_of(model, data, base), **about)
 
 
 def _within(plan: Plan, base: DrawSets, energies: Tensor) -> Tensor | None:
@@ -290,6 +229,7 @@ class Scores:
     verdict: dict[str, str]
     budget: dict[str, Any]
     classes: dict[str, Any] | None = None
+    classifier: dict[str, Any] | None = None
 
     @classmethod
     def from_first(cls, scores: Scores | None, ranks: Ranks) -> Scores:
@@ -314,4 +254,5 @@ class Scores:
             found["verdict"],
             found["budget"],
             found["classes"],
+            found["classifier"],
         )

@@ -79,10 +79,11 @@ def draw_all(
     value_range: tuple[float, float] | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
     energies: Mapping[str, Tensor] | None = None,
+    samples: bool = True,
 ) -> list[Path]:
     """Draw every picture that fits the data into ``directory``, made if missing.
 
-    - Images: ``samples.png`` and, if the base has an encoder, ``reconstructions.png``.
+    - Images: ``samples.png`` and, if the base has an encoder and is not conditional, ``reconstructions.png``.
     - Points in the plane: ``clouds.png``.
     - Any data: ``energies.png``, and ``curves.png`` if there are ``rows``.
 
@@ -93,13 +94,15 @@ def draw_all(
         value_range: range of the images' values; None: taken from the data.
         rows: rows of metrics.jsonl.
         energies: energies that are known already, of ``data``, ``base`` and ``GEBM``; others are computed.
+        samples: whether images are drawn into ``samples.png``; those of a model with classes are drawn by class elsewhere.
     """
     make_directory(directory)
     sets = {"data": data, "base": base, "GEBM": gebm}
     paths = []
     if len(model.data_shape) == 3:
-        paths.append(image_grid(directory / "samples.png", sets, value_range))
-        if isinstance(model.base, HasEncoder):
+        if samples:
+            paths.append(image_grid(directory / "samples.png", sets, value_range))
+        if isinstance(model.base, HasEncoder) and not is_conditional(model.base):  # its labels are not at hand
             some = data[: GRID_SIDE**2]
             rebuilt = {"data": some, "reconstructions": _rebuilt(model, some)}
             paths.append(image_grid(directory / "reconstructions.png", rebuilt, value_range))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.likelihood.class_densities import ByClass, ClassLogPartition, class_fields, scores_by_class
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import base_tilts, energies
@@ -33,17 +35,23 @@ class LogDensities:
         gebm: ``log q(x) = log b(x) - beta E(x) - A``, (N,) float64. An error in A shifts all of them equally.
         base: ``log b(x)``, (N,).
         tilt: ``beta E(x)``, (N,).
-        log_partition: A with its error.
+        log_partition: A with its error; of rows of a class, its A_y. None for rows of several classes, or of a class that is
+            not given: ``log_partitions`` has each A_y.
         space: ``raw``: densities of the rows as given; ``standardised``: densities of the data that the model sees.
         inverse_temperature: beta.
+        classes: of a model with classes, where the rows' class is not given, the same by class; else None. Then ``gebm`` is
+            the mixture of the classes, and ``tilt`` is ``base - gebm``, which includes every A_y.
+        log_partitions: of a model with classes, A_y by label.
     """
 
     gebm: Tensor
     base: Tensor
     tilt: Tensor
-    log_partition: LogPartition
+    log_partition: LogPartition | None
     space: Space
     inverse_temperature: float
+    classes: ByClass | None = None
+    log_partitions: Mapping[int, LogPartition] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what all rows share, as plain JSON."""
@@ -51,21 +59,24 @@ class LogDensities:
             "num_rows": len(self.gebm),
             "space": self.space,
             "inverse_temperature": self.inverse_temperature,
-            "log_partition": self.log_partition.as_dict(),
+            "log_partition": None if self.log_partition is None else self.log_partition.as_dict(),
+            **class_fields(self.classes, self.log_partitions),
         }
 
     def save(self, path: Path) -> None:
         """Write a .csv, completely or not at all.
 
-        Each row has one line: its number from 1, ``log_density``, ``log_base`` and ``energy`` (beta E).
+        Each row has one line: its number from 1, ``log_density``, ``log_base`` and ``energy`` (beta E), then the columns of
+        ``classes``.
 
         Raises:
             UsageError: the path can't be written; RunFailed: the disk is full.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["row", "log_density", "log_base", "energy"])
-        columns = (self.gebm.tolist(), self.base.tolist(), self.tilt.tolist())
+        by_class = {} if self.classes is None else self.classes.columns()
+        writer.writerow(["row", "log_density", "log_base", "energy", *by_class])
+        columns = (values.tolist() for values in (self.gebm, self.base, self.tilt, *by_class.values()))
         writer.writerows([number, *map(repr, row)] for number, row in enumerate(zip(*columns, strict=True), start=1))
         write_atomic(path, text.getvalue().encode())
 
@@ -83,17 +94,30 @@ def densities(
     names: tuple[str, ...] = (),
     source: str = "the data",
     block_size: int | None = None,
+    labels: Tensor | None = None,
     on_progress: OnProgress = ignore,
 ) -> LogDensities:
     """Compute the densities of `log_density`, with nothing left to a recipe.
 
     Args:
+        labels: the class of each row, (N,), for a model with classes; None: not known.
         names: names of the rows' columns, () without names.
         source: where the rows come from, for messages.
     """
     check_density(model, dataset, space)
     x = as_data(rows, names, source, model, dataset)
     log_det = None if dataset is None else log_det_of(dataset)
+    shift = (log_det or 0.0) if space == "raw" else 0.0
+    if model.conditional:
+        estimate = ClassLogPartition(inverse_temperature, method, seed, block_size)
+        found = scores_by_class(model, x, labels, estimate, device, shift, on_progress)
+        assert found.log_density is not None
+        assert found.log_base is not None
+        assert found.energy is not None
+        return LogDensities(
+            found.log_density, found.log_base, found.energy, found.log_partition, space, inverse_temperature,
+            found.classes, found.log_partitions,
+        )  # fmt: skip
     with placed(model, device) as (where, dtype):
         generator = torch.Generator(where).manual_seed(stream(seed, "model fit").initial_seed())
         with LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE) as potential:
@@ -104,7 +128,7 @@ def densities(
             partition = estimate_log_partition(
                 potential, first, second, generator, dtype, method=method, on_progress=on_progress
             )
-    log_base = log_base + (log_det or 0.0) if space == "raw" else log_base
+    log_base = log_base + shift
     return LogDensities(log_base - tilt - partition.value, log_base, tilt, partition, space, inverse_temperature)
 
 

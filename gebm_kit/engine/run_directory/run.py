@@ -21,6 +21,7 @@ from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.arguments import check_path
+from gebm_kit.core.class_names import class_names_of
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.interfaces import Dataset
@@ -173,7 +174,25 @@ class Run:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{self.checkpoint.path} does not fit the recipe: {error}") from error
+        model.class_names = self.class_names if model.num_classes is not None else None
         return model.eval()
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the data call their classes, in the order of their indices; None where they have no names.
+
+        Raises:
+            CheckpointError: the names are damaged.
+        """
+        names = self._facts.get("class_names")
+        if names is None:
+            return None
+        count = self._facts.get("num_classes")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != count:
+            raise CheckpointError(
+                f"{self.checkpoint.path} is damaged: its class_names are not the names of its classes"
+            )
+        return tuple(names)
 
     @property
     def _facts(self) -> dict[str, Any]:
@@ -203,7 +222,9 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, f
     """
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
     units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
-    return facts | {"log_ratio": log_ratio, "units": units, "final": final}
+    names = class_names_of(dataset)
+    named = {} if names is None else {"class_names": list(names)}
+    return facts | {"log_ratio": log_ratio, "units": units, "final": final} | named
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,20 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gebm_kit.core.class_names import ALL, label_of_name, titled
 from gebm_kit.core.classes import checked_labels
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import warn
 from gebm_kit.core.seeds import stream
+from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
-from gebm_kit.engine.sampling.table_files import is_table
-
-ALL = "all"
-"""The word for all classes, as many draws of each."""
 
 FEWEST_CHAINS = 8
 """Fewest chains of a class: R-hat and the tuning of a sampler need several. Draws that are too many are left out."""
@@ -40,13 +39,15 @@ def wanted_labels(model: GEBM, asked: object, num_samples: int, seed: int) -> Te
     """Return the class of each draw, (num_samples,) int64; None for a model without classes.
 
     Args:
-        asked: one class; classes, which the draws take in turn; ``all``, which stands for every class; or None: classes are
-            drawn by ``model.class_weights``, the frequencies of the data.
+        asked: one class, by its index or its name; classes, which the draws take in turn; ``all``, which stands for every
+            class; or None: classes are drawn by ``model.class_weights``, the frequencies of the data unless the recipe has
+            ``data.class_weights``.
         num_samples: number of draws.
         seed: seed of classes that are drawn.
 
     Raises:
-        UsageError: the model has no classes and some are asked for; there is no such class; or more classes than draws.
+        UsageError: the model has no classes and some are asked for; there is no such class, or it has the weight 0; or more
+            classes than draws.
     """
     if model.num_classes is None:
         if asked is None:
@@ -58,7 +59,7 @@ def wanted_labels(model: GEBM, asked: object, num_samples: int, seed: int) -> Te
     if asked is None:
         weights = model.class_weights.detach().double().cpu()
         return torch.multinomial(weights, num_samples, replacement=True, generator=stream(seed, "labels"))
-    chosen = _chosen(asked, model.num_classes)
+    chosen = _chosen(asked, model)
     if len(chosen) > num_samples:
         raise UsageError(
             f"{len(chosen)} labels were given for {num_samples} draws; there may not be more labels than draws"
@@ -66,24 +67,49 @@ def wanted_labels(model: GEBM, asked: object, num_samples: int, seed: int) -> Te
     return chosen.repeat(-(-num_samples // len(chosen)))[:num_samples]
 
 
-def _chosen(asked: object, num_classes: int) -> Tensor:
+def _chosen(asked: object, model: GEBM) -> Tensor:
     """Return the classes asked for, in their order, (M,)."""
+    num_classes, names = model.num_classes, model.class_names
+    assert num_classes is not None
+    trained = (model.class_weights > 0).tolist()
     allowed = f"whole numbers from 0 to {num_classes - 1}, a list of them, or {ALL!r}"
     if isinstance(asked, str) and asked == ALL:
-        return torch.arange(num_classes)
+        return _all(model, trained)
     if isinstance(asked, Tensor | np.ndarray):
         if asked.ndim > 1:
             raise UsageError(f"labels have shape {tuple(asked.shape)}; allowed are {allowed}")
         items: list[Any] = asked.reshape(-1).tolist()
     else:
         items = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
+    chosen = []
     for item in items:
-        whole = isinstance(item, int | np.integer) and not isinstance(item, bool)
-        if not whole or not 0 <= item < num_classes:
-            raise UsageError(f"there is no class {shown(item)}; allowed are {allowed}")
-    if not items:
+        if isinstance(item, str):
+            label = label_of_name(item, names, allowed)
+        else:
+            whole = isinstance(item, int | np.integer) and not isinstance(item, bool)
+            if not whole or not 0 <= item < num_classes:
+                raise UsageError(f"there is no class {shown(item)}; allowed are {allowed}")
+            label = int(item)
+        if not trained[label]:
+            raise UsageError(f"class {titled(label, names)} has the weight 0: the model was not trained on it")
+        chosen.append(label)
+    if not chosen:
         raise UsageError(f"no class was given; allowed are {allowed}")
-    return torch.tensor([int(item) for item in items])
+    return torch.tensor(chosen)
+
+
+def _all(model: GEBM, trained: Sequence[bool]) -> Tensor:
+    """Return every class that the model was trained on."""
+    names = model.class_names
+    if names is not None and ALL in names:
+        raise UsageError(
+            f"labels={ALL!r} can be read in two ways: as every class, or as the class of that name",
+            hint=f"Give numbers; that class is {names.index(ALL)}.",
+        )
+    if out := [titled(label, names) for label, known in enumerate(trained) if not known]:
+        more = f" and {len(out) - 10} more" if len(out) > 10 else ""
+        warn(f"no draws of class {', '.join(out[:10])}{more}, which has the weight 0: the model was not trained on it")
+    return torch.tensor([label for label, known in enumerate(trained) if known])
 
 
 def draw_by_class(
@@ -94,6 +120,7 @@ def draw_by_class(
     *,
     warns: bool = True,
     checked: bool = False,
+    units: TableUnits | None = None,
     **place: Any,
 ) -> Draws:
     """Draw ``settings.num_samples`` points, the i-th of class ``labels[i]``.
@@ -102,6 +129,7 @@ def draw_by_class(
 
     Args:
         labels: the class of each draw, (N,).
+        units: names and units of the columns, for a table.
         warns, checked, place: as in `gebm_kit.engine.sampling.draw.draw`.
 
     Raises:
@@ -115,7 +143,7 @@ def draw_by_class(
         if warns and not parts:
             check_sampling(given, sampler, asked)
         parts[label] = draw(given, sampler, asked, warns=False, checked=checked or bool(parts), **place)
-    draws = _together(parts, labels, settings)
+    draws = replace(_together(parts, labels, settings), units=units, class_names=model.class_names)
     if warns:
         draws.diagnostics.warn()
     return draws
@@ -136,11 +164,10 @@ def draw_by_class_to(
     """Call `draw_by_class` and write the draws, with their labels, to a file.
 
     Raises:
-        UsageError: ``out`` is a directory of shards or a table, or ``resume`` was given; or as for `draw_by_class` and
-            `Draws.save`.
+        UsageError: ``out`` is a directory of shards, or ``resume`` was given; or as for `draw_by_class` and `Draws.save`.
     """
-    if resume or is_directory(out) or is_table(out):
-        what = "resumed" if resume else "streamed into a directory" if is_directory(out) else "written to a table"
+    if resume or is_directory(out):
+        what = "resumed" if resume else "streamed into a directory"
         raise UsageError(
             f"draws of a model with classes can't be {what}", hint="Write them to a .safetensors or .npz file."
         )

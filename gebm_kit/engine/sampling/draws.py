@@ -50,6 +50,7 @@ class Draws:
         units: names and units of the columns, for a run on a table; ``units.measured(x)`` is in the units of its file.
         chains: the ends of the chains, to continue them from; kept by `draw` where it is asked for.
         labels: class of each draw, (N,) int64, of a model with classes; otherwise None.
+        class_names: what the classes are called, in the order of their indices; None where they have no names.
     """
 
     x: Tensor
@@ -60,6 +61,7 @@ class Draws:
     units: TableUnits | None = field(default=None, repr=False, compare=False)
     chains: Chains | None = field(default=None, repr=False, compare=False)
     labels: Tensor | None = field(default=None, repr=False)
+    class_names: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def sampler_reason(self) -> str | None:
@@ -80,9 +82,10 @@ class Draws:
 
         A .safetensors or .npz file holds x as the model makes it, z, chain and any labels, with the diagnostics as JSON
         (in the metadata of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``,
-        where ``mean + std x`` are measurements. numpy has no bfloat16, so a .npz holds such draws in single precision,
-        which changes no value.
-        A .csv or .parquet file is a table of these measurements, with the columns' names.
+        where ``mean + std x`` are measurements. Names of classes are the JSON list ``class_names``. numpy has no bfloat16,
+        so a .npz holds such draws in single precision, which changes no value.
+        A .csv or .parquet file is a table of these measurements, with the columns' names. Draws of classes have the name
+        of the class, or its index, in a last column.
 
         The file appears whole or not at all. Missing directories are created.
 
@@ -97,7 +100,7 @@ class Draws:
         check_output(path, tuple(self.x.shape[1:]))
         if path.suffix in TABLE_SUFFIXES:
             make_directory(path.parent)
-            write_atomic(path, table_content(path, self.x, self.units))
+            write_atomic(path, table_content(path, self.x, self.units, self._classes()))
             return path
         tensors = {"x": self.x, "z": self.z, "chain": self.chain}
         if self.labels is not None:
@@ -107,6 +110,8 @@ class Draws:
             metadata["value_range"] = json.dumps([float(v) for v in value_range])
         if self.units is not None:
             metadata["units"] = json.dumps(self.units.as_dict())
+        if self.class_names is not None:
+            metadata["class_names"] = json.dumps(self.class_names)
         if path.suffix == ".npz":
             buffer = io.BytesIO()
             arrays = {name: _array(tensor) for name, tensor in tensors.items()}
@@ -119,6 +124,12 @@ class Draws:
         make_directory(path.parent)
         write_atomic(path, content)
         return path
+
+    def _classes(self) -> list[str] | None:
+        """Return the class of each draw as text; None without classes."""
+        if self.labels is None:
+            return None
+        return [str(k) if self.class_names is None else self.class_names[k] for k in self.labels.tolist()]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -176,6 +187,7 @@ def load_file(path: Path) -> Draws:
                 tensors = {name: torch.from_numpy(file.read(name)) for name in _TENSORS if name in file.names}
                 text = str(file.read("diagnostics"))
                 units = str(file.read("units")) if "units" in file.names else "null"
+                names = str(file.read("class_names")) if "class_names" in file.names else "null"
         else:
             content = read_file(path, error=damaged)
             tensors = load_tensors(content, path, damaged)
@@ -183,11 +195,32 @@ def load_file(path: Path) -> Draws:
             header = parse_json(content[8 : 8 + length], name="its header", error=damaged)
             metadata = header.get("__metadata__") or {}
             text, units = metadata["diagnostics"], metadata.get("units", "null")
+            names = metadata.get("class_names", "null")
         diagnostics = parse_json(text, name="their diagnostics", error=damaged)
         found = parse_json(units, name="their units", error=damaged)
-        return draws_of(tensors, diagnostics_from(diagnostics), None if found is None else TableUnits.from_dict(found))
+        draws = draws_of(tensors, diagnostics_from(diagnostics), None if found is None else TableUnits.from_dict(found))
+        return dataclasses.replace(
+            draws, class_names=_names(parse_json(names, name="their classes", error=damaged), draws)
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _names(found: Any, draws: Draws) -> tuple[str, ...] | None:
+    """Return the names of classes in a file.
+
+    Raises:
+        ValueError: they are no texts, or there is none for a label.
+    """
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError("class_names is not a list of texts")
+    if draws.labels is None or (
+        len(draws.labels) and not 0 <= int(draws.labels.min()) <= int(draws.labels.max()) < len(found)
+    ):
+        raise ValueError("class_names do not belong to the labels")
+    return tuple(found)
 
 
 _TENSORS = ("x", "z", "chain", "labels")

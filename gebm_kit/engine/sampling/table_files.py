@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from gebm_kit.core.units import TableUnits
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 """Formats of tables."""
+
+
+CLASS_COLUMN = "class"
+"""Name of the column of classes; a number follows where the data have a column of that name."""
 
 
 def is_table(out: str | Path) -> bool:
@@ -36,31 +42,37 @@ def check_table(path: Path, data_shape: tuple[int, ...]) -> None:
         _pyarrow(path)
 
 
-def table_content(path: Path, x: Tensor, units: TableUnits | None) -> bytes:
+def table_content(path: Path, x: Tensor, units: TableUnits | None, classes: Sequence[str] | None = None) -> bytes:
     """Return the content of a table with one line for each draw.
 
     Args:
         path: its suffix says which format.
         x: draws as the model makes them, (N, D).
         units: names of the columns, and what turns x into measurements; None: x itself, named x1, ..., xD.
+        classes: the class of each draw, for a last column, see `CLASS_COLUMN`.
     """
     units = units or TableUnits.unchanged(x.shape[1])
     numbers = TableUnits.unchanged(x.shape[1]).columns
     # a line of numbers would be taken for a row when the file is read
     names = [f"x{name}" for name in numbers] if units.columns == numbers else list(units.columns)
     rows = units.measured(x)
+    if classes is not None:
+        others = (f"{CLASS_COLUMN}_{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([CLASS_COLUMN], others) if name not in names))
     if path.suffix == ".parquet":
         arrow = _pyarrow(path)
         from pyarrow import parquet
 
-        table = arrow.table([arrow.array(column.numpy()) for column in rows.T.contiguous()], names=names)
+        columns = [arrow.array(column.numpy()) for column in rows.T.contiguous()]
+        table = arrow.table(columns if classes is None else [*columns, arrow.array(list(classes))], names=names)
         sink = io.BytesIO()
         parquet.write_table(table, sink)
         return sink.getvalue()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows(map(repr, row) for row in rows.tolist())
+    for index, row in enumerate(rows.tolist()):
+        writer.writerow([*map(repr, row), *(() if classes is None else (classes[index],))])
     return text.getvalue().encode()
 
 

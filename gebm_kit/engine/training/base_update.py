@@ -29,16 +29,24 @@ from torch import Tensor, nn
 
 from gebm_kit.config.schema import Recipe, TrainSection
 from gebm_kit.core import reduce
+from gebm_kit.core.classes import own_loss
 from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.estimators import effective_sample_size, largest
 from gebm_kit.core.interfaces import Base, Batch, HasDensity, HasPretraining, HasSource, Loss, LossTerms, OnCodes
 from gebm_kit.core.model import GEBM
+from gebm_kit.engine.training.class_labels import ClassLabels
 from gebm_kit.engine.training.ema import EMA
 from gebm_kit.engine.training.latent_codes import data, energy_side
 
 
 class BaseInputs(Protocol):
-    """The inputs that a base update may ask for. Each call draws anew, so an update calls only what it needs."""
+    """The inputs that a base update may ask for. Each call draws anew, so an update calls only what it needs.
+
+    Attributes:
+        classes: the labels of the rows that `data` gave last, where the model has classes.
+    """
+
+    classes: ClassLabels
 
     def data(self) -> Tensor:
         """Return this rank's part of the next batch of data, (B, *D)."""
@@ -66,12 +74,12 @@ class BaseUpdate(Protocol):
 
 
 class OwnLoss:
-    """The base's own loss on a batch of data (`HasPretraining`)."""
+    """The base's own loss on a batch of data (`HasPretraining`), with its labels where the base is conditional."""
 
     def terms(self, base: Base, inputs: BaseInputs) -> LossTerms:
         """Compute the mean of the base's loss over all ranks."""
-        pretrained = cast(HasPretraining, base)
-        return LossTerms(reduce.mean(pretrained.pretraining_loss(inputs.data()).reshape(1)))
+        x = inputs.data()
+        return LossTerms(reduce.mean(own_loss(cast(HasPretraining, base), x, inputs.classes.of_data()).reshape(1)))
 
 
 class LossOnBatch:

@@ -1,5 +1,8 @@
 """Classes in training: labels of the data, labels of base draws by the data's frequencies, and what does not serve them.
 
+With ``data.class_weights`` w the law of (x, y) to learn is ``w_y p(x | y)``: rows of each class are fed in its share, and
+base draws get their labels by w.
+
 The pair (x, y) is trained on as one: y has the same law for data and base draws, so the energy learns the log-ratio of
 ``p(x | y)`` and ``b(x | y)``, with one A for all classes. The model of each class then has a log-partition A_y of its own
 (`gebm_kit.engine.likelihood.class_log_partitions`).
@@ -8,58 +11,116 @@ The pair (x, y) is trained on as one: y has the same law for data and base draws
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gebm_kit.config.build import data_facts, how_to_label
+from gebm_kit.config.class_keys import ClassWeights, shares
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
 from gebm_kit.core.attribution import describe
+from gebm_kit.core.class_names import class_names_of, titled
 from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, Energy, HasPretraining, Loss, Penalty
+from gebm_kit.core.interfaces import Dataset, Energy, Loss, Penalty
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import warn
 from gebm_kit.engine.datasets.batches import Feed
 from gebm_kit.engine.datasets.class_rows import labels_of
+
+MOST_NAMED = 10
+"""Most classes that a message names."""
 
 
 class ClassLabels:
     """Labels for the batches of a model with classes; of a model without classes all labels are None.
 
-    The model's ``class_weights`` become the frequencies of the training part.
+    The model's ``class_weights`` become the frequencies of the training part, or the weights that are given.
 
     Args:
         model: the model.
         dataset: its data.
         feed: the feed of its training rows.
+        weights: the recipe's ``data.class_weights``.
 
     Raises:
-        UsageError: the model has classes, and the data have no labels or another number of classes.
+        UsageError: the model has classes, and the data have no labels or another number of classes; or weights are given for
+            a model without classes, or for a class without rows.
+        RecipeError: the weights do not fit the classes.
+
+    Warns:
+        GebmKitWarning: a class has no training rows.
     """
 
-    def __init__(self, model: GEBM, dataset: Dataset, feed: Feed) -> None:
+    def __init__(self, model: GEBM, dataset: Dataset, feed: Feed, weights: ClassWeights | None = None) -> None:
         self._feed = feed
         self._cumulated: Tensor | None = None
         if model.num_classes is None:
+            if weights is not None:
+                raise UsageError(
+                    "data.class_weights weighs classes, and the model has none: no part of it is conditional",
+                    hint="Set conditional to true in base or energy, or leave data.class_weights out.",
+                )
             return
         labels = labels_of(dataset, "train", model.num_classes)
+        names = class_names_of(dataset)
         counts = torch.bincount(labels, minlength=model.num_classes).double()
-        model.class_weights.copy_(counts / counts.sum())
         feed.labels = labels.to(feed.device)
+        if weights is not None:
+            wanted = torch.tensor(shares(weights, model.num_classes, names), dtype=torch.float64)
+            if len(empty := ((counts == 0) & (wanted > 0)).nonzero().flatten().tolist()):
+                raise UsageError(
+                    f"data.class_weights gives weight to class {_listed(empty, names)}, which has no training rows",
+                    hint="Give it the weight 0, or add rows.",
+                )
+            feed.weigh(wanted)
+            counts = wanted
+        elif len(empty := (counts == 0).nonzero().flatten().tolist()):
+            warn(f"class {_listed(empty, names)} has no training rows: the model can't learn it, and will not draw it")
+        model.class_weights.copy_(counts / counts.sum())
         # the last end is exactly 1, above every number in [0, 1)
-        self._cumulated = (counts.cumsum(0) / counts.sum()).to(feed.device)
+        self._cumulated = (counts.cumsum(0) / counts.cumsum(0)[-1]).to(feed.device)
 
     def of_data(self) -> Tensor | None:
         """Return the labels of this rank's part of the batch of data that the feed gave last, (B,)."""
         return None if self._cumulated is None else self._feed.last_labels()
 
     def drawn(self, generator: torch.Generator, num: int | None = None) -> Tensor | None:
-        """Draw the labels of this rank's part of ``num`` base draws by the data's frequencies, (B,); None: of a batch."""
+        """Draw the labels of this rank's part of ``num`` base draws by the classes' weights, (B,); None: of a batch."""
         if self._cumulated is None:
             return None
         size, device = (num or self._feed.batch_size,), self._cumulated.device
         numbers = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
         return reduce.share(torch.searchsorted(self._cumulated, numbers, right=True))
+
+
+def _listed(labels: Sequence[int], names: Sequence[str] | None) -> str:
+    more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
+    return ", ".join(titled(label, names) for label in labels[:MOST_NAMED]) + more
+
+
+def facts_of(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """Return `data_facts`, once data without labels are known not to meet parts that need them.
+
+    Raises:
+        UsageError: a part is conditional, or there are class weights, and the data have no labels or one class only.
+    """
+    count = getattr(dataset, "num_classes", None)
+    if count is None or count < 2:
+        found = "the dataset has no labels" if count is None else f"the dataset has {count} class"
+        node = recipe.final_energy
+        parts = {f"base {recipe.base.name}": recipe.base, f"energy {recipe.energy.name}": recipe.energy}
+        parts |= {} if node is None else {f"train.final.energy {node.name}": node}
+        asking = [name for name, part in parts.items() if part.parameters.get("conditional") is True]
+        what = f"{asking[0]}: conditional is true" if asking else "data.class_weights weighs classes"
+        if asking or recipe.class_weights is not None:
+            raise UsageError(
+                f"{what}, and {found} ({recipe.data.name}); at least two classes are needed",
+                hint=f"{how_to_label(recipe)} Or leave {'conditional' if asking else 'data.class_weights'} out.",
+            )
+    return data_facts(recipe, dataset)
 
 
 def check_classes(
@@ -99,10 +160,11 @@ def check_classes(
         "train.negatives.share": (train.negatives.share, 0),
         "train.final.negatives.share": (train.final_negatives.share if train.final.steps else 0, 0),
         "train.base_update": (train.base_update, "pathwise"),
-        "train.pretrain_steps": (train.pretrain_steps, 0),
     }
+    if recipe.sample.inverse_temperature == "calibrated":
+        raise UsageError(
+            "sample.inverse_temperature is calibrated, which does not serve models with classes; give a number"
+        )
     for key, (seen, allowed) in settings.items():
         if seen != allowed:
             raise UsageError(f"{key} is {seen}, which does not serve models with classes; allowed: {allowed}")
-    if train.part == "base" and isinstance(model.base, HasPretraining):
-        raise UsageError("train.part=base with a base's own loss does not serve models with classes; use part=both")

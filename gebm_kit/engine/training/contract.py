@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gebm_kit.config.model import build_model
 from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign, is_out_of_memory, passes_through_component
-from gebm_kit.core.classes import decoded, scored
+from gebm_kit.core.classes import decoded, is_conditional, own_loss, scored
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.frozen import fixed
 from gebm_kit.core.interfaces import (
@@ -143,7 +143,10 @@ def _check_steps(trainer: Trainer, penalties: Sequence[Penalty]) -> None:
     keys = {kind: set(part.state_dict()) for kind, part in parts.items()}
     if settings.pretrain_steps and isinstance(base, HasPretraining):
         with fixed(trainer.model.energy), trainer._forward_context():
-            value: Any = base.pretraining_loss(trainer.data())
+            x = trainer.data()
+            if is_conditional(base):
+                contracts.check_takes_labels("base", base, "pretraining_loss")
+            value: Any = own_loss(base, x, trainer.classes.of_data())
         contracts.check_scalar("base", base, "its pretraining_loss", value)
         _check_gradient("base", base, "its pretraining_loss", value, list(base.parameters()), "its own parameters")
     if settings.part != "base":

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from gebm_kit.config.schema import TrainSection
 from gebm_kit.core import reduce
+from gebm_kit.core.classes import is_conditional, own_loss
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Dataset, HasPretraining
+from gebm_kit.core.model import GEBM
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.datasets.held_out import evenly_spaced_rows
+from gebm_kit.engine.datasets.class_rows import labels_of
+from gebm_kit.engine.datasets.held_out import evenly_spaced, evenly_spaced_rows
 
 ROWS_AT_ONCE = 1024
 """Validation rows in one forward evaluation of the base's loss."""
@@ -33,6 +36,7 @@ class BestBase:
         last: last cycle of the phase.
         seed: seed of the loss's noise, if it has any; every evaluation uses the same noise.
         device, dtype: device and dtype of the rows.
+        num_classes: number of classes of a conditional base, whose loss takes the rows' labels; None for any other base.
 
     Attributes:
         loss: lowest loss, in the units of the base's loss (nats for flows and VAEs); infinite before the first evaluation.
@@ -40,11 +44,18 @@ class BestBase:
         tensors: the weights with the lowest loss; empty before the first evaluation.
 
     Raises:
-        UsageError: the dataset has no validation rows.
+        UsageError: the dataset has no validation rows, or no labels where they are needed.
     """
 
     def __init__(
-        self, dataset: Dataset, every: int, last: int, seed: int, device: torch.device, dtype: torch.dtype
+        self,
+        dataset: Dataset,
+        every: int,
+        last: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        num_classes: int | None = None,
     ) -> None:
         split = dataset.split("valid")
         if not len(split):
@@ -53,6 +64,10 @@ class BestBase:
                 hint="Give the dataset a validation part, or set train.pretrain.eval_every=0.",
             )
         self.rows = evenly_spaced_rows(split, "validation part").to(device, dtype)
+        self.labels: Tensor | None = None
+        if num_classes is not None:
+            labels = labels_of(dataset, "valid", num_classes)
+            self.labels = labels[evenly_spaced(len(labels))].to(device)
         self.loss, self.step = float("inf"), 0
         self.tensors: dict[str, Tensor] = {}
         self._every, self._last = every, last
@@ -81,7 +96,11 @@ class BestBase:
         device = self.rows.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed)
-            sums = [base.pretraining_loss(rows).double() * len(rows) for rows in self.rows.split(ROWS_AT_ONCE)]
+            labels = None if self.labels is None else self.labels.split(ROWS_AT_ONCE)
+            sums = [
+                own_loss(base, rows, None if labels is None else labels[part]).double() * len(rows)
+                for part, rows in enumerate(self.rows.split(ROWS_AT_ONCE))
+            ]
         # averaged over ranks, which have the same rows and weights, so that all ranks choose the same weights
         return reduce.mean((torch.stack(sums).sum() / len(self.rows)).reshape(1))
 
@@ -96,7 +115,9 @@ class BestBase:
             self.tensors = {name: value.to(self.rows.device) for name, value in tensors.items()}
 
 
-def best_base(settings: TrainSection, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> BestBase | None:
+def best_base(
+    settings: TrainSection, model: GEBM, dataset: Dataset, device: torch.device, dtype: torch.dtype
+) -> BestBase | None:
     """Make the memory of the best base, or return None where nothing is evaluated in pretraining.
 
     Raises:
@@ -105,4 +126,5 @@ def best_base(settings: TrainSection, dataset: Dataset, device: torch.device, dt
     first = settings.pretrain
     if not (settings.pretrain_steps and first.eval_every):
         return None
-    return BestBase(dataset, first.eval_every, first.steps, settings.seed, device, dtype)
+    num_classes = model.num_classes if is_conditional(model.base) else None
+    return BestBase(dataset, first.eval_every, first.steps, settings.seed, device, dtype, num_classes)

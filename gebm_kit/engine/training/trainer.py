@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebm_kit.config.build import build, data_facts
+from gebm_kit.config.build import build
 from gebm_kit.config.model import DTYPES, build_model
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core import reduce
@@ -38,7 +38,7 @@ from gebm_kit.engine.training.base_update import (
     check_needs,
     check_trainable,
 )
-from gebm_kit.engine.training.class_labels import ClassLabels, check_classes
+from gebm_kit.engine.training.class_labels import ClassLabels, check_classes, facts_of
 from gebm_kit.engine.training.early_stopping import best_base
 from gebm_kit.engine.training.ema import EMA, carrying
 from gebm_kit.engine.training.final_phase import FinalParts, build_final_parts, energies_of, losses_of
@@ -86,7 +86,7 @@ class Trainer:
         self.device = device
         self.settings = recipe.train
         dtype = DTYPES[recipe.precision]
-        facts = {**data_facts(recipe, dataset), "run_directory": run_directory}
+        facts = {**facts_of(recipe, dataset), "run_directory": run_directory}
         if self.settings.flip:
             check_flips(dataset.data_shape)
         row = math.prod(dataset.data_shape) * torch.empty((), dtype=dtype).element_size()
@@ -108,7 +108,7 @@ class Trainer:
         self._penalised_loss = PenalisedLoss()
         self.feed = Feed(dataset.split("train"), self.settings.batch_size, self.settings.seed, device, dtype)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
-        self.classes = ClassLabels(self.model, dataset, self.feed)
+        self.classes = ClassLabels(self.model, dataset, self.feed, recipe.class_weights)
         self.final = build_final_parts(recipe, self.model, self.loss, facts, device, rows)
         self.negatives = chains_of(self.loss, self.settings, self.model, dataset.value_range, device, dtype)
         check_penalties("train.penalty", self.penalties, self.negatives)
@@ -134,7 +134,7 @@ class Trainer:
         self._chain_ends: Tensor | None = None
         self.autocast = recipe.precision == "bfloat16"
         check_precision(recipe.precision, device)
-        self.best_base = best_base(self.settings, dataset, device, dtype)
+        self.best_base = best_base(self.settings, self.model, dataset, device, dtype)
         self.model.train()
         if self.settings.main_part == "energy" and not self.settings.pretrain_steps:
             self.model.base.eval()

@@ -336,3 +336,68 @@ def test_labels_that_are_missing() -> None:
     datasets.Dataset.from_dict({"image": images, "label": [None, 1] * 15}, features=features).to_parquet("x.parquet")
     with pytest.raises(DataError, match="a label is None, not one of 0 to 1"):
         HuggingFace("x.parquet", label="label", size=8)
+
+
+class TestClasses:
+    def two(self, path: str = "two.parquet") -> None:
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "fine": datasets.ClassLabel(names=["ant", "bee", "cat"]),
+                "coarse": datasets.ClassLabel(names=["insect", "mammal"]),
+            }
+        )
+        images = [{"bytes": png(PIXELS[i]), "path": None} for i in range(NUM)]
+        labels = {"fine": [i % 3 for i in range(NUM)], "coarse": [i % 3 // 2 for i in range(NUM)]}
+        datasets.Dataset.from_dict({"image": images, **labels}, features=features).to_parquet(path)
+
+    @pytest.mark.parametrize("label", ["label", "auto"])
+    def test_a_column_named_or_found_names_the_classes(self, label: str) -> None:
+        parquet()
+        data = HuggingFace("rows.parquet", label=label, size=8)
+        assert len(data.class_names) == data.num_classes == 3
+        assert f"labels: 3 classes ({', '.join(data.class_names)})" in data.describe_reading()
+        assert set.union(*(rows_of(data, part) for part in PARTS)) == expected()
+
+    def test_class_folders(self) -> None:
+        folder()
+        data = HuggingFace("images", test="test", label="auto", size=8)
+        assert rows_of(data, "test") == expected(range(40, NUM))
+        assert data.class_names == tuple(sorted(data.class_names))
+
+    def test_one_of_several_columns_is_named(self) -> None:
+        self.two()
+        with pytest.raises(DataError, match=r"has 2 columns of type ClassLabel \(fine, coarse\).*can't choose"):
+            HuggingFace("two.parquet", label="auto", size=8)
+        assert HuggingFace("two.parquet", label="coarse", size=8).class_names == ("insect", "mammal")
+        assert not isinstance(HuggingFace("two.parquet", size=8), HasLabels)
+
+    def test_a_column_of_another_type_declares_no_classes(self) -> None:
+        images = [{"bytes": png(PIXELS[i]), "path": None} for i in range(30)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 15}, features=features).to_parquet("x.parquet")
+        for label, message in (("label", "no column declares classes"), ("auto", r"has 0 columns of type ClassLabel")):
+            with pytest.raises(DataError, match=message):
+                HuggingFace("x.parquet", label=label, size=8)
+
+    def test_splits_that_declare_other_classes(self) -> None:
+        parts = {}
+        for part, names in (("train", ["a", "b"]), ("test", ["b", "a"])):
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+            images = [{"bytes": png(PIXELS[i]), "path": None} for i in range(20)]
+            parts[part] = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 10}, features=features)
+        datasets.DatasetDict(parts).save_to_disk("both")
+        with pytest.raises(DataError, match="declares the classes b, a, and the training split a, b"):
+            HuggingFace("both", test="test", label="label", size=8)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_prepared_data_keep_the_names(self, streaming: bool) -> None:
+        parquet()
+        wanted = recipe(f"{{name: hf, path: rows.parquet, label: auto, size: 8, streaming: {str(streaming).lower()}}}")
+        made = prepare(wanted)
+        opened = open_dataset(wanted)
+        assert (
+            tuple(made.index["class_names"])
+            == opened.class_names
+            == HuggingFace("rows.parquet", label="label").class_names
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,12 @@ import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import GebmKitWarning
+from gebm_kit.core.units import TableUnits
+from gebm_kit.data.arrays import Arrays
 from gebm_kit.engine.sampling.by_class import merged, share_of, wanted_labels
 from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.table_files import table_content
 
 K = 3
 CENTRES = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, -6.0]])
@@ -153,11 +158,97 @@ def test_files_carry_labels(tmp_path: Path, suffix: str) -> None:
     assert gk.load_draws(tmp_path / f"plain{suffix}").labels is None
 
 
-@pytest.mark.parametrize("out", ["shards", "draws.csv"])
-def test_places_without_room_for_labels_are_refused(tmp_path: Path, out: str) -> None:
+def test_a_place_without_room_for_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="draws of a model with classes can't be"):
-        gk.sample(model(), "imh", labels=0, num_samples=8, out=tmp_path / out, **QUICK)
+        gk.sample(model(), "imh", labels=0, num_samples=8, out=tmp_path / "shards", **QUICK)
     assert not list(tmp_path.iterdir())
+
+
+NAMES = ("red wine", "weiß", "rosé")
+
+
+def named() -> gk.GEBM:
+    one = model()
+    one.class_names = NAMES
+    return one
+
+
+@pytest.mark.parametrize("names", [None, NAMES])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_have_a_column_of_classes(tmp_path: Path, suffix: str, names: tuple[str, ...] | None) -> None:
+    one, path = model(), tmp_path / f"draws{suffix}"
+    one.class_names = names
+    draws = gk.sample(one, "imh", labels=[2, 0], num_samples=8, out=path, **QUICK)
+    expected = [str(k) if names is None else names[k] for k in draws.labels.tolist()]
+    if suffix == ".csv":
+        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        assert lines[0] == ["x1", "x2", "class"]
+        assert [line[2] for line in lines[1:]] == expected
+        assert [[float(v) for v in line[:2]] for line in lines[1:]] == draws.x.double().tolist()
+    else:
+        table = pytest.importorskip("pyarrow.parquet").read_table(path)
+        assert table.column_names == ["x1", "x2", "class"]
+        assert table.column("class").to_pylist() == expected
+    again = Arrays(str(path), labels="class", valid_fraction=0.2, test_fraction=0.2)
+    assert again.num_classes == 2
+
+
+def test_a_column_that_is_called_class_keeps_its_name() -> None:
+    units = TableUnits(("class", "class_2"), (0.0, 0.0), (1.0, 1.0))
+    content = table_content(Path("x.csv"), torch.zeros(1, 2), units, ["a"]).decode()
+    assert content.splitlines() == ["class,class_2,class_3", "0.0,0.0,a"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_files_carry_names(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"draws{suffix}"
+    draws = gk.sample(named(), "imh", labels=["rosé", 0], num_samples=8, out=path, **QUICK)
+    assert draws.labels.tolist() == [2, 0] * 4
+    found = gk.load_draws(path)
+    assert found.class_names == draws.class_names == NAMES
+    plain = gk.sample(model(), "imh", labels=[2, 0], num_samples=8, **QUICK)
+    assert torch.equal(plain.x, draws.x)
+    assert plain.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("weiß", [1, 1, 1]), (["rosé", 0], [2, 0, 2]), (0, [0, 0, 0]), ("all", [0, 1, 2])]
+)
+def test_names_stand_for_classes(asked: object, expected: list[int]) -> None:
+    found = wanted_labels(named(), asked, 3, seed=0)
+    assert found is not None
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("rose", "there is no class 'rose'; allowed are .*; did you mean rosé"),
+        ("Weiß", "there is no class 'Weiß'"),
+        ("2", "there is no class '2'"),
+        (["rosé", ""], "there is no class ''"),
+    ],
+)
+def test_names_are_not_guessed(asked: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        wanted_labels(named(), asked, 3, seed=0)
+
+
+def test_a_class_called_all_can_be_meant_in_two_ways() -> None:
+    one = model()
+    one.class_names = ("some", "all", "none")
+    with pytest.raises(UsageError, match="'all' can be read in two ways"):
+        wanted_labels(one, "all", 3, seed=0)
+    assert wanted_labels(one, ["all", "none"], 2, seed=0).tolist() == [1, 2]  # type: ignore[union-attr]
+
+
+def test_a_class_that_was_not_trained_on_is_not_drawn() -> None:
+    one = named()
+    one.class_weights.copy_(torch.tensor([0.5, 0.0, 0.5]))
+    with pytest.raises(UsageError, match=r"class 1 \(weiß\) has the weight 0"):
+        wanted_labels(one, [0, 1], 4, seed=0)
+    with pytest.warns(GebmKitWarning, match=r"no draws of class 1 \(weiß\)"):
+        assert wanted_labels(one, "all", 4, seed=0).tolist() == [0, 2, 0, 2]  # type: ignore[union-attr]
 
 
 def test_a_class_alone_is_what_it_is_among_others_but_for_its_chains() -> None:
@@ -184,7 +275,6 @@ def test_diagnostics_are_the_worst_of_the_classes() -> None:
 USES = {
     "trace": lambda: gk.trace_quality(model(), "mmd", data=torch.zeros(20, 2)),
     "evaluate": lambda: gk.evaluate(model(), data=torch.zeros(20, 2), metrics=["mmd"]),
-    "score": lambda: gk.score(model(), torch.zeros(20, 2)),
 }
 
 

@@ -19,7 +19,17 @@ from gebm_kit.data.decoding import MAX_SIDE, CorruptImageError, Fit, background_
 from gebm_kit.data.image_files import CorruptFiles, Images
 from gebm_kit.data.readings import BYTES, reading
 from gebm_kit.data.tensors import SPLITS, check_fractions
-from gebm_kit_hf.loading import Where, check_rows, chosen_column, class_count, decoded, open_splits, undecoded
+from gebm_kit_hf.loading import (
+    Where,
+    check_rows,
+    check_same_classes,
+    chosen_column,
+    declared_classes,
+    decoded,
+    label_column,
+    open_splits,
+    undecoded,
+)
 from gebm_kit_hf.places import Places, places_of
 
 STREAM_ROWS = 64
@@ -52,7 +62,8 @@ class HuggingFace(Dataset):
         config: configuration, for a repository with several.
         revision: branch, tag or commit of the repository; only a commit always gives the same data.
         image: the column of images; null: the only one.
-        label: column of class labels, which the feature map ``classifier`` needs; null: no labels.
+        label: column of class labels, of type ClassLabel, which also names the classes; ``auto``: the only one; null: no
+            labels.
         train, valid, test: name of the library's split for each part; null: split the part off ``train``.
         valid_fraction, test_fraction: shares of the rows that are split off.
         seed: seed of that split.
@@ -75,6 +86,8 @@ class HuggingFace(Dataset):
     """
 
     num_classes: int
+    class_names: tuple[str, ...]
+    how_to_label = "Name a column of type ClassLabel, data.label=COLUMN, or data.label=auto where there is only one."
 
     def __init__(
         self,
@@ -143,9 +156,13 @@ class HuggingFace(Dataset):
     def _columns(self, found: dict[str, Any], train: str, image: str | None, label: str | None) -> dict[str, Any]:
         """Choose the columns of images and labels, and return the rows of each split with these alone, undecoded."""
         features, what = found[train].features, f"{self._where}, split {train!r},"
-        self._image, self._label = chosen_column(features, image, "Image", what), label
+        self._image = chosen_column(features, image, "Image", what)
+        self._label = label = label_column(features, label, what)
         if label is not None:
-            self.num_classes = class_count(features, label, what)
+            self.class_names = declared_classes(features, label, what)
+            self.num_classes = len(self.class_names)
+            for name in self._names.values():
+                check_same_classes(found[name].features, label, self.class_names, f"{self._where}, split {name!r},")
         wanted = [self._image, *([label] if label is not None else [])]
         return {
             name: undecoded(found[name], self._image, str(self._where)).select_columns(wanted)

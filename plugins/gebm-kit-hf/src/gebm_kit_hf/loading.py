@@ -30,6 +30,9 @@ MAX_FILE = 2**28
 CHUNK = 2**20
 """Bytes fetched at a time; a read allocates all that it is asked for."""
 
+AUTO = "auto"
+"""Value of ``label`` for the only column of classes."""
+
 SAVED = ("dataset_dict.json", "state.json")
 """Files that only a folder written by ``save_to_disk`` has."""
 
@@ -193,19 +196,60 @@ def chosen_column(features: Any, wanted: str | None, kind: str, what: str) -> st
     return of_kind[0]
 
 
-def class_count(features: Any, label: str, what: str) -> int:
-    """Return the number of classes of a label column.
+def label_column(features: Any, wanted: str | None, what: str) -> str | None:
+    """Return the column of labels: the one of that name, or with ``auto`` the only one of type ClassLabel.
+
+    Raises:
+        DataError: ``auto``, and there is no such column, or more than one.
+    """
+    if wanted != AUTO or AUTO in (features or ()):
+        return wanted
+    classes = class_columns(features)
+    if len(classes) != 1:
+        listed = ", ".join(classes) or "none"
+        raise DataError(
+            f"{what} has {len(classes)} columns of type ClassLabel ({listed}), so data.label={AUTO} can't choose one",
+            hint="Name one as data.label."
+            if classes
+            else "Leave data.label out, or give the column the type ClassLabel.",
+        )
+    return classes[0]
+
+
+def class_columns(features: Any) -> list[str]:
+    """Return the names of the columns that declare classes."""
+    return [name for name, feature in (features or {}).items() if type(feature).__name__ == "ClassLabel"]
+
+
+def declared_classes(features: Any, label: str, what: str) -> tuple[str, ...]:
+    """Return the names of the classes of a label column.
 
     Raises:
         DataError: the column does not exist, or its classes are not declared.
     """
-    classes = [name for name, feature in (features or {}).items() if type(feature).__name__ == "ClassLabel"]
+    classes = class_columns(features)
     if label not in classes:
         raise DataError(
             f"{what} has no column {label!r} of class labels; "
             + (nearest(label, classes) if classes else "no column declares classes")
         )
-    return int(features[label].num_classes)
+    names = tuple(map(str, features[label].names or ()))
+    if not names:
+        raise DataError(f"{what} declares no class for column {label!r}")
+    return names
+
+
+def check_same_classes(features: Any, label: str, names: tuple[str, ...], what: str) -> None:
+    """Raise if a split declares other classes than the training split.
+
+    Raises:
+        DataError: it does, or its column of labels has another type.
+    """
+    if features is None:  # a stream that does not say
+        return
+    if (found := declared_classes(features, label, what)) != names:
+        shown = [", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "") for classes in (found, names)]
+        raise DataError(f"{what} declares the classes {shown[0]}, and the training split {shown[1]}; they must agree")
 
 
 def check_rows(rows: Any, column: str, places: Places, split: str) -> None:
