@@ -189,6 +189,7 @@ def draw_into(
     ranks: Ranks = ALONE,
     hint: str = "Continue with resume=True.",
     start: Tensor | None = None,
+    warns: bool = True,
 ) -> ShardedDraws:
     """Draw into a directory of shards, in memory that does not grow with the number of draws.
 
@@ -201,6 +202,7 @@ def draw_into(
         value_range, units: (low, high) of the data, for pictures; names and units of a table's columns, for the index.
         ranks: the processes that share the work. All of them call this function with the same ``directory``.
         hint, start: how to resume, for the error after a signal; as in `sample`.
+        warns: whether there are warnings about sampler and draws.
 
     Raises:
         UsageError: as for `draw`; the directory can't be written, or holds something else, or another request's draws.
@@ -208,7 +210,7 @@ def draw_into(
         Interrupted: Ctrl-C or SIGTERM.
     """
     path = user_path(directory)
-    check_sampling(model, sampler, settings)
+    (check_sampling if warns else check_fits)(model, sampler, settings)
     _require_room(model, sampler, settings, path)
     with StopSignals() as stop, ranks.together():
         stop.hint = hint
@@ -233,7 +235,8 @@ def draw_into(
             if rehearsed is not None:
                 outcome = outcome._replace(diagnostics=rehearsed.added_to(outcome.diagnostics))
             draws = keeper.draws(outcome, value_range, units)
-    draws.diagnostics.warn()
+    if warns:
+        draws.diagnostics.warn()
     return draws
 
 
