@@ -53,15 +53,16 @@ def read_arrays(
     loaded = load(file, key, labels)
     rows, classes_of_rows = loaded.rows, loaded.labels
     if missing == "refuse" or not rows.is_floating_point() or rows.ndim == 0:
-        return Found(rows, labels=classes_of_rows)
+        return Found(rows, labels=classes_of_rows, classes=loaded.classes)
     whole = ~rows.flatten(1).isnan().any(1) if rows.ndim > 1 else ~rows.isnan()
     if classes_of_rows is not None and len(classes_of_rows) == len(rows):
         classes_of_rows = classes_of_rows[whole]
     dropped = len(rows) - int(whole.sum())
     if not dropped:
-        return Found(rows, labels=classes_of_rows)
+        return Found(rows, labels=classes_of_rows, classes=loaded.classes)
     warn(f"{file}: {dropped:,} of {len(rows):,} row(s) have a missing value and are dropped")
-    return Found(rows[whole], labels=classes_of_rows, notes=(f"{dropped:,} row(s) with a missing value dropped",))
+    notes = (f"{dropped:,} row(s) with a missing value dropped",)
+    return Found(rows[whole], labels=classes_of_rows, classes=loaded.classes, notes=notes)
 
 
 def column_names(names: tuple[str, ...], num: int) -> tuple[str, ...]:
@@ -153,7 +154,15 @@ def label_ids(labels: Tensor, num_rows: int, file: Path) -> Tensor:
             f"{file}: labels have shape {tuple(labels.shape)} for {num_rows} rows; one number a row is needed"
         )
     values = labels.double()
-    if not torch.equal(values, values.round()) or bool((labels < 0).any()):
+    fractional = ((values != values.round()) | values.isinf()).nonzero()  # NaN too
+    if len(fractional):
+        row = int(fractional[0])
+        raise DataError(
+            f"{file}: labels must be whole numbers from 0; row {row} (counted from 0) has {float(values[row]):g}"
+            + (f" ({len(fractional)} such labels)" if len(fractional) > 1 else ""),
+            hint="An array of measurements holds no classes." if bool(values.isfinite().all()) else "",
+        )
+    if bool((labels < 0).any()):
         raise DataError(f"{file}: labels must be whole numbers from 0; the smallest is {float(values.min()):g}")
     if labels.is_floating_point() and bool((values > 2**53).any()):
         raise DataError(

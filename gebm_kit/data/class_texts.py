@@ -115,7 +115,9 @@ def _as_read(name: str) -> str:
 
 
 def _check_spaces(name: str, source: str) -> None:
-    if name != name.strip() or not name:
+    if not name:
+        raise DataError(f"{source}: the name of a class is empty")
+    if name != name.strip():
         raise DataError(f"{source}: the class {shown(name)} has spaces around it", hint="Take them away in the data.")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from gebm_kit.core.archives import NpzArchive, read_npy_file
 from gebm_kit.core.errors import DataError, nearest
 from gebm_kit.core.reading import amount, available_memory, open_regular
+from gebm_kit.data.class_texts import class_indices
 
 ARRAY_SUFFIXES = (".npz", ".npy", ".safetensors")
 """Suffixes of the files that `load` reads."""
@@ -26,10 +27,11 @@ SHOWN_NAMES = 40
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Rows (N, ...) as the file holds them, and labels (N,) if requested."""
+    """Rows (N, ...) as the file holds them, labels (N,) if requested, and what the classes are called if labels are text."""
 
     rows: Tensor
     labels: Tensor | None
+    classes: tuple[str, ...] = ()
 
 
 def load(path: Path, key: str | None, labels: str | None) -> Loaded:
@@ -47,7 +49,8 @@ def load(path: Path, key: str | None, labels: str | None) -> Loaded:
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
-            return Loaded(_numbers(_npy(path), path), None if labels is None else _npy_labels(path, labels))
+            rows = _numbers(_npy(path), path)
+            return Loaded(rows, None) if labels is None else Loaded(rows, *_npy_labels(path, labels))
         return _npz(path, key, labels) if suffix == ".npz" else _safetensors(path, key, labels)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} can't be read as {suffix}: {error}") from error
@@ -95,7 +98,8 @@ def _npz(path: Path, key: str | None, labels: str | None) -> Loaded:
         rows = _numbers(archive.read(_pick(names, key, path, "array")), path)
         if labels is None:
             return Loaded(rows, None)
-        return Loaded(rows, _numbers(archive.read(_pick(archive.names, labels, path, "labels")), path))
+        found = archive.read(_pick(archive.names, labels, path, "labels"))
+        return Loaded(rows, *_label_array(found, f"{path}, array {labels!r}", path))
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -108,13 +112,20 @@ def _npy(path: Path) -> np.ndarray:
     return read_npy_file(path)
 
 
-def _npy_labels(path: Path, labels: str) -> Tensor:
+def _npy_labels(path: Path, labels: str) -> tuple[Tensor, tuple[str, ...]]:
     other = path.parent / labels
     if other.suffix.lower() != ".npy" or not other.is_file():
         raise DataError(
             f"labels={labels!r}: for a .npy file this names another .npy file beside it, and {other} is not one"
         )
-    return _numbers(_npy(other), other)
+    return _label_array(_npy(other), str(other), other)
+
+
+def _label_array(array: np.ndarray, source: str, path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels as numbers, and what they stand for if they are text."""
+    if array.dtype.kind != "U" or array.ndim != 1:
+        return _numbers(array, path), ()
+    return class_indices(array.tolist(), source)
 
 
 def _safetensors(path: Path, key: str | None, labels: str | None) -> Loaded:

@@ -333,8 +333,8 @@ class TestWhatIsRead:
         data = ImageFolder(".", size=8, background="black", directory=tmp_path)
         assert data.describe_reading() == (
             f"read 20 rows (train 16, valid 2, test 2) of shape 3x8x8: {tmp_path}, unsigned bytes 0..255 (modes RGB 10, "
-            "RGBA 10) -> float32 in [-1, 1]; labels: 2 classes (a, b); transparency: 10 file(s), laid over black; files: 20 .png; "
-            "left out: nothing"
+            "RGBA 10) -> float32 in [-1, 1]; labels: 2 classes (a, b); transparency: 10 file(s), laid over black; "
+            "files: 20 .png; left out: nothing"
         )
 
     def test_damaged_and_irregular_files_are_found_before_training(self, tmp_path: Path) -> None:
