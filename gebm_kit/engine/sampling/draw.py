@@ -197,17 +197,14 @@ def draw_into(
     shard was written. The shards are then the same as those of an uninterrupted sampling, bit for bit on the CPU.
 
     Args:
-        directory: where the shards go; created if needed.
-        resume: resume what ``directory`` holds; begin when it holds nothing.
+        directory, resume: where the shards go, created if needed; whether to resume what it holds, if anything.
         value_range, units: (low, high) of the data, for pictures; names and units of a table's columns, for the index.
         ranks: the processes that share the work. All of them call this function with the same ``directory``.
-        hint, start: how to resume, for the error after a signal; as in `sample`.
-        warns: whether there are warnings about sampler and draws.
+        hint, start, warns: how to resume, for the error after a signal; as in `sample`; whether there are warnings.
 
     Raises:
         UsageError: as for `draw`; the directory can't be written, or holds something else, or another request's draws.
-        RunFailed: the device is out of memory, or the disk is full; what was written stays.
-        Interrupted: Ctrl-C or SIGTERM.
+        RunFailed, Interrupted: out of memory, or a full disk; Ctrl-C or SIGTERM. What was written stays.
     """
     path = user_path(directory)
     (check_sampling if warns else check_fits)(model, sampler, settings)
