@@ -99,7 +99,7 @@ def trace_quality(
         seed, reference: seed of starting points and sampler; part of the dataset to score against.
 
     Raises:
-        UsageError: inconsistent arguments, a metric of the model alone, no data for a hand-built model, no label for classes.
+        UsageError: inconsistent arguments, a metric of the model alone, a model by hand without data, classes without label.
         DataError, RunFailed: the data does not fit the model; draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
