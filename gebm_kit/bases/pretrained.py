@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,6 +141,10 @@ class Pretrained(Base):
             x = self._program(z.to(self._program.dtype).reshape(-1, *self._latent_shape))
         x = self._shapes.arranged(x).to(z.dtype)
         return x if self._scale is None else self._scale[0] + self._scale[1] * x
+
+    def held_weights(self) -> Iterator[Tensor]:
+        """Yield the weights of a program, which are no parameters of the model."""
+        return iter(()) if self._program is None else self._program.weights()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self._place.device

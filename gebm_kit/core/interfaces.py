@@ -22,7 +22,17 @@ from gebm_kit.core.datasets import (
     SplitName,
 )
 from gebm_kit.core.loggers import Logger, named_scalars
-from gebm_kit.core.networks import Base, Energy, HasDensity, HasEncoder, HasFitting, HasPretraining, HasSource, OnCodes
+from gebm_kit.core.networks import (
+    Base,
+    Energy,
+    HasDensity,
+    HasEncoder,
+    HasFitting,
+    HasPretraining,
+    HasSource,
+    HoldsWeights,
+    OnCodes,
+)
 from gebm_kit.core.objectives import Batch, Loss, LossTerms, NegativeSettings, Part, Penalty, SlopePenalty
 from gebm_kit.core.sampling import (
     DIVERGENCE_THRESHOLD,
@@ -62,6 +72,7 @@ __all__ = [
     "HasSource",
     "HasStandardisation",
     "HasStoredRows",
+    "HoldsWeights",
     "Info",
     "Logger",
     "Loss",

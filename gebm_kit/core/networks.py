@@ -7,7 +7,7 @@ Capabilities are separate runtime-checkable protocols: code asks for the capabil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -122,10 +122,23 @@ class HasPretraining(Protocol):
 
 @runtime_checkable
 class HasSource(Protocol):
-    """A base or an energy that was read from a file; a run keeps a copy of that file."""
+    """A base or an energy that was read from a file; a run keeps a copy of that file.
+
+    A base that was read from a folder names one of its files here and the others in ``source_parts``, a mapping from their
+    paths inside the folder to where they are; a run keeps them too.
+    """
 
     source_file: Path
     source_sha256: str
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """A base or an energy with fixed weights beside its parameters and buffers, which no checkpoint holds."""
+
+    def held_weights(self) -> Iterator[Tensor]:
+        """Yield these weights."""
+        ...
 
 
 @runtime_checkable

@@ -87,6 +87,11 @@ class Program:
     def __call__(self, rows: Tensor) -> Any:
         return self._module(rows)
 
+    def weights(self) -> Iterator[Tensor]:
+        """Yield parameters and buffers."""
+        yield from self._module.parameters()
+        yield from self._module.buffers()
+
     def to(self, device: torch.device) -> None:
         """Move the program. Devices named in its code change only where torch can rewrite the code (torch.export)."""
         if self._exported is None:

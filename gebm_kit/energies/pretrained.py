@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,6 +172,10 @@ class PretrainedEnergy(Energy):
         if self._program is not None:
             reading = Reading(self.data_shape, self._value_range, self.target, self._place.device)
             check_scorer(self._program, self.prepared, reading)
+
+    def held_weights(self) -> Iterator[Tensor]:
+        """Yield the weights of a program, which are no parameters of the model."""
+        return iter(()) if self._program is None else self._program.weights()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self._place.device

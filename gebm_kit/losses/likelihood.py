@@ -34,7 +34,8 @@ class _BaseAlone(Loss):
 class MaximumLikelihood(_BaseAlone):
     """Base loss ``-E_P[log b(x)]`` in nats, for bases with a density (`HasDensity`); no energy loss.
 
-    Minimising it minimises KL(P||B). The loss of a conditional base is ``-E_P[log b(x | y)]``. ``train.part`` must be ``base``.
+    Minimising it minimises KL(P||B). A conditional base is trained by ``-E_P[log b(x | y)]``. ``train.part`` must be
+    ``base``.
 
     Metrics of the base step: ``log_likelihood`` (minus the loss).
 

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,15 @@ SOURCE_FOLDER, SCORER_FOLDER = "base", "energy"
 def keep_sources(run: Path, base: Base, *energies: Energy | None) -> None:
     """Copy the files that a base and energies were read from to the run, so that the run needs no other file.
 
-    The base's file goes to ``run``/base. Those of energies, and of parts of energies, go to ``run``/energy.
+    The base's file goes to ``run``/base, and with it the others of a base that was read from a folder. Those of energies,
+    and of parts of energies, go to ``run``/energy.
 
     Raises:
         RunFailed: a file changed after it was read, or the disk is full.
     """
     if isinstance(base, HasSource):
+        for name, file in getattr(base, "source_parts", {}).items():
+            _keep_part(run / SOURCE_FOLDER / name, file)
         _keep(run / SOURCE_FOLDER / base.source_file.name, base)
     parts = [part for energy in energies if energy is not None for part in energy.modules()]
     for part in parts:
@@ -57,6 +61,29 @@ def _keep(place: Path, part: HasSource) -> None:
     make_directory(place.parent)
     write_atomic(place, content)
     write_atomic(noted, f"{part.source_sha256}  {place.name}\n".encode())
+
+
+def _keep_part(place: Path, file: Path) -> None:
+    """Link a file of a base's folder to ``place``, or copy it where the disk allows no link, unless it is there.
+
+    Its content is compared by the base's own sum over all files, which every checkpoint holds.
+
+    Raises:
+        RunFailed: the file has gone, or the disk is full.
+    """
+    if place.is_file():
+        return
+    make_directory(place.parent)
+    partial = place.with_name(f".{place.name}-partial")
+    try:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(file.resolve(), partial)
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(file, partial)
+        partial.replace(place)
+    except OSError as error:
+        raise RunFailed(f"{file} can't be kept in the run: {error.strerror or error}") from error
 
 
 _FILES = ("recipe.yaml", "overrides.txt", "resolved.yaml", "env.json", STATUS)

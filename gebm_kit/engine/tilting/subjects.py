@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -156,10 +157,16 @@ def _base(generator: Any, facts: Facts, latent_shape: Sequence[int] | None) -> B
     if latent_shape is not None and node.parameters.get("latent_shape") is None:
         node = ComponentNode(node.name, {**node.parameters, "latent_shape": list(latent_shape)})
     known = facts.injected(None)
-    if "data_shape" not in known:
+    if "data_shape" not in known and _needs_shape(node):
         known["data_shape"] = _program_shape(node, facts.directory)
     base: Base = build("base", node, known)
     return base
+
+
+def _needs_shape(node: ComponentNode) -> bool:
+    """Return whether a base must be told the shape of the data; one that knows it has a default."""
+    shape = parameters(installed().registry.get("base", node.name).load()).get("data_shape")
+    return shape is not None and shape.default is inspect.Parameter.empty
 
 
 def _program_shape(node: ComponentNode, directory: Path) -> tuple[int, ...]:

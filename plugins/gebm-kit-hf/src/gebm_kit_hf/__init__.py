@@ -11,12 +11,18 @@ _MODULE = "gebm_kit_hf"
 
 @gebm_kit.hookimpl
 def gebm_components() -> list[gebm_kit.Component]:
-    """Return the plugin's components: a dataset and a base."""
+    """Return the plugin's components: a dataset and two bases."""
     return [
         gebm_kit.Component(
             "dataset", "hf", f"{_MODULE}.dataset:HuggingFace", "Images of the Hugging Face datasets library"
         ),
         gebm_kit.Component(
             "base", "diffusers-vae", f"{_MODULE}.vae:DiffusersVae", "Decoder of a variational autoencoder of diffusers"
+        ),
+        gebm_kit.Component(
+            "base",
+            "diffusers-pipeline",
+            f"{_MODULE}.pipeline:DiffusersPipeline",
+            "One-step text-to-image pipeline of diffusers",
         ),
     ]

@@ -8,35 +8,37 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
 
 from gebm_kit.core.components import Injected, Range, check_arguments
-from gebm_kit.core.errors import CheckpointError, DataError, PluginError, UsageError
+from gebm_kit.core.errors import CheckpointError, DataError, UsageError
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.reading import read_file, read_json_file
+from gebm_kit.core.reading import read_file
+from gebm_kit_hf.library import (
+    CONFIG_FILE,
+    MAX_CONFIG,
+    check_numbers,
+    checked_config,
+    fetched,
+    imported,
+    quiet,
+    read_network,
+    require_folder,
+    said,
+)
 
-CONFIG_FILE = "config.json"
+NAME = "diffusers-vae"
 RUN_FOLDER = "base"
 """Folder of a run directory that holds the copy of the configuration."""
 
 MODEL_CLASS = "AutoencoderKL"
 """The only diffusers class that this base reads: the autoencoder of latent diffusion models."""
-
-
-MAX_CONFIG = 2**22
-"""Largest configuration that is read, in bytes; those of published models have a kilobyte."""
-
-MAX_SIZE, MAX_BLOCKS = 2**16, 64
-"""Largest size of a layer or an image, and most blocks or layers of a block, in a configuration; published models have
-at most 1,024 channels and 4 blocks."""
 
 
 class DiffusersVae(Base):
@@ -91,7 +93,7 @@ class DiffusersVae(Base):
             )
         if revision is not None and hub is None:
             raise UsageError("base.revision belongs to base.hub")
-        library = _diffusers()
+        library = imported("diffusers", NAME, "diffusers")
         folder = None if path is None else directory / Path(path).expanduser() / (subfolder or "")
         kept = None if run_directory is None else run_directory / RUN_FOLDER / CONFIG_FILE
         if kept is not None and kept.is_file():
@@ -107,7 +109,9 @@ class DiffusersVae(Base):
             autoencoder = _from_folder(library, folder)
         else:
             assert hub is not None
-            self.source_file, self._given = _from_hub(library, hub, subfolder, revision), True
+            inside = f"{subfolder}/" if subfolder else ""
+            found = fetched(hub, revision, [f"{inside}{CONFIG_FILE}", f"{inside}*.safetensors"])
+            self.source_file, self._given = found / (subfolder or "") / CONFIG_FILE, True
             autoencoder = _from_folder(library, self.source_file.parent)
         self.source_sha256 = hashlib.sha256(read_file(self.source_file, limit=MAX_CONFIG)).hexdigest()
         self.autoencoder: Any = autoencoder
@@ -140,109 +144,22 @@ class DiffusersVae(Base):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _diffusers() -> Any:
-    try:
-        with _quiet():
-            import diffusers
-    except ImportError as error:
-        raise PluginError(
-            f"the base diffusers-vae needs the package diffusers: {error}",
-            hint="Install it with `pip install 'gebm-kit-hf[diffusers]'`.",
-        ) from error
-    return diffusers
-
-
 def _from_folder(library: Any, folder: Path) -> Any:
-    if folder.is_file():
-        raise DataError(
-            f"{folder} is a file, but the base diffusers-vae reads a folder with {CONFIG_FILE} and safetensors",
-            hint="Give the folder that the file is in; for a generator in one file use the base pretrained.",
-        )
-    if not (folder / CONFIG_FILE).is_file():
-        inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
-        problem = f"holds no {CONFIG_FILE}" if folder.is_dir() else "does not exist"
-        hint = f"Set base.subfolder to one of {', '.join(inside)}." if inside else "Set base.path, or base.hub."
-        raise DataError(f"the folder {folder} {problem}", hint=hint)
-    config = _checked_config(folder / CONFIG_FILE)
-    _check_size(library, folder, config)
-    try:
-        with _quiet():
-            found = getattr(library, MODEL_CLASS).from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True
-            )
-    except Exception as error:  # the library raises many types
-        pickled = list(folder.glob("*.bin"))
-        text = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"{folder} can't be read: {text}",
-            hint=f"{pickled[0].name} is a pickle, which is never read: save the model as safetensors."
-            if pickled
-            else "",
-        ) from error
-    return found.eval()
+    require_folder(folder, CONFIG_FILE, NAME)
+    config = checked_config(folder / CONFIG_FILE, [MODEL_CLASS], NAME)
+    make = getattr(library, MODEL_CLASS)
+    check_numbers(lambda: make.from_config(config), folder, "autoencoder")
+    return read_network(make, folder).requires_grad_(True)
 
 
 def _from_config(library: Any, file: Path) -> Any:
     """Build the same network; its weights will come from a checkpoint."""
-    config = _checked_config(file)
+    config = checked_config(file, [MODEL_CLASS], NAME)
     try:
-        with _quiet():
+        with quiet():
             return getattr(library, MODEL_CLASS).from_config(config).eval()
     except Exception as error:  # the library raises many types
-        raise DataError(f"{file} describes no autoencoder: {' '.join(str(error).split())[:300]}") from error
-
-
-def _check_size(library: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Raise DataError if the configuration asks for more numbers than the weights hold, before memory is allocated."""
-    import torch
-
-    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    try:
-        with _quiet(), torch.device("meta"):
-            numbers = sum(p.numel() for p in getattr(library, MODEL_CLASS).from_config(config).parameters())
-    except Exception as error:  # the library raises many types
-        raise DataError(
-            f"{folder / CONFIG_FILE} describes no autoencoder: {' '.join(str(error).split())[:300]}"
-        ) from error
-    if held and numbers > held:  # at least one byte each
-        raise DataError(f"{folder / CONFIG_FILE} describes {numbers:,} weights, but the files hold {held:,} bytes")
-
-
-def _from_hub(library: Any, hub: str, subfolder: str | None, revision: str | None) -> Path:
-    """Download configuration and weights; return the configuration's place in the library's cache, beside the weights."""
-    import huggingface_hub
-
-    inside = f"{subfolder}/" if subfolder else ""
-    try:
-        with _quiet():
-            place = huggingface_hub.snapshot_download(
-                hub, revision=revision, allow_patterns=[f"{inside}{CONFIG_FILE}", f"{inside}*.safetensors"]
-            )
-    except Exception as error:  # the library raises many types
-        text = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"{hub!r} can't be fetched from the Hugging Face hub: {text}",
-            hint="Check the name and the network (HF_ENDPOINT, HF_HUB_OFFLINE), or set base.path to a copy of it.",
-        ) from error
-    return Path(place) / (subfolder or "") / CONFIG_FILE
-
-
-def _checked_config(file: Path) -> dict[str, Any]:
-    """Return the configuration in a file once its class and sizes are checked."""
-    config = read_json_file(file, limit=MAX_CONFIG)
-    if not isinstance(config, dict):
-        raise DataError(f"{file} is not a configuration: it holds a {type(config).__name__}")
-    name = config.get("_class_name")
-    if name != MODEL_CLASS:
-        raise UsageError(f"{file} describes a {name}, but the base diffusers-vae reads only {MODEL_CLASS}")
-    for key, value in config.items():
-        sizes = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
-        if len(sizes) > MAX_BLOCKS or any(n > MAX_SIZE for n in sizes):
-            raise DataError(f"{file} has {key} = {str(value)[:80]}; sizes above {MAX_SIZE:,} are not read")
-    layers = config.get("layers_per_block")
-    if isinstance(layers, int) and layers > MAX_BLOCKS:
-        raise DataError(f"{file} has layers_per_block = {layers}; at most {MAX_BLOCKS} are read")
-    return config
+        raise DataError(f"{file} describes no autoencoder: {said(error)}") from error
 
 
 def _number(file: Path, key: str, value: object, *, positive: bool = False) -> float:
@@ -265,14 +182,3 @@ def _latent_shape(config: Any, data_shape: tuple[int, ...]) -> tuple[int, int, i
             hint="Set data.size (image folders), or take another autoencoder.",
         )
     return int(config.latent_channels), data_shape[1] // factor, data_shape[2] // factor
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the library logs while it loads, inside the block."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
