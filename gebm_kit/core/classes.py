@@ -47,7 +47,7 @@ def scored(energy: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
     return _called(energy, "energy", energy, x, labels)
 
 
-def log_base_density(base: HasDensity, x: Tensor, labels: Tensor | None) -> Tensor:
+def log_density(base: HasDensity, x: Tensor, labels: Tensor | None) -> Tensor:
     """Compute ``log b(x)`` in nats, or ``log b(x | y)`` where the base is conditional; (B, *D), (B,) -> (B,).
 
     Raises:

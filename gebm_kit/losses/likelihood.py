@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.classes import log_base_density, own_loss
+from gebm_kit.core.classes import log_density, own_loss
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, HasDensity, HasEncoder, HasPretraining, Loss, LossTerms
 from gebm_kit.core.model import GEBM
@@ -53,7 +53,7 @@ class MaximumLikelihood(_BaseAlone):
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         self.check(model)
         assert isinstance(model.base, HasDensity)
-        log_likelihood = reduce.mean(log_base_density(model.base, _data(batch), batch.labels))
+        log_likelihood = reduce.mean(log_density(model.base, _data(batch), batch.labels))
         return LossTerms(-log_likelihood, {"log_likelihood": log_likelihood.detach()})
 
 

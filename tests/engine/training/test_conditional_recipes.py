@@ -224,8 +224,8 @@ def test_images_without_labels_are_refused_before_anything_is_made(
     assert main(["recipes", "check", str(mine)]) == 0
     assert main(["train", str(mine), "--out", str(tmp_path / "run"), *SHORT]) == 2
     shown = " ".join(capfd.readouterr().err.split())
-    assert "conditional is true, and the dataset has no labels; at least two classes are needed" in shown
-    assert "Use a dataset with labels, such as digits, idx or cifar10, or leave conditional out." in shown
+    assert "conditional is true, and the dataset has no labels (image-folder); at least two classes are needed" in shown
+    assert "Or leave conditional out." in shown
     assert not (tmp_path / "run").exists()
 
 
