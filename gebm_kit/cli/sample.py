@@ -251,7 +251,9 @@ def _drawn(
     if wanted.images is not None:
         check_images(wanted.images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
-    asked = None if wanted.classes is None else labels_of_word(wanted.classes, run.model.class_names)
+    asked: object = wanted.classes
+    if wanted.classes is not None and run.model.conditional:
+        asked = labels_of_word(wanted.classes, run.model.class_names)
     labels = wanted_labels(run.model, asked, settings.num_samples, settings.seed)
     rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
     with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:

@@ -91,7 +91,10 @@ def name_classes(dataset: Any, names: Sequence[str] | None, how_to_label: str = 
             hint=how_to_label,
         )
     if count != len(names):
-        raise RecipeError(f"data.class_names names {len(names)} classes, and the data have {count}")
+        raise RecipeError(
+            f"data.class_names names {len(names)} classes, and the data have {count}",
+            hint="data.class_names=null calls them as the data do.",
+        )
     dataset.class_names = tuple(names)
 
 

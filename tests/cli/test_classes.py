@@ -205,8 +205,9 @@ def test_a_trace_of_one_class(run_with_classes: Path, tmp_path: Path, cli: Cli) 
     assert found["figures"] == [str(run_with_classes / "figures" / "along-mmd-class7.png")]
 
 
-def test_classes_of_a_run_without_any(trained: Path, cli: Cli) -> None:
-    result = cli("sample", trained, "--class", "3")
+@pytest.mark.parametrize("word", ["3", "trouser", "all"])
+def test_classes_of_a_run_without_any(trained: Path, cli: Cli, word: str) -> None:
+    result = cli("sample", trained, "--class", word)
     assert result.code == 2
     assert "the model has no classes" in result.err
 

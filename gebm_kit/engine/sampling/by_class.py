@@ -108,7 +108,10 @@ def _all(model: GEBM, trained: Sequence[bool]) -> Tensor:
         )
     if out := [titled(label, names) for label, known in enumerate(trained) if not known]:
         more = f" and {len(out) - 10} more" if len(out) > 10 else ""
-        warn(f"no draws of class {', '.join(out[:10])}{more}, which has the weight 0: the model was not trained on it")
+        which = "class" if len(out) == 1 else "classes"
+        warn(
+            f"no draws of {which} {', '.join(out[:10])}{more}: the weight is 0, so the model was not trained on such rows"
+        )
     return torch.tensor([label for label, known in enumerate(trained) if known])
 
 

@@ -72,13 +72,14 @@ class ClassLabels:
             wanted = torch.tensor(shares(weights, model.num_classes, names), dtype=torch.float64)
             if len(empty := ((counts == 0) & (wanted > 0)).nonzero().flatten().tolist()):
                 raise UsageError(
-                    f"data.class_weights gives weight to class {_listed(empty, names)}, which has no training rows",
-                    hint="Give it the weight 0, or add rows.",
+                    f"data.class_weights gives weight to {_listed(empty, names)}, and it has no training rows",
+                    hint="Give such a class the weight 0, or add rows.",
                 )
             feed.weigh(wanted)
             counts = wanted
         elif len(empty := (counts == 0).nonzero().flatten().tolist()):
-            warn(f"class {_listed(empty, names)} has no training rows: the model can't learn it, and will not draw it")
+            it = "it" if len(empty) == 1 else "them"
+            warn(f"no training rows of {_listed(empty, names)}: the model can't learn {it}, and will not draw {it}")
         model.class_weights.copy_(counts / counts.sum())
         # the last end is exactly 1, above every number in [0, 1)
         self._cumulated = (counts.cumsum(0) / counts.cumsum(0)[-1]).to(feed.device)
@@ -97,8 +98,10 @@ class ClassLabels:
 
 
 def _listed(labels: Sequence[int], names: Sequence[str] | None) -> str:
+    """Name classes in a message: ``class 3 (dress)``, ``classes 1, 2``."""
     more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
-    return ", ".join(titled(label, names) for label in labels[:MOST_NAMED]) + more
+    which = "class" if len(labels) == 1 else "classes"
+    return f"{which} {', '.join(titled(label, names) for label in labels[:MOST_NAMED])}{more}"
 
 
 def facts_of(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
