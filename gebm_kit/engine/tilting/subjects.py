@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_base_facts
 from gebm_kit.core.errors import UsageError, shown
@@ -90,6 +91,7 @@ class Subject:
         model: both as a model; ``model.energy`` is minus the score.
         generator, scorer: what they are, for the result.
         dataset, value_range: the data, or None; range of its values, or None.
+        own: the generator's own energy, of a run or a model; None: it has none.
     """
 
     model: GEBM
@@ -97,6 +99,7 @@ class Subject:
     scorer: Mapping[str, Any]
     dataset: Dataset | None
     value_range: tuple[float, float] | None
+    own: Energy | None = None
 
 
 def subject_of(
@@ -121,9 +124,12 @@ def subject_of(
         dataset = source.dataset if with_data or _needs_data(scorer) else None
         facts = Facts(dataset, facts.value_range or source.value_range, facts.data_shape, facts.directory)
     base = _base(generator, facts, latent_shape)
+    trained = generator.model if isinstance(generator, Run) else generator if isinstance(generator, GEBM) else None
+    _refuse_classes(base)
     check_base_facts(base, facts.injected(None).get("data_shape"))
     known = facts.injected(tuple(base.data_shape))
     energy = _energy(scorer, known, base)
+    _refuse_classes(energy)
     model = GEBM(base, energy)
     if not isinstance(scorer, nn.Module):
         energy.to(model.dtype)
@@ -134,7 +140,9 @@ def subject_of(
                 hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
             )
         energy.fit(facts.dataset, torch.device("cpu"), 0)
-    return Subject(model, _described(generator, base), _described(scorer, energy), facts.dataset, known["value_range"])
+    own = None if trained is None else trained.energy
+    described = _described(generator, base), _described(scorer, energy)
+    return Subject(model, *described, facts.dataset, known["value_range"], own)
 
 
 def _opened(word: Any) -> Any:
@@ -161,6 +169,20 @@ def _base(generator: Any, facts: Facts, latent_shape: Sequence[int] | None) -> B
         known["data_shape"] = _program_shape(node, facts.directory)
     base: Base = build("base", node, known)
     return base
+
+
+def _refuse_classes(*parts: Base | Energy) -> None:
+    """Raise for a conditional base or energy.
+
+    Raises:
+        UsageError: one of them is conditional.
+    """
+    for part in parts:
+        if is_conditional(part):
+            raise UsageError(
+                f"{type(part).__name__} is conditional, and a tilt serves one law at a time",
+                hint="In Python, hold it at a class: gk.tilt(run.model.given(3), scorer).",
+            )
 
 
 def _needs_shape(node: ComponentNode) -> bool:
