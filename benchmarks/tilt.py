@@ -195,8 +195,6 @@ def frontier(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]:
     for level in found.levels:
         row = {k: v for k, v in level.as_dict().items() if k not in ("sampler_reason", "log_partition")}
         levels.append({**row, "share": subjects.share(level.draws.x, TARGET), "k": pareto_k(level.beta * score)})
-    base = found.base_draws
-    assert base is not None
     return {
         "levels": levels,
         "best_of": [best.as_dict() for best in found.best_of],
@@ -323,9 +321,7 @@ def show_frontier(found: list[dict[str, Any]]) -> None:
 
 
 def show_ascent(found: list[dict[str, Any]]) -> None:
-    print(
-        "\n| steps of ascent | evaluations | KL at least | score | posterior's score at that KL | difference | diversity |"
-    )
+    print("\n| steps | evaluations | KL at least | score | posterior's score at that KL | difference | diversity |")
     print("|---|---|---|---|---|---|---|")
     for steps in sorted({a["steps"] for f in found for a in f["ascent"]}):
         rows = [(f, a) for f in found for a in f["ascent"] if a["steps"] == steps]

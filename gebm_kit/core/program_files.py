@@ -218,7 +218,8 @@ def folder_error(folder: Path, given: str) -> GebmKitError:
         if parts:
             text = f"{pipeline}; only its autoencoder maps a code to an image in one step, and pretrained reads a file"
             return UsageError(text, hint=f"{reads}: {node % f', subfolder: {parts[0]}'}.{one_step}")
-        return UsageError(f"{pipeline}, which needs many steps for one image; a base needs one", hint=CONVERT_HINT + one_step)
+        text = f"{pipeline}, which needs many steps for one image; a base needs one"
+        return UsageError(text, hint=CONVERT_HINT + one_step)
     if kind:
         other = "autoencoder" if "Autoencoder" in kind or kind.startswith("VQ") else "network"
         text = f"{folder} is the folder of a diffusers {other} ({kind}); of these the kit reads only {AUTOENCODER}"

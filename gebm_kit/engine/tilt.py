@@ -198,7 +198,9 @@ def tilt(
             base_draws,
         )
         if folder is not None:
-            result = _written(result, folder) if ranks.rank == 0 else replace(result, out=folder)
+            written = _written(result, folder) if ranks.rank == 0 else result
+            names = ranks.from_first("\n".join(str(path) for path in written.figures)).splitlines()
+            result = replace(result, figures=tuple(map(Path, names)), out=folder)
     return result
 
 

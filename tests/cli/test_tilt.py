@@ -109,3 +109,19 @@ def test_a_dry_run_says_what_a_gradient_costs_and_writes_nothing(folder, capfd):
     assert set(folder.iterdir()) == before
     assert run(*words, "--keep-energy") == 2
     assert "keep_energy needs a generator with an energy of its own" in capfd.readouterr().err
+
+
+def test_a_program_that_fails_on_some_draws_is_named(folder, capfd):
+    class Refuses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if bool((x.flatten(1).sum(1) > 15).any()):
+                raise RuntimeError("these are too bright")
+            return x.flatten(1).sum(1)
+
+    torch.jit.save(torch.jit.script(Refuses()), "refuses.pt")
+    words = ["--latent", "4", "--trust-program", "--quiet", "--beta", "1", "sample.num_samples=20"]
+    assert run("generator.pt", "refuses.pt", *words) == 2
+    text = capfd.readouterr().err
+    assert "refuses.pt fails on" in " ".join(text.split())
+    assert "too bright" in text
+    assert "Traceback" not in text

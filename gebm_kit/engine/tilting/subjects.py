@@ -19,7 +19,7 @@ from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_base_facts
-from gebm_kit.core.errors import UsageError, shown
+from gebm_kit.core.errors import GebmKitError, UsageError, shown
 from gebm_kit.core.interfaces import Base, Dataset, Energy, HasFitting, HasSource, OnCodes
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
@@ -44,11 +44,21 @@ class CallableScorer(Energy):
         self.name = getattr(score, "__name__", type(score).__name__)
         if isinstance(score, nn.Module):
             self.module = score
+        self.described = f"the scorer {self.name}"
         self._score = [score]  # in a list, so that a module is registered once
 
     def forward(self, x: Tensor) -> Tensor:
-        score: Any = self._score[0](x)
         rows = len(x)
+        try:
+            score: Any = self._score[0](x)
+        except (GebmKitError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever its author wrote
+            what = f"{type(error).__name__}: {reason(error)}"
+            raise UsageError(
+                f"{self.described} fails on {rows} rows of shape {list(x.shape[1:])}: {what}",
+                hint="It must take batches of any size, with and without gradient; x.detach() has none.",
+            ) from error
         if isinstance(score, Tensor) and score.is_floating_point() and tuple(score.shape) in ((rows,), (rows, 1)):
             return -score.reshape(rows)
         found = f"shape {list(score.shape)} of {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
