@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.process.devices import keep_freed_memory
     from gebm_kit.engine.run_directory.run import load_run
     from gebm_kit.engine.sample import sample
-    from gebm_kit.engine.sampling.shards import load_draws
+    from gebm_kit.engine.sampling.class_shards import load_draws
     from gebm_kit.engine.score import score
     from gebm_kit.engine.tilt import tilt
     from gebm_kit.engine.trace import trace_quality
@@ -37,7 +37,7 @@ _HOME = {
     "tilt": "gebm_kit.engine.tilt",
     "trace_quality": "gebm_kit.engine.trace",
     "load_run": "gebm_kit.engine.run_directory.run",
-    "load_draws": "gebm_kit.engine.sampling.shards",
+    "load_draws": "gebm_kit.engine.sampling.class_shards",
     "keep_freed_memory": "gebm_kit.engine.process.devices",
     "trust_paths": "gebm_kit.core.trust",
     "trust_programs": "gebm_kit.core.trust",

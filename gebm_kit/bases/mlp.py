@@ -12,7 +12,7 @@ from gebm_kit.core.classes import checked_classes, own_labels
 from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import RecipeError
 from gebm_kit.core.interfaces import Base
-from gebm_kit.core.layers import EMBEDDING_SIZE, Activation, activation_layer, check_sizes, to_range
+from gebm_kit.core.layers import EMBEDDING_SIZE, Activation, ClassEmbedding, activation_layer, check_sizes, to_range
 from gebm_kit.core.priors import PRIORS, Prior, PriorName
 
 
@@ -71,7 +71,7 @@ class MlpBase(Base):
         layers: list[nn.Module] = []
         size = latent_dim
         if self.num_classes is not None:
-            self.embedding = nn.Embedding(self.num_classes, EMBEDDING_SIZE)
+            self.embedding = ClassEmbedding(self.num_classes, EMBEDDING_SIZE)
             size += EMBEDDING_SIZE
         for width in hidden:
             # A batch norm would subtract a bias in front of it again.

@@ -25,6 +25,7 @@ from gebm_kit.core.interfaces import Base
 from gebm_kit.core.layers import (
     EMBEDDING_SIZE,
     Activation,
+    ClassEmbedding,
     PadTo,
     activation_layer,
     check_doublings,
@@ -112,7 +113,7 @@ class Vae(Base):
             self.decoder = MlpBase(latent_dim, hidden[::-1], activation, conditional=conditional, **facts)
             size = math.prod(self.data_shape)
             if self.num_classes is not None:
-                self.embedding = nn.Embedding(self.num_classes, EMBEDDING_SIZE)
+                self.embedding = ClassEmbedding(self.num_classes, EMBEDDING_SIZE)
                 size += EMBEDDING_SIZE
             self.encoder = _mlp_encoder(size, hidden, activation, 2 * latent_dim)
         else:

@@ -71,6 +71,7 @@ def prepare(
         "shape": index["shape"],
         "counts": index["counts"],
         "num_classes": index["num_classes"],
+        **({"class_names": index["class_names"]} if index.get("class_names") else {}),
         "bytes": sum(facts["bytes"] for facts in index["files"].values()),
         "checksum": index["checksum"],
         "skipped": index["skipped"],

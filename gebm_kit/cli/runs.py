@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 HEADINGS = ("run", "recipe", "state", "step", "metric", "base", "GEBM", "GEBM / base", "best", "time", "changed")
 
+SHOWN_CLASSES = 40
+"""Most classes of a run that are shown; --json gives all."""
+
 FIRST_TO_GO = ("recipe", "best", "base", "GEBM / base", "time", "changed")
 """Columns that are left out on a narrow terminal, in this order; a pipe and --json get everything."""
 
@@ -76,6 +79,7 @@ def _as_dict(record: RunRecord, score: Score | None) -> dict[str, object]:
         "updated": datetime.datetime.fromtimestamp(record.updated, datetime.UTC).isoformat(timespec="seconds"),
         **(nothing if score is None else score.as_dict()),
         "problem": record.problem or None,
+        **({} if record.classes is None else {"classes": record.classes}),
     }
 
 
@@ -93,6 +97,11 @@ def _show(root: Path, scored: list[tuple[RunRecord, Score | None]], groups: list
     if ui.is_terminal(sys.stdout):
         shown = fitting_columns(shown, rows, shutil.get_terminal_size().columns)
     ui.table("", [HEADINGS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    classes = scored[0][0].classes if len(scored) == 1 else None
+    if classes is not None:
+        listed = [f"{label} ({name})" if name else label for label, name in classes.items()]
+        more = f" and {len(listed) - SHOWN_CLASSES:,} more" if len(listed) > SHOWN_CLASSES else ""
+        ui.sentence(f"{len(listed)} classes: {', '.join(listed[:SHOWN_CLASSES])}{more}")
     if any(marks):
         ui.text(
             "values of one name are comparable where they have the same number; a ? was never evaluated after training. "

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from gebm_kit.config.schema import Recipe
     from gebm_kit.engine.run_directory.run import Run
+    from gebm_kit.engine.sampling.class_shards import ClassShards
     from gebm_kit.engine.sampling.draws import Draws
     from gebm_kit.engine.sampling.settings import SampleSettings
     from gebm_kit.engine.sampling.shards import ShardedDraws
@@ -235,12 +236,13 @@ def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], want
 
 def _drawn(
     run: Run, recipe: Recipe, overrides: Sequence[str], changes: Mapping[str, Any], wanted: _Wanted, say: ui.Ui
-) -> tuple[Path, Draws | ShardedDraws]:
+) -> tuple[Path, Draws | ShardedDraws | ClassShards]:
     """Draw, and return the file or directory of the draws with the draws themselves."""
     from gebm_kit.engine.figures.png_files import check_images, save_images
     from gebm_kit.engine.process.distributed import joined_ranks
     from gebm_kit.engine.process.torchrun import local_device
-    from gebm_kit.engine.sampling.by_class import draw_by_class_to, wanted_labels
+    from gebm_kit.engine.sampling.by_class import wanted_labels
+    from gebm_kit.engine.sampling.class_shards import ClassShards, draw_by_class_out
     from gebm_kit.engine.sampling.draw import draw_to
     from gebm_kit.engine.sampling.settings import resolve_sampler
     from gebm_kit.engine.sampling.table_files import is_table
@@ -265,14 +267,15 @@ def _drawn(
             "start": rows,
             "units": run.units(needed=is_table(place)),
         }
-        draws: Draws | ShardedDraws
+        draws: Draws | ShardedDraws | ClassShards
+        options["hint"] = f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`."
         if labels is not None:
-            draws = draw_by_class_to(place, run.model, kernel, settings, labels, **options)
+            draws = draw_by_class_out(place, run.model, kernel, settings, labels, **options)
         else:
-            hint = f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`."
-            draws = draw_to(place, run.model, kernel, settings, hint=hint, **options)
+            draws = draw_to(place, run.model, kernel, settings, **options)
         if wanted.images is not None and run.value_range is not None and ranks.rank == 0:
-            save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range, labels)
+            of_images = draws.in_order if isinstance(draws, ClassShards) else labels
+            save_images(draws.pictures(), settings.num_samples, wanted.images, run.value_range, of_images)
     return place, draws
 
 
@@ -288,7 +291,12 @@ def _training_rows(run: Run, settings: SampleSettings) -> Tensor:
 
 
 def _show(
-    say: ui.Ui, run: Run, place: Path, draws: Draws | ShardedDraws, images: Path | None, figures: list[str]
+    say: ui.Ui,
+    run: Run,
+    place: Path,
+    draws: Draws | ShardedDraws | ClassShards,
+    images: Path | None,
+    figures: list[str],
 ) -> None:
     shards = draws.num_shards
     labels = getattr(draws, "labels", None)
@@ -319,7 +327,7 @@ def _show(
     say.result(payload, show)
 
 
-def _figures(run: Run, draws: Draws | ShardedDraws, say: ui.Ui) -> list[str]:
+def _figures(run: Run, draws: Draws | ShardedDraws | ClassShards, say: ui.Ui) -> list[str]:
     """Draw pictures of the chains in RUN/figures; a failure to write them is only a warning."""
     from gebm_kit.engine.figures.chain_figures import draw_chains
     from gebm_kit.engine.run_directory.run import remove_leftovers
@@ -338,11 +346,11 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
     The name is that of a directory of shards with ``resume`` or for more draws than should be held in memory, otherwise
     that of a file.
     """
-    from gebm_kit.engine.sampling.draws_on_disk import newest_unfinished
+    from gebm_kit.engine.sampling.class_shards import newest_to_resume
     from gebm_kit.engine.sampling.shards import too_many
 
     folder = run.path / "samples"
-    if resume and (found := newest_unfinished(folder)) is not None:
+    if resume and (found := newest_to_resume(folder)) is not None:
         return found
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     stem = f"{sampler.replace(':', '-')}-seed{settings.seed}-{stamp}"
@@ -368,6 +376,7 @@ def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, plac
         str(place),
         "--resume",
     ]
+    options += ["--class", wanted.classes] if wanted.classes else []
     options += ["--checkpoint", run.which] if run.which != "last" else []
     options += ["--device", wanted.device] if wanted.device else []
     options += ["--start", wanted.start] if wanted.start == Start.DATA else []

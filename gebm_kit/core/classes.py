@@ -13,7 +13,8 @@ Shapes: B rows, C chains, K classes, Z latent size, ``*D`` data shape.
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,7 @@ def decoded(base: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
     Raises:
         UsageError: the base is conditional, and there are no labels, or not those of classes for as many rows.
     """
-    x: Tensor = base(z, *_given("base", base, labels, len(z)))
-    return x
+    return _called(base, "base", base, z, labels)
 
 
 def scored(energy: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -44,18 +44,16 @@ def scored(energy: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
     Raises:
         UsageError: the energy is conditional, and there are no labels, or not those of classes for as many rows.
     """
-    values: Tensor = energy(x, *_given("energy", energy, labels, len(x)))
-    return values
+    return _called(energy, "energy", energy, x, labels)
 
 
-def log_base_density(base: HasDensity, x: Tensor, labels: Tensor | None) -> Tensor:
+def log_density(base: HasDensity, x: Tensor, labels: Tensor | None) -> Tensor:
     """Compute ``log b(x)`` in nats, or ``log b(x | y)`` where the base is conditional; (B, *D), (B,) -> (B,).
 
     Raises:
         UsageError: as for `decoded`.
     """
-    values: Tensor = cast(Any, base).log_prob(x, *_given("base", base, labels, len(x)))
-    return values
+    return _called(base.log_prob, "base", base, x, labels)
 
 
 def encoded(base: HasEncoder, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -64,8 +62,7 @@ def encoded(base: HasEncoder, x: Tensor, labels: Tensor | None) -> Tensor:
     Raises:
         UsageError: as for `decoded`.
     """
-    codes: Tensor = cast(Any, base).encode(x, *_given("base", base, labels, len(x)))
-    return codes
+    return _called(base.encode, "base", base, x, labels)
 
 
 def own_loss(base: HasPretraining, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -74,22 +71,22 @@ def own_loss(base: HasPretraining, x: Tensor, labels: Tensor | None) -> Tensor:
     Raises:
         UsageError: as for `decoded`.
     """
-    value: Tensor = cast(Any, base).pretraining_loss(x, *_given("base", base, labels, len(x)))
-    return value
+    return _called(base.pretraining_loss, "base", base, x, labels)
 
 
-def _given(kind: str, part: object, labels: Tensor | None, rows: int) -> tuple[Tensor, ...]:
-    """Return the labels to call a conditional part with, once they are known to be its classes; () for any other part."""
+def _called(method: Callable[..., Tensor], kind: str, part: object, rows: Tensor, labels: Tensor | None) -> Tensor:
+    """Call a part's method with rows, and with their labels where the part is conditional."""
     if not is_conditional(part):
-        return ()
-    return (_fitting(needed(labels, kind, part), getattr(part, "num_classes", None), rows),)
-
-
-def _fitting(labels: Tensor, num_classes: int | None, rows: int | None = None) -> Tensor:
-    """Return labels as int64 once they are known to be those of classes; on a device, only their shape is read."""
-    if num_classes is None or torch.compiler.is_compiling():
-        return labels
-    return checked_labels(labels, num_classes, rows, waits=False)
+        return method(rows)
+    labels, num_classes = needed(labels, kind, part), getattr(part, "num_classes", None)
+    if num_classes is not None:
+        labels = checked_labels(labels, num_classes, len(rows), values=False)
+    try:
+        return method(rows, labels)
+    except IndexError:  # it looked a class up that it does not have
+        if num_classes is not None:
+            checked_labels(labels, num_classes)
+        raise
 
 
 def needed(labels: Tensor | None, kind: str, part: object) -> Tensor:
@@ -109,11 +106,14 @@ def needed(labels: Tensor | None, kind: str, part: object) -> Tensor:
 def own_labels(kind: str, part: nn.Module, labels: Tensor | None) -> Tensor | None:
     """Return the labels that ``forward`` was given; they must be there where the component is conditional, and only there.
 
+    Values are not read here, which would wait for a device; `gebm_kit.core.layers.ClassEmbedding` refuses those of no class.
+
     Raises:
-        UsageError: they are missing, or are not those of classes; or the component is not conditional.
+        UsageError: they are missing, or of another type or shape; or the component is not conditional.
     """
     if is_conditional(part):
-        return _fitting(needed(labels, kind, part), getattr(part, "num_classes", None))
+        given, num_classes = needed(labels, kind, part), getattr(part, "num_classes", None)
+        return given if num_classes is None else checked_labels(given, num_classes, values=False)
     if labels is not None:
         raise UsageError(f"the {kind} {type(part).__name__} was given labels, and it is not conditional")
     return None
@@ -213,12 +213,12 @@ def classes_of(base: nn.Module, energy: nn.Module) -> int | None:
     return next(iter(found.values()), None)
 
 
-def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None, *, waits: bool = True) -> Tensor:
+def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None, *, values: bool = True) -> Tensor:
     """Return labels as int64, once they are known to be (N,) whole numbers from 0 to ``num_classes - 1``.
 
     Args:
         rows: how many there must be; None: any number.
-        waits: whether values on a device are checked too, which waits for it.
+        values: whether the values are read too, which waits for a device; otherwise only type and shape are.
 
     Raises:
         UsageError: they are something else.
@@ -230,7 +230,7 @@ def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None, *,
         raise UsageError(f"labels must be a tensor of {allowed}, shape (N,), got {got.removeprefix('torch.')}")
     if rows is not None and len(labels) != rows:
         raise UsageError(f"there are {len(labels)} labels for {rows} rows; each row needs one")
-    if not waits and labels.device.type != "cpu":
+    if not values:
         return labels.to(torch.int64)
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         wrong = int(labels[(labels < 0) | (labels >= num_classes)][0])

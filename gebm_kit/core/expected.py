@@ -15,11 +15,13 @@ class Expected:
         shape: (C, H, W) of each image.
         train: number of images for training.
         num_classes: number of label classes; None: no labels.
+        class_names: what the classes are called; None where they have no names.
     """
 
     shape: tuple[int, int, int]
     train: int
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @runtime_checkable

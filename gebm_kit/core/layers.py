@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from gebm_kit.core.classes import checked_labels
 from gebm_kit.core.errors import DataError, RecipeError, UsageError, nearest
 
 Activation = Literal["relu", "leaky-relu", "silu", "gelu", "elu", "softplus", "tanh"]
@@ -158,6 +159,23 @@ EMBEDDING_SIZE = 16
 """Size of the learned vector of a class that fully connected networks take beside their input."""
 
 
+class ClassEmbedding(nn.Embedding):
+    """A learned vector for each class; (B,) -> (B, F).
+
+    Raises:
+        UsageError: a label is not one of a class. On a GPU torch itself stops the program instead.
+    """
+
+    def forward(self, labels: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(labels)
+        try:
+            return super().forward(labels)
+        except IndexError:
+            checked_labels(labels, self.num_embeddings)
+            raise
+
+
 class Projection(nn.Module):
     """The class's part of a projection energy, ``v_y . features``, added to the readout's ``w . features``; (B, F) -> (B,).
 
@@ -170,7 +188,7 @@ class Projection(nn.Module):
 
     def __init__(self, num_classes: int, features: int, *, spectral_norm: bool = False) -> None:
         super().__init__()
-        embedding = nn.Embedding(num_classes, features)
+        embedding = ClassEmbedding(num_classes, features)
         nn.init.normal_(embedding.weight, std=features**-0.5)
         self.embedding = spectrally_normalised(embedding, spectral_norm)
 
@@ -201,7 +219,7 @@ class ClassNorm(nn.Module):
         super().__init__()
         batch = norm == "batch"
         self.norm = nn.BatchNorm2d(channels, affine=False) if batch else nn.GroupNorm(1, channels, affine=False)
-        self.gain, self.shift = nn.Embedding(num_classes, channels), nn.Embedding(num_classes, channels)
+        self.gain, self.shift = ClassEmbedding(num_classes, channels), ClassEmbedding(num_classes, channels)
         nn.init.ones_(self.gain.weight)
         nn.init.zeros_(self.shift.weight)
 

@@ -104,7 +104,7 @@ class Celeba(Dataset):
             table = _find(root, ATTRIBUTES, (ATTRIBUTES, f"Anno/{ATTRIBUTES}"))
             of_image = _attribute(table, attribute)
             groups = self._labels = {part: _labels(names, of_image, table) for part, names in parts.items()}
-            self.num_classes, self.class_names = 2, (f"not {attribute}", attribute)
+            self.num_classes, self.class_names = 2, _names(attribute)
             self._sources.append(Source(table))
         self._corrupt = CorruptFiles(max_corrupt)
         self._splits = image_parts(folder, parts, self.data_shape, Fit(size, crop), cache_mb, self._corrupt, groups)
@@ -112,9 +112,9 @@ class Celeba(Dataset):
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected:
         """Return what the published files hold; see `gebm_kit.core.expected`."""
-        return Expected(
-            (3, parameters["size"], parameters["size"]), PUBLISHED_IMAGES, 2 if parameters["attribute"] else None
-        )
+        shape, attribute = (3, parameters["size"], parameters["size"]), parameters["attribute"]
+        names = _names(attribute) if attribute else None
+        return Expected(shape, PUBLISHED_IMAGES, 2 if attribute else None, names)
 
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
@@ -138,6 +138,11 @@ class Celeba(Dataset):
         if not hasattr(self, "num_classes"):
             raise UsageError("CelebA has no labels unless data.attribute names one of its attributes, such as Smiling")
         return self._labels[name]
+
+
+def _names(attribute: str) -> tuple[str, str]:
+    """Return what the classes of an attribute are called."""
+    return f"not {attribute}", attribute
 
 
 def _find(root: Path, what: str, candidates: tuple[str, ...]) -> Path:

@@ -96,7 +96,8 @@ class Cifar10(TensorDataset):
     @classmethod
     def expected(cls, parameters: Mapping[str, Any]) -> Expected:
         """Return what the published files hold; see `gebm_kit.core.expected`."""
-        return Expected(SHAPE, PUBLISHED_IMAGES - round(PUBLISHED_IMAGES * parameters["valid_fraction"]), CLASSES)
+        train = PUBLISHED_IMAGES - round(PUBLISHED_IMAGES * parameters["valid_fraction"])
+        return Expected(SHAPE, train, CLASSES, CLASS_NAMES)
 
     def sources(self) -> list[Source]:
         return self._sources

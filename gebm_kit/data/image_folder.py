@@ -12,6 +12,7 @@ from gebm_kit.core.components import Injected, Range, check_arguments
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Dataset, Split, SplitName
 from gebm_kit.core.paths import user_path
+from gebm_kit.core.progress import warn
 from gebm_kit.core.sources import Source
 from gebm_kit.data.class_texts import check_texts
 from gebm_kit.data.decoding import IMAGE_SUFFIXES, MAX_SIDE, Fit, background_colour
@@ -23,6 +24,10 @@ HOW_TO_GET = (
     "Put PNG, JPEG or WebP files there, in sub-folders if you like, or set data.path. CelebA has a dataset of its own, "
     "celeba."
 )
+
+
+PART_NAMES = {"train", "training", "valid", "validation", "val", "dev", "test", "testing"}
+"""What sub-folders of a dataset that is already split are called."""
 
 
 class ImageFolder(Dataset):
@@ -147,4 +152,8 @@ class ImageFolder(Dataset):
         number = {name: index for index, name in enumerate(classes)}
         self._labels = {part: torch.tensor([number[s[0]] for s in files]) for part, files in inside.items()}
         check_texts(classes, str(self._folder))
+        if {name.casefold() for name in classes} <= PART_NAMES:
+            warn(
+                f"{self._folder}: the sub-folders {', '.join(classes)} are taken for classes, and have the names of parts"
+            )
         self.num_classes, self.class_names = len(classes), tuple(classes)

@@ -155,9 +155,9 @@ class Tabular(TensorDataset):
         if classes is None:
             self._fill(parts)
         else:
-            ids, names = classes
+            ids, called = classes
             labels = {part: ids[where] for part, where in index.items()}
-            self._fill(parts, labels=labels, num_classes=len(names), class_names=names)
+            self._fill(parts, labels=labels, num_classes=len(called), class_names=called)
         self.units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
 
     def describe_reading(self) -> str:

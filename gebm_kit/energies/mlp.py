@@ -14,6 +14,7 @@ from gebm_kit.core.interfaces import Energy
 from gebm_kit.core.layers import (
     EMBEDDING_SIZE,
     Activation,
+    ClassEmbedding,
     Readout,
     activation_layer,
     check_sizes,
@@ -80,7 +81,7 @@ class MlpEnergy(Energy):
         self.conditional = conditional
         self.num_classes = checked_classes("the mlp energy", num_classes, conditional)
         if self.num_classes is not None:
-            self.embedding = nn.Embedding(self.num_classes, EMBEDDING_SIZE)
+            self.embedding = ClassEmbedding(self.num_classes, EMBEDDING_SIZE)
             size += EMBEDDING_SIZE
         for width in hidden:
             layers += [spectrally_normalised(nn.Linear(size, width), spectral_norm), activation_layer(activation)]

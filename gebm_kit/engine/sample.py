@@ -21,7 +21,8 @@ from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.run_directory.calibrated import Beta, beta_for
 from gebm_kit.engine.run_directory.run import Run, subject_of
-from gebm_kit.engine.sampling.by_class import draw_by_class, draw_by_class_to, wanted_labels
+from gebm_kit.engine.sampling.by_class import draw_by_class, wanted_labels
+from gebm_kit.engine.sampling.class_shards import ClassShards, draw_by_class_out
 from gebm_kit.engine.sampling.draw import draw, draw_to
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.settings import SampleSettings, resolve_sampler, settings_of
@@ -83,7 +84,7 @@ def sample(
     *,
     out: str | Path,
     **options: Unpack[SampleOptions],
-) -> Draws | ShardedDraws: ...
+) -> Draws | ShardedDraws | ClassShards: ...
 
 
 def sample(
@@ -92,7 +93,7 @@ def sample(
     *,
     out: str | Path | None = None,
     **options: Unpack[SampleOptions],
-) -> Draws | ShardedDraws:
+) -> Draws | ShardedDraws | ClassShards:
     """Draw from a trained run, or from any GEBM built by hand.
 
     Options that are not given come from the run's recipe; for a hand-built model, from the defaults of
@@ -105,7 +106,7 @@ def sample(
             keeps the recipe's parameters; any other name means that sampler's defaults.
         out: where to write the draws as well. A .safetensors or .npz file holds all of them. A .csv or .parquet file is a
             table with column names, in the units of the data's file. A name without a suffix is a directory into which they
-            are streamed, however many there are, and `ShardedDraws` are returned.
+            are streamed, however many there are, and `ShardedDraws` are returned; of classes, `ClassShards`.
         options: see `SampleOptions`.
 
     Raises:
@@ -144,7 +145,7 @@ def sample(
         if labels is not None:
             if out is None:
                 return draw_by_class(model, kernel, settings, labels, units=units, **place)
-            return draw_by_class_to(
+            return draw_by_class_out(
                 out, model, kernel, settings, labels, resume=resume, value_range=value_range, units=units, **place
             )
         if out is None:

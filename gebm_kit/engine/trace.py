@@ -89,7 +89,7 @@ def trace_quality(
     Args:
         run_or_model: a run, the path of its directory, or a model.
         metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
-        label: the class whose chains are followed, of a model with classes; such a model needs one.
+        label: the class whose chains are followed; a model with classes needs one.
         data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
         inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.
         num_samples, num_sets: chains in a group, and so draws at every point; groups, None: the recipe's ``eval.num_sets``.
@@ -99,8 +99,7 @@ def trace_quality(
         seed, reference: seed of starting points and sampler; part of the dataset to score against.
 
     Raises:
-        UsageError: inconsistent arguments, a metric that does not depend on draws, no data for a hand-built model, or no
-            label for a model with classes.
+        UsageError: inconsistent arguments, a metric of the model alone, a model by hand without data, classes without label.
         DataError, RunFailed: the data does not fit the model; draws that are not finite, or a device out of memory.
         RecipeError, PluginError, CheckpointError: as for `gebm_kit.sample`.
     """
@@ -119,14 +118,10 @@ def trace_quality(
         settings,
         _numbers(subject, recipe, inverse_temperature),
         eval_section(recipe).num_sets if num_sets is None else num_sets,
-        at_steps=at_steps,
-        device=device if device is not None or recipe is None else recipe.device,
-        reference=reference,
-        num_reference=eval_section(recipe).num_reference,
-        features=FeatureSettings.of(recipe),
-        label=label,
+        at_steps=at_steps, device=device if device is not None or recipe is None else recipe.device, reference=reference,
+        num_reference=eval_section(recipe).num_reference, features=FeatureSettings.of(recipe), label=label,
         on_progress=on_progress,
-    )
+    )  # fmt: skip
 
 
 def chosen_metric(metric: str | Metric, recipe: Recipe | None) -> tuple[str, Metric]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gebm_kit.core import reduce
-from gebm_kit.core.classes import log_base_density, own_loss
+from gebm_kit.core.classes import log_density, own_loss
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Batch, HasDensity, HasEncoder, HasPretraining, Loss, LossTerms
 from gebm_kit.core.model import GEBM
@@ -34,7 +34,8 @@ class _BaseAlone(Loss):
 class MaximumLikelihood(_BaseAlone):
     """Base loss ``-E_P[log b(x)]`` in nats, for bases with a density (`HasDensity`); no energy loss.
 
-    Minimising it minimises KL(P||B). The loss of a conditional base is ``-E_P[log b(x | y)]``. ``train.part`` must be ``base``.
+    Minimising it minimises KL(P||B). A conditional base is trained by ``-E_P[log b(x | y)]``. ``train.part`` must be
+    ``base``.
 
     Metrics of the base step: ``log_likelihood`` (minus the loss).
 
@@ -52,7 +53,7 @@ class MaximumLikelihood(_BaseAlone):
     def base_loss(self, model: GEBM, batch: Batch) -> LossTerms:
         self.check(model)
         assert isinstance(model.base, HasDensity)
-        log_likelihood = reduce.mean(log_base_density(model.base, _data(batch), batch.labels))
+        log_likelihood = reduce.mean(log_density(model.base, _data(batch), batch.labels))
         return LossTerms(-log_likelihood, {"log_likelihood": log_likelihood.detach()})
 
 

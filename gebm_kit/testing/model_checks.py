@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.core import contracts
+from gebm_kit.core.classes import CAPABILITIES, ClassBase, ClassEnergy, classes_of, is_conditional
 from gebm_kit.core.interfaces import Base, Energy, HasDensity, HasEncoder, HasPretraining, OnCodes
 from gebm_kit.testing.conformance import conformance
 
@@ -24,8 +25,9 @@ def check_base(base: Base) -> None:
     """Check a base ``x = G(z)``: facts, shapes, independent rows in eval mode, gradients, float64, state round trip.
 
     The rows must satisfy ``G(z)_i = G(z_i)``, and ``dG(z)_i / dz_i`` must be finite and not zero everywhere. What else it
-    offers is checked too: ``log_prob`` (B,), ``encode`` (B, Z) and ``pretraining_loss`` (). The checks run on a copy, so the
-    base itself does not change.
+    offers is checked too: ``log_prob`` (B,), ``encode`` (B, Z) and ``pretraining_loss`` (). A conditional base is checked at
+    its first and its last class, and must give each row of a mixed batch what it gives the row's class. The checks run on a
+    copy, so the base itself does not change.
 
     Raises:
         AssertionError: a check failed, or the signature is not valid; the message names base, package, file and line.
@@ -36,6 +38,17 @@ def check_base(base: Base) -> None:
     """
     contracts.check_base_facts(base)
     base = copy.deepcopy(base).eval()
+    if is_conditional(base):
+        _check_labels("base", base, base.sample_prior(CHECKED_ROWS, torch.Generator().manual_seed(0), _dtype(base)))
+        for method in CAPABILITIES:
+            if hasattr(base, method):
+                contracts.check_takes_labels("base", base, method)
+    for one in _held_at_classes("base", base):
+        _check_base(one)
+
+
+def _check_base(base: Base) -> None:
+    """Check a base without classes, which may change."""
     shape = tuple(base.data_shape)
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
@@ -59,8 +72,9 @@ def check_energy(energy: Energy, data_shape: tuple[int, ...]) -> None:
     """Check an energy ``E(x)``: one number a row, independent rows in eval mode, a live gradient, float64, state round trip.
 
     The rows must satisfy ``E(x)_i = E(x_i)``, and the gradient ``dE(x_i) / dx_i`` must not be zero, even at ten times the
-    scale of data. The checks run on a copy, so the energy itself does not change. An energy on codes must be bound to a
-    base.
+    scale of data. A conditional energy is checked at its first and its last class, and must give each row of a mixed batch
+    what it gives the row's class. The checks run on a copy, so the energy itself does not change. An energy on codes must be
+    bound to a base.
 
     Args:
         energy: the energy.
@@ -74,6 +88,17 @@ def check_energy(energy: Energy, data_shape: tuple[int, ...]) -> None:
         >>> check_energy(MlpEnergy(hidden=[8], data_shape=(2,)), (2,))
     """
     energy = copy.deepcopy(energy).eval()
+    if is_conditional(energy):
+        generator = torch.Generator().manual_seed(0)
+        _check_labels(
+            "energy", energy, torch.randn(CHECKED_ROWS, *data_shape, generator=generator, dtype=_dtype(energy))
+        )
+    for one in _held_at_classes("energy", energy):
+        _check_energy(one, data_shape)
+
+
+def _check_energy(energy: Energy, data_shape: tuple[int, ...]) -> None:
+    """Check an energy without classes, which may change."""
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         energy = energy.to(dtype)
@@ -88,6 +113,29 @@ def check_energy(energy: Energy, data_shape: tuple[int, ...]) -> None:
     rows = torch.randn(CHECKED_ROWS, *data_shape, generator=generator, dtype=torch.float64)
     _check_learns("energy", energy, rows)
     _check_state("energy", energy, rows)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), torch.float32)
+
+
+def _held_at_classes(kind: str, part: Any) -> list[Any]:
+    """Return a conditional part held at its first and at its last class; any other part alone."""
+    if not is_conditional(part):
+        return [part]
+    held = ClassBase if kind == "base" else ClassEnergy
+    return [held(part, label) for label in sorted({0, part.num_classes - 1})]
+
+
+def _check_labels(kind: str, part: Any, rows: Tensor) -> None:
+    """Check the classes that a part states, and that each row of a mixed batch gets what its class gives it."""
+    classes_of(*[part if kind == one else nn.Identity() for one in ("base", "energy")])
+    contracts.check_takes_labels(kind, part, "forward")
+    labels = torch.arange(len(rows)) % part.num_classes
+    with torch.no_grad():
+        mixed = part(rows.clone(), labels.clone())
+        alone = torch.cat([part(row.clone(), label) for row, label in zip(rows.split(1), labels.split(1), strict=True)])
+    contracts.check_rows_independent(kind, part, mixed, alone, TOLERANCE.get(mixed.dtype, TOLERANCE[torch.float32]))
 
 
 def _check_rows(kind: str, module: nn.Module, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -87,7 +87,6 @@ def test_eval_prints_a_table_by_class(run_with_classes: Path, cli: Cli) -> None:
         (["--class", "3,"], "--class is '3,'"),
         (["--class", "-1"], "--class is '-1'"),
         (["--class", ""], "--class is ''"),
-        (["--class", "all", "--out", "shards"], "can't be streamed into a directory"),
         (["--class", "1", "--resume", "--out", "draws.npz"], "can't be resumed"),
         (["--class", "1,2", "--trace", "mmd"], "--class is '1,2'; allowed: one class, such as 7"),
         (["--class", "10", "--trace", "mmd"], "there is no class 10"),
@@ -103,6 +102,20 @@ def test_what_can_not_be_drawn(
     assert result.code == 2
     assert message in " ".join(result.err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_shards_of_classes(run_with_classes: Path, tmp_path: Path, cli: Cli) -> None:
+    words = ("--class", "3,5", "--out", tmp_path / "shards", "--images", tmp_path / "png", *SAMPLE)
+    found = cli("sample", run_with_classes, *words)
+    assert found.code == 0, found.err
+    assert (found.json["classes"], found.json["shards"]) == ({"3": 10, "5": 10}, 2)
+    names = [path.name for path in sorted((tmp_path / "png").iterdir())]
+    assert [name[-5] for name in names] == ["3"] * 10 + ["5"] * 10
+    alone = cli("sample", run_with_classes, "--class", "3,5", "--out", tmp_path / "draws.npz", *SAMPLE)
+    assert alone.code == 0, alone.err
+    assert gk.load_draws(tmp_path / "shards").x.equal(gk.load_draws(tmp_path / "draws.npz").x)
+    again = cli("sample", run_with_classes, *words[:4], "--resume", *SAMPLE)
+    assert again.json["classes"] == {"3": 10, "5": 10}
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +193,7 @@ def test_classes_that_no_row_can_have(
 def test_classes_of_rows_of_a_run_without_any(trained: Path, run_that_classifies: Path, cli: Cli) -> None:
     result = cli("score", trained, run_that_classifies / "rows.npy", "--class", "3")
     assert result.code == 2
-    assert "the class 3 was given, and the model has no classes" in result.err
+    assert "was given, and the model has no classes" in result.err
     assert cli("sample", trained, "--class", "3", "--trace", "mmd").code == 2
 
 

@@ -1,113 +1,16 @@
-"""Classes: every conditional component keeps its promises, and potentials carry labels with their chains."""
+"""Classes: potentials carry labels with their chains, and a model is held at one class."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gebm_kit.core.components import parameters
-from gebm_kit.core.errors import GebmKitError, UsageError
+from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Base, Energy
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
-from gebm_kit.core.plugins import installed
 
-K, SHAPE = 3, (1, 8, 8)
-FACTS: dict[str, Any] = {"data_shape": SHAPE, "value_range": (-1.0, 1.0), "num_classes": K}
-SMALL: dict[str, Any] = {"hidden": [8], "width": 4, "latent_dim": 5}
-CONDITIONAL = [
-    record
-    for kind in ("base", "energy")
-    for record in installed().registry.of_kind(kind)
-    if "conditional" in parameters(record.load())
-]
-
-
-def built(record: Any, **changes: Any) -> Any:
-    target = record.load()
-    values = {**FACTS, **SMALL, "conditional": True, **changes}
-    return target(**{name: value for name, value in values.items() if name in parameters(target)})
-
-
-def rows(record: Any, num: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    shape = (num, SMALL["latent_dim"]) if record.component.kind == "base" else (num, *SHAPE)
-    return torch.randn(shape, generator=generator)
-
-
-def perturbed(part: nn.Module) -> nn.Module:
-    """Move every weight: some start at values that make all classes alike."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in part.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return part.eval()
-
-
-def test_there_are_conditional_components() -> None:
-    assert {r.component.name for r in CONDITIONAL} >= {"mlp", "dcgan", "conv"}
-    assert {r.component.kind for r in CONDITIONAL} == {"base", "energy"}
-
-
-@pytest.mark.parametrize("record", CONDITIONAL, ids=lambda r: f"{r.component.kind}-{r.component.name}")
-class TestConditionalComponent:
-    def test_a_row_depends_on_its_own_label_alone(self, record: Any) -> None:
-        part, given = perturbed(built(record)), rows(record, 6)
-        labels = torch.tensor([0, 1, 2, 0, 1, 2])
-        together = part(given, labels)
-        for index in range(6):
-            alone = part(given[index : index + 1], labels[index : index + 1])
-            torch.testing.assert_close(together[index], alone[0], rtol=1e-4, atol=1e-5)
-
-    def test_classes_differ(self, record: Any) -> None:
-        part, given = perturbed(built(record)), rows(record, 1).expand(K, *rows(record, 1).shape[1:])
-        found = (
-            part(given, torch.arange(K)).flatten(1) if record.component.kind == "base" else part(given, torch.arange(K))
-        )
-        assert len(found.unique(dim=0)) == K
-
-    def test_every_weight_learns(self, record: Any) -> None:
-        part = built(record).train()
-        labels = torch.tensor([0, 1, 2] * 4)
-        weight = torch.randn(12, generator=torch.Generator().manual_seed(0))
-        found = (
-            part(rows(record, 12), labels).flatten(1)
-            if record.component.kind == "base"
-            else part(rows(record, 12), labels)
-        )
-        (found.sum(1) if found.ndim > 1 else found).square().mul(weight).sum().backward()
-        assert [name for name, p in part.named_parameters() if p.requires_grad and p.grad is None] == []
-
-    def test_without_labels_is_refused(self, record: Any) -> None:
-        with pytest.raises(UsageError, match="is conditional: it needs the class of every row"):
-            built(record)(rows(record, 2))
-
-    def test_labels_of_an_unconditional_one_are_refused(self, record: Any) -> None:
-        part = built(record, conditional=False)
-        assert not part.conditional
-        assert part.num_classes is None
-        with pytest.raises(UsageError, match="is not conditional"):
-            part(rows(record, 2), torch.zeros(2, dtype=torch.int64))
-
-    @pytest.mark.parametrize("count", [None, 1])
-    def test_data_without_classes_are_refused(self, record: Any, count: int | None) -> None:
-        with pytest.raises(GebmKitError, match="conditional is true, and the dataset has"):
-            built(record, num_classes=count)
-
-    def test_unconditional_weights_are_what_they_were(self, record: Any) -> None:
-        with_facts, without = (
-            built(record, conditional=False, **changes).state_dict() for changes in ({}, {"num_classes": None})
-        )
-        assert with_facts.keys() == without.keys()
-        assert not any("embedding" in name or "projection" in name for name in without)
-
-    def test_state_round_trip(self, record: Any) -> None:
-        part, twin = perturbed(built(record)), built(record).eval()
-        twin.load_state_dict(part.state_dict())
-        labels = torch.tensor([2, 0])
-        assert torch.equal(part(rows(record, 2), labels), twin(rows(record, 2), labels))
+K = 3
 
 
 # --- models and potentials -------------------------------------------------------------------------------------------

@@ -155,6 +155,7 @@ class TestTables:
         data = dataset(str(path), labels="kind")
         assert data.class_names == ("blue", "dark red", "red")
         assert data.data_shape == (2,)
+        assert data.units.columns == ("u", "v")
         kinds = {f"{VALUES[i, 0]:.5f}": ("red", "blue", "dark red")[i % 3] for i in range(NUM)}
         for part in PARTS:
             rows = data.units.measured(data.split(part).first(99))
@@ -280,3 +281,19 @@ def test_whole_numbers_that_single_and_double_precision_join_stay_apart() -> Non
     indices, names = class_indices([str(2**53 + 1), str(2**53), str(2**53)])
     assert names == (str(2**53), str(2**53 + 1))
     assert indices.tolist() == [1, 0, 0]
+
+
+def test_sub_folders_that_are_parts_of_the_data_are_pointed_out(tmp_path: Path) -> None:
+    for name in ("train", "Val"):
+        fill(tmp_path / name, num=8)
+    with pytest.warns(GebmKitWarning, match="Val, train are taken for classes, and have the names of parts"):
+        assert ImageFolder(".", size=8, directory=tmp_path).num_classes == 2
+
+
+@pytest.mark.parametrize("name", ["cifar10", "celeba"])
+def test_published_names_are_known_before_the_download(name: str, formats: Any, tmp_path: Path) -> None:
+    target: Any = installed().registry.get("dataset", name).load()
+    chosen = {"attribute": "Male"} if name == "celeba" else {}
+    known = {p.name: p.default for p in parameters(target).values()} | chosen
+    data = target(str(getattr(formats, name)(tmp_path)), **chosen)
+    assert target.expected(known).class_names == data.class_names

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import gebm_kit as gk
 from gebm_kit.core.errors import DataError, RecipeError, RunFailed, UsageError
-from gebm_kit.core.interfaces import Base, Energy, EvalContext, Info, Metric, Sampler
+from gebm_kit.core.interfaces import Base, Dataset, Energy, EvalContext, Info, Metric, Sampler, Split
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.plugins import discover
 from gebm_kit.core.progress import GebmKitWarning, Progress
@@ -490,3 +490,67 @@ def _groups(step: int) -> list[Tensor]:
 
 def _context(samples: Tensor) -> EvalContext:
     return EvalContext(samples, samples, None, None, stream(0), None)  # type: ignore[arg-type]
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+class Steps(Dataset):
+    """Rows of class y around 4 y."""
+
+    data_shape, num_classes, value_range = (1,), 2, None
+
+    def split(self, name: str) -> Split:
+        labels = self.labels(name)
+        return Held(4.0 * labels[:, None] + torch.linspace(-1, 1, len(labels))[:, None])
+
+    def labels(self, name: str) -> Tensor:
+        return torch.arange(40) % 2
+
+
+class Held(Split):
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.x[indices]
+
+
+class Shifted(Base):
+    conditional, num_classes = True, 2
+    latent_dim, data_shape = 1, (1,)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return z + 4.0 * labels[:, None]
+
+
+class Bowl(Energy):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (x[:, 0] - 4.0).square()
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_trace_of_a_class_is_that_of_its_model_against_its_rows(label: int) -> None:
+    model, quick = GEBM(Shifted(), Bowl()), {"num_samples": 30, "num_sets": 2, "warmup": 4, "steps": 4, "seed": 1}
+    found = gk.trace_quality(model, "mmd", label=label, data=Steps(), sampler="hmc", **quick)
+    rows = Steps().split("test").batch((torch.arange(40) % 2 == label).nonzero().squeeze(1))
+    alone = gk.trace_quality(model.given(label), "mmd", data=rows.repeat_interleave(2, 0), sampler="hmc", **quick)
+    assert found.protocol["class"] == label
+    assert found.curves[0].points == alone.curves[0].points
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "a trace follows the chains of one class, and the model has 2 classes"),
+        (2, "there is no class 2"),
+        (-1, "label must be a whole number >= 0, got -1"),
+        ("1", "label must be a whole number >= 0, got '1'"),
+    ],
+)
+def test_classes_that_can_not_be_traced(label: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        gk.trace_quality(GEBM(Shifted(), Bowl()), "mmd", label=label, data=Steps(), sampler="hmc")
+    with pytest.raises(UsageError, match="no classes"):
+        gk.trace_quality(GEBM(Shifted(), Bowl()).given(0), "mmd", label=0, data=Steps(), sampler="hmc")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -225,7 +226,7 @@ class ClassTask:
         for label, one in found.items():
             longer = longer_sets(
                 self._model.given(label), one.sampler, one.sampling, one.sets, plan, self._where, self._on_progress,
-                self._ranks, warns=False,
+                self._ranks, partial(gebm_sets, warns=False),
             )  # fmt: skip
             if not longer:
                 return {}

@@ -219,7 +219,10 @@ def _reasons(name: str, records: Sequence[RunRecord]) -> tuple[str, ...]:
     recipes = [{"data": record.resolved.get("data")} for record in records]
     protocols = [p for record in records if (p := record.protocol(name))]
     for key, values in differences(recipes).items():
-        reasons.append(f"{key}: {_listed(values)}")
+        if not all(
+            value is None or value is False or value is ABSENT for value in values
+        ):  # an older run lacks the key
+            reasons.append(f"{key}: {_listed(values)}")
     for key in dict.fromkeys(key for protocol in protocols for key in protocol):
         values = tuple(protocol.get(key, IMPLIED.get(key, ABSENT)) for protocol in protocols)
         if key not in IRRELEVANT and not all(_alike(value, values[0]) for value in values):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from gebm_kit.core.interfaces import Metric, Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.engine.evaluation.budget import Plan
-from gebm_kit.engine.evaluation.draw_sets import DrawSets, continued_sets, gebm_sets, whole_groups
+from gebm_kit.engine.evaluation.draw_sets import DrawSets, continued_sets, whole_groups
 from gebm_kit.engine.evaluation.equilibrium import LENGTHS, along_the_chains
 from gebm_kit.engine.evaluation.score_table import AGAINST_TRAIN, Scorer
 from gebm_kit.engine.process.distributed import Ranks
@@ -34,14 +34,13 @@ def longer_sets(
     device: torch.device,
     on_progress: OnProgress,
     ranks: Ranks,
-    *,
-    warns: bool = True,
+    draw_sets: Callable[..., DrawSets],
 ) -> dict[int, list[Tensor]]:
     """Return sets of draws after 2x and 4x the chain length, by length, as far as planned and possible.
 
     Args:
         sampler, sampling: what drew ``gebm``, the sets at 1x.
-        warns: whether there are warnings about the draws of a population.
+        draw_sets: `gebm_kit.engine.evaluation.draw_sets.gebm_sets`, which draws a population anew.
     """
     if plan.longest == 1 or sampler.family == "refiner":
         return {}
@@ -51,10 +50,9 @@ def longer_sets(
             longer = sampler.longer(length)
             if longer is None:
                 return {}
-            found[length] = gebm_sets(
-                model, longer, sampling, len(gebm.sets[0]), plan.groups, device, on_progress, ranks,
-                checked=True, warns=warns,
-            ).sets  # fmt: skip
+            found[length] = draw_sets(
+                model, longer, sampling, len(gebm.sets[0]), plan.groups, device, on_progress, ranks, checked=True
+            ).sets
         return found
     ends, done = gebm, 1
     groups, once = whole_groups(gebm, plan.groups), gebm.chains[0].length

@@ -16,7 +16,7 @@ from gebm_kit.core.progress import OnProgress
 from gebm_kit.engine.evaluation.budget import Plan
 from gebm_kit.engine.evaluation.calibration import Calibration, calibration_of, found_beta, shared_calibration
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of, train_split
-from gebm_kit.engine.evaluation.draw_sets import DrawSets
+from gebm_kit.engine.evaluation.draw_sets import DrawSets, gebm_sets
 from gebm_kit.engine.evaluation.equilibrium import Equilibrium, gap_of, rows_in_groups, summary_of
 from gebm_kit.engine.evaluation.intervals import Estimate
 from gebm_kit.engine.evaluation.longer_chains import followed, followed_values, longer_sets, unit_of, why_not
@@ -121,8 +121,9 @@ class Task:
             return {}
         with self.ledger.stage("equilibrium"):
             return longer_sets(
-                self._model, self._sampler, self._sampling, gebm, plan, self._where, self._on_progress, self._ranks
-            )
+                self._model, self._sampler, self._sampling, gebm, plan, self._where, self._on_progress, self._ranks,
+                gebm_sets,
+            )  # fmt: skip
 
     # --- scores -------------------------------------------------------------------------------------------------------
     def scored(

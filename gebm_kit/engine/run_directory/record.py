@@ -52,6 +52,10 @@ COLUMNS = ("data", "base", "gebm", "ratio")
 """Keys of an evaluation\'s ``metrics``."""
 
 
+MOST_CLASSES = 100_000
+"""Most classes that a record lists; a damaged checkpoint may hold any number."""
+
+
 LATEST = 4e9
 """Latest time of a change, in seconds since the epoch: the year 2096. Python's dates end at the year 9999."""
 
@@ -138,6 +142,21 @@ class RunRecord:
             if isinstance(found, dict) and isinstance(found.get("state"), dict):
                 return dict(found["state"])
         return {}
+
+    @functools.cached_property
+    def classes(self) -> dict[str, str | None] | None:
+        """What a model's classes are called, by index, each None without names; None for a model without classes."""
+        sections = (self.resolved.get(part) for part in ("base", "energy"))
+        if not any(isinstance(section, dict) and section.get("conditional") is True for section in sections):
+            return None
+        facts = self.checkpoint_state.get("facts")
+        facts = facts if isinstance(facts, dict) else {}
+        count, names = facts.get("num_classes"), facts.get("class_names")
+        if not is_count(count) or count > MOST_CLASSES:
+            return None
+        if not isinstance(names, list) or len(names) != count:
+            return dict.fromkeys(map(str, range(count)))
+        return {str(label): str(name) for label, name in enumerate(names)}
 
     def value_names(self) -> list[str]:
         """Return the names of the values that the run was scored by, in the recipe's order."""

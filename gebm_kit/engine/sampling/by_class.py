@@ -28,7 +28,7 @@ from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
-from gebm_kit.engine.sampling.draws import Draws, check_output, is_directory
+from gebm_kit.engine.sampling.draws import Draws, check_output
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 
 FEWEST_CHAINS = 8
@@ -143,7 +143,7 @@ def draw_by_class(
         if warns and not parts:
             check_sampling(given, sampler, asked)
         parts[label] = draw(given, sampler, asked, warns=False, checked=checked or bool(parts), **place)
-    draws = replace(_together(parts, labels, settings), units=units, class_names=model.class_names)
+    draws = replace(together(parts, labels, settings.seed), units=units, class_names=model.class_names)
     if warns:
         draws.diagnostics.warn()
     return draws
@@ -164,12 +164,12 @@ def draw_by_class_to(
     """Call `draw_by_class` and write the draws, with their labels, to a file.
 
     Raises:
-        UsageError: ``out`` is a directory of shards, or ``resume`` was given; or as for `draw_by_class` and `Draws.save`.
+        UsageError: ``resume`` was given; or as for `draw_by_class` and `Draws.save`.
     """
-    if resume or is_directory(out):
-        what = "resumed" if resume else "streamed into a directory"
+    if resume:
         raise UsageError(
-            f"draws of a model with classes can't be {what}", hint="Write them to a .safetensors or .npz file."
+            f"a sampling into one file, {out}, can't be resumed",
+            hint="A name without a suffix is a directory of shards.",
         )
     check_output(out, tuple(model.data_shape))
     with ranks.together():
@@ -189,7 +189,7 @@ def share_of(settings: SampleSettings, sampler: Sampler, num: int, total: int, l
     return replace(settings, num_samples=max(num, chains), num_chains=chains, seed=seed)
 
 
-def _together(parts: dict[int, Draws], labels: Tensor, settings: SampleSettings) -> Draws:
+def together(parts: dict[int, Draws], labels: Tensor, seed: int) -> Draws:
     """Put the draws of the classes in the order of ``labels``; chains are numbered through."""
     first = next(iter(parts.values()))
     num = len(labels)
@@ -201,7 +201,7 @@ def _together(parts: dict[int, Draws], labels: Tensor, settings: SampleSettings)
         chain[places] = before + part.chain[: len(places)]
         before += part.diagnostics.num_chains
     records = max(parts.values(), key=lambda part: len(part.x)).records
-    found = merged({label: part.diagnostics for label, part in parts.items()}, num, settings.seed)
+    found = merged({label: part.diagnostics for label, part in parts.items()}, num, seed)
     return Draws(x, z, chain, found, records, labels=labels)
 
 

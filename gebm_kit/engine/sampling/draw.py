@@ -189,6 +189,7 @@ def draw_into(
     ranks: Ranks = ALONE,
     hint: str = "Continue with resume=True.",
     start: Tensor | None = None,
+    warns: bool = True,
 ) -> ShardedDraws:
     """Draw into a directory of shards, in memory that does not grow with the number of draws.
 
@@ -196,19 +197,17 @@ def draw_into(
     shard was written. The shards are then the same as those of an uninterrupted sampling, bit for bit on the CPU.
 
     Args:
-        directory: where the shards go; created if needed.
-        resume: resume what ``directory`` holds; begin when it holds nothing.
+        directory, resume: where the shards go, created if needed; whether to resume what it holds, if anything.
         value_range, units: (low, high) of the data, for pictures; names and units of a table's columns, for the index.
         ranks: the processes that share the work. All of them call this function with the same ``directory``.
-        hint, start: how to resume, for the error after a signal; as in `sample`.
+        hint, start, warns: how to resume, for the error after a signal; as in `sample`; whether there are warnings.
 
     Raises:
         UsageError: as for `draw`; the directory can't be written, or holds something else, or another request's draws.
-        RunFailed: the device is out of memory, or the disk is full; what was written stays.
-        Interrupted: Ctrl-C or SIGTERM.
+        RunFailed, Interrupted: out of memory, or a full disk; Ctrl-C or SIGTERM. What was written stays.
     """
     path = user_path(directory)
-    check_sampling(model, sampler, settings)
+    (check_sampling if warns else check_fits)(model, sampler, settings)
     _require_room(model, sampler, settings, path)
     with StopSignals() as stop, ranks.together():
         stop.hint = hint
@@ -233,7 +232,8 @@ def draw_into(
             if rehearsed is not None:
                 outcome = outcome._replace(diagnostics=rehearsed.added_to(outcome.diagnostics))
             draws = keeper.draws(outcome, value_range, units)
-    draws.diagnostics.warn()
+    if warns:
+        draws.diagnostics.warn()
     return draws
 
 

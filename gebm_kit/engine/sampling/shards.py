@@ -214,6 +214,13 @@ class ShardedDraws:
         for shard in self.shards:
             yield draws_of(self._read(shard), self.diagnostics, self.units)
 
+    def first(self, num: int) -> Iterator[Draws]:
+        """Yield one shard after another with those of its draws that are among the first ``num`` in the order of `Draws`."""
+        for shard in self.shards:
+            tensors = self._read(shard)
+            kept = tensors["index"] < num
+            yield draws_of({name: rows[kept] for name, rows in tensors.items()}, self.diagnostics, self.units)
+
     @property
     def sampler_reason(self) -> str | None:
         """As in `Draws`."""

@@ -161,10 +161,6 @@ def check_classes(
         "train.final.negatives.share": (train.final_negatives.share if train.final.steps else 0, 0),
         "train.base_update": (train.base_update, "pathwise"),
     }
-    if recipe.sample.inverse_temperature == "calibrated":
-        raise UsageError(
-            "sample.inverse_temperature is calibrated, which does not serve models with classes; give a number"
-        )
     for key, (seen, allowed) in settings.items():
         if seen != allowed:
             raise UsageError(f"{key} is {seen}, which does not serve models with classes; allowed: {allowed}")

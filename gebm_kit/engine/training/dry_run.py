@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gebm_kit.config.build import how_to_label
+from gebm_kit.config.class_keys import name_classes
 from gebm_kit.config.schema import Recipe
 from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import DataError
@@ -101,6 +103,7 @@ def _dataset(recipe: Recipe) -> Dataset:
         if found is None:
             raise
         warn(f"{error.message}; the dry run uses random images of the published shape and number")
+        name_classes(found, recipe.class_names, how_to_label(recipe))
         return found
 
 
@@ -155,6 +158,7 @@ class StandIn(Dataset):
     """Dataset of random bytes scaled to [-1, 1], with the expected shape and number; all three parts are the same."""
 
     num_classes: int
+    class_names: tuple[str, ...]
 
     def __init__(self, expected: Expected) -> None:
         self.data_shape = expected.shape
@@ -162,6 +166,8 @@ class StandIn(Dataset):
         self._split = _Repeated(expected)
         if expected.num_classes is not None:
             self.num_classes = expected.num_classes
+            if expected.class_names is not None:
+                self.class_names = expected.class_names
 
     def split(self, name: SplitName) -> Split:
         return self._split

@@ -21,6 +21,7 @@ from PIL import Image
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
+from gebm_kit.core.class_names import class_names_of
 from gebm_kit.core.errors import DataError, RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, HasLabels
 from gebm_kit.core.progress import GebmKitWarning, Progress
@@ -119,12 +120,40 @@ skips = pytest.mark.filterwarnings("ignore:.*is skipped", "ignore:.*were skipped
 
 def same(a: Dataset, b: Dataset) -> bool:
     """Return whether all rows, labels and facts about them are the same, bit for bit."""
-    facts = [(tuple(d.data_shape), d.value_range, getattr(d, "num_classes", None)) for d in (a, b)]
+    facts = [(tuple(d.data_shape), d.value_range, getattr(d, "num_classes", None), class_names_of(d)) for d in (a, b)]
     rows = all(torch.equal(a.split(part).first(10**6), b.split(part).first(10**6)) for part in PARTS)
     labels = not isinstance(a, HasLabels) or (
         isinstance(b, HasLabels) and all(torch.equal(a.labels(part), b.labels(part)) for part in PARTS)
     )
     return facts[0] == facts[1] and rows and labels
+
+
+class TestNamesOfClasses:
+    def test_weights_and_names_of_the_recipe_need_nothing_new(self, formats: Any) -> None:
+        made = prepare(recipe(make_folder(formats)))
+        words = ["data.class_weights={a: 1, b: 2}", "data.class_names=[a, b]"]
+        other = recipe("{name: image-folder, path: files, size: 8, valid_fraction: 0.2, test_fraction: 0.2}", *words)
+        assert find_prepared(other).folder == made.path
+        opened: Any = open_dataset(other)
+        assert isinstance(opened, PreparedDataset)
+        assert opened.class_names == ("a", "b")
+
+    @pytest.mark.parametrize("names", [["a"], "ab", [1, 2], ["a", ""]])
+    def test_damaged_names(self, formats: Any, names: Any) -> None:
+        wanted = recipe(make_folder(formats))
+        index = prepare(wanted).path / "index.json"
+        assert json.loads(index.read_text())["class_names"] == ["cats", "dogs"]
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"class_names": names}))
+        assert "class_names are not 2 names" in find_prepared(wanted).problem
+
+    def test_data_prepared_before_names_were_kept(self, formats: Any) -> None:
+        wanted = recipe(make_folder(formats))
+        index = prepare(wanted).path / "index.json"
+        old = {key: value for key, value in json.loads(index.read_text()).items() if key != "class_names"}
+        index.write_text(json.dumps(old))
+        opened = open_dataset(wanted)
+        assert isinstance(opened, PreparedDataset)
+        assert class_names_of(opened) is None
 
 
 class TestRows:

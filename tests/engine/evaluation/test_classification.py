@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import gebm_kit as gk
@@ -292,6 +295,34 @@ def test_a_budget_cuts() -> None:
     ample = evaluated(Plain(), Right(), "hmc", budget=1e6)
     assert ample.budget["cut"] == []
     assert ample.metrics == evaluated(Plain(), Right(), "hmc").metrics
+
+
+def on_a_rank(rank: int, folder: str) -> None:
+    """Evaluate on one of two ranks, and write what the rank returns."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    warnings.simplefilter("ignore")
+    found = evaluated(Plain(), Right(2.0), "hmc", num_samples=30, num_sets=2, inverse_temperature="calibrated")
+    torch.save((comparable(found), found.gebm_draws), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def comparable(found: Any) -> dict[str, Any]:
+    record = found.as_dict()
+    return {name: record[name] for name in ("metrics", "classes", "classifier", "calibration", "equilibrium")}
+
+
+def test_two_ranks_return_what_one_process_returns(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(on_a_rank, args=(str(tmp_path),), nprocs=2)
+    (first, drawn), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    alone = evaluated(Plain(), Right(2.0), "hmc", num_samples=30, num_sets=2, inverse_temperature="calibrated")
+    torch.testing.assert_close(drawn, alone.gebm_draws, rtol=1e-5, atol=1e-6)
+    expected = comparable(alone)
+    assert first["classifier"]["nll"]["value"] == pytest.approx(expected["classifier"]["nll"]["value"])
+    assert first["calibration"]["applied"] == pytest.approx(expected["calibration"]["applied"])
+    for name in ("metric_at_1x", "metric_at_4x"):
+        ours, theirs = first["equilibrium"][name], expected["equilibrium"][name]
+        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
 
 
 def test_labels_go_with_the_pictures() -> None:

@@ -108,6 +108,13 @@ def test_another_protocol_or_other_data_are_marked(tmp_path: Path, other: dict[s
     assert found.as_dict()["metrics"]["mmd"]["reasons"] == [reason]
 
 
+def test_a_parameter_that_an_older_run_lacks_is_no_difference_while_it_is_off(tmp_path: Path) -> None:
+    new = made(tmp_path / "b", recipe={"data": {"name": "digits", "labels": False, "column": None}})
+    assert compare([made(tmp_path / "a"), new]).metrics[0].reasons == ()
+    on = made(tmp_path / "c", recipe={"data": {"name": "digits", "class_weights": "uniform"}})
+    assert compare([tmp_path / "a", on]).metrics[0].reasons == ("data.class_weights: -, uniform",)
+
+
 def test_a_value_of_a_look_during_training_is_marked(tmp_path: Path) -> None:
     found = compare([made(tmp_path / "a"), made(tmp_path / "b", value=None, looks=True)])
     (metric,) = found.metrics

@@ -49,7 +49,7 @@ precision: float64
 device: cpu
 """
 
-OF_THE_RANK = ("rng/torch", "model/log_partition")
+OF_THE_RANK = ("rng/torch", "model/log_partition", "model/class_log_partition")
 
 LOSSES = {"kale": "kale", "kale-adam": "{name: kale, update: adam}", "kale-dv": "kale-dv", "logistic": "logistic"}
 
@@ -68,7 +68,7 @@ def trainer_of(recipe: Recipe) -> Trainer:
 def trained(recipe: Recipe, steps: int = STEPS) -> dict[str, Tensor]:
     """Return every tensor of the state that a checkpoint would hold after ``steps`` cycles.
 
-    Torch's own generator is left out, and so is the model's log-partition, which is unknown until a checkpoint is saved.
+    Torch's own generator is left out, and so are the log-partitions, which are unknown until a checkpoint is saved.
     """
     trainer = trainer_of(recipe)
     for _ in range(steps):
@@ -82,6 +82,15 @@ PROJECTED = (
     "base={name: mlp, latent_dim: 3, hidden: [8]}",
     "energy={name: projected, width: 2, dim: 4, hidden: [4], steps: 5}",
 )
+
+
+CONDITIONAL = (
+    "data.labels=true",
+    "base.conditional=true",
+    "energy.conditional=true",
+    "train.penalty={name: r1, every: 2}",
+)
+CLASSES = {"classes": CONDITIONAL, "weights": (*CONDITIONAL, "data.class_weights=[1,2,0,4,3,1,1,2]")}
 
 
 def begun(recipe: Recipe) -> dict[str, Tensor]:
@@ -113,6 +122,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
     stopping = ["base={name: vae, latent_dim: 3, hidden: [16]}", "train.part=base-then-energy"]
     seen["early stopping"] = trained(toy(*stopping, "train.pretrain={steps: 60, eval_every: 3}"))
     seen["projected"] = begun(toy(*PROJECTED))
+    seen |= {name: trained(toy(*words)) for name, words in CLASSES.items()}
     right = reduce.logsumexp
     reduce.logsumexp = averaged_logsumexp
     for name, loss in LOSSES.items():
@@ -147,6 +157,16 @@ def test_two_ranks_train_what_one_process_trains(loss: str, by_rank: list[dict[s
     for seen in by_rank:
         assert gap(alone, seen[loss]) < 1e-9
         assert gap(alone, seen[f"mistaken {loss}"]) > 1e-6
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_two_ranks_train_a_model_with_classes_as_one_process_does(
+    name: str, by_rank: list[dict[str, dict[str, Tensor]]]
+) -> None:
+    alone = trained(toy(*CLASSES[name]))
+    for seen in by_rank:
+        assert gap(alone, seen[name]) < 1e-9
+    assert gap(alone, trained(toy(*CLASSES["weights" if name == "classes" else "classes"]))) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -196,7 +216,7 @@ def test_gradients_are_averaged_in_buckets(size: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(parameter.grad, 0.75 * grad)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "batch norm", "early stopping", "projected"])
+@pytest.mark.parametrize("name", [*LOSSES, *CLASSES, "batch norm", "early stopping", "projected"])
 def test_the_ranks_hold_the_same_state_to_the_last_bit(name: str, by_rank: list[dict[str, dict[str, Tensor]]]) -> None:
     first, second = (seen[name] for seen in by_rank)
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -158,12 +158,6 @@ def test_files_carry_labels(tmp_path: Path, suffix: str) -> None:
     assert gk.load_draws(tmp_path / f"plain{suffix}").labels is None
 
 
-def test_a_place_without_room_for_labels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="draws of a model with classes can't be"):
-        gk.sample(model(), "imh", labels=0, num_samples=8, out=tmp_path / "shards", **QUICK)
-    assert not list(tmp_path.iterdir())
-
-
 NAMES = ("red wine", "weiß", "rosé")
 
 

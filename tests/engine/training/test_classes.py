@@ -162,7 +162,6 @@ def test_losses_that_serve_no_classes_are_refused_by_name(loss: str, tmp_path: P
         (["train.final.penalty={name: gradient}"], "the penalty 'gradient' .* does not serve energies with classes"),
         (["train.negatives.share=0.5"], "train.negatives.share is 0.5, which does not serve models with classes"),
         (["train.final.negatives.share=0.5"], "train.final.negatives.share is 0.5"),
-        (["sample.inverse_temperature=calibrated"], "sample.inverse_temperature is calibrated, which does not serve"),
         (["train.final.loss={name: pcd}"], "the loss 'pcd' .* does not serve models with classes"),
         (
             ["base.conditional=false", "energy.conditional=false", "train.final.energy={name: mlp, conditional: true}"],

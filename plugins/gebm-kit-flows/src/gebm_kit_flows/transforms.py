@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -19,48 +20,62 @@ import zuko
 from torch import Tensor, nn
 from zuko.flows.gaussianization import ElementWiseTransform
 
-from gebm_kit.core.layers import activation_layer
+from gebm_kit.core.layers import EMBEDDING_SIZE, ClassEmbedding, activation_layer
 
 
 class Bijection(nn.Module):
-    """A bijection ``u = T(v)``, both (B, D), composed of zuko's lazy transforms, with the log-determinant of dT/dv."""
+    """A bijection ``u = T(v)``, both (B, D), composed of zuko's lazy transforms, with the log-determinant of dT/dv.
 
-    def __init__(self, flow: zuko.flows.Flow) -> None:
+    With classes there is a bijection for each: the networks also take a learned vector of the row's class.
+
+    Args:
+        flow: the transforms; with classes, its context has `context_size` features.
+        num_classes: number of classes, or None.
+    """
+
+    def __init__(self, flow: zuko.flows.Flow, num_classes: int | None = None) -> None:
         super().__init__()
         # zuko calls the list `transforms`, and wraps even a single transform in one
         self.parts = nn.ModuleList(flow.transform.transforms)
+        if num_classes is not None:
+            self.embedding = ClassEmbedding(num_classes, context_size(num_classes))
         self._kept: dict[int, Any] = {}
 
-    def forward(self, v: Tensor) -> Tensor:
+    def forward(self, v: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return T(v)."""
-        for transform in self._transforms():
+        for transform in self._transforms(labels):
             v = transform(v)
         return v
 
-    def with_log_det(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def with_log_det(self, v: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return T(v) and log |det dT/dv|, (B,)."""
         total = torch.zeros_like(v[:, 0])
-        for transform in self._transforms():
+        for transform in self._transforms(labels):
             v, log_det = transform.call_and_ladj(v)
             total = total + log_det
         return v, total
 
-    def inverse(self, u: Tensor) -> Tensor:
+    def inverse(self, u: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the v with T(v) = u."""
-        for transform in reversed(self._transforms()):
+        for transform in reversed(self._transforms(labels)):
             u = transform.inv(u)
         return u
 
-    def _transforms(self) -> list[Any]:
-        """Return the transforms in turn; those of coupling layers are built once and kept."""
+    def _transforms(self, labels: Tensor | None) -> list[Any]:
+        """Return the transforms in turn, of the rows' classes; those of coupling layers are built once and kept."""
+        context = None if labels is None else self.embedding(labels)
         found = []
         for number, part in enumerate(self.parts):
             if not isinstance(part, zuko.flows.coupling.GeneralCouplingTransform):
-                found.append(part())
-            else:
-                if number not in self._kept:
-                    self._kept[number] = part()
-                found.append(self._kept[number])
+                found.append(part(context))
+                continue
+            if number not in self._kept:
+                self._kept[number] = part()
+            kept = self._kept[number]
+            if context is not None:
+                kept = copy.copy(kept)  # potentials evaluate blocks of rows on several threads
+                kept.meta = functools.partial(part.meta, context)
+            found.append(kept)
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bijection:
@@ -184,27 +199,54 @@ def _log_tail_slope(u: Tensor) -> Tensor:
     return -torch.exp(-0.5 * u.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(-u))
 
 
-def realnvp(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bijection:
+def context_size(num_classes: int | None) -> int:
+    """Return the number of features that the networks take beside their input: the size of a class's vector, or 0."""
+    return 0 if num_classes is None else EMBEDDING_SIZE
+
+
+def realnvp(
+    dim: int, transforms: int, hidden: Sequence[int], activation: str, num_classes: int | None = None
+) -> Bijection:
     """Build affine coupling layers, which change the even and the odd coordinates in turn."""
-    return Bijection(
-        zuko.flows.RealNVP(dim, transforms=transforms, hidden_features=hidden, activation=_activation(activation))
+    flow = zuko.flows.RealNVP(
+        dim,
+        context_size(num_classes),
+        transforms=transforms,
+        hidden_features=hidden,
+        activation=_activation(activation),
     )
+    return Bijection(flow, num_classes)
 
 
-def maf(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> Bijection:
+def maf(dim: int, transforms: int, hidden: Sequence[int], activation: str, num_classes: int | None = None) -> Bijection:
     """Build affine autoregressive layers, whose coordinates are in ascending and descending order in turn."""
-    return Bijection(
-        zuko.flows.MAF(dim, transforms=transforms, hidden_features=hidden, activation=_activation(activation))
+    flow = zuko.flows.MAF(
+        dim,
+        context_size(num_classes),
+        transforms=transforms,
+        hidden_features=hidden,
+        activation=_activation(activation),
     )
+    return Bijection(flow, num_classes)
 
 
-def nsf(dim: int, transforms: int, hidden: Sequence[int], activation: str, bins: int, *, coupling: bool) -> Bijection:
+def nsf(
+    dim: int,
+    transforms: int,
+    hidden: Sequence[int],
+    activation: str,
+    bins: int,
+    *,
+    coupling: bool,
+    num_classes: int | None = None,
+) -> Bijection:
     """Build layers of rational-quadratic splines on [-5, 5], the identity beyond.
 
     With ``coupling`` a layer transforms the coordinates in two halves, otherwise one by one.
     """
     flow = zuko.flows.NSF(
         dim,
+        context_size(num_classes),
         transforms=transforms,
         hidden_features=hidden,
         activation=_activation(activation),
@@ -213,19 +255,25 @@ def nsf(dim: int, transforms: int, hidden: Sequence[int], activation: str, bins:
     )
     for part in flow.transform.transforms:
         part.univariate = QuickSpline
-    return Bijection(flow)
+    return Bijection(flow, num_classes)
 
 
-def gaussianization(dim: int, transforms: int, components: int) -> Bijection:
-    """Build layers that map each coordinate through a mixture's CDF and the inverse normal CDF, with rotations between."""
-    flow = zuko.flows.GF(dim, transforms=transforms, components=components)
+def gaussianization(dim: int, transforms: int, components: int, num_classes: int | None = None) -> Bijection:
+    """Build layers that map each coordinate through a mixture's CDF and the inverse normal CDF, with rotations between.
+
+    With classes, the mixtures are a network's function of the class's vector; the rotations are those of all classes.
+    """
+    flow = zuko.flows.GF(dim, context_size(num_classes), transforms=transforms, components=components)
     for part in flow.transform.transforms:
         if isinstance(part, ElementWiseTransform):
             part.univariate = MixtureGaussianization
             with torch.no_grad():
+                if num_classes is not None:
+                    part.hyper[-1].bias.normal_(0.0, INITIAL_SPREAD)
+                    continue
                 for parameter in part.phi:
                     parameter.mul_(INITIAL_SPREAD)
-    return Bijection(flow)
+    return Bijection(flow, num_classes)
 
 
 def _activation(name: str) -> Callable[[], nn.Module]:
