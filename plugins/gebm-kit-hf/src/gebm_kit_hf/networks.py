@@ -320,7 +320,14 @@ def _fitting(config: Any, channels: int, folder: Path) -> tuple[int, int]:
     return int(config.out_channels), 2 ** (len(config.block_out_channels) - 1)
 
 
+OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+"""Keys of a network that reads more than noise and text."""
+
+
 def _check_prompt(prompt: Prompt, config: Any, folder: Path, double: bool) -> None:
+    for key in OTHER_CONDITIONS:
+        if config.get(key) is not None:
+            raise UsageError(f"the unet in {folder} reads {key}, which is neither noise nor text")
     wide = config.cross_attention_dim
     if isinstance(wide, int) and prompt.tokens.shape[-1] != wide:
         raise UsageError(
