@@ -276,6 +276,11 @@ def test_other_mistakes_are_named(tmp_path):
         gk.tilt(base, Score(), value_range=(1, -1))
     with pytest.raises(UsageError, match="needs data with labels"):
         gk.tilt(base, {"name": "classifier", "target": 1})
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UsageError, match="whole diffusers pipeline") as caught:
+        gk.tilt(str(tmp_path / "pipeline"), Score())
+    assert "name: diffusers-pipeline" in caught.value.hint
     with pytest.raises(UsageError, match="the generator must be"):
         gk.tilt(3, Score())
 

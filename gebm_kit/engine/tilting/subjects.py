@@ -24,7 +24,7 @@ from gebm_kit.core.interfaces import Base, Dataset, Energy, HasFitting, HasSourc
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
-from gebm_kit.core.program_files import kind_of
+from gebm_kit.core.program_files import folder_error, kind_of
 from gebm_kit.core.programs import Program, reason
 from gebm_kit.core.reading import read_file
 from gebm_kit.engine.run_directory.run import Run, load_run
@@ -210,7 +210,9 @@ def _program_shape(node: ComponentNode, directory: Path) -> tuple[int, ...]:
     path, given = node.parameters.get("path"), node.parameters.get("output_shape")
     if node.name == "pretrained" and path is not None:
         place = directory / user_path(path)
-        kind = "weights" if place.is_dir() else kind_of(place, content := read_file(place, error=UsageError))
+        if place.is_dir():
+            raise folder_error(place, str(path))
+        kind = kind_of(place, content := read_file(place, error=UsageError))
         if kind != "weights":
             program = Program(kind, place, content, "")
             latent = node.parameters.get("latent_shape") or program.input_shape

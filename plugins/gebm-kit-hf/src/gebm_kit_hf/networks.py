@@ -276,7 +276,9 @@ def _check_asked(asked: Asked, kind: str, text: bool) -> None:
     """Raise if the recipe has a text for a pipeline without text, or none for one that needs it."""
     if text:
         if asked.prompt is None:
-            raise UsageError(f"a {kind} makes images of a text: set base.prompt", hint="base.prompt='a red bicycle'")
+            raise UsageError(
+                f"a {kind} makes images of a text: set base.prompt", hint="For example base.prompt='a red bag'."
+            )
         if asked.class_label is not None:
             raise UsageError(f"base.class_label has no meaning for a {kind}, which makes images of a text")
         if asked.negative is not None and (asked.guidance or 0.0) <= 1:
