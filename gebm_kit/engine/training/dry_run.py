@@ -129,11 +129,11 @@ def parameter_counts(trainer: Trainer) -> dict[str, int]:
     parts = {"base": trainer.model.base, "energy": trainer.model.energy}
     if trainer.final is not None and trainer.final.energy is not None:
         parts["final_energy"] = trainer.final.energy
-    return {name: sum(p.numel() for p in [*part.parameters(), *held_weights(part)]) for name, part in parts.items()}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
 def memory_estimate(trainer: Trainer) -> int:
-    """Return the bytes of parameters, gradients, optimiser states, moving average and resident data, without activations."""
+    """Return the bytes of all weights, gradients, optimiser states, moving average and resident data, without activations."""
     states = [
         value
         for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
