@@ -133,7 +133,7 @@ def parameter_counts(trainer: Trainer) -> dict[str, int]:
 
 
 def memory_estimate(trainer: Trainer) -> int:
-    """Return the bytes of weights, gradients, optimiser states, moving average and resident data; activations come on top."""
+    """Return the bytes of weights, gradients, optimiser states, moving average and resident data, without activations."""
     states = [
         value
         for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
