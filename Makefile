@@ -60,7 +60,7 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	  "$$found" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]" \
-	  $(subst /gebm-kit-hf,/gebm-kit-hf[diffusers],$(PLUGINS:%=-e ./%))
+	  $(subst /gebm-kit-hf,/gebm-kit-hf[pipeline],$(PLUGINS:%=-e ./%))
 	@touch $@
 
 # The interpreter of .venv makes this environment. torch comes from the same index as in .venv, and torchvision with it.

@@ -21,6 +21,7 @@ Everything is kept in DIR, and an interrupted study resumes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -113,9 +114,8 @@ class Subjects:
             f"train.seed={seed}",
             f"train.steps={steps}",
         ]
-        trained_here = given is None
         self.run: Run = (
-            gk.train("fashion_mnist", words, out=folder / "gan", resume=True) if trained_here else gk.load_run(given)
+            gk.load_run(given) if given else gk.train("fashion_mnist", words, out=folder / "gan", resume=True)
         )
         self.scorer = folder / "scorer.pt"
         self.judge = self._network(folder / "judge.pt", 32, 5, 100 + seed)
@@ -195,8 +195,6 @@ def frontier(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]:
     for level in found.levels:
         row = {k: v for k, v in level.as_dict().items() if k not in ("sampler_reason", "log_partition")}
         levels.append({**row, "share": subjects.share(level.draws.x, TARGET), "k": pareto_k(level.beta * score)})
-    base = found.base_draws
-    assert base is not None
     return {
         "levels": levels,
         "best_of": [best.as_dict() for best in found.best_of],
@@ -286,36 +284,44 @@ def interval(values: Sequence[float]) -> str:
 def chord(found: dict[str, Any], wanted: float) -> float | None:
     """Return the posterior's mean score at a KL, on the chord between neighbouring betas; None beyond the last."""
     points = [(0.0, found["base_score"]), *((v["kl"]["value"], v["score"]["value"]) for v in found["levels"])]
-    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+    for (left, low), (right, high) in itertools.pairwise(points):
         if left <= wanted <= right:
             return low + (high - low) * (wanted - left) / (right - left)
     return None
 
 
 def show_frontier(found: list[dict[str, Any]]) -> None:
-    print("\n| N | KL of best-of-N | KL of the posterior | posterior's score | best-of-N's score | difference, paired | "
-          "evaluations a draw | judged the class, posterior | diversity, posterior and best-of-N |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| N | KL of best-of-N | KL of the posterior | posterior's score | best-of-N's score | difference, paired |"
+    )
+    print("|---|---|---|---|---|---|")
     for i, n in enumerate(SIZES):
         levels, bests = [f["levels"][i] for f in found], [f["best_of"][i + 1] for f in found]
-        pairs = list(zip(levels, bests, strict=True))
-        print(
-            f"| {n} | {best_of_kl(n):.3f} | {interval([v['kl']['value'] for v in levels])} | "
-            f"{interval([v['score']['value'] for v in levels])} | {interval([b['score']['value'] for b in bests])} | "
-            f"{interval([v['score']['value'] - b['score']['value'] for v, b in pairs])} | "
-            f"{statistics.mean(v['evaluations'] for v in levels):.0f} | {interval([v['share'] for v in levels])} | "
-            f"{interval([v['diversity']['value'] for v in levels])}, {interval([b['diversity']['value'] for b in bests])} |"
-        )
-    for i, _ in enumerate(BEYOND, len(SIZES)):
+        gaps = [v["score"]["value"] - b["score"]["value"] for v, b in zip(levels, bests, strict=True)]
+        scores = [interval([row["score"]["value"] for row in rows]) for rows in (levels, bests)]
+        kls = interval([v["kl"]["value"] for v in levels])
+        print(f"| {n} | {best_of_kl(n):.3f} | {kls} | {' | '.join(scores)} | {interval(gaps)} |")
+    print("\n| beta | KL | score | judged the class | diversity | best-of-N's diversity | evaluations a draw | R-hat |")
+    print("|---|---|---|---|---|---|---|---|")
+    for i in range(len(SIZES) + len(BEYOND)):
         levels = [f["levels"][i] for f in found]
-        print(
-            f"| beyond | | {interval([v['kl']['value'] for v in levels])} | {interval([v['score']['value'] for v in levels])}"
-            f" | | | {statistics.mean(v['evaluations'] for v in levels):.0f} | {interval([v['share'] for v in levels])} | "
-            f"{interval([v['diversity']['value'] for v in levels])} |"
-        )
-    print(
-        "\n| steps of ascent | evaluations | KL at least | its score | posterior's score at that KL | difference | diversity |"
-    )
+        other = interval([f["best_of"][i + 1]["diversity"]["value"] for f in found]) if i < len(SIZES) else ""
+        columns = [
+            [v["beta"] for v in levels],
+            [v["kl"]["value"] for v in levels],
+            [v["score"]["value"] for v in levels],
+        ]
+        columns += [[v["share"] for v in levels], [v["diversity"]["value"] for v in levels]]
+        rhat = max(v["nested_rhat_max"] or v["rhat_max"] for v in levels)
+        cost = statistics.mean(v["evaluations"] for v in levels)
+        print(f"| {' | '.join(map(interval, columns))} | {other} | {cost:.0f} | {rhat:.3f} |")
+    show_ascent(found)
+    print(f"\njudge's accuracy: {[round(f['judge_accuracy'], 3) for f in found]}")
+    print(f"samplers: {[[v['sampler'] for v in f['levels']] for f in found]}")
+
+
+def show_ascent(found: list[dict[str, Any]]) -> None:
+    print("\n| steps | evaluations | KL at least | score | posterior's score at that KL | difference | diversity |")
     print("|---|---|---|---|---|---|---|")
     for steps in sorted({a["steps"] for f in found for a in f["ascent"]}):
         rows = [(f, a) for f in found for a in f["ascent"] if a["steps"] == steps]
@@ -323,16 +329,14 @@ def show_frontier(found: list[dict[str, Any]]) -> None:
             continue
         there = [chord(f, a["kl_at_least"]) for f, a in rows]
         own = [a["score"]["value"] for _, a in rows]
-        known = all(value is not None for value in there)
-        gaps = [(t or 0.0) - o for t, o in zip(there, own, strict=True)]
+        known = [value for value in there if value is not None]
+        pairs = ["beyond the last beta", ""]
+        if len(known) == len(there):
+            pairs = [interval(known), interval([t - o for t, o in zip(known, own, strict=True)])]
+        bounds, spreads = [a["kl_at_least"] for _, a in rows], [a["diversity"]["value"] for _, a in rows]
         print(
-            f"| {steps} | {3 * steps} | {interval([a['kl_at_least'] for _, a in rows])} | {interval(own)} | "
-            f"{interval([t or 0.0 for t in there]) if known else 'beyond the last beta'} | "
-            f"{interval(gaps) if known else ''} | {interval([a['diversity']['value'] for _, a in rows])} |"
+            f"| {steps} | {3 * steps} | {interval(bounds)} | {interval(own)} | {' | '.join(pairs)} | {interval(spreads)} |"
         )
-    print(f"\njudge's accuracy: {[round(f['judge_accuracy'], 3) for f in found]}")
-    print(f"converged: {[[v['converged'] for v in f['levels']] for f in found]}")
-    print(f"samplers: {[[v['sampler'] for v in f['levels']] for f in found]}")
 
 
 def show_partition(found: list[dict[str, Any]]) -> None:
@@ -342,10 +346,8 @@ def show_partition(found: list[dict[str, Any]]) -> None:
         for row in one["rows"]:
             off = (row["smc"] - row["importance"]) / math.hypot(row["smc_se"], row["importance_se"])
             note = "" if row["k"] < RELIABLE else ", not reliable"
-            print(
-                f"| {seed} | {row['beta']:.3f} | {row['k']:.2f}{note} | {row['importance']:.4f} ± {row['importance_se']:.4f} | "
-                f"{row['smc']:.4f} ± {row['smc_se']:.4f} | {off:+.1f} |"
-            )
+            ways = [f"{row[way]:.4f} ± {row[f'{way}_se']:.4f}" for way in ("importance", "smc")]
+            print(f"| {seed} | {row['beta']:.3f} | {row['k']:.2f}{note} | {' | '.join(ways)} | {off:+.1f} |")
 
 
 def show_classes(found: list[dict[str, Any]]) -> None:

@@ -34,6 +34,8 @@ RECIPES = {
         "fashion_mnist",
         [
             "energy.spectral_norm=true",
+            "optim.energy.lr=4.0e-4",
+            "optim.base.lr=4.0e-4",
             f"train.steps={DCGAN_STEPS}",
             f"train.final.steps={DCGAN_STEPS}",
             f"train.checkpoint_every={DCGAN_STEPS}",

@@ -14,6 +14,7 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Device, Json, Quiet, Threads, TrustPaths, TrustProgram, place, set_trust
+from gebm_kit.cli.progress import duration
 from gebm_kit.cli.refine import LatentShape
 from gebm_kit.cli.run_options import set_up_cpu
 from gebm_kit.core.errors import UsageError
@@ -77,6 +78,21 @@ Out = Annotated[
 ]
 
 
+KeepEnergy = Annotated[
+    bool,
+    typer.Option(
+        "--keep-energy",
+        help="Of a run that is the GENERATOR, keep the trained energy at its weight: beta acts on the scorer alone.",
+    ),
+]
+
+
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check everything, measure memory and seconds of a gradient, and write nothing."),
+]
+
+
 def tilt(
     generator: Generator,
     scorer: Scorer,
@@ -84,7 +100,9 @@ def tilt(
     beta: Betas = "0.5,1,2,4",
     latent: LatentShape = None,
     value_range: ValueRange = None,
+    keep_energy: KeepEnergy = False,
     out: Out = None,
+    dry_run: DryRun = False,
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
     device: Device = None,
@@ -104,13 +122,15 @@ def tilt(
     given, node_words, data = _split(generator, scorer, words or [])
     folder = out or _new_folder(generator, scorer)
     set_up_cpu(threads)
-    from gebm_kit.engine.tilt import tilt as engine_tilt
+    from gebm_kit.engine.process.torchrun import first_rank
+    from gebm_kit.engine.tilt import plan_tilt, tilt as engine_tilt
 
     recipe = _recipe(node_words)
     options = _options(recipe, node_words) | {
         "data": _data(recipe, data, node_words),
         "device": device,
         "value_range": span,
+        "keep_energy": keep_energy,
     }
     subjects: list[Any] = [
         generator if given["generator"] else recipe.base,
@@ -118,8 +138,15 @@ def tilt(
     ]
     if latent is not None:
         options["latent_shape"] = _shape(latent)
+    if dry_run:
+        planned = plan_tilt(*subjects, **options)
+        if first_rank():
+            say.result(planned, lambda: _show_plan(planned))
+        return
     with say.progress() as on_progress:
         found = engine_tilt(*subjects, betas=betas, out=folder, on_progress=on_progress, **options)
+    if not first_rank():
+        return
     say.result(found.as_dict(), lambda: _show(found))
 
 
@@ -235,6 +262,17 @@ def _new_folder(generator: str, scorer: str) -> Path:
 
 
 # --- the result ------------------------------------------------------------------------------------------------------
+
+
+def _show_plan(planned: Mapping[str, Any]) -> None:
+    from gebm_kit.cli.train import gradient_line
+
+    ui.text(f"device      {planned['device']}")
+    ui.text(f"codes       {planned['latent_dim']:,} numbers, data of shape {tuple(planned['data_shape'])}")
+    ui.text(f"memory      {planned['gradient']['weights_bytes'] / 2**20:,.1f} MiB of weights")
+    ui.text(f"gradient    {gradient_line(planned['gradient'])}")
+    scoring = planned["num_base"] * planned["gradient"]["forward_seconds"]
+    ui.text(f"time        {duration(scoring)} at most to score {planned['num_base']:,} base draws, before the chains")
 
 
 def _show(found: Tilt) -> None:

@@ -104,6 +104,11 @@ def train_payload(run: Run) -> dict[str, Any]:
     }
 
 
+def gradient_line(cost: dict[str, Any]) -> str:
+    """Describe what a gradient with respect to one latent code costs."""
+    return f"{cost['seconds']:.3g} s and {cost['memory_bytes'] / 2**20:,.1f} MiB for one latent code"
+
+
 def show_plan(planned: dict[str, Any]) -> None:
     """Print what a dry run found."""
     parameters, data = planned["parameters"], planned["data"]
@@ -113,5 +118,6 @@ def show_plan(planned: dict[str, Any]) -> None:
     ui.text(f"data        {data['train']:,} training points of shape {tuple(data['shape'])}{state}")
     ui.text("parameters  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in parameters.items()))
     ui.text(f"memory      {planned['memory_bytes'] / 2**20:,.1f} MiB before activations")
+    ui.text(f"gradient    {gradient_line(planned['gradient'])}")
     ui.text(f"speed       {planned['steps_per_second']:.3g} steps/s")
     ui.text(f"time        {duration(planned['seconds'])} for {planned['steps']:,} steps, before the evaluation")

@@ -222,7 +222,7 @@ FIRST_PARTY: dict[str, tuple[tuple[str, str], ...]] = {
         ("base", "gaussianization"),
         ("energy", "flow"),
     ),
-    "gebm-kit-hf": (("dataset", "hf"), ("base", "diffusers-vae")),
+    "gebm-kit-hf": (("dataset", "hf"), ("base", "diffusers-vae"), ("base", "diffusers-pipeline")),
     "gebm-kit-inception": (("features", "inception"), ("features", "dinov2"), ("features", "clip")),
 }
 """This project's plugin packages and the components that each provides, (kind, name).

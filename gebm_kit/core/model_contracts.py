@@ -28,9 +28,11 @@ def broken(kind: str, component: object, what: str, *, hint: str = "") -> GebmKi
     """Return the error for a component that does not do what it must: ``what`` follows its name, package, file and line.
 
     A part held at one class stands for the whole component. The error is a `PluginError`, or a UsageError where the
-    fault is in a file that the component was read from.
+    fault is in a file that the component was read from, or in a function of the user's, which ``described`` names.
     """
     component = getattr(component, "whole", component)
+    if isinstance(described := getattr(component, "described", None), str):  # a user's own function
+        return UsageError(f"{described} {what}", hint=hint)
     if isinstance(component, HasSource) and getattr(component, "source_file", None) is not None:
         return UsageError(f"the {kind} read from {component.source_file} {what}", hint=hint)
     return PluginError(f"{describe(component, kind)} {what}", hint=hint)

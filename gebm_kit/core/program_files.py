@@ -207,14 +207,19 @@ def folder_error(folder: Path, given: str) -> GebmKitError:
         text = f"{folder} is the folder of a diffusers autoencoder ({kind}), but the base pretrained reads a file"
         return UsageError(text, hint=f"{reads}: {node % ''}.")
     if index:
+        one_step = (
+            f" If it makes an image in one step, as SD-Turbo does: base='{{name: diffusers-pipeline, path: "
+            f"{json.dumps(given)}, prompt: ...}}'."
+        )
         pipeline = f"{folder} is the folder of a whole diffusers pipeline ({str(index.get('_class_name'))[:80]})"
         parts = [
             p.parent.name for p in sorted(folder.glob("*/config.json")) if _config(p).get("_class_name") == AUTOENCODER
         ]
         if parts:
             text = f"{pipeline}; only its autoencoder maps a code to an image in one step, and pretrained reads a file"
-            return UsageError(text, hint=f"{reads}: {node % f', subfolder: {parts[0]}'}.")
-        return UsageError(f"{pipeline}, which needs many steps for one image; a base needs one", hint=CONVERT_HINT)
+            return UsageError(text, hint=f"{reads}: {node % f', subfolder: {parts[0]}'}.{one_step}")
+        text = f"{pipeline}, which needs many steps for one image; a base needs one"
+        return UsageError(text, hint=CONVERT_HINT + one_step)
     if kind:
         other = "autoencoder" if "Autoencoder" in kind or kind.startswith("VQ") else "network"
         text = f"{folder} is the folder of a diffusers {other} ({kind}); of these the kit reads only {AUTOENCODER}"

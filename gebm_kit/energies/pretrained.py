@@ -25,7 +25,7 @@ from gebm_kit.core.kept_files import Source, read_source
 from gebm_kit.core.layers import check_sizes
 from gebm_kit.core.program_files import SCORER, kind_of
 from gebm_kit.core.programs import Program, reason, refuse_another_file
-from gebm_kit.energies.scorer_checks import Reading, check_scorer, score_of
+from gebm_kit.energies.scorer_checks import Reading, called, check_scorer, score_of
 
 
 def _folder_error(folder: Path, given: str) -> GebmKitError:
@@ -148,7 +148,7 @@ class PretrainedEnergy(Energy):
             energy: Tensor = self.network(x)
             return self.sign * self.scale * energy
         with torch.autocast(x.device.type, enabled=False):  # the program computes in its own precision
-            found = self._program(self.prepared(x).to(self._program.dtype))
+            found = called(self._program, self.prepared(x).to(self._program.dtype))
             score = score_of(self._program, found, len(x), self.target)
         return (self.sign * self.scale) * score.to(x.dtype)
 

@@ -57,7 +57,7 @@ def check_scorer(program: Program, prepared: Callable[[Tensor], Tensor], reading
         rows = prepared(x[:num].to(reading.device)).to(program.dtype)
         given = rows.clone()
         with torch.random.fork_rng(devices=[reading.device] if reading.device.type == "cuda" else []):
-            found = _called(program, rows)
+            found = called(program, rows)
         if not torch.equal(given, rows):
             raise UsageError(
                 f"{program.path} changes the rows that it is given in place",
@@ -66,7 +66,12 @@ def check_scorer(program: Program, prepared: Callable[[Tensor], Tensor], reading
         score_of(program, found, num, reading.target)
 
 
-def _called(program: Program, rows: Tensor) -> Any:
+def called(program: Program, rows: Tensor) -> Any:
+    """Return what a program returns for rows.
+
+    Raises:
+        UsageError: it fails.
+    """
     try:
         return program(rows)
     except torch.OutOfMemoryError:

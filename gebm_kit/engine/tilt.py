@@ -32,15 +32,19 @@ from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.figures.tilt_figures import Point, frontier
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.process.devices import placed
+from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
+from gebm_kit.engine.sampling.gradient_cost import gradient_cost
 from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
 from gebm_kit.engine.tilting.ascent import CLIMBERS, climb
-from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, best_of_codes, take_pool
+from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, base_codes, best_of_codes, take_pool
 from gebm_kit.engine.tilting.diversity import Looks
-from gebm_kit.engine.tilting.levels import Plan, level_at
+from gebm_kit.engine.tilting.levels import Plan, WithScorer, level_at
+from gebm_kit.engine.tilting.own_energy import own_codes, own_energy
 from gebm_kit.engine.tilting.result import Ascent, BestOf, Estimate, Level, Tilt
 from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, subject_of
 
@@ -71,6 +75,8 @@ class TiltOptions(TypedDict, total=False):
         log_partition: how log Z is estimated: ``auto``, ``importance-sampling`` or ``smc``.
         features: feature map on which diversity is measured; ``auto``.
         seed: seed of everything random; 0.
+        keep_energy: whether the energy of a run or model that is the generator acts too, at its own weight, whatever beta
+            is. KL, log Z and best-of-N are then relative to the run's model, and its draws take the place of base draws.
         device: a torch device or ``auto``; None: where the generator is.
         directory: start of relative paths; None: the current directory.
         on_progress: called with reports of progress.
@@ -90,6 +96,7 @@ class TiltOptions(TypedDict, total=False):
     log_partition: Method | None
     features: str | None
     seed: int | None
+    keep_energy: bool
     device: torch.device | str | None
     directory: Path | None
     on_progress: OnProgress
@@ -104,6 +111,8 @@ def tilt(
     **options: Unpack[TiltOptions],
 ) -> Tilt:
     """Draw from a generator tilted by a scorer, at each beta, and compare with best-of-N and gradient ascent.
+
+    Under torchrun the ranks share the draws and the scoring: call it on all of them. Rank 0 writes.
 
     The law at beta is ``q(z) ∝ prior(z) exp(beta r(G(z)))``, which maximises ``beta E_q[r] - KL(q || base)``. Nothing is
     trained. Each level has R-hat, effective sizes, log Z, the mean score, ``KL(q || base) = -A - beta E_q[E]`` with
@@ -145,9 +154,21 @@ def tilt(
     folder = None if out is None else _free(out)
     subject = _subject(generator, scorer, chosen)
     model = subject.model
-    with placed(model, chosen.get("device")) as (where, _), enough_memory(where, "with the tilt", FEWER_CHAINS):
+    own = own_energy(subject, chosen.get("keep_energy", False))
+    with (
+        joined_ranks(work="a tilt") as ranks,
+        ranks.together(),
+        placed(model, local_device(chosen.get("device"))) as (where, _),
+        placed(GEBM(model.base, own or model.energy), where),
+        enough_memory(where, "with the tilt", FEWER_CHAINS),
+    ):
         check_model(model, where)
-        pool = take_pool(model, label(subject.scorer), num_base, settings.seed, on_progress)
+        name, what = label(subject.scorer), "base"
+        if own is None:
+            z = base_codes(model, num_base, settings.seed)
+        else:
+            z, what = own_codes(GEBM(model.base, own), _own_settings(chosen, num_base), ranks), "model"
+        pool = take_pool(model, name, z, on_progress, ranks, what)
         looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples)
         sampler = chosen.get("sampler")
 
@@ -156,27 +177,71 @@ def tilt(
             return resolve_sampler(None if node is not None else sampler, node, model)
 
         if not pool.has_gradient and not pool.is_flat:
-            _require_gradient_free(make_sampler(), model, where, label(subject.scorer))
-        plan = Plan(model, make_sampler, settings, method, pool, looks, on_progress)
+            _require_gradient_free(make_sampler(), model, where, name)
+        plan = Plan(model, make_sampler, settings, method, pool, looks, on_progress, ranks, own)
         found = [level_at(plan, beta) for beta in levels]
         best = tuple(_best_of(plan, n) for n in BEST_OF)
-        climbed = _climbed(plan, found)
+        climbed = () if own is not None else _climbed(plan, found)  # its KL is known from the prior alone
         with LatentPotential(model) as potential:
             base_draws = potential.data(pool.z[: GRID_SIDE**2]).cpu()
-    result = Tilt(
-        subject.generator,
-        subject.scorer,
-        tuple(found),
-        best,
-        climbed,
-        looks.name,
-        num_base,
-        pool.not_finite,
-        settings.seed,
-        subject.value_range,
-        base_draws,
-    )
-    return result if folder is None else _written(result, folder)
+        result = Tilt(
+            subject.generator,
+            subject.scorer,
+            tuple(found),
+            best,
+            climbed,
+            looks.name,
+            num_base,
+            pool.not_finite,
+            settings.seed,
+            subject.value_range,
+            base_draws,
+        )
+        if folder is not None:
+            written = _written(result, folder) if ranks.rank == 0 else result
+            names = ranks.from_first("\n".join(str(path) for path in written.figures)).splitlines()
+            result = replace(result, figures=tuple(map(Path, names)), out=folder)
+    return result
+
+
+def plan_tilt(generator: Generator, scorer: Scorer, **options: Unpack[TiltOptions]) -> dict[str, Any]:
+    """Return what the gradients of a tilt cost, without drawing anything.
+
+    Args:
+        generator, scorer, options: as in `tilt`.
+
+    Returns:
+        ``generator``, ``scorer``, ``device``, ``latent_dim``, ``data_shape``, ``num_samples``, ``num_base``, and
+        ``gradient``, as `gradient_cost` returns it.
+
+    Raises:
+        UsageError, DataError, PluginError: as in `tilt`.
+    """
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    settings, subject = _settings(chosen), _subject(generator, scorer, chosen)
+    model, own = subject.model, own_energy(subject, chosen.get("keep_energy", False))
+    if own is not None:
+        model = GEBM(model.base, WithScorer(own, model.energy, 1.0))
+    with placed(model, local_device(chosen.get("device"))) as (where, _):
+        check_model(model, where)
+        with enough_memory(where, "with one gradient", "A base may have a block_size, or recompute activations."):
+            cost = gradient_cost(model)
+    return {
+        "generator": dict(subject.generator),
+        "scorer": dict(subject.scorer),
+        "device": str(where),
+        "latent_dim": model.latent_dim,
+        "data_shape": list(model.data_shape),
+        "num_samples": settings.num_samples,
+        "num_base": chosen.get("num_base", NUM_BASE),
+        "gradient": cost,
+    }
+
+
+def _own_settings(chosen: dict[str, Any], num: int) -> SampleSettings:
+    """Return the settings of draws of the run's own model: many chains, unless their number is given."""
+    settings = replace(_settings(chosen), num_samples=num)
+    return settings if "num_chains" in chosen else replace(settings, num_chains=min(max(num // 16, 64), 1024))
 
 
 def _require_gradient_free(sampler: Sampler, model: GEBM, where: torch.device, name: str) -> None:

@@ -467,6 +467,25 @@ def test_an_architecture_keeps_what_else_it_can_do(tmp_path):
     assert torch.equal(base.encode(x), trained.encode(x))
 
 
+def test_a_conditional_architecture_makes_a_conditional_base(tmp_path):
+    facts = {"data_shape": SHAPE, "value_range": (-1.0, 1.0), "num_classes": 3}
+    for name, make in {
+        "dcgan": lambda: DcganBase(6, 4, conditional=True, **facts),
+        "vae": lambda: Vae(3, hidden=[4], conditional=True, **facts),
+    }.items():
+        trained, path = make().eval(), tmp_path / f"{name}.safetensors"
+        safetensors.torch.save_file(trained.state_dict(), path)
+        base = Pretrained(str(path), make(), data_shape=SHAPE, value_range=(-1.0, 1.0)).eval()
+        assert (base.conditional, base.num_classes) == (True, 3)
+        z, labels = torch.randn(3, base.latent_dim), torch.tensor([2, 0, 1])
+        assert torch.equal(base(z, labels), trained(z, labels))
+        if name == "vae":
+            assert torch.equal(base.encode(base(z, labels), labels), trained.encode(base(z, labels), labels))
+        with pytest.raises(UsageError, match="is conditional: it needs the class of every row"):
+            base(z)
+        check_base(base)
+
+
 def test_a_prefix_chooses_the_generator_in_a_larger_file(tmp_path):
     trained = MlpBase(3, [4], data_shape=(2,))
     tensors = {f"model.generator.{name}": tensor for name, tensor in trained.state_dict().items()}

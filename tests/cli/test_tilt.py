@@ -91,3 +91,37 @@ def test_mistakes_are_one_message(folder, capfd, words, message):
 def test_a_program_needs_trust(folder, capfd):
     assert run("generator.pt", "scorer.pt", "--latent", "4", "--quiet", "--json") == 2
     assert "--trust-program" in said(capfd)["error"]["hint"]
+
+
+def test_a_dry_run_says_what_a_gradient_costs_and_writes_nothing(folder, capfd):
+    words = ["generator.pt", "scorer.pt", "--latent", "4", "--dry-run", "--trust-program"]
+    before = set(folder.iterdir())
+    assert run(*words, "--json", "--quiet") == 0
+    found = said(capfd)
+    assert found["latent_dim"] == 4
+    assert found["data_shape"] == [1, 8, 8]
+    assert set(found["gradient"]) == {"rows", "seconds", "forward_seconds", "memory_bytes", "weights_bytes"}
+    assert found["gradient"]["weights_bytes"] >= 4 * (5 * 64 + 65)
+    assert run(*words) == 0
+    text = capfd.readouterr().out
+    assert "for one latent code" in text
+    assert "MiB of weights" in text
+    assert set(folder.iterdir()) == before
+    assert run(*words, "--keep-energy") == 2
+    assert "keep_energy needs a generator with an energy of its own" in capfd.readouterr().err
+
+
+def test_a_program_that_fails_on_some_draws_is_named(folder, capfd):
+    class Refuses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if bool((x.flatten(1).sum(1) > 15).any()):
+                raise RuntimeError("these are too bright")
+            return x.flatten(1).sum(1)
+
+    torch.jit.save(torch.jit.script(Refuses()), "refuses.pt")
+    words = ["--latent", "4", "--trust-program", "--quiet", "--beta", "1", "sample.num_samples=20"]
+    assert run("generator.pt", "refuses.pt", *words) == 2
+    text = capfd.readouterr().err
+    assert "refuses.pt fails on" in " ".join(text.split())
+    assert "too bright" in text
+    assert "Traceback" not in text

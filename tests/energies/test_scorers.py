@@ -21,6 +21,7 @@ from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.digits import Digits
 from gebm_kit.energies.classifier import ClassifierEnergy
 from gebm_kit.energies.codes import CodesEnergy
+from gebm_kit.energies.conv import ConvEnergy
 from gebm_kit.energies.mlp import MlpEnergy
 from gebm_kit.energies.pretrained import PretrainedEnergy
 from gebm_kit.energies.sum import SumEnergy
@@ -234,6 +235,28 @@ def test_a_sum_is_the_weighted_sum_of_its_parts():
     ):
         with pytest.raises(UsageError, match=said):
             SumEnergy(bad, weights)
+
+
+def test_a_sum_is_conditional_if_a_part_is():
+    parts = [
+        MlpEnergy([8], conditional=True, num_classes=3, data_shape=SHAPE),
+        MlpEnergy([4], data_shape=SHAPE),
+        ConvEnergy(4, conditional=True, num_classes=3, data_shape=SHAPE),
+    ]
+    energy, x, labels = SumEnergy(parts, [2.0, -0.5, 1.0]), rows(), torch.arange(len(rows())) % 3
+    assert (energy.conditional, energy.num_classes) == (True, 3)
+    expected = 2 * parts[0](x, labels) - 0.5 * parts[1](x) + parts[2](x, labels)
+    torch.testing.assert_close(energy(x, labels), expected)
+    check_energy(energy, data_shape=SHAPE)
+    with pytest.raises(UsageError, match="SumEnergy is conditional: it needs the class of every row"):
+        energy(x)
+    plain = SumEnergy(parts[1:2])
+    assert (plain.conditional, plain.num_classes) == (False, None)
+    with pytest.raises(UsageError, match="SumEnergy was given labels, and it is not conditional"):
+        plain(x, labels)
+    other = MlpEnergy([8], conditional=True, num_classes=4, data_shape=SHAPE)
+    with pytest.raises(UsageError, match="energy 'sum' has parts with 3 and 4 classes; they must agree"):
+        SumEnergy([parts[0], other])
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

@@ -205,6 +205,10 @@ def test_functions_modules_and_energies_agree_about_the_sign():
         (Score(lambda r: (r > 0).long()), "torch.int64"),
         (Score(lambda r: r.tolist()), "returns list"),
         (Score(lambda r: r * math.nan), "not finite at any"),
+        (Score(lambda r: r / 0 if len(r) > 3 and [][1] else r), r"the scorer Score fails on \d+ rows .*IndexError"),
+        (lambda x: torch.from_numpy(x.numpy()[:, 0]), "the scorer <lambda> fails on .* requires grad"),
+        (lambda x: x.mul_(2)[:, 0], "the scorer <lambda> changes its input x in place"),
+        (lambda x: x[:, 0] - x[:, 0].mean(), "the scorer <lambda> gives a row another result"),
         (CodesEnergy(data_shape=(2,)), "energy on codes"),
         (7, "the scorer must be an energy"),
         ("no/such/file.pt", "no/such/file.pt"),
@@ -272,6 +276,11 @@ def test_other_mistakes_are_named(tmp_path):
         gk.tilt(base, Score(), value_range=(1, -1))
     with pytest.raises(UsageError, match="needs data with labels"):
         gk.tilt(base, {"name": "classifier", "target": 1})
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UsageError, match="whole diffusers pipeline") as caught:
+        gk.tilt(str(tmp_path / "pipeline"), Score())
+    assert "name: diffusers-pipeline" in caught.value.hint
     with pytest.raises(UsageError, match="the generator must be"):
         gk.tilt(3, Score())
 

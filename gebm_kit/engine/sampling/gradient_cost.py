@@ -69,13 +69,12 @@ def _seconds(evaluate: Any, device: torch.device) -> float:
     """Return the seconds of a call, the mean of a few."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    for done in range(1, MOST_REPEATS + 1):
+    began, taken, done = time.perf_counter(), 0.0, 0
+    while done < MOST_REPEATS and taken < SECONDS:
         evaluate()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if (taken := time.perf_counter() - began) > SECONDS:
-            break
+        taken, done = time.perf_counter() - began, done + 1
     return taken / done
 
 

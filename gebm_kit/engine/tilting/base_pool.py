@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from gebm_kit.core.model_contracts import GRADIENT_FREE
 from gebm_kit.core.progress import OnProgress, counted, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE
+from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.tilting.result import BestOf, Estimate
 
 BEST_OF = (1, 4, 16, 64)
@@ -62,30 +64,38 @@ class BasePool:
         return -self.energy[self.kept]
 
 
-def take_pool(model: GEBM, name: str, num: int, seed: int, on_progress: OnProgress) -> BasePool:
-    """Draw from the base and score the draws; warn about scores that are not finite, and about a missing gradient.
+def base_codes(model: GEBM, num: int, seed: int) -> Tensor:
+    """Draw codes from the prior, (N, Z) in normal coordinates, on the model's device."""
+    generator = torch.Generator(model.device).manual_seed(stream(seed, "tilt", "base").initial_seed())
+    return torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=model.dtype)
+
+
+def take_pool(
+    model: GEBM, name: str, z: Tensor, on_progress: OnProgress, ranks: Ranks = ALONE, what: str = "base"
+) -> BasePool:
+    """Score draws of the generator; warn about scores that are not finite, and about a missing gradient.
 
     Args:
         model: base and scorer, on their device.
         name: name of the scorer, for messages.
-        num: number of draws.
-        seed: seed of the draws.
+        z: codes of the draws, (N, Z) in normal coordinates, on the model's device.
         on_progress: called with the rows that are scored.
+        ranks: the processes that share the scoring.
+        what: what the draws are of, for messages.
 
     Raises:
         UsageError: no score is finite.
     """
-    generator = torch.Generator(model.device).manual_seed(stream(seed, "tilt", "base").initial_seed())
-    z = torch.randn(num, model.latent_dim, generator=generator, device=generator.device, dtype=model.dtype)
+    num = len(z)
     with LatentPotential(model, block_size=min(num, ROWS_AT_ONCE)) as potential:
-        energy = potential.energy(z, counted(on_progress, "score", num)).double().cpu()
+        energy = _energies(potential, z, ranks, counted(on_progress, "score", num))
         finite = torch.isfinite(energy)
         bad = num - int(finite.sum())
         if bad == num:
-            raise UsageError(f"the scorer {name} is not finite at any of {num:,} base draws")
+            raise UsageError(f"the scorer {name} is not finite at any of {num:,} {what} draws")
         if bad:
             warn(
-                f"the scorer {name} is not finite (NaN or infinity) at {bad:,} of {num:,} base draws; such points get no "
+                f"the scorer {name} is not finite (NaN or infinity) at {bad:,} of {num:,} {what} draws; such points get no "
                 "mass at any beta, and are left out of the base's mean"
             )
         some = z[finite.to(z.device)][:TRIED]
@@ -97,6 +107,25 @@ def take_pool(model: GEBM, name: str, num: int, seed: int, on_progress: OnProgre
             f"({GRADIENT_FREE}); gradient ascent is left out"
         )
     return BasePool(z, torch.where(finite, energy, math.inf), bad, has_gradient, flat)
+
+
+def _energies(potential: LatentPotential, z: Tensor, ranks: Ranks, on_rows: Callable[[int], None]) -> Tensor:
+    """Return the energies at z, (N,) float64 on the CPU; each rank computes some of the blocks."""
+    if ranks.size == 1:
+        return potential.energy(z, on_rows).double().cpu()
+    size = potential.block_size or len(z)
+    blocks = z.split(size)
+    own = [potential.energy(blocks[i]).double().cpu() for i in ranks.mine(len(blocks))]
+    parts = ranks.gather(torch.cat(own).numpy().tobytes() if own else b"")
+    found = torch.empty(len(z), dtype=torch.float64)
+    for rank, part in enumerate(parts):
+        values = torch.frombuffer(bytearray(part), dtype=torch.float64) if part else torch.empty(0)
+        start = 0
+        for i in range(rank, len(blocks), ranks.size):
+            found[i * size : i * size + len(blocks[i])] = values[start : start + len(blocks[i])]
+            start += len(blocks[i])
+    on_rows(len(z))
+    return found
 
 
 def best_of_kl(n: int) -> float:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.estimators import pareto_k
-from gebm_kit.core.interfaces import Sampler
+from gebm_kit.core.interfaces import Energy, Sampler
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.progress import OnProgress, warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition, from_tilt
+from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.draw import draw
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
@@ -43,6 +44,8 @@ class Plan:
         pool: scored base draws.
         looks: feature map, and data.
         on_progress: called with reports of progress.
+        ranks: the processes that share the draws.
+        own: the generator's own energy, which keeps its weight at every beta; None: the generator is a base alone.
     """
 
     model: GEBM
@@ -52,12 +55,28 @@ class Plan:
     pool: BasePool
     looks: Looks
     on_progress: OnProgress
+    ranks: Ranks = ALONE
+    own: Energy | None = None
+
+
+class WithScorer(Energy):
+    """A trained energy with a scorer at its beta, ``E(x) - beta r(x)``; (B, *D) -> (B,)."""
+
+    def __init__(self, own: Energy, scorer: Energy, beta: float) -> None:
+        super().__init__()
+        self.own, self.scorer, self.beta = own, scorer, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy: Tensor = self.own(x)
+        return energy + self.beta * self.scorer(x)
 
 
 def level_at(plan: Plan, beta: float) -> Level:
     """Draw at ``beta`` and measure the draws. Problems of the draws are warned about, with the beta."""
-    settings = replace(plan.settings, inverse_temperature=beta)
-    draws = draw(plan.model, plan.sampler(), settings, on_progress=plan.on_progress, warns=False)
+    model, settings = plan.model, replace(plan.settings, inverse_temperature=beta)
+    if plan.own is not None:
+        model, settings = GEBM(model.base, WithScorer(plan.own, model.energy, beta)), plan.settings
+    draws = draw(model, plan.sampler(), settings, on_progress=plan.on_progress, warns=False, ranks=plan.ranks)
     for problem in draws.diagnostics.problems:
         warn(f"at beta {beta:g}: {problem}")
     energy = energies(plan.model, draws.x)
@@ -113,8 +132,10 @@ def _log_partition(plan: Plan, beta: float, energy: Tensor, draws: Draws) -> Log
         stream(plan.settings.seed, "tilt", "log Z", beta).initial_seed()
     )
     tilt, other = (beta * pool.energy).chunk(2)
+    if plan.own is not None:
+        return _by_importance(beta, tilt, other, "the draws of the run's own model are re-weighted", "draws of the run")
     if not pool.has_gradient and plan.method != "smc":
-        return _by_importance(beta, tilt, other)
+        return _by_importance(beta, tilt, other, "the scorer has no gradient, so nothing is annealed", "base draws")
     groups = (
         (beta * energy[: len(energy) // GROUPS * GROUPS]).unflatten(0, (GROUPS, -1)) if len(energy) >= GROUPS else None
     )
@@ -133,15 +154,15 @@ def _log_partition(plan: Plan, beta: float, energy: Tensor, draws: Draws) -> Log
         )
 
 
-def _by_importance(beta: float, tilt: Tensor, other: Tensor) -> LogPartition:
-    """Estimate A(beta) of a scorer without gradient, for which there is no annealing; warn where that is not reliable."""
+def _by_importance(beta: float, tilt: Tensor, other: Tensor, why: str, what: str) -> LogPartition:
+    """Estimate A(beta) where nothing can be annealed; warn where that is not reliable."""
     k = pareto_k(-other)
-    reason = f"the scorer has no gradient, so nothing is annealed; Pareto k of the base draws' weights is {k:.2f}"
+    reason = f"{why}; Pareto k of the weights of {what} is {k:.2f}"
     found = replace(from_tilt(tilt), pareto_k=k, reason=reason)
     if not found.reliable:
         warn(
-            f"at beta {beta:g}: log Z and KL are not to be trusted: a few base draws carry most of the weight (Pareto k "
-            f"{k:.2f}, below 0.7 is wanted), and a scorer without gradient can't be annealed. Score more base draws "
-            "(num_base), or lower beta."
+            f"at beta {beta:g}: log Z and KL are not to be trusted: a few {what} carry most of the weight (Pareto k "
+            f"{k:.2f}, below 0.7 is wanted), and nothing can be annealed ({why}). Score more of them (num_base), or lower "
+            "beta."
         )
     return found

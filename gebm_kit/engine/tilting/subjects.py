@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
+from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_base_facts
-from gebm_kit.core.errors import UsageError, shown
+from gebm_kit.core.errors import GebmKitError, UsageError, shown
 from gebm_kit.core.interfaces import Base, Dataset, Energy, HasFitting, HasSource, OnCodes
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
-from gebm_kit.core.program_files import kind_of
+from gebm_kit.core.program_files import folder_error, kind_of
 from gebm_kit.core.programs import Program, reason
 from gebm_kit.core.reading import read_file
 from gebm_kit.engine.run_directory.run import Run, load_run
@@ -43,11 +44,21 @@ class CallableScorer(Energy):
         self.name = getattr(score, "__name__", type(score).__name__)
         if isinstance(score, nn.Module):
             self.module = score
+        self.described = f"the scorer {self.name}"
         self._score = [score]  # in a list, so that a module is registered once
 
     def forward(self, x: Tensor) -> Tensor:
-        score: Any = self._score[0](x)
         rows = len(x)
+        try:
+            score: Any = self._score[0](x)
+        except (GebmKitError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever its author wrote
+            what = f"{type(error).__name__}: {reason(error)}"
+            raise UsageError(
+                f"{self.described} fails on {rows} rows of shape {list(x.shape[1:])}: {what}",
+                hint="It must take batches of any size, with and without gradient; x.detach() has none.",
+            ) from error
         if isinstance(score, Tensor) and score.is_floating_point() and tuple(score.shape) in ((rows,), (rows, 1)):
             return -score.reshape(rows)
         found = f"shape {list(score.shape)} of {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
@@ -90,6 +101,7 @@ class Subject:
         model: both as a model; ``model.energy`` is minus the score.
         generator, scorer: what they are, for the result.
         dataset, value_range: the data, or None; range of its values, or None.
+        own: the generator's own energy, of a run or a model; None: it has none.
     """
 
     model: GEBM
@@ -97,6 +109,7 @@ class Subject:
     scorer: Mapping[str, Any]
     dataset: Dataset | None
     value_range: tuple[float, float] | None
+    own: Energy | None = None
 
 
 def subject_of(
@@ -121,9 +134,12 @@ def subject_of(
         dataset = source.dataset if with_data or _needs_data(scorer) else None
         facts = Facts(dataset, facts.value_range or source.value_range, facts.data_shape, facts.directory)
     base = _base(generator, facts, latent_shape)
+    trained = generator.model if isinstance(generator, Run) else generator if isinstance(generator, GEBM) else None
+    _refuse_classes(base)
     check_base_facts(base, facts.injected(None).get("data_shape"))
     known = facts.injected(tuple(base.data_shape))
     energy = _energy(scorer, known, base)
+    _refuse_classes(energy)
     model = GEBM(base, energy)
     if not isinstance(scorer, nn.Module):
         energy.to(model.dtype)
@@ -134,7 +150,9 @@ def subject_of(
                 hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
             )
         energy.fit(facts.dataset, torch.device("cpu"), 0)
-    return Subject(model, _described(generator, base), _described(scorer, energy), facts.dataset, known["value_range"])
+    own = None if trained is None else trained.energy
+    described = _described(generator, base), _described(scorer, energy)
+    return Subject(model, *described, facts.dataset, known["value_range"], own)
 
 
 def _opened(word: Any) -> Any:
@@ -163,6 +181,20 @@ def _base(generator: Any, facts: Facts, latent_shape: Sequence[int] | None) -> B
     return base
 
 
+def _refuse_classes(*parts: Base | Energy) -> None:
+    """Raise for a conditional base or energy.
+
+    Raises:
+        UsageError: one of them is conditional.
+    """
+    for part in parts:
+        if is_conditional(part):
+            raise UsageError(
+                f"{type(part).__name__} is conditional, and a tilt serves one law at a time",
+                hint="In Python, hold it at a class: gk.tilt(run.model.given(3), scorer).",
+            )
+
+
 def _needs_shape(node: ComponentNode) -> bool:
     """Return whether a base must be told the shape of the data; one that knows it has a default."""
     shape = parameters(installed().registry.get("base", node.name).load()).get("data_shape")
@@ -178,7 +210,9 @@ def _program_shape(node: ComponentNode, directory: Path) -> tuple[int, ...]:
     path, given = node.parameters.get("path"), node.parameters.get("output_shape")
     if node.name == "pretrained" and path is not None:
         place = directory / user_path(path)
-        kind = "weights" if place.is_dir() else kind_of(place, content := read_file(place, error=UsageError))
+        if place.is_dir():
+            raise folder_error(place, str(path))
+        kind = kind_of(place, content := read_file(place, error=UsageError))
         if kind != "weights":
             program = Program(kind, place, content, "")
             latent = node.parameters.get("latent_shape") or program.input_shape

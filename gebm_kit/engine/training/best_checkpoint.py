@@ -61,16 +61,11 @@ class BestCheckpoint:
         self._lower = self.name is None or _lower_is_better(self.name, metrics)
 
     def check(self, model: GEBM) -> None:
-        """Raise before training if the metric is ``nll`` but the base has no density, or the model has classes.
+        """Raise before training if the metric is ``nll`` but the base has no density.
 
         Raises:
-            UsageError: the metric is ``nll``, and the base has no density, or the model has classes.
+            UsageError: the metric is ``nll``, and the base has no density.
         """
-        if self.name == NLL and model.conditional:
-            raise UsageError(
-                "train.keep_best.metric is nll, which is not computed of models with classes",
-                hint="Name one of eval.metrics.",
-            )
         if self.name == NLL and not isinstance(model.base, HasDensity):
             raise UsageError(
                 f"train.keep_best.metric: nll needs a base with a density, and {type(model.base).__name__} has none",

@@ -28,7 +28,9 @@ from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
+from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.torchrun import local_device
+from gebm_kit.engine.sampling.gradient_cost import gradient_cost, held_weights
 from gebm_kit.engine.training.contract import check_training
 from gebm_kit.engine.training.loggers import check_loggers
 from gebm_kit.engine.training.starting_state import start_from
@@ -70,6 +72,8 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
             rate = _rate(trainer, usual, 1)
         if rate * SLOW_CYCLE_SECONDS > 1:
             rate = _rate(trainer, usual, cycles)
+        with enough_memory(where, "with one gradient", "A base may have a block_size, or recompute activations."):
+            gradient = gradient_cost(trainer.model)
         counts, memory, seconds = parameter_counts(trainer), memory_estimate(trainer), recipe.train.total_steps / rate
         if trainer.final is not None:  # its cycles cost something else
             seconds = recipe.train.main_end / rate + recipe.train.final.steps / _final_rate(trainer, cycles)
@@ -77,6 +81,7 @@ def _plan(recipe: Recipe, where: torch.device, cycles: int) -> dict[str, Any]:
         "recipe": recipe.name,
         "parameters": counts,
         "memory_bytes": memory,
+        "gradient": gradient,
         "device": str(where),
         "steps": recipe.train.total_steps,
         "steps_per_second": rate,
@@ -128,7 +133,7 @@ def parameter_counts(trainer: Trainer) -> dict[str, int]:
 
 
 def memory_estimate(trainer: Trainer) -> int:
-    """Return the bytes of parameters, gradients, optimiser states, moving average and resident data, without activations."""
+    """Return the bytes of weights, gradients, optimiser states, moving average and resident data, without activations."""
     states = [
         value
         for optimizer in (trainer.energy_optimizer, trainer.base_optimizer)
@@ -137,6 +142,7 @@ def memory_estimate(trainer: Trainer) -> int:
         if isinstance(value, Tensor)
     ]
     tensors = [*trainer.model.state_dict().values(), *states, *trainer.model.parameters()]
+    tensors += [*held_weights(trainer.model.base), *held_weights(trainer.model.energy)]
     if trainer.ema is not None:
         tensors += list(trainer.ema.state_dict().values())
     if trainer.final is not None:

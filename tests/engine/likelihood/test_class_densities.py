@@ -276,7 +276,7 @@ def test_files_have_a_column_a_class(tmp_path: Path, suffix: str, base: Base) ->
         ([0, 1], "there are 2 labels for 40 rows; each row needs one"),
         (1.0, "labels must be a class or the class of each row, whole numbers from 0 to 2, got 1.0"),
         (True, "labels must be a class"),
-        ("all", "labels must be a class"),
+        ("all", "there is no class 'all'; allowed are whole numbers from 0 to 2"),
         ([0.0] * 40, "labels must be a class"),
         (torch.zeros(40), "labels must be a tensor of whole numbers"),
         (torch.zeros(40, dtype=torch.bool), "labels must be a class"),
@@ -287,6 +287,18 @@ def test_bad_labels(labels: Any, message: str) -> None:
     for use in (gk.score, gk.log_density):
         with pytest.raises(UsageError, match=message):
             use(model(MovedDensity()), rows(), labels=labels)
+
+
+def test_classes_have_names() -> None:
+    subject = model(MovedDensity())
+    subject.class_names = ("a", "b", "c")
+    named, given = gk.score(subject, rows(), labels="b", seed=1), gk.score(subject, rows(), labels=1, seed=1)
+    assert torch.equal(named.log_density, given.log_density)
+    each = gk.score(subject, rows(4), labels=["a", 1, "b", "c"], seed=1)
+    assert torch.equal(each.energy, gk.score(subject, rows(4), labels=[0, 1, 1, 2], seed=1).energy)
+    assert gk.score(subject, rows(), seed=1).as_dict()["classes"]["names"] == ["a", "b", "c"]
+    with pytest.raises(UsageError, match=r"there is no class 'd'"):
+        gk.score(subject, rows(), labels="d")
 
 
 def test_classes_of_a_model_without_any() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe
-from gebm_kit.core.errors import GebmKitError, UsageError
+from gebm_kit.core.errors import GebmKitError, PluginError, UsageError
 from gebm_kit.core.interfaces import Dataset, Energy, named_scalars
 from gebm_kit.core.plugins import installed
 from gebm_kit.engine.datasets import batches
@@ -18,6 +18,7 @@ from gebm_kit.engine.datasets.class_rows import apportioned, labels_in_shares
 from gebm_kit.engine.likelihood.class_log_partitions import store_log_partition
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
+from gebm_kit.engine.training.contract import check_training
 from gebm_kit.engine.training.trainer import Trainer
 
 TINY = """\
@@ -141,6 +142,45 @@ def test_resumed_equals_never_stopped(loss: str, parts: tuple[str, str], tmp_pat
         found = everything(resumed)
         assert found.keys() == expected.keys()
         assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+AUTOENCODER = ["base={name: vae, latent_dim: 2, hidden: [8], conditional: true}", "train.final.steps=0"]
+FIRST = [*AUTOENCODER, "train.part=base-then-energy", "train.pretrain={steps: 6, eval_every: 2}", "train.steps=4"]
+ALONE = [*AUTOENCODER, "train.part=base", "loss=elbo", "train.penalty=null", "train.steps=10", "train.noise=0"]
+
+
+@pytest.mark.parametrize("words", [FIRST, ALONE], ids=["pretraining", "elbo alone"])
+def test_a_base_is_trained_by_its_own_loss_with_labels_and_resumed(words: list[str], tmp_path: Path) -> None:
+    straight, dataset = trainer_of(tmp_path, *words)
+    straight.initialise()
+    before = everything(straight)
+    seen: list[torch.Tensor] = []
+    base: Any = straight.model.base
+    plain = base.pretraining_loss
+    base.pretraining_loss = lambda x, labels: seen.append(labels) or plain(x, labels)
+    last = straight.settings.total_steps
+    for step in range(1, last + 1):
+        assert all(torch.isfinite(value).all() for value in straight.cycle().values())
+        if step == 3:
+            save_checkpoint(tmp_path, step, tensors_of(straight), counters_of(straight), keep=1)
+    assert {len(labels) for labels in seen} <= {16, len(dataset.split("valid"))}
+    expected = everything(straight)
+    for name in ("decoder.embedding.weight", "embedding.weight"):
+        assert not torch.equal(before[f"model/base.{name}"], expected[f"model/base.{name}"])
+    torch.manual_seed(0)
+    resumed = Trainer(straight.recipe, dataset, torch.device("cpu"))
+    restore(resumed, read_checkpoint(tmp_path / "step-0000003"))
+    for _ in range(3, last):
+        resumed.cycle()
+    found = everything(resumed)
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_a_base_of_classes_whose_own_loss_takes_no_labels_is_named(tmp_path: Path) -> None:
+    trainer, dataset = trainer_of(tmp_path, *FIRST)
+    trainer.model.base.pretraining_loss = lambda x: x.sum()  # type: ignore[operator, method-assign]
+    with pytest.raises(PluginError, match="is conditional, and its pretraining_loss does not take the labels"):
+        check_training(trainer, dataset)
 
 
 BASE_ALONE: dict[bool, list[str]] = {

@@ -187,7 +187,8 @@ def read_network(make: type[Any], folder: Path, **options: Any) -> Any:
     wrong = sorted(str(name) for name in info.get("mismatched_keys") or [])
     for names, problem in ((lacking, "missing from"), (wrong, "of another shape in")):
         if names:
-            raise DataError(f"{len(names)} weights are {problem} {folder}, among them {names[0]}")
+            count = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+            raise DataError(f"{count} {problem} {folder}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
     return found.eval().requires_grad_(False)
 
 

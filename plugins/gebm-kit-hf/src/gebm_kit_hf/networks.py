@@ -276,7 +276,9 @@ def _check_asked(asked: Asked, kind: str, text: bool) -> None:
     """Raise if the recipe has a text for a pipeline without text, or none for one that needs it."""
     if text:
         if asked.prompt is None:
-            raise UsageError(f"a {kind} makes images of a text: set base.prompt", hint="base.prompt='a red bicycle'")
+            raise UsageError(
+                f"a {kind} makes images of a text: set base.prompt", hint="For example base.prompt='a red bag'."
+            )
         if asked.class_label is not None:
             raise UsageError(f"base.class_label has no meaning for a {kind}, which makes images of a text")
         if asked.negative is not None and (asked.guidance or 0.0) <= 1:
@@ -320,7 +322,14 @@ def _fitting(config: Any, channels: int, folder: Path) -> tuple[int, int]:
     return int(config.out_channels), 2 ** (len(config.block_out_channels) - 1)
 
 
+OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+"""Keys of a network that reads more than noise and text."""
+
+
 def _check_prompt(prompt: Prompt, config: Any, folder: Path, double: bool) -> None:
+    for key in OTHER_CONDITIONS:
+        if config.get(key) is not None:
+            raise UsageError(f"the unet in {folder} reads {key}, which is neither noise nor text")
     wide = config.cross_attention_dim
     if isinstance(wide, int) and prompt.tokens.shape[-1] != wide:
         raise UsageError(

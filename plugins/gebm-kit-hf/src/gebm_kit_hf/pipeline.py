@@ -36,6 +36,9 @@ RUN_FOLDER = "base"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+HASHED_BYTES = 2**24
+"""Bytes of a file that are read at a time for its sha256."""
+
 BIG_SIDE, ROWS = 256, 16
 """Sides of images from which on they are made one at a time, and how many smaller ones are made at once, by default."""
 
@@ -217,5 +220,8 @@ def _shapes(networks: Networks, data_shape: tuple[int, ...] | None) -> tuple[tup
 
 
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while block := opened.read(HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
