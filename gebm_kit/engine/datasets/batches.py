@@ -134,7 +134,8 @@ class Feed:
         """
         assert self.labels is not None
         labels = self.labels.cpu()
-        self._members = [(labels == label).nonzero().squeeze(1) for label in range(len(shares))]
+        sizes = torch.bincount(labels, minlength=len(shares)).tolist()
+        self._members = list(labels.argsort(stable=True).split(sizes))
         self.shares = shares.double().cpu()
 
     def _order_in_shares(self, generator: torch.Generator) -> Tensor:

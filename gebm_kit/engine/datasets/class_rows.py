@@ -70,8 +70,8 @@ def rows_in_shares(labels: Tensor, weights: Tensor) -> Tensor:
     wanted = wanted / wanted.sum()
     most = int((counts[wanted > 0] / wanted[wanted > 0]).min() + 1e-9)
     chosen = []
-    for label, number in enumerate(apportioned(wanted, most)):
-        own = (labels == label).nonzero().squeeze(1)
+    members = labels.argsort(stable=True).split(counts.tolist())
+    for own, number in zip(members, apportioned(wanted, most), strict=True):
         number = min(number, len(own))  # a remainder may ask for one more
         chosen.append(own[torch.arange(number) * len(own) // max(number, 1)])
     return torch.cat(chosen).sort().values
