@@ -27,7 +27,7 @@ from gebm_kit.cli.rows import (
     Key,
     RunFileWords,
     class_key,
-    class_of_word,
+    class_of_words,
     compute_rows,
     given_rows,
     save_rows,
@@ -51,7 +51,7 @@ def density(
         ),
     ] = None,
     key: Key = None,
-    class_word: ClassOfRows = None,
+    class_words: ClassOfRows = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -73,7 +73,7 @@ def density(
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
 
     run = find_run(given.run, say, checkpoint)
-    label = class_of_word(class_word, run.model, EVERY_CLASS)
+    label = class_of_words(class_words, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
     found = compute_rows(densities, given, key, run, recipe, device, say, label)

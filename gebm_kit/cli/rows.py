@@ -31,7 +31,7 @@ RunFileWords = Annotated[
 ]
 
 ClassOfRows = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--class",
         metavar="LABEL",
@@ -70,16 +70,20 @@ def given_rows(words: Sequence[str], command: str) -> Given:
     return Given(places[0] if len(places) == 2 else None, user_path(places[-1], what="FILE"), overrides)
 
 
-def class_of_word(word: str | None, model: GEBM, hint: str) -> int | None:
-    """Read the word of --class where it is one class, by its index or its name.
+def class_of_words(words: Sequence[str] | None, model: GEBM, hint: str) -> int | None:
+    """Read the word of --class where it is one class, by its index or its name; None without a word.
 
     Raises:
         UsageError: it is something else, or the model has no such class.
     """
     from gebm_kit.engine.likelihood.class_densities import labels_of_rows
 
-    if word is None:
+    if not words:
         return None
+    word = words[0]
+    if len(words) > 1:
+        given = ", ".join(map(repr, words))
+        raise UsageError(f"--class is given {len(words)} times ({given}); allowed: one class, such as 7", hint=hint)
     if model.conditional:
         found = labels_of_word(word, model.class_names)
         if isinstance(found, str) or len(found) != 1:

@@ -41,7 +41,7 @@ from gebm_kit.cli.run_options import (
     set_up_cpu,
 )
 from gebm_kit.cli.trace import check_one_beta, run_trace
-from gebm_kit.core.class_names import labels_of_word, titled
+from gebm_kit.core.class_names import labels_of_words, titled
 from gebm_kit.core.errors import GebmKitError, NotConverged, UsageError
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ StartWord = Annotated[
 ]
 
 
-ClassWord = Annotated[
-    str | None,
+ClassWords = Annotated[
+    list[str] | None,
     typer.Option(
         "--class",
         metavar="LABELS",
-        help="Classes of the draws, for a model with classes: 7, or 3,5 (as many of each), or names, or all. Default: by "
-        "the data's frequencies.",
+        help="Classes of the draws, for a model with classes: 7, or 3,5 (as many of each), or names, or all. May be "
+        "given several times. Default: by the data's frequencies.",
     ),
 ]
 
@@ -151,7 +151,7 @@ def sample(
     images: ImagesFolder = None,
     require_converged: RequireConverged = False,
     start: StartWord = Start.PRIOR,
-    class_word: ClassWord = None,
+    class_words: ClassWords = None,
     trace: TraceMetric = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
@@ -178,7 +178,7 @@ def sample(
             "out": out,
             "device": device,
             "threads": threads,
-            "class_word": class_word,
+            "class_words": class_words or (),
         }
         run_trace(trace, given, say, sampler, changes, of_draws, **place)
         return
@@ -186,7 +186,7 @@ def sample(
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit sample")
     set_up_cpu(threads)
     run = find_run(given.target, say, checkpoint)
-    wanted = _Wanted(out, images, start, device, resume, require_converged, class_word)
+    wanted = _Wanted(out, images, start, device, resume, require_converged, tuple(class_words or ()))
     _sample(run, overrides_with_sampler(run, sampler, given.overrides), changes, wanted, say)
 
 
@@ -201,7 +201,7 @@ class _Wanted:
         device: replaces the recipe's, unless None.
         resume: whether an interrupted sampling is continued.
         require_converged: whether bad diagnostics end the command with code 1.
-        classes: the word of --class, or None.
+        classes: the words of --class.
     """
 
     out: Path | None
@@ -210,7 +210,7 @@ class _Wanted:
     device: str | None
     resume: bool
     require_converged: bool
-    classes: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 def _sample(run: Run, overrides: Sequence[str], changes: Mapping[str, Any], wanted: _Wanted, say: ui.Ui) -> None:
@@ -251,9 +251,9 @@ def _drawn(
     if wanted.images is not None:
         check_images(wanted.images, run.model.data_shape, run.value_range)
     kernel = resolve_sampler(None, recipe.sampler, run.model)
-    asked: object = wanted.classes
-    if wanted.classes is not None and run.model.conditional:
-        asked = labels_of_word(wanted.classes, run.model.class_names)
+    asked: object = ", ".join(wanted.classes) if wanted.classes else None
+    if wanted.classes and run.model.conditional:
+        asked = labels_of_words(wanted.classes, run.model.class_names)
     labels = wanted_labels(run.model, asked, settings.num_samples, settings.seed)
     rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
     with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:
@@ -378,7 +378,8 @@ def _resuming(run: Run, overrides: Sequence[str], settings: SampleSettings, plac
         str(place),
         "--resume",
     ]
-    options += ["--class", wanted.classes] if wanted.classes else []
+    for word in wanted.classes:
+        options += ["--class", word]
     options += ["--checkpoint", run.which] if run.which != "last" else []
     options += ["--device", wanted.device] if wanted.device else []
     options += ["--start", wanted.start] if wanted.start == Start.DATA else []

@@ -27,7 +27,7 @@ from gebm_kit.cli.rows import (
     Key,
     RunFileWords,
     class_key,
-    class_of_word,
+    class_of_words,
     compute_rows,
     given_rows,
     save_rows,
@@ -50,7 +50,7 @@ def score(
         ),
     ] = None,
     key: Key = None,
-    class_word: ClassOfRows = None,
+    class_words: ClassOfRows = None,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -72,7 +72,7 @@ def score(
     if out is not None:
         check_score_output(out)
     run = find_run(given.run, say, checkpoint)
-    label = class_of_word(class_word, run.model, EVERY_CLASS)
+    label = class_of_words(class_words, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
     found = compute_rows(row_scores, given, key, run, recipe, device, say, label)
     payload = {**found.as_dict(), **class_key(label), **save_rows(found, given, run, out, "scores")}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import BETA, Words, only_sections
 from gebm_kit.cli.results import interval, show_protocols
-from gebm_kit.cli.rows import class_of_word
+from gebm_kit.cli.rows import class_of_words
 from gebm_kit.cli.run_options import (
     changed_settings,
     find_run,
@@ -58,7 +58,7 @@ def run_trace(
     out: Path | None,
     device: str | None,
     threads: int | None,
-    class_word: str | None = None,
+    class_words: Sequence[str] = (),
 ) -> None:
     """Record ``metric`` along the chains of a run, draw the curves, and print the result.
 
@@ -67,7 +67,7 @@ def run_trace(
         sampler, checkpoint, out, device, threads: the options of ``gebm-kit sample``.
         changes: settings from options; None keeps the recipe's.
         of_draws: values of the options about draws; if any was given, UsageError is raised.
-        class_word: the class whose chains are followed, the word of --class, or None.
+        class_words: the words of --class: at most one, the class whose chains are followed.
     """
     _check_words(given.overrides)
     for option, value in of_draws.items():
@@ -84,7 +84,7 @@ def run_trace(
     if out is not None:
         check_trace_output(out)
     run = find_run(given.target, say, checkpoint)
-    label = class_of_word(class_word, run.model, "A trace follows the chains of one class.")
+    label = class_of_words(class_words, run.model, "A trace follows the chains of one class.")
     recipe, betas = _sweep(run, overrides_with_sampler(run, sampler, given.overrides))
     trace = _recorded(metric, run, recipe, changed_settings(recipe, changes), betas, device, say, label)
     name = _plain_name(trace.metric) + ("" if label is None else f"-class{label}")

@@ -57,6 +57,23 @@ def labels_of_word(word: str, names: Sequence[str] | None) -> list[int] | str:
     return [int(part) if _is_index(part) else known.index(part) for part in parts]
 
 
+def labels_of_words(words: Sequence[str], names: Sequence[str] | None) -> list[int] | str:
+    """Read the words of an option that may be given several times: the classes of every word, in their order.
+
+    Raises:
+        UsageError: as for `labels_of_word`, or ``all`` is one of several words.
+    """
+    found = [labels_of_word(word, names) for word in words]
+    if len(found) == 1:
+        return found[0]
+    if ALL in found:
+        raise UsageError(
+            f"--class is given {len(words)} times, once as {ALL!r}",
+            hint=f"Give {ALL} alone, which stands for every class.",
+        )
+    return [label for labels in found for label in labels]
+
+
 def _is_index(part: str) -> bool:
     return part.isdecimal() and part.isascii() and len(part) <= LONGEST_LABEL
 
@@ -68,7 +85,8 @@ def _no_such(word: str, parts: Sequence[str], names: Sequence[str]) -> UsageErro
         return UsageError(f"--class is {word!r}; allowed: {allowed}")
     return UsageError(
         f"--class is {word!r}, and there is no class {shown(wrong)}; {nearest(wrong, names)}",
-        hint=f"Allowed: {allowed}. Names are written as the data have them.",
+        hint=f"Allowed: {allowed}. Names are written as the data have them."
+        + (" A name that has a comma is given alone, or with a --class of its own." if "," in word else ""),
     )
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gebm_kit.core.class_names import class_names_of, labels_of_word, titled
+from gebm_kit.core.class_names import class_names_of, labels_of_word, labels_of_words, titled
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.progress import GebmKitWarning
 
@@ -47,6 +47,19 @@ def test_words_that_mean_no_class(word: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         labels_of_word(word, CLOTHES)
     assert message in str(caught.value)
+
+
+def test_several_words_are_the_classes_of_each() -> None:
+    assert labels_of_words(["trouser", "coat, long", "0,1"], CLOTHES) == [1, 2, 0, 1]
+    assert labels_of_words(["all"], CLOTHES) == "all"
+    with pytest.raises(UsageError, match="--class is given 2 times, once as 'all'"):
+        labels_of_words(["3", "all"], CLOTHES)
+
+
+def test_a_name_with_a_comma_in_a_list_of_names_is_told_how_it_is_given() -> None:
+    with pytest.raises(UsageError) as caught:
+        labels_of_words(["trouser,coat, long"], CLOTHES)
+    assert "with a --class of its own" in caught.value.hint
 
 
 @pytest.mark.parametrize(

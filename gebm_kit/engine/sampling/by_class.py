@@ -62,7 +62,9 @@ def wanted_labels(model: GEBM, asked: object, num_samples: int, seed: int) -> Te
     chosen = _chosen(asked, model)
     if len(chosen) > num_samples:
         raise UsageError(
-            f"{len(chosen)} labels were given for {num_samples} draws; there may not be more labels than draws"
+            f"{len(chosen)} labels were given for {num_samples} draw{'s' if num_samples > 1 else ''}; "
+            "there may not be more labels than draws",
+            hint="Raise num_samples (--num-samples), or ask for fewer classes.",
         )
     return chosen.repeat(-(-num_samples // len(chosen)))[:num_samples]
 
@@ -75,14 +77,8 @@ def _chosen(asked: object, model: GEBM) -> Tensor:
     allowed = f"whole numbers from 0 to {num_classes - 1}, a list of them, or {ALL!r}"
     if isinstance(asked, str) and asked == ALL:
         return _all(model, trained)
-    if isinstance(asked, Tensor | np.ndarray):
-        if asked.ndim > 1:
-            raise UsageError(f"labels have shape {tuple(asked.shape)}; allowed are {allowed}")
-        items: list[Any] = asked.reshape(-1).tolist()
-    else:
-        items = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
     chosen = []
-    for item in items:
+    for item in _items(asked, allowed):
         if isinstance(item, str):
             label = label_of_name(item, names, allowed)
         else:
@@ -96,6 +92,25 @@ def _chosen(asked: object, model: GEBM) -> Tensor:
     if not chosen:
         raise UsageError(f"no class was given; allowed are {allowed}")
     return torch.tensor(chosen)
+
+
+def _items(asked: object, allowed: str) -> list[Any]:
+    """Return the single classes of what was asked for, in its order."""
+    if isinstance(asked, Tensor | np.ndarray):
+        if asked.ndim > 1:
+            raise UsageError(f"labels have shape {tuple(asked.shape)}; allowed are {allowed}")
+        items: list[Any] = asked.reshape(-1).tolist()
+        return items
+    if isinstance(asked, str | int | float | np.generic):
+        return [asked]
+    if not isinstance(asked, Sequence) or isinstance(
+        asked, bytes | bytearray | memoryview
+    ):  # bytes are numbers to Python
+        raise UsageError(
+            f"labels are of type {type(asked).__name__}; allowed are {allowed}",
+            hint="A tensor or an array of whole numbers serves as well.",
+        )
+    return [item.item() if isinstance(item, Tensor | np.ndarray) and item.ndim == 0 else item for item in asked]
 
 
 def _all(model: GEBM, trained: Sequence[bool]) -> Tensor:

@@ -99,6 +99,8 @@ def test_labels_are_in_the_order_asked_for() -> None:
         (torch.tensor(0), [0, 0, 0, 0]),
         ([2, 1], [2, 1, 2, 1]),
         (np.array([0, 1]), [0, 1, 0, 1]),
+        ([torch.tensor(2), np.array(1)], [2, 1, 2, 1]),
+        (range(3), [0, 1, 2, 0]),
         ("all", [0, 1, 2, 0]),
     ],
 )
@@ -106,6 +108,18 @@ def test_words_for_classes(asked: object, expected: list[int]) -> None:
     found = wanted_labels(model(), asked, 4, seed=0)
     assert found is not None
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("asked", [{1}, {1: 2}, iter([1]), b"\x01", bytearray(b"\x01"), 1j])
+def test_labels_of_other_types_are_refused_by_their_type(asked: object) -> None:
+    with pytest.raises(UsageError, match=f"labels are of type {type(asked).__name__}; allowed are whole numbers"):
+        wanted_labels(model(), asked, 4, seed=0)
+
+
+def test_more_classes_than_draws_are_refused_with_what_to_do() -> None:
+    with pytest.raises(UsageError, match="3 labels were given for 1 draw; ") as caught:
+        wanted_labels(model(), "all", 1, seed=0)
+    assert "--num-samples" in caught.value.hint
 
 
 def test_without_labels_classes_have_the_frequencies_of_the_data() -> None:
