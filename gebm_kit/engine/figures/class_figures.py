@@ -120,7 +120,9 @@ def class_bars(path: Path, classes: Mapping[str, Any], law: str | None = None) -
     for axis in axes:
         axis.grid(alpha=0.25, axis="y")
     every = max(1, -(-len(classes) // 40))
-    axes[-1].set_xticks(range(0, len(classes), every), [*classes][::every])
+    names_of = [_plain(found.get("name") or label) for label, found in classes.items()]
+    tilted: dict[str, Any] = {"rotation": 45, "ha": "right"} if names_of != [*classes] else {}
+    axes[-1].set_xticks(range(0, len(classes), every), names_of[::every], **tilted)
     axes[-1].set_xlabel("class")
     return save_figure(figure, path)
 
