@@ -71,7 +71,7 @@ def labels_of_words(words: Sequence[str], names: Sequence[str] | None) -> list[i
             f"--class is given {len(words)} times, once as {ALL!r}",
             hint=f"Give {ALL} alone, which stands for every class.",
         )
-    return [label for labels in found for label in labels]
+    return [label for labels in found if not isinstance(labels, str) for label in labels]
 
 
 def _is_index(part: str) -> bool:

@@ -60,7 +60,7 @@ def class_grid(
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.04)
     figure = Figure(figsize=(side * len(mosaics) + 0.4, side * height / width + 0.4), layout=layout)
     axes = figure.subplots(1, len(mosaics), squeeze=False)[0]
-    titles = [str(label) if names is None else names[label] for label in shown]
+    titles = [str(label) if names is None else _plain(names[label]) for label in shown]
     middles = (np.arange(count) + 0.5) * (height + 1) / count - 1
     for axis, (title, picture) in zip(axes, mosaics.items(), strict=True):
         axis.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
@@ -72,6 +72,11 @@ def class_grid(
             spine.set_visible(False)
     axes[0].set_ylabel("class", fontsize=10)
     return save_figure(figure, path, dots_per_inch=160)
+
+
+def _plain(name: str) -> str:
+    """Return a name that is drawn as it is; matplotlib would read what is between dollars as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _rows(images: Array, labels: Tensor, shown: list[int], empty: float) -> Array:
@@ -97,7 +102,7 @@ def class_bars(path: Path, classes: Mapping[str, Any], law: str | None = None) -
     total = len(panels) + any(value is not None for value in accuracies)
     if not total:
         return None
-    width = min(max(4.5, 0.4 * len(classes) + 1.5), 16.0)
+    width = min(max(5.5, 0.4 * len(classes) + 1.5), 16.0)
     figure = Figure(figsize=(width, 2.4 * total), layout="constrained")
     axes = figure.subplots(total, 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, panels, strict=False):
@@ -115,7 +120,9 @@ def class_bars(path: Path, classes: Mapping[str, Any], law: str | None = None) -
     for axis in axes:
         axis.grid(alpha=0.25, axis="y")
     every = max(1, -(-len(classes) // 40))
-    axes[-1].set_xticks(range(0, len(classes), every), [*classes][::every])
+    names_of = [_plain(found.get("name") or label) for label, found in classes.items()]
+    tilted: dict[str, Any] = {"rotation": 45, "ha": "right"} if names_of != [*classes] else {}
+    axes[-1].set_xticks(range(0, len(classes), every), names_of[::every], **tilted)
     axes[-1].set_xlabel("class")
     return save_figure(figure, path)
 

@@ -69,3 +69,22 @@ def test_values_without_intervals(tmp_path: Path) -> None:
 def test_without_values_there_is_no_picture(tmp_path: Path) -> None:
     assert class_bars(tmp_path / "bars.png", {"0": {"metrics": {}, "accuracy": None}}) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
+    images, labels = {"data": torch.zeros(4, 1, 4, 4)}, {"data": torch.tensor([0, 1, 0, 1])}
+    path = class_grid(tmp_path / "samples.png", images, labels, 2, (0.0, 1.0), names=("$\\under $5", "$_$"))
+    assert path.exists()
+
+
+def test_bars_stand_over_the_names_of_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(class_figures, "save_figure", lambda figure, path: kept.append(figure) or path)
+    class_bars(
+        tmp_path / "a.png", {str(k): {"metrics": {}, "accuracy": 0.5, "name": name} for k, name in enumerate("rw")}
+    )
+    class_bars(tmp_path / "b.png", {str(k): {"metrics": {}, "accuracy": 0.5} for k in range(2)})
+    assert [[tick.get_text() for tick in figure.axes[-1].get_xticklabels()] for figure in kept] == [
+        ["r", "w"],
+        ["0", "1"],
+    ]
