@@ -212,7 +212,7 @@ def partition(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]
     rows = []
     for beta in (beta_of(score, wanted) for wanted in (0.636, 1.835)):
         weights = (beta * (score - score.max())).exp()
-        some = -beta * score[:1024].float()
+        some = -beta * score[:1024]
         generator = torch.Generator().manual_seed(subjects.seed)
         with LatentPotential(model, beta, block_size=256) as potential:
             smc = estimate_log_partition(potential, some[:512], some[512:], generator, torch.float32, method="smc")
