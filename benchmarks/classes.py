@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 import gebm_kit as gk
+from benchmarks.classifiers import interval, trained
 from benchmarks.records import Recorded
 from gebm_kit.core.datasets import SplitName
-from gebm_kit.core.estimators import t_quantile
 from gebm_kit.core.interfaces import HasLabels
 from gebm_kit.core.progress import Progress
 from gebm_kit.energies.projected import ProjectedEnergy
@@ -72,22 +72,6 @@ def plain_network(run: Run, classes: int) -> nn.Module:
     return nn.Sequential(trunk, nn.Linear(energy.dim, classes))
 
 
-def trained(network: nn.Module, run: Run, seed: int) -> nn.Module:
-    """Train on the training part by cross-entropy, with AdamW under a one-cycle rate."""
-    rows, labels = run.dataset.split("train"), _labels(run, "train")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=JUDGE_STEPS)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(JUDGE_STEPS):
-        chosen = torch.randint(len(rows), (128,), generator=generator)
-        loss = nn.functional.cross_entropy(network(rows.batch(chosen)), labels[chosen])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return network.eval().requires_grad_(False)
-
-
 def _labels(run: Run, part: SplitName) -> Tensor:
     assert isinstance(run.dataset, HasLabels)
     return run.dataset.labels(part)
@@ -105,7 +89,7 @@ def accuracy(network: nn.Module, run: Run) -> float:
     return float((classified(network, rows.first(len(rows))) == _labels(run, "test")).double().mean())
 
 
-def words(recipe: str, seed: int, shared: bool, extra: Sequence[str]) -> list[str]:
+def words(seed: int, shared: bool, extra: Sequence[str]) -> list[str]:
     """Return the overrides of the recipe."""
     return [f"train.seed={seed}", f"eval.seed={seed}", *(["base.conditional=false"] if shared else []), *extra]
 
@@ -134,13 +118,14 @@ class Job(Recorded):
                 training = time.process_time() - start
 
         options = self.options
-        chosen = words(options.recipe, self.seed, options.shared_base, options.overrides)
+        chosen = words(self.seed, options.shared_base, options.overrides)
         run = gk.train(options.recipe, chosen, out=folder / self.name, resume=True, on_progress=clock)
         classes = run.model.num_classes
         assert classes is not None
         torch.manual_seed(1000 + self.seed)
-        judge = trained(judge_network(run.model.base.data_shape, classes), run, self.seed)
-        plain = trained(plain_network(run, classes), run, self.seed)
+        known = (run.dataset.split("train"), _labels(run, "train"), self.seed, JUDGE_STEPS)
+        judge = trained(judge_network(run.model.base.data_shape, classes), *known)
+        plain = trained(plain_network(run, classes), *known)
         labels = torch.arange(classes).repeat(PER_CLASS)
         draws = gk.sample(run, labels="all", num_samples=len(labels), seed=self.seed)
         base = run.model.base.eval()
@@ -163,15 +148,6 @@ class Job(Recorded):
 def by_class(found: Tensor, asked: Tensor, classes: int) -> list[float]:
     """Return the share of rows of each asked class that are found to be of it."""
     return [float((found[asked == label] == label).double().mean()) for label in range(classes)]
-
-
-def interval(values: Sequence[float], digits: int = 3) -> str:
-    """Return the mean and its 95 % interval over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.{digits}f} ({mean - half:.{digits}f} to {mean + half:.{digits}f})"
 
 
 def ratio(metrics: dict[str, Any]) -> str:

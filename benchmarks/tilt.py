@@ -26,7 +26,7 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ import torch
 from torch import Tensor, nn
 
 import gebm_kit as gk
+from benchmarks.classifiers import interval, trained
 from benchmarks.records import Recorded
-from gebm_kit.core.estimators import pareto_k, t_quantile
+from gebm_kit.core.estimators import pareto_k
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.idx import Idx
@@ -48,6 +49,9 @@ TARGET = 8
 """The class that the scorer likes: bags."""
 
 CLASSES = 10
+
+STEPS, SMOOTHING = 1200, 0.02
+"""Training steps and label smoothing of the scorer and of the judge."""
 
 GAN = [
     "loss=logistic", "train.penalty={name: r1, weight: 5.0, every: 4}", "train.noise=0.1", "train.final.steps=0",
@@ -87,22 +91,6 @@ def classifier(width: int, kernel: int) -> nn.Module:
     )  # fmt: skip
 
 
-def trained(network: nn.Module, dataset: Idx, seed: int, steps: int = 1200) -> nn.Module:
-    """Train by cross-entropy with AdamW under a one-cycle rate, batches of 128."""
-    rows, labels = dataset.split("train"), dataset.labels("train")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        chosen = torch.randint(len(rows), (128,), generator=generator)
-        loss = nn.functional.cross_entropy(network(rows.batch(chosen)), labels[chosen], label_smoothing=0.02)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return network.eval().requires_grad_(False)
-
-
 class Subjects:
     """The GAN, the scorer and the judge of one seed; made once, and kept in a folder."""
 
@@ -127,7 +115,8 @@ class Subjects:
         if path.exists():
             return torch.jit.load(str(path))
         torch.manual_seed(seed)
-        network = trained(classifier(width, kernel), self.dataset, seed)
+        network = classifier(width, kernel)
+        trained(network, self.dataset.split("train"), self.dataset.labels("train"), seed, STEPS, SMOOTHING)
         found = torch.jit.script(network)
         path.parent.mkdir(parents=True, exist_ok=True)
         found.save(str(path))
@@ -270,15 +259,6 @@ class Job(Recorded):
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------
-
-
-def interval(values: Sequence[float]) -> str:
-    """Return mean and 95 % interval over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 
 def chord(found: dict[str, Any], wanted: float) -> float | None:

@@ -300,9 +300,11 @@ def _show(
     images: Path | None,
     figures: list[str],
 ) -> None:
+    from gebm_kit.engine.sampling.by_class import counts_by_class
+
     shards = draws.num_shards
     labels = getattr(draws, "labels", None)
-    counts = {} if labels is None else {str(k): int((labels == k).sum()) for k in labels.unique().tolist()}
+    counts = {} if labels is None else {str(label): num for label, num in counts_by_class(labels).items()}
     names = getattr(draws, "class_names", None)
     payload = {
         **draws.diagnostics.as_dict(),

@@ -65,7 +65,7 @@ class Program:
         self.input_shape: tuple[int, ...] | None = None
         self._exported: Any = None
         try:
-            with _quiet():
+            with quiet():
                 if kind == "torchscript":
                     self._module: Any = torch.jit.load(io.BytesIO(content), map_location="cpu")
                 else:
@@ -147,10 +147,10 @@ def reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's logs and warnings within the block; whatever matters is raised as an error."""
+def quiet(level: int = logging.CRITICAL) -> Iterator[None]:
+    """Silence warnings, and logs up to ``level``, within the block; whatever matters is raised as an error."""
     before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    logging.disable(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -130,6 +130,12 @@ def _all(model: GEBM, trained: Sequence[bool]) -> Tensor:
     return torch.tensor([label for label, known in enumerate(trained) if known])
 
 
+def counts_by_class(labels: Tensor) -> dict[int, int]:
+    """Return the number of draws of each class that occurs, by class."""
+    classes, counts = labels.unique(return_counts=True)
+    return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
 def draw_by_class(
     model: GEBM,
     sampler: Sampler,
@@ -156,8 +162,8 @@ def draw_by_class(
     assert model.num_classes is not None
     labels = checked_labels(labels, model.num_classes, settings.num_samples)
     parts: dict[int, Draws] = {}
-    for label in labels.unique().tolist():
-        given, asked = model.given(label), share_of(settings, sampler, int((labels == label).sum()), len(labels), label)
+    for label, num in counts_by_class(labels).items():
+        given, asked = model.given(label), share_of(settings, sampler, num, len(labels), label)
         if warns and not parts:
             check_sampling(given, sampler, asked)
         parts[label] = draw(given, sampler, asked, warns=False, checked=checked or bool(parts), **place)

@@ -28,7 +28,7 @@ from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_json_file
 from gebm_kit.core.units import TableUnits
 from gebm_kit.engine.process.distributed import ALONE, Ranks
-from gebm_kit.engine.sampling.by_class import draw_by_class_to, merged, share_of, together
+from gebm_kit.engine.sampling.by_class import counts_by_class, draw_by_class_to, merged, share_of, together
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw_into
 from gebm_kit.engine.sampling.draws import Draws, is_directory
@@ -156,7 +156,7 @@ def draw_by_class_into(
     """
     assert model.num_classes is not None
     labels, path = checked_labels(labels, model.num_classes, settings.num_samples), user_path(directory)
-    wanted: dict[int, int] = {label: int((labels == label).sum()) for label in labels.unique().tolist()}
+    wanted = counts_by_class(labels)
     check_sampling(model.given(next(iter(wanted))), sampler, settings)
     with ranks.together():
         if ranks.rank == 0:
@@ -246,8 +246,7 @@ def open_classes(path: str | Path) -> ClassShards:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / CLASSES} is damaged: {type(error).__name__}: {error}") from error
     parts = {label: open_draws(path / f"class-{label}") for label in wanted}
-    counts = {label: int((labels == label).sum()) for label in wanted}
-    if counts != wanted or sum(wanted.values()) != len(labels):
+    if counts_by_class(labels) != wanted:
         raise DataError(f"{path / CLASSES} is damaged: its draws are not those of {LABELS}")
     if short := [label for label, part in parts.items() if part.num_samples < wanted[label]]:
         raise DataError(f"{path / CLASSES} is damaged: class {short[0]} has fewer draws than it says")

@@ -204,30 +204,31 @@ def context_size(num_classes: int | None) -> int:
     return 0 if num_classes is None else EMBEDDING_SIZE
 
 
+def _layers(
+    kind: type[zuko.flows.Flow],
+    dim: int,
+    transforms: int,
+    hidden: Sequence[int],
+    activation: str,
+    num_classes: int | None,
+    **own: Any,
+) -> zuko.flows.Flow:
+    """Build a flow of zuko whose layers are set by networks; ``own`` is what this kind alone takes."""
+    size = context_size(num_classes)
+    networks = {"hidden_features": hidden, "activation": _activation(activation)}
+    return kind(dim, size, transforms=transforms, **networks, **own)
+
+
 def realnvp(
     dim: int, transforms: int, hidden: Sequence[int], activation: str, num_classes: int | None = None
 ) -> Bijection:
     """Build affine coupling layers, which change the even and the odd coordinates in turn."""
-    flow = zuko.flows.RealNVP(
-        dim,
-        context_size(num_classes),
-        transforms=transforms,
-        hidden_features=hidden,
-        activation=_activation(activation),
-    )
-    return Bijection(flow, num_classes)
+    return Bijection(_layers(zuko.flows.RealNVP, dim, transforms, hidden, activation, num_classes), num_classes)
 
 
 def maf(dim: int, transforms: int, hidden: Sequence[int], activation: str, num_classes: int | None = None) -> Bijection:
     """Build affine autoregressive layers, whose coordinates are in ascending and descending order in turn."""
-    flow = zuko.flows.MAF(
-        dim,
-        context_size(num_classes),
-        transforms=transforms,
-        hidden_features=hidden,
-        activation=_activation(activation),
-    )
-    return Bijection(flow, num_classes)
+    return Bijection(_layers(zuko.flows.MAF, dim, transforms, hidden, activation, num_classes), num_classes)
 
 
 def nsf(
@@ -244,15 +245,8 @@ def nsf(
 
     With ``coupling`` a layer transforms the coordinates in two halves, otherwise one by one.
     """
-    flow = zuko.flows.NSF(
-        dim,
-        context_size(num_classes),
-        transforms=transforms,
-        hidden_features=hidden,
-        activation=_activation(activation),
-        bins=bins,
-        passes=2 if coupling else None,
-    )
+    passes = 2 if coupling else None
+    flow = _layers(zuko.flows.NSF, dim, transforms, hidden, activation, num_classes, bins=bins, passes=passes)
     for part in flow.transform.transforms:
         part.univariate = QuickSpline
     return Bijection(flow, num_classes)

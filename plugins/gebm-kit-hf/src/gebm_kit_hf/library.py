@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gebm_kit.core import programs
 from gebm_kit.core.errors import DataError, PluginError, UsageError
 from gebm_kit.core.reading import read_json_file
 
@@ -51,19 +51,15 @@ def imported(name: str, base: str, extra: str) -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence what the libraries log, warn about and print as progress while they load, inside the block."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
     bars = [
         bar for bar in map(_bars_of, ("transformers", "diffusers")) if bar is not None and bar.is_progress_bar_enabled()
     ]
     for bar in bars:
         bar.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with programs.quiet(logging.ERROR):
             yield
     finally:
-        logging.disable(before)
         for bar in bars:
             bar.enable_progress_bar()
 
