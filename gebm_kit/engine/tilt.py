@@ -19,22 +19,26 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from gebm_kit.config.schema import ComponentNode
-from gebm_kit.core.arguments import check_callback, check_choice, check_path
+from gebm_kit.core.arguments import check_choice, check_path
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.files import make_directory, write_json
-from gebm_kit.core.interfaces import Dataset, Sampler, SamplerDirective
+from gebm_kit.core.interfaces import Dataset, HasStandardisation, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.model_contracts import GRADIENT_FREE
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import component_name
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress
+from gebm_kit.engine.datasets.held_out import HeldOut
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.figures.tilt_figures import Point, frontier
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.likelihood.row_sources import Rows, as_seen, data_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device
+from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
@@ -46,7 +50,7 @@ from gebm_kit.engine.tilting.diversity import Looks
 from gebm_kit.engine.tilting.levels import Plan, WithScorer, level_at
 from gebm_kit.engine.tilting.own_energy import own_codes, own_energy
 from gebm_kit.engine.tilting.result import Ascent, BestOf, Estimate, Level, Tilt
-from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, subject_of
+from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, opened, subject_of
 
 BETAS = (0.5, 1.0, 2.0, 4.0)
 """Default inverse temperatures."""
@@ -62,8 +66,10 @@ class TiltOptions(TypedDict, total=False):
     """Keyword arguments of `tilt`. One that is absent or None means the default.
 
     Keys:
-        data: a dataset, or the name or node of one, for PRDC, for energies that learn from data, and for the shape and range
-            of the generator's data. None: a run's own data where needed, or none.
+        data: a dataset, the name or node of one, or rows, for PRDC, for energies that learn from data, and for the shape and
+            range of the generator's data. Rows are a tensor or an array (N, *D) as the generator makes them, a data frame,
+            or the path of a file. Frames and files hold measurements if the generator is a run whose data are standardised.
+            None: a run's own data where needed, or none.
         data_shape: shape of a data point; None: the dataset's, or that of the program's output.
         value_range: (low, high) of the generator's values, for pictures and for a scorer's ``input_range``; None: the
             dataset's.
@@ -79,10 +85,11 @@ class TiltOptions(TypedDict, total=False):
             is. KL, log Z and best-of-N are then relative to the run's model, and its draws take the place of base draws.
         device: a torch device or ``auto``; None: where the generator is.
         directory: start of relative paths; None: the current directory.
-        on_progress: called with reports of progress.
+        progress: True: show progress; False: do not; None: on a terminal or in a notebook.
+        on_progress: called with each `gebm_kit.core.progress.Progress`; nothing is shown then.
     """
 
-    data: Dataset | ComponentNode | str | None
+    data: Dataset | ComponentNode | Rows | None
     data_shape: Sequence[int] | None
     value_range: tuple[float, float] | None
     latent_shape: Sequence[int] | None
@@ -99,7 +106,8 @@ class TiltOptions(TypedDict, total=False):
     keep_energy: bool
     device: torch.device | str | None
     directory: Path | None
-    on_progress: OnProgress
+    progress: bool | None
+    on_progress: OnProgress | None
 
 
 def tilt(
@@ -145,8 +153,8 @@ def tilt(
             raise TypeError(f"tilt() got an unexpected keyword argument {name!r}")
     chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     levels = _checked_betas(betas)
-    on_progress = chosen.get("on_progress", ignore)
-    check_callback("on_progress", on_progress)
+    progress, on_progress = chosen.get("progress"), chosen.get("on_progress")
+    check_progress(progress, on_progress)
     method: Method = chosen.get("log_partition", "auto")
     check_choice("log_partition", method, ("auto", "importance-sampling", "smc"))
     num_base = require_whole("num_base", chosen.get("num_base", NUM_BASE), 2 * BLOCKS, 10**9)
@@ -161,6 +169,7 @@ def tilt(
         placed(model, local_device(chosen.get("device"))) as (where, _),
         placed(GEBM(model.base, own or model.energy), where),
         enough_memory(where, "with the tilt", FEWER_CHAINS),
+        progress_shown(progress, on_progress) as report,
     ):
         check_model(model, where)
         name, what = label(subject.scorer), "base"
@@ -168,7 +177,7 @@ def tilt(
             z = base_codes(model, num_base, settings.seed)
         else:
             z, what = own_codes(GEBM(model.base, own), _own_settings(chosen, num_base), ranks), "model"
-        pool = take_pool(model, name, z, on_progress, ranks, what)
+        pool = take_pool(model, name, z, report, ranks, what)
         looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples)
         sampler = chosen.get("sampler")
 
@@ -178,7 +187,7 @@ def tilt(
 
         if not pool.has_gradient and not pool.is_flat:
             _require_gradient_free(make_sampler(), model, where, name)
-        plan = Plan(model, make_sampler, settings, method, pool, looks, on_progress, ranks, own)
+        plan = Plan(model, make_sampler, settings, method, pool, looks, report, ranks, own)
         found = [level_at(plan, beta) for beta in levels]
         best = tuple(_best_of(plan, n) for n in BEST_OF)
         climbed = () if own is not None else _climbed(plan, found)  # its KL is known from the prior alone
@@ -285,7 +294,8 @@ def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any]) -> Su
     span, shape = chosen.get("value_range"), chosen.get("data_shape")
     if span is not None and not (len(span) == 2 and all(math.isfinite(v) for v in span) and span[0] < span[1]):
         raise UsageError(f"value_range must be (low, high) with low < high, got {shown(span)}")
-    dataset = _dataset(data, directory)
+    generator = opened(generator)
+    dataset = _dataset(data, directory, generator)
     facts = Facts(
         dataset,
         None if span is None else (float(span[0]), float(span[1])),
@@ -295,19 +305,26 @@ def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any]) -> Su
     return subject_of(generator, scorer, facts, chosen.get("latent_shape"), with_data=False)
 
 
-def _dataset(data: Any, directory: Path) -> Dataset | None:
-    """Open the data that a name, a file, a node or an object means.
+def _dataset(data: Any, directory: Path, generator: Generator) -> Dataset | None:
+    """Open the data that a name, a file, a node, rows or an object mean.
 
     Raises:
-        UsageError: it means none.
+        UsageError: they mean none.
+        DataError: rows that do not fit the generator.
     """
     if data is None or isinstance(data, Dataset):
         return data
     from gebm_kit.config.build import build
-    from gebm_kit.engine.datasets.guess import data_node
+    from gebm_kit.engine.datasets.guess import TABLES, data_node
 
-    if not isinstance(data, str | Path | ComponentNode):
-        raise UsageError(f"data must be a dataset, its name or its node, got {type(data).__name__}")
+    run = generator if isinstance(generator, Run) else None
+    is_word = isinstance(data, str | Path | ComponentNode)
+    measured = run is not None and isinstance(data, str | Path) and user_path(data).suffix.lower() in TABLES
+    if not is_word or (run is not None and measured and isinstance(data_of(run), HasStandardisation)):
+        rows = as_seen(
+            data, "data", run, None if run is None else run.model, or_else="a dataset, its name or its node"
+        )[0]
+        return HeldOut(rows)
     node = data if isinstance(data, ComponentNode) else data_node(str(data))
     found: Dataset = build("dataset", node, {"directory": directory})
     return found

@@ -27,6 +27,7 @@ from torch import Tensor
 from gebm_kit.core.class_names import label_of_name
 from gebm_kit.core.classes import checked_labels, is_conditional
 from gebm_kit.core.errors import UsageError, shown
+from gebm_kit.core.frames import plain_values
 from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
@@ -216,6 +217,7 @@ def labels_of_rows(model: GEBM, asked: object, num_rows: int) -> Tensor | None:
     Raises:
         UsageError: the model has no classes, or not this one; or not one class a row.
     """
+    asked = plain_values(asked)
     if asked is None:
         return None
     if model.num_classes is None:

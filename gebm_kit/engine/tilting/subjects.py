@@ -128,7 +128,7 @@ def subject_of(
     Raises:
         UsageError: one of them is of another kind, or needs data that are not given.
     """
-    generator, scorer = _opened(generator), _opened(scorer)
+    generator, scorer = opened(generator), opened(scorer)
     source = generator if isinstance(generator, Run) else scorer if isinstance(scorer, Run) else None
     if source is not None and facts.dataset is None:
         dataset = source.dataset if with_data or _needs_data(scorer) else None
@@ -155,7 +155,7 @@ def subject_of(
     return Subject(model, *described, facts.dataset, known["value_range"], own)
 
 
-def _opened(word: Any) -> Any:
+def opened(word: Any) -> Any:
     """Open a run's directory; anything else is returned as it is."""
     if isinstance(word, str | Path) and os.path.isfile(user_path(word) / RESOLVED):
         return load_run(word)
