@@ -17,7 +17,7 @@ from gebm_kit.core.files import write_atomic
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.engine.likelihood.class_densities import (
     ByClass,
     ClassLogPartition,
@@ -238,5 +238,5 @@ def row_scores(
         placed(model, device) as (where, dtype),
         LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE),
     ):
-        tilt = inverse_temperature * energies(model, x, where, dtype)
+        tilt = inverse_temperature * energies(model, x, where, dtype, counted(on_progress, "rows", len(x)))
     return RowScores(tilt, None, None, None, None, inverse_temperature)

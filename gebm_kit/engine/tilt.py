@@ -22,23 +22,21 @@ from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.arguments import check_choice, check_path
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.files import make_directory, write_json
-from gebm_kit.core.interfaces import Dataset, HasStandardisation, Sampler, SamplerDirective
+from gebm_kit.core.interfaces import Dataset, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.model_contracts import GRADIENT_FREE
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import component_name
-from gebm_kit.core.progress import OnProgress
-from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.figures.tilt_figures import Point, frontier
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
-from gebm_kit.engine.likelihood.row_sources import Rows, as_seen, data_of
+from gebm_kit.engine.likelihood.row_sources import Rows
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device
-from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
@@ -46,6 +44,7 @@ from gebm_kit.engine.sampling.gradient_cost import gradient_cost
 from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
 from gebm_kit.engine.tilting.ascent import CLIMBERS, climb
 from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, base_codes, best_of_codes, take_pool
+from gebm_kit.engine.tilting.data import opened_data
 from gebm_kit.engine.tilting.diversity import Looks
 from gebm_kit.engine.tilting.levels import Plan, WithScorer, level_at
 from gebm_kit.engine.tilting.own_energy import own_codes, own_energy
@@ -160,7 +159,22 @@ def tilt(
     num_base = require_whole("num_base", chosen.get("num_base", NUM_BASE), 2 * BLOCKS, 10**9)
     settings = _settings(chosen)
     folder = None if out is None else _free(out)
-    subject = _subject(generator, scorer, chosen)
+    with progress_shown(progress, on_progress) as report:
+        subject = _subject(generator, scorer, chosen, report)
+        return _tilted(subject, levels, settings, method, num_base, chosen, folder, report)
+
+
+def _tilted(
+    subject: Subject,
+    levels: Sequence[float],
+    settings: SampleSettings,
+    method: Method,
+    num_base: int,
+    chosen: dict[str, Any],
+    folder: Path | None,
+    report: OnProgress,
+) -> Tilt:
+    """Draw at each beta, compare, and write into ``folder`` if there is one."""
     model = subject.model
     own = own_energy(subject, chosen.get("keep_energy", False))
     with (
@@ -169,7 +183,6 @@ def tilt(
         placed(model, local_device(chosen.get("device"))) as (where, _),
         placed(GEBM(model.base, own or model.energy), where),
         enough_memory(where, "with the tilt", FEWER_CHAINS),
-        progress_shown(progress, on_progress) as report,
     ):
         check_model(model, where)
         name, what = label(subject.scorer), "base"
@@ -178,7 +191,7 @@ def tilt(
         else:
             z, what = own_codes(GEBM(model.base, own), _own_settings(chosen, num_base), ranks), "model"
         pool = take_pool(model, name, z, report, ranks, what)
-        looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples)
+        looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples, report)
         sampler = chosen.get("sampler")
 
         def make_sampler() -> Sampler:
@@ -289,45 +302,20 @@ def _settings(chosen: dict[str, Any]) -> SampleSettings:
     return replace(SampleSettings(num_samples=1000), **given)
 
 
-def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any]) -> Subject:
+def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any], on_progress: OnProgress = ignore) -> Subject:
     directory, data = chosen.get("directory", Path.cwd()), chosen.get("data")
     span, shape = chosen.get("value_range"), chosen.get("data_shape")
     if span is not None and not (len(span) == 2 and all(math.isfinite(v) for v in span) and span[0] < span[1]):
         raise UsageError(f"value_range must be (low, high) with low < high, got {shown(span)}")
     generator = opened(generator)
-    dataset = _dataset(data, directory, generator)
+    dataset = opened_data(data, directory, generator)
     facts = Facts(
         dataset,
         None if span is None else (float(span[0]), float(span[1])),
         None if shape is None else tuple(int(size) for size in shape),
         directory,
     )
-    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), with_data=False)
-
-
-def _dataset(data: Any, directory: Path, generator: Generator) -> Dataset | None:
-    """Open the data that a name, a file, a node, rows or an object mean.
-
-    Raises:
-        UsageError: they mean none.
-        DataError: rows that do not fit the generator.
-    """
-    if data is None or isinstance(data, Dataset):
-        return data
-    from gebm_kit.config.build import build
-    from gebm_kit.engine.datasets.guess import TABLES, data_node
-
-    run = generator if isinstance(generator, Run) else None
-    is_word = isinstance(data, str | Path | ComponentNode)
-    measured = run is not None and isinstance(data, str | Path) and user_path(data).suffix.lower() in TABLES
-    if not is_word or (run is not None and measured and isinstance(data_of(run), HasStandardisation)):
-        rows = as_seen(
-            data, "data", run, None if run is None else run.model, or_else="a dataset, its name or its node"
-        )[0]
-        return HeldOut(rows)
-    node = data if isinstance(data, ComponentNode) else data_node(str(data))
-    found: Dataset = build("dataset", node, {"directory": directory})
-    return found
+    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), False, on_progress)
 
 
 def _best_of(plan: Plan, n: int) -> BestOf:

@@ -187,7 +187,7 @@ def record(
         place = where if where.type == "cuda" else torch.device("cpu")
         data, train = data.to(place), None if train is None else train.to(place)
         constant = [data] if train is None else [data, train]
-        maps = FeatureMaps(dataset, where, features, constant)
+        maps = FeatureMaps(dataset, where, features, constant, on_progress)
         scorer = Scorer(model, dataset, data, maps, settings.seed, train, against_train=False)
         tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
         watch = TraceProgress(on_progress, len(betas) * num_sets, schedule.last)

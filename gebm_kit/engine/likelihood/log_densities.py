@@ -16,7 +16,7 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_atomic
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.class_densities import ByClass, ClassLogPartition, class_fields, scores_by_class
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
@@ -123,7 +123,7 @@ def densities(
         with LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE) as potential:
             log_base = log_base_density(model, x, where, dtype)
             assert log_base is not None
-            tilt = inverse_temperature * energies(model, x, where, dtype)
+            tilt = inverse_temperature * energies(model, x, where, dtype, counted(on_progress, "rows", len(x)))
             first, second = base_tilts(potential, generator, dtype, on_progress)
             partition = estimate_log_partition(
                 potential, first, second, generator, dtype, method=method, on_progress=on_progress
