@@ -151,12 +151,13 @@ def sample(
         value_range = None if run is None else run.value_range
         if labels is not None:
             if out is None:
-                return draw_by_class(model, kernel, settings, labels, units=units, **place)
+                by_class = draw_by_class(model, kernel, settings, labels, units=units, **place)
+                return replace(by_class, value_range=value_range)
             return draw_by_class_out(
                 out, model, kernel, settings, labels, resume=resume, value_range=value_range, units=units, **place
             )
         if out is None:
-            return replace(draw(model, kernel, settings, **place), units=units)
+            return replace(draw(model, kernel, settings, **place), units=units, value_range=value_range)
         return draw_to(out, model, kernel, settings, resume=resume, value_range=value_range, units=units, **place)
 
 

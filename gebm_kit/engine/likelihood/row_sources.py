@@ -129,7 +129,7 @@ def as_seen(
 def data_of(run: Run) -> Any:
     """Return what says how a run's data were prepared: the units in its checkpoint, or the dataset for other data."""
     units = run.units(needed=True) if len(run.model.data_shape) == 1 else None
-    if units is None:
+    if not isinstance(units, TableUnits):
         return run.dataset
     plain = units.mean == (0.0,) * len(units.mean) and units.std == (1.0,) * len(units.std)
     return _Named(units) if plain else _Standardised(units)

@@ -198,7 +198,7 @@ def draw_by_class_to(
         )
     check_output(out, tuple(model.data_shape))
     with ranks.together():
-        draws = draw_by_class(model, sampler, settings, labels, ranks=ranks, **place)
+        draws = replace(draw_by_class(model, sampler, settings, labels, ranks=ranks, **place), value_range=value_range)
         if ranks.rank == 0:
             draws.save(out, value_range)
     return draws
