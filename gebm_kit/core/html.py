@@ -20,17 +20,16 @@ class Shown:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return self.summary()
+        return self._summary()
 
     def _repr_html_(self) -> str:
-        parts = "".join((heading(self.summary()), *self.sections()))
-        return f"<div>{parts}</div>"
+        return f"<div>{''.join((heading(self._summary()), *self._sections()))}</div>"
 
-    def summary(self) -> str:
+    def _summary(self) -> str:
         """Say in one line, or a few, what this is."""
         raise NotImplementedError
 
-    def sections(self) -> Iterable[str]:
+    def _sections(self) -> Iterable[str]:
         """Return the tables and pictures below the summary, as HTML."""
         return ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_atomic
+from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.paths import user_path
@@ -31,6 +32,7 @@ from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.likelihood.row_sources import Rows, sourced
+from gebm_kit.engine.likelihood.rows_html import rows_sections
 from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
@@ -44,8 +46,8 @@ SCORE_SUFFIXES = (".csv", ".npz")
 """Files that `RowScores.save` writes."""
 
 
-@dataclass(frozen=True)
-class RowScores:
+@dataclass(frozen=True, repr=False)
+class RowScores(Shown):
     """Scores of N rows.
 
     Attributes:
@@ -73,6 +75,12 @@ class RowScores:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values())))
+
+    def _summary(self) -> str:
+        return f"RowScores({len(self):,} rows: {', '.join(self.columns())}; beta {self.inverse_temperature:g})"
+
+    def _sections(self) -> Iterator[str]:
+        return rows_sections(self.columns(), self.log_partition)
 
     def columns(self) -> dict[str, Tensor]:
         """Return the available ones of ``energy``, ``log_density`` and ``log_base``, by name, then those of ``classes``."""

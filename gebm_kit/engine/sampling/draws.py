@@ -106,11 +106,11 @@ class Draws(Shown):
         }
         return dataclasses.replace(self, records=(), chains=None, **chosen)
 
-    def summary(self) -> str:
+    def _summary(self) -> str:
         classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
         return summary_of("Draws", len(self), self.x.shape[1:], self.diagnostics, classes)
 
-    def sections(self) -> Iterator[str]:
+    def _sections(self) -> Iterator[str]:
         return sections_of(self.x, self.diagnostics, self.units, self.value_range, self._classes())
 
     def to_frame(self) -> DataFrame:

@@ -59,12 +59,12 @@ class StreamedDraws(Shown):
         """Return the first draws of the shards as one picture; see `Draws.grid`."""
         return self._first(num).grid(num, columns, **options)
 
-    def summary(self) -> str:
+    def _summary(self) -> str:
         shape = next((part.x.shape[1:] for part in self), ())
         files = f" in {self.num_shards:,} files"  # type: ignore[attr-defined]
         return summary_of(type(self).__name__, len(self), shape, self.diagnostics, files)
 
-    def sections(self) -> Iterator[str]:
+    def _sections(self) -> Iterator[str]:
         first = self._first(SHOWN_IMAGES)
         return sections_of(first.x, self.diagnostics, first.units, first.value_range, first._classes())
 
