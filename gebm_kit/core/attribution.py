@@ -93,7 +93,7 @@ def origin(component: object, kind: str = "") -> Origin:
         if record.component.target == target and kind in ("", record.component.kind):
             package = f"{record.distribution} {record.version}".strip()
             return Origin(record.component.kind, registry.short_name(record), package, place_of(cls))
-    return Origin(kind, cls.__name__, _package(cls.__module__), place_of(cls))
+    return Origin(kind, cls.__name__, package_of(cls.__module__), place_of(cls))
 
 
 def describe(component: object, kind: str = "") -> str:
@@ -291,7 +291,7 @@ def _responsible(outwards: list[FrameType], frame: FrameType) -> Origin | str:
         cls = getattr(found, records[0].component.target.partition(":")[2], None)
         if isinstance(cls, type):
             return origin(cls, records[0].component.kind)
-    return f"the plugin {_package(module)}"
+    return f"the plugin {package_of(module)}"
 
 
 def _plugin_packages() -> frozenset[str]:
@@ -300,7 +300,7 @@ def _plugin_packages() -> frozenset[str]:
     return frozenset(r.component.target.partition(":")[0].partition(".")[0] for r in plugins)
 
 
-def _package(module: str) -> str:
+def package_of(module: str) -> str:
     """Return the distribution and version that provide a module, or the module's own name."""
     top = module.partition(".")[0]
     for record in installed().registry:

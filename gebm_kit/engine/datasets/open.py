@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import cast
 
 import torch
 
@@ -10,6 +11,7 @@ from gebm_kit.config.build import build_dataset, how_to_label
 from gebm_kit.config.class_keys import name_classes
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.supplied import SuppliedNode
 from gebm_kit.core.interfaces import Dataset, HasReading, HasStoredRows
 from gebm_kit.core.progress import note, warn
 from gebm_kit.core.sources import HasSources
@@ -30,6 +32,8 @@ def open_dataset(recipe: Recipe) -> Dataset:
 
 
 def _opened(recipe: Recipe) -> Dataset:
+    if isinstance(recipe.data, SuppliedNode):
+        return cast(Dataset, build_dataset(recipe))
     found = find_prepared(recipe)
     command = prepare_command(recipe)
     if found.index is not None:
