@@ -94,7 +94,7 @@ def build_dataset(recipe: Recipe) -> Any:
     check_dataset_facts(dataset)
     for name in ("train", "valid", "test"):
         if len(dataset.split(name)) == 0:
-            raise DataError(f"dataset {recipe.data.name!r} has an empty {name} part")
+            raise DataError(f"dataset {recipe.data.title!r} has an empty {name} part")
     name_classes(dataset, recipe.class_names, how_to_label(recipe))
     return dataset
 

@@ -35,7 +35,7 @@ from gebm_kit.config.supplied import ABSENT, PYTHON_OBJECT, SuppliedNode, not_su
 from gebm_kit.config.tree import NODE_LISTS, NODES, Tree, dotted
 from gebm_kit.config.yaml_values import Key
 from gebm_kit.core.components import Parameter, Registry, canonical, parameters
-from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, UsageError, nearest, shown
+from gebm_kit.core.errors import GebmKitError, PluginError, RecipeError, nearest, shown
 from gebm_kit.core.plugins import installed
 
 PRECISIONS = ("float32", "float64", "bfloat16")
@@ -63,7 +63,7 @@ def check(tree: Tree, *, directory: Path, registry: Registry | None = None, part
         RecipeError: the recipe has problems. Each line of the message has place, key, value seen, and what is allowed.
         PluginError: every problem is a missing or broken plugin; same message.
     """
-    checker = _Checker(tree, registry or installed().registry, parts)
+    checker = Checker(tree, registry or installed().registry, parts)
     recipe = checker.recipe(directory)
     if parts is None and checker.objects:
         raise not_supplied(checker.objects, tree.label)
@@ -95,7 +95,15 @@ def _written_out(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class _Checker:
+class Checker:
+    """The checks of one recipe, and what they found.
+
+    Attributes:
+        problems, plugin_problems: what is wrong, and what is missing from plugins; `uncounted` are those not listed.
+        objects: classes of the nodes that stand for Python objects, by key.
+        used: the objects for those nodes, by key, of which ``parts`` may hold more.
+    """
+
     def __init__(self, tree: Tree, registry: Registry, parts: Parts | None = None) -> None:
         self.tree = tree
         self.registry = registry
@@ -379,24 +387,3 @@ class _Checker:
     def _trains_an_energy(self, loss: ComponentNode) -> bool:
         cls: Any = loss.part if isinstance(loss, SuppliedNode) else self.registry.get("loss", loss.name).load()
         return "energy" in getattr(cls, "parts", ("energy",))
-
-
-def check_node(kind: str, value: Mapping[str, Any], what: str) -> ComponentNode:
-    """Return the component that a mapping ``{name: ..., ...}`` names, with every default filled in.
-
-    Args:
-        what: what the caller's argument is called, for messages.
-
-    Raises:
-        RecipeError, PluginError: no installed component has this name, or it has no such parameter; as for `check`.
-    """
-    checker = _Checker(Tree(what, None, "", {what: dict(value)}, {}), installed().registry)
-    node = checker.node((what,), dict(value), kind)
-    problems = [problem.removeprefix(f"{what}: ") for problem in [*checker.problems, *checker.plugin_problems]]
-    if checker.plugin_problems and not checker.problems:
-        raise PluginError("; ".join(problems), hint=checker.plugin_hint)
-    if node is None or problems:
-        raise RecipeError("; ".join(problems))
-    if checker.objects:
-        raise UsageError(f"{what} is {PYTHON_OBJECT!r}, which names no component: give the object itself")
-    return node

@@ -104,6 +104,11 @@ class Values:
 
     def _object(self, key: Key, value: Any, names: tuple[str, ...]) -> Any:
         kind = KINDS_AT.get(names, "")
+        if names[:2] == ("eval", "metrics") and names[2:] == ("features",) and kind_of(value) == "features":
+            raise UsageError(
+                f"{dotted(key)} is the object {type(value).__name__}, and a node holds the name of a feature map",
+                hint=f"Give the metric as an object too: its class with features={type(value).__name__}(...).",
+            )
         if isinstance(value, type):
             raise UsageError(
                 f"{dotted(key)} is the class {value.__name__}, not an object of it",
@@ -151,7 +156,7 @@ def _optimizer(key: Key, value: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.optim.Optimizer):
         return value
-    names = {torch.optim.Adam: "adam", torch.optim.AdamW: "adamw", torch.optim.SGD: "sgd"}
+    names: dict[Any, str] = {torch.optim.Adam: "adam", torch.optim.AdamW: "adamw", torch.optim.SGD: "sgd"}
     name = names.get(type(value))
     if name is None:
         raise UsageError(f"{dotted(key)} is {class_of(value)}; optimisers are adam, adamw and sgd")
@@ -164,7 +169,7 @@ def _optimizer(key: Key, value: Any) -> Any:
             f"{dotted(key)} has several groups of parameters with different settings; one setting is possible"
         )
     group = groups[0]
-    usual = {"amsgrad": False, "nesterov": False, "dampening": 0, "maximize": False}
+    usual: dict[str, Any] = {"amsgrad": False, "nesterov": False, "dampening": 0, "maximize": False}
     usual |= {} if name == "sgd" else {"eps": 1e-8}
     for setting, default in usual.items():
         if group.get(setting, default) != default:

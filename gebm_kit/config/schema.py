@@ -44,6 +44,11 @@ class ComponentNode:
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.parameters}
 
+    @property
+    def title(self) -> str:
+        """What messages call the component."""
+        return self.name
+
 
 @dataclass(frozen=True, slots=True)
 class FinalSection:

@@ -50,6 +50,11 @@ class SuppliedNode(ComponentNode):
     key: str = field(default="", compare=False)
 
     @property
+    def title(self) -> str:
+        """The class of the object."""
+        return str(self.parameters.get("class", self.name)).rpartition(".")[2]
+
+    @property
     def given(self) -> Any:
         """The object.
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ def evaluate(
     run_or_model: Run | GEBM | str | Path,
     *,
     data: Tensor | np.ndarray | Dataset | None = None,
-    metrics: Sequence[str | Metric] | None = None,
-    sampler: str | Sampler | None = None,
+    metrics: Sequence[str | Mapping[str, Any] | Metric] | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
     inverse_temperature: Beta | None = None,
@@ -59,9 +59,9 @@ def evaluate(
     Args:
         run_or_model: a run, the path of its directory, or a model.
         data: a dataset, or held-out rows (N, *D), which alternate between reference and floor. None: the run's own data.
-        metrics: component names or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
+        metrics: component names, recipe nodes or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
-        sampler: name or object; None: the recipe's, else auto.
+        sampler: name, node or object; None: the recipe's, else auto.
         num_samples, num_sets: draws in each set, and sets.
         inverse_temperature: beta; ``calibrated``: the one that fits the validation part best, found first.
         seed: seed of the draws.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.build import build
-from gebm_kit.config.check import check_node
+from gebm_kit.config.given_node import given_node
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.config.supplied import class_of
 from gebm_kit.core.components import parameters
@@ -114,7 +114,7 @@ def _node(data: Any, labels: Any, reading: dict[str, Any], name: str = "data") -
         if labels is not None or reading:
             what = "labels" if labels is not None else "reading"
             raise UsageError(f"{name} is a recipe node, and {what} is given too; write its keys into the node")
-        node = check_node("dataset", data, name)
+        node = given_node("dataset", data, name)
         return {"name": node.name, **data}
     if isinstance(data, str | os.PathLike):
         node = data_node(os.fspath(data) if not isinstance(data, str) else data)
@@ -133,7 +133,7 @@ def _node(data: Any, labels: Any, reading: dict[str, Any], name: str = "data") -
                 what = "labels" if key == "labels" and labels is not None else f"reading[{key!r}]"
                 raise UsageError(f"{what}: dataset {node.name!r} has no parameter {key!r}; {nearest(key, allowed)}")
         values = {"name": node.name, **node.parameters, **own}
-        check_node("dataset", values, name)
+        given_node("dataset", values, name)
         return values
     if isinstance(data, Dataset):
         if labels is not None or reading:
@@ -146,7 +146,7 @@ def _node(data: Any, labels: Any, reading: dict[str, Any], name: str = "data") -
 
 
 def _built(node: Mapping[str, Any]) -> Dataset:
-    known = check_node("dataset", node, "data")
+    known = given_node("dataset", node, "data")
     made: Dataset = build("dataset", known, {"directory": Path.cwd()})
     check_dataset_facts(made)
     return made
@@ -184,7 +184,7 @@ def _rows_dataset(given: Mapping[str, Given], reading: Mapping[str, Any]) -> Dat
             raise UsageError(
                 f"reading[{key!r}]: rows in memory have no such parameter; {nearest(key, [*allowed, 'missing'])}"
             )
-    check_node("dataset", {"name": name, "path": ".", **reading}, "reading")
+    given_node("dataset", {"name": name, "path": ".", **reading}, "reading")
     stacked = _stacked(given)
     try:
         made: Dataset = cls.of_rows(stacked, **reading)

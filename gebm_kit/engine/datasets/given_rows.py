@@ -176,10 +176,13 @@ def _frame(frame: Any, name: str, labels: str | None) -> Given:
         column = np.asarray(read(columns[place]))
         classes = label_texts(column, len(column), f"{name}, column {labels!r}")
         del columns[place], names[place]
-    found, refused = [], []
+    found, refused = list[np.ndarray](), list[str]()
     for column, one in zip(columns, names, strict=True):
         numbers = _numbers(read(column))
-        (refused if numbers is None else found).append(one if numbers is None else numbers)
+        if numbers is None:
+            refused.append(one)
+        else:
+            found.append(numbers)
     if refused:
         kept = [one for one in names if one not in refused]
         raise DataError(
