@@ -85,6 +85,8 @@ def origin(component: object, kind: str = "") -> Origin:
         component: the component or its class.
         kind: its kind, for a component that does not derive from the class of its kind.
     """
+    if (module := _of_caller(component)) is not None:
+        kind, component = kind_of(component), module
     cls = component if isinstance(component, type) else type(component)
     target = f"{cls.__module__}:{cls.__qualname__}"
     kind = kind or kind_of(cls)
@@ -235,7 +237,12 @@ def is_foreign(component: object) -> bool:
     """
     component = getattr(component, "whole", component)
     cls = component if isinstance(component, type) else type(component)
-    return bool(kind_of(cls)) and not _is_own(cls.__module__)
+    return bool(kind_of(cls)) and (not _is_own(cls.__module__) or _of_caller(component) is not None)
+
+
+def _of_caller(component: object) -> object | None:
+    """Return the caller's own module that a component of the kit holds (`gebm_kit.core.own_modules`), or None."""
+    return None if isinstance(component, type) else getattr(component, "of_caller", None)
 
 
 def _hint(what: Origin | str) -> str:

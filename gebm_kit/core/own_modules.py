@@ -47,6 +47,11 @@ class ModuleBase(Base):
                 setattr(self, name, method)
 
     @property
+    def of_caller(self) -> nn.Module:
+        """The module, for messages about whose fault something is."""
+        return self.module
+
+    @property
     def prior(self) -> Prior:
         """The module's own ``prior``, or the standard normal."""
         return StandardNormal(self.latent_dim) if self._prior is None else self._prior
@@ -70,6 +75,11 @@ class ModuleEnergy(Energy):
         self.conditional, self.num_classes = conditional, num_classes
         self.frozen = bool(getattr(module, "frozen", False))
         self.described = f"the energy {named(module)}"
+
+    @property
+    def of_caller(self) -> nn.Module:
+        """The module, for messages about whose fault something is."""
+        return self.module
 
     def forward(self, x: Tensor, *labels: Tensor) -> Any:
         values = self.module(x, *labels)

@@ -59,7 +59,7 @@ def evaluate(
     Args:
         run_or_model: a run, the path of its directory, or a model.
         data: a dataset, or held-out rows (N, *D), which alternate between reference and floor. None: the run's own data.
-        metrics: component names, recipe nodes or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
+        metrics: names, nodes or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
         sampler: name, node or object; None: the recipe's, else auto.
         num_samples, num_sets: draws in each set, and sets.

@@ -21,6 +21,7 @@ from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.own_modules import named
 from gebm_kit.core.progress import OnProgress, ignore, note
 from gebm_kit.engine.datasets.given import Source, dataset_of, source_of
+from gebm_kit.engine.datasets.open import say_reading
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.loop import samples_unseen_base
@@ -100,6 +101,8 @@ def fit(
     _check_arguments(base, energy, out, resume, overrides, on_progress)
     with attributed():
         source = source_of(data, valid, test, labels=labels, reading=_without_class_keys(reading))
+        if source.dataset is not None:
+            say_reading(source.dataset)
         dataset = dataset_of(source) if isinstance(base, nn.Module) or isinstance(energy, nn.Module) else None
         recipe = _recipe(
             base, energy, source, dataset, latent_dim, overrides,

@@ -102,7 +102,7 @@ def sample(
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        sampler: component name, recipe node, or sampler object; None: the recipe's sampler, else ``auto``. The name in the recipe
+        sampler: name, node or sampler object; None: the recipe's sampler, else ``auto``. The name in the recipe
             keeps the recipe's parameters; any other name means that sampler's defaults.
         out: where to write the draws as well. A .safetensors or .npz file holds all of them. A .csv or .parquet file is a
             table with column names, in the units of the data's file. A name without a suffix is a directory into which they

@@ -88,7 +88,7 @@ def trace_quality(
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there; a node or an object.
+        metric: name, with its parameters in the recipe's ``eval.metrics`` if it is listed there; a node or an object.
         label: the class whose chains are followed; a model with classes needs one.
         data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
         inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.

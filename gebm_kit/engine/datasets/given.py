@@ -22,13 +22,22 @@ from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest
 from gebm_kit.core.interfaces import Dataset, HasLabels, HasStandardisation, SplitName
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.stacked_rows import HELD_OUT, StackedRows
+from gebm_kit.core.units import HasUnits
 from gebm_kit.engine.datasets.composed import Composed, joined
 from gebm_kit.engine.datasets.given_rows import ALLOWED, Given, is_rows, read_given
-from gebm_kit.engine.datasets.guess import data_node
+from gebm_kit.engine.datasets.guess import TABLES, data_node
 from gebm_kit.engine.datasets.held_out import evenly_spaced, evenly_spaced_rows
 
 OF_FILES = ("path", "key", "columns", "where", "origin", "missing", "header", "labels")
 """Parameters of ``arrays`` and ``tabular`` that say what is in a file; of these, ``missing`` has a meaning in memory too."""
+
+IN_PYTHON = {
+    "missing=drop": "reading={'missing': 'drop'}",
+    "columns=[...]": "data.drop(columns=[...])",
+    "standardise=true": "reading={'standardise': True}",
+    "Drop such rows": "Drop such rows, reading={'missing': 'drop'},",
+}
+"""What hints about files say, and the same of rows in memory."""
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
 
@@ -117,7 +126,12 @@ def _node(data: Any, labels: Any, reading: dict[str, Any], name: str = "data") -
         node = given_node("dataset", data, name)
         return {"name": node.name, **data}
     if isinstance(data, str | os.PathLike):
-        node = data_node(os.fspath(data) if not isinstance(data, str) else data)
+        try:
+            node = data_node(os.fspath(data))
+        except UsageError as error:
+            message = error.message.replace("DATA", name, 1)
+            hint = f"{name} as text is a dataset's name, a folder of images, or a file {', '.join(TABLES)}."
+            raise UsageError(message, hint=hint) from error
         if labels is not None and not isinstance(labels, str):
             raise UsageError(
                 f"{name} is a name or a path, so labels must name a column of it, got {type(labels).__name__}"
@@ -195,9 +209,13 @@ def _rows_dataset(given: Mapping[str, Given], reading: Mapping[str, Any]) -> Dat
 
 def _in_words_of_python(error: GebmKitError) -> GebmKitError:
     """Return the error with the argument in place of the recipe's keys that its message names."""
-    if "data." not in error.message:
-        return error
-    hint = "Parameters of data go into the argument reading, for example reading={'layout': 'grey', 'pixels': 'keep'}."
+    hint = error.hint
+    for words, in_python in IN_PYTHON.items():
+        hint = hint.replace(words, in_python)
+    if "data." in error.message:
+        hint = (
+            "Parameters of data go into the argument reading: reading={'layout': 'grey'}, reading={'pixels': 'keep'}."
+        )
     return type(error)(error.message, hint=hint)
 
 
@@ -252,6 +270,9 @@ def _composed(main: Dataset, held_out: Mapping[SplitName, Any], data: Any) -> Da
     for part, one in found.items():
         if tuple(one.data_shape) != tuple(main.data_shape):
             raise DataError(f"rows of data have shape {tuple(main.data_shape)}, rows of {part} {tuple(one.data_shape)}")
+        names, others = _columns(main), _columns(one)
+        if names and others and names != others:
+            raise DataError(f"data have the columns {', '.join(names)}, and {part} {', '.join(others)}, in this order")
         if isinstance(main, HasLabels) != isinstance(one, HasLabels):
             raise DataError(
                 f"{'data' if isinstance(main, HasLabels) else part} alone have labels; give all parts labels"
@@ -259,6 +280,12 @@ def _composed(main: Dataset, held_out: Mapping[SplitName, Any], data: Any) -> Da
         if standardised is not None and whole[part]:
             rows[part] = rows[part].mapped(standardised)
     return Composed(main, rows, found)
+
+
+def _columns(dataset: Any) -> tuple[str, ...]:
+    """Return the names of a table's columns; () for numbers in place of names, and for data that are no table."""
+    names = dataset.units.columns if isinstance(dataset, HasUnits) else ()
+    return () if all(name.isdecimal() for name in names) else names
 
 
 def _plain_reading(main: Dataset) -> dict[str, Any]:

@@ -26,9 +26,15 @@ def open_dataset(recipe: Recipe) -> Dataset:
         DataError: its files are missing or malformed, and nothing is prepared.
     """
     dataset = _opened(recipe)
+    if not isinstance(recipe.data, SuppliedNode):  # whoever supplied the rows has said what was done to them
+        say_reading(dataset)
+    return dataset
+
+
+def say_reading(dataset: Dataset) -> None:
+    """Note what a dataset read, if it says so."""
     if isinstance(dataset, HasReading):
         note(f"data: {_on_one_line(dataset.describe_reading())}")
-    return dataset
 
 
 def _opened(recipe: Recipe) -> Dataset:
