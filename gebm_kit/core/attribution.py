@@ -35,6 +35,9 @@ _KINDS = {
 }
 """Kind of component by the name of its class in gebm_kit.core.interfaces."""
 
+OWN_FAULT = "The error is raised inside this module of yours, not in gebm-kit."
+"""Hint for an exception of a caller's own module."""
+
 _LONGEST = 300
 """Characters of an exception's own words in a message, at most."""
 
@@ -167,6 +170,8 @@ def plugin_error(error: BaseException) -> PluginError | None:
         if not _is_foreign(frame):
             continue
         what = _responsible([outer for outer, _ in frames[: index + 1]], frame)
+        if _of_caller(_component(frame)) is not None:
+            return PluginError(f"{what} failed at {_own_place(frames[index:])}: {words}", hint=OWN_FAULT)
         place = f"{frame.f_code.co_filename}, line {line}"
         return PluginError(f"{what} failed at {place}: {words}", hint=_hint(what))
     for frame, line in reversed(frames[-_LOOKED_INTO:]):
@@ -182,6 +187,17 @@ def plugin_error(error: BaseException) -> PluginError | None:
     what = origin(held)
     hint = f"Everything else is the kit's own, so look at what {what.package} gives first; --debug shows the traceback."
     return PluginError(f"{what} was in use when gebm-kit failed at {place}: {words}", hint=hint)
+
+
+def _own_place(frames: list[tuple[FrameType, int]]) -> str:
+    """Return the innermost place that is neither the kit's nor torch's, or else the innermost one."""
+    own = [
+        pair
+        for pair in frames
+        if str(pair[0].f_globals.get("__name__", "")).partition(".")[0] not in ("gebm_kit", "torch")
+    ]
+    frame, line = (own or frames)[-1]
+    return f"{frame.f_code.co_filename}, line {line}"
 
 
 def culprit(error: BaseException) -> str:

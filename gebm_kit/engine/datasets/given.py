@@ -235,7 +235,7 @@ def _stacked(given: Mapping[str, Given]) -> StackedRows:
         if (one.labels is None) != (first.labels is None):
             some, none = ("data", part) if one.labels is None else (part, "data")
             raise DataError(
-                f"{some} has labels, and {none} has none",
+                f"{some} has labels, {none} has none",
                 hint="Give a pair for each part: valid=(rows, labels).",
             )
     rows = torch.cat([_ordered(one, first.columns) for one in given.values()])
