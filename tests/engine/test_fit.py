@@ -770,3 +770,29 @@ def test_a_module_that_fails_later_is_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"the energy 'Late' .*test_fit.py, line .*late kaboom") as refused:
         fit(out=tmp_path / "run", energy=Late(), train={"batch_size": 64})
     assert "this module of yours" in refused.value.hint
+
+
+def test_objects_of_the_kit_as_parts(tmp_path: Path) -> None:
+    from gebm_kit.bases.mlp import MlpBase
+    from gebm_kit.energies.mlp import MlpEnergy
+
+    base, energy = MlpBase(latent_dim=3, hidden=[8], data_shape=(2,)), MlpEnergy(hidden=[8], data_shape=(2,))
+    run = fit(out=tmp_path / "run", base=base, energy=energy)
+    assert run.model.base is base
+    with pytest.raises(UsageError, match=r"states data_shape \(2,\), and the data have shape \(1,\)"):
+        fit(ROWS[:, 0], out=tmp_path / "other", base=base)
+    with pytest.raises(UsageError, match=r"the energy 'MlpEnergy' .*fails on rows of shape \(2, 1\)"):
+        fit(ROWS[:, 0], out=tmp_path / "other", energy=energy, width=1)
+
+
+def test_anything_that_is_an_array(tmp_path: Path) -> None:
+    class Stored:
+        def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+            return ROWS.numpy()
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            return iter(ROWS.numpy())
+
+    assert fit(Stored(), out=tmp_path / "run").dataset.data_shape == (2,)
+    with pytest.raises(DataError, match=r"item 0 has shape \(2,\), and batches of rows"):
+        fit(iter(ROWS), out=tmp_path / "rows")

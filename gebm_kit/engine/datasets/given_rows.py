@@ -94,7 +94,9 @@ def read_given(value: Any, name: str, labels: Any = None, *, drop_missing: bool 
         labels = None if isinstance(labels, str) else labels
     elif isinstance(labels, str):
         raise UsageError(f"labels={labels!r} names a column, and {name} is {_article(_type(value))} without columns")
-    elif isinstance(value, Tensor | np.ndarray):
+    elif hasattr(value, "__array__") and not isinstance(value, Tensor | TorchDataset):  # of numpy, h5py, zarr, jax, ...
+        found = Given(tensor_of_rows(np.asarray(value), name).cpu(), _article(_type(value)))
+    elif isinstance(value, Tensor):
         found = Given(tensor_of_rows(value, name).cpu(), _article(_type(value)))
     else:
         found = _of_items(value, name)
@@ -248,8 +250,11 @@ def _gathered(batches: Iterator[Any], name: str, what: str, *, single: bool, exp
         x, y = _pair(item, f"{name} ({what})", number)
         part = _row(x, f"{name} ({what})", number)
         part = part.unsqueeze(0) if single else part
-        if not single and part.ndim == 0:
-            raise DataError(f"{name} ({what}): batch {number} is a single number; batches are (B, ...)")
+        if not single and part.ndim < 2:
+            raise DataError(
+                f"{name} ({what}): item {number} has shape {tuple(part.shape)}, and batches of rows (B, ...) are needed",
+                hint="Stack single rows to one tensor: torch.stack(list(rows)).",
+            )
         if rows and (part.shape[1:] != rows[0].shape[1:] or part.dtype != rows[0].dtype):
             raise DataError(
                 f"{name} ({what}): {'row' if single else 'batch'} {number} has shape {tuple(part.shape[1:])} and type "

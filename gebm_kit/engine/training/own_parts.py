@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from gebm_kit.core.classes import decoded, scored
 from gebm_kit.core.errors import GebmKitError, UsageError
-from gebm_kit.core.interfaces import Base, Dataset, Energy, HasLabels
+from gebm_kit.core.interfaces import Base, Dataset, Energy, HasFitting, HasLabels, OnCodes
 from gebm_kit.core.own_modules import ModuleBase, ModuleEnergy, named
 from gebm_kit.core.preserved import preserved
 from gebm_kit.core.priors import prior_sample
@@ -43,11 +43,10 @@ def base_facts(base: nn.Module, dataset: Dataset, latent_dim: int | None) -> dic
     if isinstance(base, Base):
         if latent_dim is not None and latent_dim != getattr(base, "latent_dim", latent_dim):
             raise UsageError(f"latent_dim is {latent_dim}, and the base {named(base)} states {base.latent_dim}")
+        _check_shape(base, shape)
         return {"latent_dim": getattr(base, "latent_dim", None)}
     _check_module("base", base)
-    stated = getattr(base, "data_shape", None)
-    if stated is not None and tuple(stated) != shape:
-        raise UsageError(f"the base {named(base)} states data_shape {tuple(stated)}, and the data have shape {shape}")
+    _check_shape(base, shape)
     classes = _classes("base", base, dataset)
     own = getattr(base, "latent_dim", None)
     if latent_dim is None and own is not None:
@@ -71,16 +70,17 @@ def energy_facts(energy: nn.Module, dataset: Dataset, name: str = "energy") -> d
     Raises:
         UsageError: the module does not give one number for each point of the data.
     """
-    if isinstance(energy, Energy):
-        return {}
+    if isinstance(energy, Energy) and (energy.conditional or isinstance(energy, OnCodes | HasFitting)):
+        return {}  # the check before the first step looks at it, once it can be called
     _check_module(name, energy)
-    classes = _classes(name, energy, dataset)
+    own = isinstance(energy, Energy)
+    classes = {} if own else _classes(name, energy, dataset)
     rows = dataset.split("train").first(TRIAL_ROWS)
     rows = rows.expand(TRIAL_ROWS, *rows.shape[1:]) if len(rows) < TRIAL_ROWS else rows
-    wrapped = ModuleEnergy(energy, **classes)
+    wrapped: Energy = energy if isinstance(energy, Energy) else ModuleEnergy(energy, **classes)
     labels = torch.zeros(TRIAL_ROWS, dtype=torch.int64) if classes else None
     what = f"rows of shape {tuple(rows.shape)}"
-    with preserved(energy, device=torch.device("cpu")), torch.no_grad():
+    with preserved(energy, device=_device(energy)), torch.no_grad():
         energy.eval()
         raw: list[Any] = []
         hook = energy.register_forward_hook(lambda *call: raw.append(call[2]))
@@ -97,9 +97,15 @@ def energy_facts(energy: nn.Module, dataset: Dataset, name: str = "energy") -> d
             "shape (B,) or (B, 1)",
             hint="End its forward with .flatten(1).sum(1), or with a linear layer of one output.",
         )
-    if raw and isinstance(raw[-1], Tensor) and raw[-1].ndim > 1:
+    if not own and raw and isinstance(raw[-1], Tensor) and raw[-1].ndim > 1:
         note(f"energy: {type(energy).__name__} returns shape (B, 1); its values are taken as (B,)")
     return classes
+
+
+def _check_shape(base: nn.Module, shape: tuple[int, ...]) -> None:
+    stated = getattr(base, "data_shape", None)
+    if isinstance(stated, tuple | list) and tuple(stated) != shape:
+        raise UsageError(f"the base {named(base)} states data_shape {tuple(stated)}, and the data have shape {shape}")
 
 
 def _check_module(kind: str, module: nn.Module) -> None:
@@ -189,7 +195,7 @@ def _trial(base: nn.Module, size: int, shape: tuple[int, ...], classes: dict[str
     """Return what is wrong with the module on codes of a size; "" if it makes points of the shape."""
     wrapped = ModuleBase(base, size, shape, **classes)
     labels = torch.zeros(TRIAL_ROWS, dtype=torch.int64) if classes else None
-    with preserved(base, device=torch.device("cpu")), torch.no_grad():
+    with preserved(base, device=_device(base)), torch.no_grad():
         base.eval()
         try:
             z = prior_sample(wrapped.prior, TRIAL_ROWS, torch.Generator().manual_seed(0), torch.float32)
@@ -204,6 +210,10 @@ def _trial(base: nn.Module, size: int, shape: tuple[int, ...], classes: dict[str
     return (
         "" if x.shape == expected else f"returns shape {tuple(x.shape)} for {TRIAL_ROWS} codes; it must be {expected}"
     )
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def _placed(rows: Any, module: nn.Module) -> Any:
