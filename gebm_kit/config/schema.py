@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, cast
 from gebm_kit.config.class_keys import ClassWeights
 from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
 from gebm_kit.config.optimizer import DEFAULT_OPTIMIZER, FINAL_OPTIMIZER, PRETRAIN_OPTIMIZER, OptimizerSection
+from gebm_kit.config.recipe_html import recipe_sections, recipe_summary
 from gebm_kit.core.components import Range
+from gebm_kit.core.html import Shown
 
 SCHEMA_VERSION = 1
 """Value of a recipe's key ``schema``."""
@@ -299,8 +301,8 @@ class NllSection:
     space: Literal["standardised", "raw"] = "standardised"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(Shown):
     """A checked recipe: everything needed to train, sample and evaluate, and where it came from.
 
     Attributes:
@@ -337,6 +339,12 @@ class Recipe:
     class_weights: ClassWeights | None = None
     class_names: tuple[str, ...] | None = None
     parts: Parts = field(default_factory=dict, compare=False, repr=False)
+
+    def _summary(self) -> str:
+        return recipe_summary(self)
+
+    def _sections(self) -> Iterator[str]:
+        return recipe_sections(self)
 
     @property
     def penalties(self) -> tuple[ComponentNode, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +21,9 @@ from gebm_kit.core.units import TableUnits
 from gebm_kit.data.array_files import Found, checked, column_names, label_ids, read_arrays, scale
 from gebm_kit.data.array_images import Layout, Pixels, as_numbers, as_rows, facts
 from gebm_kit.data.class_texts import class_indices
-from gebm_kit.data.columns import Missing
+from gebm_kit.data.columns import Missing, open_table, read_table
 from gebm_kit.data.readings import reading
+from gebm_kit.data.tables import TABLE_SUFFIXES, load
 from gebm_kit.data.tensors import TensorDataset, check_fractions, in_words, split_indices
 
 
@@ -149,6 +151,52 @@ class Arrays(TensorDataset):
         """Return measurements of a table as the model sees them; (N, D) -> (N, D) float32."""
         return self.units.seen(rows)
 
+    @classmethod
+    def rows_of_file(
+        cls,
+        file: Path,
+        key: str | None,
+        data_shape: Sequence[int],
+        dataset: object,
+        wanted: tuple[str, ...] | None,
+        choose: Callable[[tuple[str, ...], tuple[str, ...], str], list[int]],
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Read a user's rows for a model, as they stand in the file, and the names of their columns.
+
+        Images of bytes are scaled to [-1, 1], as in training. Columns that are not wanted may hold anything.
+
+        Args:
+            data_shape: shape of a data point of the model.
+            dataset: the data that the model was trained on, or None.
+            wanted: names of their columns; None: all columns but row labels are read.
+            choose: returns the indices of the wanted columns (second) among the names of a table (first); third: the file.
+
+        Raises:
+            DataError: the file can't be read.
+        """
+        if len(data_shape) != 1:
+            flat = file.suffix.lower() in TABLE_SUFFIXES
+            rows = read_table(file, key).rows if flat else load(file, key, None).rows
+            return cls.image_rows(rows, file, dataset), ()
+        opened = open_table(file, key)
+        row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
+        names = tuple(name for name in opened.names if name not in row_labels)
+        places = range(len(names)) if wanted is None else choose(names, wanted, str(file))
+        table = read_table(file, key, [names[place] for place in places])
+        return table.rows, table.columns
+
+    @classmethod
+    def image_rows(cls, rows: Tensor, source: Path, dataset: object = None) -> Tensor:
+        """Return rows as ``dataset`` reads its own if that is `Arrays`, otherwise as `Arrays` does by default.
+
+        Raises:
+            DataError: the rows are neither points nor images, or can be read in two ways.
+        """
+        if isinstance(dataset, Arrays):
+            return dataset.as_read(rows, source)
+        found = as_numbers(as_rows(rows, "auto", source), "auto", source)
+        return scale_bytes(found) if found.dtype == torch.uint8 else found
+
     def _standardise(self, parts: dict[SplitName, Tensor], names: tuple[str, ...]) -> dict[SplitName, Tensor]:
         """Standardise all parts by the training rows, and keep the units if the rows are those of a table."""
         mean, std = scale(parts["train"])
@@ -187,18 +235,6 @@ class _GivenArrays(Arrays):
     def _index(self, num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:
         given = self._given
         return given.parts(split_indices(given.counts["train"], valid_fraction, test_fraction, seed))
-
-
-def image_rows(rows: Tensor, file: Path, dataset: object = None) -> Tensor:
-    """Return rows of a file as ``dataset`` reads its own if that is `Arrays`, otherwise as `Arrays` does by default.
-
-    Raises:
-        DataError: the rows are neither points nor images, or can be read in two ways.
-    """
-    if isinstance(dataset, Arrays):
-        return dataset.as_read(rows, file)
-    found = as_numbers(as_rows(rows, "auto", file), "auto", file)
-    return scale_bytes(found) if found.dtype == torch.uint8 else found
 
 
 def _type(rows: Tensor) -> str:
