@@ -14,14 +14,15 @@ from gebm_kit.config.class_keys import CLASS_KEYS
 from gebm_kit.config.in_python import Values, unknown_argument
 from gebm_kit.config.schema import SECTIONS, ComponentNode, Recipe
 from gebm_kit.config.tree import parse
-from gebm_kit.core.arguments import check_callback, check_flag, check_path, check_words
+from gebm_kit.core.arguments import check_flag, check_path, check_words
 from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.own_modules import named
-from gebm_kit.core.progress import OnProgress, ignore, note
+from gebm_kit.core.progress import OnProgress, note
 from gebm_kit.engine.datasets.given import Source, dataset_of, source_of
 from gebm_kit.engine.datasets.open import say_reading
+from gebm_kit.engine.process.progress_bar import check_progress
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.train import train
 from gebm_kit.engine.training.loop import samples_unseen_base
@@ -32,7 +33,7 @@ VALUES = (*SECTIONS, "requires", "loggers", "precision", "seed")
 
 ARGUMENTS = (
     "loss", "valid", "test", "labels", "reading", "latent_dim", "steps", "sampler", "out", "resume", "device", "overrides",
-    "on_progress",
+    "progress", "on_progress",
 )  # fmt: skip
 """The other arguments of `fit` besides base, energy and data."""
 
@@ -54,7 +55,8 @@ def fit(
     resume: bool = False,
     device: str | torch.device | None = None,
     overrides: Sequence[str] = (),
-    on_progress: OnProgress = ignore,
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
     **values: Any,
 ) -> Run:
     """Train a base and an energy on data: your own modules and arrays, registered names, or recipe nodes.
@@ -87,8 +89,8 @@ def fit(
         latent_dim: size of a code, for a module that does not state it. None: it is found by a trial.
         steps: the recipe's ``train.steps``.
         sampler: a name, a node or a `Sampler`.
-        out, resume, device, on_progress: as for `gebm_kit.train`. To resume, give modules of the same shapes and the same
-            data.
+        out, resume, device, progress, on_progress: as for `gebm_kit.train`. To resume, give modules of the same shapes and
+            the same data.
         overrides: words such as ``train.batch_size=64``.
         values: sections and keys of a recipe: ``train={"batch_size": 64}``, ``optim={"energy": {"lr": 1e-3}}``, ``seed=1``.
             Components in them are names, nodes or objects. What is not given has the default of recipes, but the base is not
@@ -98,7 +100,8 @@ def fit(
         UsageError, DataError, RecipeError, PluginError, CheckpointError: the run was not started.
         RunFailed, Interrupted: as for `gebm_kit.train`.
     """
-    _check_arguments(base, energy, out, resume, overrides, on_progress)
+    _check_arguments(base, energy, out, resume, overrides)
+    check_progress(progress, on_progress)
     with attributed():
         source = source_of(data, valid, test, labels=labels, reading=_without_class_keys(reading))
         if source.dataset is not None:
@@ -108,18 +111,18 @@ def fit(
             base, energy, source, dataset, latent_dim, overrides,
             {"loss": loss, "sampler": sampler, **_of_train(steps, values), **_class_values(reading)},
         )  # fmt: skip
-    run = train(recipe, out=out, resume=resume, device=None if device is None else str(device), on_progress=on_progress)
+    where = None if device is None else str(device)
+    run = train(recipe, out=out, resume=resume, device=where, progress=progress, on_progress=on_progress)
     if recipe.parts:
         _ = run.model  # the caller's modules get the weights that sampling uses, if the run was finished before, too
     return run
 
 
-def _check_arguments(base: Any, energy: Any, out: Any, resume: Any, overrides: Any, on_progress: Any) -> None:
+def _check_arguments(base: Any, energy: Any, out: Any, resume: Any, overrides: Any) -> None:
     if out is not None:
         check_path("out", out)
     check_flag("resume", resume)
     check_words("overrides", overrides)
-    check_callback("on_progress", on_progress)
     for kind, part in (("base", base), ("energy", energy)):
         if isinstance(part, type):
             raise UsageError(

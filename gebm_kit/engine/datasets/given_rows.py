@@ -6,6 +6,7 @@ Shapes: N rows, ``*D`` whatever a row has.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as TorchDataset, IterableDataset, default_collate
 
 from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest, shown
+from gebm_kit.core.frames import frame_names, is_frame, is_index_name, rows_of_frame
 from gebm_kit.core.given_rows import tensor_of_rows
 
 MOST_BYTES = 2**33
@@ -60,13 +62,6 @@ def _is_iterable(value: object) -> bool:
     return isinstance(value, tuple) or (isinstance(value, Iterable) and not isinstance(value, list | np.generic))
 
 
-def is_frame(value: object) -> bool:
-    """Return whether a value is a data frame, or a single column of one, of pandas or a library like it."""
-    if not hasattr(value, "to_numpy"):
-        return False
-    return hasattr(value, "dtypes" if hasattr(value, "columns") else "name")
-
-
 def read_given(value: Any, name: str, labels: Any = None, *, drop_missing: bool = False) -> Given:
     """Read rows, and their classes where there are any.
 
@@ -89,6 +84,8 @@ def read_given(value: Any, name: str, labels: Any = None, *, drop_missing: bool 
         value, labels = value
         if isinstance(value, tuple) or not is_rows(value):
             raise UsageError(f"the rows in {name} must be a tensor, a numpy array or a data frame, got {_type(value)}")
+    if _is_column(value):
+        value = value.to_frame()
     if is_frame(value):
         found = _frame(value, name, labels if isinstance(labels, str) else None)
         labels = None if isinstance(labels, str) else labels
@@ -107,6 +104,11 @@ def read_given(value: Any, name: str, labels: Any = None, *, drop_missing: bool 
             raise UsageError(f"{name} has labels of its own, and labels is given too; give one of them")
         found = replace(found, labels=label_texts(labels, len(found.rows), name))
     return _without_missing(found, name) if drop_missing else found
+
+
+def _is_column(value: object) -> bool:
+    """Return whether a value is a single column of a data frame."""
+    return not is_frame(value) and hasattr(value, "to_frame") and hasattr(value, "to_numpy")
 
 
 def _without_missing(found: Given, name: str) -> Given:
@@ -130,7 +132,7 @@ def label_texts(labels: Any, num_rows: int, name: str) -> tuple[str, ...]:
     """
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
-    elif not isinstance(labels, np.ndarray | list | tuple | range) and not is_frame(labels):
+    elif not isinstance(labels, np.ndarray | list | tuple | range) and not _is_column(labels):
         raise UsageError(
             f"the labels of {name} must be an array or a list of one class a row, or the name of a data frame's column; "
             f"got {_type(labels)}"
@@ -162,60 +164,35 @@ def _text(value: Any, name: str) -> str:
 def _frame(frame: Any, name: str, labels: str | None) -> Given:
     """Read a data frame: its numeric columns, and the column of labels, which is left out of the rows."""
     what = _article(_type(frame))
-    if not hasattr(frame, "columns"):
-        columns, read = [frame.name], lambda _: frame
-    else:
-        columns, read = list(frame.columns), lambda column: frame[column]
-    names = [str(column) for column in columns]
-    twice = next((one for index, one in enumerate(names) if one in names[:index]), None)
+    source, names = f"{name} ({what})", frame_names(frame)
+    twice = next((one for one, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{name} ({what}) has more than one column called {twice!r}")
-    classes = None
-    if labels is not None:
-        if labels not in names:
-            raise UsageError(f"labels={labels!r} is no column of {name}; {nearest(labels, names)}")
-        place = names.index(labels)
-        column = np.asarray(read(columns[place]))
-        classes = label_texts(column, len(column), f"{name}, column {labels!r}")
-        del columns[place], names[place]
-    found, refused = list[np.ndarray](), list[str]()
-    for column, one in zip(columns, names, strict=True):
-        numbers = _numbers(read(column))
-        if numbers is None:
-            refused.append(one)
+        raise DataError(f"{source} has more than one column called {twice!r}")
+    if labels is not None and labels not in names:
+        raise UsageError(f"labels={labels!r} is no column of {name}; {nearest(labels, names)}")
+    found, refused, left_out, classes = {}, [], [], None
+    for place, (label, column) in enumerate(zip(list(frame.columns), names, strict=True)):
+        if column == labels:
+            classes = label_texts(np.asarray(frame[label]), len(frame), f"{name}, column {labels!r}")
+        elif is_index_name(column):
+            left_out.append(column)
         else:
-            found.append(numbers)
+            try:
+                found[column] = rows_of_frame(frame, [place], source)
+            except DataError as error:
+                refused.append((column, error))
     if refused:
-        kept = [one for one in names if one not in refused]
+        listed = ", ".join(repr(column) for column, _ in refused[:10])
+        kept = ", ".join(map(repr, [*found][:10])) + ", ..." * (len(found) > 10)
+        reason = refused[0][1].message.removeprefix(f"{source}: ")
         raise DataError(
-            f"{name} ({what}) has columns that hold no numbers: {', '.join(map(repr, refused[:10]))}",
-            hint=f"Leave them out: {name}[[{', '.join(map(repr, kept[:10]))}{', ...' * (len(kept) > 10)}]]; a column of "
-            "classes is named by labels=...",
+            f"{source} has columns that hold no numbers: {listed} ({reason})",
+            hint=f"Leave them out: {name}[[{kept}]]; a column of classes is named by labels=...",
         )
     if not found:
-        raise DataError(f"{name} ({what}) has no column")
-    rows = torch.from_numpy(np.stack(found, axis=1))
-    return Given(rows, what, tuple(names), classes, table=True)
-
-
-def _numbers(column: Any) -> np.ndarray | None:
-    """Return a column in double precision, missing values as NaN; None if it holds something else."""
-    values = np.asarray(column)
-    if values.dtype.kind in "fiub":
-        return values.astype(np.float64)
-    if values.dtype.kind != "O" or not len(values):
-        return None
-    numbers = [
-        np.nan if value is None or value is getattr(column, "NA", None) or _is_na(value) else value
-        for value in values.tolist()
-    ]
-    if all(isinstance(value, int | float | np.number) for value in numbers):
-        return np.asarray(numbers, dtype=np.float64)
-    return None
-
-
-def _is_na(value: Any) -> bool:
-    return type(value).__name__ == "NAType"
+        raise DataError(f"{source} has no column of measurements")
+    notes = (f"row labels left out: {', '.join(map(repr, left_out))}",) if left_out else ()
+    return Given(torch.cat([*found.values()], dim=1), what, tuple(found), classes, table=True, notes=notes)
 
 
 # --- datasets, loaders and iterables ---------------------------------------------------------------------------------
