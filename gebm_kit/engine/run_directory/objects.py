@@ -10,9 +10,11 @@ from torch import nn
 
 from gebm_kit.config.schema import COMPONENT_SECTIONS, Recipe
 from gebm_kit.config.supplied import PYTHON_OBJECT, SuppliedNode, not_supplied
+from gebm_kit.config.tree import MAX_BYTES
 from gebm_kit.core.attribution import kind_of
 from gebm_kit.core.errors import CheckpointError, UsageError
 from gebm_kit.core.interfaces import Dataset
+from gebm_kit.core.reading import read_file
 from gebm_kit.engine.datasets.given import source_of
 
 NEEDED = ("base", "energy")
@@ -20,11 +22,14 @@ NEEDED = ("base", "energy")
 
 
 def names_objects(resolved: Path) -> bool:
-    """Return whether a resolved recipe names Python objects, without reading it as a recipe."""
+    """Return whether a resolved recipe names Python objects, without reading it as a recipe.
+
+    What can't be read is an error where the recipe is needed.
+    """
     try:
-        return f"name: {PYTHON_OBJECT}" in resolved.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{resolved} can't be read: {error}") from error
+        return f"name: {PYTHON_OBJECT}".encode() in read_file(resolved, limit=MAX_BYTES, error=CheckpointError)
+    except CheckpointError:
+        return False
 
 
 def parts_for(recipe: Recipe, given: Mapping[str, Any], valid: Any, test: Any) -> dict[tuple[str | int, ...], Any]:
