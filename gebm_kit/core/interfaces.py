@@ -47,7 +47,7 @@ from gebm_kit.core.sampling import (
     Tunable,
     ValueAndGrad,
 )
-from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric
+from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric, ReportsFit
 
 __all__ = [
     "DIVERGENCE_THRESHOLD",
@@ -83,6 +83,7 @@ __all__ = [
     "Part",
     "Penalty",
     "Potential",
+    "ReportsFit",
     "Sampler",
     "SamplerDirective",
     "SlopePenalty",
