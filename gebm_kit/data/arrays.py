@@ -17,8 +17,9 @@ from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.array_files import checked, column_names, label_ids, read_arrays, scale
-from gebm_kit.data.array_images import Layout, Pixels, as_numbers, as_rows, facts
+from gebm_kit.data.array_images import TOPS, Layout, Pixels, as_numbers, as_rows, facts
 from gebm_kit.data.columns import Missing
+from gebm_kit.data.grids import grid_of_some
 from gebm_kit.data.readings import reading
 from gebm_kit.data.tensors import TensorDataset, check_fractions, in_words, split_indices
 
@@ -57,7 +58,7 @@ class Arrays(TensorDataset):
         header: whether the first line of a .csv holds names; None: judge by its fields.
 
     Attributes:
-        units: names and units of the columns, for points alone.
+        units: names, units and grids of the columns, for points alone.
 
     Raises:
         DataError: the file or a value in it can't be used; the message names the row and the column.
@@ -111,9 +112,10 @@ class Arrays(TensorDataset):
         index = split_indices(len(rows), valid_fraction, test_fraction, seed)
         parts: dict[SplitName, Tensor] = {part: rows[where] for part, where in index.items()}
         if standardise:
-            parts = self._standardise(parts, names)
+            parts = self._standardise(parts, rows, names)
         elif rows.ndim == 2:
-            self.units = replace(TableUnits.unchanged(rows.shape[1]), columns=column_names(names, rows.shape[1]))
+            num = rows.shape[1]
+            self._set_units(rows, TableUnits(column_names(names, num), (0.0,) * num, (1.0,) * num))
         split_labels: dict[SplitName, Tensor] | None = None
         if given_labels is not None:
             ids = label_ids(given_labels, len(rows), file)
@@ -133,14 +135,39 @@ class Arrays(TensorDataset):
         """Return measurements of a table as the model sees them; (N, D) -> (N, D) float32."""
         return self.units.seen(rows)
 
-    def _standardise(self, parts: dict[SplitName, Tensor], names: tuple[str, ...]) -> dict[SplitName, Tensor]:
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return rows of a table that the model sees as measurements, on the grids of their columns; (N, D) -> (N, D)
+        float64. The inverse of `standardised`. Nothing is clipped.
+
+        Raises:
+            UsageError: the data are images.
+        """
+        if len(self.data_shape) != 1:
+            raise UsageError(f"measured is for rows of a table; this data has the shape {tuple(self.data_shape)}")
+        return self.units.measured(rows)
+
+    def _standardise(
+        self, parts: dict[SplitName, Tensor], rows: Tensor, names: tuple[str, ...]
+    ) -> dict[SplitName, Tensor]:
         """Standardise all parts by the training rows, and keep the units if the rows are those of a table."""
         mean, std = scale(parts["train"])
         if mean.ndim == 2:
             self.columns = column_names(names, mean.shape[1])
-            self.units = TableUnits(self.columns, tuple(mean[0].tolist()), tuple(std[0].tolist()))
-            self.log_det = -float(std.log().sum())
+            self._set_units(rows, TableUnits(self.columns, tuple(mean[0].tolist()), tuple(std[0].tolist())))
+            self.log_det = -sum(math.log(value) for value in self.units.std)
         return {name: ((part.double() - mean) / std).float() for name, part in parts.items()}
+
+    def _set_units(self, rows: Tensor, units: TableUnits) -> None:
+        """Keep the units of a table; ``rows`` are scaled where ``pixels`` says so, and the units undo that too."""
+        if self._pixels in TOPS:
+            half = TOPS[self._pixels] / 2
+            rows = half * rows.double() + half if rows.dtype != torch.uint8 else rows
+            units = replace(
+                units,
+                mean=tuple(half * value + half for value in units.mean),
+                std=tuple(half * value for value in units.std),
+            )
+        self.units = units.with_grid(rows, grid_of_some(rows))
 
     def as_read(self, rows: Tensor, source: Path) -> Tensor:
         """Return rows of another file as these were read, but not standardised.

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
@@ -27,7 +29,7 @@ from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.units import HasUnits, TableUnits
+from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
@@ -137,8 +139,10 @@ class Run:
         found = self._facts.get("value_range")
         return None if found is None else (float(found[0]), float(found[1]))
 
-    def units(self, *, needed: bool) -> TableUnits | None:
+    def units(self, *, needed: bool) -> HasMeasured | None:
         """Return names and units of the columns of a table, or None if the data are not a table.
+
+        Those of a dataset that has a `measured` of its own, and no `TableUnits`, open the data where they are used.
 
         Args:
             needed: whether a run of an earlier version, whose checkpoint lacks them, opens its data for them.
@@ -149,9 +153,11 @@ class Run:
         """
         facts = self.checkpoint.state["facts"]
         if "units" not in facts:
-            return getattr(self.dataset, "units", None) if needed else None
+            return units_of(self.dataset) if needed else None
         try:
-            return None if facts["units"] is None else TableUnits.from_dict(facts["units"])
+            if facts["units"] is None:
+                return UnitsOfRun(self) if facts.get("measured") else None
+            return TableUnits.from_dict(facts["units"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
 
@@ -202,6 +208,40 @@ class Run:
         return facts
 
 
+@dataclass(frozen=True)
+class UnitsOfRun:
+    """Names and measurements by the dataset of a run, which is opened when they are used."""
+
+    run: Run
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self._of_data.columns
+
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return what the dataset's `measured` returns, (N, D) float64.
+
+        Raises:
+            DataError: the data can't be read.
+        """
+        return self._of_data.measured(rows.cpu()).double()
+
+    @property
+    def _of_data(self) -> HasMeasured:
+        found = units_of(self.run.dataset)
+        if found is None:
+            raise CheckpointError(f"{self.run.path}: the dataset of this run has no `measured` any more")
+        return found
+
+
+def units_of(dataset: Dataset) -> HasMeasured | None:
+    """Return what turns the data of a table into measurements: its `TableUnits`, or the dataset itself; else None."""
+    found: object = dataset
+    if isinstance(found, HasUnits):
+        return found.units
+    return found if isinstance(found, HasMeasured) else None
+
+
 def named_as_trained(recipe: Recipe) -> Recipe:
     """Return a recipe that was read from a run's ``resolved.yaml`` under the name it was trained by; others unchanged."""
     if recipe.path is None or recipe.path.name != RESOLVED:
@@ -223,7 +263,9 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, f
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
     units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
     names = class_names_of(dataset)
-    named = {} if names is None else {"class_names": list(names)}
+    named: dict[str, Any] = {} if names is None else {"class_names": list(names)}
+    if units is None and isinstance(dataset, HasMeasured):
+        named["measured"] = True
     return facts | {"log_ratio": log_ratio, "units": units, "final": final} | named
 
 

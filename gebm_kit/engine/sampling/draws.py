@@ -23,7 +23,7 @@ from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import parse_json, read_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.recorder import equipartition_sums, slope
@@ -58,7 +58,7 @@ class Draws:
     chain: Tensor
     diagnostics: Diagnostics
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
-    units: TableUnits | None = field(default=None, repr=False, compare=False)
+    units: HasMeasured | None = field(default=None, repr=False, compare=False)
     chains: Chains | None = field(default=None, repr=False, compare=False)
     labels: Tensor | None = field(default=None, repr=False)
     class_names: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
@@ -108,7 +108,7 @@ class Draws:
         metadata = {"schema": "1", "diagnostics": json.dumps(self.diagnostics.as_dict())}
         if value_range is not None:
             metadata["value_range"] = json.dumps([float(v) for v in value_range])
-        if self.units is not None:
+        if isinstance(self.units, TableUnits):  # a dataset's own `measured` can't be written to a file
             metadata["units"] = json.dumps(self.units.as_dict())
         if self.class_names is not None:
             metadata["class_names"] = json.dumps(self.class_names)
@@ -227,7 +227,7 @@ _TENSORS = ("x", "z", "chain", "labels")
 """Tensors of a file of draws; only a model with classes has labels."""
 
 
-def draws_of(tensors: Mapping[str, Tensor], diagnostics: Diagnostics, units: TableUnits | None) -> Draws:
+def draws_of(tensors: Mapping[str, Tensor], diagnostics: Diagnostics, units: HasMeasured | None) -> Draws:
     """Build draws from the tensors of a file.
 
     Raises:
