@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import enum
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
@@ -43,6 +44,23 @@ EVERY_CLASS = "Without --class rows are scored under every class."
 """Hint for a word of --class that is not one class."""
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
+
+
+class BadRowsWord(enum.StrEnum):
+    """What to do with rows that can't be used."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+BadRowsOption = Annotated[
+    BadRowsWord,
+    typer.Option(
+        "--bad-rows",
+        help="Rows that hold anything but finite numbers: end with an error that names one, or leave them out and name "
+        "them. The others keep their numbers.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +117,10 @@ def class_key(label: int | None) -> dict[str, int]:
     return {} if label is None else {"class": label}
 
 
-def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
-    """Read the rows of a file and the names of their columns, which are () for data that are not a table.
+def read_rows(
+    file: Path, key: str | None, run: Run, bad_rows: BadRowsWord = BadRowsWord.STOP
+) -> tuple[Tensor, tuple[str, ...], Mapping[int, str]]:
+    """Read the rows of a file, the names of their columns, () for data that are not a table, and what is wrong with rows.
 
     Where columns are identified by name, those that the run was not trained on may hold anything. Images of bytes are
     scaled to [-1, 1], as in training.
@@ -116,16 +136,18 @@ def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str,
 
     if len(run.model.data_shape) != 1:
         flat = file.suffix.lower() in TABLE_SUFFIXES
-        rows = read_table(file, key).rows if flat else load(file, key, None).rows
-        return image_rows(rows, file, run.dataset), ()
+        if not flat:
+            return image_rows(load(file, key, None).rows, file, run.dataset), (), {}
+        table = read_table(file, key, bad_rows=bad_rows.value)
+        return image_rows(table.rows, file, run.dataset), (), table.bad
     known: object = run.dataset
     wanted = known.columns if isinstance(known, HasStandardisation) else None
     opened = open_table(file, key)
     row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
     names = tuple(name for name in opened.names if name not in row_labels)
     places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
-    table = read_table(file, key, [names[place] for place in places])
-    return table.rows, table.columns
+    table = read_table(file, key, [names[place] for place in places], bad_rows=bad_rows.value)
+    return table.rows, table.columns, table.bad
 
 
 class RowValues(Protocol):
@@ -150,6 +172,7 @@ def compute_rows(
     device: str | None,
     say: Ui,
     label: int | None = None,
+    bad_rows: BadRowsWord = BadRowsWord.STOP,
 ) -> V:
     """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
 
@@ -158,14 +181,17 @@ def compute_rows(
         key: the array in the file, or None.
         device: in place of the recipe's.
         label: the class of all rows; None: not known.
+        bad_rows: what to do with rows that can't be used.
 
     Raises:
         DataError: the file can't be read, or its rows do not fit the run.
     """
     from gebm_kit.engine.likelihood.class_densities import labels_of_rows
+    from gebm_kit.engine.likelihood.usable_rows import usable_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
-    rows, names = read_rows(given.file, key, run)
+    rows, names, bad = read_rows(given.file, key, run, bad_rows)
+    rows, numbers = usable_rows(rows, bad_rows.value, names=names, source=str(given.file), known=bad)
     with say.progress() as on_progress:
         return compute(
             run.model,
@@ -180,6 +206,7 @@ def compute_rows(
             source=str(given.file),
             block_size=recipe.sample.block_size,
             labels=labels_of_rows(run.model, label, len(rows)),
+            numbers=numbers,
             on_progress=on_progress,
         )
 

@@ -18,6 +18,7 @@ from gebm_kit.engine.likelihood.class_densities import labels_of_rows
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import LogDensities, densities
 from gebm_kit.engine.likelihood.nll import Space
+from gebm_kit.engine.likelihood.usable_rows import BadRows, usable_rows
 from gebm_kit.engine.likelihood.user_rows import model_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def log_density(
     log_partition: Method | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
+    bad_rows: BadRows = "stop",
     on_progress: OnProgress = ignore,
 ) -> LogDensities:
     """Compute the log-densities of ``rows`` (N, *D), in nats.
@@ -51,6 +53,7 @@ def log_density(
             preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
         seed: seed of the base draws and populations behind A.
+        bad_rows: ``skip`` leaves out rows that are not finite, with a warning; the others keep their numbers (`rows`).
 
     Raises:
         UsageError: the base has no density; rows that are not a tensor or array; ``raw`` without a Jacobian; labels of a
@@ -68,4 +71,6 @@ def log_density(
         device=device,
     )
     classes = labels_of_rows(model, labels, len(rows) if rows.ndim else 0)
-    return densities(model, dataset, rows, labels=classes, on_progress=on_progress, **settings)
+    rows, numbers = usable_rows(rows, bad_rows)
+    classes = None if classes is None else numbers.chosen(classes)
+    return densities(model, dataset, rows, labels=classes, numbers=numbers, on_progress=on_progress, **settings)

@@ -133,7 +133,7 @@ def sample(
     if out is None and resume:
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
     labels = wanted_labels(model, options.get("labels"), settings.num_samples, settings.seed)
-    units = None if run is None else run.units(needed=out is not None and is_table(out))
+    units = None if run is None else run.measurements(needed=out is not None and is_table(out))
     with joined_ranks() as ranks:
         place: dict[str, Any] = {
             "device": local_device(device),

@@ -139,10 +139,8 @@ class Run:
         found = self._facts.get("value_range")
         return None if found is None else (float(found[0]), float(found[1]))
 
-    def units(self, *, needed: bool) -> HasMeasured | None:
+    def units(self, *, needed: bool) -> TableUnits | None:
         """Return names and units of the columns of a table, or None if the data are not a table.
-
-        Those of a dataset that has a `measured` of its own, and no `TableUnits`, open the data where they are used.
 
         Args:
             needed: whether a run of an earlier version, whose checkpoint lacks them, opens its data for them.
@@ -153,13 +151,25 @@ class Run:
         """
         facts = self.checkpoint.state["facts"]
         if "units" not in facts:
-            return units_of(self.dataset) if needed else None
+            return getattr(self.dataset, "units", None) if needed else None
         try:
-            if facts["units"] is None:
-                return UnitsOfRun(self) if facts.get("measured") else None
-            return TableUnits.from_dict(facts["units"])
+            return None if facts["units"] is None else TableUnits.from_dict(facts["units"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
+
+    def measurements(self, *, needed: bool) -> HasMeasured | None:
+        """Return what turns draws into measurements: `units`, or a dataset without them that has `measured`; else None.
+
+        Such a dataset is opened when it is used.
+
+        Args:
+            needed: as for `units`.
+
+        Raises:
+            CheckpointError, DataError: as for `units`.
+        """
+        units = self.units(needed=needed)
+        return UnitsOfRun(self) if units is None and self.checkpoint.state["facts"].get("measured") else units
 
     @functools.cached_property
     def model(self) -> GEBM:
