@@ -86,10 +86,10 @@ def contradictions(
     stand_out = _lowest(log_base, UNLIKELY) & (log_base < _fence(log_base))
     low = stand_out & _lowest(energy, LOW)
     if bool(low.any()):
+        named, least = _rows(low, rows, log_base), max(1, math.ceil(UNLIKELY * count))
         said.append(
-            f"{_rows(low, rows, log_base)}: among the {max(1, math.ceil(UNLIKELY * count)):,} of {count:,} rows that the base "
-            f"expects least, and among the {LOW:.0%} with the lowest energies. By the energy they would pass as typical; rank by "
-            "log_density"
+            f"{named}: among the {least:,} of {count:,} rows that the base expects least, and among the {LOW:.0%} with the "
+            "lowest energies. By the energy they would pass as typical; rank by log_density"
         )
     lifted = stand_out & (log_density > float(np.quantile(log_density.numpy(), LOW)))
     if bool(lifted.any()):
