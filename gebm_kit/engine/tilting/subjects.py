@@ -189,9 +189,11 @@ def _refuse_classes(*parts: Base | Energy) -> None:
     """
     for part in parts:
         if is_conditional(part):
+            without_target = getattr(part, "target", 0) is None
+            hold = "In Python, hold it at a class: gk.tilt(run.model.given(3), scorer)."
             raise UsageError(
                 f"{type(part).__name__} is conditional, and a tilt serves one law at a time",
-                hint="In Python, hold it at a class: gk.tilt(run.model.given(3), scorer).",
+                hint="Name the class: energy.target=3." if without_target else hold,
             )
 
 
