@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
@@ -16,8 +16,6 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
     from gebm_kit.core.model import GEBM
@@ -117,39 +115,6 @@ def class_key(label: int | None) -> dict[str, int]:
     return {} if label is None else {"class": label}
 
 
-def read_rows(
-    file: Path, key: str | None, run: Run, bad_rows: BadRowsWord = BadRowsWord.STOP
-) -> tuple[Tensor, tuple[str, ...], Mapping[int, str]]:
-    """Read the rows of a file, the names of their columns, () for data that are not a table, and what is wrong with rows.
-
-    Where columns are identified by name, those that the run was not trained on may hold anything. Images of bytes are
-    scaled to [-1, 1], as in training.
-
-    Raises:
-        DataError: the file can't be read.
-    """
-    from gebm_kit.core.interfaces import HasStandardisation
-    from gebm_kit.data.arrays import image_rows
-    from gebm_kit.data.columns import open_table, read_table
-    from gebm_kit.data.tables import TABLE_SUFFIXES, load
-    from gebm_kit.engine.likelihood.user_rows import columns_of
-
-    if len(run.model.data_shape) != 1:
-        flat = file.suffix.lower() in TABLE_SUFFIXES
-        if not flat:
-            return image_rows(load(file, key, None).rows, file, run.dataset), (), {}
-        table = read_table(file, key, bad_rows=bad_rows.value)
-        return image_rows(table.rows, file, run.dataset), (), table.bad
-    known: object = run.dataset
-    wanted = known.columns if isinstance(known, HasStandardisation) else None
-    opened = open_table(file, key)
-    row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
-    names = tuple(name for name in opened.names if name not in row_labels)
-    places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
-    table = read_table(file, key, [names[place] for place in places], bad_rows=bad_rows.value)
-    return table.rows, table.columns, table.bad
-
-
 class RowValues(Protocol):
     """Values of N rows that a command writes to a file, such as `RowScores` and `LogDensities`."""
 
@@ -187,11 +152,15 @@ def compute_rows(
         DataError: the file can't be read, or its rows do not fit the run.
     """
     from gebm_kit.engine.likelihood.class_densities import labels_of_rows
+    from gebm_kit.engine.likelihood.row_sources import rows_of_file
     from gebm_kit.engine.likelihood.usable_rows import usable_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
-    rows, names, bad = read_rows(given.file, key, run, bad_rows)
-    rows, numbers = usable_rows(rows, bad_rows.value, names=names, source=str(given.file), known=bad)
+    given_rows = rows_of_file(given.file, key, run.model.data_shape, run.dataset, bad_rows.value)
+    names = given_rows.names
+    rows, numbers = usable_rows(
+        given_rows.rows, bad_rows.value, names=names, source=str(given.file), known=given_rows.bad
+    )
     with say.progress() as on_progress:
         return compute(
             run.model,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, cast
 from gebm_kit.config.class_keys import ClassWeights
 from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
 from gebm_kit.config.optimizer import DEFAULT_OPTIMIZER, FINAL_OPTIMIZER, PRETRAIN_OPTIMIZER, OptimizerSection
+from gebm_kit.config.recipe_html import recipe_sections, recipe_summary
 from gebm_kit.core.components import Range
+from gebm_kit.core.html import Shown
 
 SCHEMA_VERSION = 1
 """Value of a recipe's key ``schema``."""
@@ -291,8 +293,8 @@ class NllSection:
     space: Literal["standardised", "raw"] = "standardised"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(Shown):
     """A checked recipe: everything needed to train, sample and evaluate, and where it came from.
 
     Attributes:
@@ -327,6 +329,12 @@ class Recipe:
     precision: str
     class_weights: ClassWeights | None = None
     class_names: tuple[str, ...] | None = None
+
+    def _summary(self) -> str:
+        return recipe_summary(self)
+
+    def _sections(self) -> Iterator[str]:
+        return recipe_sections(self)
 
     @property
     def penalties(self) -> tuple[ComponentNode, ...]:

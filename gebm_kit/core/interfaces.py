@@ -47,7 +47,7 @@ from gebm_kit.core.sampling import (
     Tunable,
     ValueAndGrad,
 )
-from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric
+from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric, ReportsFit
 from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 
 __all__ = [
@@ -86,6 +86,7 @@ __all__ = [
     "Part",
     "Penalty",
     "Potential",
+    "ReportsFit",
     "Sampler",
     "SamplerDirective",
     "SlopePenalty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +19,11 @@ from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.array_files import checked, column_names, label_ids, read_arrays, scale
 from gebm_kit.data.array_images import TOPS, Layout, Pixels, as_numbers, as_rows, facts
-from gebm_kit.data.columns import Missing
+from gebm_kit.data.columns import Missing, open_table, read_table
 from gebm_kit.data.grids import grid_of_some
 from gebm_kit.data.readings import reading
+from gebm_kit.data.table_reading import BadRows
+from gebm_kit.data.tables import TABLE_SUFFIXES, load
 from gebm_kit.data.tensors import TensorDataset, check_fractions, in_words, split_indices
 
 
@@ -146,6 +149,55 @@ class Arrays(TensorDataset):
             raise UsageError(f"measured is for rows of a table; this data has the shape {tuple(self.data_shape)}")
         return self.units.measured(rows)
 
+    @classmethod
+    def rows_of_file(
+        cls,
+        file: Path,
+        key: str | None,
+        data_shape: Sequence[int],
+        dataset: object,
+        wanted: tuple[str, ...] | None,
+        choose: Callable[[tuple[str, ...], tuple[str, ...], str], list[int]],
+        bad_rows: BadRows = "stop",
+    ) -> tuple[Tensor, tuple[str, ...], Mapping[int, str]]:
+        """Read a user's rows for a model as they stand in the file, the names of their columns, and what is wrong with rows.
+
+        Images of bytes are scaled to [-1, 1], as in training. Columns that are not wanted may hold anything.
+
+        Args:
+            data_shape: shape of a data point of the model.
+            dataset: the data that the model was trained on, or None.
+            wanted: names of their columns; None: all columns but row labels are read.
+            choose: returns the indices of the wanted columns (second) among the names of a table (first); third: the file.
+            bad_rows: ``skip``: rows of a table that can't be used hold NaN, and are named with the reason.
+
+        Raises:
+            DataError: the file can't be read.
+        """
+        if len(data_shape) != 1:
+            if file.suffix.lower() not in TABLE_SUFFIXES:
+                return cls.image_rows(load(file, key, None).rows, file, dataset), (), {}
+            table = read_table(file, key, bad_rows=bad_rows)
+            return cls.image_rows(table.rows, file, dataset), (), table.bad
+        opened = open_table(file, key)
+        row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
+        names = tuple(name for name in opened.names if name not in row_labels)
+        places = range(len(names)) if wanted is None else choose(names, wanted, str(file))
+        table = read_table(file, key, [names[place] for place in places], bad_rows=bad_rows)
+        return table.rows, table.columns, table.bad
+
+    @classmethod
+    def image_rows(cls, rows: Tensor, source: Path, dataset: object = None) -> Tensor:
+        """Return rows as ``dataset`` reads its own if that is `Arrays`, otherwise as `Arrays` does by default.
+
+        Raises:
+            DataError: the rows are neither points nor images, or can be read in two ways.
+        """
+        if isinstance(dataset, Arrays):
+            return dataset.as_read(rows, source)
+        found = as_numbers(as_rows(rows, "auto", source), "auto", source)
+        return scale_bytes(found) if found.dtype == torch.uint8 else found
+
     def _standardise(
         self, parts: dict[SplitName, Tensor], rows: Tensor, names: tuple[str, ...]
     ) -> dict[SplitName, Tensor]:
@@ -178,18 +230,6 @@ class Arrays(TensorDataset):
         pixels: Pixels = "keep" if self._kept and rows.dtype != torch.uint8 else self._pixels
         found = as_numbers(as_rows(rows, self._layout, source), pixels, source)
         return scale_bytes(found) if found.dtype == torch.uint8 else found
-
-
-def image_rows(rows: Tensor, file: Path, dataset: object = None) -> Tensor:
-    """Return rows of a file as ``dataset`` reads its own if that is `Arrays`, otherwise as `Arrays` does by default.
-
-    Raises:
-        DataError: the rows are neither points nor images, or can be read in two ways.
-    """
-    if isinstance(dataset, Arrays):
-        return dataset.as_read(rows, file)
-    found = as_numbers(as_rows(rows, "auto", file), "auto", file)
-    return scale_bytes(found) if found.dtype == torch.uint8 else found
 
 
 def _type(rows: Tensor) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.frames import is_index_name
 from gebm_kit.core.reading import amount, open_regular
 
 MISSING = frozenset(
@@ -43,9 +44,6 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Marks at the start of a file that say how it is encoded; without one it is UTF-8."""
-
-_PANDAS_INDEX = re.compile(r"(Unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__)?")
-"""What pandas calls a column without a name, which is the index of a table that was written with it."""
 
 _LOOKS_LIKE = (
     (re.compile(r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"), "is a date, not"),
@@ -223,11 +221,6 @@ class CsvFile:
                 hint=hint,
             )
         return True
-
-
-def is_index_name(name: str) -> bool:
-    """Return whether a table of pandas gives this name to its row labels."""
-    return bool(_PANDAS_INDEX.fullmatch(name))
 
 
 def _listed(fields: list[str]) -> str:

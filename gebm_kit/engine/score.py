@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from gebm_kit.core.arguments import check_callback
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_atomic
-from gebm_kit.core.given_rows import tensor_of_rows
+from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.engine.likelihood.class_densities import (
     ByClass,
     ClassLogPartition,
@@ -33,9 +32,12 @@ from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.likelihood.ranking import MOST_RANKED, RankBy, contradictions, far_from_data, rank_by
+from gebm_kit.engine.likelihood.row_sources import Rows, sourced
+from gebm_kit.engine.likelihood.rows_html import rows_sections
 from gebm_kit.engine.likelihood.usable_rows import BadRows, RowNumbers, usable_rows
 from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.calibrated import Beta
@@ -46,8 +48,8 @@ SCORE_SUFFIXES = (".csv", ".npz")
 """Files that `RowScores.save` writes."""
 
 
-@dataclass(frozen=True)
-class RowScores:
+@dataclass(frozen=True, repr=False)
+class RowScores(Shown):
     """Scores of N rows.
 
     Attributes:
@@ -96,6 +98,12 @@ class RowScores:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values())))
+
+    def _summary(self) -> str:
+        return f"RowScores({len(self):,} rows: {', '.join(self.columns())}; beta {self.inverse_temperature:g})"
+
+    def _sections(self) -> Iterator[str]:
+        return rows_sections(self.columns(), self.log_partition)
 
     def columns(self) -> dict[str, Tensor]:
         """Return the available ones of ``energy``, ``log_density`` and ``log_base``, by name, then those of ``classes``."""
@@ -160,7 +168,7 @@ def check_score_output(path: str | Path) -> Path:
 
 def score(
     run_or_model: Run | GEBM | str | Path,
-    rows: Tensor | np.ndarray,
+    rows: Rows,
     *,
     labels: int | Sequence[int] | Tensor | np.ndarray | None = None,
     inverse_temperature: Beta | None = None,
@@ -169,12 +177,15 @@ def score(
     seed: int | None = None,
     device: str | None = None,
     bad_rows: BadRows = "stop",
-    on_progress: OnProgress = ignore,
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RowScores:
     """Compute the energies of ``rows`` (N, *D) and, if the base has a density, their log-densities in nats.
 
-    For a run whose dataset standardises, rows are measurements like those in its file. For any other run or model, rows are
-    data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
+    Rows are a tensor or an array (N, *D), a data frame, or the path of a file, as `gebm-kit score RUN FILE` reads it. For
+    a run whose dataset standardises, all of them are measurements like those in its file. For any other run or model,
+    tensors and arrays are data as the model sees it. Columns of frames and files are matched by name with the run's data.
+    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Rows of a model with classes are scored as points of the class in ``labels``. Without ``labels`` they are scored under
     every class, with the probability of each where Bayes' rule gives one:
@@ -187,14 +198,15 @@ def score(
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
         seed: seed of the base draws and populations behind A.
         bad_rows: ``skip`` leaves out rows that are not finite, with a warning; the others keep their numbers (`rows`).
+        progress: True: show progress; False: do not; None: on a terminal or in a notebook.
+        on_progress: called with each `gebm_kit.core.progress.Progress`; nothing is shown then.
 
     Raises:
         UsageError: neither a run nor a model; rows of another type; ``space="raw"`` for a base without a density
             or a dataset that states no Jacobian; labels of a model without classes, or not one class for each row.
         DataError: rows that do not fit the model or are not finite.
     """
-    check_callback("on_progress", on_progress)
-    rows = tensor_of_rows(rows, "rows", files="gebm-kit score RUN FILE")
+    check_progress(progress, on_progress)
     model, dataset, settings = model_of(
         run_or_model,
         inverse_temperature=inverse_temperature,
@@ -205,10 +217,13 @@ def score(
     )
     if space == "raw":  # only the argument raises; a recipe's ``nll.space`` is ignored where there is no density
         check_density(model, dataset, space)
-    classes = labels_of_rows(model, labels, len(rows) if rows.ndim else 0)
-    rows, numbers = usable_rows(rows, bad_rows)
+    given = sourced(rows, "rows", model.data_shape, dataset, bad_rows)
+    classes = labels_of_rows(model, labels, len(given.rows) if given.rows.ndim else 0)
+    kept, numbers = usable_rows(given.rows, bad_rows, names=given.names, source=given.source, known=given.bad)
     classes = None if classes is None else numbers.chosen(classes)
-    return row_scores(model, dataset, rows, labels=classes, numbers=numbers, on_progress=on_progress, **settings)
+    about = {"names": given.names, "source": given.source, "numbers": numbers, **settings}
+    with progress_shown(progress, on_progress) as report:
+        return row_scores(model, dataset, kept, labels=classes, on_progress=report, **about)
 
 
 def row_scores(
@@ -270,5 +285,5 @@ def row_scores(
         placed(model, device) as (where, dtype),
         LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE),
     ):
-        tilt = inverse_temperature * energies(model, x, where, dtype)
+        tilt = inverse_temperature * energies(model, x, where, dtype, counted(on_progress, "rows", len(x)))
     return RowScores(tilt, None, None, None, None, inverse_temperature, rows=numbers, warnings=far)

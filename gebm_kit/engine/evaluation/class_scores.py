@@ -109,7 +109,7 @@ class ClassTask:
         self._labelled = LabelledRows(dataset, model.class_weights, settings)
         self._labelled.check()
         check_sampling(model.given(0), sampler, sampling)
-        self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where)
+        self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where, on_progress)
         self._planner = Planner(
             model.given(int(model.class_weights.argmax())), dataset, metrics, sampler, settings, rows, self._scorer,
             floor, where, on_progress, ranks,
@@ -184,9 +184,8 @@ class ClassTask:
         def find() -> Calibration | None:
             labels = self._labels(plan)
             rows = [torch.cat([x[labels == k] for x in base])[:MAX_DRAWS] for k in range(self._num_classes)]
-            return calibration_of_classes(
-                self._model, self._dataset, rows, self._where, weighted=self._settings.weighted
-            )
+            about: dict[str, Any] = {"weighted": self._settings.weighted, "on_progress": self._on_progress}
+            return calibration_of_classes(self._model, self._dataset, rows, self._where, **about)
 
         found = shared_calibration(find, self._ranks)
         if self._settings.calibrated:

@@ -20,8 +20,9 @@ from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.cache import cache_directory
 from gebm_kit.core.errors import GebmKitError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
-from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLogits, Metric
+from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLogits, Metric, ReportsFit
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -85,6 +86,7 @@ class FeatureMaps:
         device: the device that maps compute on.
         settings: parameters of the maps.
         constant: data that is the same at every evaluation; its features are cached on disk.
+        on_progress: called while maps that learn are fitted.
     """
 
     def __init__(
@@ -93,8 +95,9 @@ class FeatureMaps:
         device: torch.device,
         settings: FeatureSettings | None = None,
         constant: Sequence[Tensor] = (),
+        on_progress: OnProgress = ignore,
     ) -> None:
-        self._dataset, self._device = dataset, device
+        self._dataset, self._device, self._on_progress = dataset, device, on_progress
         self._settings, self._constant = settings or FeatureSettings(), constant
         self._fitted: dict[str, FeatureMap] = {}
 
@@ -107,6 +110,8 @@ class FeatureMaps:
         """
         if name not in self._fitted:
             built = self._settings.build(name, self._device)
+            if isinstance(built, ReportsFit):
+                built.on_step = lambda step, total: self._on_progress(Progress("fit", step, total))
             built.fit(self._dataset, self._device)
             kind = _RememberingClasses if isinstance(built, HasLogits) else _Remembering
             self._fitted[name] = kind(name, built, self._constant)

@@ -6,7 +6,6 @@ objects with the Agg canvas: no pyplot, no global state, no display.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.files import make_directory
 from gebm_kit.core.interfaces import Energy, HasDensity, HasEncoder
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
+from gebm_kit.core.mosaic import mosaic as mosaic
 from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.figures.density_figure import density_calibration
 from gebm_kit.engine.figures.plotting import (
@@ -301,22 +301,6 @@ def _rebuilt(model: GEBM, x: Tensor) -> Tensor:
     device = next(model.parameters(), x).device
     with LatentPotential(model), torch.no_grad():
         return model.reconstruct(x.to(device, model.dtype)).float().cpu()
-
-
-def mosaic(images: Array, value_range: tuple[float, float]) -> Array:
-    """Join images (N, C, H, W) into one picture (rows, columns[, 3]) in [0, 1], with one white pixel between them."""
-    low, high = value_range
-    scaled = np.nan_to_num((images - low) / max(high - low, 1e-12), nan=0.5, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
-    if scaled.shape[1] != 3:
-        scaled = scaled[:, :1]
-    num, channels, height, width = scaled.shape
-    columns = min(GRID_SIDE, max(num, 1))
-    lines = max(math.ceil(num / columns), 1)
-    picture = np.ones((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), dtype=scaled.dtype)
-    for i, image in enumerate(scaled):
-        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
-        picture[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return picture[..., 0] if channels == 1 else picture
 
 
 def _points(cloud: Tensor) -> Array:

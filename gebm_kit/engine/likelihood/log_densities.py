@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,24 @@ from torch import Tensor
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import write_atomic
+from gebm_kit.core.html import Shown, cell
 from gebm_kit.core.interfaces import Dataset, HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, counted, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.class_densities import ByClass, ClassLogPartition, class_fields, scores_by_class
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import base_tilts, energies
 from gebm_kit.engine.likelihood.nll import Space, check_space, log_base_density, log_det_of
+from gebm_kit.engine.likelihood.rows_html import rows_sections
 from gebm_kit.engine.likelihood.usable_rows import RowNumbers
 from gebm_kit.engine.likelihood.user_rows import as_data
 from gebm_kit.engine.process.devices import placed
 
 
-@dataclass(frozen=True)
-class LogDensities:
+@dataclass(frozen=True, repr=False)
+class LogDensities(Shown):
     """Log-densities of N rows, in nats.
 
     Attributes:
@@ -55,6 +57,17 @@ class LogDensities:
     classes: ByClass | None = None
     log_partitions: Mapping[int, LogPartition] | None = None
     rows: RowNumbers = field(default_factory=RowNumbers)
+
+    def __len__(self) -> int:
+        return len(self.gebm)
+
+    def _summary(self) -> str:
+        mean = cell(float(self.gebm.mean())) if len(self) else "-"
+        return f"LogDensities({len(self):,} rows, mean {mean} nats, {self.space}; beta {self.inverse_temperature:g})"
+
+    def _sections(self) -> Iterator[str]:
+        by_class = {} if self.classes is None else self.classes.columns()
+        return rows_sections({"gebm": self.gebm, "base": self.base, "tilt": self.tilt, **by_class}, self.log_partition)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what all rows share, as plain JSON."""
@@ -131,7 +144,7 @@ def densities(
         with LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE) as potential:
             log_base = log_base_density(model, x, where, dtype)
             assert log_base is not None
-            tilt = inverse_temperature * energies(model, x, where, dtype)
+            tilt = inverse_temperature * energies(model, x, where, dtype, counted(on_progress, "rows", len(x)))
             first, second = base_tilts(potential, generator, dtype, on_progress)
             partition = estimate_log_partition(
                 potential, first, second, generator, dtype, method=method, on_progress=on_progress

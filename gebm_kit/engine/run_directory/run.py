@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from gebm_kit.core.arguments import check_path
 from gebm_kit.core.class_names import class_names_of
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
+from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
@@ -43,13 +44,14 @@ from gebm_kit.engine.run_directory.run_files import (
     read_evaluation,
     read_status,
 )
+from gebm_kit.engine.run_directory.run_html import run_sections
 
 RUNS = Path("runs")
 """Default folder in which runs are created and looked for."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """A run directory, read lazily.
 
     Attributes:
@@ -59,6 +61,18 @@ class Run:
 
     path: Path
     which: str = LAST
+
+    def _summary(self) -> str:
+        try:
+            status = self.status
+        except GebmKitError:
+            return f"Run({self.path}: its status can't be read)"
+        step = status.get("step")
+        steps = f", step {step:,}" if isinstance(step, int) else ""
+        return f"Run({self.path}: {status.get('recipe', '?')}, {status.get('state', 'unknown')}{steps})"
+
+    def _sections(self) -> Iterator[str]:
+        return run_sections(self.path)
 
     @property
     def figures(self) -> Path:

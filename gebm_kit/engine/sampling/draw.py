@@ -169,7 +169,8 @@ def draw_to(
             hint="A name without a suffix is a directory of shards.",
         )
     with ranks.together():
-        draws = replace(draw(model, sampler, settings, ranks=ranks, **place), units=units)
+        draws = draw(model, sampler, settings, ranks=ranks, **place)
+        draws = replace(draws, units=units, value_range=value_range)
         if ranks.rank == 0:
             draws.save(out, value_range)
     return draws

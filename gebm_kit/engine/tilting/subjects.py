@@ -26,6 +26,7 @@ from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.program_files import folder_error, kind_of
 from gebm_kit.core.programs import Program, reason
+from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.core.reading import read_file
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.run_directory.run_files import RESOLVED
@@ -113,7 +114,12 @@ class Subject:
 
 
 def subject_of(
-    generator: Generator, scorer: Scorer, facts: Facts, latent_shape: Sequence[int] | None, with_data: bool
+    generator: Generator,
+    scorer: Scorer,
+    facts: Facts,
+    latent_shape: Sequence[int] | None,
+    with_data: bool,
+    on_progress: OnProgress = ignore,
 ) -> Subject:
     """Build the generator and the scorer.
 
@@ -124,11 +130,12 @@ def subject_of(
         facts: what is known about the data.
         latent_shape: shape of one code of a program that does not state it.
         with_data: whether a run's own data are opened, where none are given.
+        on_progress: called while an energy learns from data.
 
     Raises:
         UsageError: one of them is of another kind, or needs data that are not given.
     """
-    generator, scorer = _opened(generator), _opened(scorer)
+    generator, scorer = opened(generator), opened(scorer)
     source = generator if isinstance(generator, Run) else scorer if isinstance(scorer, Run) else None
     if source is not None and facts.dataset is None:
         dataset = source.dataset if with_data or _needs_data(scorer) else None
@@ -149,14 +156,14 @@ def subject_of(
                 f"energy {_name(scorer)!r} learns from data before it can score: name a dataset too",
                 hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
             )
-        energy.fit(facts.dataset, torch.device("cpu"), 0)
+        energy.fit(facts.dataset, torch.device("cpu"), 0, lambda step, total: on_progress(Progress("fit", step, total)))
     own = None if trained is None else trained.energy
     described = _described(generator, base), _described(scorer, energy)
     return Subject(model, *described, facts.dataset, known["value_range"], own)
 
 
-def _opened(word: Any) -> Any:
-    """Open a run's directory; anything else is returned as it is."""
+def opened(word: Any) -> Any:
+    """Open a run's directory; return anything else as it is."""
     if isinstance(word, str | Path) and os.path.isfile(user_path(word) / RESOLVED):
         return load_run(word)
     return word

@@ -75,10 +75,11 @@ class TestTable:
         assert torch.equal(found, draws.units.measured(draws.x))
 
     def test_what_was_written_can_be_scored(self, run, folder):
-        from gebm_kit.cli.rows import read_rows
+        from gebm_kit.engine.likelihood.row_sources import rows_of_file
 
         draws = gk.sample(run, out=folder / "again.csv")
-        rows, names = read_rows(folder / "again.csv", None, run)
+        found = rows_of_file(folder / "again.csv", None, run.model.data_shape, run.dataset)
+        rows, names = found.rows, found.names
         assert names == ("height, cm", "time")
         expected = gk.score(gk.GEBM(run.model.base, run.model.energy), draws.x).energy
         torch.testing.assert_close(gk.score(run, rows).energy, expected, rtol=1e-3, atol=1e-3)
