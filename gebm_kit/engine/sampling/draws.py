@@ -193,8 +193,9 @@ class Draws(Shown):
 
         A .safetensors or .npz file holds x as the model makes it, z, chain and any labels, with the diagnostics as JSON
         (in the metadata of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``,
-        where ``mean + std x`` are measurements. Names of classes are the JSON list ``class_names``. numpy has no bfloat16,
-        so a .npz holds such draws in single precision, which changes no value.
+        where ``mean + std x`` are measurements. Names of classes are the JSON list ``class_names``. A .npz of a table also
+        holds ``measured``, (N, D) float64, and the names of its ``columns``. numpy has no bfloat16, so a .npz holds such
+        draws in single precision, which changes no value.
         A .csv or .parquet file is a table of these measurements, with the columns' names. Draws of classes have the name
         of the class, or its index, in a last column.
 
@@ -228,6 +229,8 @@ class Draws(Shown):
         if path.suffix == ".npz":
             buffer = io.BytesIO()
             arrays = {name: _array(tensor) for name, tensor in tensors.items()}
+            if self.units is not None:
+                arrays |= {"measured": self.units.measured(self.x).numpy(), "columns": np.array(self.units.columns)}
             np.savez(buffer, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in metadata.items()})
             content = buffer.getvalue()
         else:

@@ -91,6 +91,8 @@ class TestTable:
         if suffix == "npz":
             stated = json.loads(str(np.load(path)["units"]))
             assert torch.equal(torch.from_numpy(np.load(path)["x"]), draws.x)
+            assert torch.equal(torch.from_numpy(np.load(path)["measured"]), draws.units.measured(draws.x))
+            assert tuple(np.load(path)["columns"]) == draws.units.columns
         else:
             with safe_open(path, "pt") as file:
                 stated = json.loads(file.metadata()["units"])
