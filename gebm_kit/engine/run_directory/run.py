@@ -22,8 +22,9 @@ from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Parts, Recipe
+from gebm_kit.core.arguments import check_path
 from gebm_kit.core.class_names import class_names_of
-from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
+from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset
@@ -44,7 +45,7 @@ from gebm_kit.engine.run_directory.run_files import (
     read_evaluation,
     read_status,
 )
-from gebm_kit.engine.run_directory.run_html import run_sections
+from gebm_kit.engine.run_directory.run_html import run_sections, run_summary
 
 RUNS = Path("runs")
 """Default folder in which runs are created and looked for."""
@@ -65,13 +66,7 @@ class Run(Shown):
     parts: Parts = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def _summary(self) -> str:
-        try:
-            status = self.status
-        except GebmKitError:
-            return f"Run({self.path}: its status can't be read)"
-        step = status.get("step")
-        steps = f", step {step:,}" if isinstance(step, int) else ""
-        return f"Run({self.path}: {status.get('recipe', '?')}, {status.get('state', 'unknown')}{steps})"
+        return run_summary(self)
 
     def _sections(self) -> Iterator[str]:
         return run_sections(self.path)
@@ -341,6 +336,9 @@ def open_run(path: str | Path, checkpoint: str = LAST, parts: Parts | None = Non
     Raises:
         UsageError, CheckpointError: as for `load_run`.
     """
+    check_path("a run", path)
+    if not isinstance(checkpoint, str):
+        raise UsageError(f"checkpoint must be last, best or step-N, got {shown(checkpoint)}")
     path = user_path(path, what="the run")
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:

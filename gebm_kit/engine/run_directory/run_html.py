@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gebm_kit.core.errors import DataError, GebmKitError
 from gebm_kit.core.html import heading, picture
@@ -28,6 +29,17 @@ MOST_PICTURES = 4
 
 LARGEST_PICTURE = 4 * 2**20
 """Largest picture that is shown, in bytes."""
+
+
+def run_summary(run: Any) -> str:
+    """Say in one line where a run is, what it trained and how far it came."""
+    try:
+        status = run.status
+    except GebmKitError:
+        return f"Run({run.path}: its status can't be read)"
+    step = status.get("step")
+    steps = f", step {step:,}" if isinstance(step, int) else ""
+    return f"Run({run.path}: {status.get('recipe', '?')}, {status.get('state', 'unknown')}{steps})"
 
 
 def run_sections(path: Path) -> Iterator[str]:
