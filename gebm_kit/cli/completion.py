@@ -84,6 +84,16 @@ def complete_metric(incomplete: str) -> list[str]:
     return _components("metric", incomplete)
 
 
+def complete_plugin(incomplete: str) -> list[str]:
+    """Complete names of installed plugin packages in the shell."""
+    from gebm_kit.core.plugins import installed
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = [plugin.distribution for plugin in installed().report]
+    return _shown([name for name in names if name.startswith(incomplete)])
+
+
 def _components(kind: str, incomplete: str) -> list[str]:
     from gebm_kit.core.plugins import installed
 

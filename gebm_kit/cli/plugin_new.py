@@ -53,12 +53,12 @@ def new(
         "path": str(folder),
         "files": files,
     }
-    place_word = shlex.quote(str(folder))
+    where = str(folder) if folder.is_absolute() else f"./{folder}"  # pip takes a bare word for a package's name
 
     def show() -> None:
         ui.text(f"{folder}: the {names.kind} {names.component!r}, in {len(files)} files")
-        ui.text(f"  pip install -e {place_word if folder.is_absolute() else f'./{place_word}'}")
-        ui.text(f"  pytest {place_word}")
+        ui.text(f"  pip install -e {shlex.quote(where)}")
+        ui.text(f"  pytest {shlex.quote(where)}")
         ui.text(f"  gebm-kit plugins check {names.distribution}")
 
     say.result(payload, show)

@@ -27,7 +27,7 @@ USE = {
     "sampler": "A recipe uses it with `sampler={component}`, a finished run with `gebm-kit sample --sampler {component}`.",
     "dataset": "A recipe uses it with `data={component}`: `gebm-kit train quickstart data={component}`.",
     "features": "A metric uses it with its parameter `features`: `eval.metrics=[{{name: mmd, features: {component}}}]`.",
-    "metric": "A recipe uses it with `eval.metrics={component}`, a finished run with `gebm-kit eval eval.metrics={component}`.",
+    "metric": "A recipe and `gebm-kit eval` use it with `eval.metrics={component}`.",
     "logger": "A recipe uses it with `loggers={component}`: `gebm-kit train quickstart loggers={component}`.",
 }
 """Where a component of each kind is used, as a sentence of the README."""
