@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,11 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, place, split_words
+from gebm_kit.cli.recipe_schema import MODELINE, SCHEMA_FILE, current_schema, schema, with_header, write_schema
 from gebm_kit.core.errors import UsageError
 
 app = typer.Typer(help="List, show, copy and check recipes.")
+app.command("schema")(schema)
 
 
 @app.command("ls")
@@ -50,11 +53,21 @@ def cp(
         str | None,
         typer.Option(metavar="DATA", help="Your data: a folder of images, an idx folder, a file of arrays, a dataset."),
     ] = None,
+    header: Annotated[
+        bool,
+        typer.Option(
+            "--schema/--no-schema",
+            help=f"Begin the copy with a line for editors, and write the schema it names, {SCHEMA_FILE}, beside it.",
+        ),
+    ] = True,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe so that you can change it, for other data if you like. An existing file is never overwritten."""
+    """Copy a recipe so that you can change it, for other data if you like. An existing file is never overwritten.
+
+    The copy begins with a line by which an editor completes and checks it.
+    """
     from gebm_kit.config.load import find_recipe, read_recipe
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
@@ -65,21 +78,39 @@ def cp(
         from gebm_kit.engine.datasets.retarget import retarget
 
         content, reading = retarget(content, data)
-    opened = False
+    _write_new(target, with_header(content) if header else content, header)
+    if header:
+        say.note(f"{target.parent / SCHEMA_FILE} is for your editor; --no-schema leaves it out")
+    payload = {"name": source.stem, "path": str(target)} | ({} if reading is None else {"reading": reading})
+    say.result(payload, lambda: ui.text("\n".join([str(target), *([reading] if reading else [])])))
+
+
+def _write_new(target: Path, content: str, schema_too: bool) -> None:
+    """Write a file that must not exist yet, and the schema beside it; when one fails, there is neither."""
+    from gebm_kit.core.files import make_directory, remove_tree, write_error
+
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.")
+    found = current_schema() if schema_too else None
+    folder = (target.parent / SCHEMA_FILE).parent
+    opened, new_folder = False, not folder.exists()
     try:
         with open(target, "x", encoding="utf-8") as stream:
             opened = True
             stream.write(content)
+        if found is not None:
+            make_directory(folder)
+            write_schema(target.parent / SCHEMA_FILE, found)
     except FileExistsError as error:
         raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.") from error
-    except OSError as error:
-        from gebm_kit.core.files import write_error
-
+    except BaseException as error:
         if opened:
             target.unlink(missing_ok=True)
-        raise write_error(target, error) from error
-    payload = {"name": source.stem, "path": str(target)} | ({} if reading is None else {"reading": reading})
-    say.result(payload, lambda: ui.text("\n".join([str(target), *([reading] if reading else [])])))
+            if new_folder:
+                remove_tree(folder)
+        if isinstance(error, OSError):
+            raise write_error(target, error) from error
+        raise
 
 
 @app.command("check")
@@ -105,7 +136,7 @@ def check(
 def summary(content: str) -> str:
     """Return the recipe's first comment line."""
     for line in content.splitlines():
-        if line.startswith("#") and line.strip("# "):
+        if line.startswith("#") and line.strip("# ") and not line.startswith(MODELINE):
             return line.strip("# ").strip()
         if line.strip() and not line.startswith("#"):
             break

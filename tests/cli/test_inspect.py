@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import gebm_kit
 from gebm_kit.cli.app import main
+from gebm_kit.cli.recipes import summary
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.core.components import KINDS
 from gebm_kit.core.plugins import installed
@@ -124,7 +126,9 @@ def test_recipes_cp_never_overwrites(cli: Any, tmp_path: Path, monkeypatch: pyte
         "schema": 1, "name": "quickstart", "path": "quickstart.yaml",
     }  # fmt: skip
     text = (tmp_path / "quickstart.yaml").read_text()
-    assert text == shipped_recipes()["quickstart"].read_text()
+    header, _, rest = text.partition("\n")
+    assert header == "# yaml-language-server: $schema=.gebm-kit/recipe.schema.json"
+    assert rest == shipped_recipes()["quickstart"].read_text()
     (tmp_path / "quickstart.yaml").write_text("mine")
     result = cli("recipes", "cp", shipped_recipes()["quickstart"])
     assert result.code == 2
@@ -133,6 +137,36 @@ def test_recipes_cp_never_overwrites(cli: Any, tmp_path: Path, monkeypatch: pyte
     assert cli("recipes", "cp", "quickstart", "mine.yaml").code == 0
     assert (tmp_path / "mine.yaml").read_text() == text
     assert cli("recipes", "cp", "quickstart", "nowhere/mine.yaml").code == 2
+    assert not Path("nowhere").exists()
+
+
+def test_recipes_cp_writes_the_schema_that_its_header_names(cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    result = cli("recipes", "cp", "quickstart", "sub/mine.yaml")
+    assert (result.code, result.out) == (0, "sub/mine.yaml\n")
+    assert "sub/.gebm-kit/recipe.schema.json is for your editor" in result.err
+    schema = json.loads(Path("sub/.gebm-kit/recipe.schema.json").read_text())
+    assert schema == json.loads(cli("recipes", "schema").out)
+    assert cli("recipes", "check", "sub/mine.yaml").code == 0
+    again = cli("recipes", "cp", "sub/mine.yaml", "again.yaml")
+    assert again.code == 0
+    assert Path("again.yaml").read_text() == Path("sub/mine.yaml").read_text(), "the header is there once"
+    assert cli("recipes", "cp", "quickstart", "plain.yaml", "--no-schema").err == ""
+    assert Path("plain.yaml").read_text() == shipped_recipes()["quickstart"].read_text()
+
+
+def test_recipes_cp_that_can_not_write_the_schema_leaves_nothing(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / ".gebm-kit").write_text("a file")
+    result = cli("recipes", "cp", "quickstart", tmp_path / "mine.yaml")
+    assert result.code == 2
+    assert ".gebm-kit can't be written" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == [".gebm-kit"]
+
+
+def test_a_header_for_editors_is_no_summary() -> None:
+    text = "# yaml-language-server: $schema=a.json\n# Digits.\nschema: 1\n"
+    assert summary(text) == "Digits."
 
 
 def test_recipes_cp_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
