@@ -48,6 +48,8 @@ sys.exit(code)
         ["doctor", "--help"],
         ["recipes", "show", "quickstart"],
         ["recipes", "check", "--help"],
+        ["recipes", "schema", "--help"],
+        ["plugins", "new", "--help"],
         ["runs"],
         ["runs", "--json"],
     ],

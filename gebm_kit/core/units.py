@@ -60,4 +60,4 @@ class TableUnits:
 class HasUnits(Protocol):
     """A dataset of rows of a table."""
 
-    units: TableUnits
+    units: TableUnits  # names of its columns, and the way back to measurements
