@@ -10,8 +10,9 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, place, split_words
-from gebm_kit.cli.recipe_schema import MODELINE, SCHEMA_FILE, current_schema, schema, with_header, write_schema
+from gebm_kit.cli.recipe_schema import MODELINE, schema, with_header, write_for_editors
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.progress import warn
 
 app = typer.Typer(help="List, show, copy and check recipes.")
 app.command("schema")(schema)
@@ -53,13 +54,16 @@ def cp(
         str | None,
         typer.Option(metavar="DATA", help="Your data: a folder of images, an idx folder, a file of arrays, a dataset."),
     ] = None,
-    header: Annotated[
-        bool,
+    schema_file: Annotated[
+        Path | None,
         typer.Option(
-            "--schema/--no-schema",
-            help=f"Begin the copy with a line for editors, and write the schema it names, {SCHEMA_FILE}, beside it.",
+            "--schema",
+            metavar="FILE",
+            parser=place("--schema"),
+            help="Where the schema for your editor goes; default: the cache. An older one is replaced.",
         ),
-    ] = True,
+    ] = None,
+    no_schema: Annotated[bool, typer.Option("--no-schema", help="Copy the recipe without a line for editors.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -78,39 +82,45 @@ def cp(
         from gebm_kit.engine.datasets.retarget import retarget
 
         content, reading = retarget(content, data)
-    _write_new(target, with_header(content) if header else content, header)
-    if header:
-        say.note(f"{target.parent / SCHEMA_FILE} is for your editor; --no-schema leaves it out")
+    if no_schema and schema_file is not None:
+        raise UsageError("--schema and --no-schema exclude each other")
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} can't be written: {target.parent} is not a directory", hint="Choose another place.")
+    if not no_schema:
+        content = _for_editors(content, target, schema_file)
+    _write_new(target, content)
     payload = {"name": source.stem, "path": str(target)} | ({} if reading is None else {"reading": reading})
     say.result(payload, lambda: ui.text("\n".join([str(target), *([reading] if reading else [])])))
 
 
-def _write_new(target: Path, content: str, schema_too: bool) -> None:
-    """Write a file that must not exist yet, and the schema beside it; when one fails, there is neither."""
-    from gebm_kit.core.files import make_directory, remove_tree, write_error
+def _for_editors(content: str, target: Path, schema_file: Path | None) -> str:
+    """Write the schema, and return the recipe with the line that names it; without one if the cache can't be written."""
+    try:
+        return with_header(content, write_for_editors(target, schema_file))
+    except UsageError as error:
+        if schema_file is not None:
+            raise
+        warn(f"the copy has no line for your editor: {error.message}")
+        return content
 
-    if os.path.lexists(target):
-        raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.")
-    found = current_schema() if schema_too else None
-    folder = (target.parent / SCHEMA_FILE).parent
-    opened, new_folder = False, not folder.exists()
+
+def _write_new(target: Path, content: str) -> None:
+    """Write a file that must not exist yet."""
+    opened = False
     try:
         with open(target, "x", encoding="utf-8") as stream:
             opened = True
             stream.write(content)
-        if found is not None:
-            make_directory(folder)
-            write_schema(target.parent / SCHEMA_FILE, found)
     except FileExistsError as error:
         raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.") from error
-    except BaseException as error:
+    except OSError as error:
+        from gebm_kit.core.files import write_error
+
         if opened:
             target.unlink(missing_ok=True)
-            if new_folder:
-                remove_tree(folder)
-        if isinstance(error, OSError):
-            raise write_error(target, error) from error
-        raise
+        raise write_error(target, error) from error
 
 
 @app.command("check")
