@@ -260,10 +260,13 @@ def check_arguments(component: object, **values: Any) -> None:
     declaring = next(c for c in constructors if set(values) <= set(inspect.signature(vars(c)["__init__"]).parameters))
     schema = parameters(declaring)
     for name, value in values.items():
+        kinds = [kind for kind in typing.get_args(schema[name].annotation) if kind is not type(None)]
+        if value is None and type(None) in typing.get_args(schema[name].annotation):
+            continue
         choices = typing.get_args(schema[name].annotation)
         if typing.get_origin(schema[name].annotation) is Literal and value not in choices:
             raise UsageError(f"{type(component).__name__}: {name} {value!r} is unknown; {nearest(str(value), choices)}")
-        allowed, whole = schema[name].range, schema[name].annotation is int
+        allowed, whole = schema[name].range, schema[name].annotation is int or kinds == [int]
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if allowed is not None and not (is_number and value in allowed):
             kind = "a whole number" if whole else "a number"

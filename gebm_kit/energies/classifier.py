@@ -13,6 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from gebm_kit.core.classes import own_labels
 from gebm_kit.core.components import Injected, OfKind, Range, check_arguments
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Energy, FeatureMap, HasClassNetwork
@@ -25,6 +26,9 @@ DEFAULT_FEATURES = "classifier"
 class ClassifierEnergy(Energy):
     """An energy ``E(x) = -scale log p(target | x)`` by the classifier of a feature map; (B, *D) -> (B,).
 
+    Without a target it is conditional, ``E(x, y) = -scale log p(y | x)``: in a `sum` with a trained conditional energy it
+    makes draws of a class clearer cases of it.
+
     A generator that knows nothing of classes, tilted by this energy, draws the class: the latent posterior is
     ``prior(z) p(target | G(z))^(beta scale)``, by Bayes' rule the generator's law of the class at 1. The energy has no
     parameters to train. The feature map's classifier is trained on the labelled data beforehand, or read from the cache, and
@@ -33,7 +37,7 @@ class ClassifierEnergy(Energy):
     A classifier is sure of much that is no data. A larger ``scale`` or beta therefore buys more certainty with less variety.
 
     Args:
-        target: class, from 0 to the number of classes - 1.
+        target: class, from 0 to the number of classes - 1; null: the class that each draw is asked to be of.
         features: feature map with a classifier that is differentiable, with its parameters; null: ``classifier``.
         scale: factor of the log-probability, above 0.
         data_shape: ``*D``.
@@ -48,7 +52,7 @@ class ClassifierEnergy(Energy):
 
     def __init__(
         self,
-        target: Annotated[int, Range(0, None)],
+        target: Annotated[int | None, Range(0, None)] = None,
         features: Annotated[FeatureMap | None, OfKind("features")] = None,
         scale: Annotated[float, Range(0, None, low_open=True)] = 1.0,
         *,
@@ -62,7 +66,7 @@ class ClassifierEnergy(Energy):
                 "energy 'classifier' needs data with labels, and these have none",
                 hint="Energy pretrained, with a classifier as a program and target, needs no labels.",
             )
-        if target >= num_classes:
+        if target is not None and target >= num_classes:
             raise UsageError(
                 f"energy.target={target} does not exist: the data have {num_classes} classes, 0 to {num_classes - 1}"
             )
@@ -76,6 +80,7 @@ class ClassifierEnergy(Energy):
                 hint=f"Use features: {DEFAULT_FEATURES}.",
             )
         self.target, self.scale, self.num_classes = target, float(scale), num_classes
+        self.conditional = target is None
         self._features = chosen
         with torch.random.fork_rng(devices=[]):  # its initial weights are never used
             self.network = chosen.class_network(tuple(data_shape), num_classes).eval().requires_grad_(False)
@@ -100,6 +105,7 @@ class ClassifierEnergy(Energy):
         self.network.load_state_dict(self._features.network_weights())
         self.fitted.fill_(True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        return -self.scale * logits.log_softmax(1)[:, self.target]
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = own_labels("energy", self, labels)
+        found: Tensor = self.network(x).log_softmax(1)
+        return -self.scale * (found[:, self.target] if labels is None else found.gather(1, labels[:, None])[:, 0])

@@ -207,6 +207,28 @@ def test_a_class_is_minus_its_log_probability_with_a_gradient():
     torch.testing.assert_close(twin(x), values)
 
 
+def test_without_a_target_it_scores_the_class_that_is_asked_for():
+    one, asked = (
+        ClassifierEnergy(target, Classifier(steps=20), data_shape=SHAPE, num_classes=10) for target in (3, None)
+    )
+    one.fit(Digits(), torch.device("cpu"), seed=0)
+    asked.load_state_dict(one.state_dict())
+    check_energy(asked, data_shape=SHAPE)
+    x = rows()
+    torch.testing.assert_close(asked(x, torch.full((len(x),), 3)), one(x))
+    labels = torch.arange(len(x)) % 10
+    probabilities = torch.stack([torch.exp(-asked(x, torch.full_like(labels, y))) for y in range(10)], 1)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(x)))
+    torch.testing.assert_close(asked(x, labels), -probabilities.log().gather(1, labels[:, None])[:, 0])
+    both = SumEnergy([MlpEnergy([8], data_shape=SHAPE), asked])
+    assert both.conditional
+    assert both.num_classes == 10
+    with pytest.raises(UsageError, match="needs the class of every row"):
+        asked(x)
+    with pytest.raises(UsageError, match="was given labels, and it is not conditional"):
+        one(x, labels)
+
+
 def test_a_class_must_exist_and_the_features_must_have_a_classifier():
     with pytest.raises(UsageError, match=r"target=10 does not exist: the data have 10 classes, 0 to 9"):
         ClassifierEnergy(10, data_shape=SHAPE, num_classes=10)
@@ -330,7 +352,7 @@ def test_a_scorer_alone_in_a_recipe_trains_the_base(folder, node):
         ("energy.parts=mlp", "is not a list of energy with parameters"),
         ("energy.parts=[mlpp]", "energy.parts\\[0\\].*mlpp.*mlp"),
         ("energy.parts=[{name: mlp, hiden: [3]}]", "energy.parts\\[0\\].hiden: energy 'mlp' has no such parameter"),
-        ("energy={name: classifier}", "needs target"),
+        ("energy={name: classifier, target: -1}", "target"),
         ("energy={name: sum}", "needs parts \\(list of energy with parameters\\)"),
         ("energy={name: pretrained, path: a, sign: 3}", "3 is not allowed"),
     ],

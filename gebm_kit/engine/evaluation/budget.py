@@ -2,10 +2,11 @@
 
 Cuts, each only as far as needed:
 
-1. chains are continued to 2x instead of 4x their length;
-2. fewer draw sets, down to `LEAST_SETS`;
-3. fewer draws in a set, by halves, down to `LEAST_DRAWS`, where that saves time;
-4. chains are not continued.
+1. fewer base draws behind log Z, by halves, down to `LEAST_BASE_DRAWS`, where that saves time;
+2. chains are continued to 2x instead of 4x their length;
+3. fewer draw sets, down to `LEAST_SETS`;
+4. fewer draws in a set, by halves, down to `LEAST_DRAWS`, where that saves time;
+5. chains are not continued.
 
 Before anything is drawn, the costs of everything but sampling are estimated from the time of each stage's unit. Base draws
 then tell the sampler, whose cost is estimated next. After sampling, whose real time is then known, the continuation is
@@ -19,12 +20,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.progress import warn
 from gebm_kit.engine.evaluation.equilibrium import GROUPS, LENGTHS
+from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS
 
 SHARE = 1 / 3
 """Largest share of the training time that an evaluation takes by default."""
@@ -37,6 +39,9 @@ LEAST_SETS = 3
 
 LEAST_DRAWS = 500
 """Fewest draws in a set that a budget leaves; metrics may need more (`Metric.least_rows`)."""
+
+LEAST_BASE_DRAWS = 500
+"""Fewest base draws behind log Z that a budget leaves; as many others are behind Pareto k."""
 
 WORTH_CUTTING = 0.1
 """Share of the seconds that fewer draws must save to be cut: long chains take as long however few states are kept."""
@@ -70,12 +75,14 @@ class Plan:
         num_samples, num_sets: draws in each set, and sets.
         longest: longest chain length in the equilibrium test, 1, 2 or 4 times the evaluation's own.
         cut: what was cut to stay within the budget, in words.
+        base_draws: base draws behind log Z, and as many others behind Pareto k.
     """
 
     num_samples: int
     num_sets: int
     longest: int = LENGTHS[-1]
     cut: tuple[str, ...] = ()
+    base_draws: int = field(default_factory=lambda: NUM_DRAWS)
 
     @property
     def groups(self) -> int:
@@ -92,7 +99,8 @@ class Costs:
         gebm_set: number of draws -> one set of the GEBM's draws, warm-up included. Chains have their steps to make however
             few of their states are kept.
         energies: energies of one set.
-        log_partition: A and KALE, without the energies of sets.
+        log_partition: A and KALE, without the energies of sets and of further base draws.
+        base_draw: a base draw with its energy.
         score: all metrics of one set.
         first_score: the first metric of one set.
         fixed_sets: sets of held-out data, which are scored too.
@@ -103,6 +111,7 @@ class Costs:
     gebm_set: Callable[[int], float] = lambda draws: 0.0
     energies: float = 0.0
     log_partition: float = 0.0
+    base_draw: float = 0.0
     score: float = 0.0
     first_score: float = 0.0
     fixed_sets: int = 0
@@ -115,12 +124,12 @@ class Costs:
     def estimated(self, plan: Plan, full: int) -> dict[str, float]:
         """Estimate the seconds of every stage; the units are for sets of ``full`` draws."""
         share, sets = plan.num_samples / full, plan.num_sets
-        drawn = self.gebm_set(plan.num_samples)
+        drawn, further = self.gebm_set(plan.num_samples), max(2 * plan.base_draws - sets * plan.num_samples, 0)
         scored = plan.groups * (LENGTHS.index(plan.longest)) * self.first_score
         return {
             "base": sets * share * self.base_set,
             "sampling": sets * drawn,
-            "log_partition": self.log_partition + sets * share * self.energies,
+            "log_partition": self.log_partition + further * self.base_draw + sets * share * self.energies,
             "metrics": (2 * sets + self.fixed_sets) * share * self.score,
             "equilibrium": self.further[plan.longest] * plan.groups * drawn + share * scored,
         }
@@ -148,45 +157,50 @@ def within(plan: Plan, costs: Costs, budget: float | None, least_draws: int = LE
 def no_more_than(plan: Plan, before: Plan, asked: Plan) -> Plan:
     """Return a plan with no more sets, draws and longer chains than one before it."""
     num_samples, num_sets = min(plan.num_samples, before.num_samples), min(plan.num_sets, before.num_sets)
-    longest = min(plan.longest, before.longest)
-    return Plan(num_samples, num_sets, longest, _said(asked, num_samples, num_sets, longest))
+    longest, base_draws = min(plan.longest, before.longest), min(plan.base_draws, before.base_draws)
+    return _cut(asked, asked, num_samples=num_samples, num_sets=num_sets, longest=longest, base_draws=base_draws)
 
 
 def _candidates(plan: Plan, least_draws: int, helps: Callable[[Plan, Plan], bool]) -> Iterator[Plan]:
-    """Yield the plan, then ever cheaper ones. Draws are cut only where that ``helps``."""
+    """Yield the plan, then ever cheaper ones. Draws, of either kind, are cut only where that ``helps``."""
     yield plan
     asked = plan
+    while plan.base_draws // 2 >= LEAST_BASE_DRAWS and helps(replace(plan, base_draws=plan.base_draws // 2), plan):
+        plan = _cut(plan, asked, base_draws=plan.base_draws // 2)
+        yield plan
     if plan.longest == LENGTHS[-1]:
-        plan = replace(plan, longest=LENGTHS[-2], cut=_said(asked, plan.num_samples, plan.num_sets, LENGTHS[-2]))
+        plan = _cut(plan, asked, longest=LENGTHS[-2])
         yield plan
     for sets in range(asked.num_sets - 1, LEAST_SETS - 1, -1):
-        plan = replace(plan, num_sets=sets, cut=_said(asked, plan.num_samples, sets, plan.longest))
+        plan = _cut(plan, asked, num_sets=sets)
         yield plan
     fewest = plan.num_samples
     while fewest // 2 >= least_draws:
         fewest //= 2
     while plan.num_samples > fewest and helps(replace(plan, num_samples=fewest), plan):
-        half = plan.num_samples // 2
-        plan = replace(plan, num_samples=half, cut=_said(asked, half, plan.num_sets, plan.longest))
+        plan = _cut(plan, asked, num_samples=plan.num_samples // 2)
         yield plan
     if plan.longest > 1:
-        yield replace(plan, longest=1, cut=_said(asked, plan.num_samples, plan.num_sets, 1))
+        yield _cut(plan, asked, longest=1)
 
 
-def _said(asked: Plan, num_samples: int, num_sets: int, longest: int) -> tuple[str, ...]:
-    """Say what is cut."""
+def _cut(plan: Plan, asked: Plan, **fewer: int) -> Plan:
+    """Return a plan with fewer of something, and say how it differs from what was asked for."""
+    plan = replace(plan, **fewer)  # type: ignore[arg-type]
     words = list(asked.cut)
-    if longest != asked.longest:
+    if plan.base_draws != asked.base_draws:
+        words.append(f"log Z from {plan.base_draws:,} base draws instead of {asked.base_draws:,}")
+    if plan.longest != asked.longest:
         words.append(
-            f"chains are continued to {longest}x instead of {asked.longest}x their length"
-            if longest > 1
+            f"chains are continued to {plan.longest}x instead of {asked.longest}x their length"
+            if plan.longest > 1
             else "chains are not continued"
         )
-    if num_sets != asked.num_sets:
-        words.append(f"{num_sets} draw sets instead of {asked.num_sets}")
-    if num_samples != asked.num_samples:
-        words.append(f"{num_samples:,} draws in a set instead of {asked.num_samples:,}")
-    return tuple(words)
+    if plan.num_sets != asked.num_sets:
+        words.append(f"{plan.num_sets} draw sets instead of {asked.num_sets}")
+    if plan.num_samples != asked.num_samples:
+        words.append(f"{plan.num_samples:,} draws in a set instead of {asked.num_samples:,}")
+    return replace(plan, cut=tuple(words))
 
 
 class Ledger:
@@ -256,8 +270,8 @@ def after_sampling(plan: Plan, ledger: Ledger, costs: Costs, full: int, share: f
     if longest == plan.longest:
         return plan
     cut = tuple(words for words in plan.cut if not words.startswith("chains are"))
-    asked = Plan(plan.num_samples, plan.num_sets)
-    return replace(plan, longest=longest, cut=(*_said(asked, plan.num_samples, plan.num_sets, longest), *cut))
+    found = _cut(plan, replace(plan, longest=LENGTHS[-1], cut=()), longest=longest)
+    return replace(found, cut=(*found.cut, *cut))
 
 
 def described(ledger: Ledger) -> str:
@@ -281,10 +295,10 @@ def warn_of_cuts(plan: Plan, ledger: Ledger) -> None:
 
 def plan_text(plan: Plan) -> str:
     """Write a plan for other ranks."""
-    return json.dumps([plan.num_samples, plan.num_sets, plan.longest, plan.cut])
+    return json.dumps(asdict(plan))
 
 
 def plan_from(text: str) -> Plan:
     """Read what `plan_text` wrote."""
-    num_samples, num_sets, longest, cut = json.loads(text)
-    return Plan(num_samples, num_sets, longest, tuple(cut))
+    read = json.loads(text)
+    return Plan(**{**read, "cut": tuple(read["cut"])})

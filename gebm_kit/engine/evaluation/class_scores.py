@@ -55,7 +55,8 @@ from gebm_kit.engine.evaluation.score_table import ScoreTable, score_table
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.evaluation.task import Scores, diagnostics_of, worth
 from gebm_kit.engine.evaluation.verdict import verdict
-from gebm_kit.engine.likelihood.class_densities import ClassLogPartition, class_rows, draws_of_class
+from gebm_kit.engine.likelihood.class_densities import ClassLogPartition, class_rows
+from gebm_kit.engine.likelihood.class_log_partitions import draws_of_class
 from gebm_kit.engine.likelihood.model_fit import Energies, ModelDraws, model_fit
 from gebm_kit.engine.likelihood.nll import log_det_of
 from gebm_kit.engine.process.distributed import Ranks
@@ -252,7 +253,7 @@ class ClassTask:
         planner, place, timed = self._planner, place_of(self._where), self._settings.timed
         weights, weighted = self._model.class_weights, self._settings.weighted
         with planner.ledger.stage("log_partition"):
-            fits = {label: self._fit(label, one) for label, one in found.items()}
+            fits = {label: self._fit(plan, label, one) for label, one in found.items()}
             fit = overall_fit(fits, weights, weighted=weighted)
         with planner.ledger.stage("metrics"):
             columns = {
@@ -261,7 +262,7 @@ class ClassTask:
                 "gebm": [x.to(place) for x in gebm],
             }
             table = score_table(self._metrics, columns, self._scorer, self._on_progress, planner.known)
-            tells = self._classified(fits) if timed else None
+            tells = self._classified(plan, fits) if timed else None
             classes = self._by_class(plan, columns, fits, tells) if timed else None
         reference = self._settings.reference
         for entry in table.protocol.values():
@@ -280,7 +281,7 @@ class ClassTask:
         )  # fmt: skip
         return scores, {"data": energies.data, "base": energies.base, "GEBM": energies.draws[0]}
 
-    def _fit(self, label: int, one: OfClass) -> ClassFit:
+    def _fit(self, plan: Plan, label: int, one: OfClass) -> ClassFit:
         """Compute KALE, the log-partition and any likelihood of one class."""
         test, given = self._labelled.reference(label), self._model.given(label)
         fit, energies = model_fit(
@@ -294,17 +295,18 @@ class ClassTask:
             may_anneal=isinstance(given.base, HasDensity),
             space=self._settings.nll_space,
             log_det=log_det_of(self._dataset),
-            num_draws=draws_of_class(self._num_classes),
+            num_draws=draws_of_class(self._num_classes, plan.base_draws),
             on_progress=self._on_progress,
         )
         return ClassFit(fit, energies, 0 if test is None else len(test))
 
-    def _classified(self, fits: Mapping[int, ClassFit]) -> Classification | None:
+    def _classified(self, plan: Plan, fits: Mapping[int, ClassFit]) -> Classification | None:
         """Classify the reference rows; the log-partition of a class without draws is estimated first."""
         sampling, dtype = self._sampling, self._model.dtype
         estimate = ClassLogPartition(
-            sampling.inverse_temperature, self._settings.log_partition, sampling.seed, sampling.block_size
-        )
+            sampling.inverse_temperature, self._settings.log_partition, sampling.seed, sampling.block_size,
+            plan.base_draws,
+        )  # fmt: skip
         partitions = [
             (
                 fits[label].fit.log_partition

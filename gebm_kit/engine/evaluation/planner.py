@@ -114,7 +114,7 @@ class Planner:
     def _without_chains(self, asked: Plan, sampling: SampleSettings) -> Plan:
         """Time base, energy and metrics."""
         costs = time_units(
-            self._model, sampling, asked.num_samples, asked.num_sets, self._where,
+            self._model, sampling, asked.num_samples, self._where,
             rows=len(self._rows.reference) * (2 if train_split(self._dataset) is not None else 1) + self._more_rows,
             anneals=self._settings.log_partition == "smc",
         )  # fmt: skip

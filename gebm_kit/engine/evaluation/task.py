@@ -131,7 +131,7 @@ class Task:
     ) -> tuple[Scores, dict[str, Tensor]]:
         """Score all sets, on the first rank; return the scores, and energies for pictures."""
         with self.ledger.stage("log_partition"):
-            fit, energies = self._fit(base, gebm)
+            fit, energies = self._fit(plan, base, gebm)
         with self.ledger.stage("metrics"):
             place = place_of(self._where)
             columns = {"data": self.planner.floor}
@@ -152,7 +152,7 @@ class Task:
             pictured["base"] = energies.base[:size]
         return scores, pictured
 
-    def _fit(self, base: DrawSets, gebm: DrawSets) -> tuple[ModelFit, Energies]:
+    def _fit(self, plan: Plan, base: DrawSets, gebm: DrawSets) -> tuple[ModelFit, Energies]:
         """Compute KALE, the log-partition and the likelihood."""
         effective = None if self._sampler.family == "refiner" else worth(self._sampler, gebm)
         return model_fit(
@@ -167,6 +167,7 @@ class Task:
             may_anneal=self._may_anneal,
             space=self._settings.nll_space,
             log_det=log_det_of(self._dataset),
+            num_draws=plan.base_draws,
             on_progress=self._on_progress,
         )
 

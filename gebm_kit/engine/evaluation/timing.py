@@ -19,7 +19,6 @@ from gebm_kit.core.progress import OnProgress, Progress
 from gebm_kit.engine.evaluation.budget import Costs
 from gebm_kit.engine.evaluation.score_table import Known, Scorer
 from gebm_kit.engine.likelihood.annealing import PARTICLES, PILOT_PARTICLES, REPLICATES
-from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS
 from gebm_kit.engine.sampling.forecasts import GRADIENT_COST
 from gebm_kit.engine.sampling.run_populations import run_island
 from gebm_kit.engine.sampling.settings import SampleSettings
@@ -40,7 +39,6 @@ def time_units(
     model: GEBM,
     settings: SampleSettings,
     num_samples: int,
-    num_sets: int,
     device: torch.device,
     *,
     rows: int,
@@ -61,12 +59,12 @@ def time_units(
     forward, energy = timed
     both = forward + energy
     annealed = (REPLICATES * PARTICLES + PILOT_PARTICLES) * RUNGS * 8 * GRADIENT_COST * both if anneals else 0.0
-    more = max(2 * NUM_DRAWS - num_sets * num_samples, 0)
     return Costs(
         base_set=num_samples * forward,
         gebm_set=lambda draws: draws * (forward + GRADIENT_COST * both),
         energies=2 * num_samples * energy,
-        log_partition=more * both + rows * energy + annealed,
+        log_partition=rows * energy + annealed,
+        base_draw=both,
     )
 
 

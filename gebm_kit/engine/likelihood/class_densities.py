@@ -31,7 +31,7 @@ from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.core.seeds import stream
-from gebm_kit.engine.likelihood.class_log_partitions import FEWEST_DRAWS
+from gebm_kit.engine.likelihood.class_log_partitions import draws_of_class
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import NUM_DRAWS, base_energies, energies
@@ -63,6 +63,7 @@ class ClassLogPartition:
     method: Method = "auto"
     seed: int = 0
     block_size: int | None = None
+    num_draws: int | None = None
 
     def estimate(
         self, model: GEBM, label: int, device: torch.device, dtype: torch.dtype, on_progress: OnProgress = ignore
@@ -75,17 +76,13 @@ class ClassLogPartition:
         given, of_class = model.given(label), stream(self.seed, "class", label).initial_seed() % 2**63
         generator = torch.Generator(device).manual_seed(stream(of_class, "model fit").initial_seed())
         with LatentPotential(given, self.inverse_temperature, block_size=self.block_size or ROWS_AT_ONCE) as potential:
-            found = base_energies(potential, None, generator, dtype, on_progress, draws_of_class(model.num_classes))
+            num = draws_of_class(model.num_classes, self.num_draws or NUM_DRAWS)
+            found = base_energies(potential, None, generator, dtype, on_progress, num)
             first, second = (self.inverse_temperature * found).chunk(2)
             return estimate_log_partition(
                 potential, first, second, generator, dtype,
                 method=self.method, may_anneal=isinstance(given.base, HasDensity), on_progress=on_progress,
             )  # fmt: skip
-
-
-def draws_of_class(num_classes: int) -> int:
-    """Return the base draws behind the log-partition of one class."""
-    return max(NUM_DRAWS // num_classes, FEWEST_DRAWS)
 
 
 @dataclass(frozen=True)

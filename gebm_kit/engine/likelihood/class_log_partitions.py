@@ -12,14 +12,19 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.likelihood.log_partition import prior_energies
 
-FEWEST_DRAWS = 2_000
-"""Fewest base draws behind the stored log-partition of one class."""
+LEAST_PART = 10
+"""Each class has a tenth of all base draws or more, however many classes there are."""
+
+
+def draws_of_class(num_classes: int, num: int) -> int:
+    """Return the base draws behind the log-partition of one class, where ``num`` are meant for them all."""
+    return max(num // min(num_classes, LEAST_PART), 1)
 
 
 def store_log_partition(model: GEBM, num: int, generator: torch.Generator, on_progress: OnProgress = ignore) -> None:
     """Estimate A from ``num`` base draws and store it in the model; of a model with classes, each A_y and then A.
 
-    The draws are shared among the classes, but each has `FEWEST_DRAWS` or more.
+    The draws are shared among the classes as `draws_of_class` says.
 
     Args:
         generator: on the model's device.
@@ -27,7 +32,7 @@ def store_log_partition(model: GEBM, num: int, generator: torch.Generator, on_pr
     if model.num_classes is None:
         model.log_partition.copy_(estimators.log_partition(prior_energies(model, num, generator, on_progress)))
         return
-    each = max(num // model.num_classes, FEWEST_DRAWS)
+    each = draws_of_class(model.num_classes, num)
     for label in range(model.num_classes):
         energies = prior_energies(model.given(label), each, generator, on_progress)
         model.class_log_partition[label] = estimators.log_partition(energies)

@@ -59,7 +59,7 @@ class Energies:
     """Energies E, without beta, float64 on the CPU.
 
     Attributes:
-        base: of two independent halves of base draws, (2 `NUM_DRAWS`,). Shared base draws come first, in their order.
+        base: of two independent halves of base draws, (2 N,). Shared base draws come first, in their order.
         data: of held-out rows, (N,).
         train: of training rows, or None.
         draws: of the GEBM's sets, (S, M), or None.
@@ -133,7 +133,7 @@ def model_fit(
         draws: draws of the GEBM, to check A by bridge sampling where nothing is annealed.
         base: base draws to begin with; None: all are drawn here.
         method, may_anneal: how A is estimated, as in `estimate_log_partition`.
-        num_draws: base draws behind A, and as many others; a ``base`` with draws needs the default.
+        num_draws: base draws behind A, and as many others; None: `NUM_DRAWS`.
         space, log_det: see `gebm_kit.engine.likelihood.nll.Likelihood`.
 
     Returns:
@@ -194,7 +194,8 @@ def base_energies(
     report = counted(on_progress, "log Z", wanted)
     if base is not None:
         generator = base.generator
-        known = shared_energies(potential, base, dtype, report) if base.energies is None else base.energies
+        shared = shared_energies(potential, base, dtype, report) if base.energies is None else base.energies
+        known = shared[:wanted]
     missing = wanted - len(known)
     if not missing:
         return known

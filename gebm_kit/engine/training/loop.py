@@ -47,7 +47,7 @@ from gebm_kit.engine.training.trainer import Trainer
 from gebm_kit.engine.training.vital_signs import VitalSignWarnings
 
 LOG_PARTITION_DRAWS = 20_000
-"""Base draws behind the log-partition that a checkpoint stores. Likelihoods don't use it: evaluation estimates its own."""
+"""Most base draws behind the log-partition that a checkpoint stores. Likelihoods don't use it: evaluation makes its own."""
 
 
 PROGRESS_EVERY = 10
@@ -247,7 +247,8 @@ class TrainingRun:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                store_log_partition(trainer.model, LOG_PARTITION_DRAWS, generator, self.on_progress)
+                num = trainer.affordable_draws(trainer.energy_updates, LOG_PARTITION_DRAWS)
+                store_log_partition(trainer.model, num, generator, self.on_progress)
         if not self.writes:
             return
         final = trainer.step > self.settings.main_end

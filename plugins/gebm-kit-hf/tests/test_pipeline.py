@@ -174,7 +174,8 @@ train: {steps: 1, part: energy, energy_steps: 1, batch_size: 4, checkpoint_every
 ema: {decay: 0}
 sampler: {name: mala, step_size: 0.05}
 sample: {num_samples: 2, num_chains: 2, warmup: 1, steps: 1, thin: 1}
-eval: {metrics: [{name: frechet, features: pixels}], num_samples: 2, num_sets: 2, log_partition: importance-sampling}
+eval: {metrics: [{name: frechet, features: pixels}], num_samples: 2, num_sets: 2, log_partition: importance-sampling,
+       budget: 2}
 device: cpu
 """
 

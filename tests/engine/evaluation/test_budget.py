@@ -58,6 +58,20 @@ class TestCuts:
             "chains are not continued", "3 draw sets instead of 10", "500 draws in a set instead of 2,000"
         )  # fmt: skip
 
+    def test_base_draws_for_log_z_are_cut_first_where_they_are_dear(self) -> None:
+        dear = replace(COSTS, base_draw=0.01)  # 400 s for 40,000, less those of the sets
+        plans = [within(ASKED, dear, budget) for budget in (503, 500, 303, 300)]
+        assert [(plan.base_draws, plan.longest) for plan in plans] == [
+            (20_000, 4),
+            (10_000, 4),
+            (10_000, 4),
+            (10_000, 2),
+        ]
+        assert plans[1].cut == ("log Z from 10,000 base draws instead of 20,000",)
+        alone = Costs(base_draw=0.01)
+        assert [within(Plan(500, 2), alone, budget).base_draws for budget in (391, 50, 1)] == [20_000, 2_500, 625]
+        assert plan_from(plan_text(plans[-1])) == plans[-1]
+
     def test_metrics_keep_the_draws_that_they_need(self) -> None:
         assert within(ASKED, COSTS, 1, least_draws=900).num_samples == 1000
 

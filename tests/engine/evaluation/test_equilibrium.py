@@ -232,7 +232,8 @@ class TestSharing:
         monkeypatch.setattr(Planner, "planned", lambda self, plan, sampling: plan)
         monkeypatch.setattr(Planner, "planned_with_chains", lambda self, asked, plan, *given: plan)
         monkeypatch.setattr(Planner, "planned_again", lambda self, plan, gebm: plan)
-        monkeypatch.setattr("gebm_kit.engine.likelihood.model_fit.NUM_DRAWS", 500)
+        for module in ("evaluation.budget", "likelihood.model_fit"):
+            monkeypatch.setattr(f"gebm_kit.engine.{module}.NUM_DRAWS", 500)
         settings = SampleSettings(num_chains=20, block_size=20)
         rows, sets, padding = data(), 4 * num_samples, 20
         found = scored(subject, rows, Sir(2), num_samples=num_samples, settings=settings)

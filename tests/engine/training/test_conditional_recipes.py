@@ -22,7 +22,7 @@ from gebm_kit.config.build import build_dataset
 from gebm_kit.config.load import load_recipe, shipped_recipes
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.progress import GebmKitWarning
-from gebm_kit.engine.likelihood import class_densities, class_log_partitions
+from gebm_kit.engine.evaluation import budget
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
 from gebm_kit.engine.training import trainer as trainer_module
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
@@ -38,9 +38,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few base draws behind the log-partition of a class."""
-    for module in (class_log_partitions, class_densities):
-        monkeypatch.setattr(module, "FEWEST_DRAWS", 16)
-    monkeypatch.setattr(class_densities, "NUM_DRAWS", 160)
+    monkeypatch.setattr(budget, "NUM_DRAWS", 160)
 
 
 RECIPES = [name for name, path in shipped_recipes().items() if "conditional: true" in path.read_text()]
