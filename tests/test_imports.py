@@ -73,6 +73,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not set(done.stdout.split()) & set(HEAVY)
 
 
+def test_the_checks_are_an_attribute_of_the_package() -> None:
+    program = "import sys, gebm_kit as gk; assert 'torch' not in sys.modules; gk.testing.check_energy"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_public_names_are_there() -> None:
     import gebm_kit
 

@@ -52,8 +52,13 @@ def summary_of(kind: str) -> str:
 def package_files(names: Names) -> dict[str, str]:
     """Return the text of every file of the package by its path in it."""
     names = _settled(names)
+    noun = "feature map" if names.kind == "features" else names.kind
+    with_article = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
     words = {
         "kind": names.kind,
+        "noun": noun,
+        "with_article": with_article,
+        "a_noun": with_article.capitalize(),
         "distribution": names.distribution,
         "component": names.component,
         "package": names.package,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gebm_kit.cli.app import main
+from gebm_kit.config.schema import COMPONENT_SECTIONS
 from gebm_kit.core.components import KINDS
 from gebm_kit.core.errors import PluginError, UsageError
 from gebm_kit.core.plugins import installed
@@ -30,6 +31,14 @@ BREAKAGES = {
     "logger": ("[step, name, value] for name, value in scalars.items()", '[step, "loss", scalars["energy_loss"]]'),
 }  # fmt: skip
 """One fault of a component of each kind: what is replaced, and by what."""
+
+
+QUICK = [
+    "train.steps=4", "train.start_steps=0", "train.final.steps=2", "train.log_every=2", "device=cpu",
+    "eval.num_samples=60", "eval.num_sets=2",
+    "sample.num_samples=60", "sample.num_chains=30", "sample.warmup=4", "sample.steps=6", "sample.thin=1",
+]  # fmt: skip
+"""Overrides that make a run short."""
 
 
 def site_of(root: Path, *, broken: bool) -> Path:
@@ -68,12 +77,27 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_tests_of_every_new_package_pass(packages: Path) -> None:
     folders = [str(packages / f"my-{kind}") for kind in KINDS]
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "error"]
     done = program(packages / "site", "-m", "pytest", *options, *folders)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "27 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_new_components_train_and_sample_together(packages: Path, tmp_path: Path) -> None:
+    parts = [
+        f"{key}=my-{kind}"
+        for key, kind in {**COMPONENT_SECTIONS, "train.penalty": "penalty", "loggers": "logger"}.items()
+    ]
+    metrics = "eval.metrics=[my-metric, {name: mmd, features: my-features}]"
+    words = ["train", "quickstart", *parts, metrics, *QUICK, "--out", "run", "--quiet", "--json"]
+    done = program(packages / "site", "-m", "gebm_kit", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["metrics"]["gebm"]) == {"my-metric", "mmd"}
+    assert "energy_loss" in (tmp_path / "run" / "my-logger.csv").read_text()
 
 
 def test_plugins_check_is_green_for_every_new_package(packages: Path) -> None:
@@ -155,6 +179,7 @@ def test_new_writes_the_files_that_it_names(
         assert "$" not in text
         assert "scaffold" not in text
         assert "Example" not in text
+        assert f" a {kind}" not in text or kind[0] not in "aeiou"
 
 
 def test_new_prints_what_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
