@@ -1,8 +1,8 @@
 """A JSON Schema (draft 2020-12) of recipes with all installed components, for editors.
 
-Whatever `check` accepts the schema accepts. It refuses unknown keys and components, wrong types, values that are not
-allowed, and numbers out of range. What no JSON Schema can say is left to `check`: rules between keys, requirements that are
-not installed, and 3.0 where a whole number is needed.
+Whatever `check` accepts the schema accepts, with ``distribution:name`` spelled as `gebm-kit list` does. It refuses unknown
+keys and components, wrong types, values that are not allowed, and numbers out of range. What no JSON Schema can say is left
+to `check`: rules between keys, requirements that are not installed, and 3.0 where a whole number is needed.
 
 The parameters of a component come from its constructor, so all components are imported. Those that can't be imported, or
 whose plugin is not installed, are accepted with any parameters.
@@ -41,18 +41,23 @@ INTERPOLATION = rf"^\$\{{{_KEY}\}}$"
 RESOLVER = rf"\\\$\{{|\$\{{(?!{_KEY}\}})"
 """Pattern of text that asks for anything but a key's value, such as ``${oc.env:HOME}``, which no recipe may."""
 
+REQUIREMENT = r"^\s*[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?\s*(\[[^\]]*\]\s*)?(\(.*\)\s*|[<>=!~].*)?(;.*)?$"
+"""Pattern of a requirement such as ``gebm-kit-flows>=0.1``, as far as its form goes; an address is none."""
+
 TEXT: Schema = {"type": "string", "not": {"pattern": RESOLVER}}
+
+REQUIREMENTS: Schema = TEXT | {"anyOf": [{"pattern": REQUIREMENT}, {"pattern": r"\$\{"}]}
 
 
 def json_schema(registry: Registry) -> Schema:
     """Return the schema of recipes that may use the components of ``registry``."""
     properties: Schema = {
         "schema": {"const": SCHEMA_VERSION, "description": "Version of the recipe format."},
-        "requires": _array(TEXT, null=True)
+        "requires": _array(REQUIREMENTS, null=True)
         | {"description": "Plugin packages with versions; checked, never installed."},
         **{name: _ref(kind) for name, kind in COMPONENT_SECTIONS.items()},
         **{name: _section((name,), kind) for name, kind in SECTIONS.items()},
-        "loggers": _nodes("logger"),
+        "loggers": _nodes("logger", unique=True),
         "device": {
             "type": "string",
             "anyOf": [{"pattern": "^(auto|cpu|cuda(:[0-9]{1,4})?)$"}, {"pattern": INTERPOLATION}],
@@ -155,11 +160,11 @@ CLASS_PROPERTIES: Schema = {
 """The keys of ``data`` about classes, which belong to no dataset."""
 
 
-def _nodes(kind: str) -> Schema:
+def _nodes(kind: str, *, unique: bool = False) -> Schema:
     """Return the schema of one component or a list of them, or null."""
     return {
         "if": {"type": ["array", "null"]},
-        "then": {"items": _ref(kind), "maxItems": MAX_NODES},
+        "then": {"items": _ref(kind), "maxItems": MAX_NODES, "uniqueItems": unique},
         "else": _ref(kind),
     }
 

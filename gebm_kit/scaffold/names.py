@@ -106,7 +106,8 @@ def _clashes(names: Names, registry: Registry) -> Iterator[str]:
         importlib.metadata.distribution(names.distribution)
         yield f"a distribution {names.distribution!r} is installed"
     except importlib.metadata.PackageNotFoundError:
-        pass
+        if names.distribution in map(canonical, registry.packages.values()):
+            yield f"{names.distribution!r} is a plugin package of this project"
     if names.package in sys.stdlib_module_names:
         yield f"Python has a module {names.package!r}"
     elif _is_module(names.package):

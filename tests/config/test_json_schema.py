@@ -55,6 +55,9 @@ WRONG = {
     "another version": ("schema: 1", "schema: 2"),
     "version as text": ("schema: 1", 'schema: "1"'),
     "requirement that is no list": ("requires: []", "requires: gebm-kit-flows"),
+    "requirement that is an address": ("requires: []", 'requires: ["gebm-kit @ https://example.org/a.whl"]'),
+    "requirement that is none": ("requires: []", "requires: [gebm kit]"),
+    "logger twice": ("[jsonl]", "[jsonl, jsonl]"),
     "unknown dataset": ("eight-gaussians", "nine-gaussians"),
     "unknown short name": ("loss: kale", "loss: kail"),
     "component of another kind": ("loss: kale", "loss: mala"),
@@ -127,6 +130,28 @@ def test_wrong_recipes_are_refused_by_both(what: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
     with pytest.raises(RecipeError):
         load_recipe(tmp_path / "wrong.yaml")
+
+
+def test_requirements_have_the_form_that_packaging_reads() -> None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    texts = [
+        "a",
+        "gebm-kit-flows>=0.1",
+        "a_b.c ~=1.0, !=1.2",
+        "a[x, y]",
+        "a[x]==1; python_version > '3'",
+        "a (>=1)",
+        " a ",
+    ]
+    texts += ["", "-a", "a-", "a b", "a@", "a[x", "a[x] b", "a @ https://example.org", "ä", "/a"]
+    validator = jsonschema.Draft202012Validator(SCHEMA["properties"]["requires"])
+    for text in texts:
+        try:
+            right = Requirement(text).url is None
+        except InvalidRequirement:
+            right = False
+        assert validator.is_valid([text]) is right, text
 
 
 def test_enough_wrong_recipes() -> None:

@@ -237,6 +237,8 @@ def test_all_clashes_of_a_name_come_in_one_message() -> None:
 def test_a_plugin_of_this_project_that_is_not_installed_keeps_its_names() -> None:
     with pytest.raises(UsageError, match="the plugin gebm-kit-flows has a base 'nsf'"):
         check_free(names_of("nsf", "base"), installed().registry)
+    with pytest.raises(UsageError, match="'gebm-kit-inception' "):
+        check_free(names_of("gebm-kit-inception", "base"), installed().registry)
 
 
 @pytest.mark.parametrize("existing", ["folder", "file", "link"])
