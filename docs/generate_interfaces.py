@@ -11,7 +11,7 @@ import textwrap
 import typing
 from typing import Any
 
-from gebm_kit.core import components, interfaces, sources, units
+from gebm_kit.core import components, interfaces, sources
 from gebm_kit.core.components import KINDS
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.priors import Prior
@@ -56,13 +56,24 @@ SECTIONS: dict[str, list[Any]] = {
                 interfaces.State, interfaces.Info, interfaces.Tunable, interfaces.Adaptation, interfaces.AnnealedSampler,
                 interfaces.SamplerDirective],
     "dataset": [interfaces.Dataset, interfaces.Split, interfaces.HasLabels, interfaces.HasClassNames, interfaces.HasModes,
-                interfaces.HasReading, interfaces.HasStandardisation, interfaces.HasStoredRows, units.HasUnits,
-                units.TableUnits, sources.HasSources],
+                interfaces.HasReading, interfaces.HasStandardisation, interfaces.HasStoredRows, interfaces.HasUnits,
+                interfaces.TableUnits, sources.HasSources],
     "features": [interfaces.FeatureMap, interfaces.HasLogits, interfaces.HasClassNetwork],
     "metric": [interfaces.Metric, interfaces.EvalContext],
     "logger": [interfaces.Logger],
 }  # fmt: skip
-"""What is described under each kind of component, the class to derive from first."""
+"""What is described under each kind of component, the class to derive from first; `_classes` adds what is new."""
+
+HOMES = {
+    "networks": "base",
+    "objectives": "loss",
+    "sampling": "sampler",
+    "datasets": "dataset",
+    "units": "dataset",
+    "scoring": "metric",
+    "loggers": "logger",
+}
+"""The kind under which the other classes of a module of `gebm_kit.core` are described."""
 
 MARKS = [components.Component, components.Range, components.OfKind, components.Injected]
 
@@ -79,10 +90,18 @@ def page() -> str:
     return "\n".join([HEADER, table, *(_section(kind) for kind in KINDS), _rest()])
 
 
+def _classes(kind: str) -> list[Any]:
+    """Return the classes to describe under a kind."""
+    listed = [cls for classes in SECTIONS.values() for cls in classes]
+    public = [member for name in interfaces.__all__ if isinstance(member := getattr(interfaces, name), type)]
+    new = [cls for cls in public if cls not in listed and HOMES[cls.__module__.rpartition(".")[2]] == kind]
+    return SECTIONS[kind] + new
+
+
 def _section(kind: str) -> str:
     names = names_of(f"my-{kind}", kind)
     check = _doc(inspect.getdoc(CHECKS[kind]) or "", skip=("Example:",))
-    parts = [f"## {kind}\n", INTRODUCTIONS[kind] + "\n", *(_class(cls) for cls in SECTIONS[kind])]
+    parts = [f"## {kind}\n", INTRODUCTIONS[kind] + "\n", *map(_class, _classes(kind))]
     parts += [f"### What is checked: {kind}\n", f"**`{_signature(CHECKS[kind])}`**\n\n{check}\n"]
     parts += [
         f"### Example: {kind}\n",

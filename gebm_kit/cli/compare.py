@@ -10,9 +10,9 @@ import typer
 from gebm_kit.cli import ui
 from gebm_kit.cli.completion import complete_run
 from gebm_kit.cli.options import Debug, Json, Quiet, place
-from gebm_kit.cli.progress import duration
 from gebm_kit.cli.results import COLUMN_LABELS, interval, show_protocols
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.progress_lines import duration
 
 if TYPE_CHECKING:
     from gebm_kit.engine.evaluation.comparison import Comparison

@@ -18,8 +18,8 @@ from gebm_kit.cli.options import (
     set_trust,
     split_words,
 )
-from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.progress_lines import duration
 
 app = typer.Typer(help="Prepare a recipe's images.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,6 @@ from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gebm_kit.cli.ui import Ui
     from gebm_kit.config.schema import Recipe
     from gebm_kit.core.model import GEBM
@@ -45,6 +44,23 @@ EVERY_CLASS = "Without --class rows are scored under every class."
 """Hint for a word of --class that is not one class."""
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
+
+
+class BadRowsWord(enum.StrEnum):
+    """What to do with rows that can't be used."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+BadRowsOption = Annotated[
+    BadRowsWord,
+    typer.Option(
+        "--bad-rows",
+        help="Rows that hold anything but finite numbers: end with an error that names one, or leave them out and name "
+        "them. The others keep their numbers.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +117,6 @@ def class_key(label: int | None) -> dict[str, int]:
     return {} if label is None else {"class": label}
 
 
-def read_rows(file: Path, key: str | None, run: Run) -> tuple[Tensor, tuple[str, ...]]:
-    """Read the rows of a file and the names of their columns, which are () for data that are not a table.
-
-    Where columns are identified by name, those that the run was not trained on may hold anything. Images of bytes are
-    scaled to [-1, 1], as in training.
-
-    Raises:
-        DataError: the file can't be read.
-    """
-    from gebm_kit.core.interfaces import HasStandardisation
-    from gebm_kit.data.arrays import image_rows
-    from gebm_kit.data.columns import open_table, read_table
-    from gebm_kit.data.tables import TABLE_SUFFIXES, load
-    from gebm_kit.engine.likelihood.user_rows import columns_of
-
-    if len(run.model.data_shape) != 1:
-        flat = file.suffix.lower() in TABLE_SUFFIXES
-        rows = read_table(file, key).rows if flat else load(file, key, None).rows
-        return image_rows(rows, file, run.dataset), ()
-    known: object = run.dataset
-    wanted = known.columns if isinstance(known, HasStandardisation) else None
-    opened = open_table(file, key)
-    row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
-    names = tuple(name for name in opened.names if name not in row_labels)
-    places = range(len(names)) if wanted is None else columns_of(names, wanted, str(file))
-    table = read_table(file, key, [names[place] for place in places])
-    return table.rows, table.columns
-
-
 class RowValues(Protocol):
     """Values of N rows that a command writes to a file, such as `RowScores` and `LogDensities`."""
 
@@ -152,6 +139,7 @@ def compute_rows(
     device: str | None,
     say: Ui,
     label: int | None = None,
+    bad_rows: BadRowsWord = BadRowsWord.STOP,
 ) -> V:
     """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
 
@@ -160,14 +148,21 @@ def compute_rows(
         key: the array in the file, or None.
         device: in place of the recipe's.
         label: the class of all rows; None: not known.
+        bad_rows: what to do with rows that can't be used.
 
     Raises:
         DataError: the file can't be read, or its rows do not fit the run.
     """
     from gebm_kit.engine.likelihood.class_densities import labels_of_rows
+    from gebm_kit.engine.likelihood.row_sources import rows_of_file
+    from gebm_kit.engine.likelihood.usable_rows import usable_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
-    rows, names = read_rows(given.file, key, run)
+    given_rows = rows_of_file(given.file, key, run.model.data_shape, run.dataset, bad_rows.value)
+    names = given_rows.names
+    rows, numbers = usable_rows(
+        given_rows.rows, bad_rows.value, names=names, source=str(given.file), known=given_rows.bad
+    )
     with say.progress() as on_progress:
         return compute(
             run.model,
@@ -182,6 +177,7 @@ def compute_rows(
             source=str(given.file),
             block_size=recipe.sample.block_size,
             labels=labels_of_rows(run.model, label, len(rows)),
+            numbers=numbers,
             on_progress=on_progress,
         )
 

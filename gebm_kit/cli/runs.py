@@ -13,8 +13,8 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, Quiet, place
-from gebm_kit.cli.progress import duration
 from gebm_kit.core.errors import UsageError, nearest
+from gebm_kit.core.progress_lines import duration
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.record import RunRecord, Score

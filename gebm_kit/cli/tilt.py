@@ -14,12 +14,12 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Device, Json, Quiet, Threads, TrustPaths, TrustProgram, place, set_trust
-from gebm_kit.cli.progress import duration
 from gebm_kit.cli.refine import LatentShape
 from gebm_kit.cli.run_options import set_up_cpu
 from gebm_kit.core.class_names import labels_of_word
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
+from gebm_kit.core.progress_lines import duration
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe

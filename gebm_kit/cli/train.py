@@ -21,9 +21,9 @@ from gebm_kit.cli.options import (
     set_trust,
     split_words,
 )
-from gebm_kit.cli.progress import duration
 from gebm_kit.cli.run_options import set_up_cpu
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.progress_lines import duration
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run

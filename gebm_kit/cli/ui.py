@@ -8,19 +8,18 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import math
-import os
 import shutil
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from gebm_kit.cli.progress import PlainProgress
 from gebm_kit.cli.visible import visible, visible_cell, visible_json, visible_message
 from gebm_kit.core.files import finite_or_none
 from gebm_kit.core.progress import NOTES
+from gebm_kit.core.progress_lines import PlainProgress, is_terminal as is_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +75,7 @@ class Ui:
         else:
             from rich.console import Console
 
-            from gebm_kit.cli.bars import Bars
+            from gebm_kit.core.progress_bars import Bars
 
             self._err = Console(stderr=True, highlight=False)
             try:
@@ -119,11 +118,6 @@ class _Notes(logging.Handler):
         if text not in self._said:
             self._said.add(text)
             self._say(text)
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Return whether ``stream`` is a terminal that can draw tables and bars."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def number(value: object) -> str:

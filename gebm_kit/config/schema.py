@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, cast
 from gebm_kit.config.class_keys import ClassWeights
 from gebm_kit.config.negatives import NO_NEGATIVES, NegativesSection
 from gebm_kit.config.optimizer import DEFAULT_OPTIMIZER, FINAL_OPTIMIZER, PRETRAIN_OPTIMIZER, OptimizerSection
+from gebm_kit.config.recipe_html import recipe_sections, recipe_summary
 from gebm_kit.core.components import Range
+from gebm_kit.core.html import Shown
 
 SCHEMA_VERSION = 1
 """Value of a recipe's key ``schema``."""
@@ -26,6 +28,9 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 CALIBRATED = "calibrated"
 """Value of ``sample.inverse_temperature`` for the beta that fits held-out data best."""
+
+Parts = Mapping[tuple[str | int, ...], Any]
+"""Objects that a caller in Python supplies for nodes of a recipe, by key; see `gebm_kit.config.supplied`."""
 
 PRETRAINED = "base-then-"
 """Prefix of the values of ``train.part`` that first train the base alone."""
@@ -40,6 +45,11 @@ class ComponentNode:
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.parameters}
+
+    @property
+    def title(self) -> str:
+        """What messages call the component."""
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +301,8 @@ class NllSection:
     space: Literal["standardised", "raw"] = "standardised"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(Shown):
     """A checked recipe: everything needed to train, sample and evaluate, and where it came from.
 
     Attributes:
@@ -303,6 +313,7 @@ class Recipe:
         overrides: ``key=value`` words that were applied to it.
         class_weights, class_names: the keys of ``data`` that say how often each class is drawn, and what the classes are
             called; None where the recipe does not say.
+        parts: objects of the caller's that stand in place of components; only recipes made in Python have them.
     """
 
     name: str
@@ -327,6 +338,13 @@ class Recipe:
     precision: str
     class_weights: ClassWeights | None = None
     class_names: tuple[str, ...] | None = None
+    parts: Parts = field(default_factory=dict, compare=False, repr=False)
+
+    def _summary(self) -> str:
+        return recipe_summary(self)
+
+    def _sections(self) -> Iterator[str]:
+        return recipe_sections(self)
 
     @property
     def penalties(self) -> tuple[ComponentNode, ...]:

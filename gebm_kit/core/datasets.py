@@ -7,10 +7,14 @@ Shapes: B batch, N rows, ``*D`` data shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from gebm_kit.core.html import Shown, heading, picture, table
+from gebm_kit.core.mosaic import image_of, png_of
 
 SplitName = Literal["train", "valid", "test"]
 """The parts of a dataset: training, validation and held-out data."""
@@ -77,8 +81,16 @@ class HasReading(Protocol):
         ...
 
 
-class Dataset(ABC):
+SHOWN_IMAGES = 32
+"""Images that a notebook shows."""
+
+
+class Dataset(Shown, ABC):
     """Data with fixed training, validation and test parts that share no row.
+
+    A dataset of the rows of a table may also say what its columns are called, and how the data that a model sees become
+    measurements again: ``columns`` and ``measured(rows)``, see `gebm_kit.core.units.HasMeasured`. Draws are then written
+    to .csv and .parquet files in measured units.
 
     Attributes:
         data_shape: shape of one data point.
@@ -93,6 +105,32 @@ class Dataset(ABC):
     @abstractmethod
     def split(self, name: SplitName) -> Split:
         """Return one of the three parts, which is never empty."""
+
+    def _summary(self) -> str:
+        """Say in one line what the data are."""
+        try:
+            parts = ", ".join(f"{name} {len(self.split(name)):,}" for name in ("train", "valid", "test"))
+            shape = "x".join(map(str, self.data_shape))
+        except Exception:  # what is shown at a prompt must not fail, whatever a plugin's dataset does
+            return object.__repr__(self)
+        span = "" if self.value_range is None else " in [{:g}, {:g}]".format(*self.value_range)
+        labels = f", {self.num_classes:,} classes" if isinstance(self, HasLabels) and self.num_classes else ""
+        return f"{type(self).__name__}({parts} of shape {shape}{span}{labels})"
+
+    def _sections(self) -> Iterator[str]:
+        """Yield what was read, the names of columns and classes, and the first images."""
+        if isinstance(self, HasReading):
+            yield heading(self.describe_reading())
+        units = getattr(self, "units", None)
+        if units is not None and hasattr(units, "mean"):
+            columns = zip(units.columns, units.mean, units.std, strict=True)
+            yield table(("column", "subtracted", "divided by"), [list(column) for column in columns])
+        if isinstance(self, HasClassNames) and self.class_names:
+            yield table(("class", "name"), list(enumerate(self.class_names)))
+        if len(self.data_shape) == 3:
+            yield picture(
+                png_of(image_of(self.split("train").first(SHOWN_IMAGES), self.value_range)), "training images"
+            )
 
 
 @runtime_checkable

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError, UsageError
+from gebm_kit.core.frames import is_frame
 from gebm_kit.core.precision import check_single_precision
 
+ARRAYS = "a tensor or a numpy array of rows (N, ...)"
+"""What `tensor_of_rows` takes, for messages."""
 
-def tensor_of_rows(rows: object, name: str, *, files: str = "") -> Tensor:
+
+def tensor_of_rows(rows: object, name: str, *, allowed: str = ARRAYS) -> Tensor:
     """Return rows (N, *D) of numbers as a tensor that is detached from any graph.
 
     Args:
-        rows: a tensor, or a numpy array of numbers.
+        rows: a tensor, a numpy array of numbers, or another array or series that becomes one by ``to_numpy()``.
         name: what the caller's argument is called, for messages.
-        files: a command that reads rows from a file, for the hint if a path is given.
+        allowed: what the caller takes, for the message about something else.
 
     Raises:
         UsageError: it is something else; the message says what may be given.
@@ -26,11 +30,10 @@ def tensor_of_rows(rows: object, name: str, *, files: str = "") -> Tensor:
         found = rows.detach()
     elif isinstance(rows, np.ndarray | np.generic):
         found = _tensor_of_array(rows, name)
+    elif hasattr(rows, "to_numpy") and not is_frame(rows):
+        found = _tensor_of_array(np.asarray(rows.to_numpy()), name)
     else:
-        raise UsageError(
-            f"{name} must be a tensor or a numpy array of rows (N, ...), got {type(rows).__name__}",
-            hint=_hint(rows, files),
-        )
+        raise UsageError(f"{name} must be {allowed}, got {type(rows).__name__}", hint=_hint(rows))
     if found.is_meta:
         raise DataError(f"{name} is on the device meta, which holds no numbers")
     if found.is_complex() or found.is_quantized or found.layout != torch.strided:
@@ -67,9 +70,11 @@ def _tensor_of_array(rows: np.ndarray | np.generic, name: str) -> Tensor:
     return torch.from_numpy(np.array(rows))  # a copy: strides may be negative, and the array may be read-only
 
 
-def _hint(rows: object, files: str) -> str:
+def _hint(rows: object) -> str:
     if isinstance(rows, str) or hasattr(rows, "__fspath__"):
-        return f"Read the file first{f', or use `{files}`' if files else ''}."
+        return "Read the file first."
     if hasattr(rows, "to_numpy"):
         return "Give its .to_numpy()."
+    if hasattr(rows, "collect"):
+        return "Give its .collect()."
     return "For a list, torch.tensor(rows)." if isinstance(rows, list | tuple) else ""

@@ -47,7 +47,8 @@ from gebm_kit.core.sampling import (
     Tunable,
     ValueAndGrad,
 )
-from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric
+from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric, ReportsFit
+from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 
 __all__ = [
     "DIVERGENCE_THRESHOLD",
@@ -66,12 +67,14 @@ __all__ = [
     "HasFitting",
     "HasLabels",
     "HasLogits",
+    "HasMeasured",
     "HasModes",
     "HasPretraining",
     "HasReading",
     "HasSource",
     "HasStandardisation",
     "HasStoredRows",
+    "HasUnits",
     "HoldsWeights",
     "Info",
     "Logger",
@@ -83,12 +86,14 @@ __all__ = [
     "Part",
     "Penalty",
     "Potential",
+    "ReportsFit",
     "Sampler",
     "SamplerDirective",
     "SlopePenalty",
     "Split",
     "SplitName",
     "State",
+    "TableUnits",
     "TiltedPotential",
     "Tunable",
     "ValueAndGrad",

@@ -1,4 +1,4 @@
-"""Reports of progress, notes and warnings. Only the command line turns reports into text."""
+"""Reports of progress, notes and warnings. Reports become text in `progress_bars`, `progress_lines` and `notebooks`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,34 @@ def _frames_inside() -> int:
     return depth
 
 
+STAGES = {
+    "fit": "parts that learn from the data beforehand, such as feature maps and classifiers",
+    "train": "training: the first phase of the base, the main phase and the final one",
+    "warmup": "warm-up of the sampler",
+    "sample": "chains or populations",
+    "base": "draws of the base",
+    "calibrate": "the search for beta",
+    "features": "features of the data",
+    "evaluate": "metrics",
+    "longer": "metrics of longer chains",
+    "trace": "a metric along the chains",
+    "log Z": "energies of base draws, for log Z",
+    "ladder": "the steps of an annealed log Z, whose number is not known beforehand",
+    "anneal": "an annealed log Z",
+    "rows": "rows that are scored",
+    "score": "base draws that a tilt scores",
+    "ascend": "gradient ascent of a tilt",
+    "prepare": "images that are decoded",
+}
+"""Stages that report progress, and what runs in them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """One report of progress.
 
     Attributes:
-        stage: what runs: ``train``, ``warmup``, ``sample``, ``evaluate``.
+        stage: what runs, see `STAGES`.
         step, total: steps of that stage done and in all; a total of -1 is unknown.
         scalars: current values worth showing, by name (loss, kale, acceptance).
     """

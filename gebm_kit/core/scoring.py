@@ -6,7 +6,7 @@ Shapes: N draws, M rows of reference data, F features, K classes, ``*D`` data sh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -49,6 +49,14 @@ class FeatureMap(ABC):
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the features in blocks, without gradient; (N, *D) -> (N, F)."""
+
+
+@runtime_checkable
+class ReportsFit(Protocol):
+    """A feature map whose `FeatureMap.fit` takes long, and reports its steps."""
+
+    on_step: Callable[[int, int], None] | None
+    """Called with the number of steps done and the number of all steps; None: nothing is reported."""
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.frames import is_index_name
 from gebm_kit.core.reading import amount, open_regular
 
 MISSING = frozenset(
@@ -43,9 +44,6 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Marks at the start of a file that say how it is encoded; without one it is UTF-8."""
-
-_PANDAS_INDEX = re.compile(r"(Unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__)?")
-"""What pandas calls a column without a name, which is the index of a table that was written with it."""
 
 _LOOKS_LIKE = (
     (re.compile(r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"), "is a date, not"),
@@ -103,6 +101,8 @@ class CsvFile:
         header: whether the first line holds names.
         unnamed: indices of the first columns if they have no name: row labels, as pandas and R write them.
         nameless: indices of other columns without a name.
+        ragged: what is wrong with lines that have more or fewer fields than the first one, by line, if a reader has set it
+            to a dict. Their fields are then empty, where otherwise the first such line is an error.
 
     Raises:
         DataError: the file can't be read as text, has no row, or its first line can be read in two ways.
@@ -110,6 +110,7 @@ class CsvFile:
 
     def __init__(self, path: Path, header: bool | None = None) -> None:
         self.path = path
+        self.ragged: dict[int, str] | None = None
         self._encoding = self._encoding_of()
         lines = list(itertools.islice(self._text(), SAMPLE_LINES))
         self._mark = _mark_of([line for line in lines if line.strip()])
@@ -154,10 +155,11 @@ class CsvFile:
             found += len(block)
             for line, fields in block:
                 if len(fields) != self._width:
-                    raise DataError(
-                        f"{self.path}, line {line}: {len(fields)} fields where the first line has {self._width}",
-                        hint=self._ragged(len(fields)),
-                    )
+                    problem = f"{len(fields)} fields where the first line has {self._width}"
+                    if self.ragged is None:
+                        raise DataError(f"{self.path}, line {line}: {problem}", hint=self._ragged(len(fields)))
+                    self.ragged[line] = problem
+                    fields[:] = [""] * self._width
             yield [line for line, _ in block], {place: [fields[place] for _, fields in block] for place in places}
         if not found:
             raise DataError(f"{self.path} holds no row of data")
@@ -219,11 +221,6 @@ class CsvFile:
                 hint=hint,
             )
         return True
-
-
-def is_index_name(name: str) -> bool:
-    """Return whether a table of pandas gives this name to its row labels."""
-    return bool(_PANDAS_INDEX.fullmatch(name))
 
 
 def _listed(fields: list[str]) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.frames import is_index_name
 from gebm_kit.core.reading import amount, available_memory, open_regular
-from gebm_kit.data.csv_files import is_index_name
 from gebm_kit.data.fields import Column
 
 BATCH_ROWS = 2**16

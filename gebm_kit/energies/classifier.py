@@ -16,7 +16,7 @@ from torch import Tensor
 from gebm_kit.core.classes import own_labels
 from gebm_kit.core.components import Injected, OfKind, Range, check_arguments
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.interfaces import Dataset, Energy, FeatureMap, HasClassNetwork
+from gebm_kit.core.interfaces import Dataset, Energy, FeatureMap, HasClassNetwork, ReportsFit
 from gebm_kit.core.plugins import installed
 
 DEFAULT_FEATURES = "classifier"
@@ -95,11 +95,13 @@ class ClassifierEnergy(Energy):
             dataset: the data, with labels.
             device: where the classifier is trained.
             seed: not used: the feature map has its own.
-            on_step: not called: the feature map does not report.
+            on_step: called by a feature map that reports its steps, with those done and all of them.
 
         Raises:
             UsageError: the dataset has no labels.
         """
+        if isinstance(self._features, ReportsFit):
+            self._features.on_step = on_step
         self._features.fit(dataset, device)
         assert isinstance(self._features, HasClassNetwork)
         self.network.load_state_dict(self._features.network_weights())

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.core.arguments import check_callback
-from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress
 from gebm_kit.engine.likelihood.class_densities import labels_of_rows
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import LogDensities, densities
 from gebm_kit.engine.likelihood.nll import Space
+from gebm_kit.engine.likelihood.row_sources import Rows, sourced
+from gebm_kit.engine.likelihood.usable_rows import BadRows, usable_rows
 from gebm_kit.engine.likelihood.user_rows import model_of
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.calibrated import Beta
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def log_density(
     run_or_model: Run | GEBM | str | Path,
-    rows: Tensor | np.ndarray,
+    rows: Rows,
     *,
     labels: int | Sequence[int] | Tensor | np.ndarray | None = None,
     inverse_temperature: Beta | None = None,
@@ -35,12 +36,16 @@ def log_density(
     log_partition: Method | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
-    on_progress: OnProgress = ignore,
+    bad_rows: BadRows = "stop",
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LogDensities:
     """Compute the log-densities of ``rows`` (N, *D), in nats.
 
-    For a run whose dataset standardises, rows are measurements like those in its file. For any other run or model, rows are
-    data as the model sees it. Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
+    Rows are a tensor or an array (N, *D), a data frame, or the path of a file, as `gebm-kit density RUN FILE` reads it. For
+    a run whose dataset standardises, all of them are measurements like those in its file. For any other run or model,
+    tensors and arrays are data as the model sees it. Columns of frames and files are matched by name with the run's data.
+    Arguments that are None come from the run's recipe; for a hand-built model, from the defaults.
 
     Without ``labels``, the densities of a model with classes are those of their mixture, with those of each class beside.
 
@@ -51,14 +56,16 @@ def log_density(
             preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
         seed: seed of the base draws and populations behind A.
+        bad_rows: ``skip`` leaves out rows that are not finite, with a warning; the others keep their numbers (`rows`).
+        progress: True: show progress; False: do not; None: on a terminal or in a notebook.
+        on_progress: called with each `gebm_kit.core.progress.Progress`; nothing is shown then.
 
     Raises:
-        UsageError: the base has no density; rows that are not a tensor or array; ``raw`` without a Jacobian; labels of a
+        UsageError: the base has no density; rows of another type; ``raw`` without a Jacobian; labels of a
             model without classes, or not one class for each row.
         DataError: rows that do not fit the model or are not finite.
     """
-    check_callback("on_progress", on_progress)
-    rows = tensor_of_rows(rows, "rows", files="gebm-kit density RUN FILE")
+    check_progress(progress, on_progress)
     model, dataset, settings = model_of(
         run_or_model,
         inverse_temperature=inverse_temperature,
@@ -67,5 +74,10 @@ def log_density(
         seed=seed,
         device=device,
     )
-    classes = labels_of_rows(model, labels, len(rows) if rows.ndim else 0)
-    return densities(model, dataset, rows, labels=classes, on_progress=on_progress, **settings)
+    given = sourced(rows, "rows", model.data_shape, dataset, bad_rows)
+    classes = labels_of_rows(model, labels, len(given.rows) if given.rows.ndim else 0)
+    kept, numbers = usable_rows(given.rows, bad_rows, names=given.names, source=given.source, known=given.bad)
+    classes = None if classes is None else numbers.chosen(classes)
+    about = {"names": given.names, "source": given.source, "numbers": numbers, **settings}
+    with progress_shown(progress, on_progress) as report:
+        return densities(model, dataset, kept, labels=classes, on_progress=report, **about)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.core.arguments import check_callback, check_flag, check_path
+from gebm_kit.core.arguments import check_flag, check_path
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress
+from gebm_kit.engine.likelihood.row_sources import Rows, as_seen
 from gebm_kit.engine.process.distributed import joined_ranks
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.run_directory.calibrated import Beta, beta_for
 from gebm_kit.engine.run_directory.run import Run, subject_of
@@ -42,14 +43,17 @@ class SampleOptions(TypedDict, total=False):
         inverse_temperature: beta; 1 is the model itself, 0 the base, ``calibrated`` what the run's last evaluation found.
         seed: seed of starting points and sampler.
         block_size: chains on which the model is evaluated at a time, at most.
-        start: rows of data, (N, *D). Chains start at their encodings, in turn; the base needs an encoder
-            (`HasEncoder`). None: chains start at draws of the prior.
+        start: rows of data. Chains start at their encodings, in turn; the base needs an encoder (`HasEncoder`). A tensor or
+            array (N, *D) holds rows as the model sees them: standardised, for a run whose dataset standardises. A data
+            frame, or the path of a file, holds measurements like those in the run's file. None: chains start at draws of the
+            prior.
         labels: classes of the draws, for a model with classes: one class, by its index or its name; classes, which the
             draws take in turn, so that there are as many of each; ``all``, which stands for every class; or a class for each
             draw. None: classes are drawn by the weights that the model was trained with, the data's frequencies.
         device: a torch device or ``auto``; None: the recipe's device, or the device that a hand-built model is on.
         resume: with a directory as ``out``: resume an interrupted sampling, or begin when nothing is there.
-        on_progress: called with the progress of the chains.
+        progress: True: show progress; False: do not; None: on a terminal or in a notebook.
+        on_progress: called with each `gebm_kit.core.progress.Progress` of the chains; nothing is shown then.
     """
 
     num_samples: int | None
@@ -60,17 +64,18 @@ class SampleOptions(TypedDict, total=False):
     inverse_temperature: Beta | None
     seed: int | None
     block_size: int | None
-    start: Tensor | np.ndarray | None
+    start: Rows | None
     labels: int | str | Sequence[int | str] | Tensor | np.ndarray | None
     device: torch.device | str | None
     resume: bool
-    on_progress: OnProgress
+    progress: bool | None
+    on_progress: OnProgress | None
 
 
 @overload
 def sample(
     run_or_model: Run | GEBM | str | Path,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     *,
     out: None = None,
     **options: Unpack[SampleOptions],
@@ -80,7 +85,7 @@ def sample(
 @overload
 def sample(
     run_or_model: Run | GEBM | str | Path,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     *,
     out: str | Path,
     **options: Unpack[SampleOptions],
@@ -89,7 +94,7 @@ def sample(
 
 def sample(
     run_or_model: Run | GEBM | str | Path,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     *,
     out: str | Path | None = None,
     **options: Unpack[SampleOptions],
@@ -102,7 +107,7 @@ def sample(
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        sampler: component name, or a sampler object; None: the recipe's sampler, else ``auto``. The name in the recipe
+        sampler: name, node or sampler object; None: the recipe's sampler, else ``auto``. The name in the recipe
             keeps the recipe's parameters; any other name means that sampler's defaults.
         out: where to write the draws as well. A .safetensors or .npz file holds all of them. A .csv or .parquet file is a
             table with column names, in the units of the data's file. A name without a suffix is a directory into which they
@@ -124,7 +129,8 @@ def sample(
     if out is not None:
         check_path("out", out)
     check_flag("resume", options.get("resume", False))
-    check_callback("on_progress", options.get("on_progress", ignore))
+    progress, on_progress = options.get("progress"), options.get("on_progress")
+    check_progress(progress, on_progress)
     run, model, settings, recipe_sampler = _asked(run_or_model, options)
     device, resume, start = options.get("device"), options.get("resume", False), options.get("start")
     if run is not None and device is None:
@@ -133,23 +139,25 @@ def sample(
     if out is None and resume:
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
     labels = wanted_labels(model, options.get("labels"), settings.num_samples, settings.seed)
-    units = None if run is None else run.units(needed=out is not None and is_table(out))
-    with joined_ranks() as ranks:
+    starts = None if start is None else as_seen(start, "start", run, model)[0]
+    units = None if run is None else run.measurements(needed=out is not None and is_table(out))
+    with joined_ranks() as ranks, progress_shown(progress, on_progress) as report:
         place: dict[str, Any] = {
             "device": local_device(device),
-            "on_progress": options.get("on_progress", ignore),
+            "on_progress": report,
             "ranks": ranks,
-            "start": None if start is None else tensor_of_rows(start, "start"),
+            "start": starts,
         }
         value_range = None if run is None else run.value_range
         if labels is not None:
             if out is None:
-                return draw_by_class(model, kernel, settings, labels, units=units, **place)
+                by_class = draw_by_class(model, kernel, settings, labels, units=units, **place)
+                return replace(by_class, value_range=value_range)
             return draw_by_class_out(
                 out, model, kernel, settings, labels, resume=resume, value_range=value_range, units=units, **place
             )
         if out is None:
-            return replace(draw(model, kernel, settings, **place), units=units)
+            return replace(draw(model, kernel, settings, **place), units=units, value_range=value_range)
         return draw_to(out, model, kernel, settings, resume=resume, value_range=value_range, units=units, **place)
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from gebm_kit.config.schema import ComponentNode
-from gebm_kit.core.arguments import check_callback, check_choice, check_path
+from gebm_kit.core.arguments import check_choice, check_path
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.interfaces import Dataset, Sampler, SamplerDirective
@@ -31,9 +31,11 @@ from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.figures.run_figures import GRID_SIDE, image_grid
 from gebm_kit.engine.figures.tilt_figures import Point, frontier
 from gebm_kit.engine.likelihood.estimate_log_partition import Method
+from gebm_kit.engine.likelihood.row_sources import Rows
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device
 from gebm_kit.engine.sampling.contract import check_model, check_sampler
 from gebm_kit.engine.sampling.draw import FEWER_CHAINS
@@ -42,11 +44,12 @@ from gebm_kit.engine.sampling.gradient_cost import gradient_cost
 from gebm_kit.engine.sampling.settings import SampleSettings, require_whole, resolve_sampler
 from gebm_kit.engine.tilting.ascent import CLIMBERS, climb
 from gebm_kit.engine.tilting.base_pool import BEST_OF, BLOCKS, as_best_of, base_codes, best_of_codes, take_pool
+from gebm_kit.engine.tilting.data import opened_data
 from gebm_kit.engine.tilting.diversity import Looks
 from gebm_kit.engine.tilting.levels import Plan, WithScorer, level_at
 from gebm_kit.engine.tilting.own_energy import own_codes, own_energy
 from gebm_kit.engine.tilting.result import Ascent, BestOf, Estimate, Level, Tilt
-from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, subject_of
+from gebm_kit.engine.tilting.subjects import Facts, Generator, Scorer, Subject, label, opened, subject_of
 
 BETAS = (0.5, 1.0, 2.0, 4.0)
 """Default inverse temperatures."""
@@ -62,8 +65,10 @@ class TiltOptions(TypedDict, total=False):
     """Keyword arguments of `tilt`. One that is absent or None means the default.
 
     Keys:
-        data: a dataset, or the name or node of one, for PRDC, for energies that learn from data, and for the shape and range
-            of the generator's data. None: a run's own data where needed, or none.
+        data: a dataset, the name or node of one, or rows, for PRDC, for energies that learn from data, and for the shape and
+            range of the generator's data. Rows are a tensor or an array (N, *D) as the generator makes them, a data frame,
+            or the path of a file. Frames and files hold measurements if the generator is a run whose data are standardised.
+            None: a run's own data where needed, or none.
         data_shape: shape of a data point; None: the dataset's, or that of the program's output.
         value_range: (low, high) of the generator's values, for pictures and for a scorer's ``input_range``; None: the
             dataset's.
@@ -80,10 +85,11 @@ class TiltOptions(TypedDict, total=False):
             is. KL, log Z and best-of-N are then relative to the run's model, and its draws take the place of base draws.
         device: a torch device or ``auto``; None: where the generator is.
         directory: start of relative paths; None: the current directory.
-        on_progress: called with reports of progress.
+        progress: True: show progress; False: do not; None: on a terminal or in a notebook.
+        on_progress: called with each `gebm_kit.core.progress.Progress`; nothing is shown then.
     """
 
-    data: Dataset | ComponentNode | str | None
+    data: Dataset | ComponentNode | Rows | None
     data_shape: Sequence[int] | None
     value_range: tuple[float, float] | None
     latent_shape: Sequence[int] | None
@@ -101,7 +107,8 @@ class TiltOptions(TypedDict, total=False):
     keep_energy: bool
     device: torch.device | str | None
     directory: Path | None
-    on_progress: OnProgress
+    progress: bool | None
+    on_progress: OnProgress | None
 
 
 def tilt(
@@ -147,14 +154,29 @@ def tilt(
             raise TypeError(f"tilt() got an unexpected keyword argument {name!r}")
     chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     levels = _checked_betas(betas)
-    on_progress = chosen.get("on_progress", ignore)
-    check_callback("on_progress", on_progress)
+    progress, on_progress = chosen.get("progress"), chosen.get("on_progress")
+    check_progress(progress, on_progress)
     method: Method = chosen.get("log_partition", "auto")
     check_choice("log_partition", method, ("auto", "importance-sampling", "smc"))
     num_base = require_whole("num_base", chosen.get("num_base", NUM_BASE), 2 * BLOCKS, 10**9)
     settings = _settings(chosen)
     folder = None if out is None else _free(out)
-    subject = _subject(generator, scorer, chosen)
+    with progress_shown(progress, on_progress) as report:
+        subject = _subject(generator, scorer, chosen, report)
+        return _tilted(subject, levels, settings, method, num_base, chosen, folder, report)
+
+
+def _tilted(
+    subject: Subject,
+    levels: Sequence[float],
+    settings: SampleSettings,
+    method: Method,
+    num_base: int,
+    chosen: dict[str, Any],
+    folder: Path | None,
+    report: OnProgress,
+) -> Tilt:
+    """Draw at each beta, compare, and write into ``folder`` if there is one."""
     model = subject.model
     own = own_energy(subject, chosen.get("keep_energy", False))
     with (
@@ -170,8 +192,8 @@ def tilt(
             z = base_codes(model, num_base, settings.seed)
         else:
             z, what = own_codes(GEBM(model.base, own), _own_settings(chosen, num_base), ranks), "model"
-        pool = take_pool(model, name, z, on_progress, ranks, what)
-        looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples)
+        pool = take_pool(model, name, z, report, ranks, what)
+        looks = Looks.of(chosen.get("features", "auto"), subject.dataset, where, settings.num_samples, report)
         sampler = chosen.get("sampler")
 
         def make_sampler() -> Sampler:
@@ -180,7 +202,7 @@ def tilt(
 
         if not pool.has_gradient and not pool.is_flat:
             _require_gradient_free(make_sampler(), model, where, name)
-        plan = Plan(model, make_sampler, settings, method, pool, looks, on_progress, ranks, own)
+        plan = Plan(model, make_sampler, settings, method, pool, looks, report, ranks, own)
         found = [level_at(plan, beta) for beta in levels]
         best = tuple(_best_of(plan, n) for n in BEST_OF)
         climbed = () if own is not None else _climbed(plan, found)  # its KL is known from the prior alone
@@ -282,12 +304,13 @@ def _settings(chosen: dict[str, Any]) -> SampleSettings:
     return replace(SampleSettings(num_samples=1000), **given)
 
 
-def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any]) -> Subject:
+def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any], on_progress: OnProgress = ignore) -> Subject:
     directory, data = chosen.get("directory", Path.cwd()), chosen.get("data")
     span, shape = chosen.get("value_range"), chosen.get("data_shape")
     if span is not None and not (len(span) == 2 and all(math.isfinite(v) for v in span) and span[0] < span[1]):
         raise UsageError(f"value_range must be (low, high) with low < high, got {shown(span)}")
-    dataset = _dataset(data, directory)
+    generator = opened(generator)
+    dataset = opened_data(data, directory, generator)
     facts = Facts(
         dataset,
         None if span is None else (float(span[0]), float(span[1])),
@@ -297,25 +320,7 @@ def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any]) -> Su
     label = chosen.get("label")
     if label is not None:
         label = require_whole("label", label, 0, 10**6)
-    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), label, with_data=False)
-
-
-def _dataset(data: Any, directory: Path) -> Dataset | None:
-    """Open the data that a name, a file, a node or an object means.
-
-    Raises:
-        UsageError: it means none.
-    """
-    if data is None or isinstance(data, Dataset):
-        return data
-    from gebm_kit.config.build import build
-    from gebm_kit.engine.datasets.guess import data_node
-
-    if not isinstance(data, str | Path | ComponentNode):
-        raise UsageError(f"data must be a dataset, its name or its node, got {type(data).__name__}")
-    node = data if isinstance(data, ComponentNode) else data_node(str(data))
-    found: Dataset = build("dataset", node, {"directory": directory})
-    return found
+    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), label, False, on_progress)
 
 
 def _best_of(plan: Plan, n: int) -> BestOf:

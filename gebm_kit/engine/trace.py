@@ -23,16 +23,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gebm_kit.core.arguments import check_callback, check_choice, check_whole
+from gebm_kit.core.arguments import check_choice, check_whole
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler, SamplerDirective, SplitName
 from gebm_kit.core.model import GEBM
@@ -49,8 +48,10 @@ from gebm_kit.engine.evaluation.settings import FLOOR_PART, with_given
 from gebm_kit.engine.evaluation.subject import eval_section, opened, sampling_settings
 from gebm_kit.engine.evaluation.trace_chains import Schedule, TraceProgress, Tracer
 from gebm_kit.engine.evaluation.trace_result import Trace
+from gebm_kit.engine.likelihood.row_sources import Rows
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.memory import enough_memory
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.run_directory.calibrated import Beta, beta_for
 from gebm_kit.engine.run_directory.run import Run, subject_of
 from gebm_kit.engine.sampling.auto import chosen
@@ -64,11 +65,11 @@ if TYPE_CHECKING:
 
 def trace_quality(
     run_or_model: Run | GEBM | str | Path,
-    metric: str | Metric = "frechet",
+    metric: str | Mapping[str, Any] | Metric = "frechet",
     *,
     label: int | None = None,
-    data: Tensor | np.ndarray | Dataset | None = None,
-    sampler: str | Sampler | None = None,
+    data: Rows | Dataset | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     inverse_temperature: Beta | Sequence[Beta] | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
@@ -80,7 +81,8 @@ def trace_quality(
     block_size: int | None = None,
     device: torch.device | str | None = None,
     reference: SplitName = "test",
-    on_progress: OnProgress = ignore,
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Trace:
     """Measure a metric along the chains of a trained run, or of any GEBM built by hand; see the protocol above.
 
@@ -88,7 +90,7 @@ def trace_quality(
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
+        metric: name, with its parameters in the recipe's ``eval.metrics`` if it is listed there; a node or an object.
         label: the class whose chains are followed; a model with classes needs one.
         data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
         inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.
@@ -97,6 +99,7 @@ def trace_quality(
         steps: the traced chains run for ``warmup + steps`` steps, the least that `gebm_kit.sample` runs.
         at_steps: steps to measure at, in place of 0, 1, 2, 4, 8, ...; the largest is the last step.
         seed, reference: seed of starting points and sampler; part of the dataset to score against.
+        progress, on_progress: as for `gebm_kit.evaluate`.
 
     Raises:
         UsageError: inconsistent arguments, a metric of the model alone, a model by hand without data, classes without label.
@@ -105,26 +108,27 @@ def trace_quality(
     """
     check_choice("reference", reference, ("train", "valid", "test"))
     check_whole("label", label)
-    check_callback("on_progress", on_progress)
+    check_progress(progress, on_progress)
     subject = subject_of(run_or_model)
     recipe, model, dataset = opened(subject, data)
     sampling = with_given(sampling_settings(recipe), num_samples=num_samples, num_chains=num_chains, warmup=warmup)
     settings = with_given(sampling, steps=steps, seed=seed, block_size=block_size)
-    return record(
-        model,
-        dataset,
-        chosen_metric(metric, recipe),
-        resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
-        settings,
-        _numbers(subject, recipe, inverse_temperature),
-        eval_section(recipe).num_sets if num_sets is None else num_sets,
-        at_steps=at_steps, device=device if device is not None or recipe is None else recipe.device, reference=reference,
-        num_reference=eval_section(recipe).num_reference, features=FeatureSettings.of(recipe), label=label,
-        on_progress=on_progress,
-    )  # fmt: skip
+    with progress_shown(progress, on_progress) as report:
+        return record(
+            model,
+            dataset,
+            chosen_metric(metric, recipe),
+            resolve_sampler(sampler, None if recipe is None else recipe.sampler, model),
+            settings,
+            _numbers(subject, recipe, inverse_temperature),
+            eval_section(recipe).num_sets if num_sets is None else num_sets,
+            at_steps=at_steps, device=device if device is not None or recipe is None else recipe.device, reference=reference,
+            num_reference=eval_section(recipe).num_reference, features=FeatureSettings.of(recipe), label=label,
+            on_progress=report,
+        )  # fmt: skip
 
 
-def chosen_metric(metric: str | Metric, recipe: Recipe | None) -> tuple[str, Metric]:
+def chosen_metric(metric: str | Mapping[str, Any] | Metric, recipe: Recipe | None) -> tuple[str, Metric]:
     """Return the metric and its name; a name takes its parameters from the recipe's ``eval.metrics`` if it is listed there.
 
     Raises:
@@ -183,7 +187,7 @@ def record(
         place = where if where.type == "cuda" else torch.device("cpu")
         data, train = data.to(place), None if train is None else train.to(place)
         constant = [data] if train is None else [data, train]
-        maps = FeatureMaps(dataset, where, features, constant)
+        maps = FeatureMaps(dataset, where, features, constant, on_progress)
         scorer = Scorer(model, dataset, data, maps, settings.seed, train, against_train=False)
         tracer = Tracer(name, scored, scorer, place, where, dtype, settings, schedule)
         watch = TraceProgress(on_progress, len(betas) * num_sets, schedule.last)

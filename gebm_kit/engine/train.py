@@ -7,13 +7,14 @@ from pathlib import Path
 
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.schema import Recipe
-from gebm_kit.core.arguments import check_callback, check_flag, check_path, check_words
+from gebm_kit.core.arguments import check_flag, check_path, check_words
 from gebm_kit.core.attribution import attributed
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress
 from gebm_kit.engine.process import data_parallel
 from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
+from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device, restarted
 from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run, named_as_trained
@@ -27,7 +28,8 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
-    on_progress: OnProgress = ignore,
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Run:
     """Train a recipe and evaluate the result.
 
@@ -42,7 +44,8 @@ def train(
         resume: continue the run in ``out`` (without ``out``: the newest unfinished run of the recipe), or start one if
             there is none.
         device: overrides the recipe's device.
-        on_progress: called regularly with a `Progress`.
+        progress: True: show progress; False: do not; None: on a terminal or in a notebook.
+        on_progress: called regularly with a `gebm_kit.core.progress.Progress`; nothing is shown then.
 
     Returns:
         The finished run. Its directory is on the machine of the first rank, which the other ranks may not see.
@@ -58,7 +61,7 @@ def train(
         check_path("out", out)
     check_words("overrides", overrides)
     check_flag("resume", resume)
-    check_callback("on_progress", on_progress)
+    check_progress(progress, on_progress)
     device = None if device is None else str(device)
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -72,7 +75,8 @@ def train(
         attributed(),
         data_parallel.voice(ranks),
         ranks.together(),
+        progress_shown(progress, on_progress) as report,
     ):
         data_parallel.check_ranks(recipe, device, ranks)
-        request = TrainingRequest(recipe, out, resume or restarted(), device, on_progress)
+        request = TrainingRequest(recipe, out, resume or restarted(), device, report)
         return run_training(request, where, ranks, lock)

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +71,7 @@ class Classifier(FeatureMap):
         check_arguments(self, **{name: value for name, value in (("dim", dim), ("steps", steps)) if value is not None})
         self.dim, self.steps, self.seed = dim, steps, seed
         self.checksum = ""
+        self.on_step: Callable[[int, int], None] | None = None
 
     def fit(self, dataset: Dataset, device: torch.device) -> None:
         """Load the classifier of this dataset from the cache, or train it.
@@ -103,7 +104,7 @@ class Classifier(FeatureMap):
             network = _Network(shape, dim, dataset.num_classes)
             weights = _load(key)
             if weights is None or not _fits(network, weights):
-                _train(network.to(device), dataset, steps, device)
+                _train(network.to(device), dataset, steps, device, self.on_step)
                 _store(key, network.state_dict())
             else:
                 network.load_state_dict(weights)
@@ -199,7 +200,13 @@ class _Network(nn.Module):
         return logits
 
 
-def _train(network: _Network, dataset: Dataset, steps: int, device: torch.device) -> None:
+def _train(
+    network: _Network,
+    dataset: Dataset,
+    steps: int,
+    device: torch.device,
+    on_step: Callable[[int, int], None] | None = None,
+) -> None:
     """Train by cross-entropy with AdamW and a one-cycle rate; then set mean and std of the features on the training data."""
     assert isinstance(dataset, HasLabels)
     split, labels = dataset.split("train"), dataset.labels("train").to(device)
@@ -209,7 +216,7 @@ def _train(network: _Network, dataset: Dataset, steps: int, device: torch.device
     batch = min(BATCH_ROWS, len(split))
     order, position = torch.randperm(len(split)), 0
     network.train()
-    for _ in range(steps):
+    for step in range(steps):
         if position + batch > len(split):
             order, position = torch.randperm(len(split)), 0
         rows = order[position : position + batch]
@@ -220,6 +227,8 @@ def _train(network: _Network, dataset: Dataset, steps: int, device: torch.device
         loss.backward()
         optimiser.step()
         schedule.step()
+        if on_step is not None:
+            on_step(step + 1, steps)
     network.eval()
     with torch.no_grad():
         rows_of = torch.arange(min(len(split), STATISTICS_ROWS)).split(NETWORK_ROWS)

@@ -15,9 +15,9 @@ import pytest
 
 import gebm_kit
 from gebm_kit.cli import app as program
-from gebm_kit.cli.progress import PlainProgress
 from gebm_kit.core import errors
 from gebm_kit.core.progress import Progress
+from gebm_kit.core.progress_lines import PlainProgress
 
 PROGRAM = [sys.executable, "-m", "gebm_kit"]
 
@@ -256,7 +256,7 @@ def test_progress_shows_no_scalar_of_an_earlier_phase() -> None:
 def test_only_training_is_silent_for_longer_than_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow stage has a line every ten seconds, however few steps that is; one that takes a moment has none."""
     now = [0.0]
-    monkeypatch.setattr("gebm_kit.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gebm_kit.core.progress_lines.time.monotonic", lambda: now[0])
     lines: list[str] = []
     watch = PlainProgress(lines.append)
     for stage, pause in (("log Z", 0.01), ("sample", 3.0), ("train", 3.0)):
@@ -267,7 +267,7 @@ def test_only_training_is_silent_for_longer_than_ten_seconds(monkeypatch: pytest
 
 
 def test_a_line_tells_when_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.cli.progress.SECONDS_PER_LINE", 2)
+    monkeypatch.setattr("gebm_kit.core.progress_lines.SECONDS_PER_LINE", 2)
     said = threading.Event()
     lines: list[str] = []
 
@@ -285,7 +285,7 @@ def test_a_line_tells_when_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) 
 def test_progress_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage of unknown length prints a line every ten seconds, and a last one when it ends."""
     now = [0.0]
-    monkeypatch.setattr("gebm_kit.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gebm_kit.core.progress_lines.time.monotonic", lambda: now[0])
     lines: list[str] = []
     watch = PlainProgress(lines.append)
     for step in range(30):

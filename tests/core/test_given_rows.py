@@ -91,20 +91,30 @@ def test_a_model_in_double_precision_takes_them():
 
 
 MODEL = gk.GEBM(Identity(), Well())
+ALLOWED = r"a tensor, a numpy array or a data frame of rows \(N, ...\), or the path of a file"
 CALLS = {
-    "score": (lambda: gk.score(MODEL, "rows.csv"), "rows must be a tensor or a numpy array"),
+    "score": (lambda: gk.score(MODEL, [[1, 2]]), f"rows must be {ALLOWED}, got list"),
     "score beta": (lambda: gk.score(MODEL, ROWS, inverse_temperature="hot"), "beta.* got 'hot'"),
     "score seed": (lambda: gk.score(MODEL, ROWS, seed="a"), "seed must be a whole number"),
     "score space": (lambda: gk.score(MODEL, ROWS, space="other"), "space 'other' is unknown"),
     "score method": (lambda: gk.score(MODEL, ROWS, log_partition="x"), "log_partition 'x' is unknown"),
     "score progress": (lambda: gk.score(MODEL, ROWS, on_progress=3), "on_progress must be a function"),
-    "density": (lambda: gk.log_density(MODEL, [1]), "rows must be a tensor or a numpy array"),
-    "evaluate data": (lambda: gk.evaluate(MODEL, data="rows.csv"), "data must be a tensor of rows or a Dataset"),
+    "density": (lambda: gk.log_density(MODEL, None), f"rows must be {ALLOWED}, got NoneType"),
+    "evaluate data": (lambda: gk.evaluate(MODEL, data=[1.0]), f"data must be {ALLOWED}, or a Dataset, got list"),
+    "evaluate progress": (
+        lambda: gk.evaluate(MODEL, data=ROWS, progress="yes"),
+        "progress must be True, False or None",
+    ),
+    "trace data": (
+        lambda: gk.trace_quality(MODEL, "mmd", data={1: 2}),
+        f"data must be {ALLOWED}, or a Dataset, got dict",
+    ),
+    "tilt data": (lambda: gk.tilt(MODEL, Well(), data=3), f"data must be {ALLOWED}, or a dataset, .* got int"),
     "evaluate metrics": (lambda: gk.evaluate(MODEL, data=ROWS, metrics="mmd"), "metrics is a list of names"),
     "evaluate reference": (lambda: gk.evaluate(MODEL, data=ROWS, reference="x"), "reference 'x' is unknown"),
     "trace reference": (lambda: gk.trace_quality(MODEL, "mmd", data=ROWS, reference="x"), "reference 'x' is unknown"),
     "sample out": (lambda: gk.sample(MODEL, out=3), "out must be a path, got int"),
-    "sample start": (lambda: gk.sample(MODEL, start="rows.csv"), "start must be a tensor or a numpy array"),
+    "sample start": (lambda: gk.sample(MODEL, start=7), f"start must be {ALLOWED}, got int"),
     "sample resume": (lambda: gk.sample(MODEL, resume="yes"), "resume must be True or False"),
     "sample progress": (lambda: gk.sample(MODEL, on_progress=3), "on_progress must be a function"),
     "train recipe": (lambda: gk.train({"schema": 1}), "recipe.* must be a path, got dict"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gebm_kit.core.errors import DataError, UsageError
-from gebm_kit.data.arrays import Arrays, image_rows
+from gebm_kit.data.arrays import Arrays
 
 PARTS = ("train", "valid", "test")
 RNG = np.random.default_rng(0)
@@ -137,9 +137,9 @@ def test_a_layout_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_rows_of_another_file_are_read_alike(tmp_path: Path) -> None:
     data = arrays(LEVELS.astype("f4"), tmp_path, pixels="byte")
-    assert torch.equal(image_rows(torch.from_numpy(LEVELS), tmp_path, data), SCALED[:, None])
+    assert torch.equal(Arrays.image_rows(torch.from_numpy(LEVELS), tmp_path, data), SCALED[:, None])
     with pytest.raises(DataError, match="two ways"):
-        image_rows(torch.from_numpy(LEVELS), tmp_path)
+        Arrays.image_rows(torch.from_numpy(LEVELS), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["u1", "f4"])

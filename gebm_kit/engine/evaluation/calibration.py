@@ -36,7 +36,7 @@ from gebm_kit.core.estimators import PARETO_K_LIMIT, pareto_k
 from gebm_kit.core.files import plain
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import warn
+from gebm_kit.core.progress import OnProgress, Progress, counted, ignore, warn
 from gebm_kit.engine.datasets.class_rows import labels_of
 from gebm_kit.engine.datasets.held_out import evenly_spaced, evenly_spaced_rows
 from gebm_kit.engine.likelihood.model_fit import energies
@@ -212,7 +212,12 @@ class _Parts:
 
 
 def calibration_of(
-    model: GEBM, dataset: Dataset, base: Tensor, device: torch.device, limit: int = MAX_DRAWS
+    model: GEBM,
+    dataset: Dataset,
+    base: Tensor,
+    device: torch.device,
+    limit: int = MAX_DRAWS,
+    on_progress: OnProgress = ignore,
 ) -> Calibration | None:
     """Calibrate a model on the validation part of its data; None where that part is empty.
 
@@ -225,7 +230,8 @@ def calibration_of(
         return None
     rows = evenly_spaced_rows(split, "validation data", limit)
     with LatentPotential(model):  # keeps the model frozen and in eval mode
-        on_data = energies(model, rows, device, model.dtype)
+        report = counted(on_progress, "calibrate", len(rows))
+        on_data = energies(model, rows, device, model.dtype, report)
     return calibrate(on_data, base[:limit])
 
 
@@ -237,6 +243,7 @@ def calibration_of_classes(
     limit: int = MAX_DRAWS,
     *,
     weighted: bool = False,
+    on_progress: OnProgress = ignore,
 ) -> Calibration | None:
     """Calibrate a model with classes on the validation part, by the labels of its rows; None where that part is empty.
 
@@ -252,6 +259,7 @@ def calibration_of_classes(
     labels = labels_of(dataset, "valid", len(base))[evenly_spaced(len(split), limit)]
     parts = []
     for label, drawn in enumerate(base):
+        on_progress(Progress("calibrate", label, len(base)))
         its = rows[labels == label]
         if len(its) and len(drawn):
             given = model.given(label)

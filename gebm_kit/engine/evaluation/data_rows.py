@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, Metric, Split
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.progress import OnProgress, ignore
 from gebm_kit.engine.datasets.held_out import HeldOut, evenly_spaced_rows, floor_sets
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
 from gebm_kit.engine.evaluation.score_table import Scorer
@@ -59,12 +60,18 @@ def place_of(where: torch.device) -> torch.device:
 
 
 def scorer_of(
-    model: GEBM, dataset: Dataset, rows: DataRows, settings: EvaluationSettings, seed: int, where: torch.device
+    model: GEBM,
+    dataset: Dataset,
+    rows: DataRows,
+    settings: EvaluationSettings,
+    seed: int,
+    where: torch.device,
+    on_progress: OnProgress = ignore,
 ) -> tuple[Scorer, list[Tensor]]:
     """Bring rows to where metrics compute; return the scorer, and the sets of the floor."""
     place = place_of(where)
     floor = [samples.to(place) for samples in rows.floor]
     reference, train = rows.reference.to(place), None if rows.train is None else rows.train.to(place)
     constant = [*floor, reference, *([] if train is None else [train])]
-    features = FeatureMaps(dataset, where, settings.features, constant)
+    features = FeatureMaps(dataset, where, settings.features, constant, on_progress)
     return Scorer(model, dataset, reference, features, seed, train, settings.against_train), floor

@@ -17,7 +17,7 @@ Protocol:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import DataError
+from gebm_kit.core.html import Shown, cell, interval
 from gebm_kit.core.interfaces import Dataset, Metric, Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import OnProgress, ignore
@@ -47,6 +48,7 @@ from gebm_kit.engine.likelihood.nll import check_space
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.process.memory import require_memory
+from gebm_kit.engine.run_directory.evaluation_html import evaluation_sections
 from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.settings import MOST, SampleSettings, require_whole, resolve_sampler, settings_of
@@ -60,8 +62,8 @@ OF_SCORES = ("metrics", "protocol", "fit", "equilibrium", "verdict", "budget")
 """Fields of `Evaluation` that are those of `Scores`."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The result of an evaluation.
 
     Attributes:
@@ -97,6 +99,21 @@ class Evaluation:
     classes: dict[str, Any] | None = None
     classifier: dict[str, Any] | None = None
     labels: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    def _summary(self) -> str:
+        first = next(iter(self.metrics.get("gebm", {})), None)
+        values = (
+            ""
+            if first is None
+            else "".join(
+                f", {column} {interval(e.value, e.low, e.high)}"
+                for column, e in ((column, values[first]) for column, values in self.metrics.items() if first in values)
+            )
+        )
+        return f"Evaluation({first or 'no metric'}{values}; log Z {cell(self.fit.log_partition.value)})"
+
+    def _sections(self) -> Iterator[str]:
+        return evaluation_sections(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of ``gebm-kit eval``."""

@@ -100,7 +100,8 @@ def choose_beta(
     with placed(model, device) as (where, _):
         place = where if where.type == "cuda" else torch.device("cpu")
         rows, train = valid.to(place), None if train is None else train.to(place)
-        maps = FeatureMaps(dataset, where, FeatureSettings.of(recipe), [rows] if train is None else [rows, train])
+        constant = [rows] if train is None else [rows, train]
+        maps = FeatureMaps(dataset, where, FeatureSettings.of(recipe), constant, on_progress)
         scorer = Scorer(model, dataset, rows, maps, seed, train, against_train=False)
 
         def mean(sets: Sequence[Tensor]) -> tuple[str, float]:

@@ -43,20 +43,6 @@ def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features:
     features.check(metrics.values(), dataset)
 
 
-def check_serves_classes(metrics: Mapping[str, Metric]) -> None:
-    """Refuse metrics that do not serve models with classes.
-
-    Raises:
-        UsageError: there is one.
-    """
-    for name, metric in metrics.items():
-        if metric.of_model:
-            raise UsageError(
-                f"metric {name} scores the model's energy without labels, and the model has classes",
-                hint="Leave it out of eval.metrics; kale_test and log_partition are reported anyway.",
-            )
-
-
 def check_has_train(name: str, metric: Metric, dataset: Dataset) -> None:
     """Raise UsageError if the metric needs training data, and the rows to evaluate on came without any."""
     if metric.needs_train and train_split(dataset) is None:
@@ -79,19 +65,23 @@ def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
         RecipeError, PluginError: no installed metric has this name.
     """
     from gebm_kit.config.build import build
+    from gebm_kit.config.given_node import given_node
     from gebm_kit.config.schema import ComponentNode
+    from gebm_kit.config.supplied import SuppliedNode
 
     if not isinstance(chosen, Sequence):
-        raise UsageError(f"metrics must be a list of names or Metric objects, got {type(chosen).__name__}")
+        raise UsageError(f"metrics must be a list of names, nodes or Metric objects, got {type(chosen).__name__}")
     built: dict[str, Metric] = {}
     for item in chosen:
         if isinstance(item, Metric):
             name, metric = component_name("metric", item), item
-        elif isinstance(item, str | ComponentNode):
-            node = ComponentNode(item) if isinstance(item, str) else item
-            name, metric = node.name, build("metric", node)
+        elif isinstance(item, str | Mapping | ComponentNode):
+            node = item if isinstance(item, ComponentNode) else given_node("metric", item, "metrics")
+            metric = build("metric", node)
+            name = component_name("metric", metric) if isinstance(node, SuppliedNode) else node.name
         else:
-            raise UsageError(f"metrics must be names or Metric objects, got {type(item).__name__}")
+            what = f"the class {item.__name__}" if isinstance(item, type) else type(item).__name__
+            raise UsageError(f"metrics must be names, nodes {{name: ...}} or Metric objects, got {what}")
         if name in built:
             raise UsageError(f"metric {name!r} is listed twice; evaluate once for each of its settings")
         built[name] = metric

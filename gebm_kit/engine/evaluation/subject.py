@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from torch import Tensor
-
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.given_rows import check_precision, tensor_of_rows
+from gebm_kit.core.given_rows import check_precision
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.engine.datasets.held_out import HeldOut
+from gebm_kit.engine.likelihood.row_sources import Rows, as_seen
 from gebm_kit.engine.sampling.settings import SampleSettings, settings_of
 
 if TYPE_CHECKING:
@@ -40,27 +38,22 @@ def training_seconds(run_or_model: Run | GEBM | str | Path) -> float | None:
     return subject.training_seconds if isinstance(subject, Run) else None
 
 
-def opened(
-    run_or_model: Run | GEBM | str | Path, data: Tensor | np.ndarray | Dataset | None
-) -> tuple[Recipe | None, GEBM, Dataset]:
+def opened(run_or_model: Run | GEBM | str | Path, data: Rows | Dataset | None) -> tuple[Recipe | None, GEBM, Dataset]:
     """Return the recipe (None for a hand-built model), the model, and the data to score against.
 
     Raises:
         UsageError: neither a run nor a model, data of another type, or a model without data.
+        DataError: rows that do not fit the model, or a file that can't be read.
         CheckpointError: the path is not a run directory with a usable checkpoint.
     """
     from gebm_kit.engine.run_directory.run import Run, subject_of
 
     subject = subject_of(run_or_model)
     model = subject.model if isinstance(subject, Run) else subject
-    if isinstance(data, Tensor | np.ndarray):
-        rows = tensor_of_rows(data, "data")
-        check_precision(rows, model.dtype, (), "the data")
-        data = HeldOut(rows)
     if data is not None and not isinstance(data, Dataset):
-        raise UsageError(
-            f"data must be a tensor of rows or a Dataset, or a numpy array of rows; got {type(data).__name__}"
-        )
+        rows, names = as_seen(data, "data", subject if isinstance(subject, Run) else None, model, or_else="a Dataset")
+        check_precision(rows, model.dtype, names, "the data")
+        data = HeldOut(rows)
     if isinstance(subject, Run):
         return subject.recipe, subject.model, subject.dataset if data is None else data
     if data is None:

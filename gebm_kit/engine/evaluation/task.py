@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gebm_kit.core.interfaces import Dataset, HasDensity, Metric, Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress
+from gebm_kit.core.progress import OnProgress, counted
 from gebm_kit.engine.evaluation.budget import Plan
 from gebm_kit.engine.evaluation.calibration import Calibration, calibration_of, found_beta, shared_calibration
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of, train_split
@@ -26,6 +26,7 @@ from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
 from gebm_kit.engine.evaluation.verdict import verdict
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import (
+    NUM_DRAWS,
     BaseDraws,
     Energies,
     ModelDraws,
@@ -65,7 +66,7 @@ class Task:
         self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
         self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
         self._on_progress, self._ranks = on_progress, ranks
-        self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where)
+        self._scorer, floor = scorer_of(model, dataset, rows, settings, sampling.seed, where, on_progress)
         self.planner = Planner(
             model, dataset, metrics, sampler, settings, rows, self._scorer, floor, where, on_progress, ranks
         )
@@ -82,7 +83,10 @@ class Task:
         settings, found = self._settings, None
         if settings.calibrate or settings.calibrated:
             found = shared_calibration(
-                lambda: calibration_of(self._model, self._dataset, self._energies_of(base), self._where), self._ranks
+                lambda: calibration_of(
+                    self._model, self._dataset, self._energies_of(base), self._where, on_progress=self._on_progress
+                ),
+                self._ranks,
             )
         if settings.calibrated:
             self._sampling = replace(self._sampling, inverse_temperature=found_beta(found))
@@ -95,8 +99,11 @@ class Task:
     def _energies_of(self, base: DrawSets) -> Tensor:
         """Compute E on base draws, once: for the calibration, log Z and everything after it."""
         if self._base_energies is None:
+            wanted = min(2 * NUM_DRAWS, sum(map(len, base.sets)))
             with LatentPotential(self._model, block_size=self._sampling.block_size or ROWS_AT_ONCE) as potential:
-                self._base_energies = shared_energies(potential, _base_draws(base), self._model.dtype)
+                self._base_energies = shared_energies(
+                    potential, _base_draws(base), self._model.dtype, counted(self._on_progress, "log Z", wanted)
+                )
         return self._base_energies
 
     def take_sampler(self, gebm: DrawSets) -> None:

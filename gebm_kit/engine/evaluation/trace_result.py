@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.files import make_directory, plain, write_atomic, write_json
+from gebm_kit.core.html import Shown, interval, picture, table
 from gebm_kit.core.paths import user_path
 from gebm_kit.engine.evaluation.intervals import Estimate, mean_interval
 from gebm_kit.engine.figures.trace_series import Line, Panel
@@ -82,8 +84,8 @@ class Curve:
     improvement: Mapping[str, Estimate]
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Shown):
     """A metric along the chains, one curve for each beta.
 
     Attributes:
@@ -104,6 +106,24 @@ class Trace:
     curves: tuple[Curve, ...]
     floor: Mapping[str, Estimate]
     protocol: Mapping[str, Any] = field(repr=False)
+
+    def _summary(self) -> str:
+        betas = ", ".join(f"{curve.inverse_temperature:g}" for curve in self.curves)
+        steps = self.curves[0].points[-1].step if self.curves and self.curves[0].points else 0
+        return f"Trace({self.metric} along {steps:,} steps of {self.sampler}, beta {betas})"
+
+    def _sections(self) -> Iterator[str]:
+        yield table(("beta", "step", self.axis, *self.names), list(self._cells()))
+        with tempfile.TemporaryDirectory() as folder:
+            yield picture(self.draw(Path(folder) / "trace.png").read_bytes(), "trace", width=560)
+
+    def _cells(self) -> Iterator[list[object]]:
+        """Yield a line of the table for each point."""
+        for curve in self.curves:
+            for point in curve.points:
+                values = (point.values[name] for name in self.names)
+                cost = getattr(point, self.axis)
+                yield [curve.inverse_temperature, point.step, cost, *(interval(e.value, e.low, e.high) for e in values)]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -27,9 +27,10 @@ from torch import Tensor
 from gebm_kit.core.class_names import label_of_name
 from gebm_kit.core.classes import checked_labels, is_conditional
 from gebm_kit.core.errors import UsageError, shown
+from gebm_kit.core.frames import plain_values
 from gebm_kit.core.interfaces import HasDensity
 from gebm_kit.core.model import GEBM, LatentPotential
-from gebm_kit.core.progress import OnProgress, ignore
+from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.likelihood.class_log_partitions import draws_of_class
 from gebm_kit.engine.likelihood.estimate_log_partition import Method, estimate_log_partition
@@ -157,6 +158,7 @@ def class_rows(
     inverse_temperature: float,
     device: torch.device,
     dtype: torch.dtype,
+    on_progress: OnProgress = ignore,
 ) -> ClassRows:
     """Score rows as points of each class.
 
@@ -173,6 +175,7 @@ def class_rows(
         tilt, log_base = of_class(
             model, label, x, inverse_temperature, device, dtype, without_base=same_base, without_energy=same_energy
         )
+        on_progress(Progress("rows", label + 1, model.num_classes))
         tilts.append(tilts[0] if tilt is None else tilt)
         bases.append(bases[0] if same_base else log_base)
     known = [found for found in bases if found is not None]
@@ -213,6 +216,7 @@ def labels_of_rows(model: GEBM, asked: object, num_rows: int) -> Tensor | None:
     Raises:
         UsageError: the model has no classes, or not this one; or not one class a row.
     """
+    asked = plain_values(asked)
     if asked is None:
         return None
     if model.num_classes is None:
@@ -352,7 +356,7 @@ def scores_by_class(
             every = {
                 label: estimate.estimate(model, label, where, dtype, on_progress) for label in range(model.num_classes)
             }
-            rows = class_rows(model, x, stacked(every, model.num_classes), beta, where, dtype)
+            rows = class_rows(model, x, stacked(every, model.num_classes), beta, where, dtype, on_progress)
             energy, density, base = rows.marginal()
             by_class = ByClass.of(rows, every, shift, model.class_names)
             if density is None or base is None:
@@ -361,9 +365,10 @@ def scores_by_class(
         found: dict[int, LogPartition] = {}
         energy, base = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.float64)
         partitions, has_density = torch.zeros(len(x), dtype=torch.float64), isinstance(model.base, HasDensity)
-        for label in labels.unique().tolist():
+        for done, label in enumerate(wanted := labels.unique().tolist()):
             its = labels == label
             tilt, log_base = of_class(model, label, x[its], beta, where, dtype)
+            on_progress(Progress("rows", done + 1, len(wanted)))
             assert tilt is not None
             energy[its] = tilt
             if log_base is not None:

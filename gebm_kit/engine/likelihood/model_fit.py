@@ -239,15 +239,22 @@ def _kale(tilt: Tensor, base: Tensor, estimate: LogPartition) -> float:
     return float(estimators.kale(tilt, base, torch.tensor(estimate.value, dtype=torch.float64)))
 
 
-def energies(model: GEBM, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def energies(
+    model: GEBM,
+    rows: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Callable[[int], None] = lambda done: None,
+) -> Tensor:
     """Compute ``E(x)`` of rows, (N, *D) -> (N,) float64 on the CPU. The caller's potential keeps the model frozen."""
-    found = []
+    found, done = [], 0
     with torch.no_grad():
         for part in rows.split(ROWS_AT_ONCE):
             given = part.to(device, dtype, copy=True)  # the rows are scored by others too: whatever it does, they stay
             values = model.energy(given)
             check_energy_output(model.energy, values, len(part))
             found.append(values.cpu().double())
+            report(done := done + len(part))
     return torch.cat(found)
 
 

@@ -13,6 +13,7 @@ from gebm_kit.core.arguments import check_choice, check_number, check_whole
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
+from gebm_kit.core.units import HasUnits
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.calibrated import Beta
@@ -69,7 +70,7 @@ def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, data
     """Return rows as the model sees them, (N, *D) with N >= 1.
 
     For a dataset that standardises, rows are measurements. Their columns are matched by name where both sides have names,
-    otherwise taken in order. Flat rows are reshaped to the data's shape.
+    otherwise taken in order; rows without names are taken in order. Flat rows are reshaped to the data's shape.
 
     Args:
         rows: the user's rows, (N, ...).
@@ -85,6 +86,9 @@ def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, data
         rows = rows.unsqueeze(1)
     if rows.ndim < 2 or rows.numel() == 0:
         raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; rows of data points are needed")
+    wanted = wanted_columns(dataset)
+    if wanted is not None and rows.ndim == 2 and sorted(names) == sorted(wanted):  # in another order, perhaps
+        rows, names = rows[:, columns_of(names, wanted, source)], wanted
     if isinstance(known, HasStandardisation):
         if rows.ndim != 2:
             raise DataError(f"{source} holds an array of shape {tuple(rows.shape)}; a table (rows, columns) is needed")
@@ -93,13 +97,22 @@ def as_data(rows: Tensor, names: tuple[str, ...], source: str, model: GEBM, data
     shape = tuple(model.data_shape)
     if rows.shape[1:] != shape:
         if math.prod(rows.shape[1:]) != math.prod(shape):
+            listed = f"; the columns are {', '.join(names)}" if names and names != _numbers(len(names)) else ""
             raise DataError(
-                f"{source} has {_described(tuple(rows.shape[1:]))}, the model was trained on {_described(shape)}",
+                f"{source} has {_described(tuple(rows.shape[1:]))}, the model was trained on {_described(shape)}{listed}",
                 hint="Bring rows like those that the run was trained on.",
             )
         rows = rows.reshape(len(rows), *shape)
     _check_finite(rows, names, source)
     return known.standardised(rows) if isinstance(known, HasStandardisation) else rows
+
+
+def wanted_columns(dataset: object) -> tuple[str, ...] | None:
+    """Return the names of the columns that a model was trained on; None where they are only counted, or not known."""
+    if isinstance(dataset, HasStandardisation):
+        return dataset.columns
+    names = dataset.units.columns if isinstance(dataset, HasUnits) else ()
+    return None if names == _numbers(len(names)) else names
 
 
 def columns_of(names: tuple[str, ...], wanted: tuple[str, ...], source: str) -> list[int]:
@@ -114,8 +127,9 @@ def columns_of(names: tuple[str, ...], wanted: tuple[str, ...], source: str) -> 
     if names != _numbers(len(names)) and wanted != _numbers(len(wanted)):
         missing = [name for name in wanted if name not in names]
         if missing:
-            listed = ", ".join(map(repr, missing))
-            raise DataError(f"{source} has no column {listed}; the run was trained on {', '.join(wanted)}")
+            listed, others = (", ".join(map(repr, some)) for some in (missing, [n for n in names if n not in wanted]))
+            more = f"; other columns are {others}" if others else ""
+            raise DataError(f"{source} has no column {listed}; the run was trained on {', '.join(wanted)}{more}")
         return [names.index(name) for name in wanted]
     if len(names) != len(wanted):
         raise DataError(
@@ -142,7 +156,7 @@ def _check_finite(rows: Tensor, names: tuple[str, ...], source: str) -> None:
     more = f" ({len(bad)} such values)" if len(bad) > 1 else ""
     raise DataError(
         f"{source}: row {row + 1}, column {name} {what}{more}",
-        hint="Drop such rows or fill them in first; nothing is imputed here.",
+        hint="--bad-rows skip (in Python bad_rows='skip') leaves out such rows; nothing is imputed here.",
     )
 
 

@@ -11,26 +11,29 @@ import dataclasses
 import functools
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
-from gebm_kit.config.schema import Recipe
-from gebm_kit.core.arguments import check_path
+from gebm_kit.config.schema import Parts, Recipe
 from gebm_kit.core.class_names import class_names_of
-from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
+from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import remove_temporary_files
+from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.units import HasUnits, TableUnits
+from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
+from gebm_kit.engine.run_directory.objects import names_objects, parts_for
 from gebm_kit.engine.run_directory.record import run_directories
 from gebm_kit.engine.run_directory.run_files import (
     ENVIRONMENT,
@@ -41,22 +44,37 @@ from gebm_kit.engine.run_directory.run_files import (
     read_evaluation,
     read_status,
 )
+from gebm_kit.engine.run_directory.run_html import run_sections
 
 RUNS = Path("runs")
 """Default folder in which runs are created and looked for."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """A run directory, read lazily.
 
     Attributes:
         path: the directory.
         which: the checkpoint to read: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
+        parts: objects of the caller's that the run was trained on, by their keys in the recipe; see `gebm_kit.fit`.
     """
 
     path: Path
     which: str = LAST
+    parts: Parts = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def _summary(self) -> str:
+        try:
+            status = self.status
+        except GebmKitError:
+            return f"Run({self.path}: its status can't be read)"
+        step = status.get("step")
+        steps = f", step {step:,}" if isinstance(step, int) else ""
+        return f"Run({self.path}: {status.get('recipe', '?')}, {status.get('state', 'unknown')}{steps})"
+
+    def _sections(self) -> Iterator[str]:
+        return run_sections(self.path)
 
     @property
     def figures(self) -> Path:
@@ -72,7 +90,7 @@ class Run:
         directory = self.environment.get("directory")
         if directory is None:
             raise CheckpointError(f"{self.path / ENVIRONMENT} is damaged: it names no directory that paths start from")
-        return named_as_trained(load_recipe(self.path / RESOLVED, directory=Path(directory)))
+        return named_as_trained(load_recipe(self.path / RESOLVED, directory=Path(directory), parts=self.parts))
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -155,6 +173,20 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
 
+    def measurements(self, *, needed: bool) -> HasMeasured | None:
+        """Return what turns draws into measurements: `units`, or a dataset without them that has `measured`; else None.
+
+        Such a dataset is opened when it is used.
+
+        Args:
+            needed: as for `units`.
+
+        Raises:
+            CheckpointError, DataError: as for `units`.
+        """
+        units = self.units(needed=needed)
+        return UnitsOfRun(self) if units is None and self.checkpoint.state["facts"].get("measured") else units
+
     @functools.cached_property
     def model(self) -> GEBM:
         """Model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
@@ -174,6 +206,7 @@ class Run:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{self.checkpoint.path} does not fit the recipe: {error}") from error
+        model.to("cpu")  # modules of the caller's may be where they were trained
         model.class_names = self.class_names if model.num_classes is not None else None
         return model.eval()
 
@@ -202,6 +235,40 @@ class Run:
         return facts
 
 
+@dataclass(frozen=True)
+class UnitsOfRun:
+    """Names and measurements by the dataset of a run, which is opened when they are used."""
+
+    run: Run
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self._of_data.columns
+
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return what the dataset's `measured` returns, (N, D) float64.
+
+        Raises:
+            DataError: the data can't be read.
+        """
+        return self._of_data.measured(rows.cpu()).double()
+
+    @property
+    def _of_data(self) -> HasMeasured:
+        found = units_of(self.run.dataset)
+        if found is None:
+            raise CheckpointError(f"{self.run.path}: the dataset of this run has no `measured` any more")
+        return found
+
+
+def units_of(dataset: Dataset) -> HasMeasured | None:
+    """Return what turns the data of a table into measurements: its `TableUnits`, or the dataset itself; else None."""
+    found: object = dataset
+    if isinstance(found, HasUnits):
+        return found.units
+    return found if isinstance(found, HasMeasured) else None
+
+
 def named_as_trained(recipe: Recipe) -> Recipe:
     """Return a recipe that was read from a run's ``resolved.yaml`` under the name it was trained by; others unchanged."""
     if recipe.path is None or recipe.path.name != RESOLVED:
@@ -223,7 +290,9 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, f
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
     units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
     names = class_names_of(dataset)
-    named = {} if names is None else {"class_names": list(names)}
+    named: dict[str, Any] = {} if names is None else {"class_names": list(names)}
+    if units is None and isinstance(dataset, HasMeasured):
+        named["measured"] = True
     return facts | {"log_ratio": log_ratio, "units": units, "final": final} | named
 
 
@@ -231,19 +300,47 @@ def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) for k, v in facts.items() if isinstance(v, list)}
 
 
-def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
+def load_run(
+    path: str | Path,
+    checkpoint: str = LAST,
+    *,
+    base: Any = None,
+    energy: Any = None,
+    data: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    loss: Any = None,
+    sampler: Any = None,
+) -> Run:
     """Open a run directory.
 
     Args:
         checkpoint: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
+        base, energy, data, valid, test, loss, sampler: the objects that `gebm_kit.fit` was given, which a run can't rebuild.
+            Base and energy get the run's weights when its model is read. Data are needed to evaluate alone.
 
     Raises:
-        UsageError: ``checkpoint`` is none of these.
+        UsageError: ``checkpoint`` is none of these; the run was trained on objects that are not given, or on other data; or
+            an object is given for a part that the run builds itself.
         CheckpointError: ``path`` is not a run directory.
     """
-    check_path("a run", path)
-    if not isinstance(checkpoint, str):
-        raise UsageError(f"checkpoint must be last, best or step-N, got {shown(checkpoint)}")
+    run = open_run(path, checkpoint)
+    given = {"base": base, "energy": energy, "data": data, "loss": loss, "sampler": sampler}
+    given = {name: part for name, part in given.items() if part is not None}
+    if not given and not names_objects(run.path / RESOLVED):
+        return run
+    return dataclasses.replace(run, parts=parts_for(run.recipe, given, valid, test))
+
+
+def open_run(path: str | Path, checkpoint: str = LAST, parts: Parts | None = None) -> Run:
+    """Open a run directory without asking for the Python objects that it may have been trained on.
+
+    Args:
+        parts: these objects, by their keys in the recipe.
+
+    Raises:
+        UsageError, CheckpointError: as for `load_run`.
+    """
     path = user_path(path, what="the run")
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:
@@ -253,7 +350,7 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
             raise CheckpointError(f"{path} {what}", hint=hint)
     except OSError as error:  # no permission, a name that is too long
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}", hint=hint) from error
-    return Run(path, check_word(checkpoint))
+    return Run(path, check_word(checkpoint), parts or {})
 
 
 def subject_of(run_or_model: Run | GEBM | str | Path) -> Run | GEBM:
@@ -311,7 +408,7 @@ def _runs(root: Path) -> list[Run]:
     found = []
     for path in run_directories(root) if os.path.isdir(root) else ():
         try:
-            run = load_run(path)
+            run = open_run(path)
             _ = run.state
         except GebmKitError:
             continue

@@ -20,11 +20,12 @@ from torch import Tensor
 from gebm_kit.core.class_names import ALL, label_of_name, titled
 from gebm_kit.core.classes import checked_labels
 from gebm_kit.core.errors import UsageError, shown
+from gebm_kit.core.frames import plain_values
 from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import warn
 from gebm_kit.core.seeds import stream
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
@@ -78,7 +79,7 @@ def _chosen(asked: object, model: GEBM) -> Tensor:
     if isinstance(asked, str) and asked == ALL:
         return _all(model, trained)
     chosen = []
-    for item in _items(asked, allowed):
+    for item in _items(plain_values(asked), allowed):
         if isinstance(item, str):
             label = label_of_name(item, names, allowed)
         else:
@@ -144,7 +145,7 @@ def draw_by_class(
     *,
     warns: bool = True,
     checked: bool = False,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
     **place: Any,
 ) -> Draws:
     """Draw ``settings.num_samples`` points, the i-th of class ``labels[i]``.
@@ -197,7 +198,7 @@ def draw_by_class_to(
         )
     check_output(out, tuple(model.data_shape))
     with ranks.together():
-        draws = draw_by_class(model, sampler, settings, labels, ranks=ranks, **place)
+        draws = replace(draw_by_class(model, sampler, settings, labels, ranks=ranks, **place), value_range=value_range)
         if ranks.rank == 0:
             draws.save(out, value_range)
     return draws

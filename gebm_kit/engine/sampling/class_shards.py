@@ -26,7 +26,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.packing import packed, read_packed
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_json_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.by_class import counts_by_class, draw_by_class_to, merged, share_of, together
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -35,6 +35,7 @@ from gebm_kit.engine.sampling.draws import Draws, is_directory
 from gebm_kit.engine.sampling.draws_on_disk import newest_unfinished
 from gebm_kit.engine.sampling.settings import SampleSettings, check_sampling
 from gebm_kit.engine.sampling.shards import ShardedDraws, load_draws as load_plain, open_draws
+from gebm_kit.engine.sampling.streamed import StreamedDraws
 
 LABELS = "labels.safetensors"
 """The file with the class of each draw."""
@@ -43,8 +44,8 @@ CLASSES = "classes.json"
 """The index of the classes; a directory that has it is complete."""
 
 
-@dataclass(frozen=True)
-class ClassShards:
+@dataclass(frozen=True, repr=False)
+class ClassShards(StreamedDraws):
     """Draws of classes in a directory; only the indices and the labels are in memory.
 
     Iterating yields one shard after another as `Draws` of one class, class by class. `load` returns all draws in the order
@@ -63,7 +64,7 @@ class ClassShards:
     parts: Mapping[int, ShardedDraws]
     diagnostics: Diagnostics
     class_names: tuple[str, ...] | None = None
-    units: TableUnits | None = field(default=None, repr=False, compare=False)
+    units: HasMeasured | None = field(default=None, repr=False, compare=False)
     value_range: tuple[float, float] | None = None
 
     def __iter__(self) -> Iterator[Draws]:
@@ -109,7 +110,7 @@ class ClassShards:
             DataError: a shard is missing or damaged.
         """
         draws = together({label: part.load() for label, part in self.parts.items()}, self.labels, self.diagnostics.seed)
-        return replace(draws, units=self.units, class_names=self.class_names)
+        return replace(draws, units=self.units, class_names=self.class_names, value_range=self.value_range)
 
 
 def draw_by_class_out(
@@ -141,7 +142,7 @@ def draw_by_class_into(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
     ranks: Ranks = ALONE,
     **place: Any,
 ) -> ClassShards:

@@ -28,11 +28,13 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_file, read_json_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
-from gebm_kit.engine.sampling.draws import Draws, Part, diagnostics_from, draws_of, load_file
+from gebm_kit.engine.sampling.draw_files import diagnostics_from, draws_of, load_file
+from gebm_kit.engine.sampling.draws import Draws, Part
 from gebm_kit.engine.sampling.settings import SampleSettings
+from gebm_kit.engine.sampling.streamed import StreamedDraws
 
 INDEX = "index.json"
 """The file that lists the shards; a directory that has it is complete."""
@@ -183,8 +185,8 @@ class Filling:
                 self._tensors[name][: self.rows] = rows
 
 
-@dataclass(frozen=True)
-class ShardedDraws:
+@dataclass(frozen=True, repr=False)
+class ShardedDraws(StreamedDraws):
     """Draws in a directory; only the index is in memory.
 
     Iterating yields the shards as `Draws`, one after another. `load` returns all draws in the order of `Draws`: the
@@ -208,18 +210,19 @@ class ShardedDraws:
     request: Mapping[str, Any] = field(repr=False)
     value_range: tuple[float, float] | None = None
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False, compare=False)
-    units: TableUnits | None = field(default=None, repr=False, compare=False)
+    units: HasMeasured | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Draws]:
         for shard in self.shards:
-            yield draws_of(self._read(shard), self.diagnostics, self.units)
+            yield draws_of(self._read(shard), self.diagnostics, self.units, self.value_range)
 
     def first(self, num: int) -> Iterator[Draws]:
         """Yield one shard after another with those of its draws that are among the first ``num`` in the order of `Draws`."""
         for shard in self.shards:
             tensors = self._read(shard)
             kept = tensors["index"] < num
-            yield draws_of({name: rows[kept] for name, rows in tensors.items()}, self.diagnostics, self.units)
+            kept_rows = {name: rows[kept] for name, rows in tensors.items()}
+            yield draws_of(kept_rows, self.diagnostics, self.units, self.value_range)
 
     @property
     def sampler_reason(self) -> str | None:
@@ -254,7 +257,8 @@ class ShardedDraws:
                     found[name][places] = rows
                 except (IndexError, RuntimeError) as error:
                     raise DataError(f"{self.path / shard.file} does not fit the other shards: {error}") from error
-        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records, self.units)
+        about: dict[str, Any] = {"units": self.units, "value_range": self.value_range}
+        return Draws(found["x"], found["z"], found["chain"], self.diagnostics, self.records, **about)
 
     def _read(self, shard: Shard) -> dict[str, Tensor]:
         path = self.path / shard.file
@@ -273,7 +277,7 @@ def write_index(
     diagnostics: Diagnostics,
     request: Mapping[str, Any],
     value_range: tuple[float, float] | None,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
 ) -> None:
     """Write ``index.json``, which makes the directory complete.
 
@@ -295,7 +299,7 @@ def write_index(
         "num_samples": num_samples,
         "tensors": tensors,
         "value_range": value_range,
-        **({} if units is None else {"units": units.as_dict()}),
+        **({"units": units.as_dict()} if isinstance(units, TableUnits) else {}),
         "request": dict(request),
         "diagnostics": diagnostics.as_dict(),
         "shards": [asdict(shard) for shard in shards],

@@ -13,7 +13,7 @@ from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, HasLabels, Metric
-from gebm_kit.core.progress import warn
+from gebm_kit.core.progress import OnProgress, ignore, warn
 from gebm_kit.engine.evaluation.feature_maps import FeatureMaps
 from gebm_kit.engine.tilting.result import Estimate
 
@@ -40,7 +40,9 @@ class Looks:
     reference: Tensor | None = None
 
     @classmethod
-    def of(cls, name: str, dataset: Dataset | None, device: torch.device, rows: int) -> Looks:
+    def of(
+        cls, name: str, dataset: Dataset | None, device: torch.device, rows: int, on_progress: OnProgress = ignore
+    ) -> Looks:
         """Return the map called ``name``; ``auto`` is ``classifier`` for data with labels, else ``pixels``.
 
         Raises:
@@ -56,7 +58,7 @@ class Looks:
             return cls(name, build("features", ComponentNode(name), {"device": device}))
         split = dataset.split("test")
         reference = split.first(min(len(split), rows)).to(device)
-        maps = FeatureMaps(dataset, device, constant=(reference,))
+        maps = FeatureMaps(dataset, device, constant=(reference,), on_progress=on_progress)
         return cls(name, maps(name), dataset, maps, reference)
 
     def diversity(self, x: Tensor) -> Estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from gebm_kit.core.files import plain
+from gebm_kit.core.html import Shown, cell, heading, interval, picture, table
+from gebm_kit.core.mosaic import are_images, image_of, png_of
 from gebm_kit.engine.likelihood.log_partition import LogPartition
 from gebm_kit.engine.sampling.draws import Draws
+
+SHOWN_IMAGES = 16
+"""Draws of each level that a notebook shows."""
 
 NORMAL_975 = 1.959964
 """97.5 % quantile of the standard normal."""
@@ -132,8 +137,8 @@ class Ascent:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Tilt:
+@dataclass(frozen=True, slots=True, repr=False)
+class Tilt(Shown):
     """A generator tilted by a scorer.
 
     Attributes:
@@ -165,6 +170,27 @@ class Tilt:
     base_draws: Tensor | None = field(default=None, repr=False)
     figures: tuple[Path, ...] = ()
     out: Path | None = None
+
+    def _summary(self) -> str:
+        scores = ", ".join(f"beta {v.beta:g} score {cell(v.score.value)} KL {cell(v.kl.value)}" for v in self.levels)
+        return f"Tilt({scores}; base {cell(self.base.score.value)})"
+
+    def _sections(self) -> Iterator[str]:
+        headers = ("", "score", "KL, nats", "log Z", "diversity", "R-hat", "evaluations a draw")
+        rows: list[tuple[object, ...]] = [
+            (
+                f"beta {v.beta:g}", _shown(v.score), _shown(v.kl),
+                interval(v.log_partition.value, *v.log_partition.interval), _shown(v.diversity),
+                v.draws.diagnostics.rhat_max, v.evaluations,
+            )
+            for v in self.levels
+        ]  # fmt: skip
+        rows += [(f"best of {b.n}", _shown(b.score), b.kl, None, _shown(b.diversity), None, b.n) for b in self.best_of]
+        yield table(headers, rows, "value [95 % interval]")
+        shown = {"base": self.base_draws} | {f"beta {level.beta:g}": level.draws.x for level in self.levels}
+        for name, x in shown.items():
+            if x is not None and len(x) and are_images(tuple(x.shape[1:])):
+                yield heading(name) + picture(png_of(image_of(x[:SHOWN_IMAGES], self.value_range)), name)
 
     @property
     def base(self) -> BestOf:
@@ -201,3 +227,7 @@ class Tilt:
             }
         )
         return found
+
+
+def _shown(estimate: Estimate) -> str:
+    return interval(estimate.value, *estimate.interval)

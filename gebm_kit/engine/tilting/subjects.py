@@ -26,6 +26,7 @@ from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.program_files import folder_error, kind_of
 from gebm_kit.core.programs import Program, reason
+from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.core.reading import read_file
 from gebm_kit.engine.run_directory.run import Run, load_run
 from gebm_kit.engine.run_directory.run_files import RESOLVED
@@ -119,6 +120,7 @@ def subject_of(
     latent_shape: Sequence[int] | None,
     label: int | None,
     with_data: bool,
+    on_progress: OnProgress = ignore,
 ) -> Subject:
     """Build the generator and the scorer.
 
@@ -130,11 +132,12 @@ def subject_of(
         latent_shape: shape of one code of a program that does not state it.
         label: class at which conditional parts are held.
         with_data: whether a run's own data are opened, where none are given.
+        on_progress: called while an energy learns from data.
 
     Raises:
         UsageError: one of them is of another kind, or needs data that are not given.
     """
-    generator, scorer = _opened(generator), _opened(scorer)
+    generator, scorer = opened(generator), opened(scorer)
     source = generator if isinstance(generator, Run) else scorer if isinstance(scorer, Run) else None
     if source is not None and facts.dataset is None:
         dataset = source.dataset if with_data or _needs_data(scorer) else None
@@ -153,13 +156,7 @@ def subject_of(
     model = GEBM(base, energy)
     if not isinstance(scorer, nn.Module):
         energy.to(model.dtype)
-    if isinstance(whole_energy, HasFitting) and not bool(whole_energy.fitted):
-        if facts.dataset is None:
-            raise UsageError(
-                f"energy {_name(scorer)!r} learns from data before it can score: name a dataset too",
-                hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
-            )
-        whole_energy.fit(facts.dataset, torch.device("cpu"), 0)
+    _fit(whole_energy, scorer, facts.dataset, on_progress)
     own = None if trained is None else trained.energy
     if own is not None and label is not None:
         own = held_energy(own, label)
@@ -167,8 +164,24 @@ def subject_of(
     return Subject(model, *described, facts.dataset, known["value_range"], own)
 
 
-def _opened(word: Any) -> Any:
-    """Open a run's directory; anything else is returned as it is."""
+def _fit(energy: Energy, scorer: Any, dataset: Dataset | None, on_progress: OnProgress) -> None:
+    """Let an energy learn from the data what it needs before it can score, unless it has.
+
+    Raises:
+        UsageError: there are no data.
+    """
+    if not isinstance(energy, HasFitting) or bool(energy.fitted):
+        return
+    if dataset is None:
+        raise UsageError(
+            f"energy {_name(scorer)!r} learns from data before it can score: name a dataset too",
+            hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
+        )
+    energy.fit(dataset, torch.device("cpu"), 0, lambda step, total: on_progress(Progress("fit", step, total)))
+
+
+def opened(word: Any) -> Any:
+    """Open a run's directory; return anything else as it is."""
     if isinstance(word, str | Path) and os.path.isfile(user_path(word) / RESOLVED):
         return load_run(word)
     return word

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
     from gebm_kit.core.progress import Progress
@@ -20,7 +21,7 @@ SECONDS_PER_LINE = 10
 """Most time between lines, except in training."""
 
 
-BRIEF_STAGES = ("base", "log Z", "ladder")
+BRIEF_STAGES = ("base", "calibrate", "rows", "log Z", "ladder")
 """Stages that usually take a second and have lines only if they take longer."""
 
 
@@ -153,3 +154,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether ``stream`` is a terminal that can draw tables and bars."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

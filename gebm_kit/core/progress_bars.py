@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as RichProgress, TaskID, TextColumn
 from rich.table import Column
 
-from gebm_kit.cli.progress import Pace
+from gebm_kit.core.progress_lines import Pace
 
 if TYPE_CHECKING:
     from gebm_kit.core.progress import Progress
@@ -30,6 +31,8 @@ class Bars:
             TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
+            redirect_stdout=sys.stdout is not None
+            and sys.stdout.isatty(),  # else what a model prints would go to the bar's console, stderr
         )
         self._tasks: dict[str, tuple[TaskID, Pace]] = {}
 
