@@ -242,6 +242,34 @@ def test_load_run_refuses_objects_that_the_run_builds_itself(tmp_path: Path) -> 
         _ = gk.load_run(own.path, base=nn.Linear(3, 2), energy=parts()[1]).model
 
 
+def test_the_energy_of_the_final_phase(tmp_path: Path) -> None:
+    final, other = parts(seed=1)[1], parts(seed=2)[1]
+    run = fit(out=tmp_path / "run", train={**QUICK["train"], "final": {"steps": 2, "energy": final}})
+    assert run.step == 6
+    assert run.model.energy.module is final
+    base, energy = parts()
+    with pytest.raises(UsageError, match=r"can't rebuild: final_energy \(.*Sequential\)"):
+        gk.load_run(run.path, base=base, energy=energy)
+    assert gk.load_run(run.path, base=base, energy=energy, final_energy=other).model.energy.module is other
+    assert same(weights(final), weights(other))
+    plain = fit(out=tmp_path / "plain")
+    with pytest.raises(UsageError, match="the run's final_energy is nothing"):
+        gk.load_run(plain.path, base=base, energy=energy, final_energy=other)
+
+
+def test_the_newest_unfinished_run_is_resumed_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def stop(progress: Progress) -> None:
+        os.kill(os.getpid(), 2)
+
+    with pytest.raises(Interrupted):
+        gk.fit(*parts(), ROWS, **QUICK, on_progress=stop)
+    run = gk.fit(*parts(), ROWS, **QUICK, resume=True)
+    assert run.step == 4
+    assert len(list((tmp_path / "runs" / "fit").iterdir())) == 1
+
+
 def test_load_run_of_a_table_reads_it_in_the_same_way(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": ROWS[:, 0], "b": ROWS[:, 1], "kind": np.where(CLASSES == 1, "x", "y")})
     run = fit(frame, out=tmp_path / "run", labels="kind", reading={"standardise": False})

@@ -259,13 +259,15 @@ def load_run(
     test: Any = None,
     loss: Any = None,
     sampler: Any = None,
+    final_energy: Any = None,
 ) -> Run:
     """Open a run directory.
 
     Args:
         checkpoint: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
         base, energy, data, valid, test, loss, sampler: the objects that `gebm_kit.fit` was given, which a run can't rebuild.
-            Base and energy get the run's weights when its model is read. Data are needed to evaluate alone.
+            Base and energy get the run's weights when its model is read. Data are needed for what looks at them alone.
+        final_energy: the energy of ``train.final``, if it was an object.
 
     Raises:
         UsageError: ``checkpoint`` is none of these; the run was trained on objects that are not given, or on other data; or
@@ -273,7 +275,14 @@ def load_run(
         CheckpointError: ``path`` is not a run directory.
     """
     run = open_run(path, checkpoint)
-    given = {"base": base, "energy": energy, "data": data, "loss": loss, "sampler": sampler}
+    given = {
+        "base": base,
+        "energy": energy,
+        "data": data,
+        "loss": loss,
+        "sampler": sampler,
+        "final_energy": final_energy,
+    }
     given = {name: part for name, part in given.items() if part is not None}
     if not given and not names_objects(run.path / RESOLVED):
         return run
