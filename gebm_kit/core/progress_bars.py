@@ -31,7 +31,8 @@ class Bars:
             TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # else what a model prints would go to the bar's console, stderr
+            redirect_stdout=sys.stdout is not None
+            and sys.stdout.isatty(),  # else what a model prints would go to the bar's console, stderr
         )
         self._tasks: dict[str, tuple[TaskID, Pace]] = {}
 

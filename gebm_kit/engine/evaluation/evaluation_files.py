@@ -51,7 +51,7 @@ def write_pictures(
         value_range=dataset.value_range,
         rows=rows,
         energies=evaluation.energies,
-        samples=labels is None,
+        labels=None if labels is None else labels["data"][mixed],
     )
     if labels is not None and len(model.data_shape) == 3 and model.num_classes is not None:
         images = {"data": evaluation.data[mixed], "base": evaluation.base_draws, "GEBM": evaluation.gebm_draws}
