@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset as TorchDataset, IterableDataset, TensorDataset
 
 import gebm_kit as gk
+from gebm_kit.config.supplied_parts import InitialWeights
 from gebm_kit.core.errors import DataError, GebmKitError, Interrupted, PluginError, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, FeatureMap, Logger
 from gebm_kit.core.progress import GebmKitWarning, Progress
@@ -182,23 +183,46 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_module(tmp_path: Pat
 
 def test_going_back_to_the_start_brings_the_initial_weights_back(tmp_path: Path) -> None:
     class Bursting(nn.Module):
-        """An energy that is not finite in the first calls of training."""
+        """An energy that is not finite in some evaluations of training, once it is told so."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.calls = nn.Linear(2, 1), 0
+            self.layer, self.left = nn.Linear(2, 1), 0
 
         def forward(self, x: Tensor) -> Tensor:
             values = self.layer(x)
-            if self.training and len(x) == 64:
-                self.calls += 1
-                if 3 <= self.calls <= 8:
-                    return values * float("inf")
+            if self.training and self.left:
+                self.left -= 1
+                return values * float("inf")
             return values
 
-    train = {"batch_size": 64, "checkpoint_every": 100, "on_non_finite": {"limit": 2}, "log_every": 1}
-    with pytest.warns(GebmKitWarning, match="goes back"):
-        run = fit(out=tmp_path / "run", energy=Bursting(), train=train)
+    energy = Bursting()
+    before, seen = weights(energy), []
+
+    def watch(progress: Progress) -> None:
+        if progress.stage == "train":
+            seen.append(progress.step)
+            if seen == [1, 2]:
+                energy.left = 6
+
+    original = InitialWeights.restore
+
+    def restored(self: InitialWeights) -> None:
+        assert not same(weights(energy), before)
+        original(self)
+        assert same(weights(energy), before)
+        energy.left = 0
+
+    train = {
+        "batch_size": 64,
+        "checkpoint_every": 100,
+        "on_non_finite": {"limit": 2},
+        "log_every": 1,
+        "energy_steps": 2,
+    }
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(GebmKitWarning, match="training goes back from step"):
+        patch.setattr(InitialWeights, "restore", restored)
+        run = fit(out=tmp_path / "run", energy=energy, train=train, on_progress=watch)
     assert run.step == 4
 
 
