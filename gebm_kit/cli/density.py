@@ -23,6 +23,8 @@ from gebm_kit.cli.options import (
 )
 from gebm_kit.cli.rows import (
     EVERY_CLASS,
+    BadRowsOption,
+    BadRowsWord,
     ClassOfRows,
     Key,
     RunFileWords,
@@ -52,6 +54,7 @@ def density(
     ] = None,
     key: Key = None,
     class_words: ClassOfRows = None,
+    bad_rows: BadRowsOption = BadRowsWord.STOP,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -76,7 +79,7 @@ def density(
     label = class_of_words(class_words, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
     check_density(run.model, run.dataset, recipe.nll.space)
-    found = compute_rows(densities, given, key, run, recipe, device, say, label)
+    found = compute_rows(densities, given, key, run, recipe, device, say, label, bad_rows)
     payload = {
         **found.as_dict(),
         "mean_log_density": found.gebm.mean().item(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,23 @@ EVERY_CLASS = "Without --class rows are scored under every class."
 """Hint for a word of --class that is not one class."""
 
 Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="The array in a .npz or .safetensors FILE.")]
+
+
+class BadRowsWord(enum.StrEnum):
+    """What to do with rows that can't be used."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+BadRowsOption = Annotated[
+    BadRowsWord,
+    typer.Option(
+        "--bad-rows",
+        help="Rows that hold anything but finite numbers: end with an error that names one, or leave them out and name "
+        "them. The others keep their numbers.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,7 @@ def compute_rows(
     device: str | None,
     say: Ui,
     label: int | None = None,
+    bad_rows: BadRowsWord = BadRowsWord.STOP,
 ) -> V:
     """Read the rows of the file and call ``compute`` on them, with the run's model and data and the recipe's settings.
 
@@ -127,15 +146,21 @@ def compute_rows(
         key: the array in the file, or None.
         device: in place of the recipe's.
         label: the class of all rows; None: not known.
+        bad_rows: what to do with rows that can't be used.
 
     Raises:
         DataError: the file can't be read, or its rows do not fit the run.
     """
     from gebm_kit.engine.likelihood.class_densities import labels_of_rows
     from gebm_kit.engine.likelihood.row_sources import rows_of_file
+    from gebm_kit.engine.likelihood.usable_rows import usable_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
-    rows, names = rows_of_file(given.file, key, run.model.data_shape, run.dataset)
+    given_rows = rows_of_file(given.file, key, run.model.data_shape, run.dataset, bad_rows.value)
+    names = given_rows.names
+    rows, numbers = usable_rows(
+        given_rows.rows, bad_rows.value, names=names, source=str(given.file), known=given_rows.bad
+    )
     with say.progress() as on_progress:
         return compute(
             run.model,
@@ -150,6 +175,7 @@ def compute_rows(
             source=str(given.file),
             block_size=recipe.sample.block_size,
             labels=labels_of_rows(run.model, label, len(rows)),
+            numbers=numbers,
             on_progress=on_progress,
         )
 

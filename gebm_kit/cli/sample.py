@@ -267,7 +267,7 @@ def _drawn(
             "on_progress": on_progress,
             "ranks": ranks,
             "start": rows,
-            "units": run.units(needed=is_table(place)),
+            "units": run.measurements(needed=is_table(place)),
         }
         draws: Draws | ShardedDraws | ClassShards
         options["hint"] = f"Resume with `{_resuming(run, overrides, settings, place, wanted)}`."

@@ -23,6 +23,8 @@ from gebm_kit.cli.options import (
 )
 from gebm_kit.cli.rows import (
     EVERY_CLASS,
+    BadRowsOption,
+    BadRowsWord,
     ClassOfRows,
     Key,
     RunFileWords,
@@ -51,6 +53,7 @@ def score(
     ] = None,
     key: Key = None,
     class_words: ClassOfRows = None,
+    bad_rows: BadRowsOption = BadRowsWord.STOP,
     checkpoint: CheckpointWord = "last",
     trust_program: TrustProgram = False,
     trust_paths: TrustPaths = False,
@@ -66,7 +69,7 @@ def score(
     given = given_rows(words, "score")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_class_rows, show_log_partition
+    from gebm_kit.cli.results import INDENT, show_class_rows, show_log_partition
     from gebm_kit.engine.score import check_score_output, row_scores
 
     if out is not None:
@@ -74,8 +77,10 @@ def score(
     run = find_run(given.run, say, checkpoint)
     label = class_of_words(class_words, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
-    found = compute_rows(row_scores, given, key, run, recipe, device, say, label)
+    found = compute_rows(row_scores, given, key, run, recipe, device, say, label, bad_rows)
     payload = {**found.as_dict(), **class_key(label), **save_rows(found, given, run, out, "scores")}
+    for text in found.warnings:
+        say.warn(text)
 
     def show() -> None:
         text = f"{len(found)} rows"
@@ -88,6 +93,10 @@ def score(
         ui.text(text)
         if found.classes is not None:
             show_class_rows(payload["classes"])
+        if (by := payload["rank_by"]) is not None:
+            first = ", ".join(map(str, payload["most_unlikely"]))
+            ui.sentence(f"rank by {by['column']}, {by['most_unlikely']} first: {by['reason']}", INDENT)
+            ui.sentence(f"most unlikely rows: {first}", INDENT)
         ui.text(f"scores: {payload['out']}")
 
     say.result(payload, show)

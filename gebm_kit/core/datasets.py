@@ -88,6 +88,10 @@ SHOWN_IMAGES = 32
 class Dataset(Shown, ABC):
     """Data with fixed training, validation and test parts that share no row.
 
+    A dataset of the rows of a table may also say what its columns are called, and how the data that a model sees become
+    measurements again: ``columns`` and ``measured(rows)``, see `gebm_kit.core.units.HasMeasured`. Draws are then written
+    to .csv and .parquet files in measured units.
+
     Attributes:
         data_shape: shape of one data point.
         value_range: (low, high) that every value lies in, or None when unbounded. Bases end in tanh for (-1, 1).

@@ -48,6 +48,7 @@ from gebm_kit.core.sampling import (
     ValueAndGrad,
 )
 from gebm_kit.core.scoring import EvalContext, FeatureMap, HasClassNetwork, HasLogits, Metric, ReportsFit
+from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 
 __all__ = [
     "DIVERGENCE_THRESHOLD",
@@ -66,12 +67,14 @@ __all__ = [
     "HasFitting",
     "HasLabels",
     "HasLogits",
+    "HasMeasured",
     "HasModes",
     "HasPretraining",
     "HasReading",
     "HasSource",
     "HasStandardisation",
     "HasStoredRows",
+    "HasUnits",
     "HoldsWeights",
     "Info",
     "Logger",
@@ -90,6 +93,7 @@ __all__ = [
     "Split",
     "SplitName",
     "State",
+    "TableUnits",
     "TiltedPotential",
     "Tunable",
     "ValueAndGrad",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +19,12 @@ from gebm_kit.core.pixels import scale_bytes
 from gebm_kit.core.stacked_rows import StackedRows
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.array_files import Found, checked, column_names, label_ids, read_arrays, scale
-from gebm_kit.data.array_images import Layout, Pixels, as_numbers, as_rows, facts
+from gebm_kit.data.array_images import TOPS, Layout, Pixels, as_numbers, as_rows, facts
 from gebm_kit.data.class_texts import class_indices
 from gebm_kit.data.columns import Missing, open_table, read_table
+from gebm_kit.data.grids import grid_of_some
 from gebm_kit.data.readings import reading
+from gebm_kit.data.table_reading import BadRows
 from gebm_kit.data.tables import TABLE_SUFFIXES, load
 from gebm_kit.data.tensors import TensorDataset, check_fractions, in_words, split_indices
 
@@ -61,7 +63,7 @@ class Arrays(TensorDataset):
         header: whether the first line of a .csv holds names; None: judge by its fields.
 
     Attributes:
-        units: names and units of the columns, for points alone.
+        units: names, units and grids of the columns, for points alone.
 
     Raises:
         DataError: the file or a value in it can't be used; the message names the row and the column.
@@ -114,9 +116,10 @@ class Arrays(TensorDataset):
         index = self._index(len(rows), valid_fraction, test_fraction, seed)
         parts: dict[SplitName, Tensor] = {part: rows[where] for part, where in index.items()}
         if standardise:
-            parts = self._standardise(parts, names)
+            parts = self._standardise(parts, rows, names)
         elif rows.ndim == 2:
-            self.units = replace(TableUnits.unchanged(rows.shape[1]), columns=column_names(names, rows.shape[1]))
+            num = rows.shape[1]
+            self._set_units(rows, TableUnits(column_names(names, num), (0.0,) * num, (1.0,) * num))
         split_labels: dict[SplitName, Tensor] | None = None
         if given_labels is not None:
             ids = label_ids(given_labels, len(rows), file)
@@ -151,6 +154,17 @@ class Arrays(TensorDataset):
         """Return measurements of a table as the model sees them; (N, D) -> (N, D) float32."""
         return self.units.seen(rows)
 
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return rows of a table that the model sees as measurements, on the grids of their columns; (N, D) -> (N, D)
+        float64. The inverse of `standardised`. Nothing is clipped.
+
+        Raises:
+            UsageError: the data are images.
+        """
+        if len(self.data_shape) != 1:
+            raise UsageError(f"measured is for rows of a table; this data has the shape {tuple(self.data_shape)}")
+        return self.units.measured(rows)
+
     @classmethod
     def rows_of_file(
         cls,
@@ -160,8 +174,9 @@ class Arrays(TensorDataset):
         dataset: object,
         wanted: tuple[str, ...] | None,
         choose: Callable[[tuple[str, ...], tuple[str, ...], str], list[int]],
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """Read a user's rows for a model, as they stand in the file, and the names of their columns.
+        bad_rows: BadRows = "stop",
+    ) -> tuple[Tensor, tuple[str, ...], Mapping[int, str]]:
+        """Read a user's rows for a model as they stand in the file, the names of their columns, and what is wrong with rows.
 
         Images of bytes are scaled to [-1, 1], as in training. Columns that are not wanted may hold anything.
 
@@ -170,20 +185,22 @@ class Arrays(TensorDataset):
             dataset: the data that the model was trained on, or None.
             wanted: names of their columns; None: all columns but row labels are read.
             choose: returns the indices of the wanted columns (second) among the names of a table (first); third: the file.
+            bad_rows: ``skip``: rows of a table that can't be used hold NaN, and are named with the reason.
 
         Raises:
             DataError: the file can't be read.
         """
         if len(data_shape) != 1:
-            flat = file.suffix.lower() in TABLE_SUFFIXES
-            rows = read_table(file, key).rows if flat else load(file, key, None).rows
-            return cls.image_rows(rows, file, dataset), ()
+            if file.suffix.lower() not in TABLE_SUFFIXES:
+                return cls.image_rows(load(file, key, None).rows, file, dataset), (), {}
+            table = read_table(file, key, bad_rows=bad_rows)
+            return cls.image_rows(table.rows, file, dataset), (), table.bad
         opened = open_table(file, key)
         row_labels = {opened.names[place] for place in (*opened.unnamed, *opened.nameless)} - {*(wanted or ())}
         names = tuple(name for name in opened.names if name not in row_labels)
         places = range(len(names)) if wanted is None else choose(names, wanted, str(file))
-        table = read_table(file, key, [names[place] for place in places])
-        return table.rows, table.columns
+        table = read_table(file, key, [names[place] for place in places], bad_rows=bad_rows)
+        return table.rows, table.columns, table.bad
 
     @classmethod
     def image_rows(cls, rows: Tensor, source: Path, dataset: object = None) -> Tensor:
@@ -197,14 +214,28 @@ class Arrays(TensorDataset):
         found = as_numbers(as_rows(rows, "auto", source), "auto", source)
         return scale_bytes(found) if found.dtype == torch.uint8 else found
 
-    def _standardise(self, parts: dict[SplitName, Tensor], names: tuple[str, ...]) -> dict[SplitName, Tensor]:
+    def _standardise(
+        self, parts: dict[SplitName, Tensor], rows: Tensor, names: tuple[str, ...]
+    ) -> dict[SplitName, Tensor]:
         """Standardise all parts by the training rows, and keep the units if the rows are those of a table."""
         mean, std = scale(parts["train"])
         if mean.ndim == 2:
             self.columns = column_names(names, mean.shape[1])
-            self.units = TableUnits(self.columns, tuple(mean[0].tolist()), tuple(std[0].tolist()))
-            self.log_det = -float(std.log().sum())
+            self._set_units(rows, TableUnits(self.columns, tuple(mean[0].tolist()), tuple(std[0].tolist())))
+            self.log_det = -sum(math.log(value) for value in self.units.std)
         return {name: ((part.double() - mean) / std).float() for name, part in parts.items()}
+
+    def _set_units(self, rows: Tensor, units: TableUnits) -> None:
+        """Keep the units of a table; ``rows`` are scaled where ``pixels`` says so, and the units undo that too."""
+        if self._pixels in TOPS:
+            half = TOPS[self._pixels] / 2
+            rows = half * rows.double() + half if rows.dtype != torch.uint8 else rows
+            units = replace(
+                units,
+                mean=tuple(half * value + half for value in units.mean),
+                std=tuple(half * value for value in units.std),
+            )
+        self.units = units.with_grid(rows, grid_of_some(rows))
 
     def as_read(self, rows: Tensor, source: Path) -> Tensor:
         """Return rows of another file as these were read, but not standardised.

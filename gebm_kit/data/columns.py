@@ -17,7 +17,8 @@ from gebm_kit.data.conditions import parse_condition
 from gebm_kit.data.csv_files import CsvFile
 from gebm_kit.data.fields import Column
 from gebm_kit.data.parquet_files import ParquetFile
-from gebm_kit.data.table_reading import Reading, Table, TableFile, place_of
+from gebm_kit.data.table_reading import BadRows, Reading, TableFile, place_of
+from gebm_kit.data.table_rows import Table
 from gebm_kit.data.tables import check_key, load
 
 Missing = Literal["refuse", "drop"]
@@ -38,6 +39,7 @@ def read_table(
     header: bool | None = None,
     varying: bool = False,
     labels: str | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Table:
     """Read columns and rows of a file.
 
@@ -52,6 +54,8 @@ def read_table(
         header: whether the first line of a .csv holds names; None: judge by its fields.
         varying: whether every column needs two different values.
         labels: a column of class labels, of any kind, that is read beside the others.
+        bad_rows: ``skip``: keep rows that can't be used, with NaN, and say what is wrong with them in `Table.bad`; ``stop``:
+            raise, and say that they can be left out; None: raise, as data for training do.
 
     Raises:
         DataError: the file is missing or not a table, a column does not exist, or no row is left. One message names all
@@ -68,7 +72,16 @@ def read_table(
         raise DataError(f"{file} has no column left besides {'row labels' if label is None else 'the labels'}")
     places = by_default if columns is None else _places(columns, table.names, file)
     check_names([table.names[place] for place in places], str(file))
-    reading = Reading(table, file, places, conditions, labels=label, drop=missing == "drop", counting=columns is None)
+    reading = Reading(
+        table,
+        file,
+        places,
+        conditions,
+        labels=label,
+        drop=missing == "drop",
+        counting=columns is None,
+        bad_rows=bad_rows,
+    )
     reading.run()
     return reading.table(varying)
 

@@ -101,6 +101,8 @@ class CsvFile:
         header: whether the first line holds names.
         unnamed: indices of the first columns if they have no name: row labels, as pandas and R write them.
         nameless: indices of other columns without a name.
+        ragged: what is wrong with lines that have more or fewer fields than the first one, by line, if a reader has set it
+            to a dict. Their fields are then empty, where otherwise the first such line is an error.
 
     Raises:
         DataError: the file can't be read as text, has no row, or its first line can be read in two ways.
@@ -108,6 +110,7 @@ class CsvFile:
 
     def __init__(self, path: Path, header: bool | None = None) -> None:
         self.path = path
+        self.ragged: dict[int, str] | None = None
         self._encoding = self._encoding_of()
         lines = list(itertools.islice(self._text(), SAMPLE_LINES))
         self._mark = _mark_of([line for line in lines if line.strip()])
@@ -152,10 +155,11 @@ class CsvFile:
             found += len(block)
             for line, fields in block:
                 if len(fields) != self._width:
-                    raise DataError(
-                        f"{self.path}, line {line}: {len(fields)} fields where the first line has {self._width}",
-                        hint=self._ragged(len(fields)),
-                    )
+                    problem = f"{len(fields)} fields where the first line has {self._width}"
+                    if self.ragged is None:
+                        raise DataError(f"{self.path}, line {line}: {problem}", hint=self._ragged(len(fields)))
+                    self.ragged[line] = problem
+                    fields[:] = [""] * self._width
             yield [line for line, _ in block], {place: [fields[place] for _, fields in block] for place in places}
         if not found:
             raise DataError(f"{self.path} holds no row of data")

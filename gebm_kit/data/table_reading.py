@@ -7,21 +7,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gebm_kit.core.errors import DataError, nearest
-from gebm_kit.core.progress import warn
 from gebm_kit.data.conditions import Condition
 from gebm_kit.data.csv_files import MISSING, CsvFile
 from gebm_kit.data.fields import Column, Numbers, numbers, problem
 from gebm_kit.data.parquet_files import ParquetFile
+from gebm_kit.data.table_rows import Table
 
 COUNTED_ROWS = 10
 """Fewest rows for which a column that goes up by one, or an id that never repeats, is taken for row labels."""
+
+LEAVE_OUT = "--bad-rows skip (in Python bad_rows='skip') leaves out such rows; nothing is imputed here."
+"""Hint for rows of a user that can't be used."""
 
 _ID_NAME = re.compile(r"(.*[ _.-])?(id|idx|index|uid|guid|row|rows|rowname|rownames|row_?num(ber)?)", re.IGNORECASE)
 """Names of columns that hold row labels if no value repeats."""
@@ -30,58 +32,8 @@ _CODE = re.compile(r"(?:^|\n)([+-]?0\d+)(?:\n|$)")
 """A whole number with leading zeros, such as a postal code, among fields on lines of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of a file.
-
-    Attributes:
-        rows: (N, D) float64, all finite.
-        columns: names of the columns, their numbers from 1 if the file has no names.
-        total: number of rows in the file.
-        dropped: number of rows left out for a missing value.
-        left_out: columns left out because they hold row labels, as text for a person.
-        kind: type of the values in the file, such as ``text`` or ``int64``.
-        labels: the rows' class labels as text, if a column of them was asked for.
-        class_names: what the file calls the classes 0, 1, ..., if it declares them and labels are their indices.
-        codes: columns with leading zeros, as text for a person.
-    """
-
-    rows: Tensor
-    columns: tuple[str, ...]
-    total: int
-    dropped: int = 0
-    left_out: tuple[str, ...] = ()
-    kind: str = "text"
-    labels: tuple[str, ...] | None = None
-    codes: tuple[str, ...] = ()
-    class_names: tuple[str, ...] | None = None
-
-    def notes(self) -> tuple[str, ...]:
-        """Say in a few words each which rows and columns were left out."""
-        met = len(self.rows) + self.dropped
-        chosen = f"where chose {met:,} of {self.total:,} rows" if met != self.total else ""
-        dropped = f"{self.dropped:,} row(s) with a missing value dropped" if self.dropped else ""
-        left_out = f"left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return tuple(note for note in (chosen, dropped, left_out) if note)
-
-    def warn(self, file: Path) -> None:
-        """Warn of rows and columns that were left out without the user naming them.
-
-        Warns:
-            GebmKitWarning: see above.
-        """
-        if self.left_out:
-            names = ", ".join(self.left_out)
-            warn(f"{file}: {names} left out: no measurement, but row labels or nothing, as pandas, R and others write")
-        if self.codes:
-            warn(
-                f"{file}: {', '.join(self.codes)}; if these are codes, leave them out: columns=[...]. Naming all columns "
-                "ends this warning"
-            )
-        if self.dropped:
-            warn(
-                f"{file}: {self.dropped:,} of {self.dropped + len(self.rows):,} rows have a missing value and are dropped"
-            )
+BadRows = Literal["stop", "skip"]
+"""What to do with rows that hold anything else than finite numbers: end with an error, or leave them out."""
 
 
 class TableFile(Protocol):
@@ -149,7 +101,11 @@ class Reading:
         labels: int | None,
         drop: bool,
         counting: bool,
+        bad_rows: BadRows | None = None,
     ) -> None:
+        self._bad_rows, self._bad = bad_rows, dict[int, str]()
+        if bad_rows == "skip" and isinstance(table, CsvFile):
+            table.ragged = {}
         self._table, self._file, self._places, self._drop = table, file, list(places), drop
         self._wanted = frozenset(places)
         self._conditions = [(place_of(c.column, table.names, file), c) for c in conditions]
@@ -166,7 +122,7 @@ class Reading:
         self._codes: dict[int, str] = {}
         self._parts: list[np.ndarray] = []
         self._kinds: dict[str, None] = {}
-        self._total = self._met = self._lost = 0
+        self._total = self._met = self._lost = self._block = 0
 
     def run(self) -> None:
         """Read all blocks."""
@@ -178,7 +134,7 @@ class Reading:
             self._note_codes(columns)
             self._refuse_nameless(lines, columns)
             met = self._meeting(columns, known)
-            self._total, self._met = self._total + len(lines), self._met + int(met.sum())
+            self._total, self._met, self._block = self._total + len(lines), self._met + int(met.sum()), len(lines)
             numeric = [place for place in self._read if place in known]
             for place in numeric:
                 self._note(place, lines, columns[place], known[place], met)
@@ -266,6 +222,10 @@ class Reading:
         wrong = found.bad & met if self._drop else (found.bad | found.missing) & met
         if not wrong.any():
             return
+        if self._bad_rows == "skip":
+            for index in np.flatnonzero(wrong).tolist():
+                self._note_bad(index, lines[index], f"column {self._table.names[place]!r} {problem(column, index)}")
+            return
         first = int(np.flatnonzero(found.bad & met)[0] if (found.bad & met).any() else np.flatnonzero(wrong)[0])
         known = self._trouble.get(place)
         if known is None or (known.missing and bool(found.bad[first])):
@@ -273,6 +233,12 @@ class Reading:
             count = 0 if known is None else known.count
             known = self._trouble[place] = _Trouble(text, count, not bool(found.bad[first]))
         known.count += int(wrong.sum())
+
+    def _note_bad(self, index: int, line: int, why: str) -> None:
+        """Note what is wrong first with a row of the block that is read."""
+        if isinstance(self._table, CsvFile):
+            why = f"line {line}: {(self._table.ragged or {}).get(line, why)}"
+        self._bad.setdefault(self._total - self._block + index + 1, why)
 
     def _count_rows(self, known: Mapping[int, Numbers]) -> None:
         """Follow the columns that have gone up by one from row to row so far, from any whole number."""
@@ -344,8 +310,10 @@ class Reading:
             f"column {self._table.names[place]!r} holds {code[:20]}, read as {float(code):g}"
             for place, code in self._codes.items()
         )
-        declared = self._declared()
-        return Table(torch.from_numpy(rows), names, self._total, dropped, left_out, kind, labels, codes, declared)
+        of_labels = {"labels": labels, "class_names": self._declared()}
+        return Table(
+            torch.from_numpy(rows), names, self._total, dropped, left_out, kind, codes=codes, bad=self._bad, **of_labels
+        )
 
     def _declared(self) -> tuple[str, ...] | None:
         """Return the names of classes that the file declares for the column of labels."""
@@ -368,6 +336,8 @@ class Reading:
             message = f"{self._file}: {len(texts)} columns can't be used: {'; '.join(texts)}"
         else:
             message = f"{self._file}{',' if texts[0].startswith('line') else ':'} {texts[0]}"
+        if self._bad_rows == "stop":
+            return DataError(message, hint=LEAVE_OUT)
         usable = [place for place in self._places if place not in self._trouble]
         gaps = [place for place, trouble in self._trouble.items() if trouble.missing]
         hints = [f"What can be used: {self._chosen(usable)}."] if usable else []

@@ -9,7 +9,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -28,20 +27,15 @@ from gebm_kit.core.stacked_rows import StackedRows
 from gebm_kit.core.units import TableUnits
 from gebm_kit.data.class_texts import class_indices
 from gebm_kit.data.columns import Missing, check_finite, read_table, table_classes
+from gebm_kit.data.grids import resolution
 from gebm_kit.data.readings import reading
 from gebm_kit.data.tensors import SPLITS, TensorDataset, in_words, range_in_words
 
 MOST_VALID_ROWS = 1000
 """Most rows of the validation part: enough for a mean log-density, and the rest are better used for training."""
 
-MOST_DECIMALS = 9
-"""Decimals down to which the grid of a column is looked for; a finer grid can't be told from a continuous column."""
-
 ROUNDING = 1e-14
 """Least spread of a column, as a share of its mean: less is what double precision makes of one value."""
-
-GRID_SHARE = 0.95
-"""Least share of a column's values that are multiples of its step; below 1, as a few odd values must not hide the grid."""
 
 Share = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 
@@ -77,7 +71,7 @@ class Tabular(TensorDataset):
         mean, std: mean and standard deviation of the training rows after dequantisation, (D,) float64; 0 and 1 without
             ``standardise``.
         resolution: r of each column, (D,) float64; 0 where no noise was added.
-        units: names and units of the columns.
+        units: names, units and grids of the columns.
         log_det: log |det dy/dx|, in nats.
 
     Raises:
@@ -135,7 +129,8 @@ class Tabular(TensorDataset):
         check_density_rows(rows, names, source)
         self._source, self._before = source, range_in_words(rows).partition(" ")[2]
         self.columns = names
-        self.resolution = resolution(rows) if dequantise else torch.zeros(rows.shape[1], dtype=torch.float64)
+        measurements, steps = rows, resolution(rows)
+        self.resolution = steps if dequantise else torch.zeros_like(steps)
         index = self._index(rows, valid_fraction, test_fraction, seed, source)
         noise = torch.rand(rows.shape, generator=stream(seed, "dequantise"), dtype=torch.float64) - 0.5
         rows = rows + noise * self.resolution
@@ -160,7 +155,8 @@ class Tabular(TensorDataset):
             ids, called = classes
             labels = {part: ids[where] for part, where in index.items()}
             self._fill(parts, labels=labels, num_classes=len(called), class_names=called)
-        self.units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
+        units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
+        self.units = units.with_grid(measurements, steps.tolist())
 
     @staticmethod
     def of_rows(given: StackedRows, **parameters: Any) -> Tabular:
@@ -188,6 +184,13 @@ class Tabular(TensorDataset):
     def standardised(self, rows: Tensor) -> Tensor:
         """Return measurements as the model sees them; (N, D) -> (N, D) float32."""
         return ((rows.double() - self.mean) / self.std).float()
+
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return rows that the model sees as measurements, on the grids of their columns; (N, D) -> (N, D) float64.
+
+        The inverse of `standardised`: where a column's values are multiples of r, so are these. Nothing is clipped.
+        """
+        return self.units.measured(rows)
 
 
 class _GivenTable(Tabular):
@@ -288,38 +291,6 @@ def check_range(mean: Tensor, std: Tensor, rows: Tensor, names: tuple[str, ...],
         listed = ", ".join(repr(names[column]) for column in wrong)
         largest = float(rows[:, wrong[0]].abs().max())
         raise DataError(f"{source}: the values of column {listed} are too large (up to {largest:g}); take another unit")
-
-
-def resolution(rows: Tensor) -> Tensor:
-    """Return the step r of each column's grid, (N, D) -> (D,); 0 for a column without a grid.
-
-    r is the largest of ..., 10, 5, 2, 1, 0.5, 0.2, 0.1, ..., down to 1e-9, such that 95 % of the values are multiples of r.
-    (A few wines with 9.5333 % of alcohol among tenths do not make the column continuous.) r is at most the range of
-    the values; where one value fills more than half of the rows, such as 0, the others decide. If there is no such r, a
-    column with fewer than N/2 different values gets the median step from one value to the next.
-    """
-    return torch.tensor([_step(column) for column in rows.double().T], dtype=torch.float64)
-
-
-def _step(column: Tensor) -> float:
-    distinct, counts = column.unique(return_counts=True)
-    if int(counts.max()) > len(column) / 2 and len(distinct) > 2:  # which is a multiple of any step if it is 0
-        return _step(column[column != distinct[counts.argmax()]]) or float(distinct.diff().median())
-    # 1e-300 keeps the logarithm of a column of zeros finite
-    top = max(math.ceil(math.log10(float(column.abs().max()) + 1e-300)), -MOST_DECIMALS)
-    top = min(top, 307)  # 1e308 is near the largest number
-    spread = float(column.max() - column.min())
-    for step in (10.0**exponent * share for exponent in range(top, -MOST_DECIMALS, -1) for share in (1.0, 0.5, 0.2)):
-        if step <= 1e-9 * spread:  # a grid this fine can't be told from a continuous column
-            break
-        if step > spread:  # all values may be near one multiple
-            continue
-        off = (column - (column / step).round() * step).abs()
-        if (
-            float((off <= (2e-7 * column.abs()).clamp(max=0.01 * step)).double().mean()) >= GRID_SHARE
-        ):  # values in single precision are multiples only up to their rounding, 2e-7 of the value
-            return step
-    return float(distinct.diff().median()) if len(distinct) < len(column) / 2 else 0.0
 
 
 def _parts(rows: Tensor, valid: float, test: float, seed: int, source: str) -> dict[SplitName, Tensor]:

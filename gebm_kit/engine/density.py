@@ -17,6 +17,7 @@ from gebm_kit.engine.likelihood.estimate_log_partition import Method
 from gebm_kit.engine.likelihood.log_densities import LogDensities, densities
 from gebm_kit.engine.likelihood.nll import Space
 from gebm_kit.engine.likelihood.row_sources import Rows, sourced
+from gebm_kit.engine.likelihood.usable_rows import BadRows, usable_rows
 from gebm_kit.engine.likelihood.user_rows import model_of
 from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 
@@ -35,6 +36,7 @@ def log_density(
     log_partition: Method | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
+    bad_rows: BadRows = "stop",
     progress: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> LogDensities:
@@ -54,6 +56,7 @@ def log_density(
             preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
         seed: seed of the base draws and populations behind A.
+        bad_rows: ``skip`` leaves out rows that are not finite, with a warning; the others keep their numbers (`rows`).
         progress: True: show progress; False: do not; None: on a terminal or in a notebook.
         on_progress: called with each `gebm_kit.core.progress.Progress`; nothing is shown then.
 
@@ -71,8 +74,10 @@ def log_density(
         seed=seed,
         device=device,
     )
-    given = sourced(rows, "rows", model.data_shape, dataset)
+    given = sourced(rows, "rows", model.data_shape, dataset, bad_rows)
     classes = labels_of_rows(model, labels, len(given.rows) if given.rows.ndim else 0)
-    about = {"names": given.names, "source": given.source, **settings}
+    kept, numbers = usable_rows(given.rows, bad_rows, names=given.names, source=given.source, known=given.bad)
+    classes = None if classes is None else numbers.chosen(classes)
+    about = {"names": given.names, "source": given.source, "numbers": numbers, **settings}
     with progress_shown(progress, on_progress) as report:
-        return densities(model, dataset, given.rows, labels=classes, on_progress=report, **about)
+        return densities(model, dataset, kept, labels=classes, on_progress=report, **about)

@@ -140,7 +140,7 @@ def sample(
         raise UsageError("only draws that are streamed into a directory can be resumed: give out=DIR")
     labels = wanted_labels(model, options.get("labels"), settings.num_samples, settings.seed)
     starts = None if start is None else as_seen(start, "start", run, model)[0]
-    units = None if run is None else run.units(needed=out is not None and is_table(out))
+    units = None if run is None else run.measurements(needed=out is not None and is_table(out))
     with joined_ranks() as ranks, progress_shown(progress, on_progress) as report:
         place: dict[str, Any] = {
             "device": local_device(device),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,10 @@ from gebm_kit.engine.likelihood.log_densities import check_density, densities
 from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import energies
 from gebm_kit.engine.likelihood.nll import Space
+from gebm_kit.engine.likelihood.ranking import MOST_RANKED, RankBy, contradictions, far_from_data, rank_by
 from gebm_kit.engine.likelihood.row_sources import Rows, sourced
 from gebm_kit.engine.likelihood.rows_html import rows_sections
+from gebm_kit.engine.likelihood.usable_rows import BadRows, RowNumbers, usable_rows
 from gebm_kit.engine.likelihood.user_rows import as_data, model_of
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
@@ -62,6 +64,8 @@ class RowScores(Shown):
         classes: of a model with classes, where the rows' class is not given: the rows under each class, and the
             probabilities of the classes; else None.
         log_partitions: of a model with classes, every A_y that was needed, by label.
+        rows: numbers of the scored rows in what was given, and the rows that were left out.
+        warnings: sentences about rows whose energy contradicts their density, or is a guess.
     """
 
     energy: Tensor | None
@@ -72,6 +76,25 @@ class RowScores(Shown):
     inverse_temperature: float
     classes: ByClass | None = None
     log_partitions: Mapping[int, LogPartition] | None = None
+    rows: RowNumbers = field(default_factory=RowNumbers)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def rank_by(self) -> RankBy | None:
+        """The column that ranks rows by how little they belong, and why; None where neither density nor energy is known."""
+        return rank_by(self.energy, self.log_density)
+
+    def most_unlikely(self, num: int = MOST_RANKED) -> list[int]:
+        """Return the numbers, from 1, of the rows that belong least by `rank_by`, the most unlikely one first.
+
+        Raises:
+            UsageError: neither density nor energy is known.
+        """
+        by = self.rank_by
+        if by is None:
+            raise UsageError("these rows have neither a density nor an energy to rank by; see their values by class")
+        values = self.columns()[by.column]
+        return self.rows.of((values if by.lowest_first else -values).argsort(stable=True)[:num].tolist())
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values())))
@@ -98,11 +121,17 @@ class RowScores(Shown):
             "inverse_temperature": self.inverse_temperature,
             "space": self.space,
             "log_partition": None if self.log_partition is None else self.log_partition.as_dict(),
+            "rank_by": None if self.rank_by is None else self.rank_by.as_dict(),
+            "most_unlikely": [] if self.rank_by is None else self.most_unlikely(),
+            "warnings": list(self.warnings),
+            **self.rows.as_dict(),
             **class_fields(self.classes, self.log_partitions),
         }
 
     def save(self, path: str | Path) -> None:
         """Write a .csv (row number from 1, then `columns`) or a .npz (an array for each column), completely or not at all.
+
+        Rows keep the numbers that they had in what was given. A .npz has them, as ``row``, where rows were left out.
 
         Raises:
             UsageError: another suffix, or the path can't be written.
@@ -112,14 +141,16 @@ class RowScores(Shown):
         columns = {name: values.tolist() for name, values in self.columns().items()}
         if place.suffix.lower() == ".npz":
             archive, arrays = io.BytesIO(), {name: np.array(values) for name, values in columns.items()}
+            if self.rows.numbers is not None:
+                arrays["row"] = self.rows.numbers.numpy()
             np.savez(archive, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a name for allow_pickle
             write_atomic(place, archive.getvalue())
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", *columns])
-        rows = zip(*columns.values(), strict=True)
-        writer.writerows([number, *map(repr, row)] for number, row in enumerate(rows, start=1))
+        rows = zip(self.rows.of(range(len(self))), *columns.values(), strict=True)
+        writer.writerows([number, *map(repr, row)] for number, *row in rows)
         write_atomic(place, text.getvalue().encode())
 
 
@@ -145,6 +176,7 @@ def score(
     log_partition: Method | None = None,
     seed: int | None = None,
     device: str | None = None,
+    bad_rows: BadRows = "stop",
     progress: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> RowScores:
@@ -165,6 +197,7 @@ def score(
         space: the space of the log-densities; ``raw`` needs a dataset that states the Jacobian of its preprocessing.
         log_partition: how A is estimated, as in the recipe key ``eval.log_partition``.
         seed: seed of the base draws and populations behind A.
+        bad_rows: ``skip`` leaves out rows that are not finite, with a warning; the others keep their numbers (`rows`).
         progress: True: show progress; False: do not; None: on a terminal or in a notebook.
         on_progress: called with each `gebm_kit.core.progress.Progress`; nothing is shown then.
 
@@ -184,11 +217,13 @@ def score(
     )
     if space == "raw":  # only the argument raises; a recipe's ``nll.space`` is ignored where there is no density
         check_density(model, dataset, space)
-    given = sourced(rows, "rows", model.data_shape, dataset)
+    given = sourced(rows, "rows", model.data_shape, dataset, bad_rows)
     classes = labels_of_rows(model, labels, len(given.rows) if given.rows.ndim else 0)
-    about = {"names": given.names, "source": given.source, **settings}
+    kept, numbers = usable_rows(given.rows, bad_rows, names=given.names, source=given.source, known=given.bad)
+    classes = None if classes is None else numbers.chosen(classes)
+    about = {"names": given.names, "source": given.source, "numbers": numbers, **settings}
     with progress_shown(progress, on_progress) as report:
-        return row_scores(model, dataset, given.rows, labels=classes, on_progress=report, **about)
+        return row_scores(model, dataset, kept, labels=classes, on_progress=report, **about)
 
 
 def row_scores(
@@ -205,6 +240,7 @@ def row_scores(
     source: str = "the data",
     block_size: int | None = None,
     labels: Tensor | None = None,
+    numbers: RowNumbers | None = None,
     on_progress: OnProgress = ignore,
 ) -> RowScores:
     """Compute the scores of `score`, with nothing left to a recipe.
@@ -213,8 +249,10 @@ def row_scores(
         labels: the class of each row, (N,), for a model with classes; None: not known.
         names: names of the rows' columns, () without names.
         source: where the rows come from, for messages.
+        numbers: which rows these are of what was given; None: all.
     """
     base: object = model.base
+    numbers = numbers or RowNumbers()
     if isinstance(base, HasDensity):
         found = densities(
             model,
@@ -233,18 +271,19 @@ def row_scores(
         )
         return RowScores(
             found.tilt, found.gebm, found.base, found.log_partition, space, inverse_temperature,
-            found.classes, found.log_partitions,
+            found.classes, found.log_partitions, numbers,
+            tuple(contradictions(found.tilt, found.gebm, found.base, numbers)),
         )  # fmt: skip
     x = as_data(rows, names, source, model, dataset)
+    far = tuple(far_from_data(x, dataset, numbers))
     if model.conditional:
         estimate = ClassLogPartition(inverse_temperature, method, seed, block_size)
         scored = scores_by_class(model, x, labels, estimate, device, on_progress=on_progress)
-        return RowScores(
-            scored.energy, None, None, None, None, inverse_temperature, scored.classes, scored.log_partitions
-        )
+        of_classes = (scored.classes, scored.log_partitions)
+        return RowScores(scored.energy, None, None, None, None, inverse_temperature, *of_classes, numbers, far)
     with (
         placed(model, device) as (where, dtype),
         LatentPotential(model, inverse_temperature, block_size=block_size or ROWS_AT_ONCE),
     ):
         tilt = inverse_temperature * energies(model, x, where, dtype, counted(on_progress, "rows", len(x)))
-    return RowScores(tilt, None, None, None, None, inverse_temperature)
+    return RowScores(tilt, None, None, None, None, inverse_temperature, rows=numbers, warnings=far)

@@ -12,9 +12,11 @@ from gebm_kit.core.interfaces import (
     Dataset,
     HasDensity,
     HasLabels,
+    HasMeasured,
     HasModes,
     HasStandardisation,
     HasStoredRows,
+    HasUnits,
     SplitName,
 )
 from gebm_kit.engine.datasets import contract
@@ -32,7 +34,7 @@ def check_dataset(dataset: Dataset, *, disjoint: bool = True) -> None:
 
     Rows must satisfy ``batch(i)_k = batch([i_k])_0``: finite, floating-point, inside ``value_range``, the same at
     every call. What else it offers is checked too: labels, ``decode(stored(i)) = batch(i)``, modes, a density,
-    standardisation.
+    standardisation, and ``measured(standardised(m)) = m`` for measurements ``m = measured(rows)``.
 
     Args:
         dataset: the dataset, small enough that some hundred rows are read at once.
@@ -96,4 +98,39 @@ def _check_capabilities(dataset: Dataset) -> None:
         )
         assert isinstance(dataset.log_det, float), (
             f"log_det must be a float, but it is {contracts.said(dataset.log_det)}"
+        )
+    if isinstance(dataset, HasMeasured) and len(dataset.data_shape) == 1:
+        _check_measured(dataset, rows)
+
+
+MEASURED_ERROR = 1e-5
+"""Largest difference of measurements that go there and back, relative to their spread and to their size."""
+
+
+def _check_measured(checked: object, rows: Tensor) -> None:
+    dataset: Any = checked
+    before, width = rows.clone(), dataset.data_shape[0]
+    names: Any = dataset.columns
+    assert isinstance(names, tuple) and all(isinstance(name, str) for name in names) and len(names) == width, (
+        f"columns must be a tuple of {width} names, but it is {names!r}"
+    )
+    found: Any = dataset.measured(rows)
+    assert isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) == tuple(rows.shape), (
+        f"measured must return numbers of shape {tuple(rows.shape)}, but it returns {contracts.said(found)}"
+    )
+    assert torch.equal(rows, before), "measured changes the rows that it is given"
+    assert bool(found.isfinite().all()), "measured returns values that are not finite for rows of the training part"
+    one_by_one = torch.cat([dataset.measured(row) for row in rows.split(1)])
+    assert torch.allclose(found.double(), one_by_one.double(), rtol=1e-9, atol=0), (
+        "measured gives a row other values if others come with it"
+    )
+    if isinstance(checked, HasUnits):
+        assert torch.equal(found.double(), dataset.units.measured(rows)), "measured and units.measured differ"
+    if isinstance(checked, HasStandardisation):
+        again: Any = dataset.measured(dataset.standardised(found)).double()
+        spread = (found.amax(0) - found.amin(0) + found.abs()).double()
+        far = ((again - found).abs() > MEASURED_ERROR * spread).nonzero()
+        assert not len(far), (
+            f"measured is not the inverse of standardised: in column {names[int(far[0, 1])]!r}, "
+            f"measured(standardised({float(found[tuple(far[0])]):g})) is {float(again[tuple(far[0])]):g}"
         )

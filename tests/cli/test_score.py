@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 import gebm_kit as gk
 from gebm_kit.cli.app import main
 from gebm_kit.core.components import Component, Injected, Registered
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import Base
 from gebm_kit.core.plugins import installed
+from gebm_kit.core.progress import GebmKitWarning
+from gebm_kit.engine.likelihood.ranking import contradictions
 
 RECIPE = """\
 schema: 1
@@ -93,7 +96,7 @@ def read(path: str) -> list[dict[str, float]]:
 
 KEYS = {
     "schema", "num_rows", "columns", "mean_energy", "mean_log_density", "inverse_temperature", "space",
-    "log_partition", "run", "checkpoint", "file", "out",
+    "log_partition", "rank_by", "most_unlikely", "warnings", "run", "checkpoint", "file", "out",
 }  # fmt: skip
 
 
@@ -134,7 +137,13 @@ def test_without_a_density_there_is_the_energy(cli: Any, here: Path) -> None:
     doubled = cli("score", "plain", "rows.csv", "sample.inverse_temperature=2", "--json", "--quiet").json
     assert doubled["mean_energy"] == pytest.approx(2 * found["mean_energy"])
     text = cli("score", "plain", "rows.csv", "--quiet").out
-    assert re.fullmatch(r"200 rows, mean energy -?[\d.e-]+\nscores: plain/scores/rows.csv\n", text)
+    first, *sentences, last = text.splitlines()
+    assert re.fullmatch(r"200 rows, mean energy -?[\d.e-]+", first)
+    assert last == "scores: plain/scores/rows.csv"
+    said = " ".join(" ".join(sentences).split())
+    assert "rank by energy, highest first: the base has no density, so there is nothing else;" in said
+    assert "such a row may have any energy, even the lowest" in said
+    assert "most unlikely rows: " + ", ".join(map(str, found["most_unlikely"])) in said
 
 
 def test_images_of_bytes_are_scaled(cli: Any, here: Path) -> None:
@@ -202,6 +211,104 @@ def test_bad_words(cli: Any, here: Path) -> None:
         result = cli("score", *words, "--json")
         assert result.code == 2
         assert message in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize("run", ["flow", "plain"])
+def test_bad_rows_are_left_out_and_the_others_keep_their_numbers(cli: Any, here: Path, run: str) -> None:
+    Path("some.csv").write_text("a,b\n5,1\n4,x\n6,-3\n,7\n5,inf\n4,4,4\n6,20\n")
+    stops = cli("score", run, "some.csv", "--json")
+    assert stops.code == 2
+    assert "line 7: 3 fields where the first line has 2" in stops.json["error"]["message"]
+    found = cli("score", run, "some.csv", "--bad-rows", "skip", "--json", "--out", "some-scores.csv")
+    assert found.code == 0
+    assert found.json["num_rows"] == 3
+    assert found.json["skipped"] == [
+        {"row": 2, "reason": "line 3: column 'b' holds 'x', which is not a number"},
+        {"row": 4, "reason": "line 5: column 'a' is empty"},
+        {"row": 5, "reason": "line 6: column 'b' holds 'inf', which is not a finite number"},
+        {"row": 6, "reason": "line 7: 3 fields where the first line has 2"},
+    ]
+    warned = " ".join(found.err.split())
+    assert "4 of 7 rows can't be used and are left out: row 2 (line 3: column 'b' holds 'x'" in warned
+    assert [row["row"] for row in read("some-scores.csv")] == [1, 3, 7]
+    assert set(found.json["most_unlikely"]) == {1, 3, 7}
+    good = np.array([[5.0, 1.0], [6.0, -3.0], [6.0, 20.0]])
+    expected = gk.score(run, good).energy
+    assert expected is not None
+    assert [row["energy"] for row in read("some-scores.csv")] == pytest.approx(expected.tolist())
+    cli("score", run, "some.csv", "--bad-rows", "skip", "--quiet", "--out", "some.npz")
+    with np.load("some.npz") as archive:
+        assert archive["row"].tolist() == [1, 3, 7]
+    none = cli("score", run, "rows.csv", "--bad-rows", "skip", "--json", "--quiet").json
+    assert (none["skipped"], none["num_rows"]) == ([], 200)
+
+
+def test_bad_rows_of_other_files_and_of_python(cli: Any, here: Path) -> None:
+    rows = np.array([[5.0, 1.0], [math.nan, 2.0], [6.0, math.inf], [4.0, -9.0]])
+    np.save("some.npy", rows)
+    found = cli("density", "flow", "some.npy", "--bad-rows", "skip", "--json", "--out", "some-density.csv").json
+    assert [entry["row"] for entry in found["skipped"]] == [2, 3]
+    assert [row["row"] for row in read("some-density.csv")] == [1, 4]
+    with pytest.warns(GebmKitWarning, match=r"2 of 4 rows can't be used and are left out: row 2 \(column"):
+        scores = gk.score("flow", rows, bad_rows="skip")
+    assert scores.rows.numbers is not None
+    assert scores.rows.numbers.tolist() == [1, 4]
+    with pytest.warns(GebmKitWarning):
+        densities = gk.log_density("flow", rows, bad_rows="skip")
+    assert densities.gebm.tolist() == gk.log_density("flow", rows[[0, 3]]).gebm.tolist()
+    with pytest.raises(DataError, match=r"row 2, column 'a' is missing") as caught:
+        gk.score("flow", rows)
+    assert "bad_rows='skip'" in str(caught.value.hint)
+    for subject in ("flow", "plain"):
+        with pytest.raises(DataError, match="none of its 2 rows can be used: row 1"):
+            gk.score(subject, rows[1:3], bad_rows="skip")
+    with pytest.raises(UsageError, match="bad_rows"):
+        gk.score("flow", rows, bad_rows="drop")  # type: ignore[arg-type]
+    images = np.zeros((3, 8, 8), dtype=np.float32)
+    images[1, 0, 0] = math.nan
+    np.save("images.npy", images)
+    assert cli("score", "digits", "images.npy", "--json").code == 2
+    found = cli("score", "digits", "images.npy", "--bad-rows", "skip", "--json").json
+    assert ([entry["row"] for entry in found["skipped"]], found["num_rows"]) == ([2], 2)
+
+
+def test_only_bad_rows(cli: Any, here: Path) -> None:
+    Path("bad.csv").write_text("a,b\n1,x\ny,2\n")
+    result = cli("score", "flow", "bad.csv", "--bad-rows", "skip", "--json", "--out", "bad-out.csv")
+    assert result.code == 2
+    assert "none of its 2 rows can be used: row 1 (line 2: column 'b' holds 'x'" in result.json["error"]["message"]
+    assert not Path("bad-out.csv").exists()
+
+
+def test_an_outlier_with_the_lowest_energy_ranks_first_and_is_named(here: Path) -> None:
+    run = gk.load_run("flow")
+    rows = np.loadtxt("rows.csv", delimiter=",", skiprows=1)
+    scores = gk.score(run, np.concatenate([rows, [[90.0, -900.0]]]))
+    assert scores.rank_by is not None
+    assert (scores.rank_by.column, scores.rank_by.lowest_first) == ("log_density", True)
+    assert scores.most_unlikely(1) == [201]
+    assert scores.log_base is not None
+    assert scores.energy is not None
+    pulled = replace(scores, energy=scores.energy.index_fill(0, torch.tensor([200]), -50.0))
+    assert pulled.energy is not None
+    assert pulled.log_base is not None
+    assert pulled.log_partition is not None
+    density = pulled.log_base - pulled.energy - pulled.log_partition.value
+    (said,) = contradictions(pulled.energy, density, pulled.log_base, pulled.rows)
+    assert said.startswith(
+        "row 201: among the 3 of 201 rows that the base expects least, and among the 10% with the lowest"
+    )
+    assert replace(pulled, log_density=density).most_unlikely(1) == [201]
+    lifted = contradictions(pulled.energy, density + torch.eye(201)[200] * 1e5, pulled.log_base, pulled.rows)
+    assert "lifts their log_density above" in lifted[1]
+    assert contradictions(scores.energy, scores.log_density, None, scores.rows) == []
+    plain = gk.score("plain", np.concatenate([rows, [[90.0, -900.0]]]))
+    (warning,) = plain.warnings
+    assert warning.startswith(
+        "row 201: far outside the training data, such as row 201 in column 'a': 90, and the data go"
+    )
+    assert plain.rank_by is not None
+    assert plain.rank_by.column == "energy"
 
 
 def test_another_dataset_in_an_evaluation(cli: Any, here: Path) -> None:

@@ -181,7 +181,9 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_module(tmp_path: Pat
         fit(out=tmp_path / "run", resume=True, steps=6, base=nn.Linear(3, 2))
 
 
-def test_going_back_to_the_start_brings_the_initial_weights_back(tmp_path: Path) -> None:
+def test_going_back_to_the_start_brings_the_initial_weights_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Bursting(nn.Module):
         """An energy that is not finite in some evaluations of training, once it is told so."""
 
@@ -220,8 +222,8 @@ def test_going_back_to_the_start_brings_the_initial_weights_back(tmp_path: Path)
         "log_every": 1,
         "energy_steps": 2,
     }
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(GebmKitWarning, match="training goes back from step"):
-        patch.setattr(InitialWeights, "restore", restored)
+    monkeypatch.setattr(InitialWeights, "restore", restored)
+    with pytest.warns(GebmKitWarning, match="training goes back from step"):
         run = fit(out=tmp_path / "run", energy=energy, train=train, on_progress=watch)
     assert run.step == 4
 

@@ -269,6 +269,11 @@ def shuffled(self: Any, name: str) -> Tensor:
     return torch.randn(300, 2)
 
 
+def measured(function: Any) -> dict[str, Any]:
+    """Return what turns `RightDataset` into a table whose measurements are three times what a model sees."""
+    return {"columns": ("a", "b"), "log_det": -2.0, "standardised": lambda s, x: (x / 3).float(), "measured": function}
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "base: no latent_dim": ({"latent_dim": property(lambda s: None, lambda s, v: None)}, "latent_dim"),
     "base: shape": ({"forward": lambda s, z: s.net(z)[:, :1]}, r"returns shape \(5, 1\)"),
@@ -318,6 +323,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "dataset: random": ({"rows": shuffled, "labels": lambda s, n: torch.zeros(300).long()}, "second call"),
     "dataset: shape": ({"data_shape": (3,)}, r"it must be \(128, 3\)"),
     "dataset: whole": ({"rows": lambda s, n: RightDataset.rows(s, n).long()}, "floating-point"),
+    "dataset: measured, shape": (measured(lambda s, y: y[:, 0]), r"numbers of shape \(8, 2\)"),
+    "dataset: measured, names": ({**measured(lambda s, y: y), "columns": ("a", 2)}, "tuple of 2 names"),
+    "dataset: measured, in place": (measured(lambda s, y: y.mul_(2)), "measured changes the rows"),
+    "dataset: measured, together": (measured(lambda s, y: y - y.mean(0)), "other values if others come with it"),
+    "dataset: measured, inverse": (measured(lambda s, y: 2 * y), "not the inverse of standardised: in column 'a'"),
     "features: flat": ({"__call__": lambda s, x: x.flatten()}, r"rows \(16, F\)"),
     "features: graph": ({"__call__": lambda s, x: x.flatten(1) * 2}, "autograd graph"),
     "features: batch": ({"__call__": lambda s, x: x.detach() - x.detach().mean(0)}, "on the row alone"),
@@ -351,6 +361,10 @@ def test_a_wrong_twin_fails_and_is_named(name: str) -> None:
     assert f"the {kind} '{type(component).__name__}' (module " in text
     assert "test_conformance.py, line" in text
     assert "\n" not in text
+
+
+def test_a_table_that_goes_there_and_back_passes() -> None:
+    run("dataset", twin("dataset", **measured(lambda s, y: 3 * y.double())))
 
 
 def test_a_failure_keeps_its_kind() -> None:

@@ -11,8 +11,8 @@ import torch
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.figures.class_figures import class_bars, class_grid
-from gebm_kit.engine.figures.run_figures import draw_all
-from gebm_kit.engine.run_directory.run import remove_leftovers
+from gebm_kit.engine.figures.run_figures import OfTable, draw_all
+from gebm_kit.engine.run_directory.run import remove_leftovers, units_of
 
 if TYPE_CHECKING:
     from gebm_kit.core.interfaces import Dataset
@@ -29,16 +29,27 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
         RunFailed: the disk is full.
     """
     remove_leftovers(run)
-    pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw())
+    pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw(), tables=True)
     of = {"schema": 1, "checkpoint": run.checkpoint.path.name}
     write_json(run.path / "evaluation.json", {**of, **evaluation.as_dict()})
     return pictures
 
 
 def write_pictures(
-    folder: Path, model: GEBM, dataset: Dataset, evaluation: Evaluation, rows: Sequence[Mapping[str, Any]]
+    folder: Path,
+    model: GEBM,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tables: bool = False,
 ) -> list[Path]:
-    """Draw every picture that suits the data into ``folder``; ``rows`` are those of metrics.jsonl."""
+    """Draw every picture that suits the data into ``folder``.
+
+    Args:
+        rows: rows of metrics.jsonl.
+        tables: whether those of a table are drawn too, which take a few seconds: at the end, not at every look.
+    """
     make_directory(folder)
     mixed = torch.randperm(len(evaluation.data), generator=stream(0, "pictures"))  # a split may come sorted by class
     labels = evaluation.labels
@@ -52,6 +63,7 @@ def write_pictures(
         rows=rows,
         energies=evaluation.energies,
         labels=None if labels is None else labels["data"][mixed],
+        table=_of_table(model, dataset, evaluation) if tables else None,
     )
     if labels is not None and len(model.data_shape) == 3 and model.num_classes is not None:
         images = {"data": evaluation.data[mixed], "base": evaluation.base_draws, "GEBM": evaluation.gebm_draws}
@@ -63,3 +75,11 @@ def write_pictures(
     law = None if evaluation.classifier is None else evaluation.classifier["law"]
     bars = class_bars(folder / "classes.png", evaluation.classes, law)
     return paths if bars is None else [*paths, bars]
+
+
+def _of_table(model: GEBM, dataset: Dataset, evaluation: Evaluation) -> OfTable | None:
+    """Return what pictures of a table need; None for other data, such as points in the plane without names."""
+    units = units_of(dataset)
+    if len(model.data_shape) != 1 or (units is None and model.data_shape == (2,)):
+        return None
+    return OfTable(units, evaluation.inverse_temperature)

@@ -7,6 +7,7 @@ objects with the Agg canvas: no pyplot, no global state, no display.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from gebm_kit.core.classes import is_conditional
 from gebm_kit.core.files import make_directory
-from gebm_kit.core.interfaces import Energy, HasEncoder
+from gebm_kit.core.interfaces import Energy, HasDensity, HasEncoder
 from gebm_kit.core.model import GEBM, DataPotential, LatentPotential
 from gebm_kit.core.mosaic import mosaic as mosaic
+from gebm_kit.core.units import HasMeasured
+from gebm_kit.engine.figures.density_figure import density_calibration
 from gebm_kit.engine.figures.plotting import (
     COLOURS,
     Array,
@@ -34,6 +37,7 @@ from gebm_kit.engine.figures.plotting import (
     series,
     stay_with_the_bulk,
 )
+from gebm_kit.engine.figures.table_figures import draw_table
 
 GRID_SIDE = 8
 """Images along each side of a panel: 64 of them still show details."""
@@ -69,6 +73,23 @@ OF_TRAINING = frozenset(
 """Values of a log row that training adds to those of the loss; they are watched by `gebm-kit train`, and not drawn."""
 
 
+MOST_DENSITIES = 2000
+"""Most rows of data, base and GEBM whose log-densities are computed for a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfTable:
+    """What the pictures of a table need besides its rows.
+
+    Attributes:
+        units: names and units of the columns; None: not known.
+        inverse_temperature: beta of the GEBM's draws.
+    """
+
+    units: HasMeasured | None
+    inverse_temperature: float = 1.0
+
+
 def draw_all(
     directory: Path,
     *,
@@ -80,11 +101,13 @@ def draw_all(
     rows: Sequence[Mapping[str, Any]] = (),
     energies: Mapping[str, Tensor] | None = None,
     labels: Tensor | None = None,
+    table: OfTable | None = None,
 ) -> list[Path]:
     """Draw every picture that fits the data into ``directory``, made if missing.
 
     - Images: ``samples.png`` and, if the base has an encoder, ``reconstructions.png`` (if conditional, with ``labels``).
     - Points in the plane: ``clouds.png``.
+    - Rows of a table: ``marginals.png``, ``quantiles.png``, ``pairs.png``, and ``density.png`` if the base has a density.
     - Any data: ``energies.png``, and ``curves.png`` if there are ``rows``.
 
     Args:
@@ -95,6 +118,7 @@ def draw_all(
         rows: rows of metrics.jsonl.
         energies: energies that are known already, of ``data``, ``base`` and ``GEBM``; others are computed.
         labels: classes of ``data``, (N,), where the model has classes: its images are drawn by class elsewhere.
+        table: rows are those of a table; None: they are not.
     """
     make_directory(directory)
     sets = {"data": data, "base": base, "GEBM": gebm}
@@ -109,6 +133,11 @@ def draw_all(
             paths.append(image_grid(directory / "reconstructions.png", rebuilt, value_range))
     elif model.data_shape == (2,):
         paths.append(point_clouds(directory / "clouds.png", data, base, gebm, model.energy))
+    if table is not None and len(model.data_shape) == 1:
+        paths += draw_table(directory, data, base, gebm, table.units)
+        if isinstance(model.base, HasDensity) and not model.conditional:
+            log_densities = _log_densities(model, sets, table.inverse_temperature)
+            paths.append(density_calibration(directory / "density.png", log_densities))
     known = energies or {}
     found = [known[name] if name in known else _energies(model.energy, x, model.data_shape) for name, x in sets.items()]
     paths.append(energy_histogram(directory / "energies.png", *found))
@@ -251,6 +280,21 @@ def _energies(energy: Energy, x: Tensor, data_shape: tuple[int, ...]) -> Tensor:
     rows = x.detach().flatten(1).to(parameter.device, parameter.dtype)
     with DataPotential(energy, data_shape, block_size=min(ENERGIES_AT_ONCE, max(len(rows), 1))) as potential:
         return potential.value(rows).float().cpu()
+
+
+def _log_densities(model: GEBM, sets: Mapping[str, Tensor], beta: float) -> dict[str, tuple[Array, Array]]:
+    """Compute log-densities of data and of draws, by model: ``log b`` of the base, ``log b - beta E`` of the GEBM."""
+    some = {label: x[:MOST_DENSITIES] for label, x in sets.items()}
+    device, base = next(model.parameters(), sets["data"]).device, model.base
+    assert isinstance(base, HasDensity)
+    found: dict[str, Array] = {}
+    with LatentPotential(model), torch.no_grad():
+        for label, x in some.items():
+            parts = [base.log_prob(rows.to(device, model.dtype)).cpu().double() for rows in x.split(ENERGIES_AT_ONCE)]
+            found[label] = torch.cat(parts).numpy()
+    tilt = {label: beta * _energies(model.energy, some[label], model.data_shape).double().numpy() for label in some}
+    gebm = {label: found[label] - tilt[label] for label in ("data", "GEBM")}
+    return {"base": (found["data"], found["base"]), "GEBM": (gebm["data"], gebm["GEBM"])}
 
 
 def _rebuilt(model: GEBM, x: Tensor, labels: Tensor | None) -> Tensor:

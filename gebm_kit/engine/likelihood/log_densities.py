@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gebm_kit.engine.likelihood.log_partition import ROWS_AT_ONCE, LogPartition
 from gebm_kit.engine.likelihood.model_fit import base_tilts, energies
 from gebm_kit.engine.likelihood.nll import Space, check_space, log_base_density, log_det_of
 from gebm_kit.engine.likelihood.rows_html import rows_sections
+from gebm_kit.engine.likelihood.usable_rows import RowNumbers
 from gebm_kit.engine.likelihood.user_rows import as_data
 from gebm_kit.engine.process.devices import placed
 
@@ -44,6 +45,7 @@ class LogDensities(Shown):
         classes: of a model with classes, where the rows' class is not given, the same by class; else None. Then ``gebm`` is
             the mixture of the classes, and ``tilt`` is ``base - gebm``, which includes every A_y.
         log_partitions: of a model with classes, A_y by label.
+        rows: numbers of these rows in what was given, and the rows that were left out.
     """
 
     gebm: Tensor
@@ -54,6 +56,7 @@ class LogDensities(Shown):
     inverse_temperature: float
     classes: ByClass | None = None
     log_partitions: Mapping[int, LogPartition] | None = None
+    rows: RowNumbers = field(default_factory=RowNumbers)
 
     def __len__(self) -> int:
         return len(self.gebm)
@@ -73,14 +76,15 @@ class LogDensities(Shown):
             "space": self.space,
             "inverse_temperature": self.inverse_temperature,
             "log_partition": None if self.log_partition is None else self.log_partition.as_dict(),
+            **self.rows.as_dict(),
             **class_fields(self.classes, self.log_partitions),
         }
 
     def save(self, path: Path) -> None:
         """Write a .csv, completely or not at all.
 
-        Each row has one line: its number from 1, ``log_density``, ``log_base`` and ``energy`` (beta E), then the columns of
-        ``classes``.
+        Each row has one line: its number in what was given, from 1, ``log_density``, ``log_base`` and ``energy`` (beta E),
+        then the columns of ``classes``.
 
         Raises:
             UsageError: the path can't be written; RunFailed: the disk is full.
@@ -90,7 +94,8 @@ class LogDensities(Shown):
         by_class = {} if self.classes is None else self.classes.columns()
         writer.writerow(["row", "log_density", "log_base", "energy", *by_class])
         columns = (values.tolist() for values in (self.gebm, self.base, self.tilt, *by_class.values()))
-        writer.writerows([number, *map(repr, row)] for number, row in enumerate(zip(*columns, strict=True), start=1))
+        rows = zip(self.rows.of(range(len(self.gebm))), *columns, strict=True)
+        writer.writerows([number, *map(repr, row)] for number, *row in rows)
         write_atomic(path, text.getvalue().encode())
 
 
@@ -108,6 +113,7 @@ def densities(
     source: str = "the data",
     block_size: int | None = None,
     labels: Tensor | None = None,
+    numbers: RowNumbers | None = None,
     on_progress: OnProgress = ignore,
 ) -> LogDensities:
     """Compute the densities of `log_density`, with nothing left to a recipe.
@@ -116,7 +122,9 @@ def densities(
         labels: the class of each row, (N,), for a model with classes; None: not known.
         names: names of the rows' columns, () without names.
         source: where the rows come from, for messages.
+        numbers: which rows these are of what was given; None: all.
     """
+    numbers = numbers or RowNumbers()
     check_density(model, dataset, space)
     x = as_data(rows, names, source, model, dataset)
     log_det = None if dataset is None else log_det_of(dataset)
@@ -129,7 +137,7 @@ def densities(
         assert found.energy is not None
         return LogDensities(
             found.log_density, found.log_base, found.energy, found.log_partition, space, inverse_temperature,
-            found.classes, found.log_partitions,
+            found.classes, found.log_partitions, numbers,
         )  # fmt: skip
     with placed(model, device) as (where, dtype):
         generator = torch.Generator(where).manual_seed(stream(seed, "model fit").initial_seed())
@@ -142,7 +150,8 @@ def densities(
                 potential, first, second, generator, dtype, method=method, on_progress=on_progress
             )
     log_base = log_base + shift
-    return LogDensities(log_base - tilt - partition.value, log_base, tilt, partition, space, inverse_temperature)
+    gebm = log_base - tilt - partition.value
+    return LogDensities(gebm, log_base, tilt, partition, space, inverse_temperature, rows=numbers)
 
 
 def check_density(model: GEBM, dataset: Dataset | None, space: Space) -> None:

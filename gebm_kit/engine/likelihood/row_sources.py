@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -19,6 +19,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.units import TableUnits
+from gebm_kit.engine.likelihood.usable_rows import BadRows
 from gebm_kit.engine.likelihood.user_rows import as_data, columns_of, wanted_columns
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class ReadsRows(Protocol):
         dataset: object,
         wanted: tuple[str, ...] | None,
         choose: Callable[[tuple[str, ...], tuple[str, ...], str], list[int]],
-    ) -> tuple[Tensor, tuple[str, ...]]: ...
+        bad_rows: BadRows,
+    ) -> tuple[Tensor, tuple[str, ...], Mapping[int, str]]: ...
 
     @classmethod
     def image_rows(cls, rows: Tensor, source: Path, dataset: object) -> Tensor: ...
@@ -69,15 +71,19 @@ class SourcedRows:
         names: names of the columns, in the order of ``rows``; () without names.
         source: where they come from, for messages.
         measured: whether they are in the units of the data's file, as frames and files are.
+        bad: what is wrong with rows that can't be used, by row number from 1, if a reader was asked to keep them with NaN.
     """
 
     rows: Tensor
     names: tuple[str, ...]
     source: str
     measured: bool
+    bad: Mapping[int, str] = field(default_factory=dict)
 
 
-def sourced(rows: object, name: str, data_shape: Sequence[int], dataset: object = None) -> SourcedRows:
+def sourced(
+    rows: object, name: str, data_shape: Sequence[int], dataset: object = None, bad_rows: BadRows = "stop"
+) -> SourcedRows:
     """Read the rows of an argument.
 
     Columns of a frame are matched with the dataset's by name, and others are left out, whatever they hold; so are those of a
@@ -88,13 +94,14 @@ def sourced(rows: object, name: str, data_shape: Sequence[int], dataset: object 
         name: what the argument is called, for messages.
         data_shape: shape of a data point of the model.
         dataset: the model's data, or None.
+        bad_rows: ``skip``: rows of a file that can't be used are kept with NaN, see `SourcedRows.bad`.
 
     Raises:
         UsageError: rows of another type.
         DataError: a file that can't be read, a column that is missing or holds no numbers.
     """
     if isinstance(rows, str | os.PathLike):
-        return _of_file(Path(rows), None, data_shape, dataset)
+        return _of_file(Path(rows), None, data_shape, dataset, bad_rows)
     if is_frame(rows):
         return _of_frame(rows, name, data_shape, dataset)
     source = "the data" if name == "rows" else name
@@ -156,8 +163,8 @@ class _Standardised(_Named):
 
 
 def rows_of_file(
-    file: Path, key: str | None, data_shape: Sequence[int], dataset: Dataset | None
-) -> tuple[Tensor, tuple[str, ...]]:
+    file: Path, key: str | None, data_shape: Sequence[int], dataset: Dataset | None, bad_rows: BadRows = "stop"
+) -> SourcedRows:
     """Read the rows of a file as they stand there, and the names of their columns, () for data that are not a table.
 
     Where columns are identified by name, those that the run was not trained on may hold anything. Images of bytes are
@@ -166,15 +173,14 @@ def rows_of_file(
     Raises:
         DataError: the file can't be read.
     """
-    found = _of_file(file, key, data_shape, dataset)
-    return found.rows, found.names
+    return _of_file(file, key, data_shape, dataset, bad_rows)
 
 
-def _of_file(file: Path, key: str | None, data_shape: Sequence[int], dataset: object) -> SourcedRows:
+def _of_file(file: Path, key: str | None, data_shape: Sequence[int], dataset: object, bad_rows: BadRows) -> SourcedRows:
     place = user_path(file)
     wanted = dataset.columns if isinstance(dataset, HasStandardisation) else None
-    rows, names = _reader().rows_of_file(place, key, data_shape, dataset, wanted, columns_of)
-    return SourcedRows(rows, names, str(place), measured=True)
+    rows, names, bad = _reader().rows_of_file(place, key, data_shape, dataset, wanted, columns_of, bad_rows)
+    return SourcedRows(rows, names, str(place), measured=True, bad=bad)
 
 
 def _of_frame(frame: Any, name: str, data_shape: Sequence[int], dataset: object) -> SourcedRows:

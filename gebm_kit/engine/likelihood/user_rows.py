@@ -156,7 +156,7 @@ def _check_finite(rows: Tensor, names: tuple[str, ...], source: str) -> None:
     more = f" ({len(bad)} such values)" if len(bad) > 1 else ""
     raise DataError(
         f"{source}: row {row + 1}, column {name} {what}{more}",
-        hint="Drop such rows or fill them in first; nothing is imputed here.",
+        hint="--bad-rows skip (in Python bad_rows='skip') leaves out such rows; nothing is imputed here.",
     )
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
@@ -27,7 +29,7 @@ from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.units import HasUnits, TableUnits
+from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
@@ -171,6 +173,20 @@ class Run(Shown):
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint.path}: the units of the table are damaged: {error}") from error
 
+    def measurements(self, *, needed: bool) -> HasMeasured | None:
+        """Return what turns draws into measurements: `units`, or a dataset without them that has `measured`; else None.
+
+        Such a dataset is opened when it is used.
+
+        Args:
+            needed: as for `units`.
+
+        Raises:
+            CheckpointError, DataError: as for `units`.
+        """
+        units = self.units(needed=needed)
+        return UnitsOfRun(self) if units is None and self.checkpoint.state["facts"].get("measured") else units
+
     @functools.cached_property
     def model(self) -> GEBM:
         """Model that sampling uses, with averaged weights where there are any; on the CPU, in eval mode.
@@ -219,6 +235,40 @@ class Run(Shown):
         return facts
 
 
+@dataclass(frozen=True)
+class UnitsOfRun:
+    """Names and measurements by the dataset of a run, which is opened when they are used."""
+
+    run: Run
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self._of_data.columns
+
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return what the dataset's `measured` returns, (N, D) float64.
+
+        Raises:
+            DataError: the data can't be read.
+        """
+        return self._of_data.measured(rows.cpu()).double()
+
+    @property
+    def _of_data(self) -> HasMeasured:
+        found = units_of(self.run.dataset)
+        if found is None:
+            raise CheckpointError(f"{self.run.path}: the dataset of this run has no `measured` any more")
+        return found
+
+
+def units_of(dataset: Dataset) -> HasMeasured | None:
+    """Return what turns the data of a table into measurements: its `TableUnits`, or the dataset itself; else None."""
+    found: object = dataset
+    if isinstance(found, HasUnits):
+        return found.units
+    return found if isinstance(found, HasMeasured) else None
+
+
 def named_as_trained(recipe: Recipe) -> Recipe:
     """Return a recipe that was read from a run's ``resolved.yaml`` under the name it was trained by; others unchanged."""
     if recipe.path is None or recipe.path.name != RESOLVED:
@@ -240,7 +290,9 @@ def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, f
     facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
     units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
     names = class_names_of(dataset)
-    named = {} if names is None else {"class_names": list(names)}
+    named: dict[str, Any] = {} if names is None else {"class_names": list(names)}
+    if units is None and isinstance(dataset, HasMeasured):
+        named["measured"] = True
     return facts | {"log_ratio": log_ratio, "units": units, "final": final} | named
 
 

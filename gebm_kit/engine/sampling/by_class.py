@@ -25,7 +25,7 @@ from gebm_kit.core.interfaces import Sampler
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import warn
 from gebm_kit.core.seeds import stream
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw import draw
@@ -145,7 +145,7 @@ def draw_by_class(
     *,
     warns: bool = True,
     checked: bool = False,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
     **place: Any,
 ) -> Draws:
     """Draw ``settings.num_samples`` points, the i-th of class ``labels[i]``.

@@ -26,7 +26,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.packing import packed, read_packed
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_json_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.sampling.by_class import counts_by_class, draw_by_class_to, merged, share_of, together
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
@@ -64,7 +64,7 @@ class ClassShards(StreamedDraws):
     parts: Mapping[int, ShardedDraws]
     diagnostics: Diagnostics
     class_names: tuple[str, ...] | None = None
-    units: TableUnits | None = field(default=None, repr=False, compare=False)
+    units: HasMeasured | None = field(default=None, repr=False, compare=False)
     value_range: tuple[float, float] | None = None
 
     def __iter__(self) -> Iterator[Draws]:
@@ -142,7 +142,7 @@ def draw_by_class_into(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
     ranks: Ranks = ALONE,
     **place: Any,
 ) -> ClassShards:

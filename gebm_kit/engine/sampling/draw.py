@@ -18,7 +18,7 @@ from gebm_kit.core.interfaces import Sampler, SamplerDirective
 from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress import OnProgress, ignore
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.process.devices import placed
 from gebm_kit.engine.process.distributed import ALONE, Ranks
 from gebm_kit.engine.process.memory import enough_memory, require_disk, require_memory
@@ -147,7 +147,7 @@ def draw_to(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
     ranks: Ranks = ALONE,
     hint: str = "Continue with resume=True.",
     **place: Any,
@@ -184,7 +184,7 @@ def draw_into(
     *,
     resume: bool = False,
     value_range: tuple[float, float] | None = None,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
     device: torch.device | str | None = None,
     on_progress: OnProgress = ignore,
     ranks: Ranks = ALONE,

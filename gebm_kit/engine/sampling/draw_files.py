@@ -16,7 +16,7 @@ from gebm_kit.core.archives import NpzArchive
 from gebm_kit.core.errors import DataError
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.reading import parse_json, read_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws import Draws
 from gebm_kit.engine.sampling.table_files import TABLE_SUFFIXES
@@ -91,7 +91,7 @@ _TENSORS = ("x", "z", "chain", "labels")
 def draws_of(
     tensors: Mapping[str, Tensor],
     diagnostics: Diagnostics,
-    units: TableUnits | None,
+    units: HasMeasured | None,
     value_range: tuple[float, float] | None = None,
 ) -> Draws:
     """Build draws from the tensors of a file.

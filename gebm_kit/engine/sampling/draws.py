@@ -20,7 +20,7 @@ from gebm_kit.core.html import Shown
 from gebm_kit.core.model import LatentPotential
 from gebm_kit.core.mosaic import COLUMNS, are_images, image_of
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.sampling.chains import Chains
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draws_html import sections_of, summary_of
@@ -68,7 +68,7 @@ class Draws(Shown):
     chain: Tensor
     diagnostics: Diagnostics
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
-    units: TableUnits | None = field(default=None, repr=False, compare=False)
+    units: HasMeasured | None = field(default=None, repr=False, compare=False)
     chains: Chains | None = field(default=None, repr=False, compare=False)
     labels: Tensor | None = field(default=None, repr=False)
     class_names: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
@@ -193,8 +193,9 @@ class Draws(Shown):
 
         A .safetensors or .npz file holds x as the model makes it, z, chain and any labels, with the diagnostics as JSON
         (in the metadata of .safetensors) and, for a table, its ``units`` as JSON: ``columns``, ``mean`` and ``std``,
-        where ``mean + std x`` are measurements. Names of classes are the JSON list ``class_names``. numpy has no bfloat16,
-        so a .npz holds such draws in single precision, which changes no value.
+        where ``mean + std x`` are measurements. Names of classes are the JSON list ``class_names``. A .npz of a table also
+        holds ``measured``, (N, D) float64, and the names of its ``columns``. numpy has no bfloat16, so a .npz holds such
+        draws in single precision, which changes no value.
         A .csv or .parquet file is a table of these measurements, with the columns' names. Draws of classes have the name
         of the class, or its index, in a last column.
 
@@ -221,13 +222,15 @@ class Draws(Shown):
         value_range = self.value_range if value_range is None else value_range
         if value_range is not None:
             metadata["value_range"] = json.dumps([float(v) for v in value_range])
-        if self.units is not None:
+        if isinstance(self.units, TableUnits):  # a dataset's own `measured` can't be written to a file
             metadata["units"] = json.dumps(self.units.as_dict())
         if self.class_names is not None:
             metadata["class_names"] = json.dumps(self.class_names)
         if path.suffix == ".npz":
             buffer = io.BytesIO()
             arrays = {name: _array(tensor) for name, tensor in tensors.items()}
+            if self.units is not None:
+                arrays |= {"measured": self.units.measured(self.x).numpy(), "columns": np.array(self.units.columns)}
             np.savez(buffer, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in metadata.items()})
             content = buffer.getvalue()
         else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gebm_kit.core.html import cell, picture, table
 from gebm_kit.core.mosaic import are_images, image_of, png_of
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.exported import column_names
 
@@ -36,7 +36,7 @@ def summary_of(kind: str, num: int, shape: Sequence[int], d: Diagnostics, more: 
 def sections_of(
     x: Tensor,
     d: Diagnostics,
-    units: TableUnits | None,
+    units: HasMeasured | None,
     value_range: tuple[float, float] | None,
     classes: Sequence[str] | None,
 ) -> Iterator[str]:

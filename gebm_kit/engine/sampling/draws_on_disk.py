@@ -32,7 +32,7 @@ from gebm_kit.core.files import (
 from gebm_kit.core.packing import Record, packed, read_packed
 from gebm_kit.core.plugins import component_name
 from gebm_kit.core.reading import read_json_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured
 from gebm_kit.engine.process.distributed import Ranks
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.sampling.draws import Part
@@ -203,7 +203,7 @@ class Directory:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def draws(
-        self, outcome: Outcome, value_range: tuple[float, float] | None, units: TableUnits | None = None
+        self, outcome: Outcome, value_range: tuple[float, float] | None, units: HasMeasured | None = None
     ) -> ShardedDraws:
         """Write the index, remove the saved state, and open the draws."""
         if self._ranks.rank == 0:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.errors import PluginError
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
+from gebm_kit.engine.sampling.table_files import whole_columns
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def frame_of(
-    x: Tensor, chain: Tensor, units: TableUnits | None, labels: Sequence[str] | Sequence[int] | None
+    x: Tensor, chain: Tensor, units: HasMeasured | None, labels: Sequence[str] | Sequence[int] | None
 ) -> DataFrame:
     """Return draws as a data frame with one line for each.
 
@@ -39,6 +40,9 @@ def frame_of(
         flat, names = units.measured(flat), column_names(units) or names
     values = flat.float() if flat.dtype == torch.bfloat16 else flat
     frame = pandas.DataFrame(values.numpy(), columns=names)
+    if units is not None:
+        whole = zip(names, whole_columns(units, flat), strict=True)
+        frame = frame.astype({name: "int64" for name, is_whole in whole if is_whole})
     if labels is not None:
         frame[_free("label", names)] = list(labels)
     frame[_free("chain", names)] = chain.cpu().numpy()
@@ -50,7 +54,7 @@ def inference_data(
     z: Tensor,
     chain: Tensor,
     labels: Tensor | None,
-    units: TableUnits | None,
+    units: HasMeasured | None,
     trace: Tensor | None,
     attributes: Mapping[str, Any],
 ) -> DataTree:
@@ -95,7 +99,7 @@ def by_chain(chain: Tensor) -> Tensor:
     return order[firsts[:, None] + torch.arange(kept).flip(0)]
 
 
-def column_names(units: TableUnits) -> list[str] | None:
+def column_names(units: HasMeasured) -> list[str] | None:
     """Return the names of a table's columns; None where they are only counted."""
     names = list(units.columns)
     return None if names == list(TableUnits.unchanged(len(names)).columns) else names

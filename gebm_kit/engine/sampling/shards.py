@@ -28,7 +28,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.reading import read_file, read_json_file
-from gebm_kit.core.units import TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.sampling.blocks import Layout
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 from gebm_kit.engine.sampling.draw_files import diagnostics_from, draws_of, load_file
@@ -210,7 +210,7 @@ class ShardedDraws(StreamedDraws):
     request: Mapping[str, Any] = field(repr=False)
     value_range: tuple[float, float] | None = None
     records: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False, compare=False)
-    units: TableUnits | None = field(default=None, repr=False, compare=False)
+    units: HasMeasured | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Draws]:
         for shard in self.shards:
@@ -277,7 +277,7 @@ def write_index(
     diagnostics: Diagnostics,
     request: Mapping[str, Any],
     value_range: tuple[float, float] | None,
-    units: TableUnits | None = None,
+    units: HasMeasured | None = None,
 ) -> None:
     """Write ``index.json``, which makes the directory complete.
 
@@ -299,7 +299,7 @@ def write_index(
         "num_samples": num_samples,
         "tensors": tensors,
         "value_range": value_range,
-        **({} if units is None else {"units": units.as_dict()}),
+        **({"units": units.as_dict()} if isinstance(units, TableUnits) else {}),
         "request": dict(request),
         "diagnostics": diagnostics.as_dict(),
         "shards": [asdict(shard) for shard in shards],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ import torch
 from safetensors import safe_open
 
 import gebm_kit as gk
+from gebm_kit.core.components import Component, Registered
 from gebm_kit.core.errors import CheckpointError, DataError, UsageError
+from gebm_kit.core.plugins import installed
 from gebm_kit.core.units import TableUnits
+from gebm_kit.data.tensors import TensorDataset
 from gebm_kit.engine.run_directory.run import Run
 
 RECIPE = """schema: 1
@@ -73,7 +78,8 @@ class TestTable:
         from gebm_kit.engine.likelihood.row_sources import rows_of_file
 
         draws = gk.sample(run, out=folder / "again.csv")
-        rows, names = rows_of_file(folder / "again.csv", None, run.model.data_shape, run.dataset)
+        found = rows_of_file(folder / "again.csv", None, run.model.data_shape, run.dataset)
+        rows, names = found.rows, found.names
         assert names == ("height, cm", "time")
         expected = gk.score(gk.GEBM(run.model.base, run.model.energy), draws.x).energy
         torch.testing.assert_close(gk.score(run, rows).energy, expected, rtol=1e-3, atol=1e-3)
@@ -85,6 +91,8 @@ class TestTable:
         if suffix == "npz":
             stated = json.loads(str(np.load(path)["units"]))
             assert torch.equal(torch.from_numpy(np.load(path)["x"]), draws.x)
+            assert torch.equal(torch.from_numpy(np.load(path)["measured"]), draws.units.measured(draws.x))
+            assert tuple(np.load(path)["columns"]) == draws.units.columns
         else:
             with safe_open(path, "pt") as file:
                 stated = json.loads(file.metadata()["units"])
@@ -121,10 +129,69 @@ class TestTable:
         assert lines[0] == "x1"
         assert abs(float(np.mean([float(line) for line in lines[1:]])) - 170) < 100
 
+    def test_whole_numbers_and_grids(self, folder):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        rng = np.random.default_rng(1)
+        columns = [rng.poisson(9, 200), np.round(rng.normal(size=200), 2), rng.normal(size=200)]
+        lines = [
+            "count,money,free",
+            *(f"{a},{b},{c!r}" for a, b, c in zip(*(c.tolist() for c in columns), strict=True)),
+        ]
+        (folder / "grid.csv").write_text("\n".join(lines) + "\n")
+        run = run_on(folder, "grid", f"{{name: tabular, path: {folder / 'grid.csv'}}}")
+        draws = gk.sample(run, out=folder / "grid-draws.csv")
+        with open(folder / "grid-draws.csv", newline="") as file:
+            names, *found = csv.reader(file)
+        assert names == ["count", "money", "free"]
+        assert all(row[0].lstrip("-").isdecimal() for row in found)
+        assert all(row[1] == repr(round(float(row[1]), 2) + 0.0) for row in found)
+        assert any(len(row[2].partition(".")[2]) > 6 for row in found)
+        draws.save(folder / "grid-draws.parquet")
+        table = parquet.read_table(folder / "grid-draws.parquet")
+        assert [str(kind) for kind in table.schema.types] == ["int64", "double", "double"]
+        assert table.column("count").to_pylist() == [int(row[0]) for row in found]
+        assert torch.equal(draws.units.measured(draws.x), run.dataset.measured(draws.x))
+
     def test_a_table_is_not_read_back_as_draws(self, run, folder):
         gk.sample(run, out=folder / "table.csv")
         with pytest.raises(DataError, match="is a table of draws, without latent codes"):
             gk.load_draws(folder / "table.csv")
+
+
+class Doubled(TensorDataset):
+    """A table that has `measured`, but no `TableUnits`: measurements are exp(y)."""
+
+    columns = ("income", "age")
+
+    def __init__(self) -> None:
+        rows = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
+        self._fill(dict(zip(("train", "valid", "test"), rows.split(30), strict=True)))
+
+    def measured(self, rows):
+        return rows.double().exp()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dataset_that_states_measurements_itself(tmp_path, monkeypatch):
+    module = ModuleType("gebm_kit_test_doubled")
+    module.Doubled = Doubled
+    record = Registered(
+        Component("dataset", "test-doubled", f"{module.__name__}:Doubled", "From a test"), "a-test", "1"
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(installed().registry._records, ("dataset", "test-doubled"), [record])
+    run = run_on(tmp_path, "doubled", "{name: test-doubled}")
+    again = gk.load_run(run.path)
+    draws = gk.sample(again, out=tmp_path / "draws.csv")
+    with open(tmp_path / "draws.csv", newline="") as file:
+        names, *rows = csv.reader(file)
+    assert names == ["income", "age"]
+    expected = draws.x.double().exp()
+    assert torch.equal(torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64), expected)
+    gk.sample(again).save(tmp_path / "same.csv")
+    assert (tmp_path / "same.csv").read_text() == (tmp_path / "draws.csv").read_text()
+    gk.sample(again, out=tmp_path / "draws.npz")
+    assert gk.load_draws(tmp_path / "draws.npz").units is None
 
 
 def test_images_are_no_table(tmp_path):
