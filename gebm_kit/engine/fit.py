@@ -25,8 +25,8 @@ from gebm_kit.engine.datasets.open import say_reading
 from gebm_kit.engine.process.progress_bar import check_progress
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.train import train
-from gebm_kit.engine.training.loop import samples_unseen_base
 from gebm_kit.engine.training.own_parts import base_facts, energy_facts
+from gebm_kit.engine.training.phases import samples_unseen_base
 
 VALUES = (*SECTIONS, "requires", "loggers", "precision", "seed")
 """Values of a recipe that `fit` takes by name; ``seed`` is short for ``train.seed``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset as TorchDataset, IterableDataset, TensorDataset
 
 import gebm_kit as gk
+from gebm_kit.config.supplied_parts import InitialWeights
 from gebm_kit.core.errors import DataError, GebmKitError, Interrupted, PluginError, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, FeatureMap, Logger
 from gebm_kit.core.progress import GebmKitWarning, Progress
@@ -180,25 +181,50 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_module(tmp_path: Pat
         fit(out=tmp_path / "run", resume=True, steps=6, base=nn.Linear(3, 2))
 
 
-def test_going_back_to_the_start_brings_the_initial_weights_back(tmp_path: Path) -> None:
+def test_going_back_to_the_start_brings_the_initial_weights_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Bursting(nn.Module):
-        """An energy that is not finite in the first calls of training."""
+        """An energy that is not finite in some evaluations of training, once it is told so."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.calls = nn.Linear(2, 1), 0
+            self.layer, self.left = nn.Linear(2, 1), 0
 
         def forward(self, x: Tensor) -> Tensor:
             values = self.layer(x)
-            if self.training and len(x) == 64:
-                self.calls += 1
-                if 3 <= self.calls <= 8:
-                    return values * float("inf")
+            if self.training and self.left:
+                self.left -= 1
+                return values * float("inf")
             return values
 
-    train = {"batch_size": 64, "checkpoint_every": 100, "on_non_finite": {"limit": 2}, "log_every": 1}
-    with pytest.warns(GebmKitWarning, match="goes back"):
-        run = fit(out=tmp_path / "run", energy=Bursting(), train=train)
+    energy = Bursting()
+    before, seen = weights(energy), []
+
+    def watch(progress: Progress) -> None:
+        if progress.stage == "train":
+            seen.append(progress.step)
+            if seen == [1, 2]:
+                energy.left = 6
+
+    original = InitialWeights.restore
+
+    def restored(self: InitialWeights) -> None:
+        assert not same(weights(energy), before)
+        original(self)
+        assert same(weights(energy), before)
+        energy.left = 0
+
+    train = {
+        "batch_size": 64,
+        "checkpoint_every": 100,
+        "on_non_finite": {"limit": 2},
+        "log_every": 1,
+        "energy_steps": 2,
+    }
+    monkeypatch.setattr(InitialWeights, "restore", restored)
+    with pytest.warns(GebmKitWarning, match="training goes back from step"):
+        run = fit(out=tmp_path / "run", energy=energy, train=train, on_progress=watch)
     assert run.step == 4
 
 
@@ -240,6 +266,34 @@ def test_load_run_refuses_objects_that_the_run_builds_itself(tmp_path: Path) -> 
         gk.load_run(own.path, base="mlp", energy=parts()[1])
     with pytest.raises(GebmKitError, match="does not fit"):
         _ = gk.load_run(own.path, base=nn.Linear(3, 2), energy=parts()[1]).model
+
+
+def test_the_energy_of_the_final_phase(tmp_path: Path) -> None:
+    final, other = parts(seed=1)[1], parts(seed=2)[1]
+    run = fit(out=tmp_path / "run", train={**QUICK["train"], "final": {"steps": 2, "energy": final}})
+    assert run.step == 6
+    assert run.model.energy.module is final
+    base, energy = parts()
+    with pytest.raises(UsageError, match=r"can't rebuild: final_energy \(.*Sequential\)"):
+        gk.load_run(run.path, base=base, energy=energy)
+    assert gk.load_run(run.path, base=base, energy=energy, final_energy=other).model.energy.module is other
+    assert same(weights(final), weights(other))
+    plain = fit(out=tmp_path / "plain")
+    with pytest.raises(UsageError, match="the run's final_energy is nothing"):
+        gk.load_run(plain.path, base=base, energy=energy, final_energy=other)
+
+
+def test_the_newest_unfinished_run_is_resumed_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def stop(progress: Progress) -> None:
+        os.kill(os.getpid(), 2)
+
+    with pytest.raises(Interrupted):
+        gk.fit(*parts(), ROWS, **QUICK, on_progress=stop)
+    run = gk.fit(*parts(), ROWS, **QUICK, resume=True)
+    assert run.step == 4
+    assert len(list((tmp_path / "runs" / "fit").iterdir())) == 1
 
 
 def test_load_run_of_a_table_reads_it_in_the_same_way(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.figures.class_figures import class_bars, class_grid
 from gebm_kit.engine.figures.run_figures import OfTable, draw_all
-from gebm_kit.engine.run_directory.run import remove_leftovers, units_of
+from gebm_kit.engine.run_directory.facts import units_of
+from gebm_kit.engine.run_directory.run import remove_leftovers
 
 if TYPE_CHECKING:
     from gebm_kit.core.interfaces import Dataset

@@ -17,8 +17,11 @@ from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.reading import read_file
 from gebm_kit.engine.datasets.given import source_of
 
-NEEDED = ("base", "energy")
+NEEDED = ("base", "energy", "final_energy")
 """Parts without which a run has no model."""
+
+KEYS: dict[str, tuple[str | int, ...]] = {"final_energy": ("train", "final", "energy")}
+"""Keys in the recipe of parts that are no section."""
 
 
 def names_objects(resolved: Path) -> bool:
@@ -44,15 +47,18 @@ def parts_for(recipe: Recipe, given: Mapping[str, Any], valid: Any, test: Any) -
         UsageError: one is missing, is given for a part that the run builds itself, or is of another kind.
         DataError: the data can't be used.
     """
-    nodes = {name: getattr(recipe, name) for name in COMPONENT_SECTIONS}
+    nodes: dict[str, Any] = {name: getattr(recipe, name) for name in COMPONENT_SECTIONS}
+    nodes["final_energy"] = recipe.final_energy
     for name, part in given.items():
         if not isinstance(nodes[name], SuppliedNode):
-            raise UsageError(f"the run's {name} is {nodes[name].name!r}, which it builds itself; leave {name} out")
+            what = "nothing" if nodes[name] is None else f"{nodes[name].name!r}, which it builds itself"
+            raise UsageError(f"the run's {name} is {what}; leave {name} out")
         _check(name, part)
     missing = [name for name in NEEDED if isinstance(nodes[name], SuppliedNode) and name not in given]
     if missing:
-        raise not_supplied({name: str(nodes[name].parameters.get("class", "an object")) for name in missing})
-    found: dict[tuple[str | int, ...], Any] = {(name,): part for name, part in given.items()}
+        classes = {name: str(nodes[name].parameters.get("class", "an object")) for name in missing}
+        raise not_supplied(classes, "the run" if recipe.path is None else f"the run {recipe.path.parent}")
+    found: dict[tuple[str | int, ...], Any] = {KEYS.get(name, (name,)): part for name, part in given.items()}
     if "data" in given:
         found["data",] = _dataset(recipe.data.parameters, given["data"], valid, test)
     return found

@@ -18,21 +18,20 @@ from typing import Any
 
 from torch import Tensor
 
-from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Parts, Recipe
 from gebm_kit.core.arguments import check_path
-from gebm_kit.core.class_names import class_names_of
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
-from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
+from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
+from gebm_kit.engine.run_directory.facts import class_names_in, units_of
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
 from gebm_kit.engine.run_directory.objects import names_objects, parts_for
 from gebm_kit.engine.run_directory.record import run_directories
@@ -212,15 +211,7 @@ class Run(Shown):
         Raises:
             CheckpointError: the names are damaged.
         """
-        names = self._facts.get("class_names")
-        if names is None:
-            return None
-        count = self._facts.get("num_classes")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != count:
-            raise CheckpointError(
-                f"{self.checkpoint.path} is damaged: its class_names are not the names of its classes"
-            )
-        return tuple(names)
+        return class_names_in(self._facts, self.checkpoint.path)
 
     @property
     def _facts(self) -> dict[str, Any]:
@@ -256,14 +247,6 @@ class UnitsOfRun:
         return found
 
 
-def units_of(dataset: Dataset) -> HasMeasured | None:
-    """Return what turns the data of a table into measurements: its `TableUnits`, or the dataset itself; else None."""
-    found: object = dataset
-    if isinstance(found, HasUnits):
-        return found.units
-    return found if isinstance(found, HasMeasured) else None
-
-
 def named_as_trained(recipe: Recipe) -> Recipe:
     """Return a recipe that was read from a run's ``resolved.yaml`` under the name it was trained by; others unchanged."""
     if recipe.path is None or recipe.path.name != RESOLVED:
@@ -273,22 +256,6 @@ def named_as_trained(recipe: Recipe) -> Recipe:
     except CheckpointError:
         name = None
     return dataclasses.replace(recipe, name=name) if name else recipe
-
-
-def facts_for_checkpoint(recipe: Recipe, dataset: Dataset, log_ratio: bool, *, final: bool = False) -> dict[str, Any]:
-    """Return what a checkpoint keeps to rebuild the model without its data and its loss.
-
-    Args:
-        log_ratio: whether the trained energy is a log density ratio (`GEBM.log_ratio`).
-        final: whether the energy and its log-partition are those of the final phase.
-    """
-    facts = {k: v for k, v in data_facts(recipe, dataset).items() if k != "directory"}
-    units = dataset.units.as_dict() if isinstance(dataset, HasUnits) else None
-    names = class_names_of(dataset)
-    named: dict[str, Any] = {} if names is None else {"class_names": list(names)}
-    if units is None and isinstance(dataset, HasMeasured):
-        named["measured"] = True
-    return facts | {"log_ratio": log_ratio, "units": units, "final": final} | named
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,13 +273,15 @@ def load_run(
     test: Any = None,
     loss: Any = None,
     sampler: Any = None,
+    final_energy: Any = None,
 ) -> Run:
     """Open a run directory.
 
     Args:
         checkpoint: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
         base, energy, data, valid, test, loss, sampler: the objects that `gebm_kit.fit` was given, which a run can't rebuild.
-            Base and energy get the run's weights when its model is read. Data are needed to evaluate alone.
+            Base and energy get the run's weights when its model is read. Data are needed for what looks at them alone.
+        final_energy: the energy of ``train.final``, if it was an object.
 
     Raises:
         UsageError: ``checkpoint`` is none of these; the run was trained on objects that are not given, or on other data; or
@@ -320,7 +289,14 @@ def load_run(
         CheckpointError: ``path`` is not a run directory.
     """
     run = open_run(path, checkpoint)
-    given = {"base": base, "energy": energy, "data": data, "loss": loss, "sampler": sampler}
+    given = {
+        "base": base,
+        "energy": energy,
+        "data": data,
+        "loss": loss,
+        "sampler": sampler,
+        "final_energy": final_energy,
+    }
     given = {name: part for name, part in given.items() if part is not None}
     if not given and not names_objects(run.path / RESOLVED):
         return run

@@ -38,7 +38,7 @@ from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
 from gebm_kit.engine.process.memory import enough_memory, require_device_memory
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
-from gebm_kit.engine.run_directory.run import facts_for_checkpoint
+from gebm_kit.engine.run_directory.facts import facts_for_checkpoint
 from gebm_kit.engine.sampling.contract import check_contract
 from gebm_kit.engine.sampling.settings import check_fits, resolve_sampler, settings_of
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of

@@ -36,11 +36,13 @@ from gebm_kit.engine.process.memory import enough_memory
 from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, keep_sources, tidy, write_resolved
+from gebm_kit.engine.run_directory.facts import facts_for_checkpoint
 from gebm_kit.engine.run_directory.lock import RunLock
-from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, open_run
+from gebm_kit.engine.run_directory.run import Run, open_run
 from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
 from gebm_kit.engine.training.loggers import Loggers, check_loggers, open_loggers
+from gebm_kit.engine.training.phases import samples_unseen_base
 from gebm_kit.engine.training.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.training.rollback import exceeded, failure, go_back
 from gebm_kit.engine.training.starting_state import begin
@@ -49,7 +51,6 @@ from gebm_kit.engine.training.vital_signs import VitalSignWarnings
 
 LOG_PARTITION_DRAWS = 20_000
 """Most base draws behind the log-partition that a checkpoint stores. Likelihoods don't use it: evaluation makes its own."""
-
 
 PROGRESS_EVERY = 10
 """Cycles between two reports of progress."""
@@ -385,12 +386,6 @@ class TrainingRun:
             self._status(state)
         except GebmKitError:
             return  # the disk is full: the first error is the one to report
-
-
-def samples_unseen_base(recipe: Recipe) -> bool:
-    """Return whether the energy never meets the base that sampling uses: it would refine that base by accident."""
-    running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
-    return running and recipe.ema.decay > 0 and not recipe.train.final.steps
 
 
 def _warn_of_unseen_base(recipe: Recipe) -> None:

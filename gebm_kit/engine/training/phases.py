@@ -72,3 +72,9 @@ def learning_rates(recipe: Recipe, step: int) -> LearningRates:
     return LearningRates(
         rate(recipe.optim.energy, place, settings.steps), rate(recipe.optim.base, place, settings.steps)
     )
+
+
+def samples_unseen_base(recipe: Recipe) -> bool:
+    """Return whether the energy never meets the base that sampling uses: it would refine that base by accident."""
+    running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
+    return running and recipe.ema.decay > 0 and not recipe.train.final.steps
