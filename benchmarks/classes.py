@@ -1,12 +1,14 @@
 """Train a model with classes as its recipe says, and measure whether its draws are of the class that was asked for.
 
     python -m benchmarks.classes --out DIR [--recipe fashion_mnist_conditional] [--seeds 0 1 2] [--shared-base]
-                                 [--threads 1] [-- OVERRIDE ...]
+                                 [--clearer 1 2 4] [--threads 1] [-- OVERRIDE ...]
 
 For each seed the recipe is trained and evaluated by the command's own code. A judge, a classifier of another shape that
 takes no part in anything else, then tells the share of draws that are of the asked class, for the base and for the GEBM,
 with as many draws of each class. The table has the Fréchet distances overall and class by class as the evaluation found
 them, and the accuracy of the model as a classifier beside that of a plain classifier on the network of the final energy.
+
+With --clearer each class is also drawn from the model times p(class | x)^W, by the energy `classifier`, for each W.
 
 With --shared-base the base has no classes and the energy alone does: Bayes' rule is then exact whatever the base.
 Everything is kept in DIR, and an interrupted study resumes.
@@ -33,7 +35,9 @@ from benchmarks.records import Recorded
 from gebm_kit.core.datasets import SplitName
 from gebm_kit.core.interfaces import HasLabels
 from gebm_kit.core.progress import Progress
+from gebm_kit.energies.classifier import ClassifierEnergy
 from gebm_kit.energies.projected import ProjectedEnergy
+from gebm_kit.energies.sum import SumEnergy
 from gebm_kit.engine.run_directory.run import Run
 
 PER_CLASS = 200
@@ -41,6 +45,9 @@ PER_CLASS = 200
 
 JUDGE_STEPS = 1500
 """Steps of 128 rows by which the judge and the plain classifier learn, as many as the features of `projected`."""
+
+CHAINS: dict[str, Any] = {"num_chains": 250, "warmup": 60, "steps": 40, "thin": 5}
+"""Chains of the clearer draws, as in the recipe."""
 
 SMALL = 16
 """Longest side of images that the judge sees as a vector."""
@@ -94,6 +101,24 @@ def words(seed: int, shared: bool, extra: Sequence[str]) -> list[str]:
     return [f"train.seed={seed}", f"eval.seed={seed}", *(["base.conditional=false"] if shared else []), *extra]
 
 
+def known_rows(run: Run, seed: int) -> tuple[Any, ...]:
+    """Return what a classifier of the study learns from."""
+    return run.dataset.split("train"), _labels(run, "train"), seed, JUDGE_STEPS
+
+
+def labels_asked(run: Run) -> Tensor:
+    """Return the classes of the draws that the judge sees, as many of each."""
+    assert run.model.num_classes is not None
+    return torch.arange(run.model.num_classes).repeat(PER_CLASS)
+
+
+def judge_of(run: Run, seed: int) -> nn.Module:
+    """Train the judge of a seed."""
+    assert run.model.num_classes is not None
+    torch.manual_seed(1000 + seed)
+    return trained(judge_network(run.model.base.data_shape, run.model.num_classes), *known_rows(run, seed))
+
+
 class Job(Recorded):
     """One seed of the study."""
 
@@ -120,13 +145,9 @@ class Job(Recorded):
         options = self.options
         chosen = words(self.seed, options.shared_base, options.overrides)
         run = gk.train(options.recipe, chosen, out=folder / self.name, resume=True, on_progress=clock)
-        classes = run.model.num_classes
-        assert classes is not None
-        torch.manual_seed(1000 + self.seed)
-        known = (run.dataset.split("train"), _labels(run, "train"), self.seed, JUDGE_STEPS)
-        judge = trained(judge_network(run.model.base.data_shape, classes), *known)
-        plain = trained(plain_network(run, classes), *known)
-        labels = torch.arange(classes).repeat(PER_CLASS)
+        judge, labels = judge_of(run, self.seed), labels_asked(run)
+        classes = len(labels) // PER_CLASS
+        plain = trained(plain_network(run, classes), *known_rows(run, self.seed))
         draws = gk.sample(run, labels="all", num_samples=len(labels), seed=self.seed)
         base = run.model.base.eval()
         z = base.sample_prior(len(labels), torch.Generator().manual_seed(self.seed))
@@ -142,6 +163,41 @@ class Job(Recorded):
             "gebm": by_class(classified(judge, draws.x), draws.labels, classes),
             "sampler": draws.diagnostics.as_dict(),
             "evaluation": run.evaluation,
+        }
+
+
+class Clearer(Job):
+    """Draws of one seed's model times ``p(class | x)^weight``, for each weight."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "weights": self.options.clearer}
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"{self.name}-clearer.json"
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Let the judge look at the draws for each weight."""
+        run = gk.load_run(folder / self.name)
+        judge, labels = judge_of(run, self.seed), labels_asked(run)
+        return {str(weight): self._drawn(run, weight, judge, labels) for weight in self.options.clearer}
+
+    def _drawn(self, run: Run, weight: float, judge: nn.Module, labels: Tensor) -> dict[str, Any]:
+        beta = run.evaluation["inverse_temperature"] if run.evaluation else 1.0
+        classifier = ClassifierEnergy(data_shape=run.model.data_shape, num_classes=run.model.num_classes)
+        classifier.fit(run.dataset, run.model.device, 0)
+        clearer = gk.GEBM(run.model.base, SumEnergy([run.model.energy, classifier], [beta, weight]))
+        clearer.class_weights.copy_(run.model.class_weights)
+        draws = gk.sample(clearer, labels=labels, num_samples=len(labels), seed=self.seed, **CHAINS)
+        scored = gk.evaluate(
+            clearer, data=run.dataset, metrics=["frechet"], num_samples=2000, num_sets=3, seed=self.seed
+        )
+        assert draws.labels is not None
+        return {
+            "share": by_class(classified(judge, draws.x), draws.labels, len(labels) // PER_CLASS),
+            "frechet": scored.metrics["gebm"]["frechet"].value,
+            "base": scored.metrics["base"]["frechet"].value,
+            "rhat": draws.diagnostics.rhat_max,
         }
 
 
@@ -188,29 +244,44 @@ def show(records: dict[int, dict[str, Any]]) -> None:
         print(f"| {label} | {' | '.join(cells)} |")
 
 
+def kept(job: Job, folder: Path) -> dict[str, Any]:
+    """Return what a job found, from its record or by running it."""
+    found = job.record(folder)
+    if found is None:
+        found = {"settings": job.settings, "found": job.run(folder)}
+        job.save(folder, found)
+    result: dict[str, Any] = found["found"]
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="fashion_mnist_conditional")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--shared-base", action="store_true")
+    parser.add_argument("--clearer", nargs="*", type=float, default=[])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print what is there, and train nothing")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
-    records = {}
+    records, clearer = {}, []
     for seed in options.seeds:
         job = Job(seed, options)
-        found = job.record(options.out)
-        if found is None and not options.table:
-            found = {"settings": job.settings, "found": job.run(options.out)}
-            job.save(options.out, found)
+        found = job.record(options.out) if options.table else {"found": kept(job, options.out)}
         if found is not None:
             records[seed] = found["found"]
+            clearer += [] if options.table or not options.clearer else [kept(Clearer(seed, options), options.out)]
     if records:
         show(records)
+    for weight in options.clearer if clearer else ():
+        each = [found[str(weight)] for found in clearer]
+        share, frechet = (
+            interval([statistics.mean(one["share"]) for one in each]), interval([one["frechet"] for one in each], 2)
+        )  # fmt: skip
+        print(f"times p(class | x)^{weight:g}: asked class {share}; Fréchet {frechet}")
 
 
 if __name__ == "__main__":

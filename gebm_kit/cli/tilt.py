@@ -16,6 +16,7 @@ from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Device, Json, Quiet, Threads, TrustPaths, TrustProgram, place, set_trust
 from gebm_kit.cli.refine import LatentShape
 from gebm_kit.cli.run_options import set_up_cpu
+from gebm_kit.core.class_names import labels_of_word
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress_lines import duration
@@ -87,6 +88,16 @@ KeepEnergy = Annotated[
 ]
 
 
+OneClass = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="CLASS",
+        help="Class at which a generator with classes and a scorer with classes are held, by number or by the run's name.",
+    ),
+]
+
+
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, measure memory and seconds of a gradient, and write nothing."),
@@ -101,6 +112,7 @@ def tilt(
     latent: LatentShape = None,
     value_range: ValueRange = None,
     keep_energy: KeepEnergy = False,
+    class_word: OneClass = None,
     out: Out = None,
     dry_run: DryRun = False,
     trust_program: TrustProgram = False,
@@ -131,6 +143,7 @@ def tilt(
         "device": device,
         "value_range": span,
         "keep_energy": keep_energy,
+        "label": None if class_word is None else _label(class_word, generator if given["generator"] else None),
     }
     subjects: list[Any] = [
         generator if given["generator"] else recipe.base,
@@ -231,6 +244,20 @@ def _data(recipe: Recipe, data: str | None, words: Sequence[str]) -> Any:
         return data
     sets_data = any(word.partition("=")[0].partition(".")[0].strip() == "data" for word in words)
     return recipe.data if sets_data else None
+
+
+def _label(word: str, run: str | None) -> int:
+    """Read the word of --class, with the names of the run's classes.
+
+    Raises:
+        UsageError: it is not one class.
+    """
+    from gebm_kit.engine.run_directory.run import load_run
+
+    found = labels_of_word(word, None if run is None else load_run(run).model.class_names)
+    if isinstance(found, str) or len(found) != 1:
+        raise UsageError(f"--class is {word!r}; allowed: one class, such as 7", hint="A tilt serves one law at a time.")
+    return found[0]
 
 
 def _numbers(option: str, text: str) -> list[float]:

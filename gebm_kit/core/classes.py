@@ -189,6 +189,28 @@ class ClassEnergy(Energy):
         return values
 
 
+def held_base(base: Base, label: int) -> Base:
+    """Return a base at one class; one without classes serves every class.
+
+    Raises:
+        UsageError: it is conditional, and there is no such class.
+    """
+    return ClassBase(base, _one_of(base, label)) if is_conditional(base) else base
+
+
+def held_energy(energy: Energy, label: int) -> Energy:
+    """Return an energy at one class; one without classes serves every class.
+
+    Raises:
+        UsageError: it is conditional, and there is no such class.
+    """
+    return ClassEnergy(energy, _one_of(energy, label)) if is_conditional(energy) else energy
+
+
+def _one_of(part: nn.Module, label: int) -> int:
+    return int(checked_labels(torch.as_tensor([label]), int(part.num_classes))[0])  # type: ignore[arg-type]
+
+
 def _constant(label: int, rows: Tensor) -> Tensor:
     return torch.full((len(rows),), label, dtype=torch.int64, device=rows.device)
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from gebm_kit.core.blocks import BlockPotential, Function, Rows, checked_beta, reporting_rows
 from gebm_kit.core.classes import (
-    ClassBase,
-    ClassEnergy,
     checked_labels,
     classes_of,
     decoded,
     encoded,
+    held_base,
+    held_energy,
     is_conditional,
     needed,
     scored,
@@ -132,9 +132,7 @@ class GEBM(nn.Module):
         if self.num_classes is None:
             raise UsageError("the model has no classes: neither its base nor its energy is conditional")
         number = int(checked_labels(torch.as_tensor([label]), self.num_classes)[0])
-        base = ClassBase(self.base, number) if is_conditional(self.base) else self.base
-        energy = ClassEnergy(self.energy, number) if is_conditional(self.energy) else self.energy
-        found = GEBM(base, energy, log_ratio=self.log_ratio)
+        found = GEBM(held_base(self.base, number), held_energy(self.energy, number), log_ratio=self.log_ratio)
         found.log_partition.copy_(self.class_log_partition[number])
         return found
 

@@ -73,6 +73,7 @@ class TiltOptions(TypedDict, total=False):
         value_range: (low, high) of the generator's values, for pictures and for a scorer's ``input_range``; None: the
             dataset's.
         latent_shape: shape of one latent code of a program that does not state it.
+        label: class at which a conditional generator and a conditional scorer are held; None: neither has classes.
         num_samples: draws at each beta; 1,000.
         num_chains, warmup, steps, thin: as in `gebm_kit.sample`.
         sampler: a sampler's name; ``auto``.
@@ -92,6 +93,7 @@ class TiltOptions(TypedDict, total=False):
     data_shape: Sequence[int] | None
     value_range: tuple[float, float] | None
     latent_shape: Sequence[int] | None
+    label: int | None
     num_samples: int | None
     num_chains: int | None
     warmup: int | None
@@ -315,7 +317,10 @@ def _subject(generator: Generator, scorer: Scorer, chosen: dict[str, Any], on_pr
         None if shape is None else tuple(int(size) for size in shape),
         directory,
     )
-    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), False, on_progress)
+    label = chosen.get("label")
+    if label is not None:
+        label = require_whole("label", label, 0, 10**6)
+    return subject_of(generator, scorer, facts, chosen.get("latent_shape"), label, False, on_progress)
 
 
 def _best_of(plan: Plan, n: int) -> BestOf:

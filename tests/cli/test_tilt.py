@@ -78,6 +78,8 @@ def test_a_tilt_is_drawn_shown_and_written(folder, capfd):
         (["generator.pt", "classifier", "--latent", "4", "energy.target=1"], "needs data with labels"),
         (["generator.pt", "classifier", "digits", "--latent", "4", "energy.target=10"], "target=10 does not exist"),
         (["generator.pt", "classifier", "digits", "--latent", "4"], "ClassifierEnergy is conditional"),
+        (["generator.pt", "scorer.pt", "--latent", "4", "--class", "3"], "neither the generator nor the scorer"),
+        (["generator.pt", "classifier", "digits", "--latent", "4", "--class", "all"], "allowed: one class"),
         (["-", "scorer.pt", "digits", "base=mlpp"], "did you mean mlp"),
     ],
 )

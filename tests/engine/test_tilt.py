@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import gebm_kit as gk
+from gebm_kit.bases.mlp import MlpBase
 from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.core.trust import trust_programs
 from gebm_kit.data.digits import Digits
 from gebm_kit.energies.codes import CodesEnergy
+from gebm_kit.energies.mlp import MlpEnergy
 from gebm_kit.engine.tilting import levels as levels_module
 from gebm_kit.engine.tilting.ascent import climb, kl_at_least
 from gebm_kit.engine.tilting.base_pool import best_of_kl, best_of_score
@@ -331,6 +333,33 @@ def test_files_are_tilted_and_written_with_data(tmp_path):
         gk.tilt(generator, scorer, latent_shape=[5], **QUICK)
     with trust_programs(), pytest.raises(UsageError, match="fails on codes of shape"):
         gk.tilt(generator, scorer, latent_shape=[4], **QUICK)
+
+
+def test_conditional_parts_are_held_at_one_class():
+    data, torch_seed = Digits(), torch.Generator().manual_seed(0)
+    model = GEBM(
+        MlpBase(
+            latent_dim=4, hidden=[16], conditional=True, data_shape=(1, 8, 8), value_range=(-1.0, 1.0), num_classes=10
+        ),
+        MlpEnergy([8], conditional=True, data_shape=(1, 8, 8), num_classes=10),
+    )
+    z = torch.randn(3, 4, generator=torch_seed)
+    node = {"name": "classifier", "features": {"name": "classifier", "steps": 20}}
+    options = {"data": data, "features": "pixels", "sampler": "imh", "warmup": 0, "steps": 10, "betas": [2.0]}
+    options |= {"num_samples": 60, "num_base": 256, "log_partition": "importance-sampling"}
+    alone = gk.tilt(model.given(3), {**node, "target": 3}, **options)
+    held = gk.tilt(model, node, label=3, **options)
+    assert torch.equal(held.draws(2.0).x, alone.draws(2.0).x)
+    kept = gk.tilt(model, node, label=3, keep_energy=True, **options)
+    alone = gk.tilt(model.given(3), {**node, "target": 3}, keep_energy=True, **options)
+    assert torch.equal(kept.draws(2.0).x, alone.draws(2.0).x)
+    assert not torch.equal(kept.draws(2.0).x, held.draws(2.0).x)
+    assert model.base(z, torch.tensor([1, 2, 3])).shape == (3, 1, 8, 8)
+    for label, said in ((None, "a tilt serves one law at a time"), (10, "10"), (1.5, "whole"), (True, "whole")):
+        with pytest.raises(UsageError, match=said):
+            gk.tilt(model, node, label=label, **options)
+    with pytest.raises(UsageError, match="neither the generator nor the scorer has classes"):
+        gk.tilt(IdentityBase(2), lambda x: x[:, 0], label=1)
 
 
 def test_a_class_is_drawn_from_a_generator_without_classes(tmp_path):

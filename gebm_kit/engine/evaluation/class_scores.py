@@ -36,6 +36,7 @@ from gebm_kit.engine.evaluation.calibration import (
     shared_calibration,
 )
 from gebm_kit.engine.evaluation.class_fits import ClassFit, overall_energies, overall_fit
+from gebm_kit.engine.evaluation.class_model_scores import ClassModelScores, model_scores
 from gebm_kit.engine.evaluation.classification import Classification, classified
 from gebm_kit.engine.evaluation.data_rows import DataRows, place_of, scorer_of
 from gebm_kit.engine.evaluation.draw_sets import DrawSets, base_sets, gebm_sets, shared_by
@@ -49,7 +50,6 @@ from gebm_kit.engine.evaluation.equilibrium import (
 )
 from gebm_kit.engine.evaluation.labelled_rows import LabelledRows
 from gebm_kit.engine.evaluation.longer_chains import followed, followed_values, longer_sets, unit_of, why_not
-from gebm_kit.engine.evaluation.metrics import check_serves_classes
 from gebm_kit.engine.evaluation.planner import Planner
 from gebm_kit.engine.evaluation.score_table import ScoreTable, score_table
 from gebm_kit.engine.evaluation.settings import FLOOR_PART, EvaluationSettings
@@ -103,9 +103,9 @@ class ClassTask:
     ) -> None:
         assert model.num_classes is not None
         self._model, self._dataset, self._metrics, self._sampler = model, dataset, metrics, sampler
+        self._of_draws = {name: metric for name, metric in metrics.items() if not metric.of_model}
         self._sampling, self._settings, self._rows, self._where = sampling, settings, rows, where
         self._on_progress, self._ranks, self._num_classes = on_progress, ranks, model.num_classes
-        check_serves_classes(metrics)
         self._labelled = LabelledRows(dataset, model.class_weights, settings)
         self._labelled.check()
         check_sampling(model.given(0), sampler, sampling)
@@ -260,9 +260,11 @@ class ClassTask:
                 "base": [x.to(place) for x in base],
                 "gebm": [x.to(place) for x in gebm],
             }
-            table = score_table(self._metrics, columns, self._scorer, self._on_progress, planner.known)
+            table = score_table(self._of_draws, columns, self._scorer, self._on_progress, planner.known)
+            own = model_scores(self._model, self._metrics, self._scorer, self._labelled.reference, fits)
+            own.join(table)
             tells = self._classified(plan, fits) if timed else None
-            classes = self._by_class(plan, columns, fits, tells) if timed else None
+            classes = self._by_class(plan, columns, fits, tells, own) if timed else None
         reference = self._settings.reference
         for entry in table.protocol.values():
             entry["reference_part"], entry["held_out_part"] = reference, FLOOR_PART[reference]
@@ -352,6 +354,7 @@ class ClassTask:
         columns: Mapping[str, Sequence[Tensor]],
         fits: Mapping[int, ClassFit],
         tells: Classification | None,
+        own: ClassModelScores,
     ) -> dict[str, Any]:
         """Score the draws of each class against its rows; return plain JSON by class."""
         labels, place, found = self._labels(plan), columns["gebm"][0].device, {}
@@ -360,18 +363,16 @@ class ClassTask:
             reference, rest = self._labelled.reference(label), self._labelled.floor(label)
             one = {name: [x[labels == label] for x in columns[name]] for name in ("base", "gebm")}
             least = min(rows, 0 if rest is None else len(rest), *(len(x) for x in one["gebm"]))
-            metrics = {
-                name: metric for name, metric in self._metrics.items() if metric.least_rows <= least and least > 1
-            }
+            metrics = {name: one for name, one in self._of_draws.items() if one.least_rows <= least and least > 1}
             values: dict[str, Any] = {}
             if metrics and reference is not None and rest is not None:
                 one = {"data": [rest.to(place)], **one}
                 of_class = replace(self._scorer, reference=reference.to(place), train=None)
                 table = score_table(metrics, one, of_class, ignore).metrics
                 values = {column: {k: v.as_dict() for k, v in cells.items()} for column, cells in table.items()}
-            names = self._model.class_names
+            values = own.joined(label, values)
             found[str(label)] = {
-                **({} if names is None else {"name": names[label]}),
+                **({} if self._model.class_names is None else {"name": self._model.class_names[label]}),
                 "share": float(self._model.class_weights[label]),
                 "rows": rows,
                 "draws": int((labels == label).sum()),

@@ -14,7 +14,6 @@ from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, Metric
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.preserved import preserved
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
-from gebm_kit.engine.evaluation.metrics import check_serves_classes
 from gebm_kit.engine.evaluation.score_table import check_rows
 
 ROWS = 64
@@ -34,8 +33,6 @@ def check_values(
         PluginError: a check failed; the message names the metric, its package, file and line.
         UsageError: the test part has too few rows for a metric.
     """
-    if model.conditional:
-        check_serves_classes(metrics)
     check_rows(metrics, {"rows in the test part": len(dataset.split("test"))})
     for metric in metrics.values():
         if not is_foreign(metric) or metric.of_model:

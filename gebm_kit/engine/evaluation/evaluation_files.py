@@ -62,7 +62,7 @@ def write_pictures(
         value_range=dataset.value_range,
         rows=rows,
         energies=evaluation.energies,
-        samples=labels is None,
+        labels=None if labels is None else labels["data"][mixed],
         table=_of_table(model, dataset, evaluation) if tables else None,
     )
     if labels is not None and len(model.data_shape) == 3 and model.num_classes is not None:

@@ -43,20 +43,6 @@ def check_data_serves(metrics: Mapping[str, Metric], dataset: Dataset, features:
     features.check(metrics.values(), dataset)
 
 
-def check_serves_classes(metrics: Mapping[str, Metric]) -> None:
-    """Refuse metrics that do not serve models with classes.
-
-    Raises:
-        UsageError: there is one.
-    """
-    for name, metric in metrics.items():
-        if metric.of_model:
-            raise UsageError(
-                f"metric {name} scores the model's energy without labels, and the model has classes",
-                hint="Leave it out of eval.metrics; kale_test and log_partition are reported anyway.",
-            )
-
-
 def check_has_train(name: str, metric: Metric, dataset: Dataset) -> None:
     """Raise UsageError if the metric needs training data, and the rows to evaluate on came without any."""
     if metric.needs_train and train_split(dataset) is None:

@@ -100,12 +100,12 @@ def draw_all(
     value_range: tuple[float, float] | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
     energies: Mapping[str, Tensor] | None = None,
-    samples: bool = True,
+    labels: Tensor | None = None,
     table: OfTable | None = None,
 ) -> list[Path]:
     """Draw every picture that fits the data into ``directory``, made if missing.
 
-    - Images: ``samples.png`` and, if the base has an encoder and is not conditional, ``reconstructions.png``.
+    - Images: ``samples.png`` and, if the base has an encoder, ``reconstructions.png`` (if conditional, with ``labels``).
     - Points in the plane: ``clouds.png``.
     - Rows of a table: ``marginals.png``, ``quantiles.png``, ``pairs.png``, and ``density.png`` if the base has a density.
     - Any data: ``energies.png``, and ``curves.png`` if there are ``rows``.
@@ -117,18 +117,19 @@ def draw_all(
         value_range: range of the images' values; None: taken from the data.
         rows: rows of metrics.jsonl.
         energies: energies that are known already, of ``data``, ``base`` and ``GEBM``; others are computed.
-        samples: whether images are drawn into ``samples.png``; those of a model with classes are drawn by class elsewhere.
+        labels: classes of ``data``, (N,), where the model has classes: its images are drawn by class elsewhere.
         table: rows are those of a table; None: they are not.
     """
     make_directory(directory)
     sets = {"data": data, "base": base, "GEBM": gebm}
     paths = []
     if len(model.data_shape) == 3:
-        if samples:
+        if labels is None:
             paths.append(image_grid(directory / "samples.png", sets, value_range))
-        if isinstance(model.base, HasEncoder) and not is_conditional(model.base):  # its labels are not at hand
+        conditional = is_conditional(model.base)
+        if isinstance(model.base, HasEncoder) and not (conditional and labels is None):
             some = data[: GRID_SIDE**2]
-            rebuilt = {"data": some, "reconstructions": _rebuilt(model, some)}
+            rebuilt = {"data": some, "reconstructions": _rebuilt(model, some, labels if conditional else None)}
             paths.append(image_grid(directory / "reconstructions.png", rebuilt, value_range))
     elif model.data_shape == (2,):
         paths.append(point_clouds(directory / "clouds.png", data, base, gebm, model.energy))
@@ -296,11 +297,12 @@ def _log_densities(model: GEBM, sets: Mapping[str, Tensor], beta: float) -> dict
     return {"base": (found["data"], found["base"]), "GEBM": (gebm["data"], gebm["GEBM"])}
 
 
-def _rebuilt(model: GEBM, x: Tensor) -> Tensor:
-    """Call `GEBM.reconstruct` in eval mode on the model's own device; (N, *D) -> (N, *D) on the CPU."""
+def _rebuilt(model: GEBM, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Call `GEBM.reconstruct` in eval mode on the model's own device; (N, *D), N or more labels -> (N, *D) on the CPU."""
     device = next(model.parameters(), x).device
     with LatentPotential(model), torch.no_grad():
-        return model.reconstruct(x.to(device, model.dtype)).float().cpu()
+        given = None if labels is None else labels[: len(x)].to(device)
+        return model.reconstruct(x.to(device, model.dtype), given).float().cpu()
 
 
 def _points(cloud: Tensor) -> Array:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
-from gebm_kit.core.classes import is_conditional
+from gebm_kit.core.classes import held_base, held_energy, is_conditional
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_base_facts
 from gebm_kit.core.errors import GebmKitError, UsageError, shown
@@ -118,6 +118,7 @@ def subject_of(
     scorer: Scorer,
     facts: Facts,
     latent_shape: Sequence[int] | None,
+    label: int | None,
     with_data: bool,
     on_progress: OnProgress = ignore,
 ) -> Subject:
@@ -129,6 +130,7 @@ def subject_of(
             or a node.
         facts: what is known about the data.
         latent_shape: shape of one code of a program that does not state it.
+        label: class at which conditional parts are held.
         with_data: whether a run's own data are opened, where none are given.
         on_progress: called while an energy learns from data.
 
@@ -142,23 +144,31 @@ def subject_of(
         facts = Facts(dataset, facts.value_range or source.value_range, facts.data_shape, facts.directory)
     base = _base(generator, facts, latent_shape)
     trained = generator.model if isinstance(generator, Run) else generator if isinstance(generator, GEBM) else None
-    _refuse_classes(base)
+    _check_class(base, label)
+    whole, base = base, base if label is None else held_base(base, label)
     check_base_facts(base, facts.injected(None).get("data_shape"))
     known = facts.injected(tuple(base.data_shape))
-    energy = _energy(scorer, known, base)
-    _refuse_classes(energy)
+    whole_energy = _energy(scorer, known, base)
+    if label is not None and not any(map(is_conditional, (whole, whole_energy))):
+        raise UsageError(f"there is no class {label} here: neither the generator nor the scorer has classes")
+    _check_class(whole_energy, label)
+    energy = whole_energy if label is None else held_energy(whole_energy, label)
     model = GEBM(base, energy)
     if not isinstance(scorer, nn.Module):
         energy.to(model.dtype)
-    if isinstance(energy, HasFitting) and not bool(energy.fitted):
+    if isinstance(whole_energy, HasFitting) and not bool(whole_energy.fitted):
         if facts.dataset is None:
             raise UsageError(
                 f"energy {_name(scorer)!r} learns from data before it can score: name a dataset too",
                 hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
             )
-        energy.fit(facts.dataset, torch.device("cpu"), 0, lambda step, total: on_progress(Progress("fit", step, total)))
+        whole_energy.fit(
+            facts.dataset, torch.device("cpu"), 0, lambda step, total: on_progress(Progress("fit", step, total))
+        )
     own = None if trained is None else trained.energy
-    described = _described(generator, base), _described(scorer, energy)
+    if own is not None and label is not None:
+        own = held_energy(own, label)
+    described = _described(generator, whole), _described(scorer, whole_energy)
     return Subject(model, *described, facts.dataset, known["value_range"], own)
 
 
@@ -188,20 +198,18 @@ def _base(generator: Any, facts: Facts, latent_shape: Sequence[int] | None) -> B
     return base
 
 
-def _refuse_classes(*parts: Base | Energy) -> None:
-    """Raise for a conditional base or energy.
+def _check_class(part: Base | Energy, label: int | None) -> None:
+    """Raise for a conditional part where no class is given.
 
     Raises:
-        UsageError: one of them is conditional.
+        UsageError: it is conditional.
     """
-    for part in parts:
-        if is_conditional(part):
-            without_target = getattr(part, "target", 0) is None
-            hold = "In Python, hold it at a class: gk.tilt(run.model.given(3), scorer)."
-            raise UsageError(
-                f"{type(part).__name__} is conditional, and a tilt serves one law at a time",
-                hint="Name the class: energy.target=3." if without_target else hold,
-            )
+    if is_conditional(part) and label is None:
+        known = "; or name it for the scorer alone: energy.target=3" if getattr(part, "target", 0) is None else ""
+        raise UsageError(
+            f"{type(part).__name__} is conditional, and a tilt serves one law at a time",
+            hint=f"Give the class: --class 3, in Python label=3{known}.",
+        )
 
 
 def _needs_shape(node: ComponentNode) -> bool:

@@ -337,3 +337,15 @@ def test_labels_go_with_the_pictures() -> None:
 def test_data_without_labels_are_refused() -> None:
     with pytest.raises(UsageError, match="has no labels"):
         gk.evaluate(gk.GEBM(Plain(), Right()), data=torch.zeros(20, 2), metrics=["mmd"])
+
+
+def test_metrics_of_the_energy_are_those_of_each_class_and_their_mean() -> None:
+    found = evaluated(MovedDensity(), Flat(), metrics=["kale", "mmd"]).as_dict()
+    each = [found["classes"][label]["metrics"]["gebm"]["kale"]["value"] for label in found["classes"]]
+    weights = [found["classes"][label]["share"] for label in found["classes"]]
+    mean = sum(w * v for w, v in zip(weights, each, strict=True)) / sum(weights)
+    assert found["metrics"]["gebm"]["kale"]["value"] == pytest.approx(mean)
+    assert "kale" not in found["metrics"]["base"]
+    assert "mmd" in found["classes"]["0"]["metrics"]["ratio"]
+    assert found["protocol"]["kale"]["mean"] == "over classes, by their weights"
+    assert abs(mean) < 0.05  # a flat energy tilts nothing
