@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gebm_kit.core.trust import trust_paths, trust_programs
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
+    from gebm_kit.engine.fit import fit
     from gebm_kit.engine.process.devices import keep_freed_memory
     from gebm_kit.engine.run_directory.run import load_run
     from gebm_kit.engine.sample import sample
@@ -30,6 +31,7 @@ _HOME = {
     "GEBM": "gebm_kit.core.model",
     "Recipe": "gebm_kit.config.schema",
     "train": "gebm_kit.engine.train",
+    "fit": "gebm_kit.engine.fit",
     "sample": "gebm_kit.engine.sample",
     "evaluate": "gebm_kit.engine.evaluate",
     "log_density": "gebm_kit.engine.density",
@@ -50,6 +52,7 @@ __all__ = [
     "Component",
     "Recipe",
     "evaluate",
+    "fit",
     "hookimpl",
     "keep_freed_memory",
     "load_draws",

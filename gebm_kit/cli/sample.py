@@ -258,7 +258,7 @@ def _drawn(
     rows = _training_rows(run, settings) if wanted.start == Start.DATA else None
     with joined_ranks() as ranks, ranks.together(), say.progress() as on_progress:
         place = Path(
-            ranks.from_first(str(wanted.out or _new_place(run, recipe.sampler.name, settings, resume=wanted.resume)))
+            ranks.from_first(str(wanted.out or _new_place(run, recipe.sampler.title, settings, resume=wanted.resume)))
         )
         options: dict[str, Any] = {
             "resume": wanted.resume,

@@ -12,6 +12,8 @@ import yaml
 
 from gebm_kit.config.class_keys import CLASS_KEYS, name_classes
 from gebm_kit.config.schema import COMPONENT_SECTIONS, SCHEMA_VERSION, ComponentNode, Recipe
+from gebm_kit.config.supplied import SuppliedNode
+from gebm_kit.config.supplied_parts import component_of
 from gebm_kit.core.attribution import is_out_of_memory, passes_through_component
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_dataset_facts, check_kind
@@ -27,11 +29,16 @@ def build(kind: str, node: ComponentNode, injected: Mapping[str, Any] | None = N
         injected: values for constructor parameters that the kit fills in, by name.
 
     Raises:
+        UsageError: ``node`` stands for an object of the caller's that is not here.
         RecipeError: the constructor refuses a combination of values, or needs an injected value that is not known here.
         PluginError: the component's class can't be imported, or is not of its kind.
     """
-    target = installed().registry.get(kind, node.name).load()
     injected = injected or {}
+    if isinstance(node, SuppliedNode):
+        made = component_of(kind, node, injected)
+        check_kind(kind, made)
+        return made
+    target = installed().registry.get(kind, node.name).load()
     arguments = dict(node.parameters)
     for parameter in parameters(target).values():
         if parameter.kind is not None:
@@ -87,13 +94,15 @@ def build_dataset(recipe: Recipe) -> Any:
     check_dataset_facts(dataset)
     for name in ("train", "valid", "test"):
         if len(dataset.split(name)) == 0:
-            raise DataError(f"dataset {recipe.data.name!r} has an empty {name} part")
+            raise DataError(f"dataset {recipe.data.title!r} has an empty {name} part")
     name_classes(dataset, recipe.class_names, how_to_label(recipe))
     return dataset
 
 
 def how_to_label(recipe: Recipe) -> str:
     """Return what someone does who needs labels of the recipe's data and has none, for messages."""
+    if isinstance(recipe.data, SuppliedNode):
+        return "Give gk.fit the classes of the rows: labels=..."
     target = installed().registry.get("dataset", recipe.data.name).load()
     return str(getattr(target, "how_to_label", Dataset.how_to_label))
 

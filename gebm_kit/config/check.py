@@ -28,8 +28,10 @@ from gebm_kit.config.schema import (
     SECTIONS,
     TOP_LEVEL,
     ComponentNode,
+    Parts,
     Recipe,
 )
+from gebm_kit.config.supplied import ABSENT, PYTHON_OBJECT, SuppliedNode, not_supplied, supplied_node
 from gebm_kit.config.tree import NODE_LISTS, NODES, Tree, dotted
 from gebm_kit.config.yaml_values import Key
 from gebm_kit.core.components import Parameter, Registry, canonical, parameters
@@ -49,15 +51,22 @@ MAX_NODES = 200
 """Largest number of components in a list of them, and of requirements."""
 
 
-def check(tree: Tree, *, directory: Path, registry: Registry | None = None) -> Recipe:
+def check(tree: Tree, *, directory: Path, registry: Registry | None = None, parts: Parts | None = None) -> Recipe:
     """Turn a tree into a Recipe, with every default filled in.
 
+    Args:
+        parts: objects for the recipe's nodes of Python objects. One that is missing is an error where it is needed; with
+            None, every such node is an error here.
+
     Raises:
+        UsageError: the recipe names Python objects, and there are no ``parts``.
         RecipeError: the recipe has problems. Each line of the message has place, key, value seen, and what is allowed.
         PluginError: every problem is a missing or broken plugin; same message.
     """
-    checker = _Checker(tree, registry or installed().registry)
+    checker = Checker(tree, registry or installed().registry, parts)
     recipe = checker.recipe(directory)
+    if parts is None and checker.objects:
+        raise not_supplied(checker.objects, tree.label)
     problems = [*tree.problems, *checker.problems]
     if recipe is None or problems or checker.plugin_problems:
         name = tree.label
@@ -86,10 +95,21 @@ def _written_out(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class _Checker:
-    def __init__(self, tree: Tree, registry: Registry) -> None:
+class Checker:
+    """The checks of one recipe, and what they found.
+
+    Attributes:
+        problems, plugin_problems: what is wrong, and what is missing from plugins; `uncounted` are those not listed.
+        objects: classes of the nodes that stand for Python objects, by key.
+        used: the objects for those nodes, by key, of which ``parts`` may hold more.
+    """
+
+    def __init__(self, tree: Tree, registry: Registry, parts: Parts | None = None) -> None:
         self.tree = tree
         self.registry = registry
+        self.parts = parts
+        self.objects: dict[str, str] = {}
+        self.used: dict[Key, Any] = {}
         self.problems: list[str] = []
         self.plugin_problems: list[str] = []
         self.plugin_hint = ""
@@ -152,6 +172,7 @@ class _Checker:
             loggers=loggers,
             device=device,
             precision=precision,
+            parts=self.used,
             **of_classes,
             **nodes,
             **sections,
@@ -218,6 +239,11 @@ class _Checker:
             names = [self.registry.short_name(r) for r in self.registry.of_kind(kind)]
             self.report(key, f"needs a component: {{name: NAME}}; names: {', '.join(names)}")
             return None
+        if value["name"] == PYTHON_OBJECT:
+            self.objects[dotted(key)] = str(value.get("class", "an object"))
+            found = supplied_node(key, dotted(key), value, self.parts)
+            self.used |= {} if found.part is ABSENT else {key: found.part}
+            return found
         try:
             record = self.registry.get(kind, value["name"])
             schema = parameters(record.load())
@@ -290,7 +316,7 @@ class _Checker:
         found = self.nodes(("loggers",), [] if value is None else value)
         names = [node.name for node in found if node is not None]
         for index, name in enumerate(names):
-            if name in names[:index]:
+            if name in names[:index] and name != PYTHON_OBJECT:
                 self.report(("loggers", index), f"logger {name!r} is listed twice")
         return found
 
@@ -359,4 +385,5 @@ class _Checker:
             self.report(("train", "final", "steps"), "has no meaning with train.part=base; allowed: 0")
 
     def _trains_an_energy(self, loss: ComponentNode) -> bool:
-        return "energy" in getattr(self.registry.get("loss", loss.name).load(), "parts", ("energy",))
+        cls: Any = loss.part if isinstance(loss, SuppliedNode) else self.registry.get("loss", loss.name).load()
+        return "energy" in getattr(cls, "parts", ("energy",))

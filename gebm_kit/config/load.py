@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gebm_kit.config.check import check
-from gebm_kit.config.schema import Recipe
+from gebm_kit.config.schema import Parts, Recipe
 from gebm_kit.config.tree import MAX_BYTES, Tree, parse
 from gebm_kit.core.errors import RecipeError, UsageError, nearest, shown
 from gebm_kit.core.paths import user_path
@@ -46,22 +46,25 @@ def find_recipe(source: str | Path) -> Path:
     )
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, directory: Path | None = None) -> Recipe:
+def load_recipe(
+    source: str | Path, overrides: Sequence[str] = (), *, directory: Path | None = None, parts: Parts | None = None
+) -> Recipe:
     """Read, override, resolve and check a recipe.
 
     Args:
         source: a path, or the short name of a shipped recipe.
         overrides: words ``key=value``.
         directory: start of relative paths; None: the current directory.
+        parts: objects for the recipe's nodes of Python objects, as for `check`.
 
     Raises:
-        UsageError: the file can't be found or read.
+        UsageError: the file can't be found or read, or names Python objects.
         RecipeError: the recipe has problems; the message lists all of them.
         PluginError: the recipe needs a plugin that is missing or broken.
     """
     if isinstance(overrides, str):
         raise UsageError(f"overrides are a list of words, for example [{overrides!r}], not one text")
-    return check(read_tree(source, overrides), directory=directory or Path.cwd())
+    return check(read_tree(source, overrides), directory=directory or Path.cwd(), parts=parts)
 
 
 def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Tree:

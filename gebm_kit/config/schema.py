@@ -29,6 +29,9 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 CALIBRATED = "calibrated"
 """Value of ``sample.inverse_temperature`` for the beta that fits held-out data best."""
 
+Parts = Mapping[tuple[str | int, ...], Any]
+"""Objects that a caller in Python supplies for nodes of a recipe, by key; see `gebm_kit.config.supplied`."""
+
 PRETRAINED = "base-then-"
 """Prefix of the values of ``train.part`` that first train the base alone."""
 
@@ -42,6 +45,11 @@ class ComponentNode:
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.parameters}
+
+    @property
+    def title(self) -> str:
+        """What messages call the component."""
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +313,7 @@ class Recipe(Shown):
         overrides: ``key=value`` words that were applied to it.
         class_weights, class_names: the keys of ``data`` that say how often each class is drawn, and what the classes are
             called; None where the recipe does not say.
+        parts: objects of the caller's that stand in place of components; only recipes made in Python have them.
     """
 
     name: str
@@ -329,6 +338,7 @@ class Recipe(Shown):
     precision: str
     class_weights: ClassWeights | None = None
     class_names: tuple[str, ...] | None = None
+    parts: Parts = field(default_factory=dict, compare=False, repr=False)
 
     def _summary(self) -> str:
         return recipe_summary(self)

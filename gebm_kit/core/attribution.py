@@ -35,6 +35,9 @@ _KINDS = {
 }
 """Kind of component by the name of its class in gebm_kit.core.interfaces."""
 
+OWN_FAULT = "The error is raised inside this module of yours, not in gebm-kit."
+"""Hint for an exception of a caller's own module."""
+
 _LONGEST = 300
 """Characters of an exception's own words in a message, at most."""
 
@@ -85,6 +88,8 @@ def origin(component: object, kind: str = "") -> Origin:
         component: the component or its class.
         kind: its kind, for a component that does not derive from the class of its kind.
     """
+    if (module := _of_caller(component)) is not None:
+        kind, component = kind_of(component), module
     cls = component if isinstance(component, type) else type(component)
     target = f"{cls.__module__}:{cls.__qualname__}"
     kind = kind or kind_of(cls)
@@ -93,7 +98,7 @@ def origin(component: object, kind: str = "") -> Origin:
         if record.component.target == target and kind in ("", record.component.kind):
             package = f"{record.distribution} {record.version}".strip()
             return Origin(record.component.kind, registry.short_name(record), package, place_of(cls))
-    return Origin(kind, cls.__name__, _package(cls.__module__), place_of(cls))
+    return Origin(kind, cls.__name__, package_of(cls.__module__), place_of(cls))
 
 
 def describe(component: object, kind: str = "") -> str:
@@ -165,6 +170,8 @@ def plugin_error(error: BaseException) -> PluginError | None:
         if not _is_foreign(frame):
             continue
         what = _responsible([outer for outer, _ in frames[: index + 1]], frame)
+        if _of_caller(_component(frame)) is not None:
+            return PluginError(f"{what} failed at {_own_place(frames[index:])}: {words}", hint=OWN_FAULT)
         place = f"{frame.f_code.co_filename}, line {line}"
         return PluginError(f"{what} failed at {place}: {words}", hint=_hint(what))
     for frame, line in reversed(frames[-_LOOKED_INTO:]):
@@ -180,6 +187,17 @@ def plugin_error(error: BaseException) -> PluginError | None:
     what = origin(held)
     hint = f"Everything else is the kit's own, so look at what {what.package} gives first; --debug shows the traceback."
     return PluginError(f"{what} was in use when gebm-kit failed at {place}: {words}", hint=hint)
+
+
+def _own_place(frames: list[tuple[FrameType, int]]) -> str:
+    """Return the innermost place that is neither the kit's nor torch's, or else the innermost one."""
+    own = [
+        pair
+        for pair in frames
+        if str(pair[0].f_globals.get("__name__", "")).partition(".")[0] not in ("gebm_kit", "torch")
+    ]
+    frame, line = (own or frames)[-1]
+    return f"{frame.f_code.co_filename}, line {line}"
 
 
 def culprit(error: BaseException) -> str:
@@ -235,7 +253,12 @@ def is_foreign(component: object) -> bool:
     """
     component = getattr(component, "whole", component)
     cls = component if isinstance(component, type) else type(component)
-    return bool(kind_of(cls)) and not _is_own(cls.__module__)
+    return bool(kind_of(cls)) and (not _is_own(cls.__module__) or _of_caller(component) is not None)
+
+
+def _of_caller(component: object) -> object | None:
+    """Return the caller's own module that a component of the kit holds (`gebm_kit.core.own_modules`), or None."""
+    return None if isinstance(component, type) else getattr(component, "of_caller", None)
 
 
 def _hint(what: Origin | str) -> str:
@@ -291,7 +314,7 @@ def _responsible(outwards: list[FrameType], frame: FrameType) -> Origin | str:
         cls = getattr(found, records[0].component.target.partition(":")[2], None)
         if isinstance(cls, type):
             return origin(cls, records[0].component.kind)
-    return f"the plugin {_package(module)}"
+    return f"the plugin {package_of(module)}"
 
 
 def _plugin_packages() -> frozenset[str]:
@@ -300,7 +323,7 @@ def _plugin_packages() -> frozenset[str]:
     return frozenset(r.component.target.partition(":")[0].partition(".")[0] for r in plugins)
 
 
-def _package(module: str) -> str:
+def package_of(module: str) -> str:
     """Return the distribution and version that provide a module, or the module's own name."""
     top = module.partition(".")[0]
     for record in installed().registry:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from gebm_kit.core.errors import DataError, UsageError
 from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.pixels import scale_bytes
+from gebm_kit.core.stacked_rows import StackedRows
 from gebm_kit.core.units import TableUnits
-from gebm_kit.data.array_files import checked, column_names, label_ids, read_arrays, scale
+from gebm_kit.data.array_files import Found, checked, column_names, label_ids, read_arrays, scale
 from gebm_kit.data.array_images import TOPS, Layout, Pixels, as_numbers, as_rows, facts
+from gebm_kit.data.class_texts import class_indices
 from gebm_kit.data.columns import Missing, open_table, read_table
 from gebm_kit.data.grids import grid_of_some
 from gebm_kit.data.readings import reading
@@ -95,8 +97,7 @@ class Arrays(TensorDataset):
         check_arguments(self, layout=layout, pixels=pixels)
         check_fractions(valid_fraction, test_fraction)
         interval = _interval(value_range, standardise)
-        file = directory / user_path(path, error=DataError)
-        found = read_arrays(file, key, labels, columns, missing, header)
+        file, found = self._read(directory, path, key, labels, columns, missing, header)
         self._layout, self._pixels, self._file, self._notes = layout, pixels, file, list(found.notes)
         names, given_labels, classes = found.columns, found.labels, found.classes
         rows, kind = as_rows(found.rows, layout, file), found.kind
@@ -112,7 +113,7 @@ class Arrays(TensorDataset):
             rows = scale_bytes(rows) if standardise and rows.dtype == torch.uint8 else rows
         else:
             rows = checked(rows, interval, names, file, standardise)
-        index = split_indices(len(rows), valid_fraction, test_fraction, seed)
+        index = self._index(len(rows), valid_fraction, test_fraction, seed)
         parts: dict[SplitName, Tensor] = {part: rows[where] for part, where in index.items()}
         if standardise:
             parts = self._standardise(parts, rows, names)
@@ -126,6 +127,21 @@ class Arrays(TensorDataset):
         count, called = (len(classes), classes) if classes else (None, None)
         self._fill(parts, value_range=interval, labels=split_labels, num_classes=count, class_names=called)
         self._after = "standardised, " * standardise + f"float32 in {_span(*parts.values())}"
+
+    @staticmethod
+    def of_rows(given: StackedRows, **parameters: Any) -> Arrays:
+        """Return the dataset of rows in memory, with the parameters of one that don't name what is in a file."""
+        return _GivenArrays(given, **parameters)
+
+    def _read(
+        self, directory: Path, path: str, key: str | None, labels: str | None, columns: list[str] | None,
+        missing: Missing, header: bool | None,
+    ) -> tuple[Path, Found]:  # fmt: skip
+        file = directory / user_path(path, error=DataError)
+        return file, read_arrays(file, key, labels, columns, missing, header)
+
+    def _index(self, num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:
+        return split_indices(num, valid_fraction, test_fraction, seed)
 
     def describe_reading(self) -> str:
         """Return one line about what was read."""
@@ -230,6 +246,26 @@ class Arrays(TensorDataset):
         pixels: Pixels = "keep" if self._kept and rows.dtype != torch.uint8 else self._pixels
         found = as_numbers(as_rows(rows, self._layout, source), pixels, source)
         return scale_bytes(found) if found.dtype == torch.uint8 else found
+
+
+class _GivenArrays(Arrays):
+    """Arrays that are in memory already."""
+
+    def __init__(self, given: StackedRows, **parameters: Any) -> None:
+        self._given = given
+        super().__init__(given.source, **parameters)
+
+    def _read(
+        self, directory: Path, path: str, key: str | None, labels: str | None, columns: list[str] | None,
+        missing: Missing, header: bool | None,
+    ) -> tuple[Path, Found]:  # fmt: skip
+        given = self._given
+        ids, classes = (None, ()) if given.labels is None else class_indices(given.labels, f"labels of {given.source}")
+        return Path(given.source), Found(given.rows, given.columns, ids, classes, given.notes)
+
+    def _index(self, num: int, valid_fraction: float, test_fraction: float, seed: int) -> dict[SplitName, Tensor]:
+        given = self._given
+        return given.parts(split_indices(given.counts["train"], valid_fraction, test_fraction, seed))
 
 
 def _type(rows: Tensor) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from gebm_kit.core.interfaces import SplitName
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.precision import check_single_precision
 from gebm_kit.core.seeds import stream
+from gebm_kit.core.stacked_rows import StackedRows
 from gebm_kit.core.units import TableUnits
+from gebm_kit.data.class_texts import class_indices
 from gebm_kit.data.columns import Missing, check_finite, read_table, table_classes
 from gebm_kit.data.grids import resolution
 from gebm_kit.data.readings import reading
@@ -129,7 +131,7 @@ class Tabular(TensorDataset):
         self.columns = names
         measurements, steps = rows, resolution(rows)
         self.resolution = steps if dequantise else torch.zeros_like(steps)
-        index = _parts(rows, valid_fraction, test_fraction, seed, source)
+        index = self._index(rows, valid_fraction, test_fraction, seed, source)
         noise = torch.rand(rows.shape, generator=stream(seed, "dequantise"), dtype=torch.float64) - 0.5
         rows = rows + noise * self.resolution
         train = rows[index["train"]]
@@ -156,6 +158,16 @@ class Tabular(TensorDataset):
         units = TableUnits(names, tuple(self.mean.tolist()), tuple(self.std.tolist()))
         self.units = units.with_grid(measurements, steps.tolist())
 
+    @staticmethod
+    def of_rows(given: StackedRows, **parameters: Any) -> Tabular:
+        """Return the dataset of rows in memory, with the parameters of one that don't name what is in a file."""
+        return _GivenTable(given, **parameters)
+
+    def _index(
+        self, rows: Tensor, valid_fraction: float, test_fraction: float, seed: int, source: str
+    ) -> dict[SplitName, Tensor]:
+        return _parts(rows, valid_fraction, test_fraction, seed, source)
+
     def describe_reading(self) -> str:
         """Describe what was read, see `HasReading`."""
         noisy = int((self.resolution > 0).sum())
@@ -179,6 +191,39 @@ class Tabular(TensorDataset):
         The inverse of `standardised`: where a column's values are multiples of r, so are these. Nothing is clipped.
         """
         return self.units.measured(rows)
+
+
+class _GivenTable(Tabular):
+    """A table that is in memory already."""
+
+    def __init__(
+        self,
+        given: StackedRows,
+        dequantise: bool = True,
+        standardise: bool = True,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
+        seed: int = 0,
+    ) -> None:
+        check_arguments(self, valid_fraction=valid_fraction, test_fraction=test_fraction)
+        self._given, self._notes, self._kind = given, given.notes, str(given.rows.dtype).removeprefix("torch.")
+        classes = None if given.labels is None else class_indices(given.labels, f"labels of {given.source}")
+        self._prepare(
+            given.rows,
+            given.columns,
+            given.source,
+            dequantise,
+            standardise,
+            valid_fraction,
+            test_fraction,
+            seed,
+            classes,
+        )
+
+    def _index(
+        self, rows: Tensor, valid_fraction: float, test_fraction: float, seed: int, source: str
+    ) -> dict[SplitName, Tensor]:
+        return self._given.parts(_parts(self._given.given_rows(), valid_fraction, test_fraction, seed, source))
 
 
 class RedWine(Tabular):

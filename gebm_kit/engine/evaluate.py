@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,8 +38,8 @@ def evaluate(
     run_or_model: Run | GEBM | str | Path,
     *,
     data: Rows | Dataset | None = None,
-    metrics: Sequence[str | Metric] | None = None,
-    sampler: str | Sampler | None = None,
+    metrics: Sequence[str | Mapping[str, Any] | Metric] | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
     inverse_temperature: Beta | None = None,
@@ -62,9 +62,9 @@ def evaluate(
         data: a dataset, or held-out rows, which alternate between reference and floor. None: the run's own data. A tensor or
             array (N, *D) holds rows as the model sees them: standardised, for a run whose dataset standardises. A data
             frame, or the path of a file, holds measurements like those in the run's file.
-        metrics: component names or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
+        metrics: names, nodes or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
-        sampler: name or object; None: the recipe's, else auto.
+        sampler: name, node or object; None: the recipe's, else auto.
         num_samples, num_sets: draws in each set, and sets.
         inverse_temperature: beta; ``calibrated``: the one that fits the validation part best, found first.
         seed: seed of the draws.

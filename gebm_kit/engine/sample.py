@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -75,7 +75,7 @@ class SampleOptions(TypedDict, total=False):
 @overload
 def sample(
     run_or_model: Run | GEBM | str | Path,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     *,
     out: None = None,
     **options: Unpack[SampleOptions],
@@ -85,7 +85,7 @@ def sample(
 @overload
 def sample(
     run_or_model: Run | GEBM | str | Path,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     *,
     out: str | Path,
     **options: Unpack[SampleOptions],
@@ -94,7 +94,7 @@ def sample(
 
 def sample(
     run_or_model: Run | GEBM | str | Path,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     *,
     out: str | Path | None = None,
     **options: Unpack[SampleOptions],
@@ -107,7 +107,7 @@ def sample(
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        sampler: component name, or a sampler object; None: the recipe's sampler, else ``auto``. The name in the recipe
+        sampler: name, node or sampler object; None: the recipe's sampler, else ``auto``. The name in the recipe
             keeps the recipe's parameters; any other name means that sampler's defaults.
         out: where to write the draws as well. A .safetensors or .npz file holds all of them. A .csv or .parquet file is a
             table with column names, in the units of the data's file. A name without a suffix is a directory into which they

@@ -23,7 +23,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,11 +65,11 @@ if TYPE_CHECKING:
 
 def trace_quality(
     run_or_model: Run | GEBM | str | Path,
-    metric: str | Metric = "frechet",
+    metric: str | Mapping[str, Any] | Metric = "frechet",
     *,
     label: int | None = None,
     data: Rows | Dataset | None = None,
-    sampler: str | Sampler | None = None,
+    sampler: str | Mapping[str, Any] | Sampler | None = None,
     inverse_temperature: Beta | Sequence[Beta] | None = None,
     num_samples: int | None = None,
     num_sets: int | None = None,
@@ -90,7 +90,7 @@ def trace_quality(
 
     Args:
         run_or_model: a run, the path of its directory, or a model.
-        metric: component name, with its parameters in the recipe's ``eval.metrics`` if it is listed there, or an object.
+        metric: name, with its parameters in the recipe's ``eval.metrics`` if it is listed there; a node or an object.
         label: the class whose chains are followed; a model with classes needs one.
         data, sampler: as for `gebm_kit.evaluate`; ``auto`` chooses by a pilot at the largest beta.
         inverse_temperature: beta (a number or ``calibrated``), or several betas, each with a curve of its own.
@@ -128,7 +128,7 @@ def trace_quality(
         )  # fmt: skip
 
 
-def chosen_metric(metric: str | Metric, recipe: Recipe | None) -> tuple[str, Metric]:
+def chosen_metric(metric: str | Mapping[str, Any] | Metric, recipe: Recipe | None) -> tuple[str, Metric]:
     """Return the metric and its name; a name takes its parameters from the recipe's ``eval.metrics`` if it is listed there.
 
     Raises:

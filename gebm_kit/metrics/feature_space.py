@@ -12,7 +12,7 @@ from torch import Tensor
 from gebm_kit.core.components import BUILTIN
 from gebm_kit.core.errors import RunFailed, UsageError
 from gebm_kit.core.interfaces import Dataset, EvalContext, FeatureMap, HasLabels, HasLogits
-from gebm_kit.core.plugins import installed
+from gebm_kit.core.plugins import component_name, installed
 from gebm_kit.core.progress import warn
 
 T = TypeVar("T")
@@ -81,21 +81,24 @@ class OfReference(Generic[T]):
         return value
 
 
-def feature_space(name: str, context: EvalContext) -> FeatureSpace:
-    """Return the map called ``name``; ``auto`` is ``classifier`` for a dataset with labels and ``pixels`` otherwise."""
+def feature_space(name: str | FeatureMap, context: EvalContext) -> FeatureSpace:
+    """Return the map called ``name``, or the map itself; ``auto`` is ``classifier`` for a dataset with labels and ``pixels``
+    otherwise."""
+    if isinstance(name, FeatureMap):
+        return FeatureSpace(component_name("features", name), context.features(name))
     if name == "auto":
         name = "classifier" if isinstance(context.dataset, HasLabels) else "pixels"
     return FeatureSpace(name, context.features(name))
 
 
-def check_features(name: str, dataset: Dataset, metric: str) -> None:
+def check_features(name: str | FeatureMap, dataset: Dataset, metric: str) -> None:
     """Raise if a feature map does not exist or can't be used with ``dataset``.
 
     Raises:
         RecipeError, PluginError: no installed feature map has this name.
         UsageError: the map needs labels, and the dataset has none.
     """
-    if name == "auto":
+    if name == "auto" or isinstance(name, FeatureMap):  # an object says itself what it needs
         return
     record = installed().registry.get("features", name)
     needs_labels = (record.distribution, record.component.name) == (BUILTIN, "classifier")
@@ -106,7 +109,7 @@ def check_features(name: str, dataset: Dataset, metric: str) -> None:
         )
 
 
-def check_classes(name: str, dataset: Dataset, metric: str) -> None:
+def check_classes(name: str | FeatureMap, dataset: Dataset, metric: str) -> None:
     """Raise as `check_features` does, and if the map has no class probabilities.
 
     Raises:
@@ -116,6 +119,9 @@ def check_classes(name: str, dataset: Dataset, metric: str) -> None:
     if name == "auto":
         if not isinstance(dataset, HasLabels):
             raise _no_classes("pixels", metric)
+    elif isinstance(name, FeatureMap):
+        if not isinstance(name, HasLogits):
+            raise _no_classes(type(name).__name__, metric)
     elif not issubclass(installed().registry.get("features", name).load(), HasLogits):
         raise _no_classes(name, metric)
 

@@ -304,7 +304,7 @@ def test_a_run_brings_its_own_settings(model: gk.GEBM, tmp_path) -> None:
         ({"seed": -1}, "seed must be"),
         ({"block_size": 0}, "block_size must be"),
         ({"device": "quantum"}, "device 'quantum' can't be used"),
-        ({"sampler": 3}, "sampler must be a name or a Sampler, got int"),
+        ({"sampler": 3}, "sampler must be a name, a node {name: ...} or a Sampler, got int"),
     ],
 )
 def test_arguments_out_of_range(model: gk.GEBM, arguments: dict, words: str) -> None:

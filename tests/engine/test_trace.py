@@ -400,8 +400,8 @@ class TestBadInput:
             ({"at_steps": [1.5]}, "whole numbers >= 0, got 1.5"),
             ({"metric": "kale"}, "'kale' is a property of the model and does not depend on draws"),
             ({"metric": "modes"}, "modes"),
-            ({"metric": 3}, "metrics must be names or Metric objects, got int"),
-            ({"sampler": 3}, "sampler must be a name or a Sampler"),
+            ({"metric": 3}, "metrics must be names, nodes {name: ...} or Metric objects, got int"),
+            ({"sampler": 3}, "sampler must be a name, a node {name: ...} or a Sampler"),
         ],
     )
     def test_one_clear_message(self, options: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import cast
 
 import torch
 
@@ -10,6 +11,7 @@ from gebm_kit.config.build import build_dataset, how_to_label
 from gebm_kit.config.class_keys import name_classes
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.supplied import SuppliedNode
 from gebm_kit.core.interfaces import Dataset, HasReading, HasStoredRows
 from gebm_kit.core.progress import note, warn
 from gebm_kit.core.sources import HasSources
@@ -24,12 +26,20 @@ def open_dataset(recipe: Recipe) -> Dataset:
         DataError: its files are missing or malformed, and nothing is prepared.
     """
     dataset = _opened(recipe)
-    if isinstance(dataset, HasReading):
-        note(f"data: {_on_one_line(dataset.describe_reading())}")
+    if not isinstance(recipe.data, SuppliedNode):  # whoever supplied the rows has said what was done to them
+        say_reading(dataset)
     return dataset
 
 
+def say_reading(dataset: Dataset) -> None:
+    """Note what a dataset read, if it says so."""
+    if isinstance(dataset, HasReading):
+        note(f"data: {_on_one_line(dataset.describe_reading())}")
+
+
 def _opened(recipe: Recipe) -> Dataset:
+    if isinstance(recipe.data, SuppliedNode):
+        return cast(Dataset, build_dataset(recipe))
     found = find_prepared(recipe)
     command = prepare_command(recipe)
     if found.index is not None:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from gebm_kit.config.build import build
 from gebm_kit.config.schema import ComponentNode
+from gebm_kit.config.supplied import SuppliedNode
 from gebm_kit.core.cache import cache_directory
 from gebm_kit.core.errors import GebmKitError, UsageError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.interfaces import Dataset, FeatureMap, HasLogits, Metric, ReportsFit
-from gebm_kit.core.plugins import installed
+from gebm_kit.core.plugins import component_name, installed
 from gebm_kit.core.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class FeatureSettings:
         """
         registry = installed().registry
         record = registry.get("features", name)
-        chosen = [node for node in self.nodes if registry.get("features", node.name) == record]
+        chosen = [node for node in self.nodes if registry.get("features", _name_of(node)) == record]
         if len(chosen) > 1:
             raise UsageError(f"eval.features lists {name!r} twice; list each feature map once")
         node = chosen[0] if chosen else ComponentNode(name)
@@ -74,8 +75,14 @@ class FeatureSettings:
         """
         names = dict.fromkeys(getattr(metric, "features", "auto") for metric in metrics)
         for name in names:
-            if isinstance(name, str) and name != "auto":
+            if isinstance(name, FeatureMap):
+                name.check(dataset)
+            elif isinstance(name, str) and name != "auto":
                 self.build(name, torch.device("cpu")).check(dataset)
+
+
+def _name_of(node: ComponentNode) -> str:
+    return component_name("features", node.given) if isinstance(node, SuppliedNode) else node.name
 
 
 class FeatureMaps:
@@ -99,22 +106,23 @@ class FeatureMaps:
     ) -> None:
         self._dataset, self._device, self._on_progress = dataset, device, on_progress
         self._settings, self._constant = settings or FeatureSettings(), constant
-        self._fitted: dict[str, FeatureMap] = {}
+        self._fitted: dict[str | FeatureMap, FeatureMap] = {}
 
-    def __call__(self, name: str) -> FeatureMap:
-        """Return the fitted map.
+    def __call__(self, name: str | FeatureMap) -> FeatureMap:
+        """Return the fitted map that is called ``name``, or the caller's own, fitted.
 
         Raises:
             RecipeError, PluginError: no installed feature map has this name.
             UsageError: it can't be fitted to this dataset.
         """
         if name not in self._fitted:
-            built = self._settings.build(name, self._device)
+            built = name if isinstance(name, FeatureMap) else self._settings.build(name, self._device)
+            called = component_name("features", built) if isinstance(name, FeatureMap) else name
             if isinstance(built, ReportsFit):
                 built.on_step = lambda step, total: self._on_progress(Progress("fit", step, total))
             built.fit(self._dataset, self._device)
             kind = _RememberingClasses if isinstance(built, HasLogits) else _Remembering
-            self._fitted[name] = kind(name, built, self._constant)
+            self._fitted[name] = kind(called, built, self._constant)
         return self._fitted[name]
 
 

@@ -65,19 +65,23 @@ def build_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
         RecipeError, PluginError: no installed metric has this name.
     """
     from gebm_kit.config.build import build
+    from gebm_kit.config.given_node import given_node
     from gebm_kit.config.schema import ComponentNode
+    from gebm_kit.config.supplied import SuppliedNode
 
     if not isinstance(chosen, Sequence):
-        raise UsageError(f"metrics must be a list of names or Metric objects, got {type(chosen).__name__}")
+        raise UsageError(f"metrics must be a list of names, nodes or Metric objects, got {type(chosen).__name__}")
     built: dict[str, Metric] = {}
     for item in chosen:
         if isinstance(item, Metric):
             name, metric = component_name("metric", item), item
-        elif isinstance(item, str | ComponentNode):
-            node = ComponentNode(item) if isinstance(item, str) else item
-            name, metric = node.name, build("metric", node)
+        elif isinstance(item, str | Mapping | ComponentNode):
+            node = item if isinstance(item, ComponentNode) else given_node("metric", item, "metrics")
+            metric = build("metric", node)
+            name = component_name("metric", metric) if isinstance(node, SuppliedNode) else node.name
         else:
-            raise UsageError(f"metrics must be names or Metric objects, got {type(item).__name__}")
+            what = f"the class {item.__name__}" if isinstance(item, type) else type(item).__name__
+            raise UsageError(f"metrics must be names, nodes {{name: ...}} or Metric objects, got {what}")
         if name in built:
             raise UsageError(f"metric {name!r} is listed twice; evaluate once for each of its settings")
         built[name] = metric

@@ -21,10 +21,9 @@ from torch import Tensor
 from gebm_kit.config.build import data_facts
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
-from gebm_kit.config.schema import Recipe
-from gebm_kit.core.arguments import check_path
+from gebm_kit.config.schema import Parts, Recipe
 from gebm_kit.core.class_names import class_names_of
-from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
+from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.html import Shown
 from gebm_kit.core.interfaces import Dataset
@@ -34,6 +33,7 @@ from gebm_kit.core.units import HasMeasured, HasUnits, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
+from gebm_kit.engine.run_directory.objects import names_objects, parts_for
 from gebm_kit.engine.run_directory.record import run_directories
 from gebm_kit.engine.run_directory.run_files import (
     ENVIRONMENT,
@@ -57,10 +57,12 @@ class Run(Shown):
     Attributes:
         path: the directory.
         which: the checkpoint to read: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
+        parts: objects of the caller's that the run was trained on, by their keys in the recipe; see `gebm_kit.fit`.
     """
 
     path: Path
     which: str = LAST
+    parts: Parts = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def _summary(self) -> str:
         try:
@@ -88,7 +90,7 @@ class Run(Shown):
         directory = self.environment.get("directory")
         if directory is None:
             raise CheckpointError(f"{self.path / ENVIRONMENT} is damaged: it names no directory that paths start from")
-        return named_as_trained(load_recipe(self.path / RESOLVED, directory=Path(directory)))
+        return named_as_trained(load_recipe(self.path / RESOLVED, directory=Path(directory), parts=self.parts))
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -204,6 +206,7 @@ class Run(Shown):
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{self.checkpoint.path} does not fit the recipe: {error}") from error
+        model.to("cpu")  # modules of the caller's may be where they were trained
         model.class_names = self.class_names if model.num_classes is not None else None
         return model.eval()
 
@@ -297,19 +300,47 @@ def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) for k, v in facts.items() if isinstance(v, list)}
 
 
-def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
+def load_run(
+    path: str | Path,
+    checkpoint: str = LAST,
+    *,
+    base: Any = None,
+    energy: Any = None,
+    data: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    loss: Any = None,
+    sampler: Any = None,
+) -> Run:
     """Open a run directory.
 
     Args:
         checkpoint: ``last`` (the newest whole one), ``best`` (see ``train.keep_best``), or ``step-N``.
+        base, energy, data, valid, test, loss, sampler: the objects that `gebm_kit.fit` was given, which a run can't rebuild.
+            Base and energy get the run's weights when its model is read. Data are needed to evaluate alone.
 
     Raises:
-        UsageError: ``checkpoint`` is none of these.
+        UsageError: ``checkpoint`` is none of these; the run was trained on objects that are not given, or on other data; or
+            an object is given for a part that the run builds itself.
         CheckpointError: ``path`` is not a run directory.
     """
-    check_path("a run", path)
-    if not isinstance(checkpoint, str):
-        raise UsageError(f"checkpoint must be last, best or step-N, got {shown(checkpoint)}")
+    run = open_run(path, checkpoint)
+    given = {"base": base, "energy": energy, "data": data, "loss": loss, "sampler": sampler}
+    given = {name: part for name, part in given.items() if part is not None}
+    if not given and not names_objects(run.path / RESOLVED):
+        return run
+    return dataclasses.replace(run, parts=parts_for(run.recipe, given, valid, test))
+
+
+def open_run(path: str | Path, checkpoint: str = LAST, parts: Parts | None = None) -> Run:
+    """Open a run directory without asking for the Python objects that it may have been trained on.
+
+    Args:
+        parts: these objects, by their keys in the recipe.
+
+    Raises:
+        UsageError, CheckpointError: as for `load_run`.
+    """
     path = user_path(path, what="the run")
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:
@@ -319,7 +350,7 @@ def load_run(path: str | Path, checkpoint: str = LAST) -> Run:
             raise CheckpointError(f"{path} {what}", hint=hint)
     except OSError as error:  # no permission, a name that is too long
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}", hint=hint) from error
-    return Run(path, check_word(checkpoint))
+    return Run(path, check_word(checkpoint), parts or {})
 
 
 def subject_of(run_or_model: Run | GEBM | str | Path) -> Run | GEBM:
@@ -377,7 +408,7 @@ def _runs(root: Path) -> list[Run]:
     found = []
     for path in run_directories(root) if os.path.isdir(root) else ():
         try:
-            run = load_run(path)
+            run = open_run(path)
             _ = run.state
         except GebmKitError:
             continue

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from gebm_kit.config.given_node import given_node
 from gebm_kit.config.schema import CALIBRATED, SampleSection
 from gebm_kit.core.errors import UsageError, shown
 from gebm_kit.core.interfaces import Sampler
@@ -29,8 +31,8 @@ def settings_of(section: SampleSection) -> SampleSettings:
     return SampleSettings(**values)
 
 
-def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sampler:
-    """Return the sampler for a name or an object; ``node`` is the recipe's sampler, or None.
+def resolve_sampler(sampler: Any, node: Any, model: GEBM) -> Sampler:
+    """Return the sampler for a name, a node or an object; ``node`` is the recipe's sampler, or None.
 
     Raises:
         UsageError: ``sampler`` is neither.
@@ -38,11 +40,14 @@ def resolve_sampler(sampler: str | Sampler | None, node: Any, model: GEBM) -> Sa
     """
     if isinstance(sampler, Sampler):
         return sampler
-    if sampler is not None and not isinstance(sampler, str):
-        raise UsageError(f"sampler must be a name or a Sampler, got {type(sampler).__name__}")
     from gebm_kit.config.build import build
     from gebm_kit.config.schema import DEFAULT_COMPONENTS, ComponentNode
 
+    if sampler is not None and not isinstance(sampler, str | Mapping | ComponentNode):
+        what = f"the class {sampler.__name__}" if isinstance(sampler, type) else type(sampler).__name__
+        raise UsageError(f"sampler must be a name, a node {{name: ...}} or a Sampler, got {what}")
+    if isinstance(sampler, Mapping | ComponentNode):
+        node, sampler = given_node("sampler", sampler, "sampler"), None
     if node is None or sampler not in (None, node.name):
         node = ComponentNode(sampler or DEFAULT_COMPONENTS["sampler"])
     _check_model(model)

@@ -156,20 +156,28 @@ def subject_of(
     model = GEBM(base, energy)
     if not isinstance(scorer, nn.Module):
         energy.to(model.dtype)
-    if isinstance(whole_energy, HasFitting) and not bool(whole_energy.fitted):
-        if facts.dataset is None:
-            raise UsageError(
-                f"energy {_name(scorer)!r} learns from data before it can score: name a dataset too",
-                hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
-            )
-        whole_energy.fit(
-            facts.dataset, torch.device("cpu"), 0, lambda step, total: on_progress(Progress("fit", step, total))
-        )
+    _fit(whole_energy, scorer, facts.dataset, on_progress)
     own = None if trained is None else trained.energy
     if own is not None and label is not None:
         own = held_energy(own, label)
     described = _described(generator, whole), _described(scorer, whole_energy)
     return Subject(model, *described, facts.dataset, known["value_range"], own)
+
+
+def _fit(energy: Energy, scorer: Any, dataset: Dataset | None, on_progress: OnProgress) -> None:
+    """Let an energy learn from the data what it needs before it can score, unless it has.
+
+    Raises:
+        UsageError: there are no data.
+    """
+    if not isinstance(energy, HasFitting) or bool(energy.fitted):
+        return
+    if dataset is None:
+        raise UsageError(
+            f"energy {_name(scorer)!r} learns from data before it can score: name a dataset too",
+            hint="For example `gebm-kit tilt generator.pt classifier digits energy.target=7`; in Python data='digits'.",
+        )
+    energy.fit(dataset, torch.device("cpu"), 0, lambda step, total: on_progress(Progress("fit", step, total)))
 
 
 def opened(word: Any) -> Any:

@@ -330,19 +330,19 @@ def check_trainable(model: GEBM, recipe: Recipe) -> None:
     base, part = model.base, recipe.train.part
     if part != "base" and getattr(model.energy, "frozen", False):
         raise UsageError(
-            f"train.part={part} trains the energy, and energy {recipe.energy.name!r} has nothing to train: a scorer is "
+            f"train.part={part} trains the energy, and energy {recipe.energy.title!r} has nothing to train: a scorer is "
             "never changed",
             hint="`gebm-kit tilt GENERATOR SCORER` draws without training. Set train.part=base to train the base against "
             "it, or add a part that learns: energy='{name: sum, parts: [...]}'.",
         )
     if part != "energy" and next(base.parameters(), None) is None:
-        what = base.source_file if isinstance(base, HasSource) else f"the base {recipe.base.name!r}"
+        what = base.source_file if isinstance(base, HasSource) else f"the base {recipe.base.title!r}"
         raise UsageError(
             f"train.part={part} trains the base, and {what} has no weights to train: a program is never changed",
             hint="Set train.part=energy, which trains an energy on top of it.",
         )
     if recipe.train.pretrain_steps and not isinstance(base, HasPretraining):
         raise UsageError(
-            f"train.part={part} needs a base with a loss of its own, and {recipe.base.name!r} has none",
+            f"train.part={part} needs a base with a loss of its own, and {recipe.base.title!r} has none",
             hint="Use a normalizing flow or a variational autoencoder as the base, or train.part=both.",
         )

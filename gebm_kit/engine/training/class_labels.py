@@ -114,13 +114,13 @@ def facts_of(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     if count is None or count < 2:
         found = "the dataset has no labels" if count is None else f"the dataset has {count} class"
         node = recipe.final_energy
-        parts = {f"base {recipe.base.name}": recipe.base, f"energy {recipe.energy.name}": recipe.energy}
-        parts |= {} if node is None else {f"train.final.energy {node.name}": node}
+        parts = {f"base {recipe.base.title}": recipe.base, f"energy {recipe.energy.title}": recipe.energy}
+        parts |= {} if node is None else {f"train.final.energy {node.title}": node}
         asking = [name for name, part in parts.items() if part.parameters.get("conditional") is True]
         what = f"{asking[0]}: conditional is true" if asking else "data.class_weights weighs classes"
         if asking or recipe.class_weights is not None:
             raise UsageError(
-                f"{what}, and {found} ({recipe.data.name}); at least two classes are needed",
+                f"{what}, and {found} ({recipe.data.title}); at least two classes are needed",
                 hint=f"{how_to_label(recipe)} Or leave {'conditional' if asking else 'data.class_weights'} out.",
             )
     return data_facts(recipe, dataset)

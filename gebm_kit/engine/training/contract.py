@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm_kit.config.model import build_model
+from gebm_kit.config.supplied_parts import with_copies
 from gebm_kit.core import contracts, reduce
 from gebm_kit.core.attribution import is_foreign, is_out_of_memory, passes_through_component
 from gebm_kit.core.classes import decoded, is_conditional, own_loss, scored
@@ -298,7 +299,10 @@ def _check_checkpoint(trainer: Trainer, dataset: Dataset, *, final: bool) -> Non
     if isinstance(model.base, HasSource):
         return  # reading its file again may take long, and its weights are not the recipe's
     facts = facts_for_checkpoint(recipe, dataset, model.log_ratio, final=final)
-    twin = build_model(recipe, {**facts, "directory": recipe.directory, "run_directory": None}).to(trainer.device)
+    rebuilt = with_copies(recipe)
+    if rebuilt is None:  # the caller's own modules can't be made a second time
+        return
+    twin = build_model(rebuilt, {**facts, "directory": recipe.directory, "run_directory": None}).to(trainer.device)
     for kind, part, other in (("base", model.base, twin.base), ("energy", model.energy, twin.energy)):
         tensors = {
             name.removeprefix(f"{kind}."): value

@@ -13,10 +13,11 @@ from typing import Any
 
 from gebm_kit.config.build import build, resolved
 from gebm_kit.config.schema import ComponentNode, Recipe
+from gebm_kit.config.supplied import SuppliedNode
 from gebm_kit.core.attribution import is_interruption
 from gebm_kit.core.errors import GebmKitError, PluginError
 from gebm_kit.core.interfaces import Logger
-from gebm_kit.core.plugins import installed
+from gebm_kit.core.plugins import component_name, installed
 from gebm_kit.core.progress import warn
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.training.resume import drop_rows_after
@@ -36,7 +37,9 @@ def check_loggers(recipe: Recipe) -> None:
         PluginError: a logger's package is not installed.
     """
     for node in _nodes(recipe):
-        target: type[Logger] = installed().registry.get("logger", node.name).load()
+        target: type[Logger] | Logger = (
+            node.given if isinstance(node, SuppliedNode) else installed().registry.get("logger", node.name).load()
+        )
         target.check()
 
 
@@ -81,7 +84,8 @@ class Loggers(Logger):
         """Build and add one of the recipe's loggers; errors of its constructor are not caught."""
         assert self.recipe is not None
         facts = {"run_directory": self.run_directory, "directory": self.recipe.directory, "start_step": start_step}
-        self.add(node.name, build("logger", node, facts))
+        logger = build("logger", node, facts)
+        self.add(component_name("logger", logger) if isinstance(node, SuppliedNode) else node.name, logger)
 
     def add(self, name: str, logger: Logger) -> None:
         self._guarded.append(_Guarded(name, logger))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.config.schema import Recipe
+from gebm_kit.config.supplied_parts import InitialWeights
 from gebm_kit.core.attribution import passes_through_component
 from gebm_kit.core.errors import GebmKitError, Interrupted, RunFailed, UsageError
 from gebm_kit.core.files import write_json
@@ -36,7 +37,7 @@ from gebm_kit.engine.process.signals import StopSignals
 from gebm_kit.engine.run_directory.checkpoint import amend_checkpoint, newest_whole, save_checkpoint
 from gebm_kit.engine.run_directory.create import create_run, keep_sources, tidy, write_resolved
 from gebm_kit.engine.run_directory.lock import RunLock
-from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, load_run
+from gebm_kit.engine.run_directory.run import Run, facts_for_checkpoint, open_run
 from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
 from gebm_kit.engine.training.loggers import Loggers, check_loggers, open_loggers
@@ -79,7 +80,7 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
     run = _hold_run(request, lock) if request.resume and ranks.rank == 0 else None
     done = run is not None and is_done(run, recipe)
     if found := ranks.from_first(str(run.path) if run is not None and done else ""):
-        return Run(Path(found))
+        return Run(Path(found), parts=recipe.parts)
     if run is not None:  # whatever file the recipe is read from now
         recipe = replace(recipe, name=run.status.get("recipe") or recipe.name)
     check_loggers(recipe)
@@ -90,6 +91,7 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
     best = BestCheckpoint(recipe, metrics)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), StopSignals() as stop:
         torch.manual_seed(recipe.train.seed)
+        initial_weights = InitialWeights.of(recipe)
         trainer = Trainer(recipe, dataset, where, None if run is None else run.path)
         best.check(trainer.model)
         checkpoint = None
@@ -108,8 +110,8 @@ def run_training(request: TrainingRequest, where: torch.device, ranks: Ranks, lo
         if run is not None:
             final = None if trainer.final is None else trainer.final.energy
             keep_sources(run.path, trainer.model.base, trainer.model.energy, final)
-        run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")))
-        job = TrainingRun(run, trainer, dataset, stop, on_progress, ranks, best)
+        run = Run(Path(ranks.from_first(str(run.path) if run is not None else "")), parts=recipe.parts)
+        job = TrainingRun(run, trainer, dataset, stop, on_progress, ranks, best, initial_weights)
         stop.hint = f"Resume with `{resume_command(recipe, run, request.device)}`."
         job.execute()
     return run
@@ -144,10 +146,12 @@ class TrainingRun:
         on_progress: OnProgress,
         ranks: Ranks,
         best: BestCheckpoint,
+        initial_weights: InitialWeights,
     ) -> None:
         self.run, self.trainer, self.dataset, self.stop, self.best = run, trainer, dataset, stop, best
         self.ranks, self.writes = ranks, ranks.rank == 0
         self.recipe = trainer.recipe
+        self.initial_weights = initial_weights
         self.settings = trainer.recipe.train
         self.on_progress = on_progress if self.writes else ignore
         self._clock = time.monotonic()
@@ -270,7 +274,7 @@ class TrainingRun:
         several = self.ranks.size > 1
         with self.trainer.averaged() if several else contextlib.nullcontext():
             evaluation = score_recipe(
-                self.trainer.model if several else load_run(self.run.path).model,
+                self.trainer.model if several else self._saved().model,
                 self.dataset,
                 self.recipe,
                 device=self.trainer.device,
@@ -280,7 +284,11 @@ class TrainingRun:
                 ranks=self.ranks,
             )
         if self.writes:
-            self._log_evaluation(evaluation, write_report(load_run(self.run.path), evaluation))
+            self._log_evaluation(evaluation, write_report(self._saved(), evaluation))
+
+    def _saved(self) -> Run:
+        """Return the run as it is on disk now."""
+        return open_run(self.run.path, parts=self.recipe.parts)
 
     def look(self) -> None:
         """Evaluate briefly in the middle of training, without touching its random streams."""
@@ -342,7 +350,7 @@ class TrainingRun:
         self.trainer = go_back(
             trainer,
             self.run.checkpoints,
-            lambda: Trainer(self.recipe, self.dataset, trainer.device, self.run.path),
+            self._fresh,
             lambda made, checkpoint: begin(made, checkpoint, self.ranks, self.dataset, self.on_progress, check=False),
         )
         warn(
@@ -354,6 +362,11 @@ class TrainingRun:
         self.best.go_back(self.trainer.step)
         self.save("running")
         return True
+
+    def _fresh(self) -> Trainer:
+        """Return a trainer with the weights that training started from, before it begins."""
+        self.initial_weights.restore()
+        return Trainer(self.recipe, self.dataset, self.trainer.device, self.run.path)
 
     def _status(self, state: str) -> None:
         if not self.writes:
@@ -374,10 +387,14 @@ class TrainingRun:
             return  # the disk is full: the first error is the one to report
 
 
-def _warn_of_unseen_base(recipe: Recipe) -> None:
-    """Warn if the energy never meets the base that sampling uses: it would refine that base by accident."""
+def samples_unseen_base(recipe: Recipe) -> bool:
+    """Return whether the energy never meets the base that sampling uses: it would refine that base by accident."""
     running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
-    if running and recipe.ema.decay > 0 and not recipe.train.final.steps:
+    return running and recipe.ema.decay > 0 and not recipe.train.final.steps
+
+
+def _warn_of_unseen_base(recipe: Recipe) -> None:
+    if samples_unseen_base(recipe):
         warn(
             "the energy is trained against the running base, but sampling uses the averaged one: set train.final.steps for "
             "a last phase against the averaged base, or ema.decay=0 to sample from the running one."

@@ -20,7 +20,7 @@ from gebm_kit.engine.process.torchrun import launcher
 from gebm_kit.engine.run_directory.checkpoint import newest_whole
 from gebm_kit.engine.run_directory.create import is_unmade
 from gebm_kit.engine.run_directory.log_rows import LOG, MAX_LINE, lines_of, open_log, parsed
-from gebm_kit.engine.run_directory.run import Run, load_run, unfinished_runs
+from gebm_kit.engine.run_directory.run import Run, open_run, unfinished_runs
 
 CHANGEABLE = (
     "train.steps",
@@ -48,8 +48,9 @@ def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
     """
     if out is not None:
         path = user_path(out)
-        return None if is_unmade(path) else load_run(path)
-    return next((run for run in unfinished_runs(recipe.name) if _is_of(run, recipe)), None)
+        return None if is_unmade(path) else open_run(path, parts=recipe.parts)
+    found = next((run for run in unfinished_runs(recipe.name) if _is_of(run, recipe)), None)
+    return found and open_run(found.path, parts=recipe.parts)
 
 
 def _is_of(run: Run, recipe: Recipe) -> bool:
@@ -135,8 +136,11 @@ def drop_rows_after(run: Run, step: int) -> None:
 def resume_command(recipe: Recipe, run: Run, device: str | None = None) -> str:
     """Return the command that resumes the run, quoted for a shell: the one that started it, with ``--resume``.
 
-    It names the number of threads, because the last bits of a sum on the CPU depend on it.
+    It names the number of threads, because the last bits of a sum on the CPU depend on it. A run on the caller's own objects
+    is resumed by a call in Python.
     """
+    if recipe.parts:
+        return f"gk.fit(..., out={str(run.path)!r}, resume=True)"
     source = str(recipe.path) if recipe.path else recipe.name
     words = [*launcher(), "train", source, *recipe.overrides, "--out", str(run.path), "--resume"]
     words += ["--device", device] if device else []
