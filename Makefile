@@ -2,7 +2,7 @@
 # make test    run the test suite
 # make test-inception   run the tests of plugins/gebm-kit-inception, in .venv-inception, since torch-fidelity needs torchvision
 # make lint    check formatting, lint, types and import layers
-# make docs    write docs/components.md from the code
+# make docs    write docs/components.md and docs/interfaces.md from the code
 # Each first sets up .venv, with the kit and its plugins, if it is missing or pyproject.toml or constraints.txt changed.
 
 VENV := .venv

@@ -1,4 +1,4 @@
-"""Write docs/components.md from the registered built-ins: ``make docs``. A test fails when the page is out of date."""
+"""Write docs/components.md and docs/interfaces.md from the code: ``make docs``. A test fails when one is out of date."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ def _row(parameter: Parameter) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(__file__).parent / "components.md"
-    path.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"wrote {path}\n")
+    import generate_interfaces
+
+    for name, text in (("components.md", page()), ("interfaces.md", generate_interfaces.page())):
+        path = Path(__file__).parent / name
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"wrote {path}\n")

@@ -69,10 +69,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'gebm_kit' has no attribute {name!r}")
     import importlib
 
+    if name == "testing":
+        return importlib.import_module("gebm_kit.testing")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gebm_kit' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

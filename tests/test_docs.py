@@ -20,7 +20,7 @@ import gebm_kit
 from gebm_kit.cli.app import app, main
 from gebm_kit.config import schema
 from gebm_kit.config.load import load_recipe, shipped_recipes
-from gebm_kit.core import errors, hookspecs
+from gebm_kit.core import errors, hookspecs, interfaces
 from gebm_kit.core.components import INJECTED, KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -49,13 +49,42 @@ def section(text: str, title: str) -> str:
 # --- components, hooks, injected names, environment ------------------------------------------------------------------
 
 
-def test_the_components_page_is_what_the_code_says() -> None:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+def generator(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert read("components.md") == module.page(), "run `make docs`"
+    return module
+
+
+def test_the_components_page_is_what_the_code_says() -> None:
+    assert read("components.md") == generator("generate").page(), "run `make docs`"
+
+
+def test_the_interfaces_page_is_what_the_code_says() -> None:
+    assert read("interfaces.md") == generator("generate_interfaces").page(), "run `make docs`"
+
+
+def test_the_interfaces_page_has_every_interface_with_every_field_and_method() -> None:
+    text = read("interfaces.md")
+    parts = {part.partition("`")[0]: part for part in text.split("\n### `")[1:]}
+    for name in interfaces.__all__:
+        member = getattr(interfaces, name)
+        if not isinstance(member, type):
+            assert f"`{name}" in text, name
+            continue
+        own = parts[name]
+        for field in vars(member).get("__annotations__", {}):
+            (row,) = [line for line in own.splitlines() if line.startswith(f"| `{field}` |")]
+            assert not row.endswith("|  |"), f"{name}.{field} has no meaning"
+        for method, function in vars(member).items():
+            if callable(function) and not method.startswith("_"):
+                assert f"**`{method}(" in own, f"{name}.{method}"
+    for kind in KINDS:
+        assert f"### Example: {kind}\n" in text
+        assert f"class My{kind.capitalize()}(" in text
+    assert "value_and_grad(z: Tensor) -> ValueAndGrad" in text
 
 
 def test_every_hook_kind_and_injected_name_is_documented() -> None:
@@ -186,6 +215,8 @@ def test_every_json_key_is_documented(tiny_run: Path, formats: Any, capfd: pytes
         ["recipes", "ls"],
         ["recipes", "show", "quickstart"],
         ["recipes", "check", "quickstart"],
+        ["recipes", "schema", "--out", str(tiny_run.parent / "recipe.json")],
+        ["plugins", "new", "own-walk", "--kind", "sampler", "--out", str(tiny_run.parent / "walk")],
         ["doctor"],
         ["plugins", "list"],
     ]

@@ -48,6 +48,8 @@ sys.exit(code)
         ["doctor", "--help"],
         ["recipes", "show", "quickstart"],
         ["recipes", "check", "--help"],
+        ["recipes", "schema", "--help"],
+        ["plugins", "new", "--help"],
         ["runs"],
         ["runs", "--json"],
     ],
@@ -69,6 +71,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     program = "import sys, gebm_kit; gebm_kit.Component; gebm_kit.hookimpl; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & set(HEAVY)
+
+
+def test_the_checks_are_an_attribute_of_the_package() -> None:
+    program = "import sys, gebm_kit as gk; assert 'torch' not in sys.modules; gk.testing.check_energy"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_public_names_are_there() -> None:

@@ -28,6 +28,7 @@ from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
 from gebm_kit.cli.list import list_components
 from gebm_kit.cli.plugin_check import check as check_plugins
+from gebm_kit.cli.plugin_new import new as new_plugin
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
@@ -66,6 +67,7 @@ app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
 app.command("describe")(describe)
 plugins.command("check")(check_plugins)
+plugins.command("new")(new_plugin)
 app.add_typer(plugins, name="plugins")
 app.command("doctor")(doctor)
 

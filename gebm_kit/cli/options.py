@@ -10,7 +10,12 @@ from typing import Annotated
 
 import typer
 
-from gebm_kit.cli.completion import complete_override, complete_recipe, complete_run
+from gebm_kit.cli.completion import (
+    complete_checkpoint,
+    complete_recipe,
+    complete_run_or_override,
+    complete_word_of_recipe,
+)
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 
@@ -119,7 +124,7 @@ RunWord = Annotated[
     typer.Argument(
         metavar="RUN",
         help="A run directory; default: the newest finished run under runs/.",
-        autocompletion=complete_run,
+        autocompletion=complete_run_or_override,
     ),
 ]
 
@@ -127,7 +132,10 @@ RunWord = Annotated[
 CheckpointWord = Annotated[
     str,
     typer.Option(
-        "--checkpoint", metavar="last|best|step-N", help="Which of the run's checkpoints; for best see train.keep_best."
+        "--checkpoint",
+        metavar="last|best|step-N",
+        help="Which of the run's checkpoints; for best see train.keep_best.",
+        autocompletion=complete_checkpoint,
     ),
 ]
 
@@ -137,7 +145,7 @@ OverrideWords = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         help="Values that replace the recipe's, such as sample.seed=1.",
-        autocompletion=complete_override,
+        autocompletion=complete_word_of_recipe,
     ),
 ]
 
@@ -147,7 +155,7 @@ RunOverrideWords = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         help="Values that replace the recipe's, such as sample.seed=1, or inverse_temperature=0.9 (or =calibrated).",
-        autocompletion=complete_override,
+        autocompletion=complete_word_of_recipe,
     ),
 ]
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
 
 from gebm_kit.cli import ui
+from gebm_kit.cli.completion import complete_plugin
 from gebm_kit.cli.options import Debug, Json, Quiet
 from gebm_kit.core.components import canonical
 from gebm_kit.core.errors import PluginError, UsageError, nearest
 from gebm_kit.core.plugins import PluginStatus, installed
 
+PASSED = "Every check passed."
+"""What the table says of a component without a fault."""
+
 
 def check(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A plugin's distribution or entry point; default: all plugins."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="A plugin's distribution or entry point; default: all plugins.",
+            autocompletion=complete_plugin,
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -29,7 +38,7 @@ def check(
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     found = installed()
-    chosen = [p for p in found.report if name is None or name in (p.distribution, p.name)]
+    chosen = [p for p in found.report if name is None or canonical(name) in map(canonical, (p.distribution, p.name))]
     if name is not None and not chosen:
         choices = [p.distribution for p in found.report]
         raise UsageError(f"no plugin {name!r} is installed; {nearest(name, choices)}")
@@ -73,15 +82,17 @@ def _outcomes(plugin: PluginStatus, say: ui.Ui) -> list[dict[str, Any]]:
 def _show(results: list[tuple[PluginStatus, list[dict[str, Any]]]]) -> None:
     if not results:
         ui.text("no plugins are installed")
+        return
+    rows = []
     for plugin, outcomes in results:
         if plugin.state != "ok":
-            ui.text(f"{plugin.distribution} {plugin.version}: {plugin.state}: {plugin.error}")
-            continue
-        if not outcomes:
-            ui.text(f"{plugin.distribution} {plugin.version}: it has no components")
-            continue
-        rows = [[plugin.distribution, o["kind"], o["name"], o["state"]] for o in outcomes]
-        ui.table("", ["plugin", "kind", "name", "result"], rows)
-        for outcome in outcomes:
-            if outcome["detail"]:
-                ui.text(f"{outcome['kind']} {outcome['name']}: {outcome['detail']}")
+            rows.append([plugin.distribution, "", "", "", plugin.state, plugin.error])
+        elif not outcomes:
+            rows.append([plugin.distribution, "", "", "", plugin.state, "It has no components."])
+        rows += [
+            [plugin.distribution, o["kind"], o["name"], ", ".join(o["checks"]), o["state"], o["detail"] or PASSED]
+            for o in outcomes
+        ]
+    ui.table("", ["plugin", "kind", "name", "checks", "result", "what was found"], rows)
+    for state, count in Counter(o["state"] for _, outcomes in results for o in outcomes).items():
+        ui.text(f"{state}: {count}")

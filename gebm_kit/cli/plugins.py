@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
+from gebm_kit.cli.completion import complete_plugin
 from gebm_kit.cli.options import Debug, Json, Quiet
+from gebm_kit.core.components import canonical
 from gebm_kit.core.errors import UsageError, nearest
 from gebm_kit.core.plugins import PluginStatus, installed
 
@@ -33,7 +35,12 @@ def list_plugins(json: Json = False, quiet: Quiet = False, debug: Debug = False)
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's distribution or entry point.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The plugin's distribution or entry point.", autocompletion=complete_plugin
+        ),
+    ],
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -41,7 +48,7 @@ def info(
     """Show one plugin: where it is, what it provides, and why it failed if it did."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
     report = installed().report
-    found = [p for p in report if name in (p.distribution, p.name)]
+    found = [p for p in report if canonical(name) in map(canonical, (p.distribution, p.name))]
     if not found:
         choices = [p.distribution for p in report]
         raise UsageError(f"no plugin {name!r} is installed; {nearest(name, choices)}")

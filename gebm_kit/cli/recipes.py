@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,12 @@ import typer
 
 from gebm_kit.cli import ui
 from gebm_kit.cli.options import Debug, Json, OverrideWords, Quiet, RecipeWord, place, split_words
+from gebm_kit.cli.recipe_schema import MODELINE, schema, with_header, write_for_editors
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.progress import warn
 
 app = typer.Typer(help="List, show, copy and check recipes.")
+app.command("schema")(schema)
 
 
 @app.command("ls")
@@ -50,11 +54,24 @@ def cp(
         str | None,
         typer.Option(metavar="DATA", help="Your data: a folder of images, an idx folder, a file of arrays, a dataset."),
     ] = None,
+    schema_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            metavar="FILE",
+            parser=place("--schema"),
+            help="Where the schema for your editor goes; default: the cache. An older one is replaced.",
+        ),
+    ] = None,
+    no_schema: Annotated[bool, typer.Option("--no-schema", help="Copy the recipe without a line for editors.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe so that you can change it, for other data if you like. An existing file is never overwritten."""
+    """Copy a recipe so that you can change it, for other data if you like. An existing file is never overwritten.
+
+    The copy begins with a line by which an editor completes and checks it.
+    """
     from gebm_kit.config.load import find_recipe, read_recipe
 
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
@@ -65,6 +82,32 @@ def cp(
         from gebm_kit.engine.datasets.retarget import retarget
 
         content, reading = retarget(content, data)
+    if no_schema and schema_file is not None:
+        raise UsageError("--schema and --no-schema exclude each other")
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already", hint="Name another file, or remove that one first.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} can't be written: {target.parent} is not a directory", hint="Choose another place.")
+    if not no_schema:
+        content = _for_editors(content, target, schema_file)
+    _write_new(target, content)
+    payload = {"name": source.stem, "path": str(target)} | ({} if reading is None else {"reading": reading})
+    say.result(payload, lambda: ui.text("\n".join([str(target), *([reading] if reading else [])])))
+
+
+def _for_editors(content: str, target: Path, schema_file: Path | None) -> str:
+    """Write the schema, and return the recipe with the line that names it; without one if the cache can't be written."""
+    try:
+        return with_header(content, write_for_editors(target, schema_file))
+    except UsageError as error:
+        if schema_file is not None:
+            raise
+        warn(f"the copy has no line for your editor: {error.message}")
+        return content
+
+
+def _write_new(target: Path, content: str) -> None:
+    """Write a file that must not exist yet."""
     opened = False
     try:
         with open(target, "x", encoding="utf-8") as stream:
@@ -78,8 +121,6 @@ def cp(
         if opened:
             target.unlink(missing_ok=True)
         raise write_error(target, error) from error
-    payload = {"name": source.stem, "path": str(target)} | ({} if reading is None else {"reading": reading})
-    say.result(payload, lambda: ui.text("\n".join([str(target), *([reading] if reading else [])])))
 
 
 @app.command("check")
@@ -105,7 +146,7 @@ def check(
 def summary(content: str) -> str:
     """Return the recipe's first comment line."""
     for line in content.splitlines():
-        if line.startswith("#") and line.strip("# "):
+        if line.startswith("#") and line.strip("# ") and not line.startswith(MODELINE):
             return line.strip("# ").strip()
         if line.strip() and not line.startswith("#"):
             break

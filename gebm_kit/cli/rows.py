@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from gebm_kit.cli.completion import complete_class
 from gebm_kit.cli.options import with_long_beta
 from gebm_kit.core.class_names import labels_of_word
 from gebm_kit.core.errors import UsageError
@@ -35,6 +36,7 @@ ClassOfRows = Annotated[
         "--class",
         metavar="LABEL",
         help="The class of all rows, by index or name, for a model with classes. Default: not known; every class is scored.",
+        autocompletion=complete_class,
     ),
 ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gebm_kit.cli import ui
-from gebm_kit.cli.completion import complete_metric, complete_sampler
+from gebm_kit.cli.completion import complete_class, complete_metric, complete_sampler
 from gebm_kit.cli.options import (
     LARGEST_COUNT,
     LARGEST_SEED,
@@ -125,6 +125,7 @@ ClassWords = Annotated[
         metavar="LABELS",
         help="Classes of the draws, for a model with classes: 7, or 3,5 (as many of each), or names, or all. May be "
         "given several times. Default: by the data's frequencies.",
+        autocompletion=complete_class,
     ),
 ]
 

@@ -58,10 +58,10 @@ class Range:
     ``None`` leaves a side open. ``low_open`` / ``high_open`` exclude the end itself.
     """
 
-    low: float | None = None
-    high: float | None = None
-    low_open: bool = False
-    high_open: bool = False
+    low: float | None = None  # smallest value
+    high: float | None = None  # largest value
+    low_open: bool = False  # whether ``low`` itself is refused
+    high_open: bool = False  # whether ``high`` itself is refused
 
     def __contains__(self, value: float) -> bool:
         if isinstance(value, float) and not math.isfinite(value):  # an integer may be too large for a float
@@ -86,7 +86,7 @@ class OfKind:
     ``Annotated[list[Energy], OfKind("energy")]`` it is a list of nodes.
     """
 
-    kind: str
+    kind: str  # one of `KINDS`
 
 
 @dataclass(frozen=True, slots=True)

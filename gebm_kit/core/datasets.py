@@ -25,7 +25,7 @@ class HasStandardisation(Protocol):
     """A dataset that states how it turned measurements ``x`` in a file's columns into ``y``,
     the data that the model sees."""
 
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # names of the D columns
     log_det: float
     """log |det dy/dx|, in nats: ``log p(x) = log p(y) + log_det``."""
 
@@ -137,7 +137,7 @@ class Dataset(Shown, ABC):
 class HasLabels(Protocol):
     """A dataset with class labels."""
 
-    num_classes: int
+    num_classes: int  # K; labels are 0 to K - 1
 
     def labels(self, name: SplitName) -> Tensor:
         """Return the class indices of the split's rows, in its order, (N,) int64."""
@@ -148,12 +148,12 @@ class HasLabels(Protocol):
 class HasClassNames(Protocol):
     """A dataset whose classes have names, (K,) different texts in the order of their indices."""
 
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # K texts
 
 
 @runtime_checkable
 class HasModes(Protocol):
     """A toy with known modes."""
 
-    mode_centres: Tensor  # (M, D)
-    mode_std: float
+    mode_centres: Tensor  # centres of the M modes, (M, D)
+    mode_std: float  # standard deviation of every mode

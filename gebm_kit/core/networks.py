@@ -28,6 +28,8 @@ class Base(nn.Module):
     depends on its own code and label alone.
 
     Attributes:
+        latent_dim: Z.
+        data_shape: ``*D``.
         conditional: whether ``forward`` takes labels; set on the class or in the constructor.
         num_classes: number of classes of a conditional base; labels are 0 to ``num_classes - 1``.
     """
@@ -126,6 +128,10 @@ class HasSource(Protocol):
 
     A base that was read from a folder names one of its files here and the others in ``source_parts``, a mapping from their
     paths inside the folder to where they are; a run keeps them too.
+
+    Attributes:
+        source_file: the file.
+        source_sha256: SHA-256 of its contents, in hexadecimal digits.
     """
 
     source_file: Path

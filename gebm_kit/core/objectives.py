@@ -52,8 +52,8 @@ class Batch:
 class LossTerms:
     """The scalar to minimise, and named metrics as detached scalar tensors, which the engine reads at log steps only."""
 
-    loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    loss: Tensor  # scalar, (), with a gradient
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # values by name, () each, without gradient
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from gebm_kit.core.errors import UsageError
 class ValueAndGrad(NamedTuple):
     """A function's value at each chain, (C,), and its gradient, (C, Z)."""
 
-    value: Tensor
-    grad: Tensor
+    value: Tensor  # (C,)
+    grad: Tensor  # (C, Z)
 
 
 @runtime_checkable

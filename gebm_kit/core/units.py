@@ -137,7 +137,7 @@ class TableUnits:
 class HasUnits(Protocol):
     """A dataset of rows of a table."""
 
-    units: TableUnits
+    units: TableUnits  # names of its columns, and the way back to measurements
 
 
 def nearest_multiple(values: Tensor, step: float) -> Tensor:

@@ -127,7 +127,7 @@ def _failure(component: object, kind: str, error: Exception) -> AssertionError:
     if isinstance(error, AssertionError):
         cls = type(error)
     elif isinstance(error, GebmKitError):
-        words = f"{error.message} {error.hint}"
+        words = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
     else:
         blamed = plugin_error(error)
         words = f"failed: {type(error).__name__}: {error}" if blamed is None else blamed.message

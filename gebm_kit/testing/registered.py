@@ -52,6 +52,7 @@ class Outcome:
         kind, name, distribution: the component.
         state: ``ok``; ``failed``; or ``not run``: only its signature was checked.
         detail: what is wrong, or why it was not run; "" if it is ok.
+        checks: names of the checks that were run, the one that failed among them.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Outcome:
     distribution: str
     state: Literal["ok", "failed", "not run"]
     detail: str = ""
+    checks: tuple[str, ...] = ()
 
 
 def check_registered(record: Registered) -> Outcome:
@@ -67,19 +69,21 @@ def check_registered(record: Registered) -> Outcome:
     A component that needs parameters, files or packages that are not there is ``not run``. What it prints goes to stderr.
     """
 
+    component, checks = record.component, list[str]()
+
     def outcome(state: Literal["ok", "failed", "not run"], detail: str = "") -> Outcome:
-        return Outcome(
-            record.component.kind, record.component.name, record.distribution, state, " ".join(detail.split())
-        )
+        words = " ".join(detail.split())
+        return Outcome(component.kind, component.name, record.distribution, state, words, tuple(checks))
 
     try:
         with isolated(""):  # nothing is forgotten if it fails: other components may come from the same module
             target = record.load()
-            check_signature(target, record.component.kind)
+            checks.append(check_signature.__name__)
+            check_signature(target, component.kind)
             needed = [p.name for p in parameters(target).values() if p.required]
             if needed:
                 return outcome("not run", f"needs {', '.join(needed)}; {NOT_RUN_HINT}")
-            problem = _run(record, target)
+            problem = _run(record, target, checks)
     except (AssertionError, PluginError) as error:
         return outcome("failed", str(error))
     except Exception as error:  # whatever its constructor does
@@ -87,8 +91,11 @@ def check_registered(record: Registered) -> Outcome:
     return outcome("not run", f"{problem}; {NOT_RUN_HINT}") if problem else outcome("ok")
 
 
-def _run(record: Registered, target: Any) -> str:
-    """Build and check a component on the first shape of data that it accepts; return why none was, or ""."""
+def _run(record: Registered, target: Any, checks: list[str]) -> str:
+    """Build and check a component on the first shape of data that it accepts; return why none was, or "".
+
+    The name of the check is added to ``checks`` once the component is built.
+    """
     kind, problem = record.component.kind, ""
     if kind == "logger":
         try:
@@ -102,6 +109,7 @@ def _run(record: Registered, target: Any) -> str:
                 if missing := _missing_features(component):
                     return missing
                 options: dict[str, Any] = {"data_shape": shape} if kind == "energy" else {}
+                checks[1:] = [CHECKS[kind].__name__]
                 CHECKS[kind](component, **options)
                 return ""
             except PluginError:

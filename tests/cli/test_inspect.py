@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import gebm_kit
 from gebm_kit.cli.app import main
+from gebm_kit.cli.recipes import summary
 from gebm_kit.config.load import shipped_recipes
 from gebm_kit.core.components import KINDS
 from gebm_kit.core.plugins import installed
@@ -124,7 +126,10 @@ def test_recipes_cp_never_overwrites(cli: Any, tmp_path: Path, monkeypatch: pyte
         "schema": 1, "name": "quickstart", "path": "quickstart.yaml",
     }  # fmt: skip
     text = (tmp_path / "quickstart.yaml").read_text()
-    assert text == shipped_recipes()["quickstart"].read_text()
+    header, _, rest = text.partition("\n")
+    cached = Path(os.environ["GEBM_KIT_CACHE"]) / "recipe.schema.json"
+    assert header == f"# yaml-language-server: $schema={cached.resolve().as_uri()}"
+    assert rest == shipped_recipes()["quickstart"].read_text()
     (tmp_path / "quickstart.yaml").write_text("mine")
     result = cli("recipes", "cp", shipped_recipes()["quickstart"])
     assert result.code == 2
@@ -133,6 +138,50 @@ def test_recipes_cp_never_overwrites(cli: Any, tmp_path: Path, monkeypatch: pyte
     assert cli("recipes", "cp", "quickstart", "mine.yaml").code == 0
     assert (tmp_path / "mine.yaml").read_text() == text
     assert cli("recipes", "cp", "quickstart", "nowhere/mine.yaml").code == 2
+    assert not Path("nowhere").exists()
+
+
+def test_recipes_cp_writes_the_schema_that_its_header_names(cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEBM_KIT_CACHE", str(tmp_path / "the cache"))
+    result = cli("recipes", "cp", "quickstart", "mine.yaml")
+    assert (result.code, result.out, result.err) == (0, "mine.yaml\n", "")
+    assert Path("mine.yaml").read_text().splitlines()[0].endswith("/the%20cache/recipe.schema.json")
+    schema = json.loads(Path("the cache/recipe.schema.json").read_text())
+    assert schema == json.loads(cli("recipes", "schema").out)
+    assert cli("recipes", "check", "mine.yaml").code == 0
+    assert cli("recipes", "cp", "mine.yaml", "again.yaml").code == 0
+    assert Path("again.yaml").read_text() == Path("mine.yaml").read_text(), "the header is there once"
+    assert cli("recipes", "cp", "quickstart", "plain.yaml", "--no-schema").code == 0
+    assert Path("plain.yaml").read_text() == shipped_recipes()["quickstart"].read_text()
+
+
+def test_recipes_cp_names_a_schema_in_a_place_of_your_own(cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    assert cli("recipes", "cp", "quickstart", "sub/mine.yaml", "--schema", "editor/recipe.json").code == 0
+    assert Path("sub/mine.yaml").read_text().startswith("# yaml-language-server: $schema=../editor/recipe.json\n# ")
+    assert json.loads(Path("editor/recipe.json").read_text()) == json.loads(cli("recipes", "schema").out)
+    Path("file").write_text("mine")
+    result = cli("recipes", "cp", "quickstart", "other.yaml", "--schema", "file/recipe.json")
+    assert result.code == 2
+    assert "file can't be written" in result.err
+    assert not Path("other.yaml").exists()
+    assert cli("recipes", "cp", "quickstart", "other.yaml", "--schema", "a.json", "--no-schema").code == 2
+
+
+def test_recipes_cp_without_a_cache_leaves_the_header_out(cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("GEBM_KIT_CACHE", str(tmp_path / "cache"))
+    result = cli("recipes", "cp", "quickstart", tmp_path / "mine.yaml")
+    assert result.code == 0
+    assert "the copy has no line for your editor" in result.err
+    assert (tmp_path / "mine.yaml").read_text() == shipped_recipes()["quickstart"].read_text()
+
+
+def test_a_header_for_editors_is_no_summary() -> None:
+    text = "# yaml-language-server: $schema=a.json\n# Digits.\nschema: 1\n"
+    assert summary(text) == "Digits."
 
 
 def test_recipes_cp_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
