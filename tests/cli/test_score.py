@@ -304,9 +304,7 @@ def test_an_outlier_with_the_lowest_energy_ranks_first_and_is_named(here: Path) 
     assert contradictions(scores.energy, scores.log_density, None, scores.rows) == []
     plain = gk.score("plain", np.concatenate([rows, [[90.0, -900.0]]]))
     (warning,) = plain.warnings
-    assert warning.startswith(
-        "row 201: far outside the training data, such as row 201 in column 'a': 90, and the data go"
-    )
+    assert warning.startswith("row 201: far outside the training data (row 201: 90 in column 'a', which goes from")
     assert plain.rank_by is not None
     assert plain.rank_by.column == "energy"
 

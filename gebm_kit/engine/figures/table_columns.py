@@ -40,6 +40,15 @@ class Columns:
         """Return up to ``most`` columns with the largest `distance`, in the order of the table."""
         return sorted(np.argsort(-self.distance, kind="stable")[:most].tolist())
 
+    def hidden(self, label: str, chosen: Sequence[int]) -> float:
+        """Return the largest share of finite draws outside a column's limits (`limits_of`), among some columns."""
+        shares = [0.0]
+        for column in chosen:
+            low, high = limits_of([values[:, column] for values in self.free.values()])
+            finite = finite_values(self.free[label][:, column])
+            shares.append(float(((finite < low) | (finite > high)).mean()) if finite.size else 0.0)
+        return max(shares)
+
 
 def columns_of_table(sets: Mapping[str, Tensor], units: HasMeasured | None) -> Columns:
     """Turn rows as the model sees them, (N, D) by label, into the columns of a table.

@@ -53,6 +53,9 @@ CELLS = 40
 MASSES = (0.9, 0.5)
 """Shares of the draws inside the contours."""
 
+MOST_HIDDEN = 0.05
+"""Share of draws outside the axes of a column from which the legend says so."""
+
 CRITERION = "largest two-sample Kolmogorov-Smirnov distance (KS) of held-out data from base or GEBM"
 
 
@@ -157,7 +160,7 @@ def pairs(path: Path, columns: Columns) -> Path:
             elif place != row:
                 axis.set_yticklabels([])
     figure.align_labels()
-    handles = [_handle("data"), _handle("base"), _handle("GEBM")]
+    handles = _handles(columns, chosen)
     figure.legend(handles=handles, loc="upper right", frameon=False, fontsize=10, bbox_to_anchor=(0.985, 0.965))
     figure.suptitle(_title(columns, chosen) + "points: data; contours: 50 % and 90 % of draws", fontsize=9)
     return save_figure(figure, path)
@@ -177,7 +180,8 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
 
 def _finish(figure: Figure, columns: Columns, chosen: Sequence[int], data: Line2D | None = None) -> None:
     """Add the legend, and a line about which columns are drawn where not all are."""
-    handles = [data or _handle("data"), _handle("base"), _handle("GEBM")]
+    handles = _handles(columns, chosen)
+    handles[0] = data or handles[0]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=10)
     if title := _title(columns, chosen):
         figure.supxlabel(title.rstrip("; \n"), fontsize=8)
@@ -189,10 +193,15 @@ def _title(columns: Columns, chosen: Sequence[int]) -> str:
     return f"{len(chosen)} of {len(columns.names)} columns, those with the {CRITERION}\n"
 
 
-def _handle(label: str) -> Line2D:
-    if label == "data":
-        return Line2D([], [], color=COLOURS[label], linewidth=7, alpha=0.4, label="held-out data")
-    return Line2D([], [], color=COLOURS[label], linewidth=2, label=label)
+def _handles(columns: Columns, chosen: Sequence[int]) -> list[Line2D]:
+    """Return the entries of the legend, which say how many draws lie outside the axes where those are many."""
+    handles = [Line2D([], [], color=COLOURS["data"], linewidth=7, alpha=0.4, label="held-out data")]
+    for label in columns.values:
+        if label != "data":
+            hidden = columns.hidden(label, chosen)
+            more = f" (up to {hidden:.0%} of draws not shown)" if hidden > MOST_HIDDEN else ""
+            handles.append(Line2D([], [], color=COLOURS[label], linewidth=2, label=label + more))
+    return handles
 
 
 def _column(sets: Mapping[str, Array], column: int) -> dict[str, Array]:

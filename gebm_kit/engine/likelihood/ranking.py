@@ -122,10 +122,11 @@ def far_from_data(x: Tensor, dataset: Dataset | None, rows: RowNumbers) -> list[
     name, ends, value = str(column + 1), torch.stack([low, high]), x[first : first + 1].double()
     if isinstance(known, HasUnits):
         name, ends, value = known.units.columns[column], known.units.scaled(ends), known.units.scaled(value)
+    number, least, most = rows.of([first])[0], float(ends[0, column]), float(ends[1, column])
     return [
-        f"{_rows(far, rows)}: far outside the training data, such as row {rows.of([first])[0]} in column {name!r}: "
-        f"{float(value[0, column]):.6g}, and the data go from {float(ends[0, column]):.6g} to {float(ends[1, column]):.6g}. "
-        "The energy is a guess there, and may be low: take such rows for unlikely whatever it is"
+        f"{_rows(far, rows)}: far outside the training data (row {number}: {float(value[0, column]):.6g} in column "
+        f"{name!r}, which goes from {least:.6g} to {most:.6g}). The energy is a guess there, and may be low: "
+        "take such rows for unlikely whatever it is"
     ]
 
 

@@ -122,6 +122,17 @@ class TestPictures:
             base = gebm = torch.full((10, 3), math.nan)
         sizes(table_figures.draw_table(tmp_path, data, base, gebm, None))
 
+    def test_the_legend_says_that_draws_lie_outside(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept: list[Any] = []
+        monkeypatch.setattr(table_figures, "save_figure", lambda figure, path: kept.append(figure) or path)
+        x = draws(100, 2)
+        far = torch.cat([x[:60], x[60:] + 1e4])
+        columns = columns_of_table({"data": x, "base": x, "GEBM": far}, None)
+        for draw in (table_figures.marginals, table_figures.quantiles, table_figures.pairs):
+            draw(Path("f.png"), columns)
+            texts = [text.get_text() for text in kept[-1].legends[0].get_texts()]
+            assert texts[1:] == ["base", "GEBM (up to 40% of draws not shown)"]
+
     def test_a_wide_and_long_table_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = draws(20_000, 200)
         columns = columns_of_table({"data": x, "base": x, "GEBM": x}, None)
