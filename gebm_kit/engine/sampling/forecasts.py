@@ -231,14 +231,20 @@ def shortened(forecast: Forecast, share: float) -> Forecast:
     return replace(forecast, settings=shorter, cost=moves * forecast.cost)
 
 
+MOST_STEPS = 10**6
+"""Most steps of a chain in a forecast."""
+
+
 def steps_for(time: float, settings: SampleSettings, max_rhat: float) -> int:
     """Return the steps after which chains with this autocorrelation time should pass the tests.
 
-    Halves of n / 2 steps have means of variance 2 time / n, so R-hat is about ``sqrt(1 + 2 time / n)``.
+    Halves of n / 2 steps have means of variance 2 time / n, so R-hat is about ``sqrt(1 + 2 time / n)``. Chains that would
+    need more than `MOST_STEPS`, as where one draw has all the weight, are forecast with these, and an effective size to match.
     """
-    for_rhat = 2 * time / (max_rhat**2 - 1)
+    for_rhat = MARGIN * 2 * time / (max_rhat**2 - 1)
     for_size = 2 * ESS_LIMIT * time / settings.chains
-    return max(settings.total_steps, math.ceil(MARGIN * for_rhat), math.ceil(for_size), 8)
+    wanted = max(for_rhat, for_size)
+    return max(settings.total_steps, math.ceil(wanted) if wanted < MOST_STEPS else MOST_STEPS, 8)
 
 
 # --- independence proposals ------------------------------------------------------------------------------------------

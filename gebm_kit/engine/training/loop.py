@@ -42,7 +42,7 @@ from gebm_kit.engine.run_directory.run import Run, open_run
 from gebm_kit.engine.training.best_checkpoint import BestCheckpoint
 from gebm_kit.engine.training.checkpoint_state import counters_of, tensors_of
 from gebm_kit.engine.training.loggers import Loggers, check_loggers, open_loggers
-from gebm_kit.engine.training.phases import samples_unseen_base
+from gebm_kit.engine.training.phases import affordable_draws, samples_unseen_base
 from gebm_kit.engine.training.resume import check_place, check_same, drop_rows_after, find_run, is_done, resume_command
 from gebm_kit.engine.training.rollback import exceeded, failure, go_back
 from gebm_kit.engine.training.starting_state import begin
@@ -252,7 +252,7 @@ class TrainingRun:
         if trainer.settings.part != "base":
             generator = torch.Generator(trainer.device).manual_seed(trainer.step)
             with trainer.averaged():
-                num = trainer.affordable_draws(trainer.energy_updates, LOG_PARTITION_DRAWS)
+                num = affordable_draws(self.settings, trainer.energy_updates, LOG_PARTITION_DRAWS)
                 store_log_partition(trainer.model, num, generator, self.on_progress)
         if not self.writes:
             return

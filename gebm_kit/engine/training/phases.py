@@ -29,6 +29,11 @@ class LearningRates:
     base: float | None
 
 
+LEAST_DRAWS, SHARE = 500, 3
+"""Base draws for a log-partition: no fewer than the first, and at most a third of those that the energy updates make, so
+that they are never most of the work, whatever a draw costs."""
+
+
 def phase_of(settings: TrainSection, step: int) -> Phase:
     """Return the phase of the cycle that follows ``step`` finished cycles."""
     if step < settings.pretrain_steps:
@@ -78,3 +83,8 @@ def samples_unseen_base(recipe: Recipe) -> bool:
     """Return whether the energy never meets the base that sampling uses: it would refine that base by accident."""
     running = recipe.train.main_part == "both" and recipe.train.base_update == "pathwise"
     return running and recipe.ema.decay > 0 and not recipe.train.final.steps
+
+
+def affordable_draws(settings: TrainSection, updates: int, most: int) -> int:
+    """Return how many base draws a log-partition may take beside so many updates of the energy."""
+    return min(most, max(updates * settings.batch_size // SHARE, LEAST_DRAWS))

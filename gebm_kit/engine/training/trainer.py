@@ -47,16 +47,19 @@ from gebm_kit.engine.training.model_negatives import chains_of, check_penalties,
 from gebm_kit.engine.training.non_finite import Guard
 from gebm_kit.engine.training.optimisers import differentiated, make_optimizer, set_rate
 from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties
-from gebm_kit.engine.training.phases import Phase, learning_rates, num_energy_updates, phase_of, updates_base
+from gebm_kit.engine.training.phases import (
+    Phase,
+    affordable_draws,
+    learning_rates,
+    num_energy_updates,
+    phase_of,
+    updates_base,
+)
 from gebm_kit.engine.training.vital_signs import vital_signs
 
 INITIAL_DRAWS = 4096
 """Most base draws from which a learned log-partition is initialised, rounded up to whole batches. They are enough to start
 from: training corrects the estimate at every energy update."""
-
-LEAST_DRAWS, SHARE = 500, 3
-"""Base draws for a log-partition: no fewer than the first, and at most a third of those that the energy updates make, so
-that they are never most of the work, whatever a draw costs."""
 
 
 class Trainer:
@@ -234,17 +237,13 @@ class Trainer:
         with torch.no_grad(), self._forward_context():
             # whole batches: batch norm needs more than one row
             batch = self.settings.batch_size
-            num = self.affordable_draws(self.settings.total_steps * self.settings.energy_steps, INITIAL_DRAWS)
+            num = affordable_draws(self.settings, self.settings.total_steps * self.settings.energy_steps, INITIAL_DRAWS)
             z = self.model.base.sample_prior(-(-num // batch) * batch, self.generator, self.feed.dtype)
             parts = [(reduce.share(part), self.classes.drawn(self.generator, batch)) for part in z.split(batch)]
             draws = [(self._augmented(self._noisy(self.side.decode(*part))), part[1]) for part in parts]
             self.loss.initialise(torch.cat([self.side.energy_at(*rows).double() for rows in draws]))
         if self.negatives is not None:
             self.negatives.fill(self.side)
-
-    def affordable_draws(self, updates: int, most: int) -> int:
-        """Return how many base draws a log-partition may take beside so many updates of the energy."""
-        return min(most, max(updates * self.settings.batch_size // SHARE, LEAST_DRAWS))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

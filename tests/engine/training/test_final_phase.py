@@ -20,7 +20,7 @@ from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
-from gebm_kit.engine.training import loop, trainer as trainers
+from gebm_kit.engine.training import loop, phases, trainer as trainers
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
 from gebm_kit.engine.training.dry_run import plan
 from gebm_kit.engine.training.trainer import Trainer
@@ -100,8 +100,8 @@ def test_the_same_loss_named_again_trains_the_same(recipe: Path) -> None:
 def test_the_phase_begins_at_the_energy_that_was_left_with_a_fresh_a(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("INITIAL_DRAWS", "LEAST_DRAWS"):
-        monkeypatch.setattr(trainers, name, 100_000)
+    monkeypatch.setattr(trainers, "INITIAL_DRAWS", 100_000)
+    monkeypatch.setattr(phases, "LEAST_DRAWS", 100_000)
     trainer = begun(recipe, [*FINAL["loss"], "optim.energy.lr=0.05"])
     trainer.initialise()
     for _ in range(8):
@@ -231,7 +231,7 @@ def test_a_finished_run_uses_the_final_energy_and_its_a(recipe: Path, tmp_path: 
     for name, value in model.energy.state_dict().items():
         assert torch.equal(value, run.checkpoint.tensors["ema"][f"energy.{name}"])
     assert run.checkpoint.state["facts"]["final"] is True
-    drawn = min(loop.LOG_PARTITION_DRAWS, max(run.checkpoint.state["energy_updates"] * 16 // 3, trainers.LEAST_DRAWS))
+    drawn = min(loop.LOG_PARTITION_DRAWS, max(run.checkpoint.state["energy_updates"] * 16 // 3, phases.LEAST_DRAWS))
     energies = prior_energies(model, drawn, torch.Generator().manual_seed(run.step))
     assert torch.equal(model.log_partition, estimators.log_partition(energies).float())
     draws = gk.sample(run, num_samples=20)
