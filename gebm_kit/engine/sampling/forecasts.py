@@ -238,8 +238,8 @@ MOST_STEPS = 10**6
 def steps_for(time: float, settings: SampleSettings, max_rhat: float) -> int:
     """Return the steps after which chains with this autocorrelation time should pass the tests.
 
-    Halves of n / 2 steps have means of variance 2 time / n, so R-hat is about ``sqrt(1 + 2 time / n)``. Chains that would
-    need more than `MOST_STEPS`, as where one draw has all the weight, are forecast with these, and an effective size to match.
+    Halves of n / 2 steps have means of variance 2 time / n, so R-hat is about ``sqrt(1 + 2 time / n)``. Where one
+    draw has all the weight these may be more than can be run: they are at most `MOST_STEPS`.
     """
     for_rhat = MARGIN * 2 * time / (max_rhat**2 - 1)
     for_size = 2 * ESS_LIMIT * time / settings.chains
