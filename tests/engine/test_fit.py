@@ -26,7 +26,10 @@ from gebm_kit.metrics.mmd import Mmd
 from gebm_kit.penalties.gradient import GradientPenalty
 from gebm_kit.samplers.mala import Mala
 
-pytestmark = pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning"),
+    pytest.mark.usefixtures("quick_evaluation"),
+]
 
 ROWS = torch.randn(300, 2, generator=torch.Generator().manual_seed(3)) @ torch.tensor([[1.0, 0.5], [0.0, 0.3]]) + 3.0
 CLASSES = (ROWS[:, 0] > 3).long()
@@ -92,6 +95,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base, energy = parts()
