@@ -95,7 +95,6 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.pictures
 def test_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base, energy = parts()
@@ -105,7 +104,6 @@ def test_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (run.state, run.step) == ("finished", 4)
     assert run.evaluation is not None
     assert "mmd" in run.evaluation["metrics"]["gebm"]
-    assert list(run.figures.glob("*.png"))
     assert run.metrics()
     assert run.model.base.module is base
     assert run.model.energy.module is energy

@@ -119,8 +119,8 @@ def test_a_conditional_generator_is_held_at_a_class() -> None:
     model = GEBM(Shifted(), QuadraticEnergy(EYE.float(), 0 * EYE[0].float()))
     with pytest.raises(UsageError, match="Shifted is conditional, and a tilt serves one law at a time") as caught:
         gk.tilt(model, first)
-    assert "given(3)" in caught.value.hint
-    found = gk.tilt(model.given(1), first, betas=[1.0], num_samples=200, num_base=2048)
+    assert "label=3" in caught.value.hint
+    found = gk.tilt(model, first, label=1, betas=[1.0], num_samples=200, num_base=2048)
     assert abs(found.levels[0].score.value - 2) < 5 * found.levels[0].score.se
 
 

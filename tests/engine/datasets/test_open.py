@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from gebm_kit.cli.ui import Ui
+from gebm_kit.config.load import load_recipe
 from gebm_kit.core.progress import note
 from gebm_kit.engine.datasets import open as opening
 
@@ -19,7 +20,7 @@ class Speaking:
 def test_what_was_read_is_one_note_without_control_characters(monkeypatch, caplog):
     monkeypatch.setattr(opening, "_opened", lambda recipe: Speaking())
     with caplog.at_level(logging.INFO, logger="gebm_kit"):
-        opening.open_dataset(None)
+        opening.open_dataset(load_recipe("quickstart"))
     assert [record.getMessage() for record in caplog.records] == ["data: odd?[31m name.csv: 3 rows"]
 
 
