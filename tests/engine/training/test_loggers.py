@@ -74,6 +74,9 @@ class Diary(Logger):
     def log_image(self, step, name, path):
         self.note("log_image", step, name, path.exists())
 
+    def log_table(self, step, name, columns, rows):
+        self.note("log_table", step, name, columns[:3], [len(row) == len(columns) for row in rows])
+
     def close(self):
         self.file.close()
         if self.fails == "close":
@@ -140,6 +143,8 @@ def test_every_logger_gets_everything_once(diary: None, tmp_path: Path) -> None:
     assert [line for line in told if line[0] == "log_image"] == [
         ["log_image", 4, "curves", True], ["log_image", 8, "curves", True],
     ]  # fmt: skip
+    tables = [line[1:] for line in told if line[0] == "log_table"]
+    assert tables == [[step, "evaluation", ["value", "data", "data_low"], [True]] for step in (4, 8)]
 
 
 def test_a_resumed_run_tells_where_it_goes_on_and_may_change_its_loggers(diary: None, tmp_path: Path) -> None:
@@ -159,7 +164,7 @@ def test_a_resumed_run_tells_where_it_goes_on_and_may_change_its_loggers(diary: 
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["log", "log_config", "log_image", "close"])
+@pytest.mark.parametrize("method", ["log", "log_config", "log_image", "log_table", "close"])
 def test_whatever_a_logger_raises_the_run_is_the_same(diary: None, tmp_path: Path, method: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
