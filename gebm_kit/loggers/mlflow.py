@@ -39,7 +39,7 @@ class MlFlow(Logger):
     runs/x/mlruns`` shows it, from the full package ``mlflow``; MLflow 3 asks for that variable. A resumed run continues
     its MLflow run; steps that are trained again have two values, of which MLflow shows the later one last.
 
-    Names are [made fit for trackers](trackers.md#names). Values of parameters are cut after 500 characters; ``recipe.json``
+    Names are made fit for trackers (docs/trackers.md). Values of parameters are cut after 500 characters; ``recipe.json``
     has them whole.
 
     Args:

@@ -37,7 +37,7 @@ class Trackio(Logger):
     the same ``folder`` are shown together. Every row is in the database when training continues, so that a killed run loses
     none. A resumed run continues its Trackio run; steps that are trained again have two rows.
 
-    Names are [made fit for trackers](trackers.md#names).
+    Names are made fit for trackers (docs/trackers.md).
 
     Args:
         project: name of Trackio's project.

@@ -39,7 +39,7 @@ class WandB(Logger):
     is then an error before training, never a question. A resumed run keeps its id, so that it continues online, and both
     parts of an offline run are uploaded as one. Steps that are trained again have two values.
 
-    Names are [made fit for trackers](trackers.md#names).
+    Names are made fit for trackers (docs/trackers.md).
 
     Args:
         project: name of the project.

@@ -105,10 +105,12 @@ class Loggers(Logger):
     def log_table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
     ) -> None:
+        def record(logger: Logger) -> None:
+            logger.log_table(step, name, list(columns), [list(row) for row in rows])
+
         for one in self._guarded:
-            one.call(
-                f"with table {name}", lambda logger: logger.log_table(step, name, list(columns), [*map(list, rows)])
-            )
+            if getattr(type(one.logger), "log_table", Logger.log_table) is not Logger.log_table:  # it takes tables
+                one.call(f"with table {name}", record)
 
     def go_back(self, step: int) -> None:
         """Rebuild all loggers for training that resumes from an earlier ``step``, and drop the rows logged after it."""
