@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import html
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from gebm_kit.core.components import Injected
@@ -68,8 +70,12 @@ class Trackio(Logger):
         self.name = default_name(run_directory) if run_name is None else plain_name(run_name)
         self._module = _package()
         self.folder = own_folder(Path(run_directory) / "trackio" if folder is None else directory / user_path(folder))
+        storage = self._module.SQLiteStorage
         with self._working():
-            self._module.SQLiteStorage.validate_project_name(self.project)
+            storage.validate_project_name(self.project)
+            self._database = sqlite3.connect(storage.init_db(self.project), check_same_thread=False)
+        # Held open: SQLite waits for the disk whenever the last connection to a database closes, and Trackio opens one a row
+        self._database.execute("SELECT count(*) FROM metrics").fetchone()
         self.run_id = tracked_id(run_directory, "trackio") or new_id()
         keep_id(run_directory, "trackio", self.run_id)
 
@@ -102,6 +108,9 @@ class Trackio(Logger):
             content = table._to_dict(self.project, self.name, step)
         self._write(step, {self._names.table(name): content})
 
+    def close(self) -> None:
+        self._database.close()
+
     def _write(self, step: int, row: dict[str, Any], config: dict[str, Any] | None = None) -> None:
         """Write a row at once: Trackio's own `log` writes from a thread, half a second later."""
         storage = self._module.SQLiteStorage
@@ -111,22 +120,26 @@ class Trackio(Logger):
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
         """Let Trackio work in this logger's folder: it reads TRACKIO_DIR once, when it is imported."""
-        at = self._module.utils.TRACKIO_DIR
-        modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "trackio"]
-        before = [
-            (module, name, value)
-            for module in modules
-            for name, value in list(vars(module).items())
-            if isinstance(value, Path) and value.is_relative_to(at)
-        ]
+        at, loaded = self._module.utils.TRACKIO_DIR, len(sys.modules)
+        places = _places(at)
         try:
-            for module, name, value in before:
-                setattr(module, name, self.folder / value.relative_to(at))
+            for module, name, inside in places:
+                setattr(module, name, self.folder / inside)
             with variables(ENVIRONMENT):
                 yield
         finally:
-            for module, name, value in before:
-                setattr(module, name, value)
+            for module, name, inside in places if len(sys.modules) == loaded else _places(self.folder):
+                setattr(module, name, at / inside)
+
+
+def _places(folder: Path) -> list[tuple[ModuleType, str, Path]]:
+    """Return where Trackio's modules keep paths in a folder: module, name, and path inside the folder."""
+    return [
+        (module, name, value.relative_to(folder))
+        for module in [module for name, module in list(sys.modules.items()) if name.startswith("trackio")]
+        for name, value in list(vars(module).items())
+        if isinstance(value, Path) and value.is_relative_to(folder)
+    ]
 
 
 def _package() -> Any:

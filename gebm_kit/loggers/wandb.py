@@ -38,6 +38,7 @@ class WandB(Logger):
     ``wandb sync runs/x/wandb/wandb/offline-run-*`` uploads it later. ``mode: online`` sends it as it trains; a missing key
     is then an error before training, never a question. A resumed run keeps its id, so that it continues online, and both
     parts of an offline run are uploaded as one. Steps that are trained again have two values.
+    wandb writes from a process of its own; a kill loses what it has not written yet, the rows of a second or two.
 
     Names are made fit for trackers (docs/trackers.md).
 
