@@ -3,6 +3,7 @@
 # make test-inception   run the tests of plugins/gebm-kit-inception, in .venv-inception, since torch-fidelity needs torchvision
 # make lint    check formatting, lint, types and import layers
 # make docs    write docs/components.md and docs/interfaces.md from the code
+# make gallery train the models of docs/gallery, and write it; about 25 minutes on two cores
 # Each first sets up .venv, with the kit and its plugins, if it is missing or pyproject.toml or constraints.txt changed.
 
 VENV := .venv
@@ -15,7 +16,7 @@ INCEPTION_STAMP := $(INCEPTION_VENV)/.installed
 WORKERS ?= 2
 PYTHON ?=
 
-.PHONY: demo test test-inception lint format docs clean
+.PHONY: demo test test-inception lint format docs gallery clean
 
 # One thread, here and in each test worker: on tensors this small, two threads wait for each other most of the time, and on
 # a busy machine almost all of it.
@@ -40,6 +41,9 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+
+gallery: $(STAMP)
+	$(BIN)/python -m benchmarks.gallery $(GALLERY)
 
 clean:
 	rm -rf $(VENV) $(INCEPTION_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
