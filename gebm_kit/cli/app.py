@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
@@ -87,6 +88,12 @@ def options(
     """Train, sample and evaluate Generalized Energy-Based Models."""
 
 
+@functools.cache
+def _program() -> Any:
+    """Return the command of ``app``; made once, since typer reads every signature for it."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program on ``argv`` (default: the arguments of this process) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -102,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:
-            code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
+            code = _program().main(words, prog_name="gebm-kit", standalone_mode=False)
             sys.stdout.flush()
             if code == 128 + signal.SIGINT:  # typer's code for a KeyboardInterrupt
                 raise _Stopped(signal.SIGINT)
