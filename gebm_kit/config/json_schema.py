@@ -44,7 +44,7 @@ RESOLVER = rf"\\\$\{{|\$\{{(?!{_KEY}\}})"
 REQUIREMENT = r"^\s*[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?\s*(\[[^\]]*\]\s*)?(\(.*\)\s*|[<>=!~].*)?(;.*)?$"
 """Pattern of a requirement such as ``gebm-kit-flows>=0.1``, as far as its form goes; an address is none."""
 
-TEXT: Schema = {"type": "string", "not": {"pattern": RESOLVER}}
+TEXT: Schema = {"type": "string", "not": {"type": "string", "pattern": RESOLVER}}
 
 REQUIREMENTS: Schema = TEXT | {"anyOf": [{"pattern": REQUIREMENT}, {"pattern": r"\$\{"}]}
 
