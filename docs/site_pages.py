@@ -98,6 +98,14 @@ def _unescaped(code: re.Match[str]) -> str:
     return code[0].replace("\\|", "|")
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the search dialog for screen readers, as the theme does not."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
 # --- links -----------------------------------------------------------------------------------------------------------
 def replace_links(markdown: str, new: Callable[[str], str]) -> str:
     """Replace the targets of all links of a text that are not in code."""
