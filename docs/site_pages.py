@@ -102,8 +102,6 @@ def on_post_page(output: str, **_: Any) -> str:
     """Name the search dialog for screen readers, as the theme does not."""
     dialog = 'data-md-component="search" role="dialog"'
     return output.replace(dialog, f'{dialog} aria-label="Search"')
-        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
-    )
 
 
 # --- links -----------------------------------------------------------------------------------------------------------
