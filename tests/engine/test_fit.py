@@ -20,6 +20,7 @@ from gebm_kit.config.supplied_parts import InitialWeights
 from gebm_kit.core.errors import DataError, GebmKitError, Interrupted, PluginError, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, FeatureMap, Logger
 from gebm_kit.core.progress import GebmKitWarning, Progress
+from gebm_kit.engine.datasets.given import dataset_of, source_of
 from gebm_kit.losses.kale import Kale
 from gebm_kit.metrics.frechet import Frechet
 from gebm_kit.metrics.mmd import Mmd
@@ -450,10 +451,47 @@ def test_paths_are_read_by_the_datasets_of_the_kit(name: str, tmp_path: Path) ->
     }
     save[name]()
     run = fit(file if name == "f.csv" else str(file), out=tmp_path / "run")
-    assert run.recipe.data.name == "arrays"
-    assert sizes(run.dataset) == [210, 30, 60]
+    table = name in ("f.csv", "f.parquet")
+    assert run.recipe.data.name == ("tabular" if table else "arrays")
+    assert sizes(run.dataset) == ([243, 27, 30] if table else [210, 30, 60])
     other = fit(str(file), out=tmp_path / "other", reading={"standardise": True, "seed": 3})
     assert torch.allclose(other.dataset.split("train").first(300).mean(0), torch.zeros(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", [None, {"standardise": False}, {"test_fraction": 0.3}])
+def test_a_file_of_a_table_is_read_as_a_data_frame_is(reading: dict[str, Any] | None, tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "f.csv", index=False)
+    of_file, of_frame = (
+        dataset_of(source_of(data, reading=reading)) for data in (tmp_path / "f.csv", pd.read_csv(tmp_path / "f.csv"))
+    )
+    assert of_file.units == of_frame.units
+    for part in ("train", "valid", "test"):
+        assert torch.equal(of_file.split(part).first(300), of_frame.split(part).first(300))
+
+
+def test_held_out_files_of_tables_have_the_scale_and_the_grid_of_data_frames(tmp_path: Path) -> None:
+    rounded = FRAME.astype(float).round(2)
+    frames = {"data": rounded[:200], "valid": rounded[200:250], "test": rounded[250:]}
+    files = {name: tmp_path / f"{name}.csv" for name in frames}
+    for name, file in files.items():
+        frames[name][["weight", "height"]].to_csv(file, index=False)  # in another order
+    expected = dataset_of(source_of(**{name: pd.read_csv(file) for name, file in files.items()}))
+    for given in (files, {**frames, "test": str(files["test"])}, {**files, "data": frames["data"]}):
+        found = dataset_of(source_of(**given))
+        assert sorted(found.units.columns) == sorted(expected.units.columns)
+        order = [found.units.columns.index(name) for name in expected.units.columns]
+        for part in ("train", "valid", "test"):
+            one, other = (x.measured(x.split(part).first(300)) for x in (found, expected))
+            assert torch.equal(one[:, order], other)
+
+
+def test_parameters_of_arrays_alone_read_a_table_without_a_scale(tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "f.csv", index=False)
+    source = source_of(tmp_path / "f.csv", reading={"value_range": [0, 1000]})
+    assert source.node is not None
+    assert source.node["name"] == "arrays"
+    with pytest.raises(UsageError, match=r"reading\['levels'\]: dataset 'arrays' has no parameter 'levels'"):
+        source_of(tmp_path / "f.csv", reading={"levels": 3})
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
