@@ -639,6 +639,34 @@ def test_modules_that_take_labels_have_classes(tmp_path: Path) -> None:
         fit(ROWS, out=tmp_path / "none", base=OfClass(3, 2), latent_dim=3)
 
 
+def test_an_evaluation_reads_the_classes_of_a_data_frame(tmp_path: Path) -> None:
+    names = np.array(["low", "high"])
+    frame = FRAME.assign(kind=names[CLASSES.numpy()])
+    run = fit(frame, labels="kind", out=tmp_path / "run", base=OfClass(3, 2), energy=OfClass(2, 1), latent_dim=3)
+    few: dict[str, Any] = {"metrics": ["mmd"], "num_samples": 40, "num_sets": 2, "log_partition": "importance-sampling"}
+    first = gk.evaluate(run, data=frame[:100], **few).as_dict()
+    assert set(first["classes"]) == {"0", "1"}
+    rows, kinds = FRAME[:100], frame["kind"][:100]
+    renamed = rows.assign(sort=kinds)
+    for given in ({"data": (rows, kinds)}, {"data": rows, "labels": kinds}, {"data": renamed, "labels": "sort"}):
+        assert gk.evaluate(run, **given, **few).as_dict()["classes"] == first["classes"]
+    indices = (rows, (kinds == "low").astype(int).to_numpy())  # sorted names: high is 0
+    assert gk.evaluate(run, data=indices, **few).as_dict()["classes"] == first["classes"]
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"data": rows}, "has no labels"),
+        ({"data": rows, "labels": "kid"}, "names a column, and data has no such column"),
+        ({"data": rows.to_numpy(), "labels": "kind"}, "is not a data frame"),
+        ({"data": rows, "labels": kinds[:7]}, "7"),
+        ({"data": (rows, kinds), "labels": kinds}, "give one of them"),
+        ({"data": (rows, kinds, kinds)}, r"a pair \(rows, labels\)"),
+        ({"data": rows.assign(kind="middle")}, "there is no class 'middle'"),
+        ({"labels": kinds}, "leave labels out"),
+    ]
+    for wrong, message in mistakes:
+        with pytest.raises(UsageError, match=message):
+            gk.evaluate(run, **wrong, **few)
+
+
 def test_names_of_classes(tmp_path: Path) -> None:
     run = fit((ROWS, CLASSES), out=tmp_path / "run", energy=OfClass(2, 1), reading={"class_names": ["low", "high"]})
     assert run.model.class_names == ("low", "high")
