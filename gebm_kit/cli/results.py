@@ -298,6 +298,18 @@ def figure_paths(directory: Path) -> list[str]:
     return [str(path) for path in sorted(directory.glob("*.png"))]
 
 
+def report_path(directory: Path) -> str | None:
+    """Return the path of a run's report; None if it has none."""
+    path = directory / "report.html"
+    return str(path) if path.is_file() else None
+
+
+def show_report(path: str | None) -> None:
+    """Print one line for the report, if there is one."""
+    if path is not None:
+        ui.text(f"report: {path}")
+
+
 def show_figures(paths: list[str]) -> None:
     """Print one line for each picture."""
     for path in paths:

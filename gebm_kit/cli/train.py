@@ -61,7 +61,7 @@ def train(
         given.target, given.overrides
     )  # first, so that a misspelt key is reported before any work is done
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_evaluation, show_figures
+    from gebm_kit.cli.results import show_evaluation, show_figures, show_report
     from gebm_kit.engine.process.torchrun import first_rank
     from gebm_kit.engine.train import train as engine_train
     from gebm_kit.engine.training.dry_run import plan
@@ -84,6 +84,7 @@ def train(
         if evaluation:
             show_evaluation(evaluation)
         show_figures(figures)
+        show_report(payload["report"])
         ui.text(f"run: {run.path}")
 
     say.result(payload, show)
@@ -91,7 +92,7 @@ def train(
 
 def train_payload(run: Run) -> dict[str, Any]:
     """Return the JSON of a finished run."""
-    from gebm_kit.cli.results import figure_paths
+    from gebm_kit.cli.results import figure_paths, report_path
 
     return {
         "run": str(run.path),
@@ -100,6 +101,7 @@ def train_payload(run: Run) -> dict[str, Any]:
         "seed": run.recipe.train.seed,
         "metrics": (run.evaluation or {}).get("metrics", {}),
         "figures": figure_paths(run.figures),
+        "report": report_path(run.path),
         "checkpoint": str(run.checkpoint.path),
     }
 

@@ -65,7 +65,9 @@ def quality_section(facts: RunFacts) -> Section:
     figures = [figure for figure in (_lengths(facts, equilibrium), *_traces(facts)) if figure is not None]
     blocks: list[Block] = [Gallery(figures)] if figures else []
     if not any(isinstance(equilibrium.get(key), Mapping) for key in LENGTHS):
-        blocks.append(Missing("Chains were not run on beyond their length in an evaluation of this run.", facts.command("eval")))
+        blocks.append(
+            Missing("Chains were not run on beyond their length in an evaluation of this run.", facts.command("eval"))
+        )
     blocks += looks_section_blocks(facts)
     traced = facts.command("sample", "--trace", "METRIC")
     if not any(figure for figure in figures[1:]):
@@ -88,7 +90,9 @@ def _histogram(energies: dict[str, Any]) -> Figure | None:
         for name, values in found.items():
             ink, label = INKS[name.lower()], "held-out data" if name == "data" else name
             density = np.histogram(values, edges)[0] / (len(values) * (edges[1] - edges[0]))
-            axes.stairs(density, edges, fill=name == "data", color=ink, alpha=0.3 if name == "data" else 1.0, linewidth=1.8)
+            axes.stairs(
+                density, edges, fill=name == "data", color=ink, alpha=0.3 if name == "data" else 1.0, linewidth=1.8
+            )
             axes.axvline(float(values.mean()), color=ink, linestyle="--", linewidth=1.2)
             words.append(f"{label} {number(float(values.mean()), 3)}")
             cells = [number(float(q), 3) for q in np.quantile(values, [0.05, 0.5, 0.95])]
@@ -107,7 +111,10 @@ def _lengths(facts: RunFacts, equilibrium: Mapping[str, Any]) -> Figure | None:
     cells = {times: cell for times, cell in cells.items() if is_number(cell.get("value"))}
     if len(cells) < 2:
         return None
-    metric, unit = plain(equilibrium.get("metric") or "metric", 40), plain(equilibrium.get("unit") or "the chain length", 60)
+    metric, unit = (
+        plain(equilibrium.get("metric") or "metric", 40),
+        plain(equilibrium.get("unit") or "the chain length", 60),
+    )
     metrics = facts.evaluation.get("metrics") or {}
     lines = {key: (metrics.get(key) or {}).get(equilibrium.get("metric")) for key in ("data", "base")}
     with chart() as (figure, axes):
@@ -116,23 +123,43 @@ def _lengths(facts: RunFacts, equilibrium: Mapping[str, Any]) -> Figure | None:
                 axes.axhline(cell["value"], color=INKS[key], linestyle="--", linewidth=1.4)
         places = list(cells)
         values = [cell["value"] for cell in cells.values()]
-        ends = [[abs((cell.get(end) if is_number(cell.get(end)) else cell["value"]) - cell["value"]) for cell in cells.values()] for end in ("low", "high")]
+        ends = [
+            [
+                abs((cell.get(end) if is_number(cell.get(end)) else cell["value"]) - cell["value"])
+                for cell in cells.values()
+            ]
+            for end in ("low", "high")
+        ]
         axes.errorbar(places, values, yerr=ends, fmt="o-", color=INKS["gebm"], capsize=3, linewidth=1.6, markersize=5)
         axes.set_xticks(places, [f"{place}x" for place in places])
         axes.set(title=f"{metric} as chains run on", xlabel=f"times {unit}")
         words = "; ".join(f"{interval(cell)} at {times}x" for times, cell in cells.items())
         picture = svg_of(figure, f"{metric} of the GEBM: {words} {unit}.", "lengths")
     rows = [[f"{times}x {unit}", interval(cell)] for times, cell in cells.items()]
-    rows += [[f"{'held-out data' if key == 'data' else 'base'} (dashed)", interval(cell)] for key, cell in lines.items() if cell]
+    rows += [
+        [f"{'held-out data' if key == 'data' else 'base'} (dashed)", interval(cell)]
+        for key, cell in lines.items()
+        if cell
+    ]
     length = equilibrium.get("length")
-    effort = f" Once the chain length is {number(length)} steps, warm-up included." if isinstance(length, int) and unit == "the chain length" else ""
-    return Figure(picture, f"{metric} of the GEBM: {words} {unit}.{effort}", Table(f"{metric} as chains run on", ["effort", metric], rows))
+    effort = (
+        f" Once the chain length is {number(length)} steps, warm-up included."
+        if isinstance(length, int) and unit == "the chain length"
+        else ""
+    )
+    return Figure(
+        picture,
+        f"{metric} of the GEBM: {words} {unit}.{effort}",
+        Table(f"{metric} as chains run on", ["effort", metric], rows),
+    )
 
 
 def _traces(facts: RunFacts) -> list[Figure]:
     """Draw the newest traces of `gebm-kit sample --trace` in the run."""
     try:
-        files = sorted((facts.path / "samples").glob("along-*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        files = sorted(
+            (facts.path / "samples").glob("along-*.json"), key=lambda file: file.stat().st_mtime, reverse=True
+        )
     except OSError:
         return []
     figures = []
@@ -161,13 +188,27 @@ def _trace(found: Mapping[str, Any], place: int) -> Figure | None:
             if is_number(value):
                 axes.axhline(value, color=INKS[key], linestyle="--", linewidth=1.4)
         for k, (beta, points) in enumerate(list(lines.items())[:4]):
-            axes.plot(*np.array(points).T, marker="o", linestyle=("-", "--", ":", "-.")[k], color=INKS["gebm"], markersize=4, label=f"beta {beta:g}")
+            axes.plot(
+                *np.array(points).T,
+                marker="o",
+                linestyle=("-", "--", ":", "-.")[k],
+                color=INKS["gebm"],
+                markersize=4,
+                label=f"beta {beta:g}",
+            )
         if len(lines) > 1:
             axes.legend()
         axes.set(title=f"{label} along the chains", xlabel=f"{cost} per chain")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        ends = "; ".join(f"at beta {beta:g} from {number(points[0][1])} to {number(points[-1][1])} after {number(points[-1][0])}" for beta, points in lines.items())
+        ends = "; ".join(
+            f"at beta {beta:g} from {number(points[0][1])} to {number(points[-1][1])} after {number(points[-1][0])}"
+            for beta, points in lines.items()
+        )
         text = f"{label} along the chains of {plain(found.get('sampler', 'a sampler'), 40)}: {ends} {cost} per chain."
         picture = svg_of(figure, text, f"trace-{place}")
-    rows = [[f"{number(cost_)} {cost}", f"{beta:g}", number(value)] for beta, points in lines.items() for cost_, value in points[:MOST_POINTS]]
+    rows = [
+        [f"{number(cost_)} {cost}", f"{beta:g}", number(value)]
+        for beta, points in lines.items()
+        for cost_, value in points[:MOST_POINTS]
+    ]
     return Figure(picture, text, Table(f"{label} along the chains", ["effort per chain", "beta", label], rows))

@@ -124,7 +124,9 @@ def svg_of(figure: Figure, alternative: str, name: str) -> Markup:
 
 def _clean(root: ElementTree.Element, name: str) -> None:
     """Put CSS variables for placeholders, and make identifiers unique to this chart; those without a use are dropped."""
-    used = {found for element in root.iter() for value in element.attrib.values() for found in _REFERENCE.findall(value)}
+    used = {
+        found for element in root.iter() for value in element.attrib.values() for found in _REFERENCE.findall(value)
+    }
     used |= {element.attrib[_LINK][1:] for element in root.iter() if _LINK in element.attrib}
     for parent in list(root.iter()):
         for child in [child for child in parent if child.tag in _UNWANTED]:

@@ -19,13 +19,13 @@ from gebm_kit.engine.sampling.settings import resolve_sampler
 from gebm_kit.engine.sampling.starting_points import start_counted
 from gebm_kit.engine.sampling.warmup import warm_up
 
-NUM_CODES, NUM_POINTS = 64, 500
+NUM_CODES, NUM_POINTS = 32, 500
 """Codes of images, and of other data."""
 
 WARMUP, STEPS = 20, 40
 """Steps that tune the sampler, and most steps after them."""
 
-SECONDS = 4.0
+SECONDS = 3.0
 """Seconds after which the chains end with the steps that they have made."""
 
 SLOW = 0.1
@@ -85,7 +85,9 @@ def move_codes(model: GEBM, recipe: Recipe, evaluation: dict[str, Any] | None, d
             points = [potential.data(codes).float().cpu() for codes in (start, end)]
             energies = [potential.energy(codes).float().cpu() for codes in (start, end)]
     name = component_name("sampler", kernel)
-    how = f"{num:,} codes moved by {steps} steps of {name} at inverse temperature {beta:.4g}, after {WARMUP} of warm-up."
+    how = (
+        f"{num:,} codes moved by {steps} steps of {name} at inverse temperature {beta:.4g}, after {WARMUP} of warm-up."
+    )
     return Moved(*points, *energies, None if labels is None else labels.cpu(), how)  # type: ignore[arg-type]
 
 
@@ -145,6 +147,6 @@ def _kernel(model: GEBM, recipe: Recipe, evaluation: dict[str, Any] | None) -> S
         except GebmKitError:
             found = None
         if found is not None and not isinstance(found, SamplerDirective):
-            if found.family == "kernel" and found.min_chains <= NUM_CODES // 2 and not found.coupled:
+            if found.family == "kernel" and found.min_chains <= NUM_CODES and not found.coupled:
                 return found
     return resolve_sampler("hmc", None, model)

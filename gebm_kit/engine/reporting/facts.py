@@ -73,7 +73,11 @@ class RunFacts:
         node = self.part(section)
         if not isinstance(node, Mapping):
             return plain(node) if node is not None else ""
-        values = [f"{key} {_short(value)}" for key, value in node.items() if key not in ("name", "class") and value is not None]
+        values = [
+            f"{key} {_short(value)}"
+            for key, value in node.items()
+            if key not in ("name", "class") and value is not None
+        ]
         own = node.get("name") == PYTHON_OBJECT
         name = plain(f"your own object {node.get('class', '')}" if own else node.get("name") or "?", 80)
         return plain(f"{name} ({', '.join(values)})" if values else name, 300)

@@ -19,7 +19,9 @@ LARGEST_SIDE = 96
 """Images with longer sides are shown smaller, which bounds the size of the page."""
 
 
-def grid(images: Tensor, value_range: tuple[float, float], alternative: str, columns: int = COLUMNS, pairs: int = 1) -> Markup:
+def grid(
+    images: Tensor, value_range: tuple[float, float], alternative: str, columns: int = COLUMNS, pairs: int = 1
+) -> Markup:
     """Return images (N, C, H, W) as one ``<img>``, with a gap between them.
 
     Args:

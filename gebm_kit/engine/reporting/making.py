@@ -19,7 +19,11 @@ def data_section(facts: RunFacts, material: Material) -> Section:
     parts = [(name, facts.component(name)) for name in ("base", "energy", "loss", "sampler")]
     blocks: list[Block] = [Facts([(name, value) for name, value in [*pairs, *parts] if value])]
     if material.missing.get("data"):
-        blocks.append(Missing(f"The data can't be read now: {material.missing['data']}. The report shows what does not need them."))
+        blocks.append(
+            Missing(
+                f"The data can't be read now: {material.missing['data']}. The report shows what does not need them."
+            )
+        )
     steps = facts.record.step
     total = f" of {facts.record.total_steps:,}" if facts.record.total_steps else ""
     pairs = [
@@ -53,13 +57,23 @@ def versions_section(facts: RunFacts) -> Section:
     if not environment:
         return Section("versions", "Versions and device", "", [Missing("The run directory's env.json can't be read.")])
     cuda = environment.get("cuda")
-    pairs: list[tuple[str, Any]] = [(name, environment.get(name)) for name in ("gebm-kit", "python", "torch", "platform")]
+    pairs: list[tuple[str, Any]] = [
+        (name, environment.get(name)) for name in ("gebm-kit", "python", "torch", "platform")
+    ]
     plugins = environment.get("plugins")
     if isinstance(plugins, dict):
         pairs.append(("plugins", ", ".join(f"{name} {version}" for name, version in plugins.items()) or "none"))
-    pairs += [("device of the recipe", facts.part("device")), ("CUDA", cuda or "none"), ("threads", environment.get("threads"))]
+    pairs += [
+        ("device of the recipe", facts.part("device")),
+        ("CUDA", cuda or "none"),
+        ("threads", environment.get("threads")),
+    ]
     pairs += [("precision", facts.part("precision")), ("relative paths start from", environment.get("directory"))]
-    found = [(name, plain(number(value) if isinstance(value, int) else value)) for name, value in pairs if value not in (None, "")]
+    found = [
+        (name, plain(number(value) if isinstance(value, int) else value))
+        for name, value in pairs
+        if value not in (None, "")
+    ]
     return Section("versions", "Versions and device", "", [Facts(found)])
 
 

@@ -33,7 +33,7 @@ MOST_DATA = 64
 
 MOST_POINTS = 1000
 
-MOST_SEARCHED, SEARCH_SECONDS = 10_000, 2.5
+MOST_SEARCHED, SEARCH_SECONDS = 10_000, 1.5
 """Most training rows among which neighbours are searched, and seconds after which the search ends with those read."""
 
 SHOWN_NEIGHBOURS, DRAWS_WITH_NEIGHBOURS = 3, 8
@@ -219,5 +219,3 @@ def _places(train: Split, most: int) -> Tensor:
     count = min(len(train), most)
     places = torch.arange(count) * len(train) // count
     return places[torch.randperm(count, generator=stream(0, "neighbours"))]
-
-

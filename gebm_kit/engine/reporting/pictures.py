@@ -40,7 +40,9 @@ def images_section(facts: RunFacts, material: Material) -> Section | None:
     blocks: list[Block] = [Gallery(figures), Text(material.sets_from)]
     if "data" not in x:
         blocks.append(Missing(f"Held-out data are not shown: {material.missing.get('data') or 'they were not read'}."))
-    return Section("draws", title, "Compare the third grid with the first: the energy should keep what looks like data.", blocks)
+    return Section(
+        "draws", title, "Compare the third grid with the first: the energy should keep what looks like data.", blocks
+    )
 
 
 def moved_section(facts: RunFacts, material: Material) -> Section | None:
@@ -57,15 +59,23 @@ def moved_section(facts: RunFacts, material: Material) -> Section | None:
     blocks: list[Block] = []
     if len(material.data_shape) == 3:
         count = min(SHOWN_CODES, len(moved.before))
-        lines = [part for k in range(0, count, COLUMNS) for part in (moved.before[k : k + COLUMNS], moved.after[k : k + COLUMNS])]
+        lines = [
+            part
+            for k in range(0, count, COLUMNS)
+            for part in (moved.before[k : k + COLUMNS], moved.after[k : k + COLUMNS])
+        ]
         rows = torch.cat(lines)
         span = span_of([rows], material.value_range)
-        alternative = (
-            f"{count} codes, each decoded twice: in each pair of rows the upper is before and the lower is after refinement. {words}"
-        )
+        alternative = f"{count} codes, each decoded twice: in each pair of rows the upper is before and the lower is after refinement. {words}"
         columns = min(COLUMNS, count)
         caption = "In each pair of rows, the upper row is before and the lower row is after; the same code stands in the same column."
-        blocks.append(Figure(grid(rows, span, alternative, columns, pairs=2), caption, _energies_of_codes(moved.energy_before, moved.energy_after, count)))
+        blocks.append(
+            Figure(
+                grid(rows, span, alternative, columns, pairs=2),
+                caption,
+                _energies_of_codes(moved.energy_before, moved.energy_after, count),
+            )
+        )
     else:
         blocks.append(_energies_of_codes(moved.energy_before, moved.energy_after, 12))
     return Section("before-and-after", title, lead, [*blocks, Text(words)])
@@ -93,19 +103,27 @@ def neighbours_section(facts: RunFacts, material: Material) -> Section | None:
     """Return draws beside the nearest training rows."""
     title = "Are training data copied?"
     if material.neighbours is None:
-        reason = material.missing.get("neighbours") or material.missing.get("data") or material.missing.get("sets") or ""
+        reason = (
+            material.missing.get("neighbours") or material.missing.get("data") or material.missing.get("sets") or ""
+        )
         text = f"Nearest training rows are not shown: {reason or 'there are no draws to compare'}."
         return Section("neighbours", title, "", [Missing(text)])
     found = material.neighbours
-    of = f"{found.searched:,} of {found.total:,} training rows" if found.searched < found.total else f"all {found.total:,} training rows"
+    of = (
+        f"{found.searched:,} of {found.total:,} training rows"
+        if found.searched < found.total
+        else f"all {found.total:,} training rows"
+    )
     median = [float(d.median()) for d in (found.nearest, found.held_out) if len(d)]
     words = f"Median distance to the nearest training row: {number(median[0])} for draws"
     tone = Text("")
     if len(median) > 1:
         words += f", {number(median[1])} for held-out data"
         close = median[0] < 0.5 * median[1]
-        said = "Draws are much closer to training rows than held-out data are, which is what copying looks like." if close else (
-            "Draws are not much closer to training rows than held-out data are, so nothing points to copying."
+        said = (
+            "Draws are much closer to training rows than held-out data are, which is what copying looks like."
+            if close
+            else ("Draws are not much closer to training rows than held-out data are, so nothing points to copying.")
         )
         tone = Text(said, "bad" if close else "good")
     rows = [[f"draw {k + 1}", number(float(found.nearest[k]))] for k in range(len(found.draws))]
@@ -115,7 +133,9 @@ def neighbours_section(facts: RunFacts, material: Material) -> Section | None:
         columns = len(found.draws)
         sheet = torch.cat([found.draws, *(found.rows[:, k] for k in range(found.rows.shape[1]))])
         span = span_of([sheet], material.value_range)
-        alternative = f"Top row: {columns} draws of the GEBM. Below each, the {found.rows.shape[1]} nearest of {of}. {words}."
+        alternative = (
+            f"Top row: {columns} draws of the GEBM. Below each, the {found.rows.shape[1]} nearest of {of}. {words}."
+        )
         caption = f"Top row: draws. Below each draw, its nearest among {of}, by Euclidean distance between pixels."
         blocks.append(Figure(grid(sheet, span, alternative, columns), caption, table))
     blocks += [Text(f"{words} ({of} searched)."), *([tone] if tone.text else [])]
@@ -139,8 +159,14 @@ def classes_section(facts: RunFacts, material: Material) -> Section | None:
         for label, found in list(classes.items())[:MOST_CLASSES]:
             metrics = found.get("metrics") or {}
             names = list(metrics.get("gebm") or {})[:2]
-            cells = [interval((metrics.get(column) or {}).get(name)) for name in names for column in ("base", "gebm", "ratio")]
-            rows.append([_title(label, found, material), number(found.get("rows")), *cells, number(found.get("accuracy"))])
+            cells = [
+                interval((metrics.get(column) or {}).get(name))
+                for name in names
+                for column in ("base", "gebm", "ratio")
+            ]
+            rows.append(
+                [_title(label, found, material), number(found.get("rows")), *cells, number(found.get("accuracy"))]
+            )
         first = next(iter(classes.values()), {})
         names = list((first.get("metrics") or {}).get("gebm") or {})[:2]
         headers = [f"{plain(name, 40)}, {column}" for name in names for column in ("base", "GEBM", "GEBM / base")]
@@ -149,9 +175,14 @@ def classes_section(facts: RunFacts, material: Material) -> Section | None:
         blocks.append(Table("Scores by class", ["class", "held-out rows", *headers, "accuracy"], rows))
         if len(classes) > MOST_CLASSES:
             blocks.append(Text(f"{len(classes) - MOST_CLASSES} more classes are in evaluation.json."))
-    if (law := (facts.evaluation.get("classifier") or {}).get("reason")) :
+    if law := (facts.evaluation.get("classifier") or {}).get("reason"):
         blocks.append(Text(plain(law, 1000)))
-    return Section("classes", "Class by class", "Each class is a model of its own; a ratio whose interval includes 1 is no difference.", blocks)
+    return Section(
+        "classes",
+        "Class by class",
+        "Each class is a model of its own; a ratio whose interval includes 1 is no difference.",
+        blocks,
+    )
 
 
 def why_missing(facts: RunFacts, material: Material, what: str) -> Missing:

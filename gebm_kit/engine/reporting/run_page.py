@@ -87,7 +87,9 @@ def _made(name: str, title: str, make: Callable[..., Any], facts: RunFacts, mate
     try:
         return make(facts, material)  # type: ignore[no-any-return]
     except Exception as error:  # files of a run may hold anything
-        return Section(name, title, "", [Missing(f"This part can't be shown: {plain(f'{type(error).__name__}: {error}')}.")])
+        return Section(
+            name, title, "", [Missing(f"This part can't be shown: {plain(f'{type(error).__name__}: {error}')}.")]
+        )
 
 
 def _safe(make: Callable[[RunFacts], Text], facts: RunFacts) -> Text:

@@ -53,7 +53,9 @@ def not_evaluated(facts: RunFacts) -> Missing:
         "trained": "The model is trained, and its evaluation has not ended.",
     }.get(facts.record.state, "This run has no evaluation that can be read.")
     if facts.own_objects:
-        return Missing(f"{why} It was trained on objects of Python: open it with gk.load_run(path, base=..., energy=...) there.")
+        return Missing(
+            f"{why} It was trained on objects of Python: open it with gk.load_run(path, base=..., energy=...) there."
+        )
     if facts.record.state in ("running", "interrupted", "killed", "failed"):
         return Missing(why, resume_command(facts))
     return Missing(why, facts.command("eval"))
@@ -104,10 +106,10 @@ def by_how_much(facts: RunFacts) -> Text:
         if name.endswith(f".{AGAINST_TRAIN}") or not isinstance(cell.get("value"), int | float) or len(texts) == 3:
             continue
         values = [interval((metrics.get(column) or {}).get(name)) for column in ("base", "gebm")]
-        change = f"{abs(1 - cell['value']):.0%} {'lower' if cell['value'] < 1 else 'higher'}"
-        texts.append(
-            f"{plain(name, 60)}: base {values[0]}, GEBM {values[1]}, {change} (ratio {interval(cell)}; {better_side(facts, name)})"
-        )
+        change = f", {abs(1 - cell['value']):.0%} {'lower' if cell['value'] < 1 else 'higher'} (ratio {interval(cell)})"
+        if cell["value"] <= 0:  # values around 0, which unbiased estimates of small distances have
+            change = ", where 0 is what data score against data"
+        texts.append(f"{plain(name, 60)} ({better_side(facts, name)}): base {values[0]}, GEBM {values[1]}{change}")
     return Text("; ".join(texts) + "." if texts else "Not known: there is no ratio of GEBM over base.")
 
 
@@ -136,7 +138,9 @@ def _meanings(names: list[str], facts: RunFacts) -> str:
     for name in names:
         metric = name.split(".")[0]
         what = known.get(metric.rpartition(":")[2], "")
-        texts.setdefault(plain(metric, 60), f"{what.rstrip('.')}; {better_side(facts, name)}" if what else better_side(facts, name))
+        texts.setdefault(
+            plain(metric, 60), f"{what.rstrip('.')}; {better_side(facts, name)}" if what else better_side(facts, name)
+        )
     return " ".join(f"{name}: {text}." for name, text in texts.items())
 
 
@@ -164,7 +168,10 @@ def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Fi
         words = [f"{plain(name, 60)} {interval(cell)}" for name, cell in shown]
         alternative = f"Ratios of GEBM over base with 95 % intervals: {'; '.join(words)}. At 1 the two are equal."
         picture = svg_of(drawing_, alternative, "ratios")
-    rows = [[plain(n), number(c["value"]), number(c.get("low")), number(c.get("high")), better_side(facts, n)] for n, c in shown]
+    rows = [
+        [plain(n), number(c["value"]), number(c.get("low")), number(c.get("high")), better_side(facts, n)]
+        for n, c in shown
+    ]
     table = Table("GEBM over base", ["metric", "ratio", "low", "high", "good values"], rows)
     return Figure(picture, "Left of the dashed line the GEBM's value is lower than its base's.", table)
 

@@ -47,10 +47,16 @@ def table_section(facts: RunFacts, material: Material) -> Section | None:
     paired = columns.most_different(MOST_PAIRED)
     pairs = [(a, b) for k, a in enumerate(paired) for b in paired[k + 1 :]]
     if pairs:
-        blocks.append(Text("Pairs: points are held-out data; lines hold 50 % and 90 % of the draws, of the base and of the GEBM."))
+        blocks.append(
+            Text("Pairs: points are held-out data; lines hold 50 % and 90 % of the draws, of the base and of the GEBM.")
+        )
         blocks.append(Gallery([_pair(columns, a, b, k) for k, (a, b) in enumerate(pairs)]))
     blocks.append(Text(material.sets_from))
-    many = f" The {len(chosen)} columns that differ most are drawn; the table has all." if len(chosen) < len(columns.names) else ""
+    many = (
+        f" The {len(chosen)} columns that differ most are drawn; the table has all."
+        if len(chosen) < len(columns.names)
+        else ""
+    )
     lead = f"Grey is held-out data; the closer the lines of base and GEBM come to it, the better.{many}"
     return Section("columns", title, lead, blocks)
 
@@ -89,7 +95,11 @@ def _marginal(columns: Columns, place: int, k: int) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_title(name)
         _few_ticks(axes)
-        words = [f"{NAMES[label]} {number(float(v.mean()))} +- {number(float(v.std()), 2)}" for label, v in values.items() if len(v)]
+        words = [
+            f"{NAMES[label]} {number(float(v.mean()))} +- {number(float(v.std()), 2)}"
+            for label, v in values.items()
+            if len(v)
+        ]
         apart = {label: _ks(columns, place, label) for label in values if label != "data"}
         distances = ", ".join(f"{NAMES[label]} {distance:.2f}" for label, distance in apart.items())
         text = f"Distribution of {name}. Mean and spread: {'; '.join(words)}. Kolmogorov-Smirnov distance to held-out data: {distances}."
@@ -117,15 +127,27 @@ def _pair(columns: Columns, a: int, b: int, k: int) -> Figure:
     """Draw two columns against each other: points of the data, contours of the draws."""
     names = [plain(columns.names[place], 40) for place in (a, b)]
     sets = {label: found[:, [a, b]] for label, found in columns.free.items()}
-    limits = [limits_of([finite_values(sets[label][:, axis]) for label in sorted(sets, key=lambda n: n != "data")]) for axis in (0, 1)]
+    limits = [
+        limits_of([finite_values(sets[label][:, axis]) for label in sorted(sets, key=lambda n: n != "data")])
+        for axis in (0, 1)
+    ]
     words, rows = [], []
     for label, points in sets.items():
         points = _finite_rows(points)
-        correlation = float(np.corrcoef(points.T)[0, 1]) if len(points) > 2 and points.std(0).min() > 0 else float("nan")
+        correlation = (
+            float(np.corrcoef(points.T)[0, 1]) if len(points) > 2 and points.std(0).min() > 0 else float("nan")
+        )
         words.append(f"{NAMES[label]} {number(correlation, 2)}")
         rows.append([NAMES[label], number(correlation, 3)])
     with chart(height=3.2) as (figure, axes):
-        axes.plot(*_finite_rows(sets["data"])[:MOST_POINTS].T, "o", color=INKS["data"], markersize=2.5, markeredgewidth=0, alpha=0.6)
+        axes.plot(
+            *_finite_rows(sets["data"])[:MOST_POINTS].T,
+            "o",
+            color=INKS["data"],
+            markersize=2.5,
+            markeredgewidth=0,
+            alpha=0.6,
+        )
         edges = [np.linspace(*limit, CELLS + 1) for limit in limits]
         for label in ("base", "GEBM"):
             if label in sets:
@@ -141,18 +163,30 @@ def _pair(columns: Columns, a: int, b: int, k: int) -> Figure:
 
 
 def _cloud(name: str, points: Array, limits: list[tuple[float, float]], heights: Any) -> Figure:
-    with chart(4.2, 4.2 * min(max((limits[1][1] - limits[1][0]) / (limits[0][1] - limits[0][0]), 0.4), 1.6)) as (figure, axes):
+    with chart(4.2, 4.2 * min(max((limits[1][1] - limits[1][0]) / (limits[0][1] - limits[0][0]), 0.4), 1.6)) as (
+        figure,
+        axes,
+    ):
         axes.grid(False)
         if heights is not None:
             xs, ys, values, levels = heights
-            axes.contour(xs, ys, values, levels=levels, colors=INKS["energy"], linewidths=0.7, alpha=0.55, linestyles="solid")
+            axes.contour(
+                xs, ys, values, levels=levels, colors=INKS["energy"], linewidths=0.7, alpha=0.55, linestyles="solid"
+            )
         axes.plot(*points[: 2 * MOST_POINTS].T, "o", color=COLOURS[name], markersize=2.6, markeredgewidth=0, alpha=0.75)
         axes.set(xlim=limits[0], ylim=limits[1], aspect="equal", title=NAMES[name])
         _few_ticks(axes)
         means, spreads = points.mean(0), points.std(0)
-        where = ", ".join(f"x{k + 1} {number(float(m))} +- {number(float(s), 2)}" for k, (m, s) in enumerate(zip(means, spreads, strict=True)))
-        picture = svg_of(figure, f"{len(points)} points of {NAMES[name]} in the plane. Mean and spread: {where}.", f"cloud-{name}")
-    rows = [[f"x{k + 1}", number(float(m)), number(float(s))] for k, (m, s) in enumerate(zip(means, spreads, strict=True))]
+        where = ", ".join(
+            f"x{k + 1} {number(float(m))} +- {number(float(s), 2)}"
+            for k, (m, s) in enumerate(zip(means, spreads, strict=True))
+        )
+        picture = svg_of(
+            figure, f"{len(points)} points of {NAMES[name]} in the plane. Mean and spread: {where}.", f"cloud-{name}"
+        )
+    rows = [
+        [f"x{k + 1}", number(float(m)), number(float(s))] for k, (m, s) in enumerate(zip(means, spreads, strict=True))
+    ]
     table = Table(f"Mean and spread of {NAMES[name]}", ["coordinate", "mean", "standard deviation"], rows)
     return Figure(picture, f"{NAMES[name]}: {min(len(points), 2 * MOST_POINTS)} of {len(points)} points.", table)
 

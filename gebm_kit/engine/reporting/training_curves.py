@@ -29,8 +29,8 @@ MOST_PANELS = 9
 TABLE_ROWS = 10
 """Rows of the table behind a chart."""
 
-PHASES = {"pretraining": "the base alone", "main": "as train.part says", "final": "the energy alone"}
-"""Phases of training, and what learns in them."""
+LEARNERS = {"both": "base and energy", "base": "the base alone", "energy": "the energy alone"}
+"""What learns in the main phase, by ``train.part``."""
 
 _LINES = ("-", "--", ":", "-.")
 
@@ -53,7 +53,13 @@ def curves_section(facts: RunFacts) -> Section:
             figures.append(figure)
     blocks: list[Block] = [Gallery(figures)]
     if phases:
-        marked = [[name, f"{first + 1:,} to {last:,}", PHASES[name]] for name, first, last in phases]
+        part = str(facts.part("train", "part") or "").removeprefix(PRETRAINED)
+        learners = {
+            "pretraining": "the base alone",
+            "main": LEARNERS.get(part, plain(part, 40)),
+            "final": "the energy alone",
+        }
+        marked = [[name, f"{first + 1:,} to {last:,}", learners[name]] for name, first, last in phases]
         blocks.append(Table("Phases of training", ["phase", "steps", "what learns"], marked))
     if len(panels) > MOST_PANELS:
         blocks.append(Text(f"{len(panels) - MOST_PANELS} more values are in metrics.jsonl."))
@@ -121,7 +127,9 @@ def _panel(
         inks = [colour_of(name) for name in drawn]
         for k, (name, (steps, values)) in enumerate(drawn.items()):
             style = _LINES[inks[:k].count(inks[k]) % len(_LINES)]
-            draw_curve(axes, steps, values, smooth_from=120, color=INKS[inks[k]], linestyle=style, label=plain(name, 40))
+            draw_curve(
+                axes, steps, values, smooth_from=120, color=INKS[inks[k]], linestyle=style, label=plain(name, 40)
+            )
         stay_with_the_bulk(axes, [values for _, values in drawn.values()])
         _mark(axes, phases)
         axes.set(title=title, xlabel="step")
@@ -150,13 +158,19 @@ def _mark(axes: Axes, phases: list[tuple[str, int, int]]) -> None:
     for name, first, last in phases:
         if first >= high:
             continue
-        if first > low:
+        if first > max(low, 0):
             axes.axvline(first, color=INKS["faint"], linewidth=1.2, linestyle=(0, (2, 2)))
         middle = (max(first, low) + min(last, high)) / 2
         wide = (min(last, high) - max(first, low)) / (high - low) > 0.14
         if wide:
             axes.annotate(
-                name, (middle, 0.985), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8.5, color=INKS["ink"]
+                name,
+                (middle, 0.985),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="top",
+                fontsize=8.5,
+                color=INKS["ink"],
             )
 
 

@@ -13,7 +13,8 @@ from gebm_kit.engine.evaluation.verdict import EQUILIBRIUM
 from gebm_kit.engine.reporting.facts import RunFacts
 from gebm_kit.engine.reporting.page import Block, Bullets, Section, Table, Text, Tone
 from gebm_kit.engine.reporting.scores import not_evaluated
-from gebm_kit.engine.reporting.words import DASH, number, plain
+from gebm_kit.engine.reporting.words import DASH, listed, number, plain
+from gebm_kit.engine.run_directory.values import is_number
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 
 MEANINGS = {
@@ -42,6 +43,7 @@ class Finding:
     tone: Tone
     meaning: str
     advice: str
+    of_chains: bool = True
 
 
 def trust_section(facts: RunFacts) -> Section:
@@ -55,12 +57,18 @@ def trust_section(facts: RunFacts) -> Section:
     )
     found = findings(facts)
     off = [one for one in found if one.tone in ("bad", "unsure")]
-    items = [Text(f"{one.name} is {one.value} ({one.wanted} is wanted): {one.meaning}. What to do: {one.advice}.", one.tone) for one in off]
+    items = [
+        Text(f"{one.name} is {one.value} ({one.wanted} is wanted): {one.meaning}. What to do: {one.advice}.", one.tone)
+        for one in off
+    ]
     problems = (facts.evaluation.get("diagnostics") or {}).get("problems") or []
     blocks: list[Block] = [answer(facts)]
     if items:
         blocks.append(Bullets(items))
-    rows = [[one.name, one.value, one.wanted, Text("", one.tone) if one.tone != "plain" else DASH, one.meaning, one.advice] for one in found]
+    rows = [
+        [one.name, one.value, one.wanted, Text("", one.tone) if one.tone != "plain" else DASH, one.meaning, one.advice]
+        for one in found
+    ]
     headers = ["check", "value", "wanted", "verdict", "what it means", "if it is off"]
     blocks.append(Table("Checks of the draws and of the model", headers, rows))
     for text in [plain(problem, 1000) for problem in problems if isinstance(problem, str)]:
@@ -75,21 +83,29 @@ def answer(facts: RunFacts) -> Text:
     if not facts.evaluation:
         return Text("Not known: this run has no evaluation.", "unsure")
     found = findings(facts)
-    bad, unsure = ([one.name for one in found if one.tone == tone] for tone in ("bad", "unsure"))
-    if not found:
-        return Text("Not known: the evaluation kept no diagnostics.", "unsure")
-    if not bad and not unsure:
-        return Text("Yes: every check of the chains and of the model is within its limit.", "good")
-    if not bad:
-        return Text(f"Yes, with one reservation: {', '.join(unsure)}." if len(unsure) == 1 else f"With care: {', '.join(unsure)}.", "unsure")
-    return Text(f"Not as they are: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} outside the limit. See what to do below.", "bad")
+    chains = [one for one in found if one.of_chains]
+    if not chains:
+        return Text("Not known: the evaluation kept no diagnostics of its chains.", "unsure")
+    off = listed([one.name for one in chains if one.tone != "good"])
+    if any(one.tone == "bad" for one in chains):
+        return Text(f"No, not as they are: outside the limit: {off}. The checks say what to do.", "bad")
+    first = "Yes, the chains have converged" if not off else f"Mostly: the chains have converged, but look at {off}"
+    model = [f"{one.name} ({one.value})" for one in found if not one.of_chains and one.tone != "good"]
+    if not model:
+        return Text(f"{first}, and the model agrees with held-out data.", "unsure" if off else "good")
+    return Text(
+        f"{first}: these are draws of this model. How far the model itself agrees with held-out data: {listed(model)}.",
+        "unsure",
+    )
 
 
 def findings(facts: RunFacts) -> list[Finding]:
     """Return all checks: of the chains, of the log-partition, and of the equilibrium test."""
     evaluation = facts.evaluation
     found = _of_chains(evaluation.get("diagnostics") or {})
-    return [*found, *_of_log_partition(evaluation.get("log_partition") or {}), *_of_equilibrium(evaluation)]
+    partition, calibration = (evaluation.get(name) or {} for name in ("log_partition", "calibration"))
+    used = evaluation.get("inverse_temperature")
+    return [*found, *_of_log_partition(partition), *_of_equilibrium(evaluation), *_of_calibration(calibration, used)]
 
 
 def diagnostics_in(values: Mapping[str, Any]) -> Diagnostics | None:
@@ -149,6 +165,7 @@ def _of_log_partition(partition: Mapping[str, Any]) -> list[Finding]:
             "good" if partition["reliable"] is True else "unsure",
             "normalises the model; densities and likelihoods rest on it, the draws themselves do not",
             "eval.log_partition=smc estimates it through a ladder of temperatures",
+            of_chains=False,
         )
     ]  # fmt: skip
 
@@ -167,6 +184,7 @@ def _of_equilibrium(evaluation: Mapping[str, Any]) -> list[Finding]:
                 "good" if agrees is True else "bad" if agrees is False else "unsure",
                 "draws of a good model have the energies of held-out data",
                 "sample at inverse_temperature=calibrated, or train the energy longer (train.final.steps)",
+                of_chains=False,
             )
         )  # fmt: skip
     ratio = (equilibrium.get("ratio") or {}).get("value")
@@ -179,9 +197,27 @@ def _of_equilibrium(evaluation: Mapping[str, Any]) -> list[Finding]:
                 "bad" if worsens is True else "good" if worsens is False else "unsure",
                 "a model whose draws get worse the longer chains run has no good law of its own",
                 "train the energy longer or regularise it more (train.penalty), and look at the section on quality",
+                of_chains=False,
             )
         )  # fmt: skip
     return found
+
+
+def _of_calibration(calibration: Mapping[str, Any], used: Any) -> list[Finding]:
+    beta, stderr = calibration.get("inverse_temperature"), calibration.get("stderr")
+    if not is_number(beta) or not is_number(used):
+        return []
+    error = stderr if is_number(stderr) else 0.0
+    near = abs(beta - used) <= max(2 * error, 0.05)
+    return [
+        Finding(
+            "inverse temperature of the draws", f"{number(float(used))}; held-out data fit best at {number(float(beta))} +- {number(error, 2)}",
+            "the one that fits held-out data best", "good" if near else "unsure",
+            "how strongly the energy re-weights the base: 0 is the base alone, 1 the model as trained",
+            "inverse_temperature=calibrated evaluates and samples at the best one",
+            of_chains=False,
+        )
+    ]  # fmt: skip
 
 
 def equilibrium_sentence(facts: RunFacts) -> str:

@@ -24,6 +24,8 @@ def number(value: Any, digits: int = 4) -> str:
             return DASH
         if value == int(value) and abs(value) < 1e6:
             return f"{int(value):,}"
+        if abs(value) >= 1000 and abs(value) < 1e9:
+            return f"{value:,.0f}"
         return f"{value:.{digits}g}"
     return plain(value)
 
@@ -39,7 +41,9 @@ def interval(cell: Any) -> str:
 
 def plain(text: object, most: int = LONGEST) -> str:
     """Return a text on one line, in which characters that can't be printed are question marks."""
-    line = " ".join("".join(char if char.isprintable() else (" " if char.isspace() else "?") for char in str(text)).split())
+    line = " ".join(
+        "".join(char if char.isprintable() else (" " if char.isspace() else "?") for char in str(text)).split()
+    )
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

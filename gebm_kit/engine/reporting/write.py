@@ -12,11 +12,14 @@ import torch
 from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.files import make_directory, write_atomic
 from gebm_kit.core.progress import NOTES, warn
+from gebm_kit.engine.evaluation.comparison import Comparison
+from gebm_kit.engine.reporting.comparison_page import comparison_page
 from gebm_kit.engine.reporting.facts import facts_of
 from gebm_kit.engine.reporting.material import gather
 from gebm_kit.engine.reporting.render import html_of
 from gebm_kit.engine.reporting.run_page import run_page
 from gebm_kit.engine.run_directory.run import Run
+from gebm_kit.engine.run_directory.run_files import EVALUATION
 
 FILE = "report.html"
 """Name of the report in the run directory."""
@@ -47,6 +50,18 @@ def write_run_report(run: Run, out: Path | None = None, device: str | torch.devi
     return path
 
 
+def write_comparison_report(comparison: Comparison, out: Path) -> Path:
+    """Write the page about several runs; return its path.
+
+    Raises:
+        UsageError, RunFailed: the file can't be written.
+    """
+    page = html_of(comparison_page(comparison))
+    make_directory(out.parent)
+    write_atomic(out, page.encode(errors="replace"))
+    return out
+
+
 def written_at_the_end(run: Run, device: str | torch.device | None = None) -> Path | None:
     """Write the report at the end of training or of an evaluation; None if it is switched off or can't be written.
 
@@ -62,6 +77,14 @@ def written_at_the_end(run: Run, device: str | torch.device | None = None) -> Pa
         reason = f"{type(error).__name__}: {error}"
     warn(f"no report was written: {reason}. `gebm-kit report {run.path}` tries again.")
     return None
+
+
+def is_due(run: Run) -> bool:
+    """Return whether the run's report is missing, or older than its evaluation."""
+    try:
+        return (run.path / FILE).stat().st_mtime < (run.path / EVALUATION).stat().st_mtime
+    except OSError:
+        return True
 
 
 class _quiet:
