@@ -28,8 +28,9 @@ WARMUP, STEPS = 20, 40
 SECONDS = 3.0
 """Seconds after which the chains end with the steps that they have made."""
 
-SLOW = 0.1
-"""Seconds for one code from which a model is too slow for this picture: it would hold up every report."""
+SLOW, QUICK, FEWEST = 0.1, 0.03, 8
+"""Seconds for two codes from which a model is too slow for this picture, as it would hold up every report; seconds for all
+codes from which fewer are moved; and the fewest."""
 
 JUMPING = ("imh", "isir", "auto")
 """Samplers whose steps go to fresh draws of the prior, so that before and after have nothing in common."""
@@ -108,18 +109,25 @@ def _affordable(model: GEBM, num: int, where: torch.device, dtype: torch.dtype) 
     Raises:
         RunFailed: they take too long.
     """
-    z = torch.zeros((2, model.latent_dim), device=where, dtype=dtype)
-    with LatentPotential(model, labels=_labels(model, 2, where)) as potential:
-        potential.energy(z)
-        began = time.monotonic()
-        potential.energy(z)
-        cost = (time.monotonic() - began) / 2
+    cost = _seconds(model, 2, where, dtype)
     if cost > SLOW:
         raise RunFailed(
-            f"the model takes {cost:.2g} s for one code on this machine, so the picture was left out",
+            f"the model takes {cost:.2g} s for two codes on this machine, so the picture was left out",
             hint="A machine with a GPU draws it.",
         )
-    return max(min(num, int(SECONDS / max(cost, 1e-9) / 100)), 8)
+    while num > FEWEST and _seconds(model, num, where, dtype) > QUICK:
+        num = max(num // 2, FEWEST)
+    return num
+
+
+def _seconds(model: GEBM, num: int, where: torch.device, dtype: torch.dtype) -> float:
+    """Return how long the energies of some codes take, after a first call."""
+    z = torch.zeros((num, model.latent_dim), device=where, dtype=dtype)
+    with LatentPotential(model, labels=_labels(model, num, where)) as potential:
+        potential.energy(z[:2] if potential.labels is None else z)
+        began = time.monotonic()
+        potential.energy(z)
+        return time.monotonic() - began
 
 
 def _labels(model: GEBM, num: int, where: torch.device) -> Tensor | None:

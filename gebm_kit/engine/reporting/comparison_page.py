@@ -78,15 +78,19 @@ def comparison_page(comparison: Comparison) -> Page:
 def _answers(comparison: Comparison, labels: list[str]) -> list[tuple[str, Text]]:
     """Say which run is best by each metric that can be compared."""
     found = []
-    for metric in comparison.metrics[:4]:
+    for metric in comparison.metrics:
         name = plain(metric.name, 60)
+        if sum(cell is not None for cell in metric.columns["gebm"]) < 2 or len(found) == 4:
+            continue  # nothing to compare
         if metric.reasons:
             reasons = "; ".join(plain(reason, 300) for reason in metric.reasons[:3])
             found.append((f"Which GEBM is best by {name}?", Text(f"They can't be compared: {reasons}.", "unsure")))
             continue
         found.append((f"Which GEBM is best by {name}?", _best(metric, labels)))
     if not found:
-        found.append(("Which GEBM is best?", Text("Not known: none of the runs has been evaluated.", "unsure")))
+        found.append(
+            ("Which GEBM is best?", Text("Not known: no two of the runs were scored by the same metric.", "unsure"))
+        )
     return found
 
 
@@ -166,6 +170,7 @@ def _chart(metric: ComparedMetric, labels: list[str], place: int) -> Figure | No
         axes.set_yticks(range(len(labels)), [label if len(label) <= 22 else f"…{label[-21:]}" for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(name)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         words = "; ".join(
             f"{label}: base {interval(b)}, GEBM {interval(g)}"
             for label, b, g in zip(labels, metric.columns["base"], metric.columns["gebm"], strict=True)
@@ -248,7 +253,7 @@ def _outcomes(comparison: Comparison, labels: list[str]) -> Section:
         for text in outcome["problems"]
     ]
     blocks: list[Block] = [
-        Table("How the runs went", ["result", *labels], rows),
+        Table("Results of the runs", ["result", *labels], rows),
         *([Bullets(problems)] if problems else []),
     ]
     return Section("outcomes", "How the runs went", "", blocks)

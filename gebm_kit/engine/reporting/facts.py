@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,9 +69,9 @@ class RunFacts:
             found = found.get(name) if isinstance(found, Mapping) else None
         return found
 
-    def component(self, section: str) -> str:
-        """Name the component of a section, with what it was set to."""
-        node = self.part(section)
+    def component(self, *names: str) -> str:
+        """Name the component of a section, with what it was set to; "" where there is none."""
+        node = self.part(*names)
         if not isinstance(node, Mapping):
             return plain(node) if node is not None else ""
         values = [
@@ -93,6 +94,7 @@ def facts_of(path: Path) -> RunFacts:
     Raises:
         CheckpointError: ``path`` is not a run directory.
     """
+    path = Path(os.path.abspath(path))
     record = read_record(path, damaged=True)
     try:
         environment = read_environment(path)

@@ -17,6 +17,7 @@ def data_section(facts: RunFacts, material: Material) -> Section:
     """Return what the run was trained on, and what it is made of."""
     pairs = [("data", facts.component("data")), *material.about_data]
     parts = [(name, facts.component(name)) for name in ("base", "energy", "loss", "sampler")]
+    parts += [(f"{name} of the final phase", facts.component("train", "final", name)) for name in ("energy", "loss")]
     blocks: list[Block] = [Facts([(name, value) for name, value in [*pairs, *parts] if value])]
     if material.missing.get("data"):
         blocks.append(
@@ -123,7 +124,10 @@ def trained_on(facts: RunFacts, material: Material) -> str:
     shape = dict(material.about_data).get("shape of a row", "")
     about = f": {rows} rows of shape {shape}" if rows else ""
     base, energy = (plain(facts.component(name).split(" (")[0], 80) for name in ("base", "energy"))
-    return f"Data {facts.component('data') or 'unknown'}{about}. The base is {base or 'unknown'}, the energy {energy or 'unknown'}."
+    last = plain(facts.component("train", "final", "energy").split(" (")[0], 80)
+    final = f", in the final phase {last}, which draws use" if last and facts.part("train", "final", "steps") else ""
+    model = f"The base is {base or 'unknown'}, the energy {energy or 'unknown'}{final}."
+    return f"Data {facts.component('data') or 'unknown'}{about}. {model}"
 
 
 def updated(facts: RunFacts) -> str:

@@ -28,10 +28,8 @@ from gebm_kit.engine.reporting.words import plain
 from gebm_kit.engine.run_directory.facts import units_of
 from gebm_kit.engine.run_directory.run import Run
 
-MOST_DATA = 64
-"""Images of held-out data that are shown; of other data, `MOST_POINTS` rows."""
-
 MOST_POINTS = 1000
+"""Rows of held-out data beside draws that are made here; of images, as many as there are draws."""
 
 MOST_SEARCHED, SEARCH_SECONDS = 10_000, 1.5
 """Most training rows among which neighbours are searched, and seconds after which the search ends with those read."""
@@ -120,7 +118,10 @@ def gather(run: Run, evaluation: dict[str, Any] | None, device: str | torch.devi
     if found.sets is None and found.moved is not None:
         with _optional(found, "sets"):
             found.sets = _sets_of(found.model, dataset, found.moved)
-            found.sets_from = f"The last evaluation kept no draws, so these were made for this page: {found.moved.how}"
+            found.sets_from = (
+                f"No evaluation has kept draws of this checkpoint, so these were made for this page: {found.moved.how} "
+                "An evaluation (gebm-kit eval) keeps more of them."
+            )
     if found.sets is not None and dataset is not None:
         with _optional(found, "neighbours"):
             found.neighbours = nearest_rows(dataset, found.sets.x["GEBM"], found.sets.x.get("data"))
@@ -175,7 +176,7 @@ def _sets_of(model: GEBM | None, dataset: Dataset | None, moved: Moved) -> KeptD
     labels = {} if moved.labels is None else {"base": moved.labels, "GEBM": moved.labels}
     if dataset is not None and model is not None:
         held_out = dataset.split("test")
-        count = min(len(held_out), MOST_DATA if len(dataset.data_shape) == 3 else MOST_POINTS)
+        count = min(len(held_out), len(moved.before) if len(dataset.data_shape) == 3 else MOST_POINTS)
         some = torch.randperm(len(held_out), generator=stream(0, "report"))[:count].sort().values
         x["data"] = held_out.batch(some).float().cpu()
         if labels and isinstance(dataset, HasLabels):

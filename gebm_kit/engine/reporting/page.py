@@ -21,11 +21,21 @@ MARKS: dict[Tone, str] = {"good": "Good", "bad": "Bad", "unsure": "Not clear", "
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph."""
+    """A paragraph.
+
+    Attributes:
+        mark: the word in front of it; "": that of the tone.
+    """
 
     kind: ClassVar[str] = "text"
     text: str
     tone: Tone = "plain"
+    mark: str = ""
+
+    @property
+    def word(self) -> str:
+        """The word in front that says what the colour says."""
+        return self.mark or MARKS[self.tone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,7 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[str | Text]]
     note: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

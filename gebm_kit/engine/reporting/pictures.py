@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from gebm_kit.core.class_names import titled
+from gebm_kit.engine.reporting.codes import Moved
 from gebm_kit.engine.reporting.facts import RunFacts
 from gebm_kit.engine.reporting.images import COLUMNS, grid, span_of
 from gebm_kit.engine.reporting.material import Material
+from gebm_kit.engine.reporting.moves import arrows
 from gebm_kit.engine.reporting.page import Block, Figure, Gallery, Missing, Section, Table, Text
 from gebm_kit.engine.reporting.words import interval, number, plain
 
@@ -53,32 +58,37 @@ def moved_section(facts: RunFacts, material: Material) -> Section | None:
         return Section("before-and-after", title, "", [_missing_model(facts, reason)])
     moved = material.moved
     down = (moved.energy_after < moved.energy_before).float().mean().item()
-    means = [float(energy[torch.isfinite(energy)].mean()) for energy in (moved.energy_before, moved.energy_after)]
-    words = f"{moved.how} The mean energy went from {number(means[0])} to {number(means[1])}; it fell for {down:.0%} of the codes."
-    lead = "Each code is decoded where the prior put it, and again where its chain took it. Low energy means closer to the data."
-    blocks: list[Block] = []
+    means = [number(_mean(energy)) for energy in (moved.energy_before, moved.energy_after)]
+    words = f"{moved.how} The mean energy went from {means[0]} to {means[1]}; it fell for {down:.0%} of the codes."
+    lead = (
+        "Each code is decoded where the prior put it, and again where its chain took it. A low energy means closer to the "
+        "data. Chains follow a law, so some energies rise."
+    )
+    count = min(SHOWN_CODES, len(moved.before))
+    table = _energies_of_codes(moved, count)
     if len(material.data_shape) == 3:
-        count = min(SHOWN_CODES, len(moved.before))
-        lines = [
-            part
-            for k in range(0, count, COLUMNS)
-            for part in (moved.before[k : k + COLUMNS], moved.after[k : k + COLUMNS])
-        ]
-        rows = torch.cat(lines)
-        span = span_of([rows], material.value_range)
-        alternative = f"{count} codes, each decoded twice: in each pair of rows the upper is before and the lower is after refinement. {words}"
-        columns = min(COLUMNS, count)
-        caption = "In each pair of rows, the upper row is before and the lower row is after; the same code stands in the same column."
-        blocks.append(
-            Figure(
-                grid(rows, span, alternative, columns, pairs=2),
-                caption,
-                _energies_of_codes(moved.energy_before, moved.energy_after, count),
-            )
+        picture, caption = (
+            _pairs_of_rows(material, moved, count, words),
+            (
+                "In each pair of rows, the upper row is before and the lower row is after; the same code stands in the same column."
+            ),
         )
     else:
-        blocks.append(_energies_of_codes(moved.energy_before, moved.energy_after, 12))
-    return Section("before-and-after", title, lead, [*blocks, Text(words)])
+        picture, caption = arrows(moved, material.data_shape == (2,) and not material.is_table, words)
+    return Section("before-and-after", title, lead, [Figure(picture, caption, table), Text(words)])
+
+
+def _pairs_of_rows(material: Material, moved: Moved, count: int, words: str) -> Markup:
+    """Return a grid in which each row of codes before stands above the same codes after."""
+    lines = [part[k : k + COLUMNS] for k in range(0, count, COLUMNS) for part in (moved.before, moved.after)]
+    rows = torch.cat(lines)
+    alternative = f"{count} codes, each decoded twice: in each pair of rows the upper is before and the lower is after refinement. {words}"
+    return grid(rows, span_of([rows], material.value_range), alternative, min(COLUMNS, count), pairs=2)
+
+
+def _mean(energies: Tensor) -> float:
+    finite = energies[torch.isfinite(energies)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def by_energy_section(facts: RunFacts, material: Material) -> Section | None:
@@ -94,7 +104,7 @@ def by_energy_section(facts: RunFacts, material: Material) -> Section | None:
     places = torch.linspace(0, len(x) - 1, min(9, len(x))).round().long()
     rows = [[f"draw {int(place) + 1} of {len(x)}", number(float(energies[order[place]]))] for place in places]
     table = Table("Energies along the sorted draws", ["place", "energy"], rows)
-    figure = Figure(grid(x[order], span, f"{words}.", 2 * COLUMNS), f"{words}.", table, wide=True)
+    figure = Figure(grid(x[order], span, f"{words}."), f"{words}.", table)
     lead = "The model finds low energies likely. If draws at the bottom look better than those at the top, the energy has not learned what you see."
     return Section("by-energy", "Draws by their energy", lead, [figure])
 
@@ -140,7 +150,7 @@ def neighbours_section(facts: RunFacts, material: Material) -> Section | None:
         blocks.append(Figure(grid(sheet, span, alternative, columns), caption, table))
     blocks += [Text(f"{words} ({of} searched)."), *([tone] if tone.text else [])]
     if len(material.data_shape) != 3:
-        blocks.append(table)
+        blocks.append(replace(table, folded=True))
     lead = "Draws that equal a training row were memorised. Their distance is judged by that of held-out data, which copy nothing."
     return Section("neighbours", title, lead, blocks)
 
@@ -201,8 +211,8 @@ def _missing_model(facts: RunFacts, reason: str) -> Missing:
     return Missing(text, facts.command("report"))
 
 
-def _energies_of_codes(before: Tensor, after: Tensor, count: int) -> Table:
-    pairs = list(zip(before.tolist(), after.tolist(), strict=True))[:count]
+def _energies_of_codes(moved: Moved, count: int) -> Table:
+    pairs = list(zip(moved.energy_before.tolist(), moved.energy_after.tolist(), strict=True))[:count]
     rows = [[f"code {k + 1}", number(one), number(other), number(other - one)] for k, (one, other) in enumerate(pairs)]
     return Table("Energy of each code", ["code", "before", "after", "change"], rows)
 

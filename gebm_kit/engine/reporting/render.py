@@ -7,7 +7,7 @@ import functools
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gebm_kit.engine.reporting.page import MARKS, Page
+from gebm_kit.engine.reporting.page import Page
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What the page may load: its own styles and the pictures inside it. There is no script, and none would run."""
@@ -18,7 +18,7 @@ def html_of(page: Page) -> str:
     environment = _environment()
     styles = environment.get_template("report.css").render()
     template = environment.get_template("report.html.j2")
-    return template.render(page=page, styles=Markup(styles), policy=CONTENT_POLICY, marks=MARKS) + "\n"
+    return template.render(page=page, styles=Markup(styles), policy=CONTENT_POLICY) + "\n"
 
 
 @functools.cache

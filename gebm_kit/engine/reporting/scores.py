@@ -69,7 +69,12 @@ def resume_command(facts: RunFacts) -> str:
 
 
 def sentences(facts: RunFacts) -> list[Text]:
-    """Return one sentence for each metric, with its tone; of older evaluations, made from the ratio's interval."""
+    """Return one sentence for each metric, with its tone."""
+    return [Text(plain(text, 1000), _tone(text), _mark(text)) for text in _verdicts(facts).values()]
+
+
+def _verdicts(facts: RunFacts) -> dict[str, str]:
+    """Return the sentences of the evaluation by metric; of older ones, made from the ratio's interval."""
     evaluation = facts.evaluation
     verdict = {name: text for name, text in (evaluation.get("verdict") or {}).items() if name != EQUILIBRIUM}
     for name, cell in ((evaluation.get("metrics") or {}).get("ratio") or {}).items():
@@ -79,23 +84,26 @@ def sentences(facts: RunFacts) -> list[Text]:
         if isinstance(cell.get("value"), int | float):
             estimate = Estimate(cell["value"], cell.get("low"), cell.get("high"), cell.get("n") or 1)
             verdict[name] = of_ratio(name, estimate, lower)
-    return [Text(plain(text, 1000), _tone(text)) for text in verdict.values()]
+    return verdict
 
 
 def answer(facts: RunFacts) -> Text:
     """Answer in one sentence whether the GEBM is better, over all metrics."""
-    found = sentences(facts)
+    found = _verdicts(facts)
     if not found:
         return Text("Not known: this run has no evaluation that compares them.", "unsure")
-    counts = {tone: sum(text.tone == tone for text in found) for tone in ("good", "bad", "unsure")}
-    words = {"good": "better", "bad": "worse", "unsure": "no different, or not clear,"}
-    parts = [f"{words[tone]} on {count}" for tone, count in counts.items() if count]
-    total = f"of {len(found)} metrics" if len(found) > 1 else "metric"
-    first = "Yes" if not counts["bad"] and counts["good"] else "No" if not counts["good"] else "In part"
-    if not counts["good"] and not counts["bad"]:
-        first = "No clear difference"
-    tone: Tone = "good" if first == "Yes" else "bad" if first == "No" else "unsure"
-    return Text(f"{first}: the GEBM is {listed(parts)} {total}.", tone)
+    by: dict[Tone, list[str]] = {"good": [], "bad": [], "unsure": []}
+    for name, text in found.items():
+        by[_tone(text)].append(plain(name, 60))
+    words: dict[Tone, str] = {"good": "better", "bad": "worse", "unsure": "no clear difference"}
+    said = "; ".join(f"{words[tone]} by {listed(names)}" for tone, names in by.items() if names)
+    if by["good"] and not by["bad"]:
+        return Text(f"The GEBM against its base: {said}.", "good", "Yes")
+    if by["bad"]:
+        return Text(
+            f"The GEBM against its base: {said}.", "unsure" if by["good"] else "bad", "In part" if by["good"] else "No"
+        )
+    return Text(f"The GEBM against its base: {said}.", "unsure", "No clear difference")
 
 
 def by_how_much(facts: RunFacts) -> Text:
@@ -120,7 +128,17 @@ def better_side(facts: RunFacts, name: str) -> str:
 
 
 def _tone(text: str) -> Tone:
-    return "good" if " is better than " in text else "bad" if " is worse than " in text else "unsure"
+    start = text[:60]  # before anything that a run could name
+    return "good" if " is better than its base" in start else "bad" if " is worse than its base" in start else "unsure"
+
+
+def _mark(text: str) -> str:
+    words = {
+        "good": "Better",
+        "bad": "Worse",
+        "unsure": "No different" if " is no different" in text[:60] else "Not known",
+    }
+    return words[_tone(text)]
 
 
 def _stale(facts: RunFacts) -> Missing | None:
@@ -154,7 +172,7 @@ def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Fi
     from matplotlib.figure import Figure as Drawing
 
     with drawing():
-        drawing_ = Drawing(figsize=(5.2, 0.75 + 0.42 * len(shown)), layout="constrained")
+        drawing_ = Drawing(figsize=(4.6, 0.85 + 0.42 * len(shown)), layout="constrained")
         axes = drawing_.subplots()
         axes.axvline(1.0, color=INKS["base"], linewidth=1.5, linestyle="--")
         for place, (_, cell) in enumerate(shown):

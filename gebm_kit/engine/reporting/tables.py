@@ -81,7 +81,8 @@ def _marginal(columns: Columns, place: int, k: int) -> Figure:
     """Draw the distribution of one column."""
     values = {label: finite_values(found[:, place]) for label, found in columns.free.items()}
     low, high = limits_of([values["data"], *(v for label, v in values.items() if label != "data")])
-    edges = bin_edges(low, high, float(columns.steps[place]), BINS)
+    fewest = min(len(found) for found in values.values())
+    edges = bin_edges(low, high, float(columns.steps[place]), min(BINS, max(6, int(1.5 * fewest**0.5))))
     name = plain(columns.names[place], 40)
     with chart(height=2.5) as (figure, axes):
         for label in ("data", "base", "GEBM"):

@@ -88,8 +88,8 @@ def answer(facts: RunFacts) -> Text:
         return Text("Not known: the evaluation kept no diagnostics of its chains.", "unsure")
     off = listed([one.name for one in chains if one.tone != "good"])
     if any(one.tone == "bad" for one in chains):
-        return Text(f"No, not as they are: outside the limit: {off}. The checks say what to do.", "bad")
-    first = "Yes, the chains have converged" if not off else f"Mostly: the chains have converged, but look at {off}"
+        return Text(f"Outside the limit: {off}. The checks say what to do.", "bad", "Not as they are")
+    first = "The chains have converged" if not off else f"The chains have converged, but look at {off}"
     model = [f"{one.name} ({one.value})" for one in found if not one.of_chains and one.tone != "good"]
     if not model:
         return Text(f"{first}, and the model agrees with held-out data.", "unsure" if off else "good")
