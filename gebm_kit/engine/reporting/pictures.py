@@ -74,7 +74,7 @@ def moved_section(facts: RunFacts, material: Material) -> Section | None:
             ),
         )
     else:
-        picture, caption = arrows(moved, material.data_shape == (2,) and not material.is_table, words)
+        picture, caption = arrows(moved, material.data_shape == (2,), words)
     return Section("before-and-after", title, lead, [Figure(picture, caption, table), Text(words)])
 
 

@@ -63,7 +63,7 @@ def table_section(facts: RunFacts, material: Material) -> Section | None:
 
 def clouds_section(facts: RunFacts, material: Material) -> Section | None:
     """Return point clouds of data in the plane; None for other data."""
-    if material.data_shape != (2,) or material.is_table:
+    if material.data_shape != (2,):
         return None
     title = "What the draws look like"
     if material.sets is None:
