@@ -16,7 +16,17 @@ from gebm_kit.core.errors import UsageError
 
 Cli = Callable[..., Any]
 
-SECTIONS = ("verdict", "trust", "draws", "before-and-after", "by-energy", "neighbours", "energies", "training", "quality")
+SECTIONS = (
+    "verdict",
+    "trust",
+    "draws",
+    "before-and-after",
+    "by-energy",
+    "neighbours",
+    "energies",
+    "training",
+    "quality",
+)
 """Anchors of a report about images; those about the making follow them."""
 
 
@@ -34,7 +44,7 @@ def test_an_evaluation_writes_a_report(cli: Cli, run: Path, monkeypatch: pytest.
     for text in ("by mmd", "R-hat", "These are draws of the last evaluation.", "gebm-kit train", "sha256 of the first"):
         assert text in page, text
     assert "A recipe that trains in no time" in page
-    assert not re.search("(src|href)=\"(?!data:|#)", page)
+    assert not re.search('(src|href)="(?!data:|#)', page)
     assert "<script" not in page
 
 

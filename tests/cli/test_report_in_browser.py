@@ -1,4 +1,4 @@
-"""Reports opened in a headless Chromium: nothing runs, nothing is fetched, nothing overflows, and axe finds nothing serious."""
+"""Reports opened in a headless Chromium: nothing runs, is fetched or overflows, and axe finds nothing serious."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ def test_a_page_in_a_browser(browser: Any, pages: dict[str, Path], name: str, wi
         assert page.evaluate("window.hit") is None
         assert page.evaluate("document.scripts.length") == 0
         pictures = page.evaluate(
-            "[...document.querySelectorAll('figure img, figure svg')].map(e => e.getAttribute('alt') || e.getAttribute('aria-label'))"
+            "[...document.querySelectorAll('figure img, figure svg')]"
+            ".map(e => e.getAttribute('alt') || e.getAttribute('aria-label'))"
         )
         assert pictures
         assert all(text and len(text) > 20 for text in pictures), pictures

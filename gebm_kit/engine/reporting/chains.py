@@ -19,7 +19,7 @@ from gebm_kit.engine.reporting.page import Block, Figure, Gallery, Missing, Sect
 from gebm_kit.engine.reporting.pictures import why_missing
 from gebm_kit.engine.reporting.training_curves import looks_section_blocks
 from gebm_kit.engine.reporting.trusted import equilibrium_sentence
-from gebm_kit.engine.reporting.words import interval, number, plain
+from gebm_kit.engine.reporting.words import interval, number, plain, real
 from gebm_kit.engine.run_directory.values import is_number
 
 QUANTILES = ("q05", "q25", "q50", "q75", "q95")
@@ -38,9 +38,9 @@ def energies_section(facts: RunFacts, material: Material) -> Section:
     """Return the histogram of energies, and their quantiles in the last evaluation."""
     title = "Energies"
     blocks: list[Block] = []
-    if material.sets is not None and material.sets.energies:
-        if (figure := _histogram({name: e.double().numpy() for name, e in material.sets.energies.items()})) is not None:
-            blocks.append(figure)
+    known = {} if material.sets is None else material.sets.energies
+    if (figure := _histogram({name: energies.double().numpy() for name, energies in known.items()})) is not None:
+        blocks.append(figure)
     equilibrium = facts.evaluation.get("equilibrium") or {}
     rows = []
     for key, (_, label) in SETS.items():
@@ -55,7 +55,10 @@ def energies_section(facts: RunFacts, material: Material) -> Section:
         blocks.append(Text(said))
     if not blocks:
         blocks = [why_missing(facts, material, "sets")]
-    lead = "The energy is low on what looks like data. Draws of a good model have the energies of held-out data, not those of the base."
+    lead = (
+        "The energy is low on what looks like data. Draws of a good model have the energies of held-out data, not those of "
+        "the base."
+    )
     return Section("energies", title, lead, blocks)
 
 
@@ -72,7 +75,10 @@ def quality_section(facts: RunFacts) -> Section:
     traced = facts.command("sample", "--trace", "METRIC")
     if not any(figure for figure in figures[1:]):
         blocks.append(Missing("A trace along the chains, evaluation by evaluation, was not recorded.", traced))
-    lead = "Quality against the effort: a sound model stays as good, or gets better, as chains run longer. Lower is better unless the table says otherwise."
+    lead = (
+        "Quality against the effort: a sound model stays as good, or gets better, as chains run longer. Lower is better, "
+        "unless the verdict says otherwise."
+    )
     return Section("quality", "Quality against evaluations", lead, blocks)
 
 
@@ -185,8 +191,8 @@ def _trace(found: Mapping[str, Any], place: int) -> Figure | None:
     with chart() as (figure, axes):
         for key in ("data", "base"):
             value = (found[key].get(name) or {}).get("value")
-            if is_number(value):
-                axes.axhline(value, color=INKS[key], linestyle="--", linewidth=1.4)
+            if (level := real(value)) is not None:
+                axes.axhline(level, color=INKS[key], linestyle="--", linewidth=1.4)
         for k, (beta, points) in enumerate(list(lines.items())[:4]):
             axes.plot(
                 *np.array(points).T,

@@ -1,8 +1,8 @@
 """Charts as SVG inside a page: drawn by matplotlib, with colours that follow the page's light or dark scheme.
 
-A chart is drawn in the placeholder colours of `INKS`. `svg_of` puts a CSS variable in the place of each, gives the picture its
-text alternative and removes identifiers that would clash with those of other charts on the page. The result is parsed and
-written as XML, so text from a run stays text.
+A chart is drawn in the placeholder colours of `INKS`. `svg_of` puts a CSS variable in the place of each, gives the picture
+its text alternative and removes identifiers that would clash with those of other charts on the page. The result is parsed
+and written as XML, so text from a run stays text.
 """
 
 from __future__ import annotations

@@ -83,13 +83,13 @@ def move_codes(model: GEBM, recipe: Recipe, evaluation: dict[str, Any] | None, d
                 except Exception:  # an energy without a gradient may raise anything; pcn needs none
                     if kernel is kernels[-1]:
                         raise
-            points = [potential.data(codes).float().cpu() for codes in (start, end)]
+            before, after = (potential.data(codes).float().cpu() for codes in (start, end))
             energies = [potential.energy(codes).float().cpu() for codes in (start, end)]
     name = component_name("sampler", kernel)
     how = (
         f"{num:,} codes moved by {steps} steps of {name} at inverse temperature {beta:.4g}, after {WARMUP} of warm-up."
     )
-    return Moved(*points, *energies, None if labels is None else labels.cpu(), how)  # type: ignore[arg-type]
+    return Moved(before, after, energies[0], energies[1], None if labels is None else labels.cpu(), how)
 
 
 def _run(kernel: Sampler, potential: LatentPotential, state: Any, generator: torch.Generator) -> tuple[Tensor, int]:
@@ -154,7 +154,7 @@ def _kernel(model: GEBM, recipe: Recipe, evaluation: dict[str, Any] | None) -> S
             found = resolve_sampler(name, node, model)
         except GebmKitError:
             found = None
-        if found is not None and not isinstance(found, SamplerDirective):
-            if found.family == "kernel" and found.min_chains <= NUM_CODES and not found.coupled:
-                return found
+        serves = found is not None and not isinstance(found, SamplerDirective) and found.family == "kernel"
+        if found is not None and serves and found.min_chains <= NUM_CODES and not found.coupled:
+            return found
     return resolve_sampler("hmc", None, model)

@@ -20,6 +20,7 @@ from gebm_kit.engine.figures.plotting import draw_curve, finite_series, finite_v
 from gebm_kit.engine.reporting.charts import INKS, chart, svg_of
 from gebm_kit.engine.reporting.images import grid, img, span_of
 from gebm_kit.engine.reporting.page import (
+    FOOT,
     Block,
     Bullets,
     Code,
@@ -32,7 +33,7 @@ from gebm_kit.engine.reporting.page import (
     Table,
     Text,
 )
-from gebm_kit.engine.reporting.words import interval, number, plain
+from gebm_kit.engine.reporting.words import ends_of, interval, number, plain, real
 from gebm_kit.engine.run_directory.record import RunRecord
 from gebm_kit.engine.run_directory.values import is_number
 
@@ -43,7 +44,8 @@ LARGEST_PICTURE = 2 * 2**20
 """Largest picture of a run that is shown, in bytes."""
 
 OUTCOMES = {
-    "recipe": "recipe", "state": "state", "step": "steps", "seconds": "time", "skipped_updates": "skipped updates", "restores": "times gone back",
+    "recipe": "recipe", "state": "state", "step": "steps", "seconds": "time",
+    "skipped_updates": "skipped updates", "restores": "times gone back",
     "kale_test": "KALE, held-out data", "log_partition": "log partition", "nll": "NLL, held-out data",
     "inverse_temperature": "inverse temperature", "acceptance": "acceptance", "divergences": "divergences",
 }  # fmt: skip
@@ -70,14 +72,14 @@ def comparison_page(comparison: Comparison) -> Page:
         subtitle=", ".join(labels),
         answers=_answers(comparison, labels),
         sections=sections,
-        foot=f"Made by gebm-kit {__version__}. This page is one file: it runs no script and asks for nothing from a network.",
+        foot=FOOT.format(version=__version__),
         legend=Legend([*((key, label) for key, label in SETS.items()), *inks]),
     )
 
 
 def _answers(comparison: Comparison, labels: list[str]) -> list[tuple[str, Text]]:
     """Say which run is best by each metric that can be compared."""
-    found = []
+    found: list[tuple[str, Text]] = []
     for metric in comparison.metrics:
         name = plain(metric.name, 60)
         if sum(cell is not None for cell in metric.columns["gebm"]) < 2 or len(found) == 4:
@@ -112,12 +114,12 @@ def _best(metric: ComparedMetric, labels: list[str]) -> Text:
     cells.sort(key=lambda pair: pair[0]["value"], reverse=not lower)
     (first, winner), (second, next_one) = cells[:2]
     near, far = ("high", "low") if lower else ("low", "high")
-    ends = first.get(near), second.get(far)
-    texts = f"{winner} with {interval(first)}, then {next_one} with {interval(second)} ({'lower' if lower else 'higher'} is better)"
-    if any(not is_number(end) for end in ends):
+    end, other = real(first.get(near)), real(second.get(far))
+    good = "lower is better" if lower else "higher is better"
+    texts = f"{winner} with {interval(first)}, then {next_one} with {interval(second)} ({good})"
+    if end is None or other is None:
         return Text(f"{texts}; without intervals, the difference may be chance.", "unsure")
-    apart = ends[0] < ends[1] if lower else ends[0] > ends[1]
-    if apart:
+    if end < other if lower else end > other:
         return Text(f"{texts}; their 95 % intervals lie apart.", "good")
     return Text(f"{texts}; their 95 % intervals overlap, so this may be chance.", "unsure")
 
@@ -150,7 +152,10 @@ def _scores(comparison: Comparison, labels: list[str]) -> Section:
         *([Bullets(reasons)] if reasons else []),
         table,
     ]
-    lead = "Values of one metric can be compared if they were computed by the same protocol on the same data; where they were not, it says so."
+    lead = (
+        "Values of one metric can be compared if they were computed by the same protocol on the same data; where they were "
+        "not, it says so."
+    )
     return Section("scores", title, lead, blocks)
 
 
@@ -164,8 +169,7 @@ def _chart(metric: ComparedMetric, labels: list[str], place: int) -> Figure | No
                 if not cell or not is_number(cell.get("value")):
                     continue
                 drawn = True
-                ends = [cell.get(end) if is_number(cell.get(end)) else cell["value"] for end in ("low", "high")]
-                axes.plot(ends, [row + shift] * 2, color=INKS[key], linewidth=1.8, solid_capstyle="butt")
+                axes.plot(ends_of(cell), [row + shift] * 2, color=INKS[key], linewidth=1.8, solid_capstyle="butt")
                 axes.plot([cell["value"]], [row + shift], "o", color=INKS[key], markersize=5.5)
         axes.set_yticks(range(len(labels)), [label if len(label) <= 22 else f"…{label[-21:]}" for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)

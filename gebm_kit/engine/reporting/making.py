@@ -9,8 +9,7 @@ from typing import Any
 from gebm_kit.engine.reporting.facts import RunFacts
 from gebm_kit.engine.reporting.material import Material
 from gebm_kit.engine.reporting.page import Block, Code, Facts, Missing, Section, Table, Text
-from gebm_kit.engine.reporting.words import number, plain, seconds
-from gebm_kit.engine.run_directory.values import is_number
+from gebm_kit.engine.reporting.words import number, plain, real, seconds
 
 
 def data_section(facts: RunFacts, material: Material) -> Section:
@@ -83,8 +82,8 @@ def again_section(facts: RunFacts, material: Material) -> Section:
     blocks: list[Block] = []
     if facts.own_objects:
         text = (
-            "The run was trained by gk.fit on objects of Python, which no command can make again. Run that program again, with "
-            "the same seed and the same data; gk.load_run(path, base=..., energy=..., data=...) opens this run."
+            "The run was trained by gk.fit on objects of Python, which no command can make again. Run that program again, "
+            "with the same seed and the same data; gk.load_run(path, base=..., energy=..., data=...) opens this run."
         )
         blocks.append(Missing(text))
     else:
@@ -100,7 +99,10 @@ def again_section(facts: RunFacts, material: Material) -> Section:
             if isinstance(protocol, dict) and protocol.get("features_checksum"):
                 rows.append([f"features of {plain(metric, 60)}", plain(protocol["features_checksum"], 100)])
     if rows:
-        note = "On the same machine and with the same number of threads, training again gives the same checkpoint, bit for bit on a CPU."
+        note = (
+            "On the same machine and with the same number of threads, training again gives the same checkpoint, bit for bit "
+            "on a CPU."
+        )
         blocks.append(Table("Checksums (sha256)", ["of", "checksum"], rows, note))
     return Section("again", "How to make it again", "", blocks)
 
@@ -144,4 +146,4 @@ def _training_seconds(facts: RunFacts) -> float | None:
         found = read_status(facts.path).get("training_seconds", facts.record.seconds)
     except GebmKitError:
         found = facts.record.seconds
-    return float(found) if is_number(found) else None
+    return real(found)

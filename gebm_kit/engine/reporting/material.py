@@ -1,7 +1,7 @@
 """What a report needs from the model and the data: a few draws, the same codes before and after, nearest neighbours.
 
-All of it is optional. Where something can't be had, `Material.missing` says why, and the report is made without it. Nothing here
-evaluates the run: it draws a few dozen points at most, and leaves that out where the model is slow.
+All of it is optional. Where something can't be had, `Material.missing` says why, and the report is made without it. Nothing
+here evaluates the run: it draws a few hundred points at most, and leaves that out where the model is slow.
 """
 
 from __future__ import annotations
@@ -93,10 +93,7 @@ class Material:
 def gather(run: Run, evaluation: dict[str, Any] | None, device: str | torch.device | None) -> Material:
     """Collect what there is, within a few seconds."""
     found = Material()
-    with _optional(found, "model"):
-        found.data_shape = tuple(run.checkpoint.state["facts"]["data_shape"])
-        found.value_range, found.class_names = run.value_range, run.class_names
-        found.model = run.model
+    _read_model(found, run)
     dataset = None
     with _optional(found, "data"):
         dataset = run.dataset
@@ -128,6 +125,14 @@ def gather(run: Run, evaluation: dict[str, Any] | None, device: str | torch.devi
     return found
 
 
+def _read_model(found: Material, run: Run) -> None:
+    """Read the model, and first what is known without it."""
+    with _optional(found, "model"):
+        found.data_shape = tuple(run.checkpoint.state["facts"]["data_shape"])
+        found.value_range, found.class_names = run.value_range, run.class_names
+        found.model = run.model
+
+
 @contextmanager
 def _optional(found: Material, name: str) -> Iterator[None]:
     """Go on without a part of the report that can't be made, and say why; a model or data may raise anything."""
@@ -156,7 +161,7 @@ def _units(run: Run, dataset: Dataset | None) -> HasMeasured | None:
 def _describe(found: Material, dataset: Dataset) -> None:
     """Describe the data: what was read, the parts, the shape, the classes; and take the checksum of the first rows."""
     train = dataset.split("train")
-    parts = ", ".join(f"{len(dataset.split(name)):,} {name}" for name in ("train", "valid", "test"))  # type: ignore[arg-type]
+    parts = ", ".join(f"{len(dataset.split(name)):,} {name}" for name in ("train", "valid", "test"))
     found.about_data.append(("rows", parts))
     found.about_data.append(("shape of a row", " x ".join(map(str, dataset.data_shape))))
     if dataset.value_range is not None:

@@ -123,6 +123,10 @@ class Missing:
 Block = Text | Bullets | Table | Figure | Gallery | Legend | Code | Facts | Missing
 
 
+FOOT = "Made by gebm-kit {version}. This page is one file: it runs no script and asks for nothing from a network."
+"""The last line of every page."""
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A part of the page with a heading of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -70,7 +71,8 @@ def moved_section(facts: RunFacts, material: Material) -> Section | None:
         picture, caption = (
             _pairs_of_rows(material, moved, count, words),
             (
-                "In each pair of rows, the upper row is before and the lower row is after; the same code stands in the same column."
+                "In each pair of rows, the upper row is before and the lower row is after; the same code stands in the same "
+                "column."
             ),
         )
     else:
@@ -82,7 +84,10 @@ def _pairs_of_rows(material: Material, moved: Moved, count: int, words: str) -> 
     """Return a grid in which each row of codes before stands above the same codes after."""
     lines = [part[k : k + COLUMNS] for k in range(0, count, COLUMNS) for part in (moved.before, moved.after)]
     rows = torch.cat(lines)
-    alternative = f"{count} codes, each decoded twice: in each pair of rows the upper is before and the lower is after refinement. {words}"
+    alternative = (
+        f"{count} codes, each decoded twice: in each pair of rows the upper is before and the lower is after refinement. "
+        f"{words}"
+    )
     return grid(rows, span_of([rows], material.value_range), alternative, min(COLUMNS, count), pairs=2)
 
 
@@ -100,12 +105,16 @@ def by_energy_section(facts: RunFacts, material: Material) -> Section | None:
     order = torch.argsort(torch.nan_to_num(energies, nan=torch.inf), stable=True)
     span = span_of(list(material.sets.x.values()), material.value_range)
     low, high = float(energies[order[0]]), float(energies[order[-1]])
-    words = f"{len(x)} draws of the GEBM sorted by energy, from {number(low)} at the top left to {number(high)} at the bottom right"
+    ends = f"from {number(low)} at the top left to {number(high)} at the bottom right"
+    words = f"{len(x)} draws of the GEBM sorted by energy, {ends}"
     places = torch.linspace(0, len(x) - 1, min(9, len(x))).round().long()
     rows = [[f"draw {int(place) + 1} of {len(x)}", number(float(energies[order[place]]))] for place in places]
     table = Table("Energies along the sorted draws", ["place", "energy"], rows)
     figure = Figure(grid(x[order], span, f"{words}."), f"{words}.", table)
-    lead = "The model finds low energies likely. If draws at the bottom look better than those at the top, the energy has not learned what you see."
+    lead = (
+        "The model finds low energies likely. If draws at the bottom look better than those at the top, the energy has not "
+        "learned what you see."
+    )
     return Section("by-energy", "Draws by their energy", lead, [figure])
 
 
@@ -151,7 +160,10 @@ def neighbours_section(facts: RunFacts, material: Material) -> Section | None:
     blocks += [Text(f"{words} ({of} searched)."), *([tone] if tone.text else [])]
     if len(material.data_shape) != 3:
         blocks.append(replace(table, folded=True))
-    lead = "Draws that equal a training row were memorised. Their distance is judged by that of held-out data, which copy nothing."
+    lead = (
+        "Draws that equal a training row were memorised. Their distance is judged by that of held-out data, which copy "
+        "nothing."
+    )
     return Section("neighbours", title, lead, blocks)
 
 
@@ -177,7 +189,7 @@ def classes_section(facts: RunFacts, material: Material) -> Section | None:
             rows.append(
                 [_title(label, found, material), number(found.get("rows")), *cells, number(found.get("accuracy"))]
             )
-        first = next(iter(classes.values()), {})
+        first: dict[str, Any] = next(iter(classes.values()), {})
         names = list((first.get("metrics") or {}).get("gebm") or {})[:2]
         headers = [f"{plain(name, 40)}, {column}" for name in names for column in ("base", "GEBM", "GEBM / base")]
         width = max((len(row) for row in rows), default=0)

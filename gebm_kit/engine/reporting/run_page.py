@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
-from typing import Any
 
 from gebm_kit.core.version import __version__
 from gebm_kit.engine.reporting import trusted
@@ -19,7 +19,7 @@ from gebm_kit.engine.reporting.making import (
     versions_section,
 )
 from gebm_kit.engine.reporting.material import Material
-from gebm_kit.engine.reporting.page import Legend, Missing, Page, Section, Text
+from gebm_kit.engine.reporting.page import FOOT, Legend, Missing, Page, Section, Text
 from gebm_kit.engine.reporting.pictures import (
     by_energy_section,
     classes_section,
@@ -70,7 +70,7 @@ def run_page(facts: RunFacts, material: Material) -> Page:
         subtitle=f"{plain(facts.path)} · {state} · {updated(facts)}",
         answers=answers,
         sections=sections,
-        foot=f"Made by gebm-kit {__version__}. This page is one file: it runs no script and asks for nothing from a network.",
+        foot=FOOT.format(version=__version__),
         legend=Legend(list(MEANINGS.items())),
     )
 
@@ -79,13 +79,18 @@ def _again(facts: RunFacts) -> str:
     if facts.own_objects:
         return "By running the Python program that called gk.fit again; see the last section."
     seed = facts.part("train", "seed")
-    return f"gebm-kit train {facts.path / 'resolved.yaml'} --out AGAIN, seed {plain(str(seed))}; the last section has the commands and checksums."
+    command = f"gebm-kit train {shlex.quote(str(facts.path / 'resolved.yaml'))} --out AGAIN"
+    return (
+        f"{plain(command)} (the seed, {plain(str(seed))}, is in it). The last section has all commands and checksums."
+    )
 
 
-def _made(name: str, title: str, make: Callable[..., Any], facts: RunFacts, material: Material) -> Section | None:
+def _made(
+    name: str, title: str, make: Callable[..., Section | None], facts: RunFacts, material: Material
+) -> Section | None:
     """Make a section; one that can't be made says so, and the others are shown."""
     try:
-        return make(facts, material)  # type: ignore[no-any-return]
+        return make(facts, material)
     except Exception as error:  # files of a run may hold anything
         return Section(
             name, title, "", [Missing(f"This part can't be shown: {plain(f'{type(error).__name__}: {error}')}.")]

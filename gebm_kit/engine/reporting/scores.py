@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from gebm_kit.engine.evaluation.verdict import EQUILIBRIUM, of_ratio
 from gebm_kit.engine.reporting.charts import INKS, drawing, svg_of
 from gebm_kit.engine.reporting.facts import RunFacts
 from gebm_kit.engine.reporting.page import Block, Bullets, Figure, Missing, Section, Table, Text, Tone
-from gebm_kit.engine.reporting.words import interval, listed, number, plain
+from gebm_kit.engine.reporting.words import ends_of, interval, listed, number, plain, real
 
 COLUMNS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 """Keys of an evaluation's metrics, and what heads them."""
@@ -36,8 +35,8 @@ def verdict_section(facts: RunFacts) -> Section:
     if note := _stale(facts):
         blocks.insert(0, note)
     rows = [[plain(name), *(interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
-    note = f"95 % intervals in brackets. {_meanings(names, facts)}"
-    blocks.append(Table("Scores of held-out data, base and GEBM", ["metric", *COLUMNS.values()], rows, note))
+    below = f"95 % intervals in brackets. {_meanings(names, facts)}"
+    blocks.append(Table("Scores of held-out data, base and GEBM", ["metric", *COLUMNS.values()], rows, below))
     if (figure := _ratios(names, metrics, facts)) is not None:
         blocks.append(figure)
     return Section("verdict", "Is the GEBM better than its base?", lead, blocks)
@@ -109,7 +108,7 @@ def answer(facts: RunFacts) -> Text:
 def by_how_much(facts: RunFacts) -> Text:
     """Say by how much the first metrics differ."""
     metrics = facts.evaluation.get("metrics") or {}
-    texts = []
+    texts: list[str] = []
     for name, cell in list((metrics.get("ratio") or {}).items()):
         if name.endswith(f".{AGAINST_TRAIN}") or not isinstance(cell.get("value"), int | float) or len(texts) == 3:
             continue
@@ -165,7 +164,7 @@ def _meanings(names: list[str], facts: RunFacts) -> str:
 def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Figure | None:
     """Draw the ratios with their intervals beside the line at 1."""
     cells = {name: (metrics.get("ratio") or {}).get(name) or {} for name in names}
-    cells = {n: c for n, c in cells.items() if _finite(c.get("value")) and c["value"] > 0}
+    cells = {n: c for n, c in cells.items() if (real(c.get("value")) or 0) > 0}
     shown = list(cells.items())[:MOST_BARS]
     if not shown:
         return None
@@ -176,8 +175,7 @@ def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Fi
         axes = drawing_.subplots()
         axes.axvline(1.0, color=INKS["base"], linewidth=1.5, linestyle="--")
         for place, (_, cell) in enumerate(shown):
-            ends = [cell.get(end) if _finite(cell.get(end)) else cell["value"] for end in ("low", "high")]
-            axes.plot(ends, [place, place], color=INKS["gebm"], linewidth=2, solid_capstyle="butt")
+            axes.plot(ends_of(cell), [place, place], color=INKS["gebm"], linewidth=2, solid_capstyle="butt")
             axes.plot([cell["value"]], [place], "o", color=INKS["gebm"], markersize=6)
         axes.set_yticks(range(len(shown)), [plain(name, 30) for name, _ in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -192,7 +190,3 @@ def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Fi
     ]
     table = Table("GEBM over base", ["metric", "ratio", "low", "high", "good values"], rows)
     return Figure(picture, "Left of the dashed line the GEBM's value is lower than its base's.", table)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

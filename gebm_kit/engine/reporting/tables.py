@@ -103,7 +103,8 @@ def _marginal(columns: Columns, place: int, k: int) -> Figure:
         ]
         apart = {label: _ks(columns, place, label) for label in values if label != "data"}
         distances = ", ".join(f"{NAMES[label]} {distance:.2f}" for label, distance in apart.items())
-        text = f"Distribution of {name}. Mean and spread: {'; '.join(words)}. Kolmogorov-Smirnov distance to held-out data: {distances}."
+        spreads = f"Mean and spread: {'; '.join(words)}"
+        text = f"Distribution of {name}. {spreads}. Kolmogorov-Smirnov distance to held-out data: {distances}."
         picture = svg_of(figure, text, f"marginal-{k}")
     return Figure(picture, f"{name}: distance to held-out data {distances}.")
 
@@ -119,7 +120,10 @@ def _summary(columns: Columns) -> Table:
         cells += [f"{_ks(columns, place, label):.3f}" for label in ("base", "GEBM") if label in columns.free]
         rows.append(cells)
     headers = ["column", "held-out data", "base", "GEBM", "KS of base", "KS of GEBM"]
-    note = "Mean +- standard deviation, in the units of the data. KS is the largest difference of the distribution functions: 0 is best."
+    note = (
+        "Mean +- standard deviation, in the units of the data. KS is the largest difference of the distribution functions "
+        "from those of held-out data: 0 is best."
+    )
     more = f" {len(columns.names) - MOST_ROWS} more columns are left out." if len(columns.names) > MOST_ROWS else ""
     return Table("Columns of held-out data, base and GEBM", headers, rows, note + more)
 
@@ -135,9 +139,8 @@ def _pair(columns: Columns, a: int, b: int, k: int) -> Figure:
     words, rows = [], []
     for label, points in sets.items():
         points = _finite_rows(points)
-        correlation = (
-            float(np.corrcoef(points.T)[0, 1]) if len(points) > 2 and points.std(0).min() > 0 else float("nan")
-        )
+        varies = len(points) > 2 and bool((np.std(points, axis=0) > 0).all())
+        correlation = float(np.asarray(np.corrcoef(points.T))[0, 1]) if varies else float("nan")
         words.append(f"{NAMES[label]} {number(correlation, 2)}")
         rows.append([NAMES[label], number(correlation, 3)])
     with chart(height=3.2) as (figure, axes):
@@ -152,7 +155,8 @@ def _pair(columns: Columns, a: int, b: int, k: int) -> Figure:
         edges = [np.linspace(*limit, CELLS + 1) for limit in limits]
         for label in ("base", "GEBM"):
             if label in sets:
-                height = smoothed(np.histogram2d(*_finite_rows(sets[label]).T, edges)[0])
+                across, up = _finite_rows(sets[label]).T
+                height = smoothed(np.histogram2d(across, up, edges)[0])
                 if (levels := mass_levels(height)) is not None:
                     centres = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
                     axes.contour(*centres, height.T, levels=levels, colors=COLOURS[label], linewidths=(1.1, 1.8))

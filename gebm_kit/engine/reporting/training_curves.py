@@ -64,8 +64,8 @@ def curves_section(facts: RunFacts) -> Section:
     if len(panels) > MOST_PANELS:
         blocks.append(Text(f"{len(panels) - MOST_PANELS} more values are in metrics.jsonl."))
     lead = (
-        "Pale lines are the values, strong ones medians of blocks. Upright lines mark where a phase begins. A large KALE is a "
-        "training signal, not a measure of quality: the scores above are that."
+        "Pale lines are the values, strong ones medians of blocks. Upright lines mark where a phase begins. A large KALE is "
+        "a training signal, not a measure of quality: the scores above are that."
     )
     return Section("training", title, lead, blocks)
 
@@ -104,7 +104,8 @@ def looks_section_blocks(facts: RunFacts) -> list[Block]:
             axes.set(title=f"{label} in training", xlabel="step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             steps, values = sets["gebm"]
-            text = f"{label} of the GEBM over {len(steps)} evaluations: from {number(float(values[0]))} to {number(float(values[-1]))}."
+            course = f"from {number(float(values[0]))} to {number(float(values[-1]))}"
+            text = f"{label} of the GEBM over {len(steps)} evaluations: {course}."
             picture = svg_of(figure, text, f"look-{place}")
         table_rows = [[f"step {int(step):,}", *(_at(sets[key], k) for key in sets)] for k, step in enumerate(steps)]
         table = Table(f"{label} in training", ["step", "held-out data", "base", "GEBM"], table_rows)
@@ -178,7 +179,8 @@ def _course(steps: Array, values: Array) -> str:
     """Say where a value began and ended."""
     known = np.flatnonzero(np.isfinite(values))
     first, last = known[0], known[-1]
-    return f"from {number(float(values[first]), 3)} at step {int(steps[first]):,} to {number(float(values[last]), 3)} at step {int(steps[last]):,}"
+    ends = [f"{number(float(values[place]), 3)} at step {int(steps[place]):,}" for place in (first, last)]
+    return f"from {ends[0]} to {ends[1]}"
 
 
 def _numbers(title: str, drawn: Mapping[str, tuple[Array, Array]]) -> Table:

@@ -13,23 +13,42 @@ from gebm_kit.engine.evaluation.verdict import EQUILIBRIUM
 from gebm_kit.engine.reporting.facts import RunFacts
 from gebm_kit.engine.reporting.page import Block, Bullets, Section, Table, Text, Tone
 from gebm_kit.engine.reporting.scores import not_evaluated
-from gebm_kit.engine.reporting.words import DASH, listed, number, plain
-from gebm_kit.engine.run_directory.values import is_number
+from gebm_kit.engine.reporting.words import DASH, listed, number, plain, real
 from gebm_kit.engine.sampling.diagnostics import Diagnostics
 
+SLOW_MIXING = "raise sample.warmup and sample.steps, or choose a sampler that moves further"
+FEW = "raise sample.steps or sample.num_chains"
+MOVING = "use a sampler that moves, such as hmc or smc"
+
 MEANINGS = {
-    "rhat_max": ("R-hat", "whether the chains agree with each other; far above 1, each has seen another part", "raise sample.warmup and sample.steps, or choose a sampler that moves further"),
-    "nested_rhat_max": ("nested R-hat", "whether many short chains have forgotten where they started", "raise sample.warmup and sample.steps"),
-    "stuck_chains": ("chains that never moved", "draws of such chains are where they started", "raise sample.steps, or choose another sampler"),
-    "ess_min": ("effective sample size", "how many independent draws these are worth, where they are worth least", "raise sample.steps or sample.num_chains"),
-    "ess_tail_min": ("effective sample size in the tails", "the same for the 5 % and 95 % quantiles", "raise sample.steps or sample.num_chains"),
-    "pareto_k": ("Pareto k of the weights", "above the limit, a few prior draws carry most of the weight", "use a sampler that moves, such as hmc or smc"),
-    "divergences": ("divergent steps", "steps at which the energy was not finite or the step far too long", "lower the sampler's step_size, unless the energy is meant to be infinite there"),
-    "equipartition": ("equipartition", "1 when chains have arrived; off, they have not, or the step is too long", "raise sample.warmup, or lower the sampler's step_size"),
-    "exhausted": ("draws without a passed test", "they lie too near to the base", "use a sampler that moves, such as hmc or smc"),
-    "violations": ("energies below the bound", "places of very low energy are drawn too rarely", "raise the sampler's margin or pool_size"),
-    "unsettled": ("tests of auto", "no attempt of the automatic sampler passed its tests", "name a sampler, such as sampler=hmc, and raise sample.steps"),
-}  # fmt: skip
+    "rhat_max": ("R-hat", "whether the chains agree; far above 1, each has seen another part", SLOW_MIXING),
+    "nested_rhat_max": ("nested R-hat", "whether many short chains have forgotten where they started", SLOW_MIXING),
+    "stuck_chains": ("chains that never moved", "their draws are where they started", SLOW_MIXING),
+    "ess_min": ("effective sample size", "independent draws that these are worth, where it is least", FEW),
+    "ess_tail_min": ("effective sample size in the tails", "the same for the 5 % and 95 % quantiles", FEW),
+    "pareto_k": ("Pareto k of the weights", "above the limit, few prior draws carry most of the weight", MOVING),
+    "divergences": (
+        "divergent steps",
+        "steps at which the energy was not finite, or that were far too long",
+        "lower the sampler's step_size, unless the energy is meant to be infinite there",
+    ),
+    "equipartition": (
+        "equipartition",
+        "1 when chains have arrived; off, they have not, or their steps are too long",
+        "raise sample.warmup, or lower the sampler's step_size",
+    ),
+    "exhausted": ("draws without a passed test", "they lie too near to the base", MOVING),
+    "violations": (
+        "energies below the bound",
+        "places of very low energy are drawn too rarely",
+        "raise the sampler's margin or pool_size",
+    ),
+    "unsettled": (
+        "tests of auto",
+        "no attempt of the automatic sampler passed its tests",
+        "name a sampler, such as sampler=hmc, and raise sample.steps",
+    ),
+}
 """By the diagnostic: what it is called, what it means, and what to do when it is off."""
 
 
@@ -180,7 +199,8 @@ def _of_equilibrium(evaluation: Mapping[str, Any]) -> list[Finding]:
     if gap is not None:
         found.append(
             Finding(
-                "energies of draws and held-out data", f"apart by {100 * gap:.0f} % of the gap between base and data", "at most 10 %",
+                "energies of draws and held-out data",
+                f"apart by {100 * gap:.0f} % of the gap between base and data", "at most 10 %",
                 "good" if agrees is True else "bad" if agrees is False else "unsure",
                 "draws of a good model have the energies of held-out data",
                 "sample at inverse_temperature=calibrated, or train the energy longer (train.final.steps)",
@@ -205,13 +225,15 @@ def _of_equilibrium(evaluation: Mapping[str, Any]) -> list[Finding]:
 
 def _of_calibration(calibration: Mapping[str, Any], used: Any) -> list[Finding]:
     beta, stderr = calibration.get("inverse_temperature"), calibration.get("stderr")
-    if not is_number(beta) or not is_number(used):
+    beta, used = real(beta), real(used)
+    if beta is None or used is None:
         return []
-    error = stderr if is_number(stderr) else 0.0
+    error = real(stderr) or 0.0
     near = abs(beta - used) <= max(2 * error, 0.05)
     return [
         Finding(
-            "inverse temperature of the draws", f"{number(float(used))}; held-out data fit best at {number(float(beta))} +- {number(error, 2)}",
+            "inverse temperature of the draws",
+            f"{number(used)}; held-out data fit best at {number(beta)} +- {number(error, 2)}",
             "the one that fits held-out data best", "good" if near else "unsure",
             "how strongly the energy re-weights the base: 0 is the base alone, 1 the model as trained",
             "inverse_temperature=calibrated evaluates and samples at the best one",

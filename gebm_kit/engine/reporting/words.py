@@ -30,6 +30,18 @@ def number(value: Any, digits: int = 4) -> str:
     return plain(value)
 
 
+def real(value: Any) -> float | None:
+    """Return a value as a number; None if it is none, or not finite."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def ends_of(cell: Mapping[str, Any]) -> list[float]:
+    """Return the ends of an estimate's interval; its value in their place where it has none."""
+    value = real(cell.get("value")) or 0.0
+    return [value if (end := real(cell.get(name))) is None else end for name in ("low", "high")]
+
+
 def interval(cell: Any) -> str:
     """Write an estimate ``{value, low, high}`` with its 95 % interval, if it has one."""
     if not isinstance(cell, Mapping) or cell.get("value") is None:
