@@ -77,7 +77,7 @@ def compare(
         from gebm_kit.engine.reporting.write import write_comparison_report
 
         write_comparison_report(comparison, html)
-    files = {"figure": None if picture is None else str(picture), "report": None if html is None else str(html)}
+    files = {"figure": None if picture is None else str(picture)} | ({} if html is None else {"report": str(html)})
     say.result({**comparison.as_dict(), **files}, lambda: _show(comparison, files))
 
 

@@ -80,17 +80,17 @@ def evaluate(
             device=where, training_seconds=run.training_seconds, on_progress=on_progress, ranks=ranks,
         )  # fmt: skip
         figures = [str(path) for path in write_report(run, evaluation)] if ranks.rank == 0 else []
-        page = written_at_the_end(run, where) if ranks.rank == 0 else None
+        if ranks.rank == 0:
+            written_at_the_end(run, where)
     if not first_rank():
         return
     found = evaluation.as_dict()
     payload = {**found, "run": str(run.path), "checkpoint": str(run.checkpoint.path), "figures": figures}
-    payload["report"] = None if page is None else str(page)
 
     def show() -> None:
         show_evaluation(found)
         show_figures(figures)
-        show_report(payload["report"])
+        show_report(run.path)
         ui.text(f"run: {run.path}")
 
     say.result(payload, show)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 COLUMN_LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 """Keys of an evaluation's ``metrics``, in the order of the table's columns, and what heads them."""
 
+REPORT = "report.html"
+"""Name of the report in a run directory."""
+
 SENTENCES = ("sampler_reason", "unsettled")
 """Diagnostics that are sentences, which are printed below the table or as warnings."""
 
@@ -298,16 +301,10 @@ def figure_paths(directory: Path) -> list[str]:
     return [str(path) for path in sorted(directory.glob("*.png"))]
 
 
-def report_path(directory: Path) -> str | None:
-    """Return the path of a run's report; None if it has none."""
-    path = directory / "report.html"
-    return str(path) if path.is_file() else None
-
-
-def show_report(path: str | None) -> None:
-    """Print one line for the report, if there is one."""
-    if path is not None:
-        ui.text(f"report: {path}")
+def show_report(directory: Path) -> None:
+    """Print one line for a run's report, if it has one."""
+    if (directory / REPORT).is_file():
+        ui.text(f"report: {directory / REPORT}")
 
 
 def show_figures(paths: list[str]) -> None:

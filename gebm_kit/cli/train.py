@@ -84,7 +84,7 @@ def train(
         if evaluation:
             show_evaluation(evaluation)
         show_figures(figures)
-        show_report(payload["report"])
+        show_report(run.path)
         ui.text(f"run: {run.path}")
 
     say.result(payload, show)
@@ -92,7 +92,7 @@ def train(
 
 def train_payload(run: Run) -> dict[str, Any]:
     """Return the JSON of a finished run."""
-    from gebm_kit.cli.results import figure_paths, report_path
+    from gebm_kit.cli.results import figure_paths
 
     return {
         "run": str(run.path),
@@ -101,7 +101,6 @@ def train_payload(run: Run) -> dict[str, Any]:
         "seed": run.recipe.train.seed,
         "metrics": (run.evaluation or {}).get("metrics", {}),
         "figures": figure_paths(run.figures),
-        "report": report_path(run.path),
         "checkpoint": str(run.checkpoint.path),
     }
 
