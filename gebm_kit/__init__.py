@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.evaluate import evaluate
     from gebm_kit.engine.fit import fit
     from gebm_kit.engine.process.devices import keep_freed_memory
+    from gebm_kit.engine.report import report
     from gebm_kit.engine.run_directory.run import load_run
     from gebm_kit.engine.sample import sample
     from gebm_kit.engine.sampling.class_shards import load_draws
@@ -38,6 +39,7 @@ _HOME = {
     "score": "gebm_kit.engine.score",
     "tilt": "gebm_kit.engine.tilt",
     "trace_quality": "gebm_kit.engine.trace",
+    "report": "gebm_kit.engine.report",
     "load_run": "gebm_kit.engine.run_directory.run",
     "load_draws": "gebm_kit.engine.sampling.class_shards",
     "keep_freed_memory": "gebm_kit.engine.process.devices",
@@ -58,6 +60,7 @@ __all__ = [
     "load_draws",
     "load_run",
     "log_density",
+    "report",
     "sample",
     "score",
     "tilt",

@@ -33,6 +33,7 @@ from gebm_kit.cli.plugin_new import new as new_plugin
 from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
+from gebm_kit.cli.report import report
 from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
@@ -63,6 +64,7 @@ app.command("density")(density)
 app.command("score")(score)
 app.command("runs")(runs)
 app.command("compare")(compare)
+app.command("report")(report)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
