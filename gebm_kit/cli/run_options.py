@@ -47,7 +47,7 @@ def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
         return run.recipe
     from gebm_kit.engine.run_directory.run import named_as_trained
 
-    return named_as_trained(load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory))
+    return named_as_trained(load_recipe(run.recipe_file, overrides, directory=run.recipe.directory))
 
 
 def sampling_recipe(run: Run, overrides: Sequence[str]) -> Recipe:

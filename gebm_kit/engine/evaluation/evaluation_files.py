@@ -32,7 +32,7 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
     remove_leftovers(run)
     pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw(), tables=True)
     of = {"schema": 1, "checkpoint": run.checkpoint.path.name}
-    write_json(run.path / "evaluation.json", {**of, **evaluation.as_dict()})
+    write_json(run.outputs / "evaluation.json", {**of, **evaluation.as_dict()})
     return pictures
 
 

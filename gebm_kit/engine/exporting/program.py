@@ -24,8 +24,9 @@ from gebm_kit.core.model import GEBM, LatentPotential
 from gebm_kit.core.programs import quiet, reason
 from gebm_kit.engine.exporting.noise import Plan, Served, plan_noise, run_on_noise
 
-TRACED_ROWS = 6
-"""Rows with which the parts are traced; any number above 1 would do."""
+TRACED_ROWS = (11, 13, 17, 19, 23, 29)
+"""Numbers of rows with which the parts may be traced. The number is not a size of anything else, as sizes that are equal in
+a trace are taken for one."""
 
 FIXED_ROWS = 16
 """Rows of a program whose parts can't be traced with a free batch size."""
@@ -171,7 +172,7 @@ def _written(model: GEBM, sampler: Sampler, beta: float, plan: Plan, steps: int)
     """
     problem: Exception | None = None
     for rows in (None, FIXED_ROWS):
-        num = rows or TRACED_ROWS
+        num = rows or next(n for n in TRACED_ROWS if n not in (plan.latent_dim, plan.of_init, plan.of_step))
         args = [torch.randn(num, plan.width(steps), dtype=model.dtype)]
         if model.num_classes is not None:
             args.append(torch.arange(num) % model.num_classes)
@@ -179,7 +180,8 @@ def _written(model: GEBM, sampler: Sampler, beta: float, plan: Plan, steps: int)
         free = None if rows else tuple({0: torch.export.Dim("batch", min=1)} for _ in args)
         buffer = io.BytesIO()
         try:
-            torch.export.save(torch.export.export(chain, tuple(args), dynamic_shapes=free, strict=False), buffer)
+            program = torch.export.export(chain, tuple(args), dynamic_shapes=free, strict=False)
+            torch.export.save(_bare(program), buffer)
             return buffer.getvalue(), rows
         except Exception as error:  # the type depends on what a part does
             problem = error
@@ -187,6 +189,16 @@ def _written(model: GEBM, sampler: Sampler, beta: float, plan: Plan, steps: int)
     raise NotExportable(
         f"the model can't be written as a torch.export program: {type(problem).__name__}: {reason(problem)}"
     ) from problem
+
+
+def _bare(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return the program without example inputs and without the paths of source files, which are this machine's."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
+                node.meta.pop(key, None)
+    program.example_inputs = None
+    return program
 
 
 def _traced(
@@ -215,16 +227,11 @@ def _traced(
     def decode(z: Tensor, *given: Tensor) -> Tensor:
         return potential(given).data(z)
 
-    def energy(z: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(potential(given).tilt_and_grad(z))  # type: ignore[return-value]
-
     z = torch.randn(rows, model.latent_dim, dtype=model.dtype)
     of_init, of_step = (torch.randn(rows, n, dtype=model.dtype) for n in (plan.of_init, plan.of_step))
     made = _trace(f"the base {type(model.base).__name__}", decode, z, *labels)
-    _trace(f"the gradient of the energy {type(model.energy).__name__}", energy, z, *labels)
-    name = type(sampler).__name__
-    first = _trace(f"the start of {name}", init, z, of_init, *labels)
-    return first, _trace(f"a step of {name}", step, *init(z, of_init, *labels), of_step, *labels), made
+    first = _trace(f"the energy {type(model.energy).__name__}, with its gradient,", init, z, of_init, *labels)
+    return first, _trace(f"a step of {type(sampler).__name__}", step, *init(z, of_init, *labels), of_step, *labels), made
 
 
 def _trace(what: str, function: Callable[..., Any], *args: Tensor) -> nn.Module:
