@@ -162,15 +162,19 @@ def plan_noise(sampler: Sampler, potential_for: Callable[[int], Potential], like
     return Plan(latent_dim, _numbers(*inits), _numbers(*steps))
 
 
-def _numbers(first: list[tuple[str, tuple[int, ...]]], second: list[tuple[str, tuple[int, ...]]]) -> tuple[Numbers, ...]:
+def _numbers(
+    first: list[tuple[str, tuple[int, ...]]], second: list[tuple[str, tuple[int, ...]]]
+) -> tuple[Numbers, ...]:
     few, many = TRIAL_CHAINS
     found = []
     if [name for name, _ in first] != [name for name, _ in second]:
         raise Unservable("which random numbers a step asks for depends on the number of chains")
     for (kind, shape), (_, other) in zip(first, second, strict=True):
         axes = [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if (a, b) == (few, many)]
-        if len(shape) != len(other) or len(axes) != 1 or any(
-            a != b for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if axis != axes[0]
+        if (
+            len(shape) != len(other)
+            or len(axes) != 1
+            or any(a != b for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if axis != axes[0])
         ):
             raise Unservable("a step draws random numbers that chains share, or several rows of them for a chain")
         found.append(Numbers(kind, tuple(n for axis, n in enumerate(shape) if axis != axes[0]), axes[0]))

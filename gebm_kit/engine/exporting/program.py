@@ -82,6 +82,8 @@ class TracedPotential:
         points = z.detach().requires_grad_()
         with torch.enable_grad():
             energy: Tensor = self.model(self.model.base.prior.from_normal(points), self.labels)
+            if not energy.requires_grad:  # a constant energy
+                return ValueAndGrad(self.inverse_temperature * energy, torch.zeros_like(points).detach())
             (grad,) = torch.autograd.grad(energy.sum(), points, materialize_grads=True)
         value = energy.detach()
         if self.inverse_temperature == 1.0:
@@ -231,7 +233,11 @@ def _traced(
     of_init, of_step = (torch.randn(rows, n, dtype=model.dtype) for n in (plan.of_init, plan.of_step))
     made = _trace(f"the base {type(model.base).__name__}", decode, z, *labels)
     first = _trace(f"the energy {type(model.energy).__name__}, with its gradient,", init, z, of_init, *labels)
-    return first, _trace(f"a step of {type(sampler).__name__}", step, *init(z, of_init, *labels), of_step, *labels), made
+    return (
+        first,
+        _trace(f"a step of {type(sampler).__name__}", step, *init(z, of_init, *labels), of_step, *labels),
+        made,
+    )
 
 
 def _trace(what: str, function: Callable[..., Any], *args: Tensor) -> nn.Module:

@@ -23,6 +23,7 @@ from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.html import Shown
+from gebm_kit.core.hubs import fetched, is_place
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
@@ -199,7 +200,11 @@ class Run(Shown):
             CheckpointError, DataError: as for `units`.
         """
         units = self.units(needed=needed)
-        return UnitsOfDataset(lambda: self.dataset, self.path) if units is None and self.checkpoint.state["facts"].get("measured") else units
+        return (
+            UnitsOfDataset(lambda: self.dataset, self.path)
+            if units is None and self.checkpoint.state["facts"].get("measured")
+            else units
+        )
 
     @functools.cached_property
     def model(self) -> GEBM:
@@ -307,6 +312,7 @@ def open_run(path: str | Path, checkpoint: str = LAST, parts: Parts | None = Non
         UsageError, CheckpointError: as for `load_run`.
     """
     check_path("a run", path)
+    path = fetched(path) if isinstance(path, str) and is_place(path) else path
     if not isinstance(checkpoint, str):
         raise UsageError(f"checkpoint must be last, best or step-N, got {shown(checkpoint)}")
     path = user_path(path, what="the run")
