@@ -128,6 +128,8 @@ def train(entry: Entry, places: dict[str, str]) -> float:
     kept = ROOT / places["work"] / f"{entry.name}.seconds"
     seconds = float(kept.read_text()) if kept.exists() else 0.0
     for command in entry.commands:
+        if command == GAN and (ROOT / places["work"] / "gan.pt").exists():
+            continue
         with subprocess.Popen(words(command, places), cwd=ROOT, env=environment) as program:
             _, status, used = os.wait4(program.pid, 0)
             program.returncode = os.waitstatus_to_exitcode(status)
