@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 
@@ -11,6 +13,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     xdist keeps this order only with ``--no-loadscope-reorder``, as in the Makefile.
     """
     items.sort(key=lambda item: item.path.name != "test_fuzz.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_reports() -> None:
+    """Training and evaluation write no report, here and in programs that tests start; tests of reports ask for it."""
+    os.environ["GEBM_KIT_REPORT"] = "0"
 
 
 @pytest.fixture

@@ -117,21 +117,26 @@ ENTRIES = (
 def words(command: str, places: dict[str, str]) -> list[str]:
     """Return the command as words for this interpreter."""
     found = shlex.split(command.format(**places))
-    program = [sys.executable, "-m", "gebm_kit"] if found[0] == "gebm-kit" else [sys.executable]
-    return [*program, *found[1:], *(["--quiet"] if found[0] == "gebm-kit" else [])]
+    if found[0] == "gebm-kit":
+        return [sys.executable, "-m", "gebm_kit", *found[1:], "--resume", "--quiet"]
+    return [sys.executable, *found[1:]]
 
 
 def train(entry: Entry, places: dict[str, str]) -> float:
-    """Run the commands of an entry; return their seconds of processor time."""
+    """Run the commands of an entry, or resume them; return their seconds of processor time, with those before a stop."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    seconds = 0.0
+    kept = ROOT / places["work"] / f"{entry.name}.seconds"
+    seconds = float(kept.read_text()) if kept.exists() else 0.0
     for command in entry.commands:
+        if command == GAN and (ROOT / places["work"] / "gan.pt").exists():
+            continue
         with subprocess.Popen(words(command, places), cwd=ROOT, env=environment) as program:
             _, status, used = os.wait4(program.pid, 0)
             program.returncode = os.waitstatus_to_exitcode(status)
+        seconds += used.ru_utime + used.ru_stime
+        kept.write_text(str(seconds))
         if program.returncode:
             raise SystemExit(f"{entry.name}: {shlex.join(words(command, places))} ended with {program.returncode}")
-        seconds += used.ru_utime + used.ru_stime
     return seconds
 
 

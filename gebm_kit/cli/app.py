@@ -27,12 +27,15 @@ from gebm_kit.cli.density import density
 from gebm_kit.cli.describe import describe
 from gebm_kit.cli.doctor import doctor
 from gebm_kit.cli.evaluate import evaluate
+from gebm_kit.cli.export import export
 from gebm_kit.cli.list import list_components
 from gebm_kit.cli.plugin_check import check as check_plugins
 from gebm_kit.cli.plugin_new import new as new_plugin
 from gebm_kit.cli.plugins import app as plugins
+from gebm_kit.cli.push import push
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
+from gebm_kit.cli.report import report
 from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
@@ -61,8 +64,11 @@ app.command("refine")(refine)
 app.command("tilt")(tilt)
 app.command("density")(density)
 app.command("score")(score)
+app.command("export")(export)
+app.command("push")(push)
 app.command("runs")(runs)
 app.command("compare")(compare)
+app.command("report")(report)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
