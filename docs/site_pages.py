@@ -15,7 +15,7 @@ import ast
 import functools
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +75,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, uri, content=content))
     for uri, text in api_pages().items():
         files.append(File.generated(config, uri, content=text))
-    config.nav = with_folders(config.nav, sorted(file.src_uri for file in files.documentation_pages()))
+    uris = sorted(file.src_uri for file in files.documentation_pages())
+    folders = with_folders(config.nav, uris)
+    config.nav = with_folders(
+        config.nav, uris, [uri for uri in uris if "/" not in uri and uri not in named_in(folders)]
+    )
     return files
 
 
@@ -161,20 +165,31 @@ def outside_page(uri: str) -> str:
 
 
 # --- navigation ------------------------------------------------------------------------------------------------------
-def with_folders(nav: Any, uris: list[str]) -> Any:
-    """Return a navigation in which every `folder/` is the list of its pages, the index first; an empty one is left out."""
+def with_folders(nav: Any, uris: list[str], others: Sequence[str] = ()) -> Any:
+    """Return a navigation in which every `folder/` is the list of its pages, the index first; an empty one is left out.
+
+    `*` is the list of `others`.
+    """
+    if nav == "*":
+        return list(others)
     if isinstance(nav, str) and nav.endswith("/"):
         inside = [uri for uri in uris if uri.startswith(nav)]
         return sorted(inside, key=lambda uri: (not uri.endswith(("/index.md", "/README.md")), uri.lower()))
     if isinstance(nav, dict):
-        return {title: found for title, each in nav.items() if (found := with_folders(each, uris))}
+        return {title: found for title, each in nav.items() if (found := with_folders(each, uris, others))}
     if isinstance(nav, list):
         parts: list[Any] = []
         for each in nav:
-            found = with_folders(each, uris)
+            found = with_folders(each, uris, others)
             parts += found if isinstance(found, list) else [found] if found else []
         return parts
     return nav
+
+
+def named_in(nav: Any) -> set[str]:
+    """Return all pages of a navigation."""
+    parts = nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ()
+    return {nav} if isinstance(nav, str) else set().union(*map(named_in, parts))
 
 
 # --- public names ----------------------------------------------------------------------------------------------------
