@@ -228,12 +228,13 @@ def test_wandb_offline_holds_every_value_of_a_resumed_run(run: Path, picture: Pa
     assert capfd.readouterr().out == ""
 
 
-def test_wandb_online_without_a_key_is_an_error_and_no_question(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    monkeypatch.setenv("NETRC", str(run / "none"))
-    with pytest.raises(UsageError, match="mode=online, but there is no key for api.wandb.ai"):
-        make("wandb", run, mode="online")
+def test_wandb_online_without_a_key_is_an_error_and_no_question(run: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+            patch.delenv(name, raising=False)
+        patch.setenv("NETRC", str(run / "none"))
+        with pytest.raises(UsageError, match="mode=online, but there is no key for api.wandb.ai"):
+            make("wandb", run, mode="online")
     assert list(run.iterdir()) == []
 
 
