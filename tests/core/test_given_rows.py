@@ -102,7 +102,7 @@ CALLS = {
     "density": (lambda: gk.log_density(MODEL, None), f"rows must be {ALLOWED}, got NoneType"),
     "evaluate data": (
         lambda: gk.evaluate(MODEL, data=[1.0]),
-        f"data must be {ALLOWED}, or a pair (rows, labels), or a Dataset, got list",
+        f"data must be {ALLOWED}, or a pair \\(rows, labels\\), or a Dataset, got list",
     ),
     "evaluate progress": (
         lambda: gk.evaluate(MODEL, data=ROWS, progress="yes"),
@@ -110,7 +110,7 @@ CALLS = {
     ),
     "trace data": (
         lambda: gk.trace_quality(MODEL, "mmd", data={1: 2}),
-        f"data must be {ALLOWED}, or a pair (rows, labels), or a Dataset, got dict",
+        f"data must be {ALLOWED}, or a pair \\(rows, labels\\), or a Dataset, got dict",
     ),
     "tilt data": (lambda: gk.tilt(MODEL, Well(), data=3), f"data must be {ALLOWED}, or a dataset, .* got int"),
     "evaluate metrics": (lambda: gk.evaluate(MODEL, data=ROWS, metrics="mmd"), "metrics is a list of names"),
