@@ -192,7 +192,7 @@ def save_rows(found: RowValues, given: Given, run: Run, out: Path | None, folder
     """
     from gebm_kit.core.files import make_directory
 
-    place = out or run.path / folder / f"{given.file.stem}.csv"
+    place = out or run.outputs / folder / f"{given.file.stem}.csv"
     make_directory(place.parent)
     found.save(place)
     return {

@@ -47,7 +47,7 @@ def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
         return run.recipe
     from gebm_kit.engine.run_directory.run import named_as_trained
 
-    recipe = load_recipe(run.path / "resolved.yaml", overrides, directory=run.recipe.directory, parts=run.parts)
+    recipe = load_recipe(run.recipe_file, overrides, directory=run.recipe.directory, parts=run.parts)
     return named_as_trained(recipe)
 
 
