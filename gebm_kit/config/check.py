@@ -95,6 +95,10 @@ def _written_out(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+OWN_DATA = "data=tabular data.path=FILE reads a table, data=image-folder data.path=FOLDER images"
+"""Overrides for data of the reader's own, for messages."""
+
+
 class Checker:
     """The checks of one recipe, and what they found.
 
@@ -264,7 +268,10 @@ class Checker:
                 continue
             if name not in allowed:
                 others = [*allowed, *of_classes]
-                self.report_unknown((*key, name), f"{kind} {value['name']!r} has no such parameter", others)
+                what = f"{kind} {value['name']!r} has no such parameter"
+                if key == ("data",) and name == "path":
+                    what = f"{what}, it reads no file of yours ({OWN_DATA})"
+                self.report_unknown((*key, name), what, others)
                 continue
             try:
                 chosen[name] = self._parameter((*key, name), item, schema[name])

@@ -89,6 +89,9 @@ class Loss(nn.Module):
     An energy loss leaves no gradient on the base, and a base loss leaves none on the energy. The engine ensures the latter
     by differentiating with respect to one part's parameters alone.
 
+    A loss is a module. Its parameters, such as a learned A, are trained by the energy's optimiser with the energy loss. They
+    and its buffers are in every checkpoint. `log_partition_estimate` returns a learned A, and `initialise` gives it a start.
+
     A base loss may compare data with base draws, as relativistic and MMD losses do::
 
         class MeanMatching(Loss):

@@ -273,6 +273,26 @@ def test_bad_rows_of_other_files_and_of_python(cli: Any, here: Path) -> None:
     assert ([entry["row"] for entry in found["skipped"]], found["num_rows"]) == ([2], 2)
 
 
+@pytest.mark.parametrize("run", ["flow", "plain"])
+def test_one_text_in_a_data_frame_is_one_bad_row_as_in_its_file(run: str, here: Path) -> None:
+    lines = Path("rows.csv").read_text().splitlines()[:31]
+    lines[12] = "about 5,3"
+    Path("text.csv").write_text("\n".join(lines) + "\n")
+    frame = pd.read_csv("text.csv")  # the column a is text throughout
+    with pytest.warns(GebmKitWarning, match=r"row 12 \(column 'a' holds 'about 5', which is not a number\)"):
+        found = gk.score(run, frame, bad_rows="skip")
+    with pytest.warns(GebmKitWarning, match="1 of 30 rows"):
+        of_file = gk.score(run, "text.csv", bad_rows="skip")
+    assert torch.equal(found.energy, of_file.energy)
+    assert found.rows.numbers.tolist() == of_file.rows.numbers.tolist()
+    with pytest.raises(DataError, match="column 'a' holds 'about 5' in row 12; numbers are needed") as refused:
+        gk.score(run, frame)
+    assert "bad_rows='skip'" in refused.value.hint
+    with pytest.raises(DataError, match="numbers are needed") as refused:
+        gk.evaluate(run, data=frame)
+    assert "bad_rows" not in refused.value.hint
+
+
 def test_only_bad_rows(cli: Any, here: Path) -> None:
     Path("bad.csv").write_text("a,b\n1,x\ny,2\n")
     result = cli("score", "flow", "bad.csv", "--bad-rows", "skip", "--json", "--out", "bad-out.csv")

@@ -276,3 +276,11 @@ def test_an_evaluation_has_two_draws_at_least() -> None:
     assert checked(overrides=["eval.num_samples=2"]).eval.num_samples == 2
     (problem,) = problems(GOOD, ["eval.num_samples=1"])
     assert "eval.num_samples" in problem
+
+
+def test_a_path_for_data_that_read_no_file_names_the_datasets_that_do() -> None:
+    (found,) = problems(
+        "schema: 1\ndata: {name: redwine, path: mine.csv}\nbase: {name: mlp}\nenergy: {name: mlp}\n", []
+    )
+    assert "data.path: dataset 'redwine' has no such parameter, it reads no file of yours" in found
+    assert "data=tabular data.path=FILE reads a table" in found

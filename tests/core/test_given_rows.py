@@ -100,14 +100,17 @@ CALLS = {
     "score method": (lambda: gk.score(MODEL, ROWS, log_partition="x"), "log_partition 'x' is unknown"),
     "score progress": (lambda: gk.score(MODEL, ROWS, on_progress=3), "on_progress must be a function"),
     "density": (lambda: gk.log_density(MODEL, None), f"rows must be {ALLOWED}, got NoneType"),
-    "evaluate data": (lambda: gk.evaluate(MODEL, data=[1.0]), f"data must be {ALLOWED}, or a Dataset, got list"),
+    "evaluate data": (
+        lambda: gk.evaluate(MODEL, data=[1.0]),
+        f"data must be {ALLOWED}, or a pair \\(rows, labels\\), or a Dataset, got list",
+    ),
     "evaluate progress": (
         lambda: gk.evaluate(MODEL, data=ROWS, progress="yes"),
         "progress must be True, False or None",
     ),
     "trace data": (
         lambda: gk.trace_quality(MODEL, "mmd", data={1: 2}),
-        f"data must be {ALLOWED}, or a Dataset, got dict",
+        f"data must be {ALLOWED}, or a pair \\(rows, labels\\), or a Dataset, got dict",
     ),
     "tilt data": (lambda: gk.tilt(MODEL, Well(), data=3), f"data must be {ALLOWED}, or a dataset, .* got int"),
     "evaluate metrics": (lambda: gk.evaluate(MODEL, data=ROWS, metrics="mmd"), "metrics is a list of names"),

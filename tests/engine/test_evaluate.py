@@ -351,7 +351,10 @@ class TestBadInput:
             evaluate(str(tmp_path))
 
     def test_data_of_another_kind(self) -> None:
-        with pytest.raises(UsageError, match=r"data frame of rows .*, or the path of a file, or a Dataset, got list"):
+        with pytest.raises(
+            UsageError,
+            match=r"data frame of rows .*, or the path of a file, or a pair \(rows, labels\), or a Dataset, got list",
+        ):
             evaluate(model(), data=[1, 2])  # type: ignore[arg-type]
 
     def test_data_of_another_shape(self) -> None:

@@ -658,7 +658,7 @@ def test_an_evaluation_reads_the_classes_of_a_data_frame(tmp_path: Path) -> None
         ({"data": rows.to_numpy(), "labels": "kind"}, "is not a data frame"),
         ({"data": rows, "labels": kinds[:7]}, "7"),
         ({"data": (rows, kinds), "labels": kinds}, "give one of them"),
-        ({"data": (rows, kinds, kinds)}, r"a pair \(rows, labels\)"),
+        ({"data": (rows, kinds, kinds)}, r"a pair \(rows, labels\), or a Dataset, got tuple"),
         ({"data": rows.assign(kind="middle")}, "there is no class 'middle'"),
         ({"labels": kinds}, "leave labels out"),
     ]

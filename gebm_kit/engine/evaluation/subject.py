@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.run import Run
 
 
+OR_ELSE = "a pair (rows, labels), or a Dataset"
+"""What an evaluation takes besides rows, for messages."""
+
+
 def eval_section(recipe: Recipe | None) -> EvalSection:
     """Return the recipe's ``eval`` section, or its defaults."""
     from gebm_kit.config.schema import EvalSection
@@ -64,9 +68,11 @@ def opened(
     if labels is not None and (data is None or isinstance(data, Dataset)):
         raise UsageError("labels are the classes of rows in data; a dataset has its own, so leave labels out")
     if data is not None and not isinstance(data, Dataset):
-        if isinstance(data, tuple):
-            data, labels = _pair(data, labels)
-        rows, names = as_seen(data, "data", subject if isinstance(subject, Run) else None, model, or_else="a Dataset")
+        if isinstance(data, tuple) and len(data) == 2:
+            if labels is not None:
+                raise UsageError("data is a pair (rows, labels), and labels is given too; give one of them")
+            data, labels = data
+        rows, names = as_seen(data, "data", subject if isinstance(subject, Run) else None, model, or_else=OR_ELSE)
         check_precision(rows, model.dtype, names, "the data")
         known = subject.recipe.data.parameters.get("labels") if isinstance(subject, Run) else None
         classes = _classes(model, data, len(rows) if rows.ndim else 0, labels, known)
@@ -76,15 +82,6 @@ def opened(
     if data is None:
         raise UsageError("a model built by hand comes without data: give evaluate(model, data=...) held-out rows")
     return None, subject, data
-
-
-def _pair(data: tuple[Any, ...], labels: Any) -> tuple[Any, Any]:
-    """Return the rows and the labels of a pair."""
-    if len(data) != 2:
-        raise UsageError(f"data is a tuple of {len(data)}; a pair (rows, labels) is allowed")
-    if labels is not None:
-        raise UsageError("data is a pair (rows, labels), and labels is given too; give one of them")
-    return data
 
 
 def _classes(model: GEBM, data: Any, num_rows: int, labels: Any, known: Any) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 from torch import Tensor
 
+from gebm_kit.core.errors import DataError
 from gebm_kit.core.frames import frame_names, is_frame, is_index_name, rows_of_frame
 from gebm_kit.core.given_rows import tensor_of_rows
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
@@ -81,7 +82,7 @@ class SourcedRows:
 
 
 def sourced(
-    rows: object, name: str, data_shape: Sequence[int], dataset: object = None, bad_rows: BadRows = "stop"
+    rows: object, name: str, data_shape: Sequence[int], dataset: object = None, bad_rows: BadRows | None = None
 ) -> SourcedRows:
     """Read the rows of an argument.
 
@@ -93,16 +94,21 @@ def sourced(
         name: what the argument is called, for messages.
         data_shape: shape of a data point of the model.
         dataset: the model's data, or None.
-        bad_rows: ``skip``: rows of a file that can't be used are kept with NaN, see `SourcedRows.bad`.
+        bad_rows: ``skip``: rows of a table that can't be used are kept with NaN, see `SourcedRows.bad`; ``stop``: raise, and
+            say that they can be left out; None: raise.
 
     Raises:
         UsageError: rows of another type.
         DataError: a file that can't be read, a column that is missing or holds no numbers.
     """
     if isinstance(rows, str | os.PathLike):
-        return _of_file(Path(rows), None, data_shape, dataset, bad_rows)
+        return _of_file(Path(rows), None, data_shape, dataset, bad_rows or "stop")
     if is_frame(rows):
-        return _of_frame(rows, name, data_shape, dataset)
+        try:
+            return _of_frame(rows, name, data_shape, dataset, bad_rows)
+        except DataError as error:
+            more = " bad_rows='skip' leaves out the rows that hold no numbers." if bad_rows == "stop" else ""
+            raise DataError(error.message, hint=error.hint + more * error.message.endswith("needed")) from error
     source = "the data" if name == "rows" else name
     return SourcedRows(tensor_of_rows(rows, name, allowed=ALLOWED), (), source, measured=False)
 
@@ -153,15 +159,19 @@ def _of_file(file: Path, key: str | None, data_shape: Sequence[int], dataset: ob
     return SourcedRows(rows, names, str(place), measured=True, bad=bad)
 
 
-def _of_frame(frame: Any, name: str, data_shape: Sequence[int], dataset: object) -> SourcedRows:
+def _of_frame(
+    frame: Any, name: str, data_shape: Sequence[int], dataset: object, bad_rows: BadRows | None
+) -> SourcedRows:
+    bad: dict[int, str] | None = {} if bad_rows == "skip" else None
     names, wanted = frame_names(frame), wanted_columns(dataset)
     kept = [place for place, column in enumerate(names) if column in (wanted or ()) or not is_index_name(column)]
     if len(data_shape) != 1:
-        rows = rows_of_frame(frame, kept, name)
-        return SourcedRows(_reader().image_rows(rows, Path(name), dataset), (), name, measured=True)
+        rows = rows_of_frame(frame, kept, name, bad)
+        return SourcedRows(_reader().image_rows(rows, Path(name), dataset), (), name, measured=True, bad=bad or {})
     if wanted is not None:
         kept = [kept[place] for place in columns_of(tuple(names[place] for place in kept), wanted, name)]
-    return SourcedRows(rows_of_frame(frame, kept, name), tuple(names[place] for place in kept), name, measured=True)
+    rows = rows_of_frame(frame, kept, name, bad)
+    return SourcedRows(rows, tuple(names[place] for place in kept), name, measured=True, bad=bad or {})
 
 
 def _reader() -> ReadsRows:
