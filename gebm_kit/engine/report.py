@@ -23,7 +23,8 @@ def report(run: Run | str | Path, out: str | Path | None = None, *, device: torc
 
     Args:
         run: a run or the path of its directory, or the directory that `gebm_kit.tilt` wrote. A run of `gebm_kit.fit` on your
-            own objects comes from ``gk.load_run(path, base=..., energy=..., data=...)``; from its path alone, the draws are left out.
+            own objects comes from ``gk.load_run(path, base=..., energy=..., data=...)``; from its path alone, draws are
+            left out.
         out: the file to write, which is replaced; None: ``report.html`` in the run directory.
         device: where a few dozen draws are made; None: the recipe's device.
 

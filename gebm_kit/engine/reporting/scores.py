@@ -126,17 +126,13 @@ def better_side(facts: RunFacts, name: str) -> str:
 
 
 def _tone(text: str) -> Tone:
-    start = text[:60]  # before anything that a run could name
-    return "good" if " is better than its base" in start else "bad" if " is worse than its base" in start else "unsure"
+    better, worse = (text.startswith(f"The GEBM is {word} than its base") for word in ("better", "worse"))
+    return "good" if better else "bad" if worse else "unsure"
 
 
 def _mark(text: str) -> str:
-    words = {
-        "good": "Better",
-        "bad": "Worse",
-        "unsure": "No different" if " is no different" in text[:60] else "Not known",
-    }
-    return words[_tone(text)]
+    alike = text.startswith("The GEBM is no different")
+    return {"good": "Better", "bad": "Worse"}.get(_tone(text), "No different" if alike else "Not known")
 
 
 def _stale(facts: RunFacts) -> Missing | None:

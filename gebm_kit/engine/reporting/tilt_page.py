@@ -10,7 +10,7 @@ from typing import Any
 from gebm_kit.core.errors import CheckpointError, GebmKitError
 from gebm_kit.core.reading import read_file, read_json_file
 from gebm_kit.core.version import __version__
-from gebm_kit.engine.reporting.images import img
+from gebm_kit.engine.reporting.images import picture_of
 from gebm_kit.engine.reporting.page import FOOT, Block, Code, Facts, Figure, Missing, Page, Section, Table, Text
 from gebm_kit.engine.reporting.words import interval, listed, number, plain
 
@@ -120,9 +120,8 @@ def _pictures(path: Path) -> Section:
         except GebmKitError:
             continue
         if png.startswith(b"\x89PNG\r\n\x1a\n") and len(png) > 24:
-            width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
-            picture = img(png, f"{words}. The table above has the numbers.", width, height)
-            blocks.append(Figure(picture, f"{words}.", wide=True))
+            picture = picture_of(png, f"{words}. The table above has the numbers.")
+            blocks.append(Figure(picture, f"{words}.", wide=name == "grid.png"))
     return Section("pictures", "Draws and the frontier", "", blocks or [Missing("The directory holds no pictures.")])
 
 
