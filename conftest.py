@@ -34,9 +34,9 @@ def quick_evaluation(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None
     """No figures, and 64 base draws behind each estimate of A in the place of thousands."""
     from gebm_kit.engine.evaluation import budget
     from gebm_kit.engine.likelihood import class_densities, model_fit
-    from gebm_kit.engine.training import loop, trainer
+    from gebm_kit.engine.training import loop, phases
 
-    for module, name in ((loop, "LOG_PARTITION_DRAWS"), (trainer, "INITIAL_DRAWS")):
+    for module, name in ((loop, "LOG_PARTITION_DRAWS"), (phases, "INITIAL_DRAWS")):
         monkeypatch.setattr(module, name, 64)
     for module in (budget, class_densities, model_fit):
         monkeypatch.setattr(module, "NUM_DRAWS", 64)

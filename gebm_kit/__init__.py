@@ -11,12 +11,13 @@ from gebm_kit.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
-    from gebm_kit.core.components import Component
+    from gebm_kit.core.components import Component, Hub
     from gebm_kit.core.hookspecs import hookimpl
     from gebm_kit.core.model import GEBM
     from gebm_kit.core.trust import trust_paths, trust_programs
     from gebm_kit.engine.density import log_density
     from gebm_kit.engine.evaluate import evaluate
+    from gebm_kit.engine.export import draws_from_noise, export, load, push
     from gebm_kit.engine.fit import fit
     from gebm_kit.engine.process.devices import keep_freed_memory
     from gebm_kit.engine.report import report
@@ -40,26 +41,36 @@ _HOME = {
     "tilt": "gebm_kit.engine.tilt",
     "trace_quality": "gebm_kit.engine.trace",
     "report": "gebm_kit.engine.report",
+    "export": "gebm_kit.engine.export",
+    "push": "gebm_kit.engine.export",
+    "load": "gebm_kit.engine.export",
+    "draws_from_noise": "gebm_kit.engine.export",
     "load_run": "gebm_kit.engine.run_directory.run",
     "load_draws": "gebm_kit.engine.sampling.class_shards",
     "keep_freed_memory": "gebm_kit.engine.process.devices",
     "trust_paths": "gebm_kit.core.trust",
     "trust_programs": "gebm_kit.core.trust",
     "Component": "gebm_kit.core.components",
+    "Hub": "gebm_kit.core.components",
     "hookimpl": "gebm_kit.core.hookspecs",
 }
 
 __all__ = [
     "GEBM",
     "Component",
+    "Hub",
     "Recipe",
+    "draws_from_noise",
     "evaluate",
+    "export",
     "fit",
     "hookimpl",
     "keep_freed_memory",
+    "load",
     "load_draws",
     "load_run",
     "log_density",
+    "push",
     "report",
     "sample",
     "score",

@@ -339,7 +339,7 @@ def _figures(run: Run, draws: Draws | ShardedDraws | ClassShards, say: ui.Ui) ->
 
     remove_leftovers(run)
     try:
-        return [str(path) for path in draw_chains(run.path / "figures", draws.records)]
+        return [str(path) for path in draw_chains(run.figures, draws.records)]
     except GebmKitError as error:
         say.warn(f"no pictures of the chains: {error.message}")
         return []
@@ -354,7 +354,7 @@ def _new_place(run: Run, sampler: str, settings: SampleSettings, *, resume: bool
     from gebm_kit.engine.sampling.class_shards import newest_to_resume
     from gebm_kit.engine.sampling.shards import too_many
 
-    folder = run.path / "samples"
+    folder = run.outputs / "samples"
     if resume and (found := newest_to_resume(folder)) is not None:
         return found
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")

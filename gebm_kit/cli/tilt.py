@@ -20,6 +20,7 @@ from gebm_kit.core.class_names import labels_of_word
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.progress_lines import duration
+from gebm_kit.engine.run_directory.run_files import is_run
 
 if TYPE_CHECKING:
     from gebm_kit.config.schema import Recipe
@@ -194,7 +195,7 @@ def _split(generator: str, scorer: str, words: Sequence[str]) -> tuple[dict[str,
 
 
 def _is_run(word: str) -> bool:
-    return os.path.isfile(user_path(word) / "resolved.yaml")
+    return is_run(user_path(word))
 
 
 def _scorer_words(scorer: str, overrides: Sequence[str]) -> list[str]:

@@ -227,7 +227,7 @@ def _new_file(run: Run, trace: Trace, name: str) -> Path:
     """Return a free name in RUN/samples that begins with ``along-`` and ``name``."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     stem = f"along-{name}-{_plain_name(trace.sampler)}-seed{trace.seed}-{stamp}"
-    path = run.path / "samples" / f"{stem}.json"
+    path = run.outputs / "samples" / f"{stem}.json"
     attempt = 1
     while path.exists():
         attempt += 1

@@ -80,7 +80,7 @@ def _called(method: Callable[..., Tensor], kind: str, part: object, rows: Tensor
         return method(rows)
     labels, num_classes = needed(labels, kind, part), getattr(part, "num_classes", None)
     if num_classes is not None:
-        labels = checked_labels(labels, num_classes, len(rows), values=False)
+        labels = checked_labels(labels, num_classes, rows.shape[0], values=False)
     try:
         return method(rows, labels)
     except IndexError:  # it looked a class up that it does not have
@@ -212,7 +212,7 @@ def _one_of(part: nn.Module, label: int) -> int:
 
 
 def _constant(label: int, rows: Tensor) -> Tensor:
-    return torch.full((len(rows),), label, dtype=torch.int64, device=rows.device)
+    return torch.full((rows.shape[0],), label, dtype=torch.int64, device=rows.device)
 
 
 def classes_of(base: nn.Module, energy: nn.Module) -> int | None:
@@ -250,7 +250,7 @@ def checked_labels(labels: Tensor, num_classes: int, rows: int | None = None, *,
     if not whole or labels.ndim != 1 or labels.dtype == torch.bool:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UsageError(f"labels must be a tensor of {allowed}, shape (N,), got {got.removeprefix('torch.')}")
-    if rows is not None and len(labels) != rows:
+    if rows is not None and labels.shape[0] != rows:  # `len` would fix the number of rows of a traced program
         raise UsageError(f"there are {len(labels)} labels for {rows} rows; each row needs one")
     if not values:
         return labels.to(torch.int64)

@@ -122,6 +122,26 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
+class Hub:
+    """One place on a network that models are passed on through; see `gebm_kit.core.hubs`.
+
+    Attributes:
+        scheme: what its addresses begin with: ``hub`` of ``hub://OWNER/NAME``.
+        target: ``"package.module:ClassName"`` of a `ModelHub`, imported only when used.
+    """
+
+    scheme: str
+    target: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scheme, str) or re.fullmatch(r"[a-z][a-z0-9+.-]{0,30}", self.scheme) is None:
+            raise ValueError(f"hub scheme {self.scheme!r} must be a short word of lower case")
+        module, _, attribute = str(self.target).partition(":")
+        if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            raise ValueError(f"hub target {self.target!r} must read 'package.module:ClassName'")
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
     """A component and the distribution that provides it."""
 
@@ -287,6 +307,8 @@ class Registry:
         self.missing_notes: dict[str, str] = {}
         #: The plugin package that provides (kind, name), for components that are known before it is installed.
         self.packages: dict[tuple[str, str], str] = {}
+        #: Hubs that plugins offer, by scheme; the first plugin that offers a scheme keeps it.
+        self.hubs: dict[str, Hub] = {}
 
     def __iter__(self) -> Iterator[Registered]:
         for key in sorted(self._records):

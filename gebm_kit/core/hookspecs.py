@@ -1,4 +1,4 @@
-"""The one pluggy hook of the kit.
+"""The pluggy hooks of the kit: components, and hubs.
 
 A plugin is a module (or object) named by an entry point of the group ``gebm_kit``:
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from gebm_kit.core.components import Component
+from gebm_kit.core.components import Component, Hub
 
 PROJECT = "gebm_kit"
 """Name under which pluggy marks this project's hooks."""
@@ -27,10 +27,19 @@ API_VERSION = 1
 """Version of the plugin interface. A plugin that states another ``api_version`` is reported as failed."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+"""Mark of the hook's definition, below."""
+
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Mark of the function by which a plugin implements the hook ``gebm_components``."""
 
 
 @hookspec
 def gebm_components() -> Iterable[Component]:
     """Return the components that this plugin provides, as records; their classes are imported only when used."""
+    return ()
+
+
+@hookspec
+def gebm_hubs() -> Iterable[Hub]:
+    """Return the hubs that this plugin offers, as records; a plugin without any leaves this hook out."""
     return ()

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pluggy
 
 from gebm_kit.core import builtins, hookspecs
-from gebm_kit.core.components import BUILTIN, Component, Registry, canonical
+from gebm_kit.core.components import BUILTIN, Component, Hub, Registry, canonical
 from gebm_kit.core.distributions import found_entry_points, identity
 from gebm_kit.core.errors import PluginError
 from gebm_kit.core.isolation import UNDONE, first_words, isolated
@@ -181,6 +181,7 @@ def _load(
             manager.register(plugin, name=f"{distribution}/{entry.name}")
             registered = True
             components = _components_of(manager, plugin)
+            hubs = _hubs_of(manager, plugin)
             trial = Registry()  # names that this distribution gives twice fail here, before anything is kept
             for record in (r for r in registry if canonical(r.distribution) == canonical(distribution)):
                 trial.add(record.component, distribution)
@@ -202,6 +203,9 @@ def _load(
             )
     for component in components:
         registry.add(component, distribution, version)
+    for hub in hubs:
+        if registry.hubs.setdefault(hub.scheme, hub) != hub:
+            notes.append(f"{hub.scheme}:// is another plugin's, which keeps it")
     provided = tuple(f"{c.kind}:{c.name}" for c in components)
     return status(path=path, components=provided, notes=tuple(notes))
 
@@ -223,6 +227,21 @@ def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component
         if not isinstance(component, Component):
             raise PluginError(f"gebm_components returned {_shorten(component)} where a Component record belongs")
     return [Component(c.kind, c.name, c.target, c.summary) for c in components]  # checked again, also in subclasses
+
+
+def _hubs_of(manager: pluggy.PluginManager, plugin: Any) -> list[Hub]:
+    """Call ``plugin``'s hook for hubs, if it has one, and check what it returns."""
+    if not any(caller.name == "gebm_hubs" for caller in manager.get_hookcallers(plugin) or []):
+        return []
+    others = [p for p in manager.get_plugins() if p is not plugin]
+    results = manager.subset_hook_caller("gebm_hubs", remove_plugins=others)()
+    hubs = (
+        list(itertools.islice(results[0], MAX_COMPONENTS)) if results and isinstance(results[0], Iterable) else [None]
+    )
+    for hub in hubs:
+        if not isinstance(hub, Hub):
+            raise PluginError(f"gebm_hubs returned {_shorten(hub)} where a Hub record belongs")
+    return [Hub(hub.scheme, hub.target) for hub in hubs if isinstance(hub, Hub)]  # checked again, also in subclasses
 
 
 def _shorten(value: object) -> str:

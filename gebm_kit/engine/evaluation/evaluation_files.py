@@ -36,7 +36,7 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
     checkpoint = run.checkpoint.path.name
     keep_draws(run.figures, evaluation, _mixed(evaluation), checkpoint, run.dataset.value_range)
     of = {"schema": 1, "checkpoint": checkpoint}
-    write_json(run.path / "evaluation.json", {**of, **evaluation.as_dict()})
+    write_json(run.outputs / "evaluation.json", {**of, **evaluation.as_dict()})
     return pictures
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from gebm_kit.config.build import data_facts
 from gebm_kit.config.schema import Recipe
@@ -50,3 +53,35 @@ def class_names_in(facts: Mapping[str, Any], checkpoint: Path) -> tuple[str, ...
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != count:
         raise CheckpointError(f"{checkpoint} is damaged: its class_names are not the names of its classes")
     return tuple(names)
+
+
+@dataclass(frozen=True)
+class UnitsOfDataset:
+    """Names and measurements by the dataset of a run, which is opened when they are used.
+
+    Attributes:
+        open: returns the dataset.
+        run: the run directory, for messages.
+    """
+
+    open: Callable[[], Dataset]
+    run: Path
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self._of_data.columns
+
+    def measured(self, rows: Tensor) -> Tensor:
+        """Return what the dataset's `measured` returns, (N, D) float64.
+
+        Raises:
+            DataError: the data can't be read.
+        """
+        return self._of_data.measured(rows.cpu()).double()
+
+    @property
+    def _of_data(self) -> HasMeasured:
+        found = units_of(self.open())
+        if found is None:
+            raise CheckpointError(f"{self.run}: the dataset of this run has no `measured` any more")
+        return found

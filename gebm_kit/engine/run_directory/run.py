@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from gebm_kit.config.load import load_recipe
 from gebm_kit.config.model import build_model
 from gebm_kit.config.schema import Parts, Recipe
@@ -25,13 +23,15 @@ from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import CheckpointError, GebmKitError, UsageError, shown
 from gebm_kit.core.files import remove_temporary_files
 from gebm_kit.core.html import Shown
+from gebm_kit.core.hubs import fetched, is_place
 from gebm_kit.core.interfaces import Dataset
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.units import HasMeasured, TableUnits
 from gebm_kit.engine.datasets.open import open_dataset
 from gebm_kit.engine.run_directory.checkpoint import LAST, Checkpoint, check_word, chosen_checkpoint
-from gebm_kit.engine.run_directory.facts import class_names_in, units_of
+from gebm_kit.engine.run_directory.exported import RECIPE, ExportedFolder, exported_folder
+from gebm_kit.engine.run_directory.facts import UnitsOfDataset, class_names_in
 from gebm_kit.engine.run_directory.log_rows import DRAWN_ROWS, read_rows
 from gebm_kit.engine.run_directory.objects import names_objects, parts_for
 from gebm_kit.engine.run_directory.record import run_directories
@@ -40,6 +40,7 @@ from gebm_kit.engine.run_directory.run_files import (
     EVALUATION,
     RESOLVED,
     STATUS,
+    is_exported,
     read_environment,
     read_evaluation,
     read_status,
@@ -52,7 +53,7 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True, repr=False)
 class Run(Shown):
-    """A run directory, read lazily.
+    """A run directory, or a folder that `gebm_kit.export` wrote, read lazily.
 
     Attributes:
         path: the directory.
@@ -70,9 +71,19 @@ class Run(Shown):
     def _sections(self) -> Iterator[str]:
         return run_sections(self.path)
 
+    @functools.cached_property
+    def exported(self) -> ExportedFolder | None:
+        """The folder as `gebm_kit.export` wrote it; None for a run directory."""
+        return exported_folder(self.path)
+
+    @property
+    def outputs(self) -> Path:
+        """Folder for draws, figures and evaluations; an exported folder is not written to."""
+        return self.path if self.exported is None else Path("outputs") / self.exported.config["name"]
+
     @property
     def figures(self) -> Path:
-        return self.path / "figures"
+        return self.outputs / "figures"
 
     @property
     def checkpoints(self) -> Path:
@@ -81,15 +92,23 @@ class Run(Shown):
     @functools.cached_property
     def recipe(self) -> Recipe:
         """Resolved recipe that the run was trained with, under the name that it had then."""
+        if self.exported is not None:
+            recipe = load_recipe(self.exported.recipe(), directory=self.path, parts=self.parts)
+            return dataclasses.replace(recipe, name=self.exported.config["name"])
         directory = self.environment.get("directory")
         if directory is None:
             raise CheckpointError(f"{self.path / ENVIRONMENT} is damaged: it names no directory that paths start from")
         return named_as_trained(load_recipe(self.path / RESOLVED, directory=Path(directory), parts=self.parts))
 
+    @property
+    def recipe_file(self) -> Path:
+        """File of the resolved recipe."""
+        return self.path / (RESOLVED if self.exported is None else RECIPE)
+
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
         """Content of ``env.json``: versions, platform, and the directory that relative paths start from."""
-        return read_environment(self.path)
+        return read_environment(self.path) if self.exported is None else self.exported.environment
 
     @property
     def status(self) -> dict[str, Any]:
@@ -97,7 +116,7 @@ class Run(Shown):
 
         The state is running, interrupted, trained, finished or failed.
         """
-        return read_status(self.path)
+        return read_status(self.path) if self.exported is None else self.exported.status
 
     @property
     def training_seconds(self) -> float | None:
@@ -135,6 +154,8 @@ class Run(Shown):
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
         """
+        if self.exported is not None:
+            return self.exported.checkpoint()
         words = ["gebm-kit", "train", str(self.path / "resolved.yaml"), "--out", str(self.path), "--resume"]
         return chosen_checkpoint(self.checkpoints, self.which, f"Resume training with `{shlex.join(words)}`.")
 
@@ -179,7 +200,11 @@ class Run(Shown):
             CheckpointError, DataError: as for `units`.
         """
         units = self.units(needed=needed)
-        return UnitsOfRun(self) if units is None and self.checkpoint.state["facts"].get("measured") else units
+        return (
+            UnitsOfDataset(lambda: self.dataset, self.path)
+            if units is None and self.checkpoint.state["facts"].get("measured")
+            else units
+        )
 
     @functools.cached_property
     def model(self) -> GEBM:
@@ -219,32 +244,6 @@ class Run(Shown):
         if not isinstance(facts, dict):
             raise CheckpointError(f"{self.checkpoint.path} is damaged: it holds no facts about the data")
         return facts
-
-
-@dataclass(frozen=True)
-class UnitsOfRun:
-    """Names and measurements by the dataset of a run, which is opened when they are used."""
-
-    run: Run
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self._of_data.columns
-
-    def measured(self, rows: Tensor) -> Tensor:
-        """Return what the dataset's `measured` returns, (N, D) float64.
-
-        Raises:
-            DataError: the data can't be read.
-        """
-        return self._of_data.measured(rows.cpu()).double()
-
-    @property
-    def _of_data(self) -> HasMeasured:
-        found = units_of(self.run.dataset)
-        if found is None:
-            raise CheckpointError(f"{self.run.path}: the dataset of this run has no `measured` any more")
-        return found
 
 
 def named_as_trained(recipe: Recipe) -> Recipe:
@@ -298,7 +297,7 @@ def load_run(
         "final_energy": final_energy,
     }
     given = {name: part for name, part in given.items() if part is not None}
-    if not given and not names_objects(run.path / RESOLVED):
+    if not given and not names_objects(run.recipe_file):
         return run
     return dataclasses.replace(run, parts=parts_for(run.recipe, given, valid, test))
 
@@ -313,11 +312,14 @@ def open_run(path: str | Path, checkpoint: str = LAST, parts: Parts | None = Non
         UsageError, CheckpointError: as for `load_run`.
     """
     check_path("a run", path)
+    path = fetched(path) if isinstance(path, str) and is_place(path) else path
     if not isinstance(checkpoint, str):
         raise UsageError(f"checkpoint must be last, best or step-N, got {shown(checkpoint)}")
     path = user_path(path, what="the run")
     hint = "`gebm-kit train` makes run directories, runs/<recipe>/<time>."
     try:
+        if is_exported(path):
+            return _open_exported(path, checkpoint, parts)
         missing = [name for name in (RESOLVED, STATUS, ENVIRONMENT) if not (path / name).is_file()]
         if missing:
             what = "does not exist" if not path.exists() else f"is not a run directory: it has no {missing[0]}"
@@ -325,6 +327,14 @@ def open_run(path: str | Path, checkpoint: str = LAST, parts: Parts | None = Non
     except OSError as error:  # no permission, a name that is too long
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}", hint=hint) from error
     return Run(path, check_word(checkpoint), parts or {})
+
+
+def _open_exported(path: Path, checkpoint: str, parts: Parts | None) -> Run:
+    run = Run(path, LAST, parts or {})
+    if checkpoint != LAST:
+        raise UsageError(f"{path} is an exported folder, which holds one checkpoint; leave {shown(checkpoint)} out")
+    _ = run.exported  # its config.json is read, and refused if it is damaged
+    return run
 
 
 def subject_of(run_or_model: Run | GEBM | str | Path) -> Run | GEBM:
@@ -346,6 +356,8 @@ def remove_leftovers(run: Run) -> None:
 
     Call it before writing to the run. Links are not followed.
     """
+    if run.exported is not None:
+        return
     for name in ("", "figures", "samples", "base", "energy"):
         for folder, inner, _ in os.walk(run.path / name):
             if not os.path.islink(folder):

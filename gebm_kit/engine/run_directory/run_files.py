@@ -5,6 +5,7 @@ Every reader raises `CheckpointError` with the file's name, whatever the file ho
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from gebm_kit.engine.run_directory.values import (
 
 STATUS, ENVIRONMENT, RESOLVED, EVALUATION = "status.json", "env.json", "resolved.yaml", "evaluation.json"
 """Names of the files."""
+
+CONFIG = "config.json"
+"""Name of the file that describes an exported folder."""
+
+FORMAT, SCHEMA = "gebm-kit", 1
+"""What ``format`` and ``schema`` are in that file. A later schema is not read."""
 
 MAX_SMALL = 2**20
 """Largest status, environment or recipe that is read, in bytes; they take some kilobytes."""
@@ -61,6 +68,42 @@ def read_evaluation(run: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged.
     """
     return _checked(run / EVALUATION, MAX_EVALUATION, _EVALUATION)
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder is one that `gebm_kit.export` wrote, whatever the state of its files."""
+    if os.path.lexists(folder / RESOLVED) or not os.path.isfile(folder / CONFIG):
+        return False
+    try:
+        found = read_json_file(folder / CONFIG, limit=MAX_EVALUATION, error=CheckpointError)
+    except CheckpointError:
+        return os.path.isfile(folder / "model.safetensors") and os.path.isfile(folder / "recipe.yaml")
+    return isinstance(found, dict) and found.get("format") == FORMAT
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run directory or an exported folder."""
+    return os.path.isfile(folder / RESOLVED) or is_exported(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json`` of an exported folder.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of a later version of the format.
+    """
+    path = folder / CONFIG
+    value = read_json_file(path, limit=MAX_EVALUATION, error=_damaged(path))
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if is_count(schema) and schema > SCHEMA:
+        raise CheckpointError(
+            f"{path} has format version {schema}; this version of gebm-kit reads up to {SCHEMA}",
+            hint="Upgrade gebm-kit: pip install --upgrade gebm-kit.",
+        )
+    lacking = [name for name in _CONFIG if not isinstance(value, dict) or name not in value]
+    if lacking:
+        raise CheckpointError(f"{path} is damaged: it has no {lacking[0]}")
+    return _checked(path, MAX_EVALUATION, _CONFIG)
 
 
 def read_resolved(run: Path) -> dict[str, Any]:
@@ -198,6 +241,31 @@ _OF_CHAINS = ("gap", "ratio", "difference")
 
 def _is_verdict(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values()))
+
+
+def _are_components(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(k), str) for k in ("kind", "name", "distribution"))
+        for entry in value
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values())
+
+
+_CONFIG: dict[str, Check] = {
+    "format": lambda value: value == FORMAT,
+    "schema": lambda value: value == SCHEMA,
+    "name": is_name,
+    "step": is_count,
+    "versions": _are_texts,
+    "components": _are_components,
+    "facts": lambda value: isinstance(value, dict) and is_plain(value),
+    "sampler": lambda value: isinstance(value, dict) and is_plain(value),
+    "files": _are_texts,
+    "training_seconds": lambda value: value is None or is_duration(value),
+}
 
 
 _EVALUATION: dict[str, Check] = {

@@ -29,7 +29,7 @@ from gebm_kit.core.programs import Program, reason
 from gebm_kit.core.progress import OnProgress, Progress, ignore
 from gebm_kit.core.reading import read_file
 from gebm_kit.engine.run_directory.run import Run, load_run
-from gebm_kit.engine.run_directory.run_files import RESOLVED
+from gebm_kit.engine.run_directory.run_files import is_run
 
 Generator = Base | GEBM | Run | ComponentNode | Mapping[str, Any] | str | Path
 Scorer = Energy | Run | ComponentNode | Mapping[str, Any] | str | Path | Callable[[Tensor], Tensor]
@@ -182,7 +182,7 @@ def _fit(energy: Energy, scorer: Any, dataset: Dataset | None, on_progress: OnPr
 
 def opened(word: Any) -> Any:
     """Open a run's directory; return anything else as it is."""
-    if isinstance(word, str | Path) and os.path.isfile(user_path(word) / RESOLVED):
+    if isinstance(word, str | Path) and is_run(user_path(word)):
         return load_run(word)
     return word
 

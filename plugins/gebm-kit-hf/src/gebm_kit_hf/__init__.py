@@ -26,3 +26,9 @@ def gebm_components() -> list[gebm_kit.Component]:
             "One-step text-to-image pipeline of diffusers",
         ),
     ]
+
+
+@gebm_kit.hookimpl
+def gebm_hubs() -> list[gebm_kit.Hub]:
+    """Return the plugin's hub: ``hub://OWNER/NAME`` is a model repository of the Hugging Face hub."""
+    return [gebm_kit.Hub("hub", f"{_MODULE}.hub:HuggingFaceHub")]
