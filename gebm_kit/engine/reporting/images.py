@@ -18,7 +18,7 @@ COLUMNS = 8
 LARGEST_PICTURE = 20_000
 """Most pixels along a side of a drawing, by its own word."""
 
-LARGEST_SIDE = 96
+LARGEST_SIDE = 64
 """Images with longer sides are shown smaller, which bounds the size of the page."""
 
 
