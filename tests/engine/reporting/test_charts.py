@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+import pytest
 import torch
 
 from gebm_kit.engine.reporting.charts import INKS, chart, svg_of
 from gebm_kit.engine.reporting.images import grid
+
+pytestmark = pytest.mark.pictures  # charts are drawn, not left blank
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'x' {{ 7 * 7 }} & $a_b$ \x1b[31m"
 

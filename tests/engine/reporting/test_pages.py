@@ -19,6 +19,8 @@ from gebm_kit.engine.reporting.render import html_of
 from gebm_kit.engine.reporting.run_page import run_page
 from gebm_kit.engine.reporting.words import interval, listed, number, plain, seconds
 
+pytestmark = pytest.mark.pictures  # charts are drawn, not left blank
+
 RESOLVED = """\
 schema: 1
 data: {name: digits}
