@@ -38,6 +38,7 @@ sys.exit(code)
         ["density", "--help"],
         ["score", "--help"],
         ["compare", "--help"],
+        ["report", "--help"],
         ["list"],
         ["list", "sampler", "--json"],
         ["plugins", "list"],

@@ -23,6 +23,7 @@ from gebm_kit.cli.options import (
 )
 from gebm_kit.cli.run_options import set_up_cpu
 from gebm_kit.core.errors import UsageError
+from gebm_kit.core.paths import user_path
 
 
 def report(
@@ -57,13 +58,14 @@ def report(
     set_trust(trust_program, trust_paths)
     set_up_cpu(threads)
     from gebm_kit.engine.report import report as engine_report
+    from gebm_kit.engine.reporting.tilt_page import is_tilt
     from gebm_kit.engine.run_directory.run import newest_run, open_run
 
     if run_word is None:
         found = newest_run()
         say.note(f"using the newest finished run, {found.path}")
         run_word = str(found.path)
-    run = open_run(run_word, checkpoint)
-    path = engine_report(run, out, device=device)
+    place = user_path(run_word, what="RUN")
+    path = engine_report(place if is_tilt(place) else open_run(place, checkpoint), out, device=device)
     size = path.stat().st_size
-    say.result({"run": str(run.path), "report": str(path), "bytes": size}, lambda: ui.text(f"report: {path}"))
+    say.result({"run": str(place), "report": str(path), "bytes": size}, lambda: ui.text(f"report: {path}"))

@@ -9,7 +9,8 @@ import torch
 from gebm_kit.core.arguments import check_path
 from gebm_kit.core.errors import UsageError
 from gebm_kit.core.paths import user_path
-from gebm_kit.engine.reporting.write import write_run_report
+from gebm_kit.engine.reporting.tilt_page import is_tilt
+from gebm_kit.engine.reporting.write import write_run_report, write_tilt_report
 from gebm_kit.engine.run_directory.run import Run, open_run
 
 
@@ -21,8 +22,9 @@ def report(run: Run | str | Path, out: str | Path | None = None, *, device: torc
     >>> gk.report("runs/quickstart/20260101T000000Z-abcdef")  # doctest: +SKIP
 
     Args:
-        run: a run or the path of its directory. A run of `gebm_kit.fit` on your own objects comes from
-            ``gk.load_run(path, base=..., energy=..., data=...)``; from its path alone, the draws are left out.
+        run: a run or the path of its directory, or the directory that `gebm_kit.tilt` wrote. A run of `gebm_kit.fit` on your
+            own objects comes from ``gk.load_run(path, base=..., energy=..., data=...)``; from its path alone, draws are
+            left out.
         out: the file to write, which is replaced; None: ``report.html`` in the run directory.
         device: where a few dozen draws are made; None: the recipe's device.
 
@@ -34,14 +36,14 @@ def report(run: Run | str | Path, out: str | Path | None = None, *, device: torc
         CheckpointError: ``run`` is not a run directory.
         RunFailed: the disk is full.
     """
-    found = run if isinstance(run, Run) else _opened(run)
     path = None if out is None else _html(out)
-    return write_run_report(found, path, device)
-
-
-def _opened(path: str | Path) -> Run:
-    check_path("a run", path)
-    return open_run(path)
+    if isinstance(run, Run):
+        return write_run_report(run, path, device)
+    check_path("a run", run)
+    place = user_path(run, what="the run")
+    if is_tilt(place):
+        return write_tilt_report(place, path)
+    return write_run_report(open_run(place), path, device)
 
 
 def _html(out: str | Path) -> Path:

@@ -14,6 +14,8 @@ import pytest
 import gebm_kit as gk
 from gebm_kit.core.errors import UsageError
 
+pytestmark = pytest.mark.pictures  # charts are drawn, not left blank
+
 Cli = Callable[..., Any]
 
 SECTIONS = (

@@ -16,7 +16,7 @@ import pytest
 
 from gebm_kit.cli.app import main
 
-pytestmark = [pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")]
+pytestmark = [pytest.mark.pictures, pytest.mark.filterwarnings("ignore::gebm_kit.core.progress.GebmKitWarning")]
 
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",

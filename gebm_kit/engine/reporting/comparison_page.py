@@ -18,7 +18,7 @@ from gebm_kit.engine.evaluation.kept_draws import read_kept_draws
 from gebm_kit.engine.figures.comparison_figure import TRAINING_CURVES
 from gebm_kit.engine.figures.plotting import draw_curve, finite_series, finite_values, stay_with_the_bulk
 from gebm_kit.engine.reporting.charts import INKS, chart, svg_of
-from gebm_kit.engine.reporting.images import grid, img, span_of
+from gebm_kit.engine.reporting.images import grid, picture_of, span_of
 from gebm_kit.engine.reporting.page import (
     FOOT,
     Block,
@@ -223,8 +223,7 @@ def _of_run(record: RunRecord, label: str) -> Figure | None:
         ("marginals.png", "marginals"),
     ):
         if (png := _png(folder / name)) is not None:
-            width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
-            return Figure(img(png, f"Picture of {label}: {what}.", width, height), f"{label}: {what}.")
+            return Figure(picture_of(png, f"Picture of {label}: {what}."), f"{label}: {what}.")
     return None
 
 

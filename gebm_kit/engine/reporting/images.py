@@ -15,7 +15,10 @@ from gebm_kit.engine.reporting.words import plain
 COLUMNS = 8
 """Images in a row: on a phone each is still some forty pixels wide."""
 
-LARGEST_SIDE = 96
+LARGEST_PICTURE = 20_000
+"""Most pixels along a side of a drawing, by its own word."""
+
+LARGEST_SIDE = 64
 """Images with longer sides are shown smaller, which bounds the size of the page."""
 
 
@@ -46,10 +49,20 @@ def grid(
 
 
 def img(png: bytes, alternative: str, width: int, height: int) -> Markup:
-    """Return a PNG as an ``<img>`` of the page."""
+    """Return a PNG as an ``<img>`` of the page, whose pixels stay sharp."""
+    return _img(png, alternative, width, height, "pixels")
+
+
+def picture_of(png: bytes, alternative: str) -> Markup:
+    """Return a PNG that holds a drawing, from a file, as an ``<img>`` of the page."""
+    width, height = (min(int.from_bytes(png[k : k + 4], "big"), LARGEST_PICTURE) for k in (16, 20))
+    return _img(png, alternative, width, height, "drawing")
+
+
+def _img(png: bytes, alternative: str, width: int, height: int, kind: str) -> Markup:
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    template = Markup('<img src="{}" alt="{}" width="{}" height="{}">')
-    return template.format(source, plain(alternative, 4000), int(width), int(height))
+    template = Markup('<img class="{}" src="{}" alt="{}" width="{}" height="{}">')
+    return template.format(kind, source, plain(alternative, 4000), int(width), int(height))
 
 
 def span_of(images: list[Tensor], value_range: tuple[float, float] | None) -> tuple[float, float]:

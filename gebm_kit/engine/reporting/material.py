@@ -7,6 +7,7 @@ here evaluates the run: it draws a few hundred points at most, and leaves that o
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ MOST_SEARCHED, SEARCH_SECONDS = 10_000, 1.5
 
 SHOWN_NEIGHBOURS, DRAWS_WITH_NEIGHBOURS = 3, 8
 """Neighbours shown of each draw, and draws that are shown with theirs."""
+
+MOST_NUMBERS = 2**24
+"""Most numbers of rows that are compared or read at once."""
 
 FINGERPRINTED = 1000
 """Training rows behind the checksum of the data."""
@@ -170,7 +174,7 @@ def _describe(found: Material, dataset: Dataset) -> None:
         found.about_data.append(("classes", f"{dataset.num_classes:,}"))
     if isinstance(dataset, HasReading):
         found.about_data.append(("read from", plain(dataset.describe_reading(), 1000)))
-    rows = train.first(FINGERPRINTED).detach().float().cpu().contiguous()
+    rows = train.first(_fitting(FINGERPRINTED, dataset.data_shape)).detach().float().cpu().contiguous()
     digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     found.fingerprint = f"{digest} (sha256 of the first {len(rows):,} of {len(train):,} training rows, as float32)"
 
@@ -197,13 +201,14 @@ def nearest_rows(dataset: Dataset, draws: Tensor, held_out: Tensor | None) -> Ne
     """Search the training rows for those nearest to each draw; as many as can be read in `SEARCH_SECONDS`."""
     train = dataset.split("train")
     places = _places(train, MOST_SEARCHED)
-    asked = draws[:256].flatten(1).double()
-    others = asked[:0] if held_out is None else held_out[:256].flatten(1).double()
+    fitting = _fitting(256, dataset.data_shape)
+    asked = draws[:fitting].flatten(1).double()
+    others = asked[:0] if held_out is None else held_out[:fitting].flatten(1).double()
     queries, count = torch.cat([asked, others]), SHOWN_NEIGHBOURS
     best = torch.full((len(queries), count), torch.inf, dtype=torch.float64)
     index = torch.zeros((len(queries), count), dtype=torch.int64)
     began, searched = time.monotonic(), 0
-    for part in places.split(500):
+    for part in places.split(_fitting(500, dataset.data_shape)):
         rows = train.batch(part).flatten(1).double().cpu()
         distances = torch.cdist(queries, rows)
         both, which = torch.cat([best, distances], 1), torch.cat([index, part.expand(len(queries), -1)], 1)
@@ -218,6 +223,11 @@ def nearest_rows(dataset: Dataset, draws: Tensor, held_out: Tensor | None) -> Ne
     rows = rows.reshape(shown, known, *dataset.data_shape)
     nearest = best[: len(asked), 0].float()
     return Neighbours(draws[:shown], rows, nearest, best[len(asked) :, 0].float(), searched, len(train))
+
+
+def _fitting(rows: int, shape: tuple[int, ...]) -> int:
+    """Return at most so many rows of a shape, fewer where they would take much memory."""
+    return max(min(rows, MOST_NUMBERS // max(math.prod(shape), 1)), DRAWS_WITH_NEIGHBOURS)
 
 
 def _places(train: Split, most: int) -> Tensor:

@@ -220,7 +220,7 @@ def _missing_model(facts: RunFacts, reason: str) -> Missing:
     text = f"Not shown: {said}{'' if said.endswith(('.', '!', '?')) else '.'}"
     if facts.own_objects:
         return Missing(f"{text} In Python, gk.report(gk.load_run(path, base=..., energy=..., data=...)) fills this in.")
-    return Missing(text, facts.command("report"))
+    return Missing(text, "" if reason else facts.command("report"))
 
 
 def _energies_of_codes(moved: Moved, count: int) -> Table:

@@ -90,19 +90,18 @@ def answer(facts: RunFacts) -> Text:
     """Answer in one sentence whether the GEBM is better, over all metrics."""
     found = _verdicts(facts)
     if not found:
-        return Text("Not known: this run has no evaluation that compares them.", "unsure")
-    by: dict[Tone, list[str]] = {"good": [], "bad": [], "unsure": []}
+        missing = not_evaluated(facts)
+        how = f" To find out: {missing.command}" if missing.command else ""
+        return Text(f"{missing.text}{how}", "unsure", "Not known")
+    by: dict[str, list[str]] = {"Better": [], "Worse": [], "No different": [], "Not known": []}
     for name, text in found.items():
-        by[_tone(text)].append(plain(name, 60))
-    words: dict[Tone, str] = {"good": "better", "bad": "worse", "unsure": "no clear difference"}
-    said = "; ".join(f"{words[tone]} by {listed(names)}" for tone, names in by.items() if names)
-    if by["good"] and not by["bad"]:
-        return Text(f"The GEBM against its base: {said}.", "good", "Yes")
-    if by["bad"]:
-        return Text(
-            f"The GEBM against its base: {said}.", "unsure" if by["good"] else "bad", "In part" if by["good"] else "No"
-        )
-    return Text(f"The GEBM against its base: {said}.", "unsure", "No clear difference")
+        by[_mark(text)].append(plain(name, 60))
+    said = "; ".join(f"{mark.lower()} by {listed(names)}" for mark, names in by.items() if names)
+    tone: Tone = "good" if not by["Worse"] else "unsure"
+    mark = "Yes" if not by["Worse"] else "In part"
+    if not by["Better"]:
+        tone, mark = ("bad", "No") if by["Worse"] else ("unsure", "No different" if by["No different"] else "Not known")
+    return Text(f"The GEBM against its base: {said}.", tone, mark)
 
 
 def by_how_much(facts: RunFacts) -> Text:
@@ -113,11 +112,11 @@ def by_how_much(facts: RunFacts) -> Text:
         if name.endswith(f".{AGAINST_TRAIN}") or not isinstance(cell.get("value"), int | float) or len(texts) == 3:
             continue
         values = [interval((metrics.get(column) or {}).get(name)) for column in ("base", "gebm")]
-        change = f", {abs(1 - cell['value']):.0%} {'lower' if cell['value'] < 1 else 'higher'} (ratio {interval(cell)})"
-        if cell["value"] <= 0:  # values around 0, which unbiased estimates of small distances have
-            change = ", where 0 is what data score against data"
-        texts.append(f"{plain(name, 60)} ({better_side(facts, name)}): base {values[0]}, GEBM {values[1]}{change}")
-    return Text("; ".join(texts) + "." if texts else "Not known: there is no ratio of GEBM over base.")
+        change = f"{abs(1 - cell['value']):.0%} {'lower' if cell['value'] < 1 else 'higher'}; ratio {interval(cell)}"
+        if cell["value"] <= 0:  # unbiased estimates of small distances lie around 0
+            change = "about as far apart as data from data, which is 0; a ratio says little there"
+        texts.append(f"{plain(name, 60)} ({better_side(facts, name)}): base {values[0]}, GEBM {values[1]}: {change}.")
+    return Text("\n".join(texts) if texts else "There is no ratio of GEBM over base in this run.")
 
 
 def better_side(facts: RunFacts, name: str) -> str:
@@ -127,17 +126,13 @@ def better_side(facts: RunFacts, name: str) -> str:
 
 
 def _tone(text: str) -> Tone:
-    start = text[:60]  # before anything that a run could name
-    return "good" if " is better than its base" in start else "bad" if " is worse than its base" in start else "unsure"
+    better, worse = (text.startswith(f"The GEBM is {word} than its base") for word in ("better", "worse"))
+    return "good" if better else "bad" if worse else "unsure"
 
 
 def _mark(text: str) -> str:
-    words = {
-        "good": "Better",
-        "bad": "Worse",
-        "unsure": "No different" if " is no different" in text[:60] else "Not known",
-    }
-    return words[_tone(text)]
+    alike = text.startswith("The GEBM is no different")
+    return {"good": "Better", "bad": "Worse"}.get(_tone(text), "No different" if alike else "Not known")
 
 
 def _stale(facts: RunFacts) -> Missing | None:

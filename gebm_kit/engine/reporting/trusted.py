@@ -100,21 +100,23 @@ def trust_section(facts: RunFacts) -> Section:
 def answer(facts: RunFacts) -> Text:
     """Answer in one sentence whether the draws can be trusted."""
     if not facts.evaluation:
-        return Text("Not known: this run has no evaluation.", "unsure")
+        return Text("This run has no evaluation.", "unsure", "Not known")
     found = findings(facts)
     chains = [one for one in found if one.of_chains]
     if not chains:
-        return Text("Not known: the evaluation kept no diagnostics of its chains.", "unsure")
+        return Text("The evaluation kept no diagnostics of its chains.", "unsure", "Not known")
     off = listed([one.name for one in chains if one.tone != "good"])
     if any(one.tone == "bad" for one in chains):
         return Text(f"Outside the limit: {off}. The checks say what to do.", "bad", "Not as they are")
     first = "The chains have converged" if not off else f"The chains have converged, but look at {off}"
     model = [f"{one.name} ({one.value})" for one in found if not one.of_chains and one.tone != "good"]
     if not model:
-        return Text(f"{first}, and the model agrees with held-out data.", "unsure" if off else "good")
+        tone: Tone = "unsure" if off else "good"
+        return Text(f"{first}, and the model agrees with held-out data.", tone, "Mostly" if off else "Yes")
     return Text(
-        f"{first}: these are draws of this model. How far the model itself agrees with held-out data: {listed(model)}.",
+        f"{first}, so these are draws of this model. Where the model itself is off held-out data: {'; '.join(model)}.",
         "unsure",
+        "Yes, as draws of the model",
     )
 
 

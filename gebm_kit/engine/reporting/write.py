@@ -19,6 +19,7 @@ from gebm_kit.engine.reporting.facts import facts_of
 from gebm_kit.engine.reporting.material import gather
 from gebm_kit.engine.reporting.render import html_of
 from gebm_kit.engine.reporting.run_page import run_page
+from gebm_kit.engine.reporting.tilt_page import tilt_page
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.run_directory.run_files import EVALUATION
 
@@ -49,6 +50,20 @@ def write_run_report(run: Run, out: Path | None = None, device: str | torch.devi
         make_directory(path.parent)
     write_atomic(path, page.encode(errors="replace"))
     return path
+
+
+def write_tilt_report(path: Path, out: Path | None = None) -> Path:
+    """Write the page about a tilt's directory, into it unless ``out`` names a file; return its path.
+
+    Raises:
+        CheckpointError: its results can't be read.
+        UsageError, RunFailed: the file can't be written.
+    """
+    page = html_of(tilt_page(path))
+    place = path / FILE if out is None else out
+    make_directory(place.parent)
+    write_atomic(place, page.encode(errors="replace"))
+    return place
 
 
 def write_comparison_report(comparison: Comparison, out: Path) -> Path:
