@@ -200,11 +200,8 @@ class Run(Shown):
             CheckpointError, DataError: as for `units`.
         """
         units = self.units(needed=needed)
-        return (
-            UnitsOfDataset(lambda: self.dataset, self.path)
-            if units is None and self.checkpoint.state["facts"].get("measured")
-            else units
-        )
+        measured = units is None and self.checkpoint.state["facts"].get("measured")
+        return UnitsOfDataset(lambda: self.dataset, self.path) if measured else units
 
     @functools.cached_property
     def model(self) -> GEBM:
