@@ -267,10 +267,9 @@ class LinearBase(Base):
         return self.scale * z
 
 
-@pytest.mark.parametrize("sampler", [Mala(0.1), Hmc(0.3, num_leapfrog=2)], ids=["mala", "hmc"])
-def test_programs_of_kernels_leave_the_model_invariant_and_take_any_batch(sampler) -> None:  # type: ignore[no-untyped-def]
+def test_a_program_leaves_the_model_invariant_and_takes_any_batch() -> None:
     model = GEBM(LinearBase(), SquareEnergy()).eval()
-    made = make_program(model, sampler, 1.0, 40)
+    made = make_program(model, Mala(0.1), 1.0, 40)
     assert made.rows is None
     assert made.difference <= 1e-4
     program = torch.export.load(io.BytesIO(made.content)).module()
