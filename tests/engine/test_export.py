@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -379,3 +380,21 @@ def test_pushing_without_the_plugin_says_which_to_install(folder: Path, monkeypa
             gk.push(folder, wrong)
     with pytest.raises(UsageError, match="ftp:// is not a hub"):
         gk.load("ftp://a/b")
+
+
+def test_a_folder_from_a_stranger_names_nothing_outside_itself(folder: Path) -> None:
+    recipe = (folder / "recipe.yaml").read_text().replace("name: digits", "name: digits\n  path: /etc/passwd")
+    (folder / "recipe.yaml").write_text(recipe)
+    config = json.loads((folder / "config.json").read_text())
+    files = config["files"] | {"recipe.yaml": hashlib.sha256(recipe.encode()).hexdigest()}
+    with pytest.raises(CheckpointError, match="names '/etc/passwd', which is outside the folder"):
+        gk.load(changed(folder, files=files))
+    with pytest.raises(CheckpointError, match="files can't be an object"):
+        gk.load(changed(folder, files={"../../secret.json": "0"}))
+
+
+def test_an_exported_folder_is_not_trained_further(folder: Path) -> None:
+    with pytest.raises(UsageError, match="is an exported folder, which can't be trained further"):
+        gk.train("quickstart", out=folder, resume=True)
+    with pytest.raises(UsageError, match="is not empty"):
+        gk.train("quickstart", out=folder)

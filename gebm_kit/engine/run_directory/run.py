@@ -395,5 +395,6 @@ def _runs(root: Path) -> list[Run]:
             _ = run.state
         except GebmKitError:
             continue
-        found.append(run)
+        if run.exported is None:
+            found.append(run)
     return found
