@@ -3,6 +3,9 @@
 # make test-inception   run the tests of plugins/gebm-kit-inception, in .venv-inception, since torch-fidelity needs torchvision
 # make lint    check formatting, lint, types and import layers
 # make docs    write docs/components.md and docs/interfaces.md from the code
+# make gallery train the models of docs/gallery, and write it; about 25 minutes on two cores
+# make site    build the documentation site into build/site, warnings being errors, and check its links
+# make site-version VERSION=0.1   the same into build/versions/0.1, with a selector of the versions in build/versions
 # Each first sets up .venv, with the kit and its plugins, if it is missing or pyproject.toml or constraints.txt changed.
 
 VENV := .venv
@@ -14,8 +17,9 @@ INCEPTION_VENV := .venv-inception
 INCEPTION_STAMP := $(INCEPTION_VENV)/.installed
 WORKERS ?= 2
 PYTHON ?=
+SITE_VERSION = $(or $(VERSION),$(shell $(BIN)/python -c "import gebm_kit; print(gebm_kit.__version__.rpartition('.')[0])"))
 
-.PHONY: demo test test-inception lint format docs clean
+.PHONY: demo test test-inception lint format docs gallery site site-version clean
 
 # One thread, here and in each test worker: on tensors this small, two threads wait for each other most of the time, and on
 # a busy machine almost all of it.
@@ -40,6 +44,16 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+
+gallery: $(STAMP)
+	$(BIN)/python -m benchmarks.gallery $(GALLERY)
+
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/site_check.py build/site
+
+site-version: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site_version.py $(SITE_VERSION) build/versions
 
 clean:
 	rm -rf $(VENV) $(INCEPTION_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -25,7 +25,7 @@ WHERE = {
     "dataset": "Data with fixed train, validation and test parts. Recipe section `data`.",
     "features": "Feature maps that metrics compare sets of draws on. Parameter `features` of a metric.",
     "metric": "Figures of merit of draws. Recipe key `eval.metrics`.",
-    "logger": "Where a run's numbers and pictures go. Recipe key `loggers`; `jsonl` is always on.",
+    "logger": "Where a run's numbers, pictures and tables go. Recipe key `loggers`; see [trackers](trackers.md).",
 }
 
 

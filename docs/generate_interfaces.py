@@ -43,7 +43,7 @@ INTRODUCTIONS = {
     "dataset": "A dataset has three parts that share no row. What else it knows is said by protocols of their own.",
     "features": "A feature map turns rows into features, on which metrics compare draws and data.",
     "metric": "A metric receives an `EvalContext`: draws, data to score them against, and whatever else it may ask for.",
-    "logger": "A logger receives a run's numbers and pictures. Its exceptions become warnings.",
+    "logger": "A logger receives a run's numbers, pictures and tables. Its exceptions become warnings.",
 }
 
 SECTIONS: dict[str, list[Any]] = {

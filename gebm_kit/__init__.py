@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gebm_kit.engine.export import draws_from_noise, export, load, push
     from gebm_kit.engine.fit import fit
     from gebm_kit.engine.process.devices import keep_freed_memory
+    from gebm_kit.engine.report import report
     from gebm_kit.engine.run_directory.run import load_run
     from gebm_kit.engine.sample import sample
     from gebm_kit.engine.sampling.class_shards import load_draws
@@ -39,6 +40,7 @@ _HOME = {
     "score": "gebm_kit.engine.score",
     "tilt": "gebm_kit.engine.tilt",
     "trace_quality": "gebm_kit.engine.trace",
+    "report": "gebm_kit.engine.report",
     "export": "gebm_kit.engine.export",
     "push": "gebm_kit.engine.export",
     "load": "gebm_kit.engine.export",
@@ -69,6 +71,7 @@ __all__ = [
     "load_run",
     "log_density",
     "push",
+    "report",
     "sample",
     "score",
     "tilt",

@@ -37,7 +37,7 @@ energy: {name: mlp, hidden: [4]}
 loss: {name: kale}
 train: {steps: 2, start_steps: 0, final: {steps: 0}, batch_size: 16, checkpoint_every: 1, log_every: 1}
 sample: {num_samples: 8, num_chains: 4, warmup: 2, steps: 2, thin: 1}
-eval: {metrics: [mmd], num_samples: 20, num_sets: 2}
+eval: {metrics: [mmd], num_samples: 20, num_sets: 2, budget: 0.1}
 device: cpu
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ from gebm_kit.cli.plugins import app as plugins
 from gebm_kit.cli.push import push
 from gebm_kit.cli.recipes import app as recipes
 from gebm_kit.cli.refine import refine
+from gebm_kit.cli.report import report
 from gebm_kit.cli.runs import runs
 from gebm_kit.cli.sample import sample
 from gebm_kit.cli.score import score
@@ -66,6 +68,7 @@ app.command("export")(export)
 app.command("push")(push)
 app.command("runs")(runs)
 app.command("compare")(compare)
+app.command("report")(report)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.command("list")(list_components)
@@ -91,6 +94,12 @@ def options(
     """Train, sample and evaluate Generalized Energy-Based Models."""
 
 
+@functools.cache
+def _program() -> Any:
+    """Return the command of ``app``; made once, since typer reads every signature for it."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program on ``argv`` (default: the arguments of this process) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -106,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.catch_warnings(),
     ):  # each command sets how warnings are shown
         try:
-            code = typer.main.get_command(app).main(words, prog_name="gebm-kit", standalone_mode=False)
+            code = _program().main(words, prog_name="gebm-kit", standalone_mode=False)
             sys.stdout.flush()
             if code == 128 + signal.SIGINT:  # typer's code for a KeyboardInterrupt
                 raise _Stopped(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,31 +39,49 @@ def compare(
         typer.Argument(metavar="RUN RUN ...", help="Two or more run directories.", autocompletion=complete_run),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--out", metavar="FILE", parser=place("--out"), help="The picture, a .png; an existing file is replaced."
+            "--out",
+            metavar="FILE",
+            parser=place("--out"),
+            help="The picture, a .png; default: compare.png, or none with --html. An existing file is replaced.",
         ),
-    ] = Path("compare.png"),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", parser=place("--html"), help="Write a report of the comparison, an .html file."
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Compare runs: differences of their recipes, how they went, their scores, and a picture of their training."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out must be a PNG file, got {out}", hint="For example --out compare.png.")
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html must be an HTML file, got {html}", hint="For example --html compare.html.")
+    picture = Path("compare.png") if out is None and html is None else out
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise UsageError(f"--out must be a PNG file, got {picture}", hint="For example --out compare.png.")
     from gebm_kit.core.files import make_directory
     from gebm_kit.engine.evaluation.comparison import compare as engine_compare
 
     comparison = engine_compare(runs)
-    from gebm_kit.engine.figures.comparison_figure import draw_comparison
+    if picture is not None:
+        from gebm_kit.engine.figures.comparison_figure import draw_comparison
 
-    make_directory(out.parent)
-    draw_comparison(out, comparison)
-    say.result({**comparison.as_dict(), "figure": str(out)}, lambda: _show(comparison, out))
+        make_directory(picture.parent)
+        draw_comparison(picture, comparison)
+    if html is not None:
+        from gebm_kit.engine.reporting.write import write_comparison_report
+
+        write_comparison_report(comparison, html)
+    files = {"figure": None if picture is None else str(picture)} | ({} if html is None else {"report": str(html)})
+    say.result({**comparison.as_dict(), **files}, lambda: _show(comparison, files))
 
 
-def _show(comparison: Comparison, out: Path) -> None:
+def _show(comparison: Comparison, files: Mapping[str, str | None]) -> None:
     if comparison.differences:
         rows = [[key, *(_word(value) for value in values)] for key, values in comparison.differences.items()]
         ui.table("", ["recipe", *comparison.labels], rows)
@@ -90,7 +109,9 @@ def _show(comparison: Comparison, out: Path) -> None:
             ui.text(f"! not comparable: {', '.join(names)} ({reason})")
     else:
         ui.text("none of the runs has been evaluated")
-    ui.text(f"figure: {out}")
+    for kind, path in files.items():
+        if path is not None:
+            ui.text(f"{kind}: {path}")
 
 
 def _outcome_rows(outcomes: list[dict[str, Any]]) -> list[list[str]]:

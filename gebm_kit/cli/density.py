@@ -74,12 +74,14 @@ def density(
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.likelihood.log_densities import check_density, densities
+    from gebm_kit.engine.likelihood.run_data import known_data
 
     run = find_run(given.run, say, checkpoint)
     label = class_of_words(class_words, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
-    check_density(run.model, run.dataset, recipe.nll.space)
-    found = compute_rows(densities, given, key, run, recipe, device, say, label, bad_rows)
+    data = known_data(run)
+    check_density(run.model, data, recipe.nll.space)
+    found = compute_rows(densities, given, key, run, data, recipe, device, say, label, bad_rows)
     payload = {
         **found.as_dict(),
         "mean_log_density": found.gebm.mean().item(),

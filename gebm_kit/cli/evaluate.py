@@ -61,12 +61,13 @@ def evaluate(
     given = words_on_run(run_word, override_words)
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit eval")
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_evaluation, show_figures
+    from gebm_kit.cli.results import show_evaluation, show_figures, show_report
     from gebm_kit.engine.evaluation.evaluation import score_recipe
     from gebm_kit.engine.evaluation.evaluation_files import write_report
     from gebm_kit.engine.process.devices import resolve_device
     from gebm_kit.engine.process.distributed import joined_ranks
     from gebm_kit.engine.process.torchrun import first_rank, local_device
+    from gebm_kit.engine.reporting.write import written_at_the_end
 
     run = find_run(given.target, say, checkpoint)
     recipe = overridden_recipe(run, given.overrides)
@@ -79,6 +80,8 @@ def evaluate(
             device=where, training_seconds=run.training_seconds, on_progress=on_progress, ranks=ranks,
         )  # fmt: skip
         figures = [str(path) for path in write_report(run, evaluation)] if ranks.rank == 0 else []
+        if ranks.rank == 0:
+            written_at_the_end(run, where)
     if not first_rank():
         return
     found = evaluation.as_dict()
@@ -87,6 +90,7 @@ def evaluate(
     def show() -> None:
         show_evaluation(found)
         show_figures(figures)
+        show_report(run.path)
         ui.text(f"run: {run.path}")
 
     say.result(payload, show)

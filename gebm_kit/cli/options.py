@@ -208,10 +208,23 @@ def only_sections(overrides: Sequence[str], allowed: Sequence[str], command: str
     for word in overrides:
         section = word.partition("=")[0].partition(".")[0].strip()
         if section not in allowed:
+            hint = "What a run was trained with is fixed; `gebm-kit train RECIPE KEY=VALUE` trains another run."
             raise UsageError(
                 f"`{command}` can't override {section!r}; it can override {', '.join(allowed)}",
-                hint="What a run was trained with is fixed; `gebm-kit train RECIPE KEY=VALUE` trains another run.",
+                hint=_whole_keys(word, allowed) or hint,
             )
+
+
+def _whole_keys(word: str, allowed: Sequence[str]) -> str:
+    """Return a hint with the whole keys that the key of an override may stand for; empty if it is no part of one."""
+    from gebm_kit.config.override_keys import override_keys
+
+    key, _, value = word.partition("=")
+    found = [
+        whole for whole in override_keys()
+        if whole.endswith(f".{key.strip()}") and whole.partition(".")[0] in allowed
+    ]  # fmt: skip
+    return f"Write the whole key: {' or '.join(f'{whole}={value}' for whole in found)}." if found else ""
 
 
 def set_trust(programs: bool, paths: bool = False) -> None:

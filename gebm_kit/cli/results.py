@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 COLUMN_LABELS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 """Keys of an evaluation's ``metrics``, in the order of the table's columns, and what heads them."""
 
+REPORT = "report.html"
+"""Name of the report in a run directory."""
+
 SENTENCES = ("sampler_reason", "unsettled")
 """Diagnostics that are sentences, which are printed below the table or as warnings."""
 
@@ -296,6 +299,12 @@ def interval(cell: Mapping[str, Any] | None) -> str:
 def figure_paths(directory: Path) -> list[str]:
     """Return the paths of the pictures in a run's figures directory, sorted by name."""
     return [str(path) for path in sorted(directory.glob("*.png"))]
+
+
+def show_report(directory: Path) -> None:
+    """Print one line for a run's report, if it has one."""
+    if (directory / REPORT).is_file():
+        ui.text(f"report: {directory / REPORT}")
 
 
 def show_figures(paths: list[str]) -> None:

@@ -135,6 +135,7 @@ def compute_rows(
     given: Given,
     key: str | None,
     run: Run,
+    dataset: Any,
     recipe: Recipe,
     device: str | None,
     say: Ui,
@@ -145,6 +146,7 @@ def compute_rows(
 
     Args:
         compute: `row_scores` or `densities`.
+        dataset: what says how the run's data were prepared, see `known_data`.
         key: the array in the file, or None.
         device: in place of the recipe's.
         label: the class of all rows; None: not known.
@@ -158,7 +160,7 @@ def compute_rows(
     from gebm_kit.engine.likelihood.usable_rows import usable_rows
     from gebm_kit.engine.sampling.settings import settings_of
 
-    given_rows = rows_of_file(given.file, key, run.model.data_shape, run.dataset, bad_rows.value)
+    given_rows = rows_of_file(given.file, key, run.model.data_shape, dataset, bad_rows.value)
     names = given_rows.names
     rows, numbers = usable_rows(
         given_rows.rows, bad_rows.value, names=names, source=str(given.file), known=given_rows.bad
@@ -166,7 +168,7 @@ def compute_rows(
     with say.progress() as on_progress:
         return compute(
             run.model,
-            run.dataset,
+            dataset,
             rows,
             inverse_temperature=settings_of(recipe.sample).inverse_temperature,
             space=recipe.nll.space,

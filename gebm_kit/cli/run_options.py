@@ -47,7 +47,8 @@ def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:
         return run.recipe
     from gebm_kit.engine.run_directory.run import named_as_trained
 
-    return named_as_trained(load_recipe(run.recipe_file, overrides, directory=run.recipe.directory))
+    recipe = load_recipe(run.recipe_file, overrides, directory=run.recipe.directory, parts=run.parts)
+    return named_as_trained(recipe)
 
 
 def sampling_recipe(run: Run, overrides: Sequence[str]) -> Recipe:

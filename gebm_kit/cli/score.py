@@ -70,6 +70,7 @@ def score(
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit score")
     set_up_cpu(threads)
     from gebm_kit.cli.results import INDENT, show_class_rows, show_log_partition
+    from gebm_kit.engine.likelihood.run_data import known_data
     from gebm_kit.engine.score import check_score_output, row_scores
 
     if out is not None:
@@ -77,7 +78,7 @@ def score(
     run = find_run(given.run, say, checkpoint)
     label = class_of_words(class_words, run.model, EVERY_CLASS)
     recipe = sampling_recipe(run, given.overrides)
-    found = compute_rows(row_scores, given, key, run, recipe, device, say, label, bad_rows)
+    found = compute_rows(row_scores, given, key, run, known_data(run), recipe, device, say, label, bad_rows)
     payload = {**found.as_dict(), **class_key(label), **save_rows(found, given, run, out, "scores")}
     for text in found.warnings:
         say.warn(text)

@@ -61,7 +61,7 @@ def train(
         given.target, given.overrides
     )  # first, so that a misspelt key is reported before any work is done
     set_up_cpu(threads)
-    from gebm_kit.cli.results import show_evaluation, show_figures
+    from gebm_kit.cli.results import show_evaluation, show_figures, show_report
     from gebm_kit.engine.process.torchrun import first_rank
     from gebm_kit.engine.train import train as engine_train
     from gebm_kit.engine.training.dry_run import plan
@@ -84,6 +84,7 @@ def train(
         if evaluation:
             show_evaluation(evaluation)
         show_figures(figures)
+        show_report(run.path)
         ui.text(f"run: {run.path}")
 
     say.result(payload, show)

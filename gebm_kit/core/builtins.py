@@ -209,8 +209,16 @@ COMPONENTS = (
     Component("metric", "kale", "gebm_kit.metrics.kale:KaleMetric", "KALE of the energy on held-out data"),
     Component("logger", "jsonl", "gebm_kit.loggers.jsonl:Jsonl", "metrics.jsonl in the run directory"),
     Component(
-        "logger", "tensorboard", "gebm_kit.loggers.tensorboard:TensorBoard", "Scalars and pictures for TensorBoard"
+        "logger",
+        "tensorboard",
+        "gebm_kit.loggers.tensorboard:TensorBoard",
+        "Scalars, pictures and tables for TensorBoard",
     ),
+    Component("logger", "trackio", "gebm_kit.loggers.trackio:Trackio", "A local Trackio project; no server"),
+    Component(
+        "logger", "wandb", "gebm_kit.loggers.wandb:WandB", "A Weights & Biases run, offline unless you say online"
+    ),
+    Component("logger", "mlflow", "gebm_kit.loggers.mlflow:MlFlow", "An MLflow run, in files unless you name a server"),
 )
 
 

@@ -27,7 +27,10 @@ API_VERSION = 1
 """Version of the plugin interface. A plugin that states another ``api_version`` is reported as failed."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+"""Mark of the hook's definition, below."""
+
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Mark of the function by which a plugin implements the hook ``gebm_components``."""
 
 
 @hookspec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Logger(ABC):
-    """Where a run's numbers and pictures go. An exception in a logger becomes a warning and never stops training."""
+    """Where a run's numbers, pictures and tables go. An exception in a logger becomes a warning and never stops training."""
 
     @classmethod
     def check(cls) -> None:
@@ -38,6 +38,12 @@ class Logger(ABC):
 
     def log_image(self, step: int, name: str, path: Path) -> None:
         """Record a picture (PNG) that was written to ``path``."""
+        return
+
+    def log_table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
+    ) -> None:
+        """Record a table, such as that of an evaluation; a cell is text, a number or None, and may be NaN or infinite."""
         return
 
     def close(self) -> None:

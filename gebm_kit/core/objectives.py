@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 Part = Literal["both", "energy", "base"]
+"""What is trained: both parts of the model, or one of them."""
 
 
 @dataclass(frozen=True, slots=True)

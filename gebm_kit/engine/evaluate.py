@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 def evaluate(
     run_or_model: Run | GEBM | str | Path,
     *,
-    data: Rows | Dataset | None = None,
+    data: Rows | tuple[Rows, Any] | Dataset | None = None,
+    labels: Any = None,
     metrics: Sequence[str | Mapping[str, Any] | Metric] | None = None,
     sampler: str | Mapping[str, Any] | Sampler | None = None,
     num_samples: int | None = None,
@@ -61,7 +62,9 @@ def evaluate(
         run_or_model: a run, the path of its directory, or a model.
         data: a dataset, or held-out rows, which alternate between reference and floor. None: the run's own data. A tensor or
             array (N, *D) holds rows as the model sees them: standardised, for a run whose dataset standardises. A data
-            frame, or the path of a file, holds measurements like those in the run's file.
+            frame, or the path of a file, holds measurements like those in the run's file. A pair is (rows, labels).
+        labels: of a model with classes, the class of each row of ``data``: indices or names, or the name of a data frame's
+            column. None: the column that the run's own labels came from, if a data frame has it.
         metrics: names, nodes or metric objects. None: the recipe's, else frechet, mmd, sliced-wasserstein and, for data
             with known modes, modes.
         sampler: name, node or object; None: the recipe's, else auto.
@@ -79,7 +82,7 @@ def evaluate(
     """
     check_progress(progress, on_progress)
     _check(metrics, reference, log_partition, nll_space, budget)
-    recipe, model, dataset = opened(run_or_model, data)
+    recipe, model, dataset = opened(run_or_model, data, labels)
     calibrated = None if inverse_temperature is None else is_calibrated(inverse_temperature)
     beta, seed = None if calibrated else inverse_temperature, eval_section(recipe).seed if seed is None else seed
     sampling = with_given(sampling_settings(recipe), inverse_temperature=beta, seed=seed)

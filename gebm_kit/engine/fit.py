@@ -77,15 +77,15 @@ def fit(
             node.
         data: rows (N, *D) as a tensor, an array or a data frame; a pair (rows, labels); a torch Dataset or DataLoader, or an
             iterable of batches, which are read into memory; a path, a dataset's name, a node, or a Dataset of the kit.
-            Columns of a data frame are standardised and keep their names, bytes of images are scaled to [-1, 1], and other
-            numbers stay as they are. A note says so.
+            Columns of a data frame, and of a .csv or .parquet file, are standardised and keep their names. Bytes of images
+            are scaled to [-1, 1], and other numbers stay as they are. A note says so.
         loss: a name, a node or a `Loss`.
         valid, test: held-out data of the same kinds; None: parts of ``data``, split at random by a fixed seed.
         labels: the class of each row of ``data``, or the column that holds it. A module whose forward has a second argument
             gets them.
         reading: parameters of the dataset that reads ``data``, for example ``{"standardise": False}`` or
-            ``{"layout": "grey"}``: those of ``tabular`` for a data frame, of ``arrays`` for other rows, of the file's own
-            dataset for a path.
+            ``{"layout": "grey"}``: those of ``tabular`` for a data frame and a .csv or .parquet file, of ``arrays`` for
+            other rows and files of arrays. Parameters that only ``arrays`` has make it read a table's file.
         latent_dim: size of a code, for a module that does not state it. None: it is found by a trial.
         steps: the recipe's ``train.steps``.
         sampler: a name, a node or a `Sampler`.

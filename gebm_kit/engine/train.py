@@ -16,6 +16,7 @@ from gebm_kit.engine.process.devices import resolve_device
 from gebm_kit.engine.process.distributed import joined_ranks
 from gebm_kit.engine.process.progress_bar import check_progress, progress_shown
 from gebm_kit.engine.process.torchrun import local_device, restarted
+from gebm_kit.engine.reporting.write import written_if_due
 from gebm_kit.engine.run_directory.lock import RunLock
 from gebm_kit.engine.run_directory.run import Run, named_as_trained
 from gebm_kit.engine.training.loop import TrainingRequest, run_training
@@ -79,4 +80,7 @@ def train(
     ):
         data_parallel.check_ranks(recipe, device, ranks)
         request = TrainingRequest(recipe, out, resume or restarted(), device, report)
-        return run_training(request, where, ranks, lock)
+        run = run_training(request, where, ranks, lock)
+        if ranks.rank == 0:
+            written_if_due(run, where)
+        return run

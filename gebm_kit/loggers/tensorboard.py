@@ -1,9 +1,10 @@
-"""Scalars and pictures for TensorBoard (``pip install 'gebm-kit[tensorboard]'``); TensorFlow is not needed."""
+"""Scalars, pictures and tables for TensorBoard (``pip install 'gebm-kit[tensorboard]'``); TensorFlow is not needed."""
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,12 +69,25 @@ class TensorBoard(Logger):
             self._writer.add_image(_tag(f"figures.{name}"), pixels, step, dataformats="HWC")
             self._writer.flush()
 
+    def log_table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
+    ) -> None:
+        lines = [columns, ["---"] * len(columns), *(map(_cell, row) for row in rows)]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        self._writer.add_text(_tag(f"tables.{name}"), text, step)
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
 
 def _tag(name: str) -> str:
     return name.replace(".", "/") if "." in name else f"train/{name}"
+
+
+def _cell(value: str | float | None) -> str:
+    text = "" if value is None else value if isinstance(value, str) else f"{value:.6g}"
+    return html.escape(" ".join(text.split())).replace("|", "\\|")
 
 
 def _writer_class() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,21 +20,41 @@ CONFIG: dict[str, Any] = {
 }
 """A resolved recipe, in small."""
 
+COLUMNS = ["value", "gebm", "gebm_low"]
+"""Columns of a table, as an evaluation has them."""
+
+ROWS: list[list[str | float | None]] = [["mmd", 0.125, None], ["<b>|`{{ x }}` " + 300 * "y", math.nan, -math.inf]]
+"""Rows of that table: cells are text, also text that looks like a program, numbers that are not finite, or empty."""
+
+NAMES = (
+    "<script>alert(1)</script>",
+    "{{ 7 * 7 }}",
+    "../../up",
+    "/top//",
+    "recall@5[x]",
+    "recall#5[x]",
+    "",
+    300 * "long ",
+)
+"""Names of values that a metric of somebody else may have."""
+
 SCALARS: tuple[tuple[int, dict[str, float]], ...] = (
     (1, {"energy_loss": 0.5, "kale": -0.25}),
     (1, {"eval.gebm.mmd": 0.125}),
     (2, {"energy_loss": math.nan, "base_loss": math.inf}),
     (3, {}),
+    (3, {f"eval.gebm.{name}": 1.0 for name in NAMES}),
 )
-"""Calls of ``log`` as training makes them: one step twice with other names, values that are not finite, no values."""
+"""Calls of ``log`` as training makes them: one step twice with other names, values that are not finite, no
+values, and `NAMES`."""
 
 
 @conformance("logger")
 def check_logger(logger: Logger) -> None:
-    """Check a logger by the calls of a short run: the recipe, losses, an evaluation at the same step, a picture, the end.
+    """Check a logger by the calls of a short run: the recipe, losses, an evaluation, a picture, a table, the end.
 
-    Nothing may fail: not on values that are not finite, nor on a step that comes twice with other names. Nothing that is
-    handed in may be changed.
+    Nothing may fail: not on values that are not finite, on a step that comes twice with other names, nor on names that
+    hold slashes, brackets or markup. Nothing that is handed in may be changed, nor may variables of the environment.
 
     Args:
         logger: the logger, made for this check; it is closed at the end.
@@ -50,6 +71,7 @@ def check_logger(logger: Logger) -> None:
     """
     bound = vars(type(logger)).get("check")
     assert bound is None or isinstance(bound, classmethod), "check must be a class method: it is called before building"
+    environment = dict(os.environ)
     type(logger).check()
     with _unchanged("log_config", CONFIG) as config:
         logger.log_config(config)
@@ -62,7 +84,12 @@ def check_logger(logger: Logger) -> None:
         content = picture.read_bytes()
         logger.log_image(3, "picture", picture)
         assert picture.is_file() and picture.read_bytes() == content, "log_image changes or removes the picture"
+    columns, rows = list(COLUMNS), [list(row) for row in ROWS]
+    logger.log_table(3, "evaluation", columns, rows)
+    assert (columns, repr(rows)) == (COLUMNS, repr(ROWS)), "log_table changes what it is given"
     logger.close()
+    changed = {name for name, value in os.environ.items() if environment.get(name) != value}
+    assert not changed, f"the logger leaves the environment changed: {', '.join(sorted(changed))}"
 
 
 class _unchanged:  # a context manager, used like a function

@@ -279,6 +279,7 @@ SAMPLER_CHECKS: dict[str, Callable[[Sampler], None]] = {
     "coupling": check_coupling,
     "tuning": check_tuning,
 }
+"""The checks of every sampler, by name, in the order of `check_sampler`."""
 """Checks without statistics, by name. Each takes a sampler and raises AssertionError if the check fails."""
 
 

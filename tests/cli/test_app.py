@@ -62,6 +62,22 @@ def test_every_command_has_help_and_the_common_options(cli: Any, words: list[str
 
 
 @pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["sample", "num_samples=5"], "Write the whole key: sample.num_samples=5."),
+        (["eval", "run", "num_samples=5"], "Write the whole key: sample.num_samples=5 or eval.num_samples=5."),
+        (["score", "run", "rows.csv", "space=raw"], "Write the whole key: nll.space=raw."),
+        (["sample", "run", "batch_size=5"], "What a run was trained with is fixed"),
+        (["sample", "run", "train.steps=5"], "What a run was trained with is fixed"),
+    ],
+)
+def test_a_key_without_its_section_is_written_out_in_the_hint(cli: Any, words: list[str], hint: str) -> None:
+    result = cli(*words, "--json")
+    assert result.code == 2
+    assert hint in result.json["error"]["hint"]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["trian"], "No such command 'trian'. Did you mean 'train'?"),

@@ -198,6 +198,7 @@ def test_sample_npz_and_images(cli: Any, run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(picture, (x[3, 0] - low) / (high - low) * 255, atol=0.51)
 
 
+@pytest.mark.pictures
 def test_sample_shows_limits_and_draws_the_chains(cli: Any, run: Path) -> None:
     result = cli("sample", run)
     assert result.code == 0

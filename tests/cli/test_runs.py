@@ -95,6 +95,7 @@ def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
         assert set(gone) == set(FIRST_TO_GO[: len(gone)])
 
 
+@pytest.mark.pictures
 def test_compare(cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, tmp_path / "one")

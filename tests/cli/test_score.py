@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -327,3 +328,30 @@ def test_every_key_is_documented(here: Path) -> None:
     section = page.partition("\n## score\n")[2].partition("\n## ")[0]
     assert all(f"`{key}`" in section for key in KEYS - {"schema"})
     assert json.loads((here / "flow" / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_run_whose_rows_came_from_python_scores_other_rows_without_them(cli: Any, here: Path) -> None:
+    frame = pd.read_csv("rows.csv")
+    quick: dict[str, Any] = {
+        "train": {"steps": 2, "energy_steps": 1, "batch_size": 32},
+        "sample": {"num_samples": 40, "num_chains": 20, "warmup": 4, "steps": 4, "thin": 2},
+        "eval": {"metrics": ["mmd"], "num_samples": 40, "num_sets": 2},
+    }
+    gk.fit("test-scored", {"name": "mlp", "hidden": [8]}, frame, sampler="mala", out="foreign", **quick)
+    given = gk.load_run("foreign", data=frame)
+    frame[["b", "a"]].head(20).to_csv("swapped.csv", index=False)
+    result = cli("score", "foreign", "swapped.csv", "nll.space=raw", "--json")
+    assert result.code == 0
+    assert "the run's data (DataFrame) are not given" in result.err
+    expected = gk.score(given, frame.head(20), space="raw")
+    rows = read(result.json["out"])
+    assert [row["energy"] for row in rows] == expected.energy.tolist()
+    assert result.json["mean_log_density"] == pytest.approx(float(expected.log_density.mean()))
+    density = cli("density", "foreign", "swapped.csv", "--json", "--quiet").json
+    assert density["num_rows"] == 20
+    with pytest.warns(GebmKitWarning, match="are not given"):
+        assert torch.equal(gk.score("foreign", "swapped.csv").energy, expected.energy)
+    assert cli("sample", "foreign", "sample.num_samples=40", "--out", "foreign.csv", "--quiet").code == 0
+    refused = cli("eval", "foreign")
+    assert refused.code == 2
+    assert "can't rebuild: data (pandas.DataFrame)" in refused.err

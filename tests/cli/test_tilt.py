@@ -46,6 +46,7 @@ def said(capfd: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.pictures
 def test_a_tilt_is_drawn_shown_and_written(folder, capfd):
     assert run("generator.pt", "scorer.pt", "--latent", "4", "--range=-1,1", "--out", "here", "--json", *QUICK) == 0
     found = said(capfd)

@@ -22,6 +22,7 @@ POINT_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.pictures
 def test_json_files_and_figure(cli: Any, run: Path) -> None:
     result = cli("sample", run, "--trace", "mmd", "--num-samples", 40, "--seed", 3, "--json")
     assert result.code == 0

@@ -20,6 +20,7 @@ from gebm_kit.config.supplied_parts import InitialWeights
 from gebm_kit.core.errors import DataError, GebmKitError, Interrupted, PluginError, RecipeError, UsageError
 from gebm_kit.core.interfaces import Base, Dataset, Energy, FeatureMap, Logger
 from gebm_kit.core.progress import GebmKitWarning, Progress
+from gebm_kit.engine.datasets.given import dataset_of, source_of
 from gebm_kit.losses.kale import Kale
 from gebm_kit.metrics.frechet import Frechet
 from gebm_kit.metrics.mmd import Mmd
@@ -450,10 +451,47 @@ def test_paths_are_read_by_the_datasets_of_the_kit(name: str, tmp_path: Path) ->
     }
     save[name]()
     run = fit(file if name == "f.csv" else str(file), out=tmp_path / "run")
-    assert run.recipe.data.name == "arrays"
-    assert sizes(run.dataset) == [210, 30, 60]
+    table = name in ("f.csv", "f.parquet")
+    assert run.recipe.data.name == ("tabular" if table else "arrays")
+    assert sizes(run.dataset) == ([243, 27, 30] if table else [210, 30, 60])
     other = fit(str(file), out=tmp_path / "other", reading={"standardise": True, "seed": 3})
     assert torch.allclose(other.dataset.split("train").first(300).mean(0), torch.zeros(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", [None, {"standardise": False}, {"test_fraction": 0.3}])
+def test_a_file_of_a_table_is_read_as_a_data_frame_is(reading: dict[str, Any] | None, tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "f.csv", index=False)
+    of_file, of_frame = (
+        dataset_of(source_of(data, reading=reading)) for data in (tmp_path / "f.csv", pd.read_csv(tmp_path / "f.csv"))
+    )
+    assert of_file.units == of_frame.units
+    for part in ("train", "valid", "test"):
+        assert torch.equal(of_file.split(part).first(300), of_frame.split(part).first(300))
+
+
+def test_held_out_files_of_tables_have_the_scale_and_the_grid_of_data_frames(tmp_path: Path) -> None:
+    rounded = FRAME.astype(float).round(2)
+    frames = {"data": rounded[:200], "valid": rounded[200:250], "test": rounded[250:]}
+    files = {name: tmp_path / f"{name}.csv" for name in frames}
+    for name, file in files.items():
+        frames[name][["weight", "height"]].to_csv(file, index=False)  # in another order
+    expected = dataset_of(source_of(**{name: pd.read_csv(file) for name, file in files.items()}))
+    for given in (files, {**frames, "test": str(files["test"])}, {**files, "data": frames["data"]}):
+        found = dataset_of(source_of(**given))
+        assert sorted(found.units.columns) == sorted(expected.units.columns)
+        order = [found.units.columns.index(name) for name in expected.units.columns]
+        for part in ("train", "valid", "test"):
+            one, other = (x.measured(x.split(part).first(300)) for x in (found, expected))
+            assert torch.equal(one[:, order], other)
+
+
+def test_parameters_of_arrays_alone_read_a_table_without_a_scale(tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "f.csv", index=False)
+    source = source_of(tmp_path / "f.csv", reading={"value_range": [0, 1000]})
+    assert source.node is not None
+    assert source.node["name"] == "arrays"
+    with pytest.raises(UsageError, match=r"reading\['levels'\]: dataset 'arrays' has no parameter 'levels'"):
+        source_of(tmp_path / "f.csv", reading={"levels": 3})
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
@@ -599,6 +637,34 @@ def test_modules_that_take_labels_have_classes(tmp_path: Path) -> None:
     assert torch.equal(again.model.class_weights, run.model.class_weights)
     with pytest.raises(UsageError, match="takes labels as its second argument, and the data have none"):
         fit(ROWS, out=tmp_path / "none", base=OfClass(3, 2), latent_dim=3)
+
+
+def test_an_evaluation_reads_the_classes_of_a_data_frame(tmp_path: Path) -> None:
+    names = np.array(["low", "high"])
+    frame = FRAME.assign(kind=names[CLASSES.numpy()])
+    run = fit(frame, labels="kind", out=tmp_path / "run", base=OfClass(3, 2), energy=OfClass(2, 1), latent_dim=3)
+    few: dict[str, Any] = {"metrics": ["mmd"], "num_samples": 40, "num_sets": 2, "log_partition": "importance-sampling"}
+    first = gk.evaluate(run, data=frame[:100], **few).as_dict()
+    assert set(first["classes"]) == {"0", "1"}
+    rows, kinds = FRAME[:100], frame["kind"][:100]
+    renamed = rows.assign(sort=kinds)
+    for given in ({"data": (rows, kinds)}, {"data": rows, "labels": kinds}, {"data": renamed, "labels": "sort"}):
+        assert gk.evaluate(run, **given, **few).as_dict()["classes"] == first["classes"]
+    indices = (rows, (kinds == "low").astype(int).to_numpy())  # sorted names: high is 0
+    assert gk.evaluate(run, data=indices, **few).as_dict()["classes"] == first["classes"]
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"data": rows}, "has no labels"),
+        ({"data": rows, "labels": "kid"}, "names a column, and data has no such column"),
+        ({"data": rows.to_numpy(), "labels": "kind"}, "is not a data frame"),
+        ({"data": rows, "labels": kinds[:7]}, "7"),
+        ({"data": (rows, kinds), "labels": kinds}, "give one of them"),
+        ({"data": (rows, kinds, kinds)}, r"a pair \(rows, labels\)"),
+        ({"data": rows.assign(kind="middle")}, "there is no class 'middle'"),
+        ({"labels": kinds}, "leave labels out"),
+    ]
+    for wrong, message in mistakes:
+        with pytest.raises(UsageError, match=message):
+            gk.evaluate(run, **wrong, **few)
 
 
 def test_names_of_classes(tmp_path: Path) -> None:

@@ -453,6 +453,7 @@ class TestFiles:
         with pytest.raises(UsageError, match="is a directory"):
             check_trace_output(tmp_path / "folder.csv")
 
+    @pytest.mark.pictures
     @pytest.mark.parametrize("names", [1, 2, 5])
     def test_a_picture_has_a_panel_for_each_value(self, swept: Trace, names: int, tmp_path: Path) -> None:
         def spread(point: Any) -> Any:
@@ -469,6 +470,7 @@ class TestFiles:
         assert (width > one[0]) == (names > 1)
         assert (height > one[1]) == (names > 3)
 
+    @pytest.mark.pictures
     def test_a_single_group_and_no_gradients_are_drawn_too(self, tmp_path: Path) -> None:
         found = trace(FirstMean(), sampler="pcn", num_sets=1)
         assert found.curves[0].points[0].values["FirstMean"].low is None

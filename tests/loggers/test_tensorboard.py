@@ -67,6 +67,13 @@ def test_pictures_can_be_left_out_and_a_resumed_run_purges_what_comes_again(
     assert calls == [("init", str(tmp_path / "tensorboard"), 501)]
 
 
+def test_a_table_is_text_whose_cells_are_no_markup(calls: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    logger = TensorBoard(run_directory=tmp_path)
+    logger.log_table(3, "evaluation", ["value", "gebm", "low"], [["<b>|mmd", 0.123456789, None]])
+    expected = "| value | gebm | low |\n| --- | --- | --- |\n| &lt;b&gt;\\|mmd | 0.123457 |  |"
+    assert calls[1:] == [("add_text", "tables/evaluation", expected, 3), ("flush",)]
+
+
 def test_without_the_package_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     for start in (TensorBoard.check, lambda: TensorBoard(run_directory=tmp_path)):

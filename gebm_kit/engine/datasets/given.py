@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from gebm_kit.config.supplied import class_of
 from gebm_kit.core.components import parameters
 from gebm_kit.core.contracts import check_dataset_facts
 from gebm_kit.core.errors import DataError, GebmKitError, UsageError, nearest
+from gebm_kit.core.frames import is_frame
 from gebm_kit.core.interfaces import Dataset, HasLabels, HasStandardisation, SplitName
+from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
 from gebm_kit.core.stacked_rows import HELD_OUT, StackedRows
 from gebm_kit.core.units import HasUnits
@@ -40,6 +42,9 @@ IN_PYTHON = {
 """What hints about files say, and the same of rows in memory."""
 
 PARTS: tuple[SplitName, ...] = ("train", "valid", "test")
+
+TABLE_FILES = (".csv", ".parquet")
+"""Endings of files that are read as a data frame is, by the dataset ``tabular``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,9 @@ def source_of(
     held_out = {part: value for part, value in zip(HELD_OUT, (valid, test), strict=True) if value is not None}
     if is_rows(data) and not isinstance(data, Dataset) and all(is_rows(value) for value in held_out.values()):
         return _in_memory(data, held_out, labels, reading)
+    tables = [data, *held_out.values()]
+    if held_out and labels is None and not set(reading) & {*OF_FILES} and all(map(_is_table, tables)):
+        return _in_memory(data, held_out, None, reading)  # one scale and one grid for all parts
     node = _node(data, labels, reading)
     if node is not None and not held_out:
         return Source(node)
@@ -137,11 +145,9 @@ def _node(data: Any, labels: Any, reading: dict[str, Any], name: str = "data") -
                 f"{name} is a name or a path, so labels must name a column of it, got {type(labels).__name__}"
             )
         own = {**({} if labels is None else {"labels": labels}), **reading}
-        allowed = [
-            key
-            for key, p in parameters(installed().registry.get("dataset", node.name).load()).items()
-            if not p.injected
-        ]
+        if name == "data" and _is_table_file(data) and not (set(own) - {*_parameters_of("tabular")}):
+            node = replace(node, name="tabular")  # as a data frame is read
+        allowed = _parameters_of(node.name)
         for key in own:
             if key not in allowed:
                 what = "labels" if key == "labels" and labels is not None else f"reading[{key!r}]"
@@ -159,6 +165,21 @@ def _node(data: Any, labels: Any, reading: dict[str, Any], name: str = "data") -
     raise UsageError(f"{name} must be {ALLOWED}; got {type(data).__name__}", hint=hint)
 
 
+def _parameters_of(name: str) -> list[str]:
+    """Return the parameters of a dataset that a recipe can give."""
+    found = parameters(installed().registry.get("dataset", name).load())
+    return [key for key, parameter in found.items() if not parameter.injected]
+
+
+def _is_table_file(value: object) -> bool:
+    """Return whether a value is the path of a file that is read as a data frame is."""
+    return isinstance(value, str | os.PathLike) and user_path(os.fspath(value)).suffix.lower() in TABLE_FILES
+
+
+def _is_table(value: object) -> bool:
+    return _is_table_file(value) or is_frame(value)
+
+
 def _built(node: Mapping[str, Any]) -> Dataset:
     known = given_node("dataset", node, "data")
     made: Dataset = build("dataset", known, {"directory": Path.cwd()})
@@ -171,13 +192,23 @@ def _built(node: Mapping[str, Any]) -> Dataset:
 
 def _in_memory(data: Any, held_out: Mapping[SplitName, Any], labels: Any, reading: dict[str, Any]) -> Source:
     drop = _drops_missing(reading)
-    given = {"train": read_given(data, "data", labels, drop_missing=drop)}
-    given |= {part: read_given(value, part, drop_missing=drop) for part, value in held_out.items()}
+    given = {"train": _given(data, "data", labels, drop_missing=drop)}
+    given |= {part: _given(value, part, drop_missing=drop) for part, value in held_out.items()}
     made = _rows_dataset(given, {name: value for name, value in reading.items() if name != "missing"})
     facts = fingerprint(made)
     facts |= {"reading": reading} if reading else {}
     facts |= {"labels": labels} if isinstance(labels, str) else {}
     return Source(None, made, facts, class_of(data))
+
+
+def _given(value: Any, name: str, labels: Any = None, *, drop_missing: bool = False) -> Given:
+    """Read rows, and those of a table's file too; see `read_given`."""
+    if not _is_table_file(value):
+        return read_given(value, name, labels, drop_missing=drop_missing)
+    reader: Any = installed().registry.get("dataset", "arrays").load()
+    file = user_path(value, error=DataError)
+    rows, names, _ = reader.rows_of_file(file, None, (1,), None, None, None)
+    return Given(rows, str(file), names, table=True)
 
 
 def _drops_missing(reading: Mapping[str, Any]) -> bool:
@@ -264,7 +295,7 @@ def _composed(main: Dataset, held_out: Mapping[SplitName, Any], data: Any) -> Da
             found[part], whole[part] = _rows_dataset({"train": read_given(value, part)}, _plain_reading(main)), True
         else:
             found[part] = _built(node)
-            whole[part] = node["name"] == "arrays"
+            whole[part] = node["name"] == "arrays"  # rows of a file, which has no parts of its own
     rows = {part: joined(one, PARTS if whole[part] else (part,)) for part, one in found.items()}
     standardised = _standardised(main)
     for part, one in found.items():

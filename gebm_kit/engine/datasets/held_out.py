@@ -46,8 +46,22 @@ class HeldOut(Dataset):
         self.data_shape = tuple(rows.shape[1:])
         self._test, self._valid = _Rows(rows[::2]), _Rows(rows[1::2])
 
+    how_to_label = "Give their classes: labels=..., or data=(rows, labels)."
+
     def split(self, name: SplitName) -> Split:
         return self._test if name == "test" else self._valid
+
+
+class LabelledHeldOut(HeldOut):
+    """Held-out rows with the class of each, (N,) int64, for models with classes."""
+
+    def __init__(self, rows: Tensor, labels: Tensor, num_classes: int) -> None:
+        super().__init__(rows)
+        self.num_classes, self._labels = num_classes, labels.cpu()
+
+    def labels(self, name: SplitName) -> Tensor:
+        """Return the class of each row of a part."""
+        return self._labels[::2] if name == "test" else self._labels[1::2]
 
 
 def evenly_spaced(num: int, limit: int = MAX_ROWS) -> Tensor:

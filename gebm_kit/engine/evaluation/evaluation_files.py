@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from gebm_kit.core.files import make_directory, write_json
 from gebm_kit.core.seeds import stream
+from gebm_kit.engine.evaluation.kept_draws import keep_draws
 from gebm_kit.engine.figures.class_figures import class_bars, class_grid
 from gebm_kit.engine.figures.run_figures import OfTable, draw_all
 from gebm_kit.engine.run_directory.facts import units_of
@@ -31,7 +33,9 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
     """
     remove_leftovers(run)
     pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw(), tables=True)
-    of = {"schema": 1, "checkpoint": run.checkpoint.path.name}
+    checkpoint = run.checkpoint.path.name
+    keep_draws(run.figures, evaluation, _mixed(evaluation), checkpoint, run.dataset.value_range)
+    of = {"schema": 1, "checkpoint": checkpoint}
     write_json(run.outputs / "evaluation.json", {**of, **evaluation.as_dict()})
     return pictures
 
@@ -52,7 +56,7 @@ def write_pictures(
         tables: whether those of a table are drawn too, which take a few seconds: at the end, not at every look.
     """
     make_directory(folder)
-    mixed = torch.randperm(len(evaluation.data), generator=stream(0, "pictures"))  # a split may come sorted by class
+    mixed = _mixed(evaluation)
     labels = evaluation.labels
     paths = draw_all(
         folder,
@@ -76,6 +80,11 @@ def write_pictures(
     law = None if evaluation.classifier is None else evaluation.classifier["law"]
     bars = class_bars(folder / "classes.png", evaluation.classes, law)
     return paths if bars is None else [*paths, bars]
+
+
+def _mixed(evaluation: Evaluation) -> Tensor:
+    """Return an order of the data in which classes are mixed: a split may come sorted by class."""
+    return torch.randperm(len(evaluation.data), generator=stream(0, "pictures"))
 
 
 def _of_table(model: GEBM, dataset: Dataset, evaluation: Evaluation) -> OfTable | None:

@@ -244,13 +244,13 @@ def _pair(
         if label == "data":
             continue
         both = np.isfinite(across[label]) & np.isfinite(up[label])
-        height = _smoothed(np.histogram2d(across[label][both], up[label][both], edges)[0])
-        if (levels := _levels(height)) is not None:
+        height = smoothed(np.histogram2d(across[label][both], up[label][both], edges)[0])
+        if (levels := mass_levels(height)) is not None:
             axis.contour(*centres, height.T, levels=levels, colors=COLOURS[label], linewidths=(0.9, 1.4))
     axis.set_ylim(vertical)
 
 
-def _smoothed(counts: Array, width: float = 1.3) -> Array:
+def smoothed(counts: Array, width: float = 1.3) -> Array:
     """Smooth counts on a grid by a Gaussian of some cells."""
     places = np.arange(len(counts))
     kernel = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
@@ -258,7 +258,7 @@ def _smoothed(counts: Array, width: float = 1.3) -> Array:
     return np.asarray(kernel @ counts @ kernel.T)
 
 
-def _levels(height: Array) -> list[float] | None:
+def mass_levels(height: Array) -> list[float] | None:
     """Return the heights whose contours hold `MASSES`; None where there is nothing to draw."""
     ordered = np.sort(height.ravel())[::-1]
     if not ordered[0] > 0:

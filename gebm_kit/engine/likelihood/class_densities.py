@@ -233,7 +233,7 @@ def labels_of_rows(model: GEBM, asked: object, num_rows: int) -> Tensor | None:
         asked = torch.tensor([int(item) for item in asked], dtype=torch.int64) if whole_items else asked
     whole = isinstance(asked, int | np.integer) and not isinstance(asked, bool)
     found = torch.tensor([int(asked)]) if whole else asked  # type: ignore[call-overload]
-    found = torch.from_numpy(found) if isinstance(found, np.ndarray) and found.dtype.kind in "iu" else found
+    found = torch.from_numpy(found.copy()) if isinstance(found, np.ndarray) and found.dtype.kind in "iu" else found
     if not isinstance(found, Tensor) or found.dtype == torch.bool:
         raise UsageError(f"labels must be a class or the class of each row, {allowed}, got {shown(asked)}")
     if found.ndim == 0 or whole:

@@ -105,9 +105,9 @@ def far_from_data(x: Tensor, dataset: Dataset | None, rows: RowNumbers) -> list[
 
     Args:
         x: rows as the model sees them, (N, D); nothing is said of other shapes.
-        dataset: the data of the run; None: not known.
+        dataset: the data of the run; None, or their units alone: the rows are not known.
     """
-    if dataset is None or x.ndim != 2:
+    if not isinstance(dataset, Dataset) or x.ndim != 2:
         return []
     train = evenly_spaced_rows(dataset.split("train"), "train data").double()
     low, high = train.amin(0), train.amax(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.paths import user_path
 from gebm_kit.core.plugins import installed
-from gebm_kit.core.units import TableUnits
+from gebm_kit.engine.likelihood.run_data import data_of
 from gebm_kit.engine.likelihood.usable_rows import BadRows
 from gebm_kit.engine.likelihood.user_rows import as_data, columns_of, wanted_columns
 
@@ -131,35 +130,6 @@ def as_seen(
         return sourced(rows, name, (1,)).rows, ()
     found = sourced(rows, name, model.data_shape, known)
     return as_data(found.rows, found.names, found.source, model, known), wanted_columns(known) or found.names
-
-
-def data_of(run: Run) -> Any:
-    """Return what says how a run's data were prepared: the units in its checkpoint, or the dataset for other data."""
-    units = run.units(needed=True) if len(run.model.data_shape) == 1 else None
-    if not isinstance(units, TableUnits):
-        return run.dataset
-    plain = units.mean == (0.0,) * len(units.mean) and units.std == (1.0,) * len(units.std)
-    return _Named(units) if plain else _Standardised(units)
-
-
-class _Named:
-    """A table as its file has it."""
-
-    def __init__(self, units: TableUnits) -> None:
-        self.units = units
-
-
-class _Standardised(_Named):
-    """A table that was standardised, see `HasStandardisation`."""
-
-    def __init__(self, units: TableUnits) -> None:
-        super().__init__(units)
-        self.columns = units.columns
-        self.log_det = -sum(map(math.log, units.std))
-
-    def standardised(self, rows: Tensor) -> Tensor:
-        """Return measurements as the model sees them; (N, D) -> (N, D) float32."""
-        return self.units.seen(rows)
 
 
 def rows_of_file(

@@ -14,6 +14,7 @@ from gebm_kit.core.errors import DataError
 from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.model import GEBM
 from gebm_kit.core.units import HasUnits
+from gebm_kit.engine.likelihood.run_data import known_data
 
 if TYPE_CHECKING:
     from gebm_kit.engine.run_directory.calibrated import Beta
@@ -47,7 +48,7 @@ def model_of(
         inverse_temperature = beta_for(subject, inverse_temperature)
     check_number("inverse_temperature (beta)", inverse_temperature)
     if isinstance(subject, Run):
-        recipe, model, dataset = subject.recipe, subject.model, subject.dataset
+        recipe, model, dataset = subject.recipe, subject.model, known_data(subject)
         space = space or recipe.nll.space
         method = method or recipe.eval.log_partition
         if inverse_temperature is None:

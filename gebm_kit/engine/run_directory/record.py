@@ -214,8 +214,11 @@ def find_records(root: Path) -> list[RunRecord]:
     return sorted((_read(path) for path in run_directories(root)), key=lambda record: record.updated, reverse=True)
 
 
-def read_record(path: str | Path) -> RunRecord:
+def read_record(path: str | Path, *, damaged: bool = False) -> RunRecord:
     """Read one run.
+
+    Args:
+        damaged: whether to read a damaged run as far as it goes, with its `RunRecord.problem`, instead of raising.
 
     Raises:
         CheckpointError: ``path`` is not a run directory, or the run is damaged.
@@ -225,7 +228,7 @@ def read_record(path: str | Path) -> RunRecord:
         what = "is not a run directory" if os.path.lexists(path) else "does not exist"
         raise CheckpointError(f"{path} {what}", hint="`gebm-kit runs` lists the runs under runs/.")
     record = _read(path)
-    if record.problem:
+    if record.problem and not damaged:
         raise CheckpointError(record.problem)
     return record
 

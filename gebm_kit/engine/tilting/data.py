@@ -11,7 +11,8 @@ from gebm_kit.core.interfaces import Dataset, HasStandardisation
 from gebm_kit.core.paths import user_path
 from gebm_kit.engine.datasets.guess import TABLES, data_node
 from gebm_kit.engine.datasets.held_out import HeldOut
-from gebm_kit.engine.likelihood.row_sources import as_seen, data_of
+from gebm_kit.engine.likelihood.row_sources import as_seen
+from gebm_kit.engine.likelihood.run_data import data_of
 from gebm_kit.engine.run_directory.run import Run
 from gebm_kit.engine.tilting.subjects import Generator
 

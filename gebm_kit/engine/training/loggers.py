@@ -6,7 +6,7 @@ missing, its constructor raises) is an error. A later failure is a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,16 @@ class Loggers(Logger):
     def log_image(self, step: int, name: str, path: Path) -> None:
         for one in self._guarded:
             one.call(f"with picture {name}", lambda logger: logger.log_image(step, name, path))
+
+    def log_table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
+    ) -> None:
+        def record(logger: Logger) -> None:
+            logger.log_table(step, name, list(columns), [list(row) for row in rows])
+
+        for one in self._guarded:
+            if getattr(type(one.logger), "log_table", Logger.log_table) is not Logger.log_table:  # it takes tables
+                one.call(f"with table {name}", record)
 
     def go_back(self, step: int) -> None:
         """Rebuild all loggers for training that resumes from an earlier ``step``, and drop the rows logged after it."""

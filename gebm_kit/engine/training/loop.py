@@ -29,6 +29,7 @@ from gebm_kit.engine.evaluation.contract import check_values
 from gebm_kit.engine.evaluation.evaluation import Evaluation, score_recipe
 from gebm_kit.engine.evaluation.evaluation_files import write_pictures, write_report
 from gebm_kit.engine.evaluation.feature_maps import FeatureSettings
+from gebm_kit.engine.evaluation.logged_tables import logged_tables
 from gebm_kit.engine.evaluation.metrics import check_metrics
 from gebm_kit.engine.likelihood.class_log_partitions import store_log_partition
 from gebm_kit.engine.process.distributed import Ranks
@@ -323,6 +324,8 @@ class TrainingRun:
         self.logger.log(self.trainer.step, evaluation.scalars())
         for picture in pictures:
             self.logger.log_image(self.trainer.step, picture.stem, picture)
+        for table in logged_tables(evaluation):
+            self.logger.log_table(self.trainer.step, *table)
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         scalars = dict(named_scalars({**self.trainer.vital_signs(), **metrics}))

@@ -29,6 +29,10 @@ class LearningRates:
     base: float | None
 
 
+INITIAL_DRAWS = 4096
+"""Most base draws from which a learned log-partition is initialised. They are enough to start from: training corrects the
+estimate at every energy update."""
+
 LEAST_DRAWS, SHARE = 500, 3
 """Base draws for a log-partition: no fewer than the first, and at most a third of those that the energy updates make, so
 that they are never most of the work, whatever a draw costs."""
@@ -88,3 +92,9 @@ def samples_unseen_base(recipe: Recipe) -> bool:
 def affordable_draws(settings: TrainSection, updates: int, most: int) -> int:
     """Return how many base draws a log-partition may take beside so many updates of the energy."""
     return min(most, max(updates * settings.batch_size // SHARE, LEAST_DRAWS))
+
+
+def initial_draws(settings: TrainSection) -> int:
+    """Return how many base draws a learned log-partition is initialised from: whole batches, as batch norm needs them."""
+    most = affordable_draws(settings, settings.total_steps * settings.energy_steps, INITIAL_DRAWS)
+    return -(-most // settings.batch_size) * settings.batch_size

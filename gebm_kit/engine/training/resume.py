@@ -35,6 +35,9 @@ CHANGEABLE = (
 """Keys that a resumed run may change, besides the device and everything under `AFTERWARDS`."""
 
 
+KEEPS_LENGTH = "a run with a final phase keeps its length"
+"""What is wrong with another ``train.steps``: the final phase has begun at the end of the first ones."""
+
 AFTERWARDS = ("sampler.", "sample.", "eval.", "nll.")
 """Sections that only say what is done with the trained model: draws, evaluation, likelihood."""
 
@@ -81,10 +84,10 @@ def check_same(old: Recipe, new: Recipe) -> None:
     """
     found = differences(old, new)
     if found:
-        raise UsageError(
-            "\n  ".join(["the run was trained with another recipe:", *found]),
-            hint="Resume with the run's own resolved.yaml, or start afresh with another --out.",
-        )
+        hint = "Resume with the run's own resolved.yaml, or start afresh with another --out."
+        if len(found) == 1 and found[0].endswith(KEEPS_LENGTH):
+            hint = "For more steps start a new run from this one's weights: train.init_from, or gk.fit on the same modules."
+        raise UsageError("\n  ".join(["the run was trained with another recipe:", *found]), hint=hint)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -99,9 +102,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
         and not key.startswith(AFTERWARDS)
     ]
     if old.train.steps != new.train.steps and old.train.final.steps:
-        found.append(
-            f"train.steps: {old.train.steps} in the run, {new.train.steps} now; a run with a final phase keeps its length"
-        )
+        found.append(f"train.steps: {old.train.steps} in the run, {new.train.steps} now; {KEEPS_LENGTH}")
     return found
 
 

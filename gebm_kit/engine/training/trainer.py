@@ -49,17 +49,13 @@ from gebm_kit.engine.training.optimisers import differentiated, make_optimizer, 
 from gebm_kit.engine.training.penalties import PenalisedLoss, build_penalties
 from gebm_kit.engine.training.phases import (
     Phase,
-    affordable_draws,
+    initial_draws,
     learning_rates,
     num_energy_updates,
     phase_of,
     updates_base,
 )
 from gebm_kit.engine.training.vital_signs import vital_signs
-
-INITIAL_DRAWS = 4096
-"""Most base draws from which a learned log-partition is initialised, rounded up to whole batches. They are enough to start
-from: training corrects the estimate at every energy update."""
 
 
 class Trainer:
@@ -82,8 +78,7 @@ class Trainer:
         side: the model as the energy's updates see it.
         stepped: ``side``, compiled if the recipe asks for it; the steps evaluate this one.
         autocast: whether forward passes are in bfloat16.
-        restores: how often training went back because of non-finite updates.
-        went_back: whether no cycle has been trained since.
+        restores, went_back: how often training went back, updates not being finite; whether no cycle has followed yet.
     """
 
     def __init__(
@@ -235,10 +230,8 @@ class Trainer:
         if self.phase is Phase.PRETRAINING:
             return
         with torch.no_grad(), self._forward_context():
-            # whole batches: batch norm needs more than one row
             batch = self.settings.batch_size
-            num = affordable_draws(self.settings, self.settings.total_steps * self.settings.energy_steps, INITIAL_DRAWS)
-            z = self.model.base.sample_prior(-(-num // batch) * batch, self.generator, self.feed.dtype)
+            z = self.model.base.sample_prior(initial_draws(self.settings), self.generator, self.feed.dtype)
             parts = [(reduce.share(part), self.classes.drawn(self.generator, batch)) for part in z.split(batch)]
             draws = [(self._augmented(self._noisy(self.side.decode(*part))), part[1]) for part in parts]
             self.loss.initialise(torch.cat([self.side.energy_at(*rows).double() for rows in draws]))

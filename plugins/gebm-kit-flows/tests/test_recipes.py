@@ -46,7 +46,7 @@ def test_every_component_and_parameter_is_documented() -> None:
 
 @pytest.fixture(autouse=True)
 def _few_initial_draws(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gebm_kit.engine.training.trainer.INITIAL_DRAWS", 100)
+    monkeypatch.setattr("gebm_kit.engine.training.phases.INITIAL_DRAWS", 100)
 
 
 def table(name: str, folder: Path) -> Path:

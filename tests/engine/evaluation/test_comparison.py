@@ -136,6 +136,7 @@ def test_what_can_not_be_compared(tmp_path: Path) -> None:
         compare([a, b])
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("kind", ["curves and scores", "looks too", "many", "nothing at all", "other losses"])
 def test_the_picture(tmp_path: Path, kind: str) -> None:
     count = 9 if kind == "many" else 2
@@ -150,6 +151,7 @@ def test_the_picture(tmp_path: Path, kind: str) -> None:
         assert min(picture.size) > 300
 
 
+@pytest.mark.pictures
 def test_panels_say_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves hold the logged values, scores their intervals, and titles say what can't be compared."""
     caught: list[Any] = []

@@ -24,7 +24,7 @@ from gebm_kit.core.errors import GebmKitError
 from gebm_kit.core.progress import GebmKitWarning
 from gebm_kit.engine.evaluation import budget
 from gebm_kit.engine.run_directory.checkpoint import read_checkpoint, save_checkpoint
-from gebm_kit.engine.training import trainer as trainer_module
+from gebm_kit.engine.training import phases
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
 from gebm_kit.engine.training.dry_run import plan
 from gebm_kit.engine.training.trainer import Trainer
@@ -185,7 +185,7 @@ ON_RANKS = ["digits_conditional", "fashion_mnist_conditional"]
 def work(rank: int, ranks: int, folder: str, words: dict[str, list[str]]) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    trainer_module.INITIAL_DRAWS = 64  # as quick_evaluation has it
+    phases.INITIAL_DRAWS = 64  # as quick_evaluation has it
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     torch.save({name: trained(name, words[name]) for name in words}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

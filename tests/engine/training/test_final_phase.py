@@ -20,7 +20,7 @@ from gebm_kit.engine.likelihood.log_partition import prior_energies
 from gebm_kit.engine.run_directory.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from gebm_kit.engine.run_directory.run import load_run
 from gebm_kit.engine.train import train
-from gebm_kit.engine.training import loop, phases, trainer as trainers
+from gebm_kit.engine.training import loop, phases
 from gebm_kit.engine.training.checkpoint_state import counters_of, restore, tensors_of
 from gebm_kit.engine.training.dry_run import plan
 from gebm_kit.engine.training.trainer import Trainer
@@ -100,7 +100,7 @@ def test_the_same_loss_named_again_trains_the_same(recipe: Path) -> None:
 def test_the_phase_begins_at_the_energy_that_was_left_with_a_fresh_a(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainers, "INITIAL_DRAWS", 100_000)
+    monkeypatch.setattr("gebm_kit.engine.training.phases.INITIAL_DRAWS", 100_000)
     monkeypatch.setattr(phases, "LEAST_DRAWS", 100_000)
     trainer = begun(recipe, [*FINAL["loss"], "optim.energy.lr=0.05"])
     trainer.initialise()

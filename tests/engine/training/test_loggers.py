@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -154,6 +154,27 @@ def test_a_resumed_run_tells_where_it_goes_on_and_may_change_its_loggers(diary: 
     assert told[0] == ["init", 4]
     assert [line[1] for line in told if line[0] == "log"] == [5, 6, 7, 8, 8]
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+def test_a_logger_that_takes_tables_gets_copies_of_them() -> None:
+    class Plain(Logger):
+        def log(self, step: int, scalars: object) -> None:
+            raise AssertionError
+
+    class Tables(Plain):
+        seen: ClassVar[list[object]] = []
+
+        def log_table(self, step: int, name: str, columns: Any, rows: Any) -> None:
+            self.seen.append((step, name, list(columns), [list(row) for row in rows]))
+            columns.clear()
+            rows[0].clear()
+
+    loggers = Loggers()
+    for name, logger in (("plain", Plain()), ("one", Tables()), ("two", Tables())):
+        loggers.add(name, logger)
+    loggers.log_table(3, "evaluation", ["value", "gebm"], [["mmd", None]])
+    assert Tables.seen == 2 * [(3, "evaluation", ["value", "gebm"], [["mmd", None]])]
+    assert [one.calls for one in loggers._guarded] == [0, 1, 1]
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

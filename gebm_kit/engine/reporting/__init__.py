@@ -1,0 +1,1 @@
+"""Reports: one HTML page about a run, or about several, that opens from disk without network."""
