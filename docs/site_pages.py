@@ -37,6 +37,7 @@ RESULTS = {
     "LogDensities": "engine.likelihood.log_densities",
     "RowScores": "engine.score",
     "Tilt": "engine.tilting.result",
+    "Exported": "engine.export",
     "Progress": "core.progress",
 }
 """Classes of which public functions return objects, or hand them to a callback, and their modules."""
