@@ -33,15 +33,6 @@ ema: {decay: 0}
 device: cpu
 """
 
-DRAW = """\
-import sys, warnings
-import gebm_kit as gk
-warnings.simplefilter("ignore")
-run = gk.load(sys.argv[1])
-gk.sample(run, num_samples=10, seed=5, progress=False, out=sys.argv[2])
-"""
-
-
 MAKE = """\
 import json, warnings
 import gebm_kit as gk
@@ -53,16 +44,18 @@ open("model/notes.txt", "w").write("private")
 print(json.dumps(gk.push("model", "me/digits", private=True)))
 """
 
-TRY = """\
+DRAW = """\
 import json, sys, warnings
 import gebm_kit as gk
 warnings.simplefilter("ignore")
-for words in json.loads(sys.argv[1]):
+gk.sample(gk.load(sys.argv[1]), num_samples=10, seed=5, progress=False, out=sys.argv[2])
+for words in json.loads(sys.argv[3]):
     try:
         gk.load(words[0]) if len(words) == 1 else gk.push(*words)
     except gk.core.errors.GebmKitError as error:
         print(type(error).__name__, error.message)
 """
+"""Draws from a place, then tries calls of load and push that go wrong."""
 
 
 class Worker:
@@ -106,36 +99,35 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         yield made
 
 
-def test_a_pushed_folder_gives_the_same_draws_in_another_place(worker: Worker) -> None:
+def test_a_pushed_folder_gives_the_same_draws_in_another_place_and_errors_are_one_message(worker: Worker) -> None:
     (files,) = worker.hub.repositories["me/digits"]
     assert "notes.txt" not in files
     assert {"model.safetensors", "config.json", "recipe.yaml", "README.md"} <= set(files)
     worker.hub.extra = ["evil.pkl", "evil.py"]
-    worker.run(DRAW, "hub://me/digits", "theirs.safetensors", home="elsewhere")
+    worker.hub.repositories["me/escape"] = [{**files, "../../escaped.json": b"{}"}]
+    calls = [["hub://me/nothing"], ["hub://me/digits@v9"], ["model", "me/digits"], ["hub://me/escape"]]
+    lines = worker.run(DRAW, "hub://me/digits", "theirs.safetensors", json.dumps(calls), home="elsewhere").splitlines()
     assert not [request for request in worker.hub.asked if "evil" in request]
-    # what is in the cache needs no network
+    assert lines[:3] == [
+        "DataError hub://me/nothing does not exist, or is private",
+        "DataError hub://me/digits has no revision 'v9'",
+        "UsageError hub://me/digits can't be written: nobody is logged in",
+    ]
+    assert lines[3].startswith("DataError hub://me/escape can't be fetched: ")
+    assert not list(worker.folder.rglob("escaped.json"))
+
+    # what is in the cache needs no network, and nothing else can be had without it
     address = f"hub://me/digits@{worker.hub.commit_of('me/digits', 0)}"
-    worker.run(DRAW, address, "again.safetensors", home="elsewhere", HF_HUB_OFFLINE="1")
+    offline = {"home": "elsewhere", "HF_HUB_OFFLINE": "1"}
+    calls = [["hub://me/other"], ["model", "me/digits"]]
+    lines = worker.run(DRAW, address, "again.safetensors", json.dumps(calls), **offline).splitlines()
+    assert lines == [
+        "DataError hub://me/other is not in the cache, and the hub can't be reached",
+        "RunFailed hub://me/digits can't be written: HF_HUB_OFFLINE forbids connections",
+    ]
     names = ("ours", "theirs", "again")
     ours, *others = (safetensors.torch.load_file(worker.folder / f"{name}.safetensors")["x"] for name in names)
     assert all(draws.equal(ours) for draws in others)
-
-
-def test_what_goes_wrong_is_one_message(worker: Worker) -> None:
-    worker.hub.extra = ["../../escaped.json"]
-    calls = [["hub://me/nothing"], ["hub://me/digits@v9"], ["model", "me/digits"], ["hub://me/digits"]]
-    lines = worker.run(TRY, json.dumps(calls), home="new").splitlines()
-    worker.hub.extra = []
-    assert lines[0] == "DataError hub://me/nothing does not exist, or is private"
-    assert lines[1] == "DataError hub://me/digits has no revision 'v9'"
-    assert lines[2] == "UsageError hub://me/digits can't be written: nobody is logged in"
-    assert lines[3].startswith("DataError hub://me/digits can't be fetched: ")
-    assert not list(worker.folder.rglob("escaped.json"))
-
-    calls = [["hub://me/digits"], ["model", "me/digits"]]
-    lines = worker.run(TRY, json.dumps(calls), home="newer", HF_HUB_OFFLINE="1").splitlines()
-    assert lines[0] == "DataError hub://me/digits is not in the cache, and the hub can't be reached"
-    assert lines[1] == "RunFailed hub://me/digits can't be written: HF_HUB_OFFLINE forbids connections"
 
 
 def test_the_plugin_offers_the_hub() -> None:
