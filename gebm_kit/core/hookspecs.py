@@ -1,4 +1,4 @@
-"""The pluggy hooks of the kit: components, and hubs.
+"""The one pluggy hook of the kit.
 
 A plugin is a module (or object) named by an entry point of the group ``gebm_kit``:
 
@@ -34,12 +34,6 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def gebm_components() -> Iterable[Component]:
-    """Return the components that this plugin provides, as records; their classes are imported only when used."""
-    return ()
-
-
-@hookspec
-def gebm_hubs() -> Iterable[Hub]:
-    """Return the hubs that this plugin offers, as records; a plugin without any leaves this hook out."""
+def gebm_components() -> Iterable[Component | Hub]:
+    """Return the components and hubs that this plugin provides, as records; their classes are imported only when used."""
     return ()

@@ -1,6 +1,6 @@
 """Hubs: places on a network that models are passed on through, each with a scheme such as ``hub://`` and a plugin behind it.
 
-A plugin offers hubs by the hook ``gebm_hubs``. Nothing here imports torch.
+A plugin offers hubs as records `Hub` among its components. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def hub_of(scheme: str) -> ModelHub:
         raise PluginError(
             f"{scheme}:// needs the plugin {package!r}, which is not installed"
             if note is None
-            else f"{scheme}:// needs {note}",
+            else f"{scheme}:// is not available: {note}",
             hint=f"Install it with `pip install {package}`." if note is None else "",
         )
     module, _, attribute = record.target.partition(":")

@@ -99,6 +99,7 @@ def discover(
     registry = Registry()
     manager.register(builtins, name=BUILTIN)
     for component in _components_of(manager, builtins):
+        assert isinstance(component, Component)
         registry.add(component, BUILTIN, __version__)
 
     registry.packages = {key: package for package, brought in builtins.FIRST_PARTY.items() for key in brought}
@@ -180,8 +181,9 @@ def _load(
                 )
             manager.register(plugin, name=f"{distribution}/{entry.name}")
             registered = True
-            components = _components_of(manager, plugin)
-            hubs = _hubs_of(manager, plugin)
+            provides = _components_of(manager, plugin)
+            components = [given for given in provides if isinstance(given, Component)]
+            hubs = [given for given in provides if isinstance(given, Hub)]
             trial = Registry()  # names that this distribution gives twice fail here, before anything is kept
             for record in (r for r in registry if canonical(r.distribution) == canonical(distribution)):
                 trial.add(record.component, distribution)
@@ -210,7 +212,7 @@ def _load(
     return status(path=path, components=provided, notes=tuple(notes))
 
 
-def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component]:
+def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component | Hub]:
     """Call ``plugin``'s own hook and check what it returns."""
     callers = manager.get_hookcallers(plugin) or []
     if not any(caller.name == "gebm_components" for caller in callers):
@@ -224,24 +226,12 @@ def _components_of(manager: pluggy.PluginManager, plugin: Any) -> list[Component
     if len(components) > MAX_COMPONENTS:
         raise PluginError(f"gebm_components returned more than {MAX_COMPONENTS} components")
     for component in components:
-        if not isinstance(component, Component):
+        if not isinstance(component, Component | Hub):
             raise PluginError(f"gebm_components returned {_shorten(component)} where a Component record belongs")
-    return [Component(c.kind, c.name, c.target, c.summary) for c in components]  # checked again, also in subclasses
-
-
-def _hubs_of(manager: pluggy.PluginManager, plugin: Any) -> list[Hub]:
-    """Call ``plugin``'s hook for hubs, if it has one, and check what it returns."""
-    if not any(caller.name == "gebm_hubs" for caller in manager.get_hookcallers(plugin) or []):
-        return []
-    others = [p for p in manager.get_plugins() if p is not plugin]
-    results = manager.subset_hook_caller("gebm_hubs", remove_plugins=others)()
-    hubs = (
-        list(itertools.islice(results[0], MAX_COMPONENTS)) if results and isinstance(results[0], Iterable) else [None]
-    )
-    for hub in hubs:
-        if not isinstance(hub, Hub):
-            raise PluginError(f"gebm_hubs returned {_shorten(hub)} where a Hub record belongs")
-    return [Hub(hub.scheme, hub.target) for hub in hubs if isinstance(hub, Hub)]  # checked again, also in subclasses
+    return [  # checked again, also in subclasses
+        Hub(c.scheme, c.target) if isinstance(c, Hub) else Component(c.kind, c.name, c.target, c.summary)
+        for c in components
+    ]
 
 
 def _shorten(value: object) -> str:

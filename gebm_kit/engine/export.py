@@ -179,7 +179,7 @@ def _written(
 ) -> Exported:
     recipe, paths = shared_recipe(run.recipe)
     config = config_of(run, kernel, paths)
-    evaluation = without_paths(run.evaluation) if run.evaluation is not None else None
+    evaluation = _evaluation(run)
     files = {WEIGHTS: weights_of(run, kernel), RECIPE: as_yaml(recipe)} | small_pictures(run.figures)
     pictures = [name for name in files if name.endswith(".png")]
     if evaluation is not None:
@@ -202,6 +202,20 @@ def _written(
             str(file.relative_to(place)): file.stat().st_size for file in sorted(place.rglob("*")) if file.is_file()
         }
     return Exported(folder, sizes, config["sampler"], facts, why)
+
+
+def _evaluation(run: Run) -> dict[str, Any] | None:
+    """Return the run's evaluation without paths of this machine; None if it is of another checkpoint, or there is none."""
+    found, checkpoint = run.evaluation, run.checkpoint.path.name
+    if found is None:
+        return None
+    of = found.get("checkpoint")
+    if of is not None and of != checkpoint:
+        warn(f"the evaluation of {run.path} is of checkpoint {of}, not of {checkpoint}: it is left out")
+        return None
+    told: dict[str, Any] = without_paths(found)
+    told.pop("checkpoint", None)  # the folder holds one, which config.json names
+    return told
 
 
 def load(

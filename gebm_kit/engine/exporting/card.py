@@ -225,8 +225,8 @@ def _program(facts: CardFacts) -> str:
 def _limits(facts: CardFacts) -> str:
     lines = [
         "- Made for research on generative models, and for drawing data like those that it was trained on.",
-        "- It repeats what its data hold, biases included, and can reproduce single training rows. It says nothing about data "
-        "of another kind.",
+        "- It repeats what its data hold, biases included, and can reproduce single training rows. It says nothing about "
+        "data of another kind.",
         "- Draws of MCMC depend on how long chains run. Read the diagnostics that come with the draws.",
     ]
     if facts.config["facts"].get("log_ratio") is False:

@@ -95,7 +95,7 @@ def check_target(folder: Path, *, force: bool) -> None:
 
 
 def weights_of(run: Run, kernel: TunedKernel) -> bytes:
-    """Return the content of ``model.safetensors``: base, energy and log Z as sampling uses them, and the kernel's tensors."""
+    """Return the content of ``model.safetensors``: base, energy, log Z, and the kernel's tensors."""
     named: dict[str, Tensor] = dict(run.model.state_dict())
     named |= {f"{OF_SAMPLER}{name}": tensor for name, tensor in kernel.tensors.items()}
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}

@@ -29,7 +29,8 @@ TRIAL_CHAINS = (5, 7)
 OTHERS = frozenset(
     {
         "randint", "randperm", "multinomial", "bernoulli", "normal", "poisson", "normal_", "uniform_", "exponential_",
-        "bernoulli_", "cauchy_", "geometric_", "log_normal_", "random_", "rand_like", "randn_like", "randint_like", "binomial",
+        "bernoulli_", "cauchy_", "geometric_", "log_normal_", "random_", "rand_like", "randn_like", "randint_like",
+        "binomial",
     }
 )  # fmt: skip
 """Functions of torch that draw numbers for which noise can't stand."""

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from gebm_kit.core.files import remove_tree
-
-HOME = re.compile(r"~[^/\\]*[/\\]")
-"""The beginning of a path in a home directory."""
-
-
-def machine_path(text: str) -> bool:
-    """Return whether a text is a path that means something on one machine alone: absolute, at home, or to a parent."""
-    if "\n" in text or len(text) > 4000 or not text:
-        return False
-    if text.startswith("file://") or HOME.match(text):
-        return True
-    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or ".." in PurePosixPath(text).parts
+from gebm_kit.engine.run_directory.exported import machine_path
 
 
 def last_name(text: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from gebm_kit.core.components import BUILTIN, canonical
 from gebm_kit.core.errors import CheckpointError, PluginError, RecipeError, shown
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.plugins import installed
-from gebm_kit.core.reading import read_file
+from gebm_kit.core.reading import parse_yaml, read_file
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 from gebm_kit.engine.run_directory.run_files import CONFIG, is_exported, read_config
 
@@ -30,6 +31,19 @@ OF_SAMPLER = "sampler."
 
 MAX_RECIPE = 2**20
 """Largest recipe that is read, in bytes."""
+
+
+HOME = re.compile(r"~[^/\\]*[/\\]")
+"""The beginning of a path in a home directory."""
+
+
+def machine_path(text: str) -> bool:
+    """Return whether a text is a path that means something on one machine alone: absolute, at home, or to a parent."""
+    if "\n" in text or len(text) > 4000 or not text:
+        return False
+    if text.startswith("file://") or HOME.match(text):
+        return True
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or ".." in PurePosixPath(text).parts
 
 
 class ExportedFolder:
@@ -72,7 +86,14 @@ class ExportedFolder:
             CheckpointError: it is missing or damaged.
             PluginError: a plugin is missing; the message names it.
         """
-        self._content(RECIPE, MAX_RECIPE)
+        content = self._content(RECIPE, MAX_RECIPE).decode("utf-8", "replace")
+        tree = parse_yaml(content, name=str(self.path / RECIPE), error=CheckpointError)
+        outside = next((text for text in _texts(tree) if machine_path(text)), None)
+        if outside is not None:
+            raise CheckpointError(
+                f"{self.path / RECIPE} names {shown(outside)}, which is outside the folder",
+                hint="No export writes such a path. Give your own data by an override, such as data.path=...",
+            )
         self._require_plugins()
         return self.path / RECIPE
 
@@ -126,6 +147,18 @@ class ExportedFolder:
                     else f"{self.path} needs the {kind} {shown(name)}: {failed}",
                     hint=f"Install it with `pip install {distribution}`." if known and failed is None else "",
                 ) from error
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """Yield all text in a tree of lists and mappings, keys aside."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for part in tree.values():
+            yield from _texts(part)
+    elif isinstance(tree, list):
+        for part in tree:
+            yield from _texts(part)
 
 
 def exported_folder(path: Path) -> ExportedFolder | None:

@@ -200,11 +200,8 @@ class Run(Shown):
             CheckpointError, DataError: as for `units`.
         """
         units = self.units(needed=needed)
-        return (
-            UnitsOfDataset(lambda: self.dataset, self.path)
-            if units is None and self.checkpoint.state["facts"].get("measured")
-            else units
-        )
+        measured = units is None and self.checkpoint.state["facts"].get("measured")
+        return UnitsOfDataset(lambda: self.dataset, self.path) if measured else units
 
     @functools.cached_property
     def model(self) -> GEBM:
@@ -398,5 +395,6 @@ def _runs(root: Path) -> list[Run]:
             _ = run.state
         except GebmKitError:
             continue
-        found.append(run)
+        if run.exported is None:
+            found.append(run)
     return found

@@ -263,7 +263,7 @@ _CONFIG: dict[str, Check] = {
     "components": _are_components,
     "facts": lambda value: isinstance(value, dict) and is_plain(value),
     "sampler": lambda value: isinstance(value, dict) and is_plain(value),
-    "files": _are_texts,
+    "files": lambda value: _are_texts(value) and all(is_name(name) and "\\" not in name for name in value),
     "training_seconds": lambda value: value is None or is_duration(value),
 }
 

@@ -21,6 +21,7 @@ from gebm_kit.engine.run_directory.checkpoint import newest_whole
 from gebm_kit.engine.run_directory.create import is_unmade
 from gebm_kit.engine.run_directory.log_rows import LOG, MAX_LINE, lines_of, open_log, parsed
 from gebm_kit.engine.run_directory.run import Run, open_run, unfinished_runs
+from gebm_kit.engine.run_directory.run_files import is_exported
 
 CHANGEABLE = (
     "train.steps",
@@ -48,9 +49,14 @@ def find_run(recipe: Recipe, out: str | Path | None) -> Run | None:
 
     Raises:
         CheckpointError: ``out`` holds something that is not a run.
+        UsageError: ``out`` is an exported folder.
     """
     if out is not None:
         path = user_path(out)
+        if is_exported(path):
+            raise UsageError(
+                f"{path} is an exported folder, which can't be trained further", hint="Choose another --out."
+            )
         return None if is_unmade(path) else open_run(path, parts=recipe.parts)
     found = next((run for run in unfinished_runs(recipe.name) if _is_of(run, recipe)), None)
     return found and open_run(found.path, parts=recipe.parts)

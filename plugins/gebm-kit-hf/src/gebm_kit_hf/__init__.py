@@ -10,8 +10,8 @@ _MODULE = "gebm_kit_hf"
 
 
 @gebm_kit.hookimpl
-def gebm_components() -> list[gebm_kit.Component]:
-    """Return the plugin's components: a dataset and two bases."""
+def gebm_components() -> list[gebm_kit.Component | gebm_kit.Hub]:
+    """Return the plugin's components, a dataset and two bases, and its hub: hub://OWNER/NAME."""
     return [
         gebm_kit.Component(
             "dataset", "hf", f"{_MODULE}.dataset:HuggingFace", "Images of the Hugging Face datasets library"
@@ -25,10 +25,5 @@ def gebm_components() -> list[gebm_kit.Component]:
             f"{_MODULE}.pipeline:DiffusersPipeline",
             "One-step text-to-image pipeline of diffusers",
         ),
+        gebm_kit.Hub("hub", f"{_MODULE}.hub:HuggingFaceHub"),
     ]
-
-
-@gebm_kit.hookimpl
-def gebm_hubs() -> list[gebm_kit.Hub]:
-    """Return the plugin's hub: ``hub://OWNER/NAME`` is a model repository of the Hugging Face hub."""
-    return [gebm_kit.Hub("hub", f"{_MODULE}.hub:HuggingFaceHub")]
