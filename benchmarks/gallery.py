@@ -84,7 +84,10 @@ ENTRIES = (
         "refined",
         "A generator that was trained elsewhere",
         "A DCGAN in plain PyTorch, of 2,000 steps. `gebm-kit refine` trains an energy on top of it, and never changes it.",
-        (GAN, "gebm-kit refine {work}/gan.pt {fashion} --latent 64x1x1 --trust-program --out {work}/refined --threads 1"),
+        (
+            GAN,
+            "gebm-kit refine {work}/gan.pt {fashion} --latent 64x1x1 --trust-program --out {work}/refined --threads 1",
+        ),
         f"{PARTS} Clothes and shoes at 28x28, from one generator before and after refinement.",
         needs="fashion",
     ),
@@ -94,6 +97,7 @@ ENTRIES = (
         "A connected base leaves threads between the modes; the energy removes them.",
         ("gebm-kit train eight_gaussians --out {work}/eight-gaussians --threads 1",),
         f"{PARTS} Eight round clouds on a circle; the base has threads of points between them, the GEBM almost none.",
+        figure="clouds.png",
     ),
     Entry(
         "checkerboard",
@@ -101,6 +105,7 @@ ENTRIES = (
         "Sharp edges, which a smooth base blurs and the energy cuts.",
         ("gebm-kit train checkerboard --out {work}/checkerboard --threads 1",),
         f"{PARTS} Eight filled squares of a board; the base fills gaps between them, the GEBM leaves most of them empty.",
+        figure="clouds.png",
     ),
     Entry(
         "redwine",
