@@ -197,7 +197,7 @@ def partition(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]
     """Compare log Z by annealing with importance sampling from other base draws, at betas where that is reliable."""
     with trust_programs():
         score = subjects.base_scores(torch.jit.load(str(subjects.scorer)))
-        model = subject_of(subjects.run, subjects.scorer, Facts(subjects.dataset), None, with_data=False).model
+        model = subject_of(subjects.run, subjects.scorer, Facts(subjects.dataset), None, label=None, with_data=False).model
     rows = []
     for beta in (beta_of(score, wanted) for wanted in (0.636, 1.835)):
         weights = (beta * (score - score.max())).exp()
@@ -223,7 +223,7 @@ def classes(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for label in range(CLASSES):
         node = {"name": "classifier", "target": label}
-        model = subject_of(subjects.run, node, Facts(subjects.dataset), None, with_data=False).model
+        model = subject_of(subjects.run, node, Facts(subjects.dataset), None, label=None, with_data=False).model
         draws = gk.sample(model, "auto", num_samples=options.samples // 2, seed=subjects.seed)
         found = draws.diagnostics
         rows.append(
