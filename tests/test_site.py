@@ -152,9 +152,10 @@ def test_it_opens_without_network_and_is_searched(built: Path, browser: Any) -> 
         page.keyboard.type("elliptical")
         # results of the first letters come and go while the word is typed
         page.wait_for_selector(".md-search-result__link:has-text('elliptical')", timeout=120_000)
+        page.wait_for_load_state("networkidle")  # what is cut off by leaving would count as a fault
     page.set_viewport_size({"width": 360, "height": 800})
     for name in ("index", "api/gk/train", "notebooks/own_modules", "benchmarks/index"):
-        page.goto(f"{origin}0.1/{name}.html")
+        page.goto(f"{origin}0.1/{name}.html", wait_until="networkidle")
         assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"), name
     server.shutdown()
     assert not [url for url in asked if not url.startswith((origin, "file:", "data:", "blob:"))]
