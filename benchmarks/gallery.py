@@ -164,7 +164,7 @@ def make(entry: Entry, places: dict[str, str]) -> dict[str, Any] | None:
     evaluation = json.loads((run / "evaluation.json").read_text())
     scores = {
         metric: {which: evaluation["metrics"][which].get(metric) for which in ("data", "base", "gebm", "ratio")}
-        for metric in evaluation["metrics"]["ratio"]
+        for metric in evaluation["metrics"]["gebm"]
     }
     nll = evaluation.get("nll")
     return {**json.loads(kept.read_text()), "scores": scores, "verdict": evaluation.get("verdict"), "nll": nll}
@@ -180,6 +180,16 @@ def shown(score: dict[str, float] | None) -> str:
     return f"{score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g})"
 
 
+def density(nll: dict[str, Any]) -> str:
+    """Say how the model's density compares with its base's."""
+    base, gebm, gap = nll["base"]["value"], nll["gebm"]["value"], nll["difference"]
+    change = f"{gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})"
+    return (
+        f"Negative log-likelihood of held-out rows, in nats: {base:.2f} of the base, {gebm:.2f} of the GEBM; "
+        f"the difference is {change}."
+    )
+
+
 def section(entry: Entry, found: dict[str, Any]) -> list[str]:
     """Return the lines of the page for one entry."""
     places = {"work": "runs", "fashion": "/usr/share/datasets/fashion-mnist", "mnist": "data/mnist"}
@@ -190,12 +200,11 @@ def section(entry: Entry, found: dict[str, Any]) -> list[str]:
     for metric, scores in found["scores"].items():
         values = " | ".join(shown(scores[which]) for which in ("data", "base", "gebm", "ratio"))
         lines.append(f"| {metric} | {values} |")
-    return [
-        *lines,
-        "",
-        f"Processor time of training and evaluation: {found['processor_seconds'] / 60:.1f} minutes of one core.",
-        "",
-    ]
+    lines += ["", *(f"- {said}" for metric, said in found["verdict"].items() if metric != "equilibrium")]
+    if found["nll"]:
+        lines.append(f"- {density(found['nll'])}")
+    minutes = found["processor_seconds"] / 60
+    return [*lines, "", f"Processor time of training and evaluation: {minutes:.1f} minutes of one core.", ""]
 
 
 def write_page(results: dict[str, Any]) -> None:
@@ -208,7 +217,7 @@ def write_page(results: dict[str, Any]) -> None:
         "<!-- written by benchmarks/gallery.py: `make gallery` -->",
         "",
         "Each picture comes from the command above it, with a shipped recipe as it is and its seed, 0. Scores are those of",
-        "the evaluation that ends each training, on data that the model never saw; lower is better; the intervals are 95 %.",
+        "the evaluation that ends each training, on data that the model never saw, with 95 % intervals.",
         f"All of it takes {minutes:.0f} minutes of one core, and half as long on two.",
         "",
     ]

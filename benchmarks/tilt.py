@@ -197,7 +197,9 @@ def partition(subjects: Subjects, options: argparse.Namespace) -> dict[str, Any]
     """Compare log Z by annealing with importance sampling from other base draws, at betas where that is reliable."""
     with trust_programs():
         score = subjects.base_scores(torch.jit.load(str(subjects.scorer)))
-        model = subject_of(subjects.run, subjects.scorer, Facts(subjects.dataset), None, label=None, with_data=False).model
+        model = subject_of(
+            subjects.run, subjects.scorer, Facts(subjects.dataset), None, label=None, with_data=False
+        ).model
     rows = []
     for beta in (beta_of(score, wanted) for wanted in (0.636, 1.835)):
         weights = (beta * (score - score.max())).exp()
