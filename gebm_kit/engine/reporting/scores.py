@@ -113,10 +113,16 @@ def by_how_much(facts: RunFacts) -> Text:
             continue
         values = [interval((metrics.get(column) or {}).get(name)) for column in ("base", "gebm")]
         change = f"{abs(1 - cell['value']):.0%} {'lower' if cell['value'] < 1 else 'higher'}; ratio {interval(cell)}"
-        if cell["value"] <= 0:  # unbiased estimates of small distances lie around 0
+        if not _comparable(metrics, name):  # unbiased estimates of small distances lie around 0
             change = "about as far apart as data from data, which is 0; a ratio says little there"
         texts.append(f"{plain(name, 60)} ({better_side(facts, name)}): base {values[0]}, GEBM {values[1]}: {change}.")
     return Text("\n".join(texts) if texts else "There is no ratio of GEBM over base in this run.")
+
+
+def _comparable(metrics: Mapping[str, Any], name: str) -> bool:
+    """Return whether base and GEBM have values above 0, so that their ratio means something."""
+    values = [real(((metrics.get(column) or {}).get(name) or {}).get("value")) for column in ("base", "gebm")]
+    return all(value is None or value > 0 for value in values)
 
 
 def better_side(facts: RunFacts, name: str) -> str:
@@ -159,14 +165,14 @@ def _meanings(names: list[str], facts: RunFacts) -> str:
 def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Figure | None:
     """Draw the ratios with their intervals beside the line at 1."""
     cells = {name: (metrics.get("ratio") or {}).get(name) or {} for name in names}
-    cells = {n: c for n, c in cells.items() if (real(c.get("value")) or 0) > 0}
+    cells = {n: c for n, c in cells.items() if (real(c.get("value")) or 0) > 0 and _comparable(metrics, n)}
     shown = list(cells.items())[:MOST_BARS]
     if not shown:
         return None
     from matplotlib.figure import Figure as Drawing
 
     with drawing():
-        drawing_ = Drawing(figsize=(4.6, 0.85 + 0.42 * len(shown)), layout="constrained")
+        drawing_ = Drawing(figsize=(4.6, 1.0 + 0.42 * len(shown)), layout="constrained")
         axes = drawing_.subplots()
         axes.axvline(1.0, color=INKS["base"], linewidth=1.5, linestyle="--")
         for place, (_, cell) in enumerate(shown):
@@ -175,7 +181,7 @@ def _ratios(names: list[str], metrics: Mapping[str, Any], facts: RunFacts) -> Fi
         axes.set_yticks(range(len(shown)), [plain(name, 30) for name, _ in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(True, axis="x")
-        axes.set_xlabel("GEBM / base, with 95 % interval (dashed: equal)")
+        axes.set_xlabel("GEBM / base, with 95 % interval\n(dashed: equal)")
         words = [f"{plain(name, 60)} {interval(cell)}" for name, cell in shown]
         alternative = f"Ratios of GEBM over base with 95 % intervals: {'; '.join(words)}. At 1 the two are equal."
         picture = svg_of(drawing_, alternative, "ratios")

@@ -120,6 +120,18 @@ def answer(facts: RunFacts) -> Text:
     )
 
 
+def what_to_do(facts: RunFacts) -> Text:
+    """Say what to do about the check that is off the most; without an evaluation, how to get one."""
+    if not facts.evaluation:
+        missing = not_evaluated(facts)
+        return Text(f"Evaluate it first: {missing.command}" if missing.command else missing.text)
+    off = [one for one in findings(facts) if one.tone in ("bad", "unsure")]
+    if not off:
+        return Text("Nothing: every check holds.")
+    worst = next((one for one in off if one.tone == "bad"), off[0])
+    return Text(f"About the {worst.name}: {worst.advice}.")
+
+
 def findings(facts: RunFacts) -> list[Finding]:
     """Return all checks: of the chains, of the log-partition, and of the equilibrium test."""
     evaluation = facts.evaluation
@@ -177,7 +189,11 @@ def _of_chains(values: Mapping[str, Any]) -> list[Finding]:
 def _of_log_partition(partition: Mapping[str, Any]) -> list[Finding]:
     if partition.get("value") is None or partition.get("reliable") is None:
         return []
-    k = partition.get("pareto_k")
+    sampled = partition.get("method") in (
+        None,
+        "importance-sampling",
+    )  # weights of base draws; others do not rest on them
+    k = partition.get("pareto_k") if sampled else None
     value = f"{number(partition['value'])} +- {number(partition.get('se'), 2)}"
     return [
         Finding(
@@ -201,21 +217,24 @@ def _of_equilibrium(evaluation: Mapping[str, Any]) -> list[Finding]:
     if gap is not None:
         found.append(
             Finding(
-                "energies of draws and held-out data",
-                f"apart by {100 * gap:.0f} % of the gap between base and data", "at most 10 %",
+                "difference of energies between draws and held-out data",
+                f"{100 * gap:.0f} % of that between base and data", "at most 10 %",
                 "good" if agrees is True else "bad" if agrees is False else "unsure",
                 "draws of a good model have the energies of held-out data",
                 "sample at inverse_temperature=calibrated, or train the energy longer (train.final.steps)",
                 of_chains=False,
             )
         )  # fmt: skip
-    ratio = (equilibrium.get("ratio") or {}).get("value")
-    if ratio is not None:
+    ratio, difference = equilibrium.get("ratio") or {}, equilibrium.get("difference") or {}
+    change = f"{number(ratio.get('value'), 3)} times as large"
+    if ratio.get("low") is None and difference.get("low") is not None:  # values around 0 have no ratio
+        change = f"changed by {number(difference.get('value'), 2)}"
+    if ratio.get("value") is not None:
         longest, unit = equilibrium.get("longest"), plain(equilibrium.get("unit") or "the chain length", 80)
         found.append(
             Finding(
                 f"{plain(equilibrium.get('metric') or 'metric', 60)} as chains run on",
-                f"{number(ratio, 3)} times as large at {number(longest)}x {unit}", "no worse, beyond its error",
+                f"{change} at {number(longest)}x {unit}", "no worse, beyond its error",
                 "bad" if worsens is True else "good" if worsens is False else "unsure",
                 "a model whose draws get worse the longer chains run has no good law of its own",
                 "train the energy longer or regularise it more (train.penalty), and look at the section on quality",

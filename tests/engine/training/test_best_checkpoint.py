@@ -65,8 +65,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         step = self.trainer.step
         found.append(step)
         values = {"mmd": VALUES[step], "modes.covered": 1 / VALUES[step], "modes.high_quality": float("nan")}
-        gebm = {name: SimpleNamespace(value=value) for name, value in values.items()}
-        return SimpleNamespace(metrics={"gebm": gebm}, scalars=lambda: {"eval.gebm.mmd": VALUES[step]})
+        gebm = {name: SimpleNamespace(value=value, low=None, high=None) for name, value in values.items()}
+        return SimpleNamespace(metrics={"gebm": gebm}, classes={}, scalars=lambda: {"eval.gebm.mmd": VALUES[step]})
 
     class Job(module.TrainingRun):
         def look(self) -> None:
