@@ -86,7 +86,28 @@ def test_report_without_an_evaluation_and_without_a_checkpoint(cli: Cli, run: Pa
     page = Path(result.json["report"]).read_text()
     assert "The run failed before it was evaluated." in page
     assert "--resume" in page
+    assert "Evaluate it first" in page
     assert "energy_loss" in page  # the curves are there
+
+
+def test_estimates_around_zero_have_no_ratio_and_what_is_off_comes_with_what_to_do(cli: Cli, run: Path) -> None:
+    """An unbiased estimate may be negative: 81 % of it is no change, and a ladder does not rest on weights."""
+    found = json.loads((run / "evaluation.json").read_text())
+    for column, value in (("base", -0.0004), ("gebm", -0.0007), ("ratio", 1.8112)):
+        found["metrics"][column]["mmd"] = {"value": value, "low": None, "high": None, "n": 2}
+    found["log_partition"] = {"value": 0.5, "se": 0.01, "method": "smc", "reliable": True, "pareto_k": 0.98765}
+    found["calibration"] = {"inverse_temperature": 3.25, "stderr": 0.1}
+    found["inverse_temperature"] = 1.0
+    (run / "evaluation.json").write_text(json.dumps(found))
+    assert cli("report", run, "--quiet").code == 0
+    page = (run / "report.html").read_text()
+    said = page[page.index("In short") : page.index('id="verdict"')]
+    assert "a ratio says little there" in said
+    assert "What should be done?" in said
+    assert "Text(" not in page
+    assert "1.811" not in page
+    assert "0.98765" not in page
+    assert "0.99" not in page[page.index("log-partition A") :][:300]
 
 
 def test_report_without_the_data_and_with_a_damaged_evaluation(cli: Cli, run: Path) -> None:

@@ -61,10 +61,7 @@ def run_page(facts: RunFacts, material: Material) -> Page:
         ("Is the GEBM better than its base?", _safe(answer, facts)),
         ("By how much?", _safe(by_how_much, facts)),
         ("Can the draws be trusted?", _safe(trusted.answer, facts)),
-        (
-            "What should be done?",
-            _safe(lambda facts: Text(trusted.what_to_do(facts) or "Nothing: every check holds."), facts),
-        ),
+        ("What should be done?", _safe(trusted.what_to_do, facts)),
         ("What was it trained on?", Text(trained_on(facts, material))),
         ("How do I make it again?", Text(_again(facts))),
     ]

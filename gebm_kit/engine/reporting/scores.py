@@ -12,7 +12,7 @@ from gebm_kit.engine.evaluation.verdict import EQUILIBRIUM, of_ratio
 from gebm_kit.engine.reporting.charts import INKS, drawing, svg_of
 from gebm_kit.engine.reporting.facts import RunFacts
 from gebm_kit.engine.reporting.page import Block, Bullets, Figure, Missing, Section, Table, Text, Tone
-from gebm_kit.engine.reporting.words import ends_of, interval, listed, number, plain, real
+from gebm_kit.engine.reporting.words import DASH, ends_of, interval, listed, number, plain, real
 
 COLUMNS = {"data": "held-out data", "base": "base", "gebm": "GEBM", "ratio": "GEBM / base"}
 """Keys of an evaluation's metrics, and what heads them."""
@@ -34,7 +34,7 @@ def verdict_section(facts: RunFacts) -> Section:
     blocks: list[Block] = [Bullets(sentences(facts))] if sentences(facts) else []
     if note := _stale(facts):
         blocks.insert(0, note)
-    rows = [[plain(name), *(interval((metrics.get(column) or {}).get(name)) for column in COLUMNS)] for name in names]
+    rows = [[plain(name), *(_cell(metrics, name, column) for column in COLUMNS)] for name in names]
     below = f"95 % intervals in brackets. {_meanings(names, facts)}"
     blocks.append(Table("Scores of held-out data, base and GEBM", ["metric", *COLUMNS.values()], rows, below))
     if (figure := _ratios(names, metrics, facts)) is not None:
@@ -117,6 +117,12 @@ def by_how_much(facts: RunFacts) -> Text:
             change = "about as far apart as data from data, which is 0; a ratio says little there"
         texts.append(f"{plain(name, 60)} ({better_side(facts, name)}): base {values[0]}, GEBM {values[1]}: {change}.")
     return Text("\n".join(texts) if texts else "There is no ratio of GEBM over base in this run.")
+
+
+def _cell(metrics: Mapping[str, Any], name: str, column: str) -> str:
+    """Return a value with its interval; a dash for a ratio that means nothing."""
+    shown = column != "ratio" or _comparable(metrics, name)
+    return interval((metrics.get(column) or {}).get(name)) if shown else DASH
 
 
 def _comparable(metrics: Mapping[str, Any], name: str) -> bool:
