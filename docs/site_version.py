@@ -16,7 +16,8 @@ from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).parent.parent
 REDIRECT = """<!doctype html><meta charset="utf-8"><title>gebm-kit</title>
-<link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url={0}/index.html"><a href="{0}/index.html">gebm-kit {0}</a>
+<link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url={0}/index.html">
+<a href="{0}/index.html">gebm-kit {0}</a>
 """
 
 

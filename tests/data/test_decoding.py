@@ -118,7 +118,12 @@ def test_opaque_images_with_alpha_are_read_as_without(mode: str, channels: int) 
 def test_other_modes_are_converted(mode: str) -> None:
     image = picture().convert("RGB").convert(mode)
     expected = np.asarray(image.convert("RGB"))
-    assert torch.equal(decode(saved(image, "tiff")), torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    content = saved(image, "tiff")
+    try:
+        Image.open(io.BytesIO(content)).load()
+    except OSError as error:  # Pillow 12.3, of what it wrote itself
+        pytest.skip(f"this Pillow can't read a TIFF of mode {mode}: {error}")
+    assert torch.equal(decode(content), torch.from_numpy(expected.copy()).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

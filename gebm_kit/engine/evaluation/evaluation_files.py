@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gebm_kit.core.files import make_directory, write_json
+from gebm_kit.core.progress import warn
 from gebm_kit.core.seeds import stream
 from gebm_kit.engine.evaluation.kept_draws import keep_draws
 from gebm_kit.engine.figures.class_figures import class_bars, class_grid
@@ -34,7 +35,10 @@ def write_report(run: Run, evaluation: Evaluation) -> list[Path]:
     remove_leftovers(run)
     pictures = write_pictures(run.figures, run.model, run.dataset, evaluation, run.rows_to_draw(), tables=True)
     checkpoint = run.checkpoint.path.name
-    keep_draws(run.figures, evaluation, _mixed(evaluation), checkpoint, run.dataset.value_range)
+    try:
+        keep_draws(run.figures, evaluation, _mixed(evaluation), checkpoint, run.dataset.value_range)
+    except (ValueError, IndexError, RuntimeError) as error:  # the report draws again; the evaluation is not lost for it
+        warn(f"no draws were kept for the report: {type(error).__name__}: {error}")
     of = {"schema": 1, "checkpoint": checkpoint}
     write_json(run.outputs / "evaluation.json", {**of, **evaluation.as_dict()})
     return pictures

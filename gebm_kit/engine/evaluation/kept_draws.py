@@ -68,8 +68,9 @@ def keep_draws(
         order = mixed if name == "data" else torch.arange(len(rows))
         few = order[: _most(rows)]
         tensors[name] = _packed(rows[few], value_range)
-        if evaluation.energies is not None:
-            tensors[f"{name}.energy"] = evaluation.energies[name][order[:MOST_ENERGIES]].float().cpu().contiguous()
+        energies = (evaluation.energies or {}).get(name)
+        if energies is not None and len(energies) == len(rows):
+            tensors[f"{name}.energy"] = energies[order[:MOST_ENERGIES]].float().cpu().contiguous()
         if evaluation.labels is not None:
             tensors[f"{name}.labels"] = evaluation.labels[name][few].long().cpu().contiguous()
     about = {"schema": "1", "checkpoint": checkpoint, "value_range": json.dumps(value_range)}
@@ -112,7 +113,8 @@ def _packed(rows: Tensor, value_range: tuple[float, float] | None) -> Tensor:
     if value_range is None or rows.ndim != 4:
         return rows.contiguous()
     low, high = value_range
-    return rows.sub(low).div(max(high - low, 1e-12)).nan_to_num(0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    share = rows.sub(low).div(max(high - low, 1e-12)).nan_to_num(0.5).clamp(0, 1)
+    return share.mul(255).round().to(torch.uint8).contiguous()  # draws may lie in channels-last order
 
 
 def _unpacked(rows: Tensor, value_range: Any) -> Tensor:
