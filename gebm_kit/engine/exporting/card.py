@@ -109,7 +109,7 @@ def _what(facts: CardFacts) -> str:
     model = config["model"]
     shape = " x ".join(str(n) for n in model["data_shape"])
     text = (
-        "A Generalized Energy-Based Model of [gebm-kit](https://pypi.org/project/gebm-kit/): a base "
+        "A Generalized Energy-Based Model of gebm-kit: a base "
         f"{code(recipe['base'].get('name'))} that generates, and an energy {code(model['energy'])} that re-weights what it "
         f"generates. Draws are made by MCMC in the base's latent space of {model['latent_dim']} numbers. A data point is "
         f"{shape}; the model has {number(model['parameters'])} parameters."
