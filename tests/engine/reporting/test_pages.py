@@ -113,7 +113,7 @@ def test_draws_of_a_model_that_is_off_are_draws_of_that_model(run: Path) -> None
     equilibrium = {"gap": estimate(0.4, 0.3, 0.5), "agrees": False, "worsens": None}
     word, text = answers(page_of(run, evaluation(equilibrium=equilibrium)))["Can the draws be trusted?"]
     assert word == "Yes, as draws of the model"
-    assert "apart by 40 % of the gap" in text
+    assert "difference of energies between draws and held-out data (40 % of that between base and data)" in text
 
 
 def test_phases_are_marked_and_named(run: Path) -> None:
