@@ -12,7 +12,7 @@ from gebm_kit.cli import ui
 from gebm_kit.cli.completion import complete_run
 from gebm_kit.cli.options import Debug, Json, Quiet, place
 from gebm_kit.cli.results import COLUMN_LABELS, interval, show_protocols
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.paths import HTML_ENDINGS, check_ending
 from gebm_kit.core.progress_lines import duration
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def compare(
 ) -> None:
     """Compare runs: differences of their recipes, how they went, their scores, and a picture of their training."""
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--html must be an HTML file, got {html}", hint="For example --html compare.html.")
+    if html is not None:
+        check_ending(html, HTML_ENDINGS, "--html must be an HTML file", "For example --html compare.html.")
     picture = Path("compare.png") if out is None and html is None else out
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise UsageError(f"--out must be a PNG file, got {picture}", hint="For example --out compare.png.")
+    if picture is not None:
+        check_ending(picture, (".png",), "--out must be a PNG file", "For example --out compare.png.")
     from gebm_kit.core.files import make_directory
     from gebm_kit.engine.evaluation.comparison import compare as engine_compare
 

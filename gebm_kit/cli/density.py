@@ -35,7 +35,7 @@ from gebm_kit.cli.rows import (
     save_rows,
 )
 from gebm_kit.cli.run_options import find_run, sampling_recipe, set_up_cpu
-from gebm_kit.core.errors import UsageError
+from gebm_kit.core.paths import check_ending
 
 OVERRIDABLE = ("eval", "sample", "nll")
 """Sections of the recipe that ``gebm-kit density`` can override."""
@@ -69,8 +69,8 @@ def density(
     set_trust(trust_program, trust_paths)
     given = given_rows(words, "density")
     only_sections(given.overrides, OVERRIDABLE, "gebm-kit density")
-    if out is not None and out.suffix.lower() != ".csv":
-        raise UsageError(f"--out must be a CSV file, got {out}", hint="For example --out densities.csv.")
+    if out is not None:
+        check_ending(out, (".csv",), "--out must be a CSV file", "For example --out densities.csv.")
     set_up_cpu(threads)
     from gebm_kit.cli.results import show_class_rows, show_log_partition
     from gebm_kit.engine.likelihood.log_densities import check_density, densities

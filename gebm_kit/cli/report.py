@@ -21,9 +21,9 @@ from gebm_kit.cli.options import (
     place,
     set_trust,
 )
-from gebm_kit.cli.run_options import set_up_cpu
+from gebm_kit.cli.run_options import named_or_newest, set_up_cpu
 from gebm_kit.core.errors import UsageError
-from gebm_kit.core.paths import user_path
+from gebm_kit.core.paths import HTML_ENDINGS, check_ending, user_path
 
 
 def report(
@@ -51,21 +51,17 @@ def report(
     The file opens from disk without network. Nothing is evaluated for it.
     """
     say = ui.Ui(json=json, quiet=quiet, debug=debug)
-    if out is not None and out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out must be an HTML file, got {out}", hint="For example --out report.html.")
+    if out is not None:
+        check_ending(out, HTML_ENDINGS, "--out must be an HTML file", "For example --out report.html.")
     if run_word is not None and "=" in run_word and not Path(run_word).exists():
         raise UsageError(f"`gebm-kit report` takes no overrides, got {run_word!r}", hint="It shows a run as it is.")
     set_trust(trust_program, trust_paths)
     set_up_cpu(threads)
     from gebm_kit.engine.report import report as engine_report
     from gebm_kit.engine.reporting.tilt_page import is_tilt
-    from gebm_kit.engine.run_directory.run import newest_run, open_run
+    from gebm_kit.engine.run_directory.run import open_run
 
-    if run_word is None:
-        found = newest_run()
-        say.note(f"using the newest finished run, {found.path}")
-        run_word = str(found.path)
-    place = user_path(run_word, what="RUN")
+    place = user_path(named_or_newest(run_word, say), what="RUN")
     path = engine_report(place if is_tilt(place) else open_run(place, checkpoint), out, device=device)
     size = path.stat().st_size
     say.result({"run": str(place), "report": str(path), "bytes": size}, lambda: ui.text(f"report: {path}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,13 +27,20 @@ def set_up_cpu(threads: int | None) -> None:
 
 def find_run(word: str | None, ui: Ui, checkpoint: str = "last") -> Run:
     """Open the run ``word`` at the given checkpoint; None: the newest finished run, which a note on stderr names."""
-    from gebm_kit.engine.run_directory.run import load_run, newest_run
+    from gebm_kit.engine.run_directory.run import load_run
+
+    return load_run(named_or_newest(word, ui), checkpoint)
+
+
+def named_or_newest(word: str | None, ui: Ui) -> str | Path:
+    """Return ``word``, or the directory of the newest finished run, which a note on stderr names."""
+    from gebm_kit.engine.run_directory.run import newest_run
 
     if word is not None:
-        return load_run(word, checkpoint)
+        return word
     run = newest_run()
     ui.note(f"using the newest finished run, {run.path}")
-    return load_run(run.path, checkpoint)
+    return run.path
 
 
 def overridden_recipe(run: Run, overrides: Sequence[str]) -> Recipe:

@@ -11,6 +11,9 @@ from gebm_kit.core.errors import GebmKitError, UsageError, shown
 LONGEST_NAME = 255
 """Longest name of a file or directory, in bytes; the limit of all common file systems."""
 
+HTML_ENDINGS = (".html", ".htm")
+"""Endings of an HTML file."""
+
 LONGEST_PATH = 4000
 """Longest path, in bytes; Linux takes 4,095."""
 
@@ -44,3 +47,16 @@ def user_path(path: str | Path, *, what: str = "the path", error: Callable[[str]
         return Path(text).expanduser()
     except RuntimeError as reason:  # ~nobody
         raise error(f"{what} {shown(text)} begins with a home directory that is not known here") from reason
+
+
+def check_ending(path: Path, endings: tuple[str, ...], says: str, hint: str) -> None:
+    """Check that a file's name has one of some endings, in small letters or capitals.
+
+    Args:
+        says: what is wanted, for the message, such as "--out must be a CSV file".
+
+    Raises:
+        UsageError: it has another ending.
+    """
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"{says}, got {path}", hint=hint)

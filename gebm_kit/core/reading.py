@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -263,3 +263,15 @@ def amount(size: int) -> str:
             return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def texts_in(tree: Any) -> Iterator[str]:
+    """Yield all text in plain data, a tree of lists, tuples and mappings; keys aside."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for part in tree.values():
+            yield from texts_in(part)
+    elif isinstance(tree, list | tuple):
+        for part in tree:
+            yield from texts_in(part)

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from gebm_kit.core.arguments import check_path
-from gebm_kit.core.errors import UsageError
-from gebm_kit.core.paths import user_path
+from gebm_kit.core.paths import HTML_ENDINGS, check_ending, user_path
 from gebm_kit.engine.reporting.tilt_page import is_tilt
 from gebm_kit.engine.reporting.write import write_run_report, write_tilt_report
 from gebm_kit.engine.run_directory.run import Run, open_run
@@ -49,6 +48,5 @@ def report(run: Run | str | Path, out: str | Path | None = None, *, device: torc
 def _html(out: str | Path) -> Path:
     check_path("out", out)
     path = user_path(out, what="out")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"a report is an HTML file, got {path}", hint="For example report.html.")
+    check_ending(path, HTML_ENDINGS, "a report is an HTML file", "For example report.html.")
     return path

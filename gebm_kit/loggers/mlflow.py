@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +69,7 @@ class MlFlow(Logger):
         module = _package()
         store = tracking_uri or _store(Path(run_directory)).as_uri()
         name = default_name(run_directory) if run_name is None else plain_name(run_name)
-        with _working():
+        with variables(ENVIRONMENT):
             self._client = module.MlflowClient(tracking_uri=store)
             self.run_id = self._continued(run_directory) or self._begun(plain_name(experiment), name, tags)
         keep_id(run_directory, "mlflow", self.run_id)
@@ -84,12 +83,12 @@ class MlFlow(Logger):
             return
         metric, now = _package().entities.Metric, int(time.time() * 1000)
         rows = [metric(self._names.metric(name), float(value), now, step) for name, value in scalars.items()]
-        with _working():
+        with variables(ENVIRONMENT):
             self._client.log_batch(self.run_id, metrics=rows)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         names, param = Names(), _package().entities.Param
-        with _working():
+        with variables(ENVIRONMENT):
             known = self._client.get_run(self.run_id).data.params  # MLflow refuses another value for a parameter
             values = {names.metric(f"recipe.{key}").removeprefix("recipe/"): text for key, text in flat(config).items()}
             new = [param(key, text[:MAX_PARAM]) for key, text in values.items() if key not in known]
@@ -101,7 +100,7 @@ class MlFlow(Logger):
         if self.images:
             from PIL import Image
 
-            with _working(), Image.open(path) as picture:
+            with variables(ENVIRONMENT), Image.open(path) as picture:
                 picture.load()
                 self._client.log_image(self.run_id, picture, f"{self._names.figure(name)}-{step:07d}.png")
 
@@ -109,11 +108,11 @@ class MlFlow(Logger):
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
     ) -> None:
         table = {"columns": list(columns), "data": [list(row) for row in rows]}  # the orientation "split" of pandas
-        with _working():
+        with variables(ENVIRONMENT):
             self._client.log_dict(self.run_id, table, f"{self._names.table(name)}-{step:07d}.json")
 
     def close(self) -> None:
-        with _working():
+        with variables(ENVIRONMENT):
             self._client.set_terminated(self.run_id)
 
     def _continued(self, run_directory: Path) -> str | None:
@@ -147,12 +146,6 @@ def _store(run_directory: Path) -> Path:
             return place
         warn(f"{place} was made in another place; MLflow's run is begun again, in a folder beside it")
     raise AssertionError
-
-
-@contextlib.contextmanager
-def _working() -> Iterator[None]:
-    with variables(ENVIRONMENT):
-        yield
 
 
 def _package() -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,7 +18,7 @@ from gebm_kit.core.components import BUILTIN, canonical
 from gebm_kit.core.errors import CheckpointError, PluginError, RecipeError, shown
 from gebm_kit.core.packing import load_tensors
 from gebm_kit.core.plugins import installed
-from gebm_kit.core.reading import parse_yaml, read_file
+from gebm_kit.core.reading import parse_yaml, read_file, texts_in
 from gebm_kit.engine.run_directory.checkpoint import Checkpoint
 from gebm_kit.engine.run_directory.run_files import CONFIG, is_exported, read_config
 
@@ -88,7 +87,7 @@ class ExportedFolder:
         """
         content = self._content(RECIPE, MAX_RECIPE).decode("utf-8", "replace")
         tree = parse_yaml(content, name=str(self.path / RECIPE), error=CheckpointError)
-        outside = next((text for text in _texts(tree) if machine_path(text)), None)
+        outside = next((text for text in texts_in(tree) if machine_path(text)), None)
         if outside is not None:
             raise CheckpointError(
                 f"{self.path / RECIPE} names {shown(outside)}, which is outside the folder",
@@ -147,18 +146,6 @@ class ExportedFolder:
                     else f"{self.path} needs the {kind} {shown(name)}: {failed}",
                     hint=f"Install it with `pip install {distribution}`." if known and failed is None else "",
                 ) from error
-
-
-def _texts(tree: Any) -> Iterator[str]:
-    """Yield all text in a tree of lists and mappings, keys aside."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for part in tree.values():
-            yield from _texts(part)
-    elif isinstance(tree, list):
-        for part in tree:
-            yield from _texts(part)
 
 
 def exported_folder(path: Path) -> ExportedFolder | None:

@@ -11,13 +11,12 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gebm_kit.core.errors import DataError
-from gebm_kit.core.reading import amount, open_regular, parse_yaml, read_json_file, read_text
+from gebm_kit.core.reading import amount, open_regular, parse_yaml, read_json_file, read_text, texts_in
 from gebm_kit.core.trust import paths_trusted
 
 CARDS = ("README.md", ".huggingface.yaml")
@@ -144,7 +143,7 @@ def check_card(file: Path) -> None:
         text = found[1] if found else ""
     content = parse_yaml(text, name=str(file))
     configs = content.get("configs") if isinstance(content, Mapping) else None
-    for value in _strings(configs):
+    for value in texts_in(configs):
         if _leads_outside(value) and not paths_trusted():
             raise DataError(
                 f"{file} names files that are not part of the data, {value!r}; they are not opened", hint=HINT
@@ -162,7 +161,7 @@ def _check_list(file: Path) -> None:
     indices = content.get("_indices_data_files") if file.name == "state.json" else None
     if file.name not in ("dataset_dict.json", "state.json"):
         return
-    for value in _strings([names, indices]):
+    for value in texts_in([names, indices]):
         if (os.sep in value or "/" in value or _leads_outside(value)) and not paths_trusted():
             raise DataError(f"{file} names a file that is not part of the data, {value!r}; it is not opened", hint=HINT)
 
@@ -217,15 +216,3 @@ def _leads_outside(value: str) -> bool:
     """Return whether a name or pattern of files is more than a path inside the folder."""
     steps = re.split(r"[/\\]", value)
     return "://" in value or "::" in value or value.startswith("~") or os.path.isabs(value) or ".." in steps
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield all text in a tree of lists and mappings, keys aside."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _strings(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _strings(part)
