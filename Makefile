@@ -30,7 +30,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-inception: $(INCEPTION_STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(INCEPTION_VENV)/bin/python -m pytest $(INCEPTION)/tests
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(INCEPTION_VENV)/bin/python -m pytest -n $(WORKERS) $(INCEPTION)/tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -81,5 +81,5 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 $(INCEPTION_STAMP): $(STAMP) pyproject.toml constraints.txt $(INCEPTION)/pyproject.toml $(INCEPTION)/constraints.txt
 	$(BIN)/python -m venv $(INCEPTION_VENV)
 	$(INCEPTION_VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-	  -c $(INCEPTION)/constraints.txt -e . -e ./$(INCEPTION) pytest
+	  -c $(INCEPTION)/constraints.txt -e . -e ./$(INCEPTION) pytest pytest-xdist
 	@touch $@
